@@ -1,0 +1,1 @@
+"""Polynya connects two programs across NATs and firewalls."""

@@ -1,0 +1,139 @@
+"""IP addresses with a port: parsed once, then compared and hashed as a tuple.
+
+This is the one place in the machines' folders that may use `socket`, for `inet_pton` and `inet_ntop`: they know every
+spelling of an IPv6 address and cost a tenth of `ipaddress`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from .errors import DecodeError
+
+IPV4: Final = 4
+IPV6: Final = 6
+
+_ZONE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+class Address(NamedTuple):
+    """An IP address and port in canonical text, so that equal addresses are equal tuples.
+
+    Make one from text that came from outside with `Address.parse` or `Address.of`; the plain constructor trusts its
+    caller. `zone` is the scope of an IPv6 link-local address (RFC 4007, section 11), empty for all others.
+    """
+
+    host: str
+    port: int
+    zone: str = ""
+
+    @classmethod
+    def of(cls, host: str, port: int) -> Address:
+        """The address of a literal host (`192.0.2.1`, `2001:db8::1`, `fe80::1%eth0`) and a port.
+
+        Raises DecodeError when the host is not an IP address or the port is not within 0..65535.
+        """
+        if not 0 <= port <= 65535:
+            raise DecodeError(f"port {port} is not within 0..65535")
+        literal, percent, zone = host.partition("%")
+        canonical = socket.inet_ntop(*_family_and_packed(literal))
+        if percent and (":" not in canonical or not _ZONE.fullmatch(zone)):
+            raise DecodeError(f"{host!r} has a zone that is not an interface's name")
+        return cls(canonical, port, zone)
+
+    @classmethod
+    def parse(cls, text: str, default_port: int | None = None) -> Address:
+        """Parse `192.0.2.1:3478`, `[2001:db8::1]:3478` or, with `default_port`, the same without a port."""
+        host, port = text, ""
+        if text.startswith("["):
+            host, bracket, rest = text[1:].partition("]")
+            if not bracket or (rest and not rest.startswith(":")):
+                raise DecodeError(f"{text!r} is not an address: write [HOST]:PORT for IPv6")
+            port = rest[1:]
+        elif text.count(":") == 1:
+            host, _, port = text.partition(":")
+        if not port:
+            if default_port is None:
+                raise DecodeError(f"{text!r} has no port: write HOST:PORT, or [HOST]:PORT for IPv6")
+            return cls.of(host, default_port)
+        if not (port.isascii() and port.isdigit()):
+            raise DecodeError(f"{text!r} has a port that is not a number")
+        return cls.of(host, int(port))
+
+    @classmethod
+    def from_packed(cls, packed: bytes, port: int) -> Address:
+        """The address of 4 or 16 bytes in network order; any other length is a DecodeError."""
+        if len(packed) == 4:
+            return cls(socket.inet_ntop(socket.AF_INET, packed), port)
+        if len(packed) == 16:
+            return cls(socket.inet_ntop(socket.AF_INET6, packed), port)
+        raise DecodeError(f"an IP address has 4 or 16 bytes, not {len(packed)}")
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return IPV6 if ":" in self.host else IPV4
+
+    @property
+    def packed(self) -> bytes:
+        """The host as 4 or 16 bytes in network order."""
+        return pack_host(self.host)
+
+    def with_port(self, port: int) -> Address:
+        """The same host at another port."""
+        return Address(self.host, port, self.zone)
+
+    def __str__(self) -> str:
+        zone = f"%{self.zone}" if self.zone else ""
+        return f"[{self.host}{zone}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@lru_cache(maxsize=4096)
+def pack_host(host: str) -> bytes:
+    """A canonical host as 4 or 16 bytes; DecodeError when it is not an IP address."""
+    return _family_and_packed(host)[1]
+
+
+@lru_cache(maxsize=4096)
+def scope(host: str) -> str:
+    """What a host's address reaches: `loopback`, `link-local`, `private`, `multicast`, `unspecified` or `global`.
+
+    IPv4-mapped addresses count as the IPv4 address they hold.
+    """
+    packed = pack_host(host)
+    if len(packed) == 16 and packed.startswith(bytes(10) + b"\xff\xff"):
+        packed = packed[12:]
+    if not any(packed):
+        return "unspecified"
+    if len(packed) == 4:
+        return _scope4(packed)
+    if packed == bytes(15) + b"\x01":
+        return "loopback"
+    if packed[0] == 0xFE and packed[1] & 0xC0 == 0x80:
+        return "link-local"
+    if packed[0] & 0xFE == 0xFC or (packed[0] == 0xFE and packed[1] & 0xC0 == 0xC0):
+        return "private"
+    return "multicast" if packed[0] == 0xFF else "global"
+
+
+def _scope4(packed: bytes) -> str:
+    first, second = packed[0], packed[1]
+    if first == 127:
+        return "loopback"
+    if (first, second) == (169, 254):
+        return "link-local"
+    shared = first == 100 and second & 0xC0 == 64
+    if first == 10 or (first == 172 and second & 0xF0 == 16) or (first, second) == (192, 168) or shared:
+        return "private"
+    return "multicast" if first >> 4 == 14 else "global"
+
+
+def _family_and_packed(host: str) -> tuple[int, bytes]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return family, socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        raise DecodeError(f"{host[:64]!r} is not an IP address") from None

@@ -1,0 +1,28 @@
+"""Time as the machines see it: an integer of nanoseconds on their owner's clock.
+
+Integers add and compare exactly, so the same seed gives the same bytes. What a user says or reads is in seconds; it is
+converted here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+Instant = NewType("Instant", int)
+"""A point in time, nanoseconds on the owner's clock. Only differences mean something."""
+
+MICROSECOND = 1_000
+MILLISECOND = 1_000_000
+SECOND = 1_000_000_000
+
+
+def nanoseconds(seconds: float) -> int:
+    """A duration that a user gave in seconds, in nanoseconds; ValueError when it is negative or not a number."""
+    if not seconds >= 0:
+        raise ValueError(f"a duration is zero or more seconds, not {seconds!r}")
+    return round(seconds * SECOND)
+
+
+def in_seconds(duration: int) -> float:
+    """A duration in seconds, for people."""
+    return duration / SECOND
