@@ -1,0 +1,64 @@
+# Every target sets up what it needs and says what it does; a second run finds it done.
+#   make PYTHON=python3.12 ...   which Python (3.11 or newer) makes the virtual environments
+#   make test ARGS="tests/ice"   further arguments of the program that is run
+
+PYTHON ?= python3
+ARGS ?=
+
+BIN := .venv/bin
+VENV := .venv/.installed
+AIOICE := .peers/aioice/.installed
+AIOICE_VERSION := 0.13.0
+
+.PHONY: help setup debian peers demo test lint bench fuzz docs clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo "Targets of Polynya:"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do \
+		printf '%-14s %s\n' "$$name" "$$text"; done
+
+setup: $(VENV) debian peers ## .venv with polynya and all it can use, Debian packages (as root), foreign peers in .peers
+	@echo "ready: $$($(BIN)/python --version) in .venv"
+
+demo: $(VENV) ## two processes find each other on this machine and talk; then the table of NATs (at most 20 s)
+	$(BIN)/polynya demo $(ARGS)
+
+test: setup ## all tests; as root also those with namespaces, captures and foreign programs
+	@mkdir -p .cache
+	POLYNYA_SKIPPED=.cache/skipped.txt $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV) ## ruff (format and rules), mypy strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV) peers ## measure against other programs; writes docs/benchmarks.md
+	$(BIN)/python -m bench.run $(ARGS)
+
+fuzz: $(VENV) ## mutate messages without end against the decoders (ARGS="--seed 7 --count 100000")
+	$(BIN)/python scripts/fuzz.py $(ARGS)
+
+docs: $(VENV) ## build the documentation into site/, broken links being errors
+	$(BIN)/mkdocs build --strict $(ARGS)
+
+clean: ## remove all that make made, the virtual environments too
+	rm -rf .venv .peers .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+debian:
+	@sh scripts/debian.sh
+
+# A peer that cannot be installed is no failure: its tests skip and say so.
+peers: $(VENV)
+	@$(MAKE) --no-print-directory $(AIOICE) || echo "aioice could not be installed; its tests and benches will be skipped"
+
+$(VENV): pyproject.toml constraints.txt
+	@python=$$(sh scripts/find_python.sh "$(PYTHON)") && \
+		sh scripts/venv.sh "$$python" .venv -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(AIOICE): Makefile
+	@python=$$(sh scripts/find_python.sh "$(PYTHON)") && \
+		sh scripts/venv.sh "$$python" .peers/aioice aioice==$(AIOICE_VERSION)
+	@touch $@

@@ -1,0 +1,151 @@
+"""What all tests share: the markers `root` and `peer(name)`, hypothesis' profile, seeds, the list of skipped groups.
+
+A test that needs root or a foreign program is skipped with the reason where that is missing; the end of the run names
+each skipped group, why, and what enables it. POLYNYA_SKIPPED=FILE writes the same list as tab-separated lines, for CI.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SBIN = os.pathsep.join(["/usr/sbin", "/sbin"])
+
+hypothesis.settings.register_profile(
+    "polynya", derandomize=True, deadline=None, database=None, print_blob=True, max_examples=200
+)
+hypothesis.settings.load_profile("polynya")
+
+
+@dataclass(frozen=True, slots=True)
+class Lack:
+    """Why a group of tests cannot run here, and what would let it."""
+
+    reason: str
+    enable: str
+
+
+def _program(program: str, package: str) -> Callable[[], Lack | None]:
+    def lack() -> Lack | None:
+        if shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"):
+            return None
+        return Lack(f"the program {program} is missing", f"install Debian's {package}; as root, make setup does")
+
+    return lack
+
+
+def _python_peer(name: str, module: str) -> Callable[[], Lack | None]:
+    def lack() -> Lack | None:
+        python = ROOT / ".peers" / name / "bin" / "python"
+        if python.exists():
+            imported = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
+            if imported.returncode == 0:
+                return None
+        return Lack(f"{module} is not in .peers/{name}", "make setup")
+
+    return lack
+
+
+PEERS: dict[str, Callable[[], Lack | None]] = {
+    "aioice": _python_peer("aioice", "aioice"),
+    "coturn": _program("turnserver", "coturn"),
+    "turnutils": _program("turnutils_stunclient", "coturn"),
+    "tshark": _program("tshark", "tshark"),
+    "ip": _program("ip", "iproute2"),
+    "nft": _program("nft", "nftables"),
+    "iptables": _program("iptables", "iptables"),
+}
+"""The foreign programs that a test may name in `@pytest.mark.peer(name)`, and how each is looked for."""
+
+
+def _lacks_root() -> Lack | None:
+    if os.geteuid() != 0:
+        return Lack("this is not root", "run it as root")
+    unshare = shutil.which("unshare")
+    made = unshare and subprocess.run([unshare, "--net", "true"], capture_output=True, check=False)
+    if not made or made.returncode != 0:
+        said = made.stderr.decode(errors="replace").strip() if made else "the program unshare is missing"
+        return Lack(f"this root cannot make network namespaces: {said}", "run it with CAP_SYS_ADMIN and CAP_NET_ADMIN")
+    return None
+
+
+@cache
+def lack_of(group: str) -> Lack | None:
+    """What keeps the group `root` or `peer:NAME` from running here; None when nothing does."""
+    if group == "root":
+        return _lacks_root()
+    name = group.removeprefix("peer:")
+    if name not in PEERS:
+        raise pytest.UsageError(f"no peer is named {name!r}; tests/conftest.py knows {', '.join(PEERS)}")
+    return PEERS[name]()
+
+
+def groups_of(item: pytest.Item) -> list[str]:
+    """The groups that a test belongs to by its markers: `root`, `peer:NAME`."""
+    groups = ["root"] if item.get_closest_marker("root") else []
+    for marker in item.iter_markers("peer"):
+        groups += [f"peer:{name}" for name in marker.args]
+    return groups
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn from this seed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
+    for item in items:
+        for group in groups_of(item):
+            if lack := lack_of(group):
+                item.user_properties.append(("skipped", f"{group}\t{lack.reason}\t{lack.enable}"))
+                item.add_marker(pytest.mark.skip(reason=f"{group}: {lack.reason} ({lack.enable})"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    tests = Counter(
+        value
+        for report in terminalreporter.stats.get("skipped", [])
+        for name, value in getattr(report, "user_properties", [])
+        if name == "skipped"
+    )
+    rows = sorted((*value.split("\t"), count) for value, count in tests.items())
+    if rows:
+        terminalreporter.section("groups of tests that were skipped")
+    for group, reason, enable, count in rows:
+        terminalreporter.write_line(f"{group}: {count} tests, because {reason}. To run them: {enable}.")
+    if path := os.environ.get("POLYNYA_SKIPPED"):
+        lines = [f"{group}\t{count}\t{reason}\t{enable}\n" for group, reason, enable, count in rows]
+        Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness of the test's own, the same in every run and every order."""
+    return random.Random(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def free_of_leftovers() -> Iterator[None]:
+    """Fails a test that leaves a network namespace `pn-*` of its own behind."""
+    before = _namespaces()
+    yield
+    left = sorted(_namespaces() - before)
+    assert not left, f"namespaces left behind: {', '.join(left)}"
+
+
+def _namespaces() -> set[str]:
+    folder = Path("/run/netns")
+    return {path.name for path in folder.iterdir() if path.name.startswith("pn-")} if folder.is_dir() else set()
