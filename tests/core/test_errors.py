@@ -1,0 +1,70 @@
+"""One tree of errors: what a user may catch, and what each says."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from polynya.core import errors
+from polynya.core.errors import (
+    Attempt,
+    ConfigurationError,
+    ConnectError,
+    ConnectionClosed,
+    DecodeError,
+    PolynyaError,
+    ProtocolError,
+    RemoteProtocolError,
+    SignalingError,
+    TransactionError,
+    UsageError,
+)
+
+ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_one_except_clause_catches_all(kind: type[Exception]) -> None:
+    assert issubclass(kind, PolynyaError)
+    assert kind.__name__ in (errors.__doc__ or "") and kind.__doc__
+
+
+@pytest.mark.parametrize(
+    ("kind", "parents"),
+    [
+        (ConfigurationError, [ValueError]),
+        (UsageError, [RuntimeError]),
+        (DecodeError, [ProtocolError, ValueError]),
+        (RemoteProtocolError, [ProtocolError]),
+        (TransactionError, [ProtocolError]),
+        (SignalingError, [PolynyaError]),
+        (ConnectError, [ConnectionError, OSError]),
+        (ConnectionClosed, [ConnectionError, OSError]),
+    ],
+)
+def test_an_error_is_also_what_python_calls_it(kind: type[Exception], parents: list[type[Exception]]) -> None:
+    assert all(issubclass(kind, parent) for parent in parents)
+
+
+def test_a_transaction_error_says_its_code_where_there_is_one() -> None:
+    assert str(TransactionError(401, "Unauthenticated")) == "401 Unauthenticated"
+    silent = TransactionError(None, "192.0.2.1:3478 did not answer 7 sends")
+    assert (silent.code, str(silent)) == (None, "192.0.2.1:3478 did not answer 7 sends")
+
+
+def test_a_connect_error_lists_every_attempt_with_its_reason() -> None:
+    error = ConnectError("no pair works", [Attempt("a -> b", "no answer"), Attempt("a -> c", "port unreachable")])
+    assert str(error) == "no pair works\n  a -> b: no answer\n  a -> c: port unreachable"
+    assert error.message == "no pair works"
+    assert [attempt.reason for attempt in error.attempts] == ["no answer", "port unreachable"]
+    assert isinstance(error.attempts, tuple)
+
+
+def test_a_connect_error_without_attempts_is_one_line() -> None:
+    assert str(ConnectError("there is no local address")) == "there is no local address"
+
+
+def test_a_closed_connection_says_why() -> None:
+    closed = ConnectionClosed("the peer did not answer for 30 s")
+    assert (closed.reason, str(closed)) == ("the peer did not answer for 30 s",) * 2

@@ -1,0 +1,31 @@
+"""Seconds are for people, integers for machines."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polynya.core.instants import MICROSECOND, MILLISECOND, SECOND, in_seconds, nanoseconds
+
+
+def test_the_units_hold_one_another() -> None:
+    assert nanoseconds(1) == SECOND == 1000 * MILLISECOND == 1_000_000 * MICROSECOND == 1_000_000_000
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0, 0), (0.05, 50 * MILLISECOND), (39.5, 39_500 * MILLISECOND)])
+def test_a_duration_in_seconds_is_exact_where_seconds_are(seconds: float, expected: int) -> None:
+    assert nanoseconds(seconds) == expected
+    assert isinstance(nanoseconds(seconds), int)
+
+
+@given(st.integers(0, 10**15))
+def test_microseconds_survive_the_way_to_seconds_and_back(microseconds: int) -> None:
+    duration = microseconds * MICROSECOND
+    assert abs(nanoseconds(in_seconds(duration)) - duration) < MICROSECOND
+
+
+@pytest.mark.parametrize("seconds", [-1, -0.001, float("nan"), -float("inf")])
+def test_what_is_no_duration_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="zero or more seconds"):
+        nanoseconds(seconds)

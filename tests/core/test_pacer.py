@@ -1,0 +1,75 @@
+"""RFC 8445, section 14.2: over all agents of a process, no two new transactions within one interval."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polynya.core.instants import MILLISECOND, Instant
+from polynya.core.pacer import MINIMUM_INTERVAL, Pacer
+
+asks = st.lists(st.integers(0, 20 * MILLISECOND), max_size=50)
+
+
+def test_the_default_is_the_rfcs_five_milliseconds() -> None:
+    assert Pacer().interval == MINIMUM_INTERVAL == 5 * MILLISECOND
+
+
+@given(asks)
+def test_slots_lie_apart_and_never_in_the_past(gaps: list[int]) -> None:
+    pacer, now, slots = Pacer(), 0, []
+    for gap in gaps:
+        now += gap
+        slot = pacer.reserve(Instant(now))
+        assert slot >= now
+        slots.append(slot)
+    assert all(later - earlier >= pacer.interval for earlier, later in pairwise(slots))
+
+
+@given(asks)
+def test_nobody_waits_longer_than_those_before_need(gaps: list[int]) -> None:
+    pacer, now, last = Pacer(), 0, None
+    for gap in gaps:
+        now += gap
+        slot = pacer.reserve(Instant(now))
+        assert slot == (now if last is None else max(now, last + pacer.interval))
+        last = slot
+
+
+def test_a_slot_is_free_at_once_after_a_pause() -> None:
+    pacer = Pacer(10)
+    assert [pacer.reserve(Instant(0)), pacer.reserve(Instant(0)), pacer.reserve(Instant(500))] == [0, 10, 500]
+
+
+def test_the_last_slot_can_be_given_back() -> None:
+    pacer = Pacer(10)
+    pacer.reserve(Instant(0))
+    slot = pacer.reserve(Instant(0))
+    pacer.release(slot)
+    assert pacer.reserve(Instant(0)) == slot
+
+
+def test_giving_back_an_earlier_slot_lets_nobody_come_too_close() -> None:
+    pacer = Pacer(10)
+    first, second = pacer.reserve(Instant(0)), pacer.reserve(Instant(0))
+    pacer.release(first)
+    assert pacer.reserve(Instant(0)) == second + 10
+
+
+def test_giving_back_twice_frees_one_slot() -> None:
+    pacer = Pacer(10)
+    pacer.reserve(Instant(0))
+    slot = pacer.reserve(Instant(0))
+    pacer.release(slot)
+    pacer.release(slot)
+    assert pacer.reserve(Instant(0)) == slot
+
+
+def test_a_lab_may_switch_pacing_off_but_not_turn_it_around() -> None:
+    pacer = Pacer(0)
+    assert [pacer.reserve(Instant(7)) for _ in range(3)] == [7, 7, 7]
+    with pytest.raises(ValueError, match="zero or more"):
+        Pacer(-1)

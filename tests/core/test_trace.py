@@ -1,0 +1,161 @@
+"""The trace: one schema, read back as it was written, closed to unknown kinds and to secrets."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polynya.core.instants import Instant
+from polynya.core.trace import (
+    KINDS,
+    NO_TRACE,
+    SECRET_FIELDS,
+    VERSION,
+    Json,
+    TraceEvent,
+    Tracer,
+    TraceWriter,
+    check,
+    read_trace,
+)
+
+HEADER = f'{{"trace":"polynya","version":{VERSION}}}\n'
+RESERVED = {"t", "node", "machine", "kind", "reason"}
+
+text = st.text(max_size=20)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def events(draw: st.DrawFn) -> TraceEvent:
+    kind = draw(st.sampled_from(list(KINDS)))
+    names = [*sorted(KINDS[kind]), *draw(st.lists(st.from_regex(r"[a-z]{1,8}", fullmatch=True), max_size=2))]
+    fields = {name: draw(json_values) for name in names if name not in RESERVED | SECRET_FIELDS}
+    return TraceEvent(Instant(draw(st.integers(0, 2**62))), draw(text), draw(text), kind, draw(text), fields)
+
+
+def write(events: list[TraceEvent]) -> str:
+    file = io.StringIO()
+    writer = TraceWriter(file)
+    for event in events:
+        writer(event)
+    return file.getvalue()
+
+
+@given(st.lists(events(), max_size=5))
+def test_a_trace_is_read_back_as_it_was_written(written: list[TraceEvent]) -> None:
+    assert read_trace(io.StringIO(write(written))) == written
+
+
+@given(st.lists(events(), max_size=5))
+def test_a_trace_is_a_line_of_ascii_json_for_each_event(written: list[TraceEvent]) -> None:
+    lines = write(written).splitlines()
+    assert len(lines) == len(written) + 1
+    assert all(line.isascii() and isinstance(json.loads(line), dict) for line in lines)
+
+
+def test_the_first_line_names_the_schema_and_its_version() -> None:
+    assert write([]) == HEADER
+
+
+def test_an_event_is_written_with_what_and_when_and_why_first() -> None:
+    event = TraceEvent(Instant(1_500_000_000), "alice", "ice", "agent", "its check was answered", {"old": 1, "new": 2})
+    assert event.to_json() == (
+        '{"t":1500000000,"node":"alice","machine":"ice","kind":"agent",'
+        '"reason":"its check was answered","old":1,"new":2}'
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_names_what_it_must_carry(kind: str) -> None:
+    whole: dict[str, Json] = dict.fromkeys(KINDS[kind], "x")
+    check(kind, whole)
+    check(kind, {**whole, "more": 1})
+    for name in KINDS[kind]:
+        with pytest.raises(ValueError, match=f"lacks {name}"):
+            check(kind, {other: "x" for other in whole if other != name})
+
+
+def test_no_kind_asks_for_a_field_that_would_be_refused() -> None:
+    assert {kind: fields & (SECRET_FIELDS | RESERVED) for kind, fields in KINDS.items()} == dict.fromkeys(
+        KINDS, frozenset()
+    )
+
+
+def test_an_unknown_kind_is_the_callers_error() -> None:
+    with pytest.raises(ValueError, match="no kind 'gossip'"):
+        Tracer(lambda event: None, "alice")(Instant(0), "gossip")
+
+
+@pytest.mark.parametrize("field", sorted(SECRET_FIELDS))
+def test_a_secret_is_refused_before_it_reaches_the_sink(field: str) -> None:
+    seen: list[TraceEvent] = []
+    fields: dict[str, Any] = {field: "hunter2"}
+    with pytest.raises(ValueError, match=field):
+        Tracer(seen.append, "alice")(Instant(0), "note", "", **fields)
+    assert seen == []
+
+
+def test_without_a_sink_nothing_happens_and_the_caller_can_tell() -> None:
+    assert NO_TRACE.enabled is False
+    NO_TRACE(Instant(0), "no such kind, and nobody looks")
+
+
+def test_a_tracer_says_where_and_who() -> None:
+    seen: list[TraceEvent] = []
+    tracer = Tracer(seen.append, "alice", "session")
+    tracer.of("ice")(Instant(3), "note", "one")
+    tracer.at_node("bob", "nat")(Instant(4), "note", "two")
+    tracer(Instant(5), "note")
+    assert tracer.enabled
+    assert [(event.at, event.node, event.machine, event.reason) for event in seen] == [
+        (3, "alice", "ice", "one"),
+        (4, "bob", "nat", "two"),
+        (5, "alice", "session", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        ("", 1),
+        ("\n", 1),
+        ("[]\n", 1),
+        ('{"trace":"polynya","version":999}\n', 1),
+        ('{"trace":"other","version":1}\n', 1),
+        (HEADER + "not json\n", 2),
+        (HEADER + "3\n", 2),
+        (HEADER + '{"t":1,"node":"a","machine":"b"}\n', 2),
+        (HEADER + '{"t":1,"node":"a","machine":"b","kind":"gossip"}\n', 2),
+        (HEADER + '{"t":"soon","node":"a","machine":"b","kind":"note"}\n', 2),
+        (HEADER + '{"t":null,"node":"a","machine":"b","kind":"note"}\n', 2),
+        (
+            HEADER + '{"t":1,"node":"a","machine":"b","kind":"note"}\n{"t":2,"node":"a","machine":"b","kind":"icmp"}\n',
+            3,
+        ),
+        (HEADER + '{"t":1,"node":"a","machine":"b","kind":"note","password":"x"}\n', 2),
+    ],
+)
+def test_what_is_no_trace_is_refused_with_the_line(lines: str, line: int) -> None:
+    with pytest.raises(ValueError, match=f"^line {line}: "):
+        read_trace(io.StringIO(lines))
+
+
+@given(st.text(max_size=60))
+def test_hostile_lines_raise_one_error(line: str) -> None:
+    try:
+        read_trace(io.StringIO(HEADER + line))
+    except ValueError as error:
+        said = str(error)
+    else:
+        said = ""
+    assert not said or said.startswith("line ")
