@@ -1,0 +1,481 @@
+"""The server's side: who is in, who is told what, and what hostile members get."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from polynya.core.errors import ConfigurationError
+from polynya.core.instants import SECOND, Instant
+from polynya.core.trace import TraceEvent, Tracer
+from polynya.signaling.limits import Bucket, Limits
+from polynya.signaling.links import GOING_AWAY, NORMAL, POLICY, REPLACED, TOO_LARGE, TRY_LATER, LinkText
+from polynya.signaling.messages import (
+    Error,
+    FromServer,
+    Join,
+    Joined,
+    Keepalive,
+    Leave,
+    Left,
+    Resume,
+    Signal,
+    Welcome,
+    signal,
+)
+from polynya.signaling.rooms import LinkRefused, MemberJoined, MemberLeft, RoomServer
+from tests.signaling.house import SERVERS, House, RawLink, description
+
+JOIN = Join(version=1, room="room")
+
+
+def join(house: House, room: str = "room", *, resume: Welcome | None = None) -> tuple[RawLink, Welcome]:
+    link = house.raw()
+    proof = Resume(resume.peer, resume.token) if resume else None
+    welcome, *link.said = link.say(Join(version=1, room=room, resume=proof))
+    assert isinstance(welcome, Welcome)
+    return link, welcome
+
+
+def codes(said: list[FromServer]) -> list[str]:
+    return [each.code for each in said if isinstance(each, Error)]
+
+
+def test_the_newcomer_gets_the_others_and_the_others_get_the_newcomer() -> None:
+    house = House()
+    first, a = join(house)
+    second, b = join(house)
+    third, c = join(house)
+    assert (a.peers, b.peers, c.peers) == ((), (a.peer,), (a.peer, b.peer))
+    assert first.heard() == [Joined(b.peer), Joined(c.peer)]
+    assert second.heard() == [Joined(c.peer)]
+    assert third.heard() == []
+    assert a.servers == SERVERS
+    assert not a.resumed
+    assert [type(event) for event in house.server_events] == [MemberJoined] * 3
+
+
+def test_ids_and_tokens_are_128_random_bits_and_follow_the_seed() -> None:
+    def draw(seed: int) -> list[str]:
+        house = House(seed)
+        return [text for _ in range(3) for welcome in [join(house)[1]] for text in (welcome.peer, welcome.token)]
+
+    assert draw(1) == draw(1)
+    assert len({*draw(1), *draw(2)}) == 12
+    assert all(len(text) == 32 for text in draw(1))
+
+
+def test_a_signal_reaches_the_one_it_is_for_and_says_who_sent_it() -> None:
+    house = House()
+    first, a = join(house)
+    second, b = join(house)
+    third, c = join(house)
+    assert first.heard() == [Joined(b.peer), Joined(c.peer)]
+    assert second.heard() == [Joined(c.peer)]
+    assert first.say(signal(b.peer, description())) == []
+    assert second.heard() == [signal(a.peer, description())]
+    assert third.heard() == []
+
+
+def test_nobody_is_reached_outside_the_own_room() -> None:
+    house = House()
+    inside, a = join(house, "one")
+    _, b = join(house, "other")
+    outside = house.raw()
+    assert codes(inside.say(signal(b.peer, description()))) == ["unknown-peer"]
+    assert codes(inside.say(signal(a.peer, description()))) == ["unknown-peer"], "nor oneself"
+    assert codes(outside.say(signal(a.peer, description()))) == ["not-joined"]
+    assert codes(outside.say(Keepalive())) == ["not-joined"]
+    assert house.server.counters.get("relayed", 0) == 0
+
+
+def test_leaving_tells_the_others_and_the_last_one_takes_the_room_along() -> None:
+    house = House()
+    first, _ = join(house)
+    second, b = join(house)
+    first.heard()
+    assert second.say(Leave()) == []
+    assert second.closed == (NORMAL, "left")
+    assert first.heard() == [Left(b.peer, "it left")]
+    first.close(NORMAL)
+    assert house.server.counters["rooms"] == house.server.counters["members"] == house.server.counters["links"] == 0
+    assert house.server.next_timer() is None
+
+
+def test_whoever_comes_back_in_time_keeps_its_id_and_gets_what_was_said_meanwhile() -> None:
+    house = House()
+    first, a = join(house)
+    second, b = join(house)
+    first.heard()
+    second.close()
+    assert first.heard() == [], "a connection that broke is no goodbye"
+    first.say(signal(b.peer, description(1)))
+    first.say(signal(b.peer, description(2)))
+    back = house.raw()
+    said = back.say(Join(version=1, room="room", resume=Resume(b.peer, b.token)))
+    welcome = said[0]
+    assert isinstance(welcome, Welcome)
+    assert welcome.resumed
+    assert (welcome.peer, welcome.peers) == (b.peer, (a.peer,))
+    assert welcome.token != b.token, "a token is good once"
+    assert said[1:] == [signal(a.peer, description(1)), signal(a.peer, description(2))]
+    assert first.heard() == []
+    house.run(60)
+    assert b.peer not in [event.peer for event in house.server_events if isinstance(event, MemberLeft)]
+
+
+def test_whoever_does_not_come_back_in_time_has_left() -> None:
+    house = House(resume_timeout=30)
+    first, _ = join(house)
+    second, b = join(house)
+    first.heard()
+    second.close()
+    house.run(29.999)
+    assert first.heard() == []
+    house.run(0.001)
+    assert first.heard() == [Left(b.peer, "its connection was lost")]
+    _, again = join(house, resume=b)
+    assert not again.resumed
+    assert again.peer != b.peer
+
+
+@pytest.mark.parametrize("wrong", ["token", "peer", "room"])
+def test_a_wrong_token_or_room_resumes_nothing(wrong: str) -> None:
+    house = House()
+    link, a = join(house)
+    _, bystander = join(house)
+    link.close()
+    peer = bystander.peer if wrong == "peer" else a.peer
+    token = a.token[::-1] if wrong == "token" else a.token
+    room = "elsewhere" if wrong == "room" else "room"
+    [welcome] = house.raw().say(Join(version=1, room=room, resume=Resume(peer, token)))
+    assert isinstance(welcome, Welcome)
+    assert not welcome.resumed
+    assert welcome.peer not in {a.peer, bystander.peer}
+
+
+def test_a_resume_takes_over_from_a_connection_that_nobody_saw_break() -> None:
+    house = House()
+    old, a = join(house)
+    new, welcome = join(house, resume=a)
+    assert old.closed == (REPLACED, "resumed on another connection")
+    assert welcome.peer == a.peer
+    old.close()
+    assert old.say(Leave()) == [], "nothing is heard from the old one"
+    assert codes(new.say(Keepalive())) == []
+    assert house.server.counters["members"] == 1
+
+
+def test_who_joins_meanwhile_is_told_of_the_absent_only_when_it_is_back() -> None:
+    house = House()
+    absent, a = join(house)
+    absent.close()
+    newcomer, n = join(house)
+    assert n.peers == ()
+    assert codes(newcomer.say(signal(a.peer, description()))) == [], "the id is valid, though not told"
+    back, welcome = join(house, resume=a)
+    assert welcome.peers == (n.peer,)
+    assert newcomer.heard() == [Joined(a.peer)]
+    assert back.heard() == [signal(n.peer, description())]
+
+
+def test_two_who_were_away_at_once_still_know_each_other() -> None:
+    house = House()
+    one, a = join(house)
+    two, b = join(house)
+    one.close()
+    two.close()
+    back_two, welcome = join(house, resume=b)
+    assert welcome.peers == (a.peer,)
+    _, welcome = join(house, resume=a)
+    assert welcome.peers == (b.peer,)
+    assert back_two.heard() == []
+
+
+def test_an_absent_member_makes_place_for_a_newcomer() -> None:
+    house = House(room_members=2)
+    stays, _ = join(house)
+    gone, b = join(house)
+    stays.heard()
+    full = house.raw()
+    assert codes(full.say(JOIN)) == ["room-full"]
+    gone.close()
+    _, c = join(house)
+    assert stays.heard() == [Left(b.peer, "its connection was lost"), Joined(c.peer)]
+
+
+def test_what_is_kept_for_the_absent_is_bounded() -> None:
+    house = House(away_messages=3)
+    one, _ = join(house)
+    two, b = join(house)
+    one.heard()
+    two.close()
+    for _ in range(3):
+        assert one.say(signal(b.peer, description())) == []
+    [left] = one.say(signal(b.peer, description()))
+    assert isinstance(left, Left)
+    assert left.peer == b.peer
+    assert codes(one.say(signal(b.peer, description()))) == ["unknown-peer"]
+
+
+def test_what_is_kept_for_all_absent_members_is_bounded() -> None:
+    house = House(away_bytes_in_all=250)
+    one, _ = join(house)
+    gone = [join(house) for _ in range(2)]
+    one.heard()
+    for link, _ in gone:
+        link.close()
+    assert one.say(signal(gone[0][1].peer, description())) == []
+    [left] = one.say(signal(gone[1][1].peer, description()))
+    assert isinstance(left, Left)
+    back, _ = join(house, resume=gone[0][1])
+    assert len(back.heard()) == 1
+    third, c = join(house)
+    third.close()
+    assert one.say(signal(c.peer, description())) == [Joined(c.peer)], "the room was given back on resume"
+
+
+# -------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_the_room_limit_of_its_first_member_holds_for_all() -> None:
+    house = House()
+    house.raw().say(Join(version=1, room="room", limit=2))
+    join(house)
+    third = house.raw()
+    assert codes(third.say(JOIN)) == ["room-full"]
+    assert third.closed == (TRY_LATER, "room-full")
+
+
+def test_a_member_is_not_put_into_a_room_larger_than_it_asked_for() -> None:
+    house = House()
+    join(house)
+    join(house)
+    assert codes(house.raw().say(Join(version=1, room="room", limit=2))) == ["room-full"]
+    assert codes(house.raw().say(Join(version=1, room="room", limit=3))) == []
+
+
+def test_rooms_links_and_links_of_a_host_are_capped() -> None:
+    house = House(rooms=1, links=4, links_per_host=2)
+    join(house)
+    other = house.raw()
+    assert codes(other.say(Join(version=1, room="another"))) == ["server-full"]
+    assert other.closed == (TRY_LATER, "server-full")
+    house.raw()
+    third = house.raw()
+    assert codes(third.heard()) == ["host-full"]
+    assert third.closed is not None
+    house.raw("198.51.100.2")
+    house.raw("198.51.100.3")
+    last = house.raw("198.51.100.4")
+    assert codes(last.heard()) == ["server-full"]
+    assert house.server.counters["links"] == 4
+
+
+def test_too_many_messages_are_refused_and_then_end_the_link() -> None:
+    house = House(messages_per_second=10, burst=20, offences=3)
+    link, _ = join(house)
+    said = [each for _ in range(19) for each in link.say(Keepalive())]
+    assert said == []
+    assert codes(link.say(Keepalive())) == ["rate"]
+    house.run(0.1)
+    assert codes(link.say(Keepalive())) == [], "a tenth of a second later there is room for one"
+    assert [codes(link.say(Keepalive())) for _ in range(2)] == [["rate"]] * 2
+    [error] = link.say(Keepalive())
+    assert isinstance(error, Error)
+    assert error.fatal
+    assert link.closed == (POLICY, "rate")
+    assert house.server.counters["members"] == 0
+
+
+def test_too_many_bytes_are_refused_though_the_messages_are_few() -> None:
+    house = House(bytes_per_second=1000, bytes_burst=20_000)
+    link, _ = join(house)
+    text = '{"type":"keepalive","x":"' + "y" * 9000 + '"}'
+    assert codes(link.say(text)) == []
+    assert codes(link.say(text)) == []
+    assert codes(link.say(text)) == ["rate"]
+    house.run(10)
+    assert codes(link.say(text)) == []
+
+
+def test_a_message_that_is_too_large_is_refused_by_its_bytes() -> None:
+    house = House(message_bytes=1024, offences=1)
+    link, _ = join(house)
+    text = '{"type":"keepalive","x":"%s"}'
+    assert codes(link.say(text % ("y" * 900))) == []
+    assert codes(link.say(text % ("🧊" * 300))) == ["too-large"]
+    assert codes(link.say(text % ("y" * 1000))) == ["too-large"]
+    assert link.closed == (TOO_LARGE, "too-large")
+
+
+def test_what_is_no_message_is_answered_and_ends_the_link_when_repeated() -> None:
+    house = House(offences=5)
+    link, a = join(house)
+    witness, _ = join(house)
+    for _ in range(5):
+        [error] = [each for each in link.say("nonsense") if isinstance(each, Error)]
+        assert (error.code, error.fatal) == ("bad-message", False)
+        assert "JSON" in error.message
+    [error] = link.say(b"\x00binary")
+    assert isinstance(error, Error)
+    assert error.fatal
+    assert link.closed == (POLICY, "bad-message")
+    [left] = witness.heard()
+    assert isinstance(left, Left)
+    assert left.peer == a.peer
+    assert any(isinstance(event, LinkRefused) for event in house.server_events)
+
+
+def test_offences_are_forgiven_in_time() -> None:
+    house = House(offences=2)
+    link, _ = join(house)
+    for _ in range(10):
+        link.say("nonsense")
+        house.run(10)
+    assert link.closed is None
+
+
+def test_joining_twice_and_other_versions_are_refused() -> None:
+    house = House()
+    link, _ = join(house)
+    assert codes(link.say(JOIN)) == ["already-joined"]
+    assert link.closed is None
+    old = house.raw()
+    [error] = old.say(Join(version=99, room="room"))
+    assert isinstance(error, Error)
+    assert (error.code, error.fatal) == ("version", True)
+    assert "version 1" in error.message
+    assert old.closed == (POLICY, "version")
+
+
+# ---------------------------------------------------------------------------------------------------------------- time
+
+
+def test_a_link_that_does_not_join_is_closed() -> None:
+    house = House(join_timeout=10)
+    link = house.raw()
+    house.run(9.999)
+    assert link.closed is None
+    house.run(0.001)
+    assert codes(link.heard()) == ["join-timeout"]
+    assert link.closed == (POLICY, "join-timeout")
+
+
+def test_refused_messages_do_not_put_off_the_join() -> None:
+    house = House(join_timeout=10, offences=100)
+    link = house.raw()
+    for _ in range(10):
+        house.run(1)
+        link.say(Keepalive())
+    assert link.closed == (POLICY, "join-timeout")
+
+
+def test_a_silent_member_is_closed_and_a_keepalive_prevents_it() -> None:
+    house = House(idle_timeout=300)
+    silent, s = join(house)
+    lively, _ = join(house)
+    for _ in range(4):
+        house.run(100)
+        lively.say(Keepalive())
+    assert silent.closed == (GOING_AWAY, "idle")
+    assert lively.closed is None
+    assert s.pace.keepalive == 100
+
+
+def test_a_room_where_nothing_happens_is_closed_though_its_members_are_there() -> None:
+    house = House(room_timeout=1000, idle_timeout=300)
+    one, _ = join(house)
+    two, b = join(house)
+    for _ in range(9):
+        house.run(100)
+        one.say(Keepalive())
+        two.say(Keepalive())
+    one.say(signal(b.peer, description()))
+    for _ in range(9):
+        house.run(100)
+        one.say(Keepalive())
+        two.say(Keepalive())
+    assert one.closed is None
+    assert two.closed is None
+    house.run(100)
+    assert one.closed == two.closed == (GOING_AWAY, "room-idle")
+    assert house.server.counters["rooms"] == house.server.counters["links"] == 0
+    assert house.server.next_timer() is None
+
+
+def test_timers_that_fall_due_together_do_not_trip_over_each_other() -> None:
+    house = House(room_timeout=300, idle_timeout=300, resume_timeout=300)
+    join(house)
+    gone, _ = join(house)
+    gone.close()
+    house.server.tick(Instant(1000 * SECOND))
+    house.settle()
+    assert house.server.counters["members"] == 0
+    house.server.tick(Instant(2000 * SECOND))
+
+
+def test_closing_the_server_tells_everyone_and_ends_everything() -> None:
+    house = House()
+    one, _ = join(house)
+    two = house.raw()
+    house.server.close(house.now)
+    house.settle()
+    for link in (one, two):
+        assert codes(link.heard()) == ["shutting-down"]
+        assert link.closed == (GOING_AWAY, "shutting-down")
+    assert house.server.next_timer() is None
+    late = house.raw()
+    assert late.closed == (GOING_AWAY, "shutting-down")
+    house.server.receive(LinkText(one.link, "{}"), house.now)
+    assert house.server.outputs() == []
+
+
+# ------------------------------------------------------------------------------------------------------- what is told
+
+
+def test_the_trace_and_the_events_hold_no_token_and_no_room_name() -> None:
+    lines: list[TraceEvent] = []
+    house = House()
+    house.server = RoomServer(random=house.random, trace=Tracer(lines.append, "server", "signaling"))
+    _, a = join(house, "secret room")
+    link, b = join(house, "secret room")
+    link.say("nonsense")
+    link.close()
+    house.run(60)
+    text = json.dumps([event.to_json() for event in lines]) + repr(house.server_events)
+    assert [event.fields["event"] for event in lines] == ["joined", "joined", "refused", "away", "left"]
+    assert a.peer in text
+    for secret in (a.token, b.token, "secret room"):
+        assert secret not in text
+
+
+def test_counters_have_names_of_the_server_only() -> None:
+    house = House()
+    link, _ = join(house, "chosen-by-member")
+    link.say('{"type":"chosen"}')
+    link.say(Signal(peer="a" * 32, body=signal("a" * 32, description()).body))
+    assert set(house.server.counters) == {
+        "bad-message", "joined", "links", "members", "messages", "rooms", "unknown-peer",
+    }  # fmt: skip
+
+
+def test_a_limit_that_cannot_be_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="rooms is at least 1"):
+        Limits(rooms=0)
+    with pytest.raises(ConfigurationError, match="message_bytes"):
+        Limits(message_bytes=10**6)
+    with pytest.raises(ConfigurationError, match="bytes_burst"):
+        Limits(bytes_burst=2000)
+
+
+def test_a_bucket_gives_exactly_its_rate() -> None:
+    bucket = Bucket(10, 3, Instant(0))
+    assert [bucket.take(1, Instant(0)) for _ in range(4)] == [True, True, True, False]
+    assert bucket.ready(1) == SECOND // 10
+    assert not bucket.take(1, Instant(SECOND // 10 - 1))
+    assert bucket.take(1, bucket.ready(1))
+    taken = sum(bucket.take(1, Instant(10 * SECOND + step * SECOND // 100)) for step in range(1000))
+    assert taken == 3 + 99
+    assert not bucket.take(4, Instant(100 * SECOND)), "more than it holds is never there"
