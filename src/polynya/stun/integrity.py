@@ -1,0 +1,99 @@
+"""Keys for MESSAGE-INTEGRITY and MESSAGE-INTEGRITY-SHA256 (RFC 8489, sections 9, 14.5 and 14.6).
+
+An HMAC hashes its key anew for every message; here the two hash states that a key leads to are kept and copied, which
+is a third cheaper than a kept `hmac` object and half of `hmac.digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Final
+
+from .opaque_string import opaque_string
+from .registry import PasswordAlgorithmNumber
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_BLOCK: Final = 64
+_INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
+
+
+class IntegrityKey:
+    """A credential, ready to sign and verify messages. Never shows its key."""
+
+    __slots__ = ("_inner_sha1", "_key", "_outer_sha1", "_sha256")
+
+    def __init__(self, key: bytes) -> None:
+        """`key` is the HMAC's key: the password for short-term credentials, a hash for long-term ones."""
+        self._key = hashlib.sha1(key, usedforsecurity=False).digest() if len(key) > _BLOCK else key
+        padded = self._key.ljust(_BLOCK, b"\0")
+        self._inner_sha1 = hashlib.sha1(padded.translate(_INNER), usedforsecurity=False)
+        self._outer_sha1 = hashlib.sha1(padded.translate(_OUTER), usedforsecurity=False)
+        self._sha256: tuple[_Hash, _Hash] | bytes = key
+
+    @classmethod
+    def short_term(cls, password: str) -> IntegrityKey:
+        """The key of a password that is used as it is, such as ICE's (RFC 8489, section 9.1.1).
+
+        Raises ConfigurationError when the password is not an OpaqueString.
+        """
+        return cls(opaque_string(password).encode())
+
+    @classmethod
+    def long_term(
+        cls, username: str, realm: str, password: str, algorithm: int = PasswordAlgorithmNumber.MD5
+    ) -> IntegrityKey:
+        """The key of a user in a realm (RFC 8489, section 9.2.2). Raises ConfigurationError for text that cannot be."""
+        return cls(long_term_key(username, realm, password, algorithm))
+
+    def sha1(self, data: bytes) -> bytes:
+        """HMAC-SHA1 of `data`, 20 bytes."""
+        inner = self._inner_sha1.copy()
+        inner.update(data)
+        outer = self._outer_sha1.copy()
+        outer.update(inner.digest())
+        return outer.digest()
+
+    def sha256(self, data: bytes) -> bytes:
+        """HMAC-SHA256 of `data`, 32 bytes."""
+        states = self._sha256
+        if isinstance(states, bytes):  # most keys never need it
+            padded = (hashlib.sha256(states).digest() if len(states) > _BLOCK else states).ljust(_BLOCK, b"\0")
+            states = self._sha256 = hashlib.sha256(padded.translate(_INNER)), hashlib.sha256(padded.translate(_OUTER))
+        inner = states[0].copy()
+        inner.update(data)
+        outer = states[1].copy()
+        outer.update(inner.digest())
+        return outer.digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IntegrityKey) and compare_digest(self._key, other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return "IntegrityKey(...)"
+
+
+def long_term_key(
+    username: str, realm: str, password: str, algorithm: int = PasswordAlgorithmNumber.MD5
+) -> bytes:  # fmt: skip
+    """MD5 or SHA-256 of `user:realm:password`: what a server may store instead of the password.
+
+    Raises ConfigurationError for text that is not an OpaqueString, ValueError for an unknown algorithm.
+    """
+    text = ":".join(opaque_string(part) for part in (username, realm, password)).encode()
+    if algorithm == PasswordAlgorithmNumber.MD5:
+        return hashlib.md5(text, usedforsecurity=False).digest()
+    if algorithm == PasswordAlgorithmNumber.SHA256:
+        return hashlib.sha256(text).digest()
+    raise ValueError(f"there is no password algorithm {algorithm}")
+
+
+def userhash(username: str, realm: str) -> bytes:
+    """The value of USERHASH: SHA-256 of `user:realm`, 32 bytes (RFC 8489, section 14.4)."""
+    return hashlib.sha256(f"{opaque_string(username)}:{opaque_string(realm)}".encode()).digest()

@@ -1,0 +1,135 @@
+"""What messages of one kind have in common, learned from the first, so that the next are read in one stroke.
+
+Checks, their answers, keepalives: one peer sends messages that differ in their values only, never in the order and
+lengths of their attributes. Walking the attributes costs Python some 300 ns each; with the layout known, one `struct`
+takes all values out, one tuple comparison shows that every header word is where it was, and integers need no decoder.
+A layout never decides anything: where it does not fit, the message is walked.
+
+The table is bounded. While it has room every new layout is kept; when it is full only one message in 16 that fits none
+may replace the oldest, so that a flood of odd messages costs next to nothing and does not push the good ones out.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, Final, NamedTuple
+
+from .attributes import ATTRIBUTES, DATA, Attribute, Decoder
+from .registry import COMPREHENSION_OPTIONAL, HEADER_LENGTH, AttributeType, Class
+
+MAX_SIZE: Final = 512
+"""Longer messages are rare, and each layout would be met once."""
+CAPACITY: Final = 256
+_REPLACE_EVERY: Final = 16
+
+_TYPE_AND_LENGTH: Final = struct.Struct("!HH").unpack_from
+layout_key: Final = struct.Struct("!I16xI").unpack_from
+"""Message type, message length and the first attribute's header: what a layout is found by."""
+
+
+class Frame(NamedTuple):
+    """What surrounds the attributes' values."""
+
+    legacy: bool = False
+    """Without the magic cookie, as RFC 3489 had it: the transaction id has 16 bytes."""
+    fingerprint: bool = False
+    unknown_required: tuple[int, ...] = ()
+    integrity: int = 0
+    """Offset of MESSAGE-INTEGRITY, 0 when it is absent."""
+    integrity_head: bytes = b""
+    """The message's first four bytes as MESSAGE-INTEGRITY covers them."""
+    sha256: int = 0
+    """Offset of MESSAGE-INTEGRITY-SHA256, 0 when it is absent."""
+    sha256_head: bytes = b""
+    sha256_size: int = 0
+    """Bytes of its possibly truncated value."""
+
+
+BUILT: Final = Frame()
+BUILT_LEGACY: Final = Frame(legacy=True)
+
+
+class Layout(NamedTuple):
+    """Where a message's values are. Fields: the cookie, the transaction id, then header word and value in turn."""
+
+    unpack: Any
+    """`Struct.unpack` for the whole message."""
+    words: tuple[Any, ...]
+    """The cookie and every attribute's header word: the fields with even index."""
+    method: int
+    cls: Class
+    template: dict[Attribute[Any], Any]
+    """The attributes in their order; those without bytes, such as flags, have their value."""
+    integers: tuple[tuple[Attribute[Any], int], ...]
+    """Attributes whose field is their value, with the field's index."""
+    others: tuple[tuple[Attribute[Any], int, Decoder[Any]], ...]
+    frame: Frame
+
+
+class Layouts:
+    """The layouts by their keys. It changes how fast a message is decoded, never what comes out."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[tuple[int, int], Layout] = {}
+        self._missed = 0
+
+    def offer(self, data: bytes, attributes: dict[Attribute[Any], Any], method: int, cls: Class, frame: Frame) -> None:
+        """Learn from a message that was walked and found good."""
+        key = layout_key(data)
+        if key in self.by_key or len(data) > MAX_SIZE:
+            return
+        if len(self.by_key) >= CAPACITY:
+            self._missed += 1
+            if self._missed % _REPLACE_EVERY:
+                return
+        layout = _layout(data, attributes, method, cls, frame)
+        if layout is None:
+            return
+        if len(self.by_key) >= CAPACITY:
+            del self.by_key[next(iter(self.by_key))]
+        self.by_key[key] = layout
+
+
+def _layout(
+    data: bytes, attributes: dict[Attribute[Any], Any], method: int, cls: Class, frame: Frame
+) -> Layout | None:  # fmt: skip
+    """The layout of a message, or None where a second one like it could mean something else."""
+    codes = ["!4xI12s"]
+    integers: list[tuple[Attribute[Any], int]] = []
+    others: list[tuple[Attribute[Any], int, Decoder[Any]]] = []
+    template: dict[Attribute[Any], Any] = {}
+    position, index = HEADER_LENGTH, 3
+    signed = False
+    while position < len(data):
+        number, length = _TYPE_AND_LENGTH(data, position)
+        padding = -length & 3
+        attribute = ATTRIBUTES.get(number)
+        code = f"{length}s{padding}x"
+        if number == AttributeType.FINGERPRINT:
+            code = "I"
+        elif number in (AttributeType.MESSAGE_INTEGRITY, AttributeType.MESSAGE_INTEGRITY_SHA256):
+            signed = True
+        elif signed:
+            return None
+        elif attribute is not None:
+            if attribute in template or attribute not in attributes or attribute is DATA:
+                return None  # repeated, malformed, or of a new length each time
+            template[attribute] = None if length else attributes[attribute]  # flags and empty texts are constant
+            if attribute.field:
+                code = attribute.field
+                integers.append((attribute, index))
+            elif length:
+                others.append(
+                    (attribute, index, _tuple_of(attribute.decode) if attribute.repeats else attribute.decode)
+                )
+        elif number < COMPREHENSION_OPTIONAL:
+            return None
+        codes.append("I" + code)
+        position += 4 + length + padding
+        index += 2
+    unpack = struct.Struct("".join(codes)).unpack
+    return Layout(unpack, unpack(data)[::2], method, cls, template, tuple(integers), tuple(others), frame)
+
+
+def _tuple_of(decode: Decoder[Any]) -> Decoder[tuple[Any, ...]]:
+    return lambda value, mask: (decode(value, mask),)

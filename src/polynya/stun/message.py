@@ -1,0 +1,356 @@
+"""STUN messages: reading, building, signing and verifying them (RFC 8489, sections 5, 6.3 and 14).
+
+    message = decode(data)                      # DecodeError, and nothing else, for what is not a STUN message
+    if message.verify(key): message[PRIORITY]   # typed values by attribute
+
+    request = Message.request(Method.BINDING, transaction_id, {PRIORITY: 1, USE_CANDIDATE: True})
+    data = request.encode(integrity=key, fingerprint=True)
+
+What `decode` does with hostile or odd input: lengths are checked before anything is read; a wrong FINGERPRINT, or one
+that is not last, is an error; of a repeated attribute the first counts; what follows MESSAGE-INTEGRITY is ignored but
+for MESSAGE-INTEGRITY-SHA256 and FINGERPRINT; unknown comprehension-required attributes are listed for the caller, who
+answers 420 to a request and drops anything else; a comprehension-optional attribute with a value that cannot be is
+treated as one that is not known. Whatever the padding bytes are, they are accepted.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from hmac import compare_digest
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from zlib import crc32
+
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+from polynya.core.flows import Flow
+
+from .attributes import ATTRIBUTES, ERROR_CODE, Attribute, StunError
+from .layouts import BUILT, BUILT_LEGACY, Frame, Layouts, layout_key
+from .registry import (
+    COMPREHENSION_OPTIONAL,
+    FINGERPRINT_XOR,
+    HEADER_LENGTH,
+    MAGIC_COOKIE,
+    MAGIC_COOKIE_BYTES,
+    REASONS,
+    TRANSACTION_ID_LENGTH,
+    AttributeType,
+    Class,
+    Method,
+    message_type,
+    split_message_type,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .integrity import IntegrityKey
+
+T = TypeVar("T")
+
+_HEAD: Final = struct.Struct("!HHI").unpack_from
+_TYPE_AND_LENGTH: Final = struct.Struct("!HH").unpack_from
+_PAIR: Final = struct.Struct("!HH").pack
+_WORDS: Final = struct.Struct("!II").pack
+_WORD: Final = struct.Struct("!I").unpack_from
+_MAX_BODY: Final = 0xFFFC
+_FINGERPRINT_HEAD: Final = AttributeType.FINGERPRINT << 16 | 4
+_INTEGRITY_HEAD: Final = _PAIR(AttributeType.MESSAGE_INTEGRITY, 20)
+_SHA256_HEAD: Final = _PAIR(AttributeType.MESSAGE_INTEGRITY_SHA256, 32)
+
+# The walk compares these with plain numbers: an enum's attribute costs a look-up each time.
+_INTEGRITY: Final = int(AttributeType.MESSAGE_INTEGRITY)
+_SHA256: Final = int(AttributeType.MESSAGE_INTEGRITY_SHA256)
+_FINGERPRINT: Final = int(AttributeType.FINGERPRINT)
+
+_layouts: Final = Layouts()
+_layout_of: Final = _layouts.by_key.get
+
+
+class Message:
+    """A STUN message with its attributes as typed values, by attribute."""
+
+    __slots__ = ("_data", "_frame", "attributes", "cls", "method", "transaction_id")
+
+    def __init__(
+        self,
+        method: Method | int,
+        cls: Class,
+        transaction_id: bytes,
+        attributes: dict[Attribute[Any], Any],
+        _data: bytes = b"",
+        _frame: Frame = BUILT,
+    ) -> None:
+        self.method = method
+        self.cls = cls
+        self.transaction_id = transaction_id
+        self.attributes = attributes
+        self._data = _data
+        self._frame = _frame
+
+    # -------------------------------------------------------------------------------------------------------- building
+
+    @classmethod
+    def request(
+        cls, method: Method, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None = None
+    ) -> Message:
+        """A request. The caller draws the transaction id: 12 bytes, or 16 for a server of RFC 3489."""
+        return _built(method, Class.REQUEST, transaction_id, attributes)
+
+    @classmethod
+    def indication(
+        cls, method: Method, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None = None
+    ) -> Message:
+        """An indication: nothing answers it."""
+        return _built(method, Class.INDICATION, transaction_id, attributes)
+
+    @classmethod
+    def success(cls, request: Message, attributes: Mapping[Attribute[Any], Any] | None = None) -> Message:
+        """The success response to `request`."""
+        return _built(request.method, Class.SUCCESS, request.transaction_id, attributes)
+
+    @classmethod
+    def error(
+        cls,
+        request: Message,
+        code: int,
+        reason: str | None = None,
+        attributes: Mapping[Attribute[Any], Any] | None = None,
+    ) -> Message:
+        """The error response to `request`; without a `reason` it has the code's own, with "" it is shortest."""
+        phrase = REASONS.get(code, "") if reason is None else reason
+        values: dict[Attribute[Any], Any] = {ERROR_CODE: StunError(int(code), phrase)}
+        return _built(request.method, Class.ERROR, request.transaction_id, values | dict(attributes or {}))
+
+    def encode(
+        self, *, integrity: IntegrityKey | None = None, sha256: IntegrityKey | None = None, fingerprint: bool = False
+    ) -> bytes:
+        """The message as bytes, with the attributes in their order and whatever of the three is asked for at the end.
+
+        Raises ValueError for a value that its attribute cannot hold, or a message that gets too long.
+        """
+        mask = MAGIC_COOKIE_BYTES + self.transaction_id
+        if len(mask) != 16:
+            mask = self.transaction_id
+        body = b"".join([attribute.pack(value, mask) for attribute, value in self.attributes.items()])
+        kind = message_type(self.method, self.cls)
+        size = len(body)
+        if size > _MAX_BODY - 68:
+            raise ValueError(f"a message holds at most {_MAX_BODY - 68} bytes of attributes, not {size}")
+        if integrity is not None:
+            size += 24
+            body += _INTEGRITY_HEAD + integrity.sha1(_PAIR(kind, size) + mask + body)
+        if sha256 is not None:
+            size += 36
+            body += _SHA256_HEAD + sha256.sha256(_PAIR(kind, size) + mask + body)
+        if not fingerprint:
+            return _PAIR(kind, size) + mask + body
+        data = _PAIR(kind, size + 8) + mask + body
+        return data + _WORDS(_FINGERPRINT_HEAD, crc32(data) ^ FINGERPRINT_XOR)
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    def get(self, attribute: Attribute[T]) -> T | None:
+        """The value of an attribute, or None when the message lacks it."""
+        return self.attributes.get(attribute)
+
+    def __getitem__(self, attribute: Attribute[T]) -> T:
+        value: T = self.attributes[attribute]
+        return value
+
+    def __contains__(self, attribute: Attribute[Any]) -> bool:
+        return attribute in self.attributes
+
+    @property
+    def legacy(self) -> bool:
+        """Whether it has no magic cookie, as in RFC 3489; its transaction id then has 16 bytes."""
+        return self._frame.legacy
+
+    @property
+    def unknown_required(self) -> tuple[int, ...]:
+        """The types of comprehension-required attributes that are not known, in their order."""
+        return self._frame.unknown_required
+
+    @property
+    def has_fingerprint(self) -> bool:
+        """Whether a FINGERPRINT was there; `decode` has found it right."""
+        return self._frame.fingerprint
+
+    @property
+    def has_integrity(self) -> bool:
+        return self._frame.integrity > 0
+
+    @property
+    def has_integrity_sha256(self) -> bool:
+        return self._frame.sha256 > 0
+
+    def verify(self, key: IntegrityKey) -> bool:
+        """Whether the message was signed with `key`. False when it was not signed at all.
+
+        Where both integrity attributes are there the stronger decides (RFC 8489, section 9.1.3). Takes the same time
+        wherever a wrong signature differs.
+        """
+        data, frame = self._data, self._frame
+        if frame.sha256:
+            offset, size = frame.sha256, frame.sha256_size
+            digest = key.sha256(frame.sha256_head + data[4:offset])[:size]
+            return compare_digest(digest, data[offset + 4 : offset + 4 + size])
+        offset = frame.integrity
+        if not offset:
+            return False
+        return compare_digest(key.sha1(frame.integrity_head + data[4:offset]), data[offset + 4 : offset + 24])
+
+    def verify_sha1(self, key: IntegrityKey) -> bool:
+        """`verify` by MESSAGE-INTEGRITY alone, for a peer with whom SHA-1 was agreed (RFC 8489, section 9.2.5)."""
+        data, offset = self._data, self._frame.integrity
+        return offset > 0 and compare_digest(
+            key.sha1(self._frame.integrity_head + data[4:offset]), data[offset + 4 : offset + 24]
+        )
+
+    def __repr__(self) -> str:
+        method = self.method.name if isinstance(self.method, Method) else f"{self.method:#05x}"
+        values = ", ".join(f"{attribute}={value!r}" for attribute, value in self.attributes.items())
+        return f"<{method} {self.cls.name} {self.transaction_id.hex()} {values}>"
+
+
+@dataclass(slots=True)
+class Received:
+    """A datagram, or a message of a stream, that was found to be STUN and decoded, once, for whoever it is for."""
+
+    flow: Flow
+    remote: Address
+    message: Message
+    data: bytes
+    packet: int = 0
+    """The trace's id of the packet, 0 where packets are not followed."""
+
+
+def is_stun(data: bytes) -> bool:
+    """Whether a datagram is to be taken for STUN: two zero bits, the magic cookie, a length that fits. Cheap."""
+    return (
+        len(data) >= HEADER_LENGTH
+        and data[4:8] == MAGIC_COOKIE_BYTES
+        and data[0] < 0x40
+        and (data[2] << 8 | data[3]) == len(data) - HEADER_LENGTH
+    )
+
+
+def decode(data: bytes, *, legacy: bool = False) -> Message:
+    """Read one whole message. Raises DecodeError, and nothing else, for bytes that are not one.
+
+    With `legacy`, a message without the magic cookie is taken as one of RFC 3489.
+    """
+    layout = _layout_of(layout_key(data)) if len(data) > HEADER_LENGTH + 3 else None
+    if layout is None:
+        return _walk(data, legacy=legacy)
+    unpack, words, method, cls, template, integers, others, frame = layout
+    try:
+        fields = unpack(data)
+    except struct.error:  # the length in the header is not that of the datagram
+        return _walk(data, legacy=legacy)
+    if fields[::2] != words or (frame.fingerprint and crc32(data[:-8]) ^ FINGERPRINT_XOR != fields[-1]):
+        return _walk(data, legacy=legacy)
+    attributes = template.copy()
+    for attribute, index in integers:
+        attributes[attribute] = fields[index]
+    try:
+        for attribute, index, read in others:
+            attributes[attribute] = read(fields[index], data[4:20])
+    except DecodeError:
+        return _walk(data, legacy=legacy)
+    return Message(method, cls, fields[1], attributes, data, frame)
+
+
+def _walk(data: bytes, *, legacy: bool) -> Message:
+    """Read a message attribute by attribute: the long way, which knows all the rules."""
+    size = len(data)
+    if size < HEADER_LENGTH:
+        raise DecodeError(f"{size} bytes are too few for a STUN message")
+    kind, length, cookie = _HEAD(data)
+    if kind > 0x3FFF or length & 3 or length != size - HEADER_LENGTH:
+        raise DecodeError(f"a STUN message of type {kind:#06x} and length {length} does not fit {size} bytes")
+    if cookie != MAGIC_COOKIE and not legacy:
+        raise DecodeError("no STUN magic cookie")
+    mask = data[4:HEADER_LENGTH]
+    attributes: dict[Attribute[Any], Any] = {}
+    unknown: list[int] = []
+    integrity = sha256 = sha256_size = 0
+    fingerprint = False
+    position = HEADER_LENGTH
+    while position < size:
+        number, length = _TYPE_AND_LENGTH(data, position)
+        start = position + 4
+        end = start + length
+        if end > size:
+            raise DecodeError(f"attribute {number:#06x} of {length} bytes goes beyond the end of the message")
+        if number == _FINGERPRINT:
+            if length != 4 or end != size:
+                raise DecodeError("FINGERPRINT is not the last attribute")
+            if _WORD(data, start)[0] != crc32(data[:position]) ^ FINGERPRINT_XOR:
+                raise DecodeError("wrong FINGERPRINT")
+            fingerprint = True
+        elif sha256:
+            pass
+        elif number == _SHA256:
+            if not 16 <= length <= 32 or length & 3:
+                raise DecodeError(f"MESSAGE-INTEGRITY-SHA256 has 16..32 bytes in steps of 4, not {length}")
+            sha256, sha256_size = position, length
+        elif integrity:
+            pass
+        elif number == _INTEGRITY:
+            if length != 20:
+                raise DecodeError(f"MESSAGE-INTEGRITY has 20 bytes, not {length}")
+            integrity = position
+        else:
+            _take(attributes, unknown, number, data[start:end], mask)
+        position = end + 3 & ~3
+    for attribute, value in attributes.items():
+        if attribute.repeats:
+            attributes[attribute] = tuple(value)
+    method, cls = split_message_type(kind)
+    head = data[:2]
+    frame = Frame(
+        legacy=cookie != MAGIC_COOKIE,
+        fingerprint=fingerprint,
+        unknown_required=tuple(unknown),
+        integrity=integrity,
+        integrity_head=head + (integrity + 4).to_bytes(2, "big") if integrity else b"",
+        sha256=sha256,
+        sha256_head=head + (sha256 + sha256_size - 16).to_bytes(2, "big") if sha256 else b"",
+        sha256_size=sha256_size,
+    )
+    if size > HEADER_LENGTH and not frame.legacy:
+        _layouts.offer(data, attributes, method, cls, frame)
+    return Message(method, cls, mask if frame.legacy else data[8:HEADER_LENGTH], attributes, data, frame)
+
+
+def _take(attributes: dict[Attribute[Any], Any], unknown: list[int], number: int, value: bytes, mask: bytes) -> None:
+    """Put one attribute where it belongs: its first value, a further one of those that repeat, or the unknown."""
+    attribute = ATTRIBUTES.get(number)
+    if attribute is None:
+        if number < COMPREHENSION_OPTIONAL:
+            unknown.append(number)
+        return
+    if attribute in attributes and not attribute.repeats:
+        return
+    try:
+        decoded = attribute.decode(value, mask)
+    except DecodeError as error:
+        if number < COMPREHENSION_OPTIONAL:
+            raise DecodeError(f"{attribute.name}: {error}") from None
+        return
+    if attribute.repeats:
+        attributes.setdefault(attribute, []).append(decoded)
+    else:
+        attributes[attribute] = decoded
+
+
+def _built(
+    method: Method | int, cls: Class, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None
+) -> Message:  # fmt: skip
+    if len(transaction_id) == TRANSACTION_ID_LENGTH:
+        return Message(method, cls, transaction_id, dict(attributes or {}))
+    if len(transaction_id) != len(MAGIC_COOKIE_BYTES) + TRANSACTION_ID_LENGTH:
+        raise ValueError(f"a transaction id has 12 bytes (16 for RFC 3489), not {len(transaction_id)}")
+    return Message(method, cls, transaction_id, dict(attributes or {}), b"", BUILT_LEGACY)
