@@ -1,0 +1,1 @@
+"""The asyncio shell: sockets, streams, names and interfaces, and what people import."""

@@ -1,0 +1,77 @@
+"""The clock of real time, and the watch that notices when it jumped.
+
+CLOCK_BOOTTIME runs on while the machine sleeps, so that a consent or an allocation that ran out in the meantime is
+seen to have run out. The event loop's own timers stand still in sleep, which is why somebody must look: one look a
+second for each loop, however many drivers it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from polynya.core.instants import MILLISECOND, SECOND, Instant
+
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at the clocks."""
+
+JUMP: Final = 250 * MILLISECOND
+"""The clocks drift apart by far less than this in a second; more is a sleep."""
+
+_BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def now() -> Instant:
+    """Nanoseconds on a clock that never goes back and, where the system has one, runs on in sleep."""
+    if _BOOTTIME is None:
+        return Instant(time.monotonic_ns())
+    return Instant(time.clock_gettime_ns(_BOOTTIME))
+
+
+class JumpWatch:
+    """Calls its subscribers when `now()` has moved on further than the loop's own clock. One for each loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._handle: asyncio.TimerHandle | None = None
+        self._offset = 0
+
+    def subscribe(self, who: object, on_jump: Callable[[], None]) -> None:
+        """Call `on_jump` after every jump until `who` unsubscribes."""
+        self._subscribers[who] = on_jump
+        if self._handle is None:
+            self._offset = self._measure()
+            self._handle = self._loop.call_later(LOOK_INTERVAL, self._look)
+
+    def unsubscribe(self, who: object) -> None:
+        """Forget `who`; the watch rests when nobody is left."""
+        self._subscribers.pop(who, None)
+        if not self._subscribers and self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _measure(self) -> int:
+        return now() - round(self._loop.time() * SECOND)
+
+    def _look(self) -> None:
+        offset = self._measure()
+        jumped, self._offset = abs(offset - self._offset) > JUMP, offset
+        self._handle = self._loop.call_later(LOOK_INTERVAL, self._look)
+        if jumped:
+            for on_jump in list(self._subscribers.values()):
+                on_jump()
+
+
+_watches: WeakKeyDictionary[asyncio.AbstractEventLoop, JumpWatch] = WeakKeyDictionary()
+
+
+def watch(loop: asyncio.AbstractEventLoop) -> JumpWatch:
+    """The jump watch of this loop."""
+    found = _watches.get(loop)
+    if found is None:
+        found = _watches[loop] = JumpWatch(loop)
+    return found

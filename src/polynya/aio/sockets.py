@@ -1,0 +1,259 @@
+"""System calls and their numbers: making a UDP socket, what a datagram may carry, and what errors mean.
+
+Nothing here knows of an event loop. Linux is served best; elsewhere what is missing is left out, never an error.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import random
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Final
+
+from polynya.core.addresses import Address, scope
+from polynya.core.errors import ConfigurationError
+from polynya.core.machine import IpFields, Open
+
+SockAddr = tuple[str, int] | tuple[str, int, int, int]
+Ancillary = tuple[tuple[int, int, bytes], ...]
+
+LINUX: Final = sys.platform.startswith("linux")
+RECEIVE_BUFFER: Final = 1 << 20
+"""Bytes asked for: a burst of 500 full packets while the process is busy elsewhere."""
+
+SOFT_ERRORS: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM, errno.EINTR})
+"""The datagram is lost as any may be; nothing is wrong with the way."""
+
+# Linux's numbers where Python 3.11 has no name for them.
+IP_MTU_DISCOVER: Final = 10
+IP_RECVERR: Final = 11
+IP_UNICAST_IF: Final = 50
+IPV6_MTU_DISCOVER: Final = 23
+IPV6_RECVERR: Final = 25
+IPV6_UNICAST_IF: Final = 76
+PMTUDISC_DONT: Final = 0
+PMTUDISC_WANT: Final = 1
+PMTUDISC_PROBE: Final = 3
+SO_MEMINFO: Final = 55
+UDP_SEGMENT: Final = 103
+_MEMINFO_DROPS: Final = 8
+# macOS's.
+IP_BOUND_IF: Final = 25
+IPV6_BOUND_IF: Final = 125
+
+_ADVICE: Final = {
+    errno.EADDRINUSE: "the port is in use: choose another, or 0 for any",
+    errno.EADDRNOTAVAIL: "no interface of this host has the address: the network may have changed",
+    errno.EACCES: "this user may not use the port: choose one above 1023",
+    errno.EPERM: "the system's policy forbids it: look at the firewall and the sandbox",
+    errno.EMFILE: "the process has too many open files: raise its limit (ulimit -n)",
+    errno.ENFILE: "the system has too many open files",
+    errno.EAFNOSUPPORT: "this host has no such address family: leave IPv6 out",
+    errno.ECONNREFUSED: "nothing listens there",
+    errno.ETIMEDOUT: "no answer came",
+    errno.EHOSTUNREACH: "no route leads to the host",
+    errno.ENETUNREACH: "no route leads to the network",
+}
+
+
+def explain(error: OSError) -> str:
+    """What a system's error means, with what can be done where that is known."""
+    text = error.strerror or str(error)
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{text} ({advice})" if advice else text
+
+
+def errno_name(number: int) -> str:
+    """`EPERM` for 1; the number as text where it has no name."""
+    return errno.errorcode.get(number, str(number))
+
+
+# -------------------------------------------------------------------------------------------------------- addresses
+
+
+@lru_cache(maxsize=256)
+def interface_name(index: int) -> str:
+    """The name of an interface, or its number as text once it is gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return str(index)
+
+
+@lru_cache(maxsize=256)
+def interface_index(name: str) -> int:
+    """The number of an interface, 0 when there is none of that name."""
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
+def to_sockaddr(address: Address, default_scope: int = 0) -> SockAddr:
+    """An address as the system wants it. `default_scope` is the interface of a link-local address without a zone."""
+    if ":" not in address.host:
+        return (address.host, address.port)
+    if address.zone:
+        return (address.host, address.port, 0, interface_index(address.zone))
+    link_local = default_scope and scope(address.host) in {"link-local", "multicast"}
+    return (address.host, address.port, 0, default_scope if link_local else 0)
+
+
+def from_sockaddr(name: tuple[object, ...], implied_scope: int = 0) -> Address:
+    """The address in a system's answer. The zone is left out where the socket is bound to that very scope."""
+    host, port = str(name[0]).partition("%")[0], int(str(name[1]))
+    index = name[3] if len(name) > 3 else 0
+    if isinstance(index, int) and index and index != implied_scope:
+        return Address(host, port, interface_name(index))
+    return Address(host, port)
+
+
+# ------------------------------------------------------------------------------------------------------------ making
+
+
+def open_udp(request: Open) -> socket.socket:
+    """A bound, non-blocking UDP socket with its buffers and error reports set.
+
+    Raises OSError as the system does, after every port of a range was tried; ConfigurationError when the output cannot
+    be carried out at all.
+    """
+    local = request.local
+    if local is None:
+        raise ConfigurationError("a UDP flow is opened on a local address: give `local`, port 0 for any port")
+    family = socket.AF_INET6 if ":" in local.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        _prepare_udp(sock, family)
+        if request.interface:
+            pin(sock, family, request.interface)
+        bind(sock, local, request.ports)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def bind(sock: socket.socket, local: Address, ports: tuple[int, int] | None) -> None:
+    """Bind to `local`, or to the first free port of `ports` in random order."""
+    refused: OSError | None = None
+    for port in _candidate_ports(local.port, ports):
+        try:
+            sock.bind(to_sockaddr(local.with_port(port)))
+        except OSError as error:
+            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
+                raise
+            refused = error
+        else:
+            return
+    assert refused is not None
+    raise refused
+
+
+def _candidate_ports(port: int, ports: tuple[int, int] | None) -> Iterator[int]:
+    if port or ports is None:
+        yield port
+        return
+    low, high = ports
+    if not 1 <= low <= high <= 65535:
+        raise ConfigurationError(f"ports {low}-{high} are not a range within 1-65535")
+    span = list(range(low, high + 1))
+    random.SystemRandom().shuffle(span)
+    yield from span
+
+
+def _prepare_udp(sock: socket.socket, family: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if LINUX:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+    elif LINUX:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+
+
+def pin(sock: socket.socket, family: int, interface: str) -> None:
+    """Let what is sent leave by this interface, where the system can and permits it.
+
+    Not SO_BINDTODEVICE: it would refuse what arrives by another way, and packets between two programs of one host
+    arrive by the loopback interface whatever their addresses are.
+    """
+    index = interface_index(interface)
+    if not index:
+        return
+    six = family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    if LINUX:
+        option, value = (IPV6_UNICAST_IF if six else IP_UNICAST_IF), socket.htonl(index)
+    elif sys.platform == "darwin":
+        option, value = (IPV6_BOUND_IF if six else IP_BOUND_IF), index
+    elif sys.platform == "win32":
+        option, value = 31, (index if six else socket.htonl(index))
+    else:
+        return
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError:
+        return  # the route decides, as it would without
+
+
+def kernel_drops(sock: socket.socket) -> int | None:
+    """Datagrams that found this socket's receive buffer full, or None where the system does not tell.
+
+    SO_MEMINFO reads the very counter that SO_RXQ_OVFL attaches to packets, without making every packet dearer.
+    """
+    if not LINUX:
+        return None
+    try:
+        information = array.array("I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 64))
+    except OSError:
+        return None
+    return information[_MEMINFO_DROPS] if len(information) > _MEMINFO_DROPS else None
+
+
+def receive_buffer(sock: socket.socket) -> int:
+    """Bytes of receive buffer that the system granted. Linux counts its own overhead in: about half is payload."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+# ---------------------------------------------------------------------------------------------- what a datagram carries
+
+
+@lru_cache(maxsize=256)
+def ancillary(ip: IpFields, family: int) -> Ancillary:
+    """The control messages that give one datagram its ECN, DSCP, TTL and segment size."""
+    six = family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    messages: list[tuple[int, int, bytes]] = []
+    if ip.ecn is not None or ip.dscp is not None:
+        traffic_class = (ip.dscp or 0) << 2 | (ip.ecn.value if ip.ecn else 0)
+        option = socket.IPV6_TCLASS if six else socket.IP_TOS
+        messages.append((level, option, struct.pack("i", traffic_class)))
+    if ip.ttl is not None:
+        messages.append((level, socket.IPV6_HOPLIMIT if six else socket.IP_TTL, struct.pack("i", ip.ttl)))
+    if ip.segment_size is not None:
+        messages.append((socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", ip.segment_size)))
+    return tuple(messages)
+
+
+def set_dont_fragment(sock: socket.socket, family: int, dont_fragment: bool | None) -> None:
+    """Set or clear DF for what is sent from now on; None gives it back to the system's path MTU discovery."""
+    if not LINUX:
+        return
+    mode = {None: PMTUDISC_WANT, True: PMTUDISC_PROBE, False: PMTUDISC_DONT}[dont_fragment]
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, mode)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mode)
+
+
+def strerror(number: int) -> str:
+    return os.strerror(number)

@@ -1,0 +1,25 @@
+"""What the sockets of one driver count together, also those that are closed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from .sockets import errno_name
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over all flows since the start. Failed sends are counted by the system's name for the error."""
+
+    datagrams_in: int = 0
+    bytes_in: int = 0
+    datagrams_out: int = 0
+    bytes_out: int = 0
+    kernel_drops: int = 0
+    """Of closed sockets; open ones are asked when somebody wants to know."""
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def failed(self, number: int) -> None:
+        """The system refused to send something."""
+        self.failures[errno_name(number)] += 1

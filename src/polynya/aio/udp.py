@@ -1,0 +1,341 @@
+"""One UDP socket of a machine: a bounded batch is read on each wake-up, and what is sent is sent at once.
+
+Application data takes the short way: a datagram that cannot be STUN, from a remote that was accepted, goes straight
+to its receiver. It is looked up by the system's own socket address, so neither an object nor an address is made for
+it, and no exception is raised but the one that says the socket is empty. All else becomes a `Datagram` for the
+machine.
+
+Failures of the system become inputs. A send that is refused is `SendFailed`, unless it only met a full buffer: that is
+loss like any other, and counted. ICMP errors come out of the error queue (see `icmp`) as `IcmpError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import select
+import socket
+from collections.abc import Callable
+from typing import Final, cast
+
+from polynya.core.addresses import Address, scope
+from polynya.core.flows import Flow
+from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
+
+from . import sockets
+from .icmp import read_errors
+from .packet_trace import PacketTrace
+from .sockets import SockAddr
+from .tally import Tally
+
+BATCH: Final = 64
+"""Datagrams read before the event loop gets its turn back."""
+
+REMOTES: Final = 4096
+"""Remote addresses remembered in both forms; beyond that they are forgotten and made again."""
+
+_LARGEST: Final = 65535
+_MAGIC_COOKIE: Final = b"\x21\x12\xa4\x42"
+_BEYOND_STUN: Final = b"\x04"  # bytes compare like text: whatever is not below this does not begin like STUN
+_FAILURES: Final = 16  # reads in a row that fail without a report before the socket is given up
+
+Deliver = Callable[[bytes], None]
+SendData = Callable[[bytes], bool]
+
+
+def is_stun(data: bytes) -> bool:
+    """Whether bytes that begin like STUN are STUN: the cookie, and a length that fits (RFC 8489, section 5)."""
+    return (
+        len(data) >= 20
+        and data[0] < 4
+        and data[4:8] == _MAGIC_COOKIE
+        and int.from_bytes(data[2:4], "big") == len(data) - 20
+    )
+
+
+class UdpSocket:
+    """A bound socket that the event loop watches. Its owner is told by `take` (an input) and `lost` (it is closed)."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        flow: Flow,
+        *,
+        take: Callable[[Input], None],
+        lost: Callable[[Closed], None],
+        tally: Tally,
+        trace: PacketTrace | None = None,
+    ) -> None:
+        self.flow = flow
+        name = sock.getsockname()
+        self.local = sockets.from_sockaddr(name)
+        self.closed = False
+        self._tally = tally
+        self._sock = sock
+        self._family = sock.family
+        self._scope = name[3] if len(name) > 3 and scope(self.local.host) == "link-local" else 0
+        self._take = take
+        self._lost = lost
+        self._trace = trace
+        self._sendto: Callable[[bytes, SockAddr], object] = sock.sendto
+        self._deliveries: dict[tuple[object, ...], Deliver] = {}
+        self._remotes: dict[tuple[object, ...], Address] = {}
+        self._names: dict[Address, SockAddr] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._epoll: select.epoll | None = None
+        self._bad_reads = 0
+
+    # ------------------------------------------------------------------------------------------- life
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Read whenever there is something to read. NotImplementedError where the loop cannot watch sockets."""
+        watched: socket.socket | int = self._sock
+        if not isinstance(loop, asyncio.SelectorEventLoop) and hasattr(select, "epoll"):
+            # libuv stops watching a socket that has an error pending, and a pending ICMP error is one. An epoll
+            # around the socket is merely readable then.
+            self._epoll = select.epoll()
+            self._epoll.register(self._sock.fileno(), select.EPOLLIN)
+            watched = self._epoll.fileno()
+        try:
+            loop.add_reader(watched, self.read)
+        except BaseException:
+            self._close_epoll()
+            raise
+        self._loop = loop
+
+    def close(self) -> None:
+        """Stop reading and close the socket. Safe to call twice."""
+        if self.closed:
+            return
+        self._tally.kernel_drops += self.kernel_drops() or 0
+        self.closed = True
+        self._deliveries.clear()
+        if self._loop is not None:
+            self._loop.remove_reader(self._epoll.fileno() if self._epoll is not None else self._sock)
+            self._loop = None
+        self._close_epoll()
+        self._sock.close()
+
+    def kernel_drops(self) -> int | None:
+        """Datagrams that found the receive buffer full, or None where the system does not tell (any more)."""
+        return None if self.closed else sockets.kernel_drops(self._sock)
+
+    def receive_buffer(self) -> int:
+        """Bytes of receive buffer that the system granted."""
+        return 0 if self.closed else sockets.receive_buffer(self._sock)
+
+    def _close_epoll(self) -> None:
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+
+    # ---------------------------------------------------------------------------------------- receive
+
+    def accept(self, remote: Address, deliver: Deliver) -> None:
+        """From now on what `remote` sends and is not STUN goes to `deliver`."""
+        if self.closed:
+            return
+        if self._trace is not None:
+            deliver = self._traced(remote, deliver)
+        self._deliveries[self._name(remote)] = deliver
+
+    def refuse(self, remote: Address) -> None:
+        """What `remote` sends goes to the machine again."""
+        self._deliveries.pop(self._name(remote), None)
+
+    def read(self) -> None:
+        """Read a batch. Called by the event loop when the socket is readable or has an error pending."""
+        recvfrom, deliveries = self._sock.recvfrom, self._deliveries
+        count = size = 0
+        try:
+            for _ in range(BATCH):
+                try:
+                    data, source = recvfrom(_LARGEST)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    if self.closed or not self._recover(error):
+                        break
+                    continue
+                count += 1
+                size += len(data)
+                if data >= _BEYOND_STUN and (deliver := deliveries.get(source)) is not None:
+                    deliver(data)
+                else:
+                    self.dispatch(data, source)
+        finally:
+            if count:
+                self._tally.datagrams_in += count
+                self._tally.bytes_in += size
+                self._bad_reads = 0
+
+    def dispatch(self, data: bytes, source: tuple[object, ...]) -> None:
+        """Hand over one datagram that did not take the short way."""
+        deliver = self._deliveries.get(source)
+        if deliver is not None and not is_stun(data):
+            deliver(data)
+            return
+        remote = self._remotes.get(source) or self._learn(source)
+        packet = self._trace.received(remote, self.local, data) if self._trace is not None else 0
+        self._take(Datagram(self.flow, remote, data, None, packet))
+
+    def _learn(self, source: tuple[object, ...]) -> Address:
+        if len(self._remotes) >= REMOTES:
+            self._remotes.clear()
+        remote = self._remotes[source] = sockets.from_sockaddr(source, self._scope)
+        return remote
+
+    def _traced(self, remote: Address, deliver: Deliver) -> Deliver:
+        trace, local = self._trace, self.local
+        assert trace is not None
+
+        def traced(data: bytes) -> None:
+            trace.received(remote, local, data)
+            deliver(data)
+
+        return traced
+
+    def _recover(self, error: OSError) -> bool:
+        """After a failed read: take in the ICMP errors that caused it. False when reading should stop for now."""
+        if self.report_icmp():
+            return True
+        if error.errno in sockets.SOFT_ERRORS or error.errno == errno.ECONNREFUSED:
+            return False
+        self._bad_reads += 1
+        if self._bad_reads >= _FAILURES or error.errno in {errno.EBADF, errno.ENOTSOCK}:
+            self.give_up(error)
+        return False
+
+    def give_up(self, error: OSError) -> None:
+        """The socket is of no use any more."""
+        self.close()
+        self._lost(Closed(flow=self.flow, reason=f"{self.local}: {sockets.explain(error)}", errno=error.errno))
+
+    def report_icmp(self) -> bool:
+        """Empty the error queue into inputs. Whether there was something in it."""
+        reports = read_errors(self._sock)
+        for report in reports:
+            remote = sockets.from_sockaddr(report.destination, self._scope)
+            if self._trace is not None:
+                self._trace.icmp(self.local, remote, report.kind.value)
+            self._take(IcmpError(flow=self.flow, remote=remote, kind=report.kind, origin=report.origin, mtu=report.mtu))
+        return bool(reports)
+
+    # ------------------------------------------------------------------------------------------- send
+
+    def send(self, output: Send) -> None:
+        """Send a machine's datagram; what the system refuses becomes an input."""
+        packet = output.packet
+        if self._trace is not None:
+            packet = self._trace.sent(self.local, output.remote, output.data, packet)
+        if self._transmit(output.data, output.remote, output.ip):
+            self._tally.datagrams_out += 1
+            self._tally.bytes_out += len(output.data)
+        elif self._trace is not None:
+            self._trace.refused(packet, self.local, output.remote, "the system refused it")
+
+    def sender(self, remote: Address) -> SendData:
+        """A function that sends data to `remote` and says whether the system took it."""
+        name, sendto, trace, local, tally = self._name(remote), self._sendto, self._trace, self.local, self._tally
+
+        def send(data: bytes) -> bool:
+            if trace is not None:
+                trace.sent(local, remote, data)
+            try:
+                sendto(data, name)
+            except OSError as error:
+                if not self._send_again(error, data, remote, None):
+                    return False
+            tally.datagrams_out += 1
+            tally.bytes_out += len(data)
+            return True
+
+        return send
+
+    def _transmit(self, data: bytes, remote: Address, ip: IpFields | None) -> bool:
+        try:
+            self._put(data, self._name(remote), ip)
+        except OSError as error:
+            return self._send_again(error, data, remote, ip)
+        return True
+
+    def _send_again(self, error: OSError, data: bytes, remote: Address, ip: IpFields | None) -> bool:
+        """A send failed. Once more if the failure was an earlier datagram's ICMP error, else it is refused."""
+        if not self.closed and error.errno not in sockets.SOFT_ERRORS and self.report_icmp():
+            try:
+                self._put(data, self._name(remote), ip)
+            except OSError as second:
+                error = second
+            else:
+                return True
+        self.refused(error, remote)
+        return False
+
+    def refused(self, error: OSError, remote: Address) -> None:
+        """Count a datagram that the system did not take, and tell the machine unless it is plain loss."""
+        number = error.errno or 0
+        self._tally.failed(number)
+        if number not in sockets.SOFT_ERRORS:
+            self._take(SendFailed(flow=self.flow, remote=remote, errno=number))
+
+    def _put(self, data: bytes, name: SockAddr, ip: IpFields | None) -> None:
+        if ip is None:
+            self._sendto(data, name)
+            return
+        if ip.segment_size is not None and not sockets.LINUX:
+            for start in range(0, len(data), ip.segment_size):
+                self._sendto(data[start : start + ip.segment_size], name)
+            return
+        if ip.dont_fragment is None:
+            self._sock.sendmsg([data], sockets.ancillary(ip, self._family), 0, name)
+            return
+        sockets.set_dont_fragment(self._sock, self._family, ip.dont_fragment)
+        try:
+            self._sock.sendmsg([data], sockets.ancillary(ip, self._family), 0, name)
+        finally:
+            sockets.set_dont_fragment(self._sock, self._family, None)
+
+    def _name(self, remote: Address) -> SockAddr:
+        name = self._names.get(remote)
+        if name is None:
+            if len(self._names) >= REMOTES:
+                self._names.clear()
+            name = self._names[remote] = sockets.to_sockaddr(remote, self._scope)
+        return name
+
+
+class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
+    """The same where a loop cannot watch sockets (Windows' proactor): asyncio's datagram endpoint moves the packets."""
+
+    async def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the loop's endpoint have the socket. It must be awaited before the first send."""
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._sock)
+        self._sendto = cast("Callable[[bytes, SockAddr], object]", self._transport.sendto)
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        raise NotImplementedError("an endpoint is attached, not watched")
+
+    def datagram_received(self, data: bytes, addr: tuple[object, ...]) -> None:
+        self._tally.datagrams_in += 1
+        self._tally.bytes_in += len(data)
+        self.dispatch(data, addr)
+
+    def error_received(self, exc: Exception) -> None:
+        if isinstance(exc, OSError) and not self.report_icmp():
+            self._tally.failed(exc.errno or 0)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, OSError) and not self.closed:
+            self.give_up(exc)
+        self.closed = True
+
+    def close(self) -> None:
+        transport = getattr(self, "_transport", None)
+        if transport is None:
+            super().close()
+            return
+        if not self.closed:
+            self._tally.kernel_drops += self.kernel_drops() or 0
+            self.closed = True
+            self._deliveries.clear()
+            transport.abort()
