@@ -1,0 +1,187 @@
+"""Side-by-side measurements: the same workload in two libraries, in turns, in processes of their own.
+
+A workload is a command that prints one line of JSON, `{"NAME": NUMBER, ...}`, as its last line. The sides take turns
+(A B A B ...), so that a machine that grows slower slows both; what is compared is the median over the rounds, shown
+with the least and the greatest. A goal is a ratio of medians; one that is missed is reported as missed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ROOT / ".venv" / "bin" / "python"
+AIOICE = ROOT / ".peers" / "aioice" / "bin" / "python"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the programs compared: its name with its version, and the command that runs the workload in it."""
+
+    name: str
+    command: Sequence[str | Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What is read from a workload's JSON, and the ratio that is asked for."""
+
+    key: str
+    title: str
+    unit: str
+    goal: float
+    """With `more_is_better` ours / theirs must be at least this; without, at most."""
+    more_is_better: bool = True
+    scale: float = 1.0
+    """What a value is multiplied by to be shown in `unit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The values of one side over all rounds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A figure measured on both sides."""
+
+    figure: Figure
+    ours: Sample
+    theirs: Sample
+
+    @property
+    def ratio(self) -> float:
+        """Ours to theirs."""
+        return self.ours.median / self.theirs.median
+
+    @property
+    def met(self) -> bool:
+        return self.ratio >= self.figure.goal if self.figure.more_is_better else self.ratio <= self.figure.goal
+
+
+Wrap = Callable[[Sequence[str | Path]], Sequence[str | Path]]
+
+
+def run(side: Side, *, timeout: float = 120, wrap: Wrap = list) -> dict[str, float]:
+    """Run a workload once and read its last line. Raises RuntimeError with what it said when it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    done = subprocess.run(
+        wrap(side.command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode != 0 or not lines:
+        raise RuntimeError(f"{side.name}: {' '.join(map(str, side.command))} failed:\n{done.stdout}{done.stderr}")
+    values: dict[str, float] = json.loads(lines[-1])
+    return values
+
+
+def compare(
+    ours: Side, theirs: Side, figures: Sequence[Figure], *, rounds: int = 5, timeout: float = 120, wrap: Wrap = list
+) -> list[Result]:
+    """Run both sides in turns and return each figure of both."""
+    taken: dict[str, list[dict[str, float]]] = {ours.name: [], theirs.name: []}
+    for number in range(rounds):
+        for side in (ours, theirs):
+            print(f"  round {number + 1}/{rounds}: {side.name}", file=sys.stderr, flush=True)
+            taken[side.name].append(run(side, timeout=timeout, wrap=wrap))
+    return [
+        Result(
+            figure,
+            *(
+                Sample(tuple(values[figure.key] * figure.scale for values in taken[side.name]))
+                for side in (ours, theirs)
+            ),
+        )
+        for figure in figures
+    ]
+
+
+def show(sample: Sample) -> str:
+    """Median with the least and greatest: `12.3 (11.9-13.0)`."""
+    return f"{_number(sample.median)} ({_number(min(sample.values))}-{_number(max(sample.values))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def table(results: Sequence[Result], ours: str, theirs: str) -> str:
+    """The results as a Markdown table."""
+    lines = [f"| measured | {ours} | {theirs} | ratio | asked for | |", "|---|---|---|---|---|---|"]
+    for result in results:
+        figure = result.figure
+        asked = f"{'at least' if figure.more_is_better else 'at most'} {figure.goal:g}"
+        lines.append(
+            f"| {figure.title}, {figure.unit} | {show(result.ours)} | {show(result.theirs)} "
+            f"| {result.ratio:.2f} | {asked} | {'met' if result.met else '**missed**'} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What the figures were taken on: processor, cores, kernel, Python."""
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return (
+        f"{model}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )
+
+
+def version_of(python: Path, package: str) -> str:
+    """`NAME VERSION` of a package in a virtual environment; RuntimeError when it is not there."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{package} is not in {python.parent.parent.name}: run `make setup`")
+    return f"{package} {done.stdout.strip()}"
+
+
+def commit() -> str:
+    """The commit that was measured, with a `+` when files differ from it."""
+    head = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return (head.stdout.strip() or "unknown") + ("+" if dirty.stdout.strip() else "")
+
+
+def as_json(results: Mapping[str, Sequence[Result]]) -> str:
+    """All results with every round's value, for a program to read."""
+    return json.dumps(
+        {
+            title: [
+                {
+                    "measured": result.figure.title,
+                    "unit": result.figure.unit,
+                    "ours": result.ours.values,
+                    "theirs": result.theirs.values,
+                    "ratio": result.ratio,
+                    "goal": result.figure.goal,
+                    "met": result.met,
+                }
+                for result in group
+            ]
+            for title, group in results.items()
+        },
+        indent=1,
+    )
