@@ -77,7 +77,6 @@ def errno_name(number: int) -> str:
 # -------------------------------------------------------------------------------------------------------- addresses
 
 
-@lru_cache(maxsize=256)
 def interface_name(index: int) -> str:
     """The name of an interface, or its number as text once it is gone."""
     try:
@@ -86,7 +85,6 @@ def interface_name(index: int) -> str:
         return str(index)
 
 
-@lru_cache(maxsize=256)
 def interface_index(name: str) -> int:
     """The number of an interface, 0 when there is none of that name."""
     if name.isascii() and name.isdigit():

@@ -1,0 +1,131 @@
+"""The interfaces of this host, with what RFC 8445 (5.1.1) and RFC 6724 need to know of their addresses.
+
+ifaddr lists the addresses; Linux tells the rest in /proc/net/if_inet6 and by two ioctls. Where the system does not
+tell, an address counts as permanent and preferred. One listing takes well under a millisecond on a usual host.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import ifaddr
+
+from polynya.core.addresses import scope
+from polynya.core.machine import Interface, InterfaceAddress
+
+from .sockets import LINUX, interface_index
+
+_IF_INET6: Final = Path("/proc/net/if_inet6")
+
+# linux/if_addr.h
+_TEMPORARY: Final = 0x01
+_DEPRECATED: Final = 0x20
+_TENTATIVE: Final = 0x40
+
+# linux/sockios.h and net/if.h
+_SIOCGIFFLAGS: Final = 0x8913
+_SIOCGIFMTU: Final = 0x8921
+_IFF_UP: Final = 0x1
+_IFF_LOOPBACK: Final = 0x8
+_IFF_POINTOPOINT: Final = 0x10
+_NAME_SIZE: Final = 16  # with the closing zero
+_DEFAULT_MTU: Final = 1500
+
+
+def list_interfaces() -> tuple[Interface, ...]:
+    """Every interface that is up and has an address, by its index; addresses in the system's order."""
+    found: list[Interface] = []
+    flags = _ipv6_flags()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for name, addresses in _addresses(flags).items():
+            state = _state(probe, name)
+            if state is not None and not state & _IFF_UP:
+                continue
+            found.append(
+                Interface(
+                    name=name,
+                    index=interface_index(name),
+                    addresses=addresses,
+                    mtu=_mtu(probe, name),
+                    loopback=bool(state & _IFF_LOOPBACK) if state is not None else _all_loopback(addresses),
+                    point_to_point=bool(state is not None and state & _IFF_POINTOPOINT),
+                )
+            )
+    return tuple(sorted(found, key=lambda interface: (interface.index, interface.name)))
+
+
+def _addresses(flags: Mapping[tuple[str, str], int]) -> dict[str, tuple[InterfaceAddress, ...]]:
+    """The addresses of each interface by its name. Linux' labels (`eth0:1`) are names of addresses, not interfaces."""
+    found: dict[str, tuple[InterfaceAddress, ...]] = {}
+    for adapter in ifaddr.get_adapters():
+        name = adapter.name.partition(":")[0] if LINUX else adapter.name
+        addresses = tuple(_address(name, ip, flags) for ip in adapter.ips)
+        if addresses:
+            found[name] = found.get(name, ()) + addresses
+    return found
+
+
+def _address(name: str, ip: ifaddr.IP, flags: Mapping[tuple[str, str], int]) -> InterfaceAddress:
+    host = (ip.ip if isinstance(ip.ip, str) else ip.ip[0]).partition("%")[0]
+    if ":" in host:
+        host = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, host))
+    known = flags.get((name, host), 0)
+    return InterfaceAddress(
+        host=host,
+        prefix_length=ip.network_prefix,
+        temporary=bool(known & _TEMPORARY),
+        deprecated=bool(known & _DEPRECATED),
+        tentative=bool(known & _TENTATIVE),
+    )
+
+
+def _all_loopback(addresses: tuple[InterfaceAddress, ...]) -> bool:
+    return all(scope(address.host) == "loopback" for address in addresses)
+
+
+def _ipv6_flags() -> dict[tuple[str, str], int]:
+    try:
+        return parse_if_inet6(_IF_INET6.read_text())
+    except OSError:
+        return {}
+
+
+def parse_if_inet6(text: str) -> dict[tuple[str, str], int]:
+    """The flags of each interface's IPv6 addresses, from the text of /proc/net/if_inet6.
+
+    Its columns: address, index, prefix length, scope, flags (all hexadecimal) and the interface's name.
+    """
+    flags: dict[tuple[str, str], int] = {}
+    for line in text.splitlines():
+        columns = line.split()
+        if len(columns) >= 6:
+            host = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(columns[0]))
+            flags[columns[5], host] = int(columns[4], 16)
+    return flags
+
+
+def _state(probe: socket.socket, name: str) -> int | None:
+    """The IFF flags of an interface, or None where the system does not tell."""
+    value = _ioctl(probe, _SIOCGIFFLAGS, name, "H")
+    return value if value is not None else (0 if LINUX else None)
+
+
+def _mtu(probe: socket.socket, name: str) -> int:
+    return _ioctl(probe, _SIOCGIFMTU, name, "i") or _DEFAULT_MTU
+
+
+def _ioctl(probe: socket.socket, request: int, name: str, kind: str) -> int | None:
+    if sys.platform != "linux":
+        return None
+    import fcntl  # noqa: PLC0415  # not everywhere
+
+    try:
+        answer = fcntl.ioctl(probe, request, struct.pack(f"={_NAME_SIZE}s24x", name.encode()))
+    except OSError:
+        return None
+    return int(struct.unpack_from(f"={kind}", answer, _NAME_SIZE)[0])
