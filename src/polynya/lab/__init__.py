@@ -1,0 +1,28 @@
+"""The laboratory: a virtual network, moved by a virtual clock and decided by a seed, in which machines meet."""
+
+from .clock import Clock
+from .firewall import OPEN, UDP_BLOCKED, Firewall, Refusal, Rule
+from .gateways import FirewallRouter, NatRouter
+from .hosts import Host, LabError, Process
+from .links import NetworkInterface, Profile
+from .network import Drop, Network
+from .nodes import Node
+
+__all__ = [
+    "OPEN",
+    "UDP_BLOCKED",
+    "Clock",
+    "Drop",
+    "Firewall",
+    "FirewallRouter",
+    "Host",
+    "LabError",
+    "NatRouter",
+    "Network",
+    "NetworkInterface",
+    "Node",
+    "Process",
+    "Profile",
+    "Refusal",
+    "Rule",
+]

@@ -1,0 +1,385 @@
+"""Hosts: they run machines. A host carries out what a machine asks for and tells it what happened, as the real driver
+does on sockets, with packets of the virtual network in between.
+
+After any call to a machine it is drained once, outputs first, then events, and its one timer is set again.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from polynya.core.addresses import Address, scope
+from polynya.core.flows import Flow, Transport
+from polynya.core.instants import MICROSECOND, Instant
+from polynya.core.machine import (
+    Close,
+    Closed,
+    Datagram,
+    Ecn,
+    IcmpError,
+    IcmpKind,
+    Input,
+    Interface,
+    InterfaceAddress,
+    InterfacesChanged,
+    IpFields,
+    Machine,
+    Open,
+    Opened,
+    Output,
+    RecordType,
+    Resolve,
+    Resolved,
+    Send,
+    SendFailed,
+)
+from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFlags, length
+from polynya.nat.fragments import Reassembler, fragment
+from polynya.nat.rewriting import reset
+
+from .links import NetworkInterface
+from .nodes import Node
+
+if TYPE_CHECKING:
+    from .network import Network
+
+R = TypeVar("R")
+AnyMachine = Machine[Any, Output, Any]
+
+_EPHEMERAL = (49152, 65535)
+_LOOPBACK_DELAY = 10 * MICROSECOND
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
+_LOOPBACKS = ("127.0.0.1", "::1")
+_TICKS_AT_ONCE = 10_000
+
+
+class LabError(AssertionError):
+    """A machine broke its contract: it would hang or mislead a real driver."""
+
+
+class Socket:
+    """A UDP socket of a host."""
+
+    __slots__ = ("flow", "interface", "local", "process")
+
+    def __init__(self, process: Process, flow: Flow, local: Address, interface: NetworkInterface | None) -> None:
+        self.process = process
+        self.flow = flow
+        self.local = local
+        self.interface = interface
+
+
+class Process:
+    """One machine that runs on a host."""
+
+    def __init__(self, host: Host, machine: AnyMachine, on_event: Callable[[Any], None] | None) -> None:
+        self.host = host
+        self.machine = machine
+        self.sockets: dict[Flow, Socket] = {}
+        self.log: list[tuple[Instant, Any]] = []
+        """Every event of the machine, with its time."""
+        self.misuses: list[str] = []
+        """What the machine asked for that makes no sense, such as sending by a flow that it has closed."""
+        self.stopped = False
+        self._on_event = on_event
+        self._clock = host.clock
+        self._armed: Instant | None = None
+        self._ticked_at = Instant(-1)
+        self._ticks = 0
+
+    def call(self, method: Callable[..., R], *args: Any) -> R:
+        """`method(*args, now=now)` on the machine, which is then drained."""
+        result = method(*args, now=self._clock.now)
+        self.drain()
+        return result
+
+    def receive(self, input: Input) -> None:
+        """Tell the machine what happened."""
+        if not self.stopped:
+            self.machine.receive(input, self._clock.now)
+            self.drain()
+
+    def drain(self) -> None:
+        """Carry out the machine's outputs, hand on its events, and set its timer."""
+        machine, carry_out = self.machine, self.host.carry_out
+        for output in machine.outputs():
+            carry_out(self, output)
+        for event in machine.events():
+            self.log.append((self._clock.now, event))
+            if self._on_event is not None:
+                self._on_event(event)
+        due = machine.next_timer()
+        if due != self._armed:
+            self._armed = due
+            if due is not None:
+                self._clock.at(due, self._fire, due)
+
+    def stop(self) -> None:
+        """End the process as a crash does: its sockets are gone, its machine hears nothing more."""
+        self.stopped = True
+        self._armed = None
+        for flow in list(self.sockets):
+            self.host.close(self, flow)
+
+    def events(self, kind: type[R]) -> list[R]:
+        """The logged events of a kind, oldest first."""
+        return [event for _, event in self.log if isinstance(event, kind)]
+
+    def _fire(self, due: Instant) -> None:
+        if due != self._armed or self.stopped:
+            return
+        now = self._clock.now
+        self._ticks = self._ticks + 1 if self._ticked_at == now else 0
+        self._ticked_at = now
+        if self._ticks > _TICKS_AT_ONCE:
+            raise LabError(f"{self.host.name}: the timer of {self.machine!r} is due at {due} however often it ticks")
+        self._armed = None
+        self.machine.tick(now)
+        self.drain()
+
+
+class Host(Node):
+    """A computer with one or more interfaces. It forwards nothing."""
+
+    role = "host"
+
+    def __init__(self, network: Network, name: str) -> None:
+        super().__init__(network, name)
+        self.processes: list[Process] = []
+        self.silent = False
+        """No ICMP error for a closed port, as behind most host firewalls."""
+        self.source_routing = True
+        """A bound source address chooses the interface. Without it the destination alone does, as in most systems."""
+        self.pongs: list[tuple[Instant, str, int]] = []
+        """Echo replies that came: when, from whom, sequence."""
+        self._bound: dict[tuple[str, int], Socket] = {}
+        self._path_mtu: dict[str, int] = {}
+        self._fragments = Reassembler()
+        self._chance = network.chance_of(name)
+        for host in _LOOPBACKS:
+            self.addresses[host] = None
+
+    # --------------------------------------------------------------------------------------------------- processes
+
+    def run(self, machine: AnyMachine, on_event: Callable[[Any], None] | None = None) -> Process:
+        """Run a machine: it first hears of the interfaces, then of whatever it asks for and what the network brings."""
+        process = Process(self, machine, on_event)
+        self.processes.append(process)
+        process.receive(self.interfaces_now())
+        return process
+
+    def interfaces_now(self) -> InterfacesChanged:
+        """The interfaces that are up, the loopback first."""
+        loopback = tuple(InterfaceAddress(host=h, prefix_length=128 if ":" in h else 8) for h in _LOOPBACKS)
+        found = [Interface(name="lo", index=1, addresses=loopback, mtu=65536, loopback=True)]
+        for i in self.interfaces:
+            if i.up:
+                addresses = tuple(InterfaceAddress(host=h, prefix_length=i.prefix_lengths[h]) for h in i.addresses)
+                found.append(Interface(name=i.name, index=i.index, addresses=addresses, mtu=i.outward.mtu))
+        return InterfacesChanged(interfaces=tuple(found))
+
+    def ping(self, host: str, sequence: int = 0, ttl: int = 64) -> None:
+        """Send an echo request; a reply shows in `pongs`."""
+        out = self.routes.find(host)
+        source = out.address_of_family(":" in host) if out is not None else None
+        if source is not None:
+            echo = IcmpMessage(identifier=4711, sequence=sequence)
+            where = Address(source, 0), Address(host, 0)
+            self.send(IpPacket(self.network.packet_id(), *where, Protocol.ICMP, ttl=ttl, icmp=echo))
+
+    # ----------------------------------------------------------------------------------------------------- outputs
+
+    def carry_out(self, process: Process, output: Output) -> None:
+        """Do what a machine asks for. Answers come after the machine has been drained, at the same instant."""
+        if isinstance(output, Send):
+            self._send_datagram(process, output)
+        elif isinstance(output, Open):
+            self.clock.at(self.clock.now, process.receive, self._open(process, output))
+        elif isinstance(output, Close):
+            if not self.close(process, output.flow):
+                process.misuses.append(f"{output.flow} was closed, which is not open")
+        else:
+            self.clock.after(self.network.resolve_delay, process.receive, self._resolved(output))
+
+    def close(self, process: Process, flow: Flow) -> bool:
+        """Close a flow of a process; False when it has none such."""
+        socket = process.sockets.pop(flow, None)
+        if socket is None:
+            return False
+        del self._bound[socket.local.host, socket.local.port]
+        if self.trace.enabled:
+            self.trace(self.clock.now, "flow-closed", flow=str(flow))
+        return True
+
+    def _open(self, process: Process, open: Open) -> Opened | Closed:
+        flow, local = open.flow, open.local
+        if open.transport is not Transport.UDP:
+            reason = f"{open.transport.value} is not part of this network"
+            return Closed(flow=flow, reason=reason, errno=errno.EPROTONOSUPPORT)
+        if local is None:
+            local = Address("0.0.0.0", 0)  # noqa: S104
+        interface = self.addresses.get(local.host)
+        if open.interface is not None:
+            interface = next((i for i in self.interfaces if i.name == open.interface), None)
+            if interface is None and open.interface != "lo":
+                return Closed(flow=flow, reason=f"no interface {open.interface}", errno=errno.ENODEV)
+        known = local.host in self.addresses or local.host in _WILDCARDS
+        if not known or (interface is not None and not interface.up):
+            reason = f"{local.host} is not an address of {self.name}"
+            return Closed(flow=flow, reason=reason, errno=errno.EADDRNOTAVAIL)
+        port = local.port or self._free_port(local.host, open.ports or _EPHEMERAL)
+        if port is None or (local.host, port) in self._bound:
+            where = local if local.port else f"every port of {open.ports}"
+            return Closed(flow=flow, reason=f"{where} is in use", errno=errno.EADDRINUSE)
+        if flow in process.sockets:
+            raise LabError(f"{self.name}: {flow} was opened twice")
+        socket = Socket(process, flow, local.with_port(port), interface)
+        process.sockets[flow] = socket
+        self._bound[local.host, port] = socket
+        if self.trace.enabled:
+            self.trace(self.clock.now, "flow-opened", flow=str(flow), transport="udp", local=str(socket.local))
+        return Opened(flow=flow, local=socket.local)
+
+    def _free_port(self, host: str, ports: tuple[int, int]) -> int | None:
+        low, high = ports
+        count = high - low + 1
+        start = self._chance.randrange(count)
+        for i in range(count):
+            port = low + (start + i) % count
+            if (host, port) not in self._bound:
+                return port
+        return None
+
+    def _send_datagram(self, process: Process, send: Send) -> None:
+        socket = process.sockets.get(send.flow)
+        if socket is None:
+            process.misuses.append(f"{len(send.data)} bytes for {send.remote} were sent by {send.flow}, not open")
+            return
+        size = send.ip.segment_size if send.ip is not None else None
+        pieces = [send.data] if not size else [send.data[i : i + size] for i in range(0, len(send.data), size)]
+        for data in pieces:
+            error = self._emit(socket, send, data)
+            if error:
+                failed = SendFailed(flow=send.flow, remote=send.remote, errno=error)
+                self.clock.at(self.clock.now, process.receive, failed)
+
+    def _emit(self, socket: Socket, send: Send, data: bytes) -> int:
+        """Send one datagram; the system's error number, 0 when it went out."""
+        remote, source = send.remote, socket.local
+        if (":" in remote.host) != (":" in source.host):
+            return errno.EAFNOSUPPORT
+        local = remote.host in self.addresses
+        out = None if local else self._way_out(socket, remote.host)
+        if not local and (out is None or not out.up):
+            return errno.ENETUNREACH
+        if source.host in _WILDCARDS:
+            host = remote.host if out is None else out.address_of_family(":" in remote.host)
+            if host is None:
+                return errno.EADDRNOTAVAIL
+            source = Address(host, source.port)
+        elif source.host not in self.addresses:
+            return errno.EADDRNOTAVAIL
+        elif out is not None and scope(source.host) == "loopback":
+            return errno.EINVAL
+        network = self.network
+        packet = IpPacket(send.packet or network.packet_id(), source, Address(*remote[:2]), Protocol.UDP, data)
+        if send.ip is not None:
+            _apply(packet, send.ip)
+        if self.trace.enabled:
+            self.trace(
+                self.clock.now, "packet-sent", packet=packet.id, protocol="udp",
+                source=str(source), destination=str(remote), length=len(data),
+            )  # fmt: skip
+        if out is None:
+            self.clock.after(_LOOPBACK_DELAY, self.deliver, packet)
+            return 0
+        mtu = min(out.outward.mtu, self._path_mtu.get(remote.host, 65535))
+        if length(packet) <= mtu:
+            out.transmit(packet, network)
+        elif packet.dont_fragment:
+            return errno.EMSGSIZE
+        else:
+            for piece in fragment(packet, mtu):
+                out.transmit(piece, network)
+        return 0
+
+    def _way_out(self, socket: Socket, host: str) -> NetworkInterface | None:
+        if socket.interface is not None and self.source_routing:
+            return socket.interface
+        return self.routes.find(host)
+
+    def _resolved(self, query: Resolve) -> Resolved:
+        hosts = self.network.names.get(query.name, ()) if query.record is RecordType.ADDRESS else ()
+        error = "" if hosts else f"{query.name} has no {query.record.value} record"
+        return Resolved(query=query, hosts=tuple(hosts), error=error)
+
+    # ------------------------------------------------------------------------------------------------------ inputs
+
+    def receive(self, packet: IpPacket, interface: NetworkInterface) -> None:  # noqa: ARG002
+        if packet.destination.host in self.addresses:
+            self.deliver(packet)
+        else:
+            self.drop(packet, f"{packet.destination.host} is not an address of {self.name}")
+
+    def deliver(self, packet: IpPacket) -> None:
+        if packet.fragment is not None:
+            whole = self._fragments.add(packet, self.clock.now)
+            if isinstance(whole, str):
+                return
+            packet = whole
+        if packet.icmp is not None:
+            self._deliver_icmp(packet, packet.icmp)
+            return
+        if packet.protocol is Protocol.TCP:
+            self.drop(packet, f"nothing listens at {packet.destination}")
+            if packet.tcp is not None and not packet.tcp.flags & TcpFlags.RST:
+                self.send(reset(packet, packet.tcp))
+            return
+        socket = self._socket_at(packet.destination)
+        if socket is None:
+            reason = f"nothing listens at {packet.destination}"
+            if self.silent:
+                self.drop(packet, reason)
+            else:
+                self.refuse(packet, IcmpKind.PORT_UNREACHABLE, reason)
+            return
+        if self.trace.enabled:
+            self.trace(
+                self.clock.now, "packet-received", packet=packet.id, source=str(packet.source),
+                destination=str(packet.destination), length=len(packet.payload),
+            )  # fmt: skip
+        ip = IpFields(ecn=Ecn(packet.ecn), dscp=packet.dscp) if packet.ecn or packet.dscp else None
+        socket.process.receive(Datagram(socket.flow, packet.source, packet.payload, ip, packet.id))
+
+    def _deliver_icmp(self, packet: IpPacket, icmp: IcmpMessage) -> None:
+        about = icmp.about
+        if about is None or icmp.kind is None:
+            if icmp.reply:
+                self.pongs.append((self.clock.now, packet.source.host, icmp.sequence))
+            else:
+                super().deliver(packet)
+            return
+        if icmp.kind is IcmpKind.TOO_BIG and icmp.mtu:
+            self._path_mtu[about.destination.host] = icmp.mtu
+        socket = self._socket_at(about.source) if about.protocol is Protocol.UDP else None
+        if socket is None:
+            self.drop(packet, f"an ICMP error about a packet from {about.source}, where nothing is open")
+            return
+        error = IcmpError(
+            flow=socket.flow, remote=about.destination, kind=icmp.kind, origin=packet.source.host, mtu=icmp.mtu
+        )
+        socket.process.receive(error)
+
+    def _socket_at(self, address: Address) -> Socket | None:
+        bound = self._bound
+        socket = bound.get((address.host, address.port))
+        return socket or bound.get((_WILDCARDS[":" in address.host], address.port))
+
+
+def _apply(packet: IpPacket, ip: IpFields) -> None:
+    packet.ecn = ip.ecn.value if ip.ecn is not None else 0
+    packet.dscp = ip.dscp or 0
+    packet.dont_fragment = bool(ip.dont_fragment)
+    packet.ttl = ip.ttl or 64

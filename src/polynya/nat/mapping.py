@@ -1,0 +1,133 @@
+"""Mappings: which external endpoint stands for an inside one (RFC 4787, section 4).
+
+A mapping is found from inside by the inside endpoint and as much of the remote one as its behaviour counts:
+
+    endpoint-independent             (inside)
+    address-dependent                (inside, remote host)
+    address-and-port-dependent       (inside, remote host, remote port)
+
+and from outside by its external endpoint alone: which remotes may use it is filtering's question, not mapping's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from polynya.core.addresses import Address
+from polynya.core.instants import Instant
+from polynya.core.packets import Protocol
+from polynya.core.trace import Json
+
+from .config import Behaviour
+from .tcp import Connection
+
+RemoteKey = tuple[()] | tuple[str] | tuple[str, int]
+
+
+def remote_key(behaviour: Behaviour, remote: Address) -> RemoteKey:
+    """As much of a remote endpoint as the behaviour counts."""
+    if behaviour is Behaviour.EI:
+        return ()
+    if behaviour is Behaviour.AD:
+        return (remote.host,)
+    return (remote.host, remote.port)
+
+
+def key_text(key: RemoteKey) -> str:
+    """A key for people: `any`, `203.0.113.1` or `203.0.113.1:3478`."""
+    if len(key) == 2:
+        return str(Address(key[0], key[1]))
+    return key[0] if key else "any"
+
+
+class Mapping:
+    """One external endpoint of one inside endpoint. For ICMP echo the port is the identifier."""
+
+    __slots__ = ("connections", "expires", "external", "internal", "keys", "number", "protocol")
+
+    def __init__(self, number: int, protocol: Protocol, internal: Address, external: Address) -> None:
+        self.number = number
+        self.protocol = protocol
+        self.internal = internal
+        self.external = external
+        self.expires = Instant(0)
+        self.keys: list[RemoteKey] = []
+        """What it is found by from inside: the key it was made for, then those that inbound sessions added."""
+        self.connections: dict[Address, Connection] = {}
+        """TCP connections by remote endpoint; empty for the others."""
+
+    def row(self, key: RemoteKey) -> dict[str, Json]:
+        """A line of the NAT's table, as the trace shows it."""
+        return {
+            "entry": "mapping",
+            "protocol": self.protocol.name.lower(),
+            "internal": str(self.internal),
+            "external": str(self.external),
+            "remote": key_text(key),
+        }
+
+
+class MappingTable:
+    """All mappings of a NAT. It knows nothing of time: its owner removes what has expired."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self._by_key: dict[tuple[Protocol, Address, RemoteKey], Mapping] = {}
+        self._by_external: dict[tuple[Protocol, Address], Mapping] = {}
+        self._by_host: dict[str, int] = {}
+        self._by_number: dict[int, Mapping] = {}
+        self._last = 0
+
+    def outbound(self, protocol: Protocol, internal: Address, remote: Address) -> Mapping | None:
+        """The mapping that a packet from inside to `remote` leaves by."""
+        return self._by_key.get((protocol, internal, remote_key(self._behaviour, remote)))
+
+    def inbound(self, protocol: Protocol, external: Address) -> Mapping | None:
+        """The mapping that holds an external endpoint."""
+        return self._by_external.get((protocol, external))
+
+    def of_endpoint(self, protocol: Protocol, internal: Address) -> list[Mapping]:
+        """Every mapping of an inside endpoint, oldest first."""
+        return [m for m in self._by_number.values() if m.internal == internal and m.protocol is protocol]
+
+    def numbered(self, number: int) -> Mapping | None:
+        return self._by_number.get(number)
+
+    def add(self, protocol: Protocol, internal: Address, remote: Address, external: Address) -> Mapping:
+        """A new mapping, made for `remote`."""
+        self._last += 1
+        mapping = Mapping(self._last, protocol, internal, external)
+        self._by_external[protocol, external] = mapping
+        self._by_number[mapping.number] = mapping
+        self._by_host[internal.host] = self._by_host.get(internal.host, 0) + 1
+        self.bind(mapping, remote)
+        return mapping
+
+    def bind(self, mapping: Mapping, remote: Address) -> RemoteKey | None:
+        """Let packets to `remote` leave by `mapping`, unless another has them; the key when that is new."""
+        key = remote_key(self._behaviour, remote)
+        full = (mapping.protocol, mapping.internal, key)
+        if full in self._by_key:
+            return None
+        self._by_key[full] = mapping
+        mapping.keys.append(key)
+        return key
+
+    def remove(self, mapping: Mapping) -> None:
+        for key in mapping.keys:
+            del self._by_key[mapping.protocol, mapping.internal, key]
+        del self._by_external[mapping.protocol, mapping.external]
+        del self._by_number[mapping.number]
+        left = self._by_host.pop(mapping.internal.host) - 1
+        if left:
+            self._by_host[mapping.internal.host] = left
+
+    def count(self, host: str) -> int:
+        """How many mappings an inside host holds."""
+        return self._by_host.get(host, 0)
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[Mapping]:
+        return iter(self._by_number.values())

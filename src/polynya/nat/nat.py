@@ -1,0 +1,360 @@
+"""The NAT: packets in, verdicts out.
+
+The owner (a router of the virtual network, a TUN device) hands over each packet that crosses from inside to outside or
+back, and does what the verdict says. A packet is rewritten in place. What no packet causes, an ICMP error after a
+while of silence, comes out of `outputs`.
+
+    outbound   hairpin?  -> mapping found or made -> permission noted -> source rewritten
+    inbound    mapping?  -> filtering asked -> destination rewritten
+    ICMP error          -> the packet it quotes finds the mapping; it renews nothing and ends nothing (RFC 4787, REQ-12)
+    fragments           -> put together first (REQ-14)
+
+Mapping and filtering are objects of their own; a drop says which of them dropped and why.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from polynya.core.addresses import Address
+from polynya.core.instants import Instant
+from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFields, TcpFlags
+from polynya.core.timers import Timers
+from polynya.core.trace import NO_TRACE, Json, Tracer
+
+from .config import Hairpinning, NatConfig, Pooling, UnsolicitedSyn
+from .filtering import Filter
+from .fragments import Reassembler
+from .mapping import Mapping, MappingTable, RemoteKey
+from .ports import PortAllocator
+from .rewriting import destination_of, refusal, reset, set_destination, set_source, source_of
+from .tcp import IN, OUT, Connection
+
+_PENDING_SYNS = 256
+_PERMISSIONS = 0  # the timer of the filter; mappings are numbered from 1
+
+
+class Action(Enum):
+    FORWARD = "forward"
+    """On to the other side."""
+    HAIRPIN = "hairpin"
+    """Back to the side it came from."""
+    DROP = "drop"
+    HOLD = "hold"
+    """A fragment that waits for the others: nothing to do, and nothing is lost yet."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What to do with a packet. `packet` is there, rewritten, unless it is dropped or held; `reason` is for people."""
+
+    action: Action
+    packet: IpPacket | None
+    reason: str = ""
+
+
+class Nat:
+    """One NAT with its external addresses."""
+
+    def __init__(
+        self, config: NatConfig, external: Sequence[str], *, random: random.Random, trace: Tracer = NO_TRACE
+    ) -> None:
+        if not external:
+            raise ValueError("a NAT has at least one external address")
+        self.config = config
+        self.external = tuple(external)
+        self.counters: dict[str, int] = {}
+        self._random = random
+        self._trace = trace
+        self._mappings = MappingTable(config.mapping)
+        self._filter = Filter(config.filtering, config.filter_scope)
+        self._ports = PortAllocator(config, random)
+        self._fragments = Reassembler()
+        self._paired: dict[tuple[str, int], str] = {}
+        self._timers: Timers[int] = Timers()
+        self._syns: dict[tuple[Address, Address], tuple[Instant, IpPacket]] = {}
+        self._outputs: list[IpPacket] = []
+
+    # ---------------------------------------------------------------------------------------------------- packets
+
+    def outbound(self, packet: IpPacket, now: Instant) -> Verdict:
+        """A packet from inside to outside."""
+        whole = self._whole(packet, now)
+        if isinstance(whole, Verdict):
+            return whole
+        if whole.icmp is not None:
+            if whole.icmp.about is not None:
+                return self._error_outbound(whole, whole.icmp, now)
+            if whole.icmp.reply:
+                return self._drop("an echo reply to a request that did not come through this NAT")
+        return self._outbound(whole, now)
+
+    def inbound(self, packet: IpPacket, now: Instant) -> Verdict:
+        """A packet from outside to one of the external addresses."""
+        whole = self._whole(packet, now)
+        if isinstance(whole, Verdict):
+            return whole
+        if whole.icmp is not None:
+            if whole.icmp.about is not None:
+                return self._error_inbound(whole, whole.icmp, now)
+            if not whole.icmp.reply:
+                return self._drop("an echo request from outside is for no inside host")
+        return self._inbound(whole, now)
+
+    # ------------------------------------------------------------------------------------------------------- time
+
+    def tick(self, now: Instant) -> None:
+        """Remove what has expired; answer the SYNs that nobody wanted."""
+        for number in self._timers.due(now):
+            mapping = self._mappings.numbered(number)
+            if number == _PERMISSIONS:
+                removed = list(self._filter.expire(now))
+                if removed and self._trace.enabled:
+                    self._trace(now, "nat", "permissions ended", added=[], removed=list(removed))
+                if (following := self._filter.next_expiry()) is not None:
+                    self._timers.set(_PERMISSIONS, following)
+            elif mapping is not None:
+                if mapping.expires > now:
+                    self._timers.set(number, mapping.expires)
+                else:
+                    self._remove(mapping, now)
+        while self._syns:
+            key = next(iter(self._syns))
+            due, syn = self._syns[key]
+            if due > now:
+                break
+            del self._syns[key]
+            self._outputs.append(refusal(syn))
+
+    def next_timer(self) -> Instant | None:
+        at = self._timers.next()
+        if self._syns:
+            due = next(iter(self._syns.values()))[0]
+            return due if at is None else min(at, due)
+        return at
+
+    def outputs(self) -> list[IpPacket]:
+        """Packets of the NAT's own, for the outside; drained by the call."""
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def rows(self) -> list[dict[str, Json]]:
+        """The table as it is: mappings, then permissions."""
+        return [m.row(key) for m in self._mappings for key in m.keys] + self._filter.rows()
+
+    # -------------------------------------------------------------------------------------------------- translation
+
+    def _outbound(self, packet: IpPacket, now: Instant) -> Verdict:
+        protocol, internal, remote = packet.protocol, source_of(packet), destination_of(packet)
+        mapping = self._live(self._mappings.outbound(protocol, internal, remote), now)
+        if mapping is None:
+            if packet.tcp is not None and not packet.tcp.flags & TcpFlags.SYN:
+                return self._drop(f"a TCP segment without SYN from {internal}, which has no mapping for {remote}")
+            made = self._make(protocol, internal, remote, now)
+            if isinstance(made, str):
+                return self._drop(made)
+            mapping = made
+            renew = True
+        else:
+            renew = self.config.outbound_refresh
+        self._note(mapping, remote, packet.tcp, OUT, now, renew=renew)
+        key = self._filter.permit(mapping, remote, mapping.expires, renew=renew)
+        if key is not None:
+            self._permitted(mapping, key, now)
+        if packet.tcp is not None:
+            self._syns.pop((remote, mapping.external), None)
+        if remote.host in self.external:
+            return self._hairpin(packet, mapping, now)
+        set_source(packet, mapping.external)
+        return Verdict(Action.FORWARD, packet)
+
+    def _inbound(self, packet: IpPacket, now: Instant) -> Verdict:
+        remote, external = source_of(packet), destination_of(packet)
+        mapping = self._live(self._mappings.inbound(packet.protocol, external), now)
+        reason = self._refuses(mapping, packet, remote, external, now)
+        if mapping is None or reason:
+            return self._unwanted(packet, remote, external, reason, now)
+        self._let_in(mapping, packet, remote, now)
+        return Verdict(Action.FORWARD, packet)
+
+    def _hairpin(self, packet: IpPacket, sender: Mapping, now: Instant) -> Verdict:
+        """From inside to inside by way of an external endpoint (RFC 4787, REQ-9)."""
+        external = destination_of(packet)
+        if self.config.hairpinning is Hairpinning.NONE:
+            return self._drop(f"hairpinning is off: {external} is an address of this NAT")
+        target = self._live(self._mappings.inbound(packet.protocol, external), now)
+        reason = self._refuses(target, packet, sender.external, external, now)
+        if target is None or reason:
+            return self._drop(reason)
+        if self.config.hairpinning is Hairpinning.EXTERNAL_SOURCE:
+            set_source(packet, sender.external)
+        self._let_in(target, packet, sender.external, now)
+        return Verdict(Action.HAIRPIN, packet)
+
+    def _refuses(
+        self, mapping: Mapping | None, packet: IpPacket, remote: Address, external: Address, now: Instant
+    ) -> str:
+        if mapping is None:
+            return f"no mapping: {external} stands for no inside endpoint"
+        if not self._filter.allows(mapping, remote, now):
+            return self._filter.why_not(mapping, remote, now)
+        if packet.tcp is not None and remote not in mapping.connections and not packet.tcp.flags & TcpFlags.SYN:
+            return f"a TCP segment without SYN from {remote}, which has no connection with {mapping.internal}"
+        return ""
+
+    def _let_in(self, mapping: Mapping, packet: IpPacket, remote: Address, now: Instant) -> None:
+        config = self.config
+        tcp = packet.tcp
+        self._note(mapping, remote, tcp, IN, now, renew=config.inbound_refresh or tcp is not None)
+        if config.inbound_refresh or tcp is not None:
+            self._filter.renew(mapping, remote, mapping.expires)
+        if config.inbound_sessions:
+            key = self._mappings.bind(mapping, remote)
+            if key is not None and self._trace.enabled:
+                row: Json = mapping.row(key)
+                self._trace(now, "nat", f"a packet from {remote} was let in", added=[row], removed=[])
+            permitted = self._filter.permit(mapping, remote, mapping.expires, renew=False)
+            if permitted is not None:
+                self._permitted(mapping, permitted, now)
+        set_destination(packet, mapping.internal)
+
+    def _unwanted(self, packet: IpPacket, remote: Address, external: Address, reason: str, now: Instant) -> Verdict:
+        """An inbound packet that is not let in. A SYN is answered after a while, or not (RFC 5382, REQ-4)."""
+        tcp = packet.tcp
+        if tcp is not None and tcp.flags & (TcpFlags.SYN | TcpFlags.ACK) == TcpFlags.SYN:
+            policy = self.config.unsolicited_syn
+            if policy is UnsolicitedSyn.RESET:
+                self._outputs.append(reset(packet, tcp))
+            elif policy is UnsolicitedSyn.WAIT_THEN_ICMP and len(self._syns) < _PENDING_SYNS:
+                self._syns.setdefault((remote, external), (Instant(now + self.config.syn_wait), packet))
+        return self._drop(reason)
+
+    # ------------------------------------------------------------------------------------------------- ICMP errors
+
+    def _error_outbound(self, packet: IpPacket, icmp: IcmpMessage, now: Instant) -> Verdict:
+        """An inside host or router says that a packet that came in could not be delivered (RFC 5508, REQ-5)."""
+        about = icmp.about
+        assert about is not None
+        internal, remote = destination_of(about), source_of(about)
+        mapping = self._live(self._mappings.outbound(about.protocol, internal, remote), now)
+        if mapping is None:
+            others = self._mappings.of_endpoint(about.protocol, internal)
+            mapping = self._live(others[0], now) if len(others) == 1 else None
+        if mapping is None:
+            return self._drop(f"an ICMP error about a packet to {internal}, which no mapping let in")
+        set_destination(about, mapping.external)
+        packet.source = Address(mapping.external.host, 0)
+        if remote.host not in self.external:
+            return Verdict(Action.FORWARD, packet)
+        sender = self._live(self._mappings.inbound(about.protocol, remote), now)
+        if sender is None or self.config.hairpinning is Hairpinning.NONE:
+            return self._drop(f"an ICMP error about a packet from {remote}, which stands for no inside endpoint")
+        set_source(about, sender.internal)
+        packet.destination = Address(sender.internal.host, 0)
+        return Verdict(Action.HAIRPIN, packet)
+
+    def _error_inbound(self, packet: IpPacket, icmp: IcmpMessage, now: Instant) -> Verdict:
+        """Someone outside says that a packet that left could not be delivered (RFC 5508, REQ-4)."""
+        about = icmp.about
+        assert about is not None
+        external = source_of(about)
+        mapping = self._live(self._mappings.inbound(about.protocol, external), now)
+        if mapping is None:
+            return self._drop(f"an ICMP error about a packet from {external}, which stands for no inside endpoint")
+        set_source(about, mapping.internal)
+        packet.destination = Address(mapping.internal.host, 0)
+        return Verdict(Action.FORWARD, packet)
+
+    # ----------------------------------------------------------------------------------------------------- mappings
+
+    def _make(self, protocol: Protocol, internal: Address, remote: Address, now: Instant) -> Mapping | str:
+        config, table = self.config, self._mappings
+        if config.max_mappings is not None and len(table) >= config.max_mappings:
+            return f"the table is full: {config.max_mappings} mappings"
+        if config.max_mappings_per_host is not None and table.count(internal.host) >= config.max_mappings_per_host:
+            return f"{internal.host} has all the {config.max_mappings_per_host} mappings that a host may have"
+        host = self._external_host(internal.host, remote)
+        if host is None:
+            return f"this NAT has no external address of the family of {remote}"
+
+        def taken(port: int) -> bool:
+            return self._live(table.inbound(protocol, Address(host, port)), now) is not None
+
+        port = self._ports.choose(internal.port, host, taken)
+        if port is None:
+            return f"no port of {host} is free for {internal}"
+        mapping = table.add(protocol, internal, remote, Address(host, port))
+        if self._trace.enabled:
+            row: Json = mapping.row(mapping.keys[0])
+            self._trace(now, "nat", f"{internal} sent to {remote}", added=[row], removed=[])
+        return mapping
+
+    def _external_host(self, inside: str, remote: Address) -> str | None:
+        family = remote.family
+        hosts = [h for h in self.external if (6 if ":" in h else 4) == family]
+        if len(hosts) < 2:
+            return hosts[0] if hosts else None
+        if self.config.pooling is Pooling.ARBITRARY:
+            return hosts[self._random.randrange(len(hosts))]
+        paired = self._paired.get((inside, family))
+        if paired is None:
+            paired = self._paired[inside, family] = hosts[self._random.randrange(len(hosts))]
+        return paired
+
+    def _note(
+        self, mapping: Mapping, remote: Address, tcp: TcpFields | None, direction: int, now: Instant, *, renew: bool
+    ) -> None:
+        """A packet passes: give the mapping the time that is its due."""
+        config = self.config
+        if tcp is not None:
+            connection = mapping.connections.get(remote)
+            if connection is None:
+                connection = mapping.connections[remote] = Connection()
+            connection.segment(tcp.flags, direction)
+            connection.expires = now + connection.lifetime(config)
+            mapping.expires = Instant(max(c.expires for c in mapping.connections.values()))
+        elif renew:
+            lifetime = config.icmp_timeout if mapping.protocol is Protocol.ICMP else config.udp_timeout
+            mapping.expires = Instant(now + lifetime)
+        # Renewals only move the end: the timer finds out when it fires. An end that comes nearer must be set.
+        at = self._timers.at(mapping.number)
+        if at is None or mapping.expires < at:
+            self._timers.set(mapping.number, mapping.expires)
+
+    def _permitted(self, mapping: Mapping, key: RemoteKey, now: Instant) -> None:
+        at = self._timers.at(_PERMISSIONS)
+        if at is None or mapping.expires < at:
+            self._timers.set(_PERMISSIONS, mapping.expires)
+        if self._trace.enabled:
+            row: Json = self._filter.row(mapping, key)
+            self._trace(now, "nat", "", added=[row], removed=[])
+
+    def _live(self, mapping: Mapping | None, now: Instant) -> Mapping | None:
+        if mapping is not None and mapping.expires <= now:
+            self._remove(mapping, now)
+            return None
+        return mapping
+
+    def _remove(self, mapping: Mapping, now: Instant) -> None:
+        self._mappings.remove(mapping)
+        self._timers.cancel(mapping.number)
+        gone = [mapping.row(key) for key in mapping.keys] + list(self._filter.forget(mapping))
+        if self._trace.enabled:
+            self._trace(now, "nat", f"nothing renewed {mapping.external} in time", added=[], removed=list(gone))
+
+    def _whole(self, packet: IpPacket, now: Instant) -> IpPacket | Verdict:
+        if packet.fragment is None:
+            return packet
+        if not self.config.fragments:
+            return self._drop("this NAT drops fragments")
+        whole = self._fragments.add(packet, now)
+        if isinstance(whole, str):
+            return Verdict(Action.HOLD, None, whole)
+        return whole
+
+    def _drop(self, reason: str) -> Verdict:
+        self.counters["dropped"] = self.counters.get("dropped", 0) + 1
+        return Verdict(Action.DROP, None, reason)

@@ -1,0 +1,54 @@
+"""Which external port a new mapping gets (RFC 4787, section 4.2.1 to 4.2.2)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from .config import NatConfig, PortAssignment
+
+_DRAWS = 16
+_WELL_KNOWN = range(1, 1024)
+
+
+class PortAllocator:
+    """Chooses ports. What is taken it asks its owner, so that the two can never differ."""
+
+    def __init__(self, config: NatConfig, random: random.Random) -> None:
+        self._config = config
+        self._random = random
+        self._range = range(config.port_range[0], config.port_range[1] + 1)
+        self._next: dict[str, int] = {}
+
+    def choose(self, internal: int, host: str, taken: Callable[[int], bool]) -> int | None:
+        """A free port on the external `host` for the inside port `internal`; None when there is none."""
+        config = self._config
+        ports = self._range
+        if config.ports is PortAssignment.PRESERVATION:
+            if internal in _WELL_KNOWN and config.port_range[0] == 1024:
+                ports = _WELL_KNOWN
+            if internal in ports and not taken(internal):
+                return internal
+        step = 1
+        if config.preserve_parity and len(ports) > 1:
+            ports = ports[(ports[0] ^ internal) & 1 :: 2]
+            step = 2
+        if config.ports is PortAssignment.CONTIGUOUS:
+            after = self._next.get(host, ports[0])
+            port = self._scan(ports, (after - ports[0] + step - 1) // step, taken)
+            if port is not None:
+                self._next[host] = port + 1
+            return port
+        for _ in range(_DRAWS):
+            port = ports[self._random.randrange(len(ports))]
+            if not taken(port):
+                return port
+        return self._scan(ports, self._random.randrange(len(ports)), taken)
+
+    @staticmethod
+    def _scan(ports: range, start: int, taken: Callable[[int], bool]) -> int | None:
+        for i in range(len(ports)):
+            port = ports[(start + i) % len(ports)]
+            if not taken(port):
+                return port
+        return None
