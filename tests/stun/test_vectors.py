@@ -1,6 +1,7 @@
 """The RFCs' own test vectors, read, verified and built again byte for byte."""
 
 import pytest
+
 from polynya.core.addresses import Address
 from polynya.stun.attributes import (
     ICE_CONTROLLED,
@@ -17,7 +18,6 @@ from polynya.stun.attributes import (
 from polynya.stun.integrity import IntegrityKey, userhash
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method, PasswordAlgorithmNumber
-
 from tests.vectors import rfc5769, rfc8489
 
 SHORT_TERM = IntegrityKey.short_term(rfc5769.PASSWORD)

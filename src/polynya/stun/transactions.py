@@ -155,6 +155,11 @@ class ClientTransaction(Generic[ContextT]):
         """Where the request goes and its answer must come from."""
         return self._request.remote
 
+    @property
+    def summary(self) -> str:
+        """For people: how it stands."""
+        return f"{self.state.value} after {_times(self.sends)}"
+
     def start(self, now: Instant) -> None:
         """Send the request for the first time."""
         if self.state is not State.IDLE:
@@ -171,7 +176,7 @@ class ClientTransaction(Generic[ContextT]):
         """
         if self.sends == 1 or answered_send == 1:
             self.rtt = now - self.started
-        self._end(_Event.ANSWER, f"answered after {_times(self.sends)}")
+        self._end(_Event.ANSWER, f"{self.remote} answered after {_times(self.sends)}")
 
     def unreachable(self, why: str) -> None:
         """A hard ICMP error came back, or the flow is gone: no answer will come (section 6.2.1)."""

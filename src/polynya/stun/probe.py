@@ -1,0 +1,202 @@
+"""Asking one STUN server, by one flow, what it sees (RFC 8489, sections 2 and 10; RFC 8445, section 5.1.1.2).
+
+    state   | start          | success     | 300, hops left         | error, timeout, hard ICMP
+    --------+----------------+-------------+------------------------+--------------------------
+    IDLE    | ASKING         |             |                        |
+    ASKING  |                | ENDED       | ASKING, another server | ENDED
+    ENDED   |                |             |                        |
+
+A server that is overloaded or leaving sends us to another one; we go at most three times, never twice to one server and
+never to another address family. An old server's answer (RFC 3489) has MAPPED-ADDRESS only; it counts, although NATs
+that rewrite addresses in payloads may have spoilt it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+from polynya.core.flows import Flow
+from polynya.core.machine import Closed, Counters, Datagram, IcmpError, Send, SendFailed
+from polynya.core.trace import NO_TRACE, Tracer
+
+from .attributes import ALTERNATE_SERVER, ERROR_CODE, MAPPED_ADDRESS, XOR_MAPPED_ADDRESS
+from .message import Message, Received, decode
+from .registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Method
+from .transactions import UNRELIABLE, ClientTransaction, Ended, Schedule, Transactions
+
+if TYPE_CHECKING:
+    import random as random_module
+
+    from polynya.core.instants import Instant
+
+MAX_HOPS: Final = 3
+"""How often an ALTERNATE-SERVER is followed."""
+
+
+class State(Enum):
+    IDLE = "idle"
+    ASKING = "asking"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeEnded:
+    """The probe is over. `mapped` is what the server saw, or None; `reason` says why in either case."""
+
+    flow: Flow
+    server: Address
+    """The server that answered last: after a 300 not the one that was asked first."""
+    mapped: Address | None
+    reason: str
+    rtt: int | None
+    """Nanoseconds, where one request met one answer."""
+
+
+class BindingProbe:
+    """A machine: one Binding request to one server, and the answer to it."""
+
+    __slots__ = ("_asked", "_counters", "_events", "_flow", "_random", "_schedule", "_server", "_transactions", "state")
+
+    def __init__(
+        self,
+        *,
+        flow: Flow,
+        server: Address,
+        random: random_module.Random,
+        schedule: Schedule = UNRELIABLE,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        """`schedule` is `transactions.RELIABLE` when the flow is a stream, whose `remote` is then `server`."""
+        self.state = State.IDLE
+        self._flow = flow
+        self._server = server
+        self._random = random
+        self._schedule = schedule
+        self._asked: list[Address] = []
+        self._transactions: Transactions[None] = Transactions(trace)
+        self._events: list[ProbeEnded] = []
+        self._counters: dict[str, int] = {}
+
+    @property
+    def server(self) -> Address:
+        """Who is asked now."""
+        return self._server
+
+    def start(self, now: Instant) -> None:
+        """Ask. A second call changes nothing."""
+        if self.state is State.IDLE:
+            self.state = State.ASKING
+            self._ask(self._server, now)
+
+    def owns_transaction(self, transaction_id: bytes) -> bool:
+        """Whether an answer with this id is for this probe."""
+        return transaction_id in self._transactions
+
+    def receive(self, input: Datagram | Received | IcmpError | SendFailed | Closed, now: Instant) -> None:
+        """Take an answer or an error; what is not for this probe is dropped and counted."""
+        if self.state is not State.ASKING:
+            return
+        if isinstance(input, Received):
+            self._answered(input.message, input.flow, input.remote, now)
+        elif isinstance(input, Datagram):
+            try:
+                message = decode(input.data)
+            except DecodeError:
+                self._count("not STUN")
+                return
+            self._answered(message, input.flow, input.remote, now)
+        else:
+            self._transactions.receive(input, now)
+            self._end_if_failed()
+
+    def tick(self, now: Instant) -> None:
+        self._transactions.tick(now)
+        self._end_if_failed()
+
+    def next_timer(self) -> Instant | None:
+        return self._transactions.next_timer()
+
+    def outputs(self) -> list[Send]:
+        return self._transactions.outputs()
+
+    def events(self) -> list[ProbeEnded]:
+        drained, self._events = self._events, []
+        return drained
+
+    @property
+    def counters(self) -> Counters:
+        return {**self._transactions.counters, **self._counters}
+
+    def _ask(self, server: Address, now: Instant) -> None:
+        self._server = server
+        self._asked.append(server)
+        transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
+        request = Message.request(Method.BINDING, transaction_id).encode(fingerprint=True)
+        self._transactions.start(
+            transaction_id, request, self._flow, server, now, context=None, schedule=self._schedule
+        )  # fmt: skip
+
+    def _answered(self, message: Message, flow: Flow, remote: Address, now: Instant) -> None:
+        transaction = self._transactions.match(message.transaction_id, flow, remote)
+        if transaction is None:
+            return
+        if message.method != Method.BINDING or message.cls not in (Class.SUCCESS, Class.ERROR):
+            self._count("not a Binding response")
+            return
+        self._transactions.answer(transaction, now)
+        if message.unknown_required:
+            numbers = ", ".join(f"{number:#06x}" for number in message.unknown_required)
+            self._end(None, f"{remote} answered with attributes that are not known: {numbers}", transaction)
+        elif message.cls is Class.SUCCESS:
+            self._succeeded(message, transaction)
+        else:
+            self._refused(message, transaction, now)
+
+    def _succeeded(self, message: Message, transaction: ClientTransaction[None]) -> None:
+        mapped = message.get(XOR_MAPPED_ADDRESS)
+        if mapped is not None:
+            self._end(mapped, transaction.summary, transaction)
+            return
+        mapped = message.get(MAPPED_ADDRESS)
+        reason = f"{transaction.summary}, with MAPPED-ADDRESS only" if mapped else "the answer holds no mapped address"
+        self._end(mapped, reason, transaction)
+
+    def _refused(self, message: Message, transaction: ClientTransaction[None], now: Instant) -> None:
+        error = message.get(ERROR_CODE)
+        if error is None:
+            self._end(None, f"{self._server} refused and did not say why", transaction)
+        elif error.code == ErrorCode.TRY_ALTERNATE:
+            self._try_alternate(message.get(ALTERNATE_SERVER) or (), transaction, now)
+        else:
+            self._end(None, f"{self._server} refused: {error}", transaction)
+
+    def _try_alternate(self, servers: tuple[Address, ...], transaction: ClientTransaction[None], now: Instant) -> None:
+        """Go where the server sends us (RFC 8489, section 10). Only a flow without a connection can."""
+        usable = [server for server in servers if server.family == self._server.family and server.port]
+        fresh = [server for server in usable if server not in self._asked]
+        if self._schedule.sends == 1:
+            self._end(None, f"{self._server} asks to try another server, which needs another stream", transaction)
+        elif len(self._asked) > MAX_HOPS:
+            self._end(None, f"{self._server} asks to try another server, as {MAX_HOPS} others did", transaction)
+        elif not fresh:
+            what = "one that was asked before" if usable else "no server of this address family"
+            self._end(None, f"{self._server} asks to try another server and names {what}", transaction)
+        else:
+            self._ask(fresh[0], now)
+
+    def _end_if_failed(self) -> None:
+        for ended in self._transactions.events():
+            self._end(None, ended.reason, ended)
+
+    def _end(self, mapped: Address | None, reason: str, by: ClientTransaction[None] | Ended[None]) -> None:
+        self.state = State.ENDED
+        self._events.append(
+            ProbeEnded(flow=self._flow, server=self._server, mapped=mapped, reason=reason, rtt=by.rtt)
+        )  # fmt: skip
+
+    def _count(self, what: str) -> None:
+        self._counters[what] = self._counters.get(what, 0) + 1
