@@ -47,7 +47,8 @@ class Driver(Generic[MachineT]):
 
     Make it inside a running loop and close it there. `on_event` gets each event after the outputs of its step were
     carried out; what it raises goes to the loop's exception handler. `flow_ids` are those that the machine names its
-    flows with. `tls` makes the contexts of TLS flows; `capture` gets every packet while `trace` is enabled.
+    flows with. `tls` makes the contexts of TLS flows; `capture` gets every packet while `trace` is enabled;
+    `ip_fields` asks for the ECN, DSCP and TTL of what arrives, which makes every datagram a little dearer.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Driver(Generic[MachineT]):
         resolver: Resolves | None = None,
         tls: TlsContexts = system_tls,
         capture: Capture | None = None,
+        ip_fields: bool = False,
     ) -> None:
         self.machine = machine
         self.flow_ids = flow_ids or FlowIds()
@@ -79,6 +81,7 @@ class Driver(Generic[MachineT]):
             start=self._start,
             flow_ids=self.flow_ids,
             tls=tls,
+            ip_fields=ip_fields,
             trace=PacketTrace(trace, capture) if trace.enabled else None,
         )
         clock.watch(self._loop).subscribe(self, self._on_jump)

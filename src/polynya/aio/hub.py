@@ -38,6 +38,7 @@ class Hub:
         start: Callable[[Coroutine[Any, Any, None], str], None],
         flow_ids: FlowIds,
         tls: TlsContexts,
+        ip_fields: bool,
         trace: PacketTrace | None,
     ) -> None:
         self.take = take
@@ -47,6 +48,7 @@ class Hub:
         self._start = start
         self._flow_ids = flow_ids
         self._tls = tls
+        self._ip_fields = ip_fields
         self._carriers: dict[Flow, Carrier] = {}
         self._leaving: list[Stream | Listener] = []
 
@@ -86,7 +88,7 @@ class Hub:
         sock = sockets.open_udp(output)
         carrier = UdpSocket(sock, output.flow, take=self.take, lost=self.lost, tally=self.tally, trace=self.trace)
         try:
-            carrier.watch(self._loop)
+            carrier.watch(self._loop, ip_fields=self._ip_fields)
         except NotImplementedError:
             endpoint = UdpEndpoint(
                 sock, output.flow, take=self.take, lost=self.lost, tally=self.tally, trace=self.trace
@@ -179,7 +181,8 @@ class Hub:
 
     def abort(self) -> None:
         """Close all flows, whatever waits to be written."""
-        for carrier in self._shut():
+        self._leaving = self._shut()
+        for carrier in self._leaving:
             carrier.abort()
 
     async def aclose(self) -> None:

@@ -12,13 +12,14 @@ import random
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final
 
 from polynya.core.addresses import Address, scope
 from polynya.core.errors import ConfigurationError
-from polynya.core.machine import IpFields, Open
+from polynya.core.machine import Ecn, IpFields, Open
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Ancillary = tuple[tuple[int, int, bytes], ...]
@@ -33,6 +34,7 @@ SOFT_ERRORS: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, 
 # Linux's numbers where Python 3.11 has no name for them.
 IP_MTU_DISCOVER: Final = 10
 IP_RECVERR: Final = 11
+IP_RECVTTL: Final = 12
 IP_UNICAST_IF: Final = 50
 IPV6_MTU_DISCOVER: Final = 23
 IPV6_RECVERR: Final = 25
@@ -240,6 +242,36 @@ def ancillary(ip: IpFields, family: int) -> Ancillary:
     if ip.segment_size is not None:
         messages.append((socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", ip.segment_size)))
     return tuple(messages)
+
+
+def request_fields(sock: socket.socket) -> None:
+    """Ask for the ECN, DSCP and TTL of every datagram; where the system refuses, they are not known."""
+    six = sock.family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    options = (socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT) if six else (socket.IP_RECVTOS, IP_RECVTTL)
+    for option in options:
+        with suppress(OSError):
+            sock.setsockopt(level, option, 1)
+
+
+def received_fields(messages: Sequence[tuple[int, int, bytes]]) -> IpFields | None:
+    """What the control messages of a received datagram say of its IP header; None when they say nothing."""
+    traffic_class = ttl = None
+    for level, kind, data in messages:
+        value = int.from_bytes(data[:4], sys.byteorder)  # one byte for IPv4's TOS, an int for the others
+        if (level, kind) in _TRAFFIC_CLASSES:
+            traffic_class = value
+        elif (level, kind) in _HOP_LIMITS:
+            ttl = value
+    if traffic_class is None and ttl is None:
+        return None
+    if traffic_class is None:
+        return IpFields(ttl=ttl or None)
+    return IpFields(ecn=Ecn(traffic_class & 3), dscp=traffic_class >> 2 & 63, ttl=ttl or None)
+
+
+_TRAFFIC_CLASSES: Final = {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}
+_HOP_LIMITS: Final = {(socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)}
 
 
 def set_dont_fragment(sock: socket.socket, family: int, dont_fragment: bool | None) -> None:

@@ -35,6 +35,7 @@ REMOTES: Final = 4096
 """Remote addresses remembered in both forms; beyond that they are forgotten and made again."""
 
 _LARGEST: Final = 65535
+_CONTROL: Final = 128  # bytes of control messages: there are two
 _MAGIC_COOKIE: Final = b"\x21\x12\xa4\x42"
 _BEYOND_STUN: Final = b"\x04"  # bytes compare like text: whatever is not below this does not begin like STUN
 _FAILURES: Final = 16  # reads in a row that fail without a report before the socket is given up
@@ -87,8 +88,11 @@ class UdpSocket:
 
     # ------------------------------------------------------------------------------------------- life
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Read whenever there is something to read. NotImplementedError where the loop cannot watch sockets."""
+    def watch(self, loop: asyncio.AbstractEventLoop, *, ip_fields: bool = False) -> None:
+        """Read whenever there is something to read, with its IP fields if they are asked for.
+
+        NotImplementedError where the loop cannot watch sockets.
+        """
         watched: socket.socket | int = self._sock
         if not isinstance(loop, asyncio.SelectorEventLoop) and hasattr(select, "epoll"):
             # libuv stops watching a socket that has an error pending, and a pending ICMP error is one. An epoll
@@ -97,11 +101,13 @@ class UdpSocket:
             self._epoll.register(self._sock.fileno(), select.EPOLLIN)
             watched = self._epoll.fileno()
         try:
-            loop.add_reader(watched, self.read)
+            loop.add_reader(watched, self.read_with_fields if ip_fields else self.read)
         except BaseException:
             self._close_epoll()
             raise
         self._loop = loop
+        if ip_fields:
+            sockets.request_fields(self._sock)
 
     def close(self) -> None:
         """Stop reading and close the socket. Safe to call twice."""
@@ -169,7 +175,23 @@ class UdpSocket:
                 self._tally.bytes_in += size
                 self._bad_reads = 0
 
-    def dispatch(self, data: bytes, source: tuple[object, ...]) -> None:
+    def read_with_fields(self) -> None:
+        """Like `read`, and what the IP header said goes with each `Datagram`."""
+        for _ in range(BATCH):
+            try:
+                data, messages, _, source = self._sock.recvmsg(_LARGEST, _CONTROL)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if self.closed or not self._recover(error):
+                    break
+                continue
+            self._bad_reads = 0
+            self._tally.datagrams_in += 1
+            self._tally.bytes_in += len(data)
+            self.dispatch(data, source, sockets.received_fields(messages))
+
+    def dispatch(self, data: bytes, source: tuple[object, ...], ip: IpFields | None = None) -> None:
         """Hand over one datagram that did not take the short way."""
         deliver = self._deliveries.get(source)
         if deliver is not None and not is_stun(data):
@@ -177,7 +199,7 @@ class UdpSocket:
             return
         remote = self._remotes.get(source) or self._learn(source)
         packet = self._trace.received(remote, self.local, data) if self._trace is not None else 0
-        self._take(Datagram(self.flow, remote, data, None, packet))
+        self._take(Datagram(self.flow, remote, data, ip, packet))
 
     def _learn(self, source: tuple[object, ...]) -> Address:
         if len(self._remotes) >= REMOTES:
@@ -312,7 +334,7 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._sock)
         self._sendto = cast("Callable[[bytes, SockAddr], object]", self._transport.sendto)
 
-    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+    def watch(self, loop: asyncio.AbstractEventLoop, *, ip_fields: bool = False) -> None:
         raise NotImplementedError("an endpoint is attached, not watched")
 
     def datagram_received(self, data: bytes, addr: tuple[object, ...]) -> None:
