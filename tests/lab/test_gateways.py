@@ -1,0 +1,305 @@
+"""NAT routers and firewalls in the network: what crosses them, what does not, and what the sender hears."""
+
+from polynya.core.addresses import Address
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import IcmpError, IcmpKind, IpFields
+from polynya.core.packets import IpPacket, Protocol, TcpFields, TcpFlags
+from polynya.core.pcapng import PcapngWriter
+from polynya.core.trace import TraceEvent, Tracer
+from polynya.lab import UDP_BLOCKED, Firewall, Network, Profile, Refusal, Rule
+from polynya.lab.nodes import Node
+from polynya.nat import Hairpinning, NatConfig, full_cone, port_restricted_cone, symmetric
+from tests.lab.conftest import Program
+
+EXTERNAL = "198.51.100.1"
+
+
+class Home:
+    """Alice behind a gateway, a server in the open."""
+
+    def __init__(self, net: Network, config: NatConfig | None = None) -> None:
+        self.net = net
+        self.internet: Node = net.router("internet")
+        self.server = Program(net, net.host("server", "203.0.113.1", self.internet), 3478, echo=True)
+        self.stranger = Program(net, net.host("stranger", "203.0.113.9", self.internet))
+        self.gateway = net.nat(
+            "home", outside=self.internet, address=EXTERNAL, inside="10.0.0.0/24", config=config or NatConfig()
+        )
+        self.alice = Program(net, net.host("alice", "10.0.0.2", self.gateway))
+
+    def reasons(self) -> list[str]:
+        return [drop.reason for drop in self.net.drops]
+
+
+def test_the_server_sees_the_external_endpoint_and_its_answer_comes_back(net: Network) -> None:
+    home = Home(net)
+    home.alice.send(home.server.address, b"hello")
+    net.run_for(SECOND)
+    assert home.server.received == [(Address(EXTERNAL, 5000), b"hello")]
+    assert home.alice.received == [(home.server.address, b"hello")]
+
+
+def test_a_stranger_is_kept_out_with_the_reason(net: Network) -> None:
+    home = Home(net, port_restricted_cone())
+    home.alice.send(home.server.address)
+    net.run_for(SECOND)
+    home.stranger.send(Address(EXTERNAL, 5000))
+    net.run_for(SECOND)
+    [drop] = net.drops
+    assert drop.node == "home"
+    assert drop.reason == "port-restricted filtering: nothing was sent to 203.0.113.9:5000 from 10.0.0.2:5000"
+    assert home.stranger.machine.heard(IcmpError) == []
+
+
+def test_mappings_end_in_virtual_time_and_the_queue_runs_dry(net: Network) -> None:
+    home = Home(net)
+    home.alice.send(home.server.address)
+    net.run_for(119 * SECOND)
+    assert home.gateway.nat.rows()
+    net.run_for(2 * SECOND)
+    assert home.gateway.nat.rows() == []
+    assert net.clock.waiting == 0
+
+
+def test_private_addresses_are_not_known_outside(net: Network) -> None:
+    home = Home(net)
+    home.stranger.send(Address("10.0.0.2", 5000))
+    net.run_for(SECOND)
+    assert home.reasons() == ["no route to 10.0.0.2"]
+
+
+def test_two_hosts_behind_one_nat_talk_inside_and_by_hairpin(net: Network) -> None:
+    home = Home(net, full_cone())
+    bob = Program(net, net.host("bob", "10.0.0.3", home.gateway), 6000)
+    home.alice.send(bob.address, b"inside")
+    bob.send(home.server.address)
+    net.run_for(SECOND)
+    home.alice.send(Address(EXTERNAL, 6000), b"hairpin")
+    net.run_for(SECOND)
+    assert bob.received == [
+        (Address("10.0.0.2", 5000), b"inside"),
+        (home.server.address, b"x"),
+        (Address(EXTERNAL, 5000), b"hairpin"),
+    ]
+
+
+def test_without_hairpinning_it_is_dropped(net: Network) -> None:
+    home = Home(net, full_cone(hairpinning=Hairpinning.NONE))
+    home.alice.send(home.server.address)
+    net.run_for(SECOND)
+    home.alice.send(Address(EXTERNAL, 5000))
+    net.run_for(SECOND)
+    assert home.reasons() == ["hairpinning is off: 198.51.100.1:5000 is an address of this NAT"]
+
+
+def test_a_nat_behind_a_nat_translates_twice(net: Network) -> None:
+    internet = net.router("internet")
+    server = Program(net, net.host("server", "203.0.113.1", internet), echo=True)
+    carrier = net.nat("cgn", outside=internet, address=EXTERNAL, inside="100.64.0.0/24", config=symmetric())
+    home = net.nat("home", outside=carrier, address="100.64.0.2", inside="10.0.0.0/24")
+    alice = Program(net, net.host("alice", "10.0.0.2", home))
+    alice.send(server.address)
+    net.run_for(SECOND)
+    assert [remote.host for remote, _ in server.received] == [EXTERNAL]
+    assert alice.received == [(server.address, b"x")]
+    assert [row["internal"] for row in carrier.nat.rows() if row["entry"] == "mapping"] == ["100.64.0.2:5000"]
+
+
+def test_icmp_errors_find_their_way_back_through_two_nats(net: Network) -> None:
+    internet = net.router("internet")
+    server = net.host("server", "203.0.113.1", internet)
+    carrier = net.nat("cgn", outside=internet, address=EXTERNAL, inside="100.64.0.0/24")
+    home = net.nat("home", outside=carrier, address="100.64.0.2", inside="10.0.0.0/24")
+    alice = Program(net, net.host("alice", "10.0.0.2", home))
+    closed = Address("203.0.113.1", 7)
+    alice.send(closed)
+    net.run_for(SECOND)
+    [error] = alice.machine.heard(IcmpError)
+    assert (error.remote, error.kind, error.origin) == (
+        closed,
+        IcmpKind.PORT_UNREACHABLE,
+        server.interfaces[0].addresses[0],
+    )
+
+
+def test_an_inside_host_that_is_gone_is_reported_outside_without_its_address(net: Network) -> None:
+    home = Home(net, full_cone())
+    home.alice.send(home.server.address)
+    net.run_for(SECOND)
+    home.alice.process.stop()
+    home.stranger.send(Address(EXTERNAL, 5000))
+    net.run_for(SECOND)
+    [error] = home.stranger.machine.heard(IcmpError)
+    assert (error.remote, error.origin) == (Address(EXTERNAL, 5000), EXTERNAL)
+
+
+def test_a_link_that_is_down_inside_is_reported_by_the_gateway_as_from_its_outside(net: Network) -> None:
+    home = Home(net, full_cone())
+    home.alice.send(home.server.address)
+    net.run_for(SECOND)
+    peer = home.alice.process.host.interfaces[0].peer
+    assert peer is not None
+    peer.up = False
+    home.stranger.send(Address(EXTERNAL, 5000))
+    net.run_for(SECOND)
+    [error] = home.stranger.machine.heard(IcmpError)
+    assert (error.remote, error.origin) == (Address(EXTERNAL, 5000), EXTERNAL)
+
+
+def test_pings_and_expired_hops_cross_a_nat(net: Network) -> None:
+    home = Home(net)
+    host = home.alice.process.host
+    host.ping("203.0.113.1", 1)
+    net.run_for(SECOND)
+    assert [(who, n) for _, who, n in host.pongs] == [("203.0.113.1", 1)]
+    home.alice.send(home.server.address, b"x", IpFields(ttl=2))
+    home.alice.send(home.server.address, b"x", IpFields(ttl=1))
+    net.run_for(SECOND)
+    origins = [e.origin for e in home.alice.machine.heard(IcmpError) if e.kind is IcmpKind.TTL_EXCEEDED]
+    assert sorted(origins) == ["10.0.0.1", "198.18.0.1"]
+
+
+def test_fragments_cross_a_nat_whole(net: Network) -> None:
+    home = Home(net)
+    data = bytes(4000)
+    home.alice.send(home.server.address, data)
+    net.run_for(SECOND)
+    assert home.server.received == [(Address(EXTERNAL, 5000), data)]
+    assert home.alice.received == [(home.server.address, data)]
+
+
+def test_a_path_mtu_behind_the_nat_is_learnt_through_it(net: Network) -> None:
+    internet = net.router("internet")
+    home = net.nat("home", outside=internet, address=EXTERNAL, inside="10.0.0.0/24", link=Profile(mtu=1400))
+    server = Program(net, net.host("server", "203.0.113.1", internet, link=Profile(mtu=1300)))
+    alice = Program(net, net.host("alice", "10.0.0.2", home))
+    alice.send(server.address, bytes(1450), IpFields(dont_fragment=True))
+    alice.send(server.address, bytes(1350), IpFields(dont_fragment=True))
+    net.run_for(SECOND)
+    assert [(e.kind, e.mtu) for e in alice.machine.heard(IcmpError)] == [
+        (IcmpKind.TOO_BIG, 1400), (IcmpKind.TOO_BIG, 1300),
+    ]  # fmt: skip
+
+
+def test_an_unwanted_syn_is_answered_over_the_network_after_six_seconds(net: Network) -> None:
+    events: list[TraceEvent] = []
+    net = Network(seed=1, trace=Tracer(events.append))
+    home = Home(net)
+    syn = IpPacket(
+        net.packet_id(), home.stranger.address, Address(EXTERNAL, 80), Protocol.TCP, tcp=TcpFields(flags=TcpFlags.SYN)
+    )
+    home.stranger.process.host.send(syn)
+    net.run_for(5 * SECOND)
+    assert [e.reason for e in events if e.kind == "packet-dropped"] == [
+        "no mapping: 198.51.100.1:80 stands for no inside endpoint"
+    ]
+    net.run_for(2 * SECOND)
+    assert net.drops[-1].reason == "an ICMP error about a packet from 203.0.113.9:5000, where nothing is open"
+
+
+def test_dual_stack_translates_ipv4_and_guards_ipv6(net: Network) -> None:
+    internet = net.router("internet")
+    server = Program(
+        net, net.host("server", ("203.0.113.1", "2001:db8:5::1"), internet), local="2001:db8:5::1", echo=True
+    )
+    home = net.nat(
+        "home", outside=internet, address=EXTERNAL, inside=("10.0.0.0/24", "2001:db8:a::/64"), firewall=Firewall()
+    )
+    host = net.host("alice", ("10.0.0.2", "2001:db8:a::2"), home)
+    alice = Program(net, host, local="2001:db8:a::2")
+    server.send(alice.address, b"unasked")
+    net.run_for(SECOND)
+    assert alice.received == []
+    alice.send(server.address, b"hello")
+    net.run_for(SECOND)
+    assert server.received == [(alice.address, b"hello")]
+    assert alice.received == [(server.address, b"hello")]
+    assert [d.reason for d in net.drops] == [
+        "firewall: nothing was sent to [2001:db8:5::1]:5000 from [2001:db8:a::2]:5000"
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ firewalls
+
+
+def office(net: Network, *rules: Rule, refusal: Refusal = Refusal.SILENT) -> tuple[Program, Program]:
+    internet = net.router("internet")
+    wall = net.firewall("wall", outside=internet, rules=rules, refusal=refusal)
+    inside = Program(net, net.host("inside", "192.0.2.1", wall), echo=True)
+    outside = Program(net, net.host("outside", "203.0.113.1", internet), echo=True)
+    return inside, outside
+
+
+def test_a_firewall_lets_answers_in_and_nothing_else_until_the_session_ends(net: Network) -> None:
+    inside, outside = office(net)
+    outside.send(inside.address, b"unasked")
+    net.run_for(SECOND)
+    assert inside.received == []
+    inside.machine._echo = outside.machine._echo = False
+    inside.send(outside.address, b"hello")
+    net.run_for(SECOND)
+    outside.send(inside.address, b"answer")
+    net.run_for(SECOND)
+    assert inside.received == [(outside.address, b"answer")]
+    net.run_for(121 * SECOND)
+    outside.send(inside.address, b"late")
+    net.run_for(SECOND)
+    assert len(inside.received) == 1
+
+
+def test_blocked_udp_is_dropped_in_silence_or_refused_by_icmp() -> None:
+    for refusal, heard in ((Refusal.SILENT, []), (Refusal.ICMP, [IcmpKind.PROHIBITED])):
+        net = Network()
+        inside, outside = office(net, UDP_BLOCKED, refusal=refusal)
+        inside.send(outside.address)
+        net.run_for(SECOND)
+        assert [d.reason for d in net.drops] == ["firewall: UDP is blocked"]
+        assert [e.kind for e in inside.machine.heard(IcmpError)] == heard
+
+
+def test_rules_judge_by_direction_address_and_port(net: Network) -> None:
+    inside, outside = office(
+        net,
+        Rule(allow=True, outward=False, inside_ports=(5000, 5000)),
+        Rule(allow=False, outward=True, remote="203.0.113.0/24", remote_ports=(1, 1023)),
+    )
+    outside.send(inside.address, b"the open port")
+    net.run_for(SECOND)
+    assert (outside.address, b"the open port") in inside.received
+    inside.send(outside.address.with_port(53))
+    outside.send(inside.address.with_port(5001))
+    net.run_for(SECOND)
+    assert sorted(net.drop_reasons()) == [
+        "firewall: forbid out remote 203.0.113.0/24 remote ports 1-1023",
+        "firewall: nothing was sent to 203.0.113.1:5000 from 192.0.2.1:5001",
+    ]
+
+
+def test_icmp_errors_pass_a_firewall_only_with_their_session(net: Network) -> None:
+    inside, outside = office(net)
+    inside.send(outside.address.with_port(7))
+    net.run_for(SECOND)
+    assert [e.kind for e in inside.machine.heard(IcmpError)] == [IcmpKind.PORT_UNREACHABLE]
+    about = IpPacket(99, inside.address, outside.address.with_port(8), Protocol.UDP)
+    outside.process.host.refuse(about, IcmpKind.PORT_UNREACHABLE, "made up")
+    net.run_for(SECOND)
+    assert len(inside.machine.heard(IcmpError)) == 1
+    assert "which have no session" in net.drops[-1].reason
+
+
+# --------------------------------------------------------------------------------------------------------- captures
+
+
+def test_a_run_is_captured_at_every_interface_with_its_drops() -> None:
+    import io
+
+    file = io.BytesIO()
+    net = Network(seed=1, capture=PcapngWriter(file))
+    home = Home(net, port_restricted_cone())
+    home.alice.send(home.server.address)
+    home.stranger.send(Address(EXTERNAL, 5000))
+    net.run(Instant(SECOND))
+    data = file.getvalue()
+    for name in (b"alice/eth0", b"home/eth0", b"home/to-alice-eth0", b"server/eth0", b"home dropped"):
+        assert name in data
+    assert b"dropped: port-restricted filtering: nothing was sent to 203.0.113.9:5000" in data

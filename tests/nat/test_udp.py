@@ -1,0 +1,417 @@
+"""RFC 4787 by requirement: mapping, filtering, ports, pooling, hairpinning, timers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polynya.core.addresses import Address
+from polynya.core.instants import SECOND
+from polynya.core.machine import IcmpKind
+from polynya.core.packets import IcmpMessage, IpPacket, Protocol
+from polynya.nat import (
+    PRESETS,
+    Behaviour,
+    FilterScope,
+    Hairpinning,
+    NatConfig,
+    Pooling,
+    PortAssignment,
+    every_class,
+    full_cone,
+    port_restricted_cone,
+    restricted_cone,
+    symmetric,
+)
+from tests.nat.conftest import EXTERNAL, INSIDE, OTHER_INSIDE, SERVER, SERVER_OTHER_PORT, STRANGER, Bench
+
+RANDOM = NatConfig(ports=PortAssignment.RANDOM)
+Make = Callable[..., Bench]
+
+
+# ------------------------------------------------------------------------------------------- REQ-1 and 8: behaviours
+
+
+@pytest.mark.parametrize("filtering", list(Behaviour))
+@pytest.mark.parametrize(
+    ("mapping", "same_host", "other_host"),
+    [(Behaviour.EI, True, True), (Behaviour.AD, True, False), (Behaviour.APD, False, False)],
+)
+def test_a_mapping_is_shared_as_far_as_its_behaviour_says(
+    mapping: Behaviour, filtering: Behaviour, same_host: bool, other_host: bool
+) -> None:
+    nat = Bench(replace(RANDOM, mapping=mapping, filtering=filtering))
+    first = nat.out(INSIDE, SERVER)
+    assert first == nat.out(INSIDE, SERVER)
+    assert (first == nat.out(INSIDE, SERVER_OTHER_PORT)) is same_host
+    assert (first == nat.out(INSIDE, STRANGER)) is other_host
+    assert nat.out(OTHER_INSIDE, SERVER) != first
+    assert nat.out(INSIDE.with_port(5001), SERVER) != first
+
+
+@pytest.mark.parametrize("mapping", list(Behaviour))
+@pytest.mark.parametrize(
+    ("filtering", "same_host", "other_host"),
+    [(Behaviour.EI, True, True), (Behaviour.AD, True, False), (Behaviour.APD, False, False)],
+)
+def test_a_filter_lets_in_as_far_as_its_behaviour_says(
+    mapping: Behaviour, filtering: Behaviour, same_host: bool, other_host: bool
+) -> None:
+    nat = Bench(replace(RANDOM, mapping=mapping, filtering=filtering))
+    external = nat.out(INSIDE, SERVER)
+    assert external is not None
+    assert nat.come(SERVER, external) == INSIDE
+    assert nat.come(SERVER_OTHER_PORT, external) == (INSIDE if same_host else None)
+    assert nat.come(STRANGER, external) == (INSIDE if other_host else None)
+
+
+def test_a_drop_says_what_was_missing() -> None:
+    nat = Bench(port_restricted_cone())
+    external = nat.out(INSIDE, SERVER)
+    assert external is not None
+    nat.come(STRANGER, external)
+    assert nat.reason == "port-restricted filtering: nothing was sent to 203.0.113.9:4000 from 10.0.0.2:5000"
+    nat.come(STRANGER, external.with_port(9))
+    assert nat.reason == "no mapping: 198.51.100.1:9 stands for no inside endpoint"
+    nat = Bench(restricted_cone(filter_scope=FilterScope.MAPPING))
+    external = nat.out(INSIDE, SERVER)
+    assert external is not None
+    nat.come(STRANGER, external)
+    assert nat.reason == (
+        "address-restricted filtering: nothing was sent to 203.0.113.9 from 10.0.0.2:5000 by way of 198.51.100.1:5000"
+    )
+
+
+@pytest.mark.parametrize(("scope", "let_in"), [(FilterScope.ENDPOINT, True), (FilterScope.MAPPING, False)])
+def test_filtering_remembers_for_the_endpoint_or_for_the_mapping(scope: FilterScope, let_in: bool) -> None:
+    nat = Bench(symmetric(filter_scope=scope))
+    to_server, to_stranger = nat.out(INSIDE, SERVER), nat.out(INSIDE, STRANGER)
+    assert to_server is not None
+    assert to_stranger is not None
+    assert nat.come(STRANGER, to_stranger) == INSIDE
+    assert nat.come(STRANGER, to_server) == (INSIDE if let_in else None)
+
+
+@pytest.mark.parametrize(("sessions", "same"), [(False, False), (True, True)])
+def test_an_inbound_packet_makes_a_session_where_the_nat_does_that(sessions: bool, same: bool) -> None:
+    nat = Bench(NatConfig(mapping=Behaviour.APD, filtering=Behaviour.EI, inbound_sessions=sessions))
+    external = nat.out(INSIDE, SERVER)
+    assert external is not None
+    assert nat.come(STRANGER, external) == INSIDE
+    assert (nat.out(INSIDE, STRANGER) == external) is same
+
+
+def test_a_session_made_from_outside_takes_no_mapping_away() -> None:
+    nat = Bench(NatConfig(mapping=Behaviour.APD, filtering=Behaviour.EI, inbound_sessions=True))
+    to_server, to_stranger = nat.out(INSIDE, SERVER), nat.out(INSIDE, STRANGER)
+    assert to_server is not None
+    assert nat.come(STRANGER, to_server) == INSIDE
+    assert nat.out(INSIDE, STRANGER) == to_stranger
+
+
+def test_the_nine_classes_are_nine_and_the_presets_are_among_them() -> None:
+    assert len({config.label for config in every_class()}) == 9
+    assert [PRESETS[name].label for name in PRESETS] == ["EI/EI", "EI/AD", "EI/APD", "APD/APD"]
+    assert full_cone().label == "EI/EI"
+
+
+# --------------------------------------------------------------------------------- REQ-2: pooling, REQ-3 and 4: ports
+
+
+def test_paired_pooling_keeps_a_host_on_one_address_and_arbitrary_does_not() -> None:
+    pool = tuple(f"198.51.100.{i}" for i in range(1, 9))
+
+    def hosts(pooling: Pooling) -> set[str]:
+        nat = Bench(symmetric(pooling=pooling), pool)
+        return {found.host for i in range(40) if (found := nat.out(INSIDE, STRANGER.with_port(1000 + i)))}
+
+    assert len(hosts(Pooling.PAIRED)) == 1
+    assert len(hosts(Pooling.ARBITRARY)) > 3
+
+
+def test_ports_are_preserved_and_a_second_host_gets_another() -> None:
+    nat = Bench(NatConfig())
+    assert nat.out(INSIDE, SERVER) == Address(EXTERNAL, 5000)
+    second = nat.out(OTHER_INSIDE, SERVER)
+    assert second is not None
+    assert second.port != 5000
+    assert second.port >= 1024
+
+
+def test_well_known_ports_stay_well_known() -> None:
+    nat = Bench(NatConfig())
+    for host in ("10.0.0.2", "10.0.0.3", "10.0.0.4"):
+        external = nat.out(Address(host, 500), SERVER)
+        assert external is not None
+        assert external.port < 1024
+
+
+def test_contiguous_ports_follow_each_other_and_skip_what_is_taken() -> None:
+    nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behaviour.APD, port_range=(2000, 2003)))
+    found = [nat.out(INSIDE, STRANGER.with_port(i)) for i in range(1, 5)]
+    assert [a.port if a else None for a in found] == [2000, 2001, 2002, 2003]
+    assert nat.out(INSIDE, STRANGER.with_port(6)) is None
+    assert nat.reason == "no port of 198.51.100.1 is free for 10.0.0.2:5000"
+    nat.after(121)
+    again = nat.out(INSIDE, STRANGER)
+    assert again is not None
+    assert again.port == 2000
+
+
+@pytest.mark.parametrize("ports", list(PortAssignment))
+@pytest.mark.parametrize("inside", [5000, 5001])
+def test_parity_is_preserved_where_asked_for(ports: PortAssignment, inside: int) -> None:
+    nat = Bench(NatConfig(ports=ports, preserve_parity=True, mapping=Behaviour.APD))
+    found = [nat.out(INSIDE.with_port(inside), STRANGER.with_port(i)) for i in range(1, 30)]
+    assert {a.port % 2 for a in found if a} == {inside % 2}
+    assert len(set(found)) == 29
+
+
+def test_random_ports_come_from_the_seed() -> None:
+    def ports(seed: int) -> list[int]:
+        nat = Bench(symmetric(), seed=seed)
+        return [a.port for i in range(20) if (a := nat.out(INSIDE, STRANGER.with_port(1 + i)))]
+
+    assert ports(1) == ports(1)
+    assert ports(1) != ports(2)
+
+
+@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5), st.integers(1, 5)), max_size=60))
+def test_no_external_endpoint_stands_for_two_inside_ones(seed: int, sends: list[tuple[int, int, int]]) -> None:
+    for config in every_class(NatConfig(ports=PortAssignment.RANDOM, port_range=(1024, 1151))):
+        nat = Bench(config, seed=seed)
+        owner: dict[Address, Address] = {}
+        for host, port, peer in sends:
+            inside = Address(f"10.0.0.{2 + host}", 5000 + port)
+            external = nat.out(inside, Address(f"203.0.113.{peer}", 9))
+            assert external is not None
+            assert owner.setdefault(external, inside) == inside
+
+
+# ------------------------------------------------------------------------------------------ REQ-5 and 6: the timers
+
+
+def test_a_mapping_lives_two_minutes_and_not_longer_unless_renewed(bench: Make) -> None:
+    nat = bench()
+    external = nat.out(INSIDE, SERVER)
+    nat.after(119.9)
+    assert nat.come(SERVER, external) == INSIDE
+    nat.out(INSIDE, SERVER)
+    nat.after(119.9)
+    assert nat.come(SERVER, external) == INSIDE
+    nat.after(0.1)
+    assert nat.come(SERVER, external) is None
+    assert nat.nat.rows() == []
+
+
+def test_what_has_expired_is_gone_even_when_nobody_ticked(bench: Make) -> None:
+    nat = bench()
+    external = nat.out(INSIDE, SERVER)
+    nat.now += 120 * SECOND  # type: ignore[assignment]
+    assert nat.come(SERVER, external) is None
+    assert nat.reason.startswith("no mapping")
+
+
+def test_only_packets_from_inside_renew_unless_inbound_refresh_is_on(bench: Make) -> None:
+    for inbound, alive in ((False, None), (True, INSIDE)):
+        nat = bench(inbound_refresh=inbound)
+        external = nat.out(INSIDE, SERVER)
+        nat.after(100)
+        assert nat.come(SERVER, external) == INSIDE
+        nat.after(100)
+        assert nat.come(SERVER, external) == alive
+
+
+def test_a_nat_without_outbound_refresh_forgets_a_busy_mapping(bench: Make) -> None:
+    nat = bench(outbound_refresh=False)
+    external = nat.out(INSIDE, SERVER)
+    nat.after(100)
+    assert nat.out(INSIDE, SERVER) == external
+    nat.after(100)
+    assert nat.come(SERVER, external) is None
+
+
+def test_a_permission_ends_on_its_own_and_the_drop_says_so(bench: Make) -> None:
+    nat = bench()
+    external = nat.out(INSIDE, SERVER)
+    nat.after(60)
+    nat.out(INSIDE, STRANGER)
+    nat.now += 61 * SECOND  # type: ignore[assignment]
+    assert nat.come(STRANGER, external) == INSIDE
+    assert nat.come(SERVER, external) is None
+    assert nat.reason == (
+        "port-restricted filtering: what was sent to 203.0.113.1:3478 from 10.0.0.2:5000 stopped counting 1 s ago"
+    )
+
+
+def test_nothing_is_waited_for_when_the_table_is_empty(bench: Make) -> None:
+    nat = bench()
+    assert nat.nat.next_timer() is None
+    nat.out(INSIDE, SERVER)
+    assert nat.nat.next_timer() == 120 * SECOND
+    nat.after(121)
+    assert nat.nat.next_timer() is None
+
+
+# ------------------------------------------------------------------------------------------------ REQ-9: hairpinning
+
+
+def test_hairpinned_packets_have_the_external_source(bench: Make) -> None:
+    nat = bench(filtering=Behaviour.EI)
+    one, other = nat.out(INSIDE, SERVER), nat.out(OTHER_INSIDE, SERVER)
+    assert nat.hairpin(INSIDE, other) == (one, OTHER_INSIDE)
+    assert nat.hairpin(OTHER_INSIDE, one) == (other, INSIDE)
+
+
+def test_hairpinning_with_the_internal_source_shows_it(bench: Make) -> None:
+    nat = bench(filtering=Behaviour.EI, hairpinning=Hairpinning.INTERNAL_SOURCE)
+    nat.out(INSIDE, SERVER)
+    other = nat.out(OTHER_INSIDE, SERVER)
+    assert nat.hairpin(INSIDE, other) == (INSIDE, OTHER_INSIDE)
+
+
+def test_without_hairpinning_the_drop_says_so(bench: Make) -> None:
+    nat = bench(filtering=Behaviour.EI, hairpinning=Hairpinning.NONE)
+    other = nat.out(OTHER_INSIDE, SERVER)
+    assert nat.hairpin(INSIDE, other) is None
+    assert nat.reason.startswith("hairpinning is off: 198.51.100.1:5000")
+
+
+def test_a_hairpin_is_filtered_by_the_external_source(bench: Make) -> None:
+    nat = bench()
+    one, other = nat.out(INSIDE, SERVER), nat.out(OTHER_INSIDE, SERVER)
+    assert nat.hairpin(INSIDE, other) is None
+    assert nat.hairpin(OTHER_INSIDE, one) == (other, INSIDE)
+    assert nat.hairpin(INSIDE, other) == (one, OTHER_INSIDE)
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_full_tables_say_which_limit_was_met(bench: Make) -> None:
+    nat = bench(mapping=Behaviour.APD, max_mappings=3, max_mappings_per_host=2)
+    assert nat.out(INSIDE, STRANGER.with_port(1))
+    assert nat.out(INSIDE, STRANGER.with_port(2))
+    assert nat.out(INSIDE, STRANGER.with_port(3)) is None
+    assert nat.reason == "10.0.0.2 has all the 2 mappings that a host may have"
+    assert nat.out(OTHER_INSIDE, STRANGER)
+    assert nat.out(OTHER_INSIDE, SERVER) is None
+    assert nat.reason == "the table is full: 3 mappings"
+    nat.after(121)
+    assert nat.out(OTHER_INSIDE, SERVER)
+
+
+def test_a_family_without_an_external_address_is_not_translated(bench: Make) -> None:
+    nat = bench()
+    assert nat.out(Address("fd00::2", 5000), Address("2001:db8::1", 9)) is None
+    assert nat.reason == "this NAT has no external address of the family of [2001:db8::1]:9"
+    six = Bench(NatConfig(), (EXTERNAL, "2001:db8:1::1"))
+    assert six.out(Address("fd00::2", 5000), Address("2001:db8::1", 9)) == Address("2001:db8:1::1", 5000)
+    assert six.out(INSIDE, SERVER) == Address(EXTERNAL, 5000)
+
+
+@pytest.mark.parametrize("bad", [{"port_range": (0, 9)}, {"udp_timeout": 0}, {"max_mappings": 0}])
+def test_settings_that_cannot_be_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"port range|udp_timeout|max_mappings"):
+        NatConfig(**bad)  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------------------------------- REQ-12: ICMP, RFC 5508 echo
+
+
+def test_an_icmp_error_from_outside_reaches_the_inside_host_and_ends_nothing(bench: Make) -> None:
+    nat = bench()
+    sent = nat.packet(INSIDE, SERVER)
+    nat.nat.outbound(sent, nat.now)
+    external = sent.source
+    error = nat.error_in(sent)
+    assert error is not None
+    assert error.destination.host == INSIDE.host
+    assert error.icmp is not None
+    assert error.icmp.about is not None
+    assert (error.icmp.about.source, error.icmp.about.destination) == (INSIDE, SERVER)
+    assert nat.come(SERVER, external) == INSIDE
+
+
+def test_an_icmp_error_about_nothing_that_left_is_dropped(bench: Make) -> None:
+    nat = bench()
+    assert nat.error_in(nat.packet(Address(EXTERNAL, 9), SERVER), IcmpKind.TTL_EXCEEDED) is None
+    assert nat.reason == "an ICMP error about a packet from 198.51.100.1:9, which stands for no inside endpoint"
+
+
+def test_an_icmp_error_renews_nothing(bench: Make) -> None:
+    nat = bench(inbound_refresh=True)
+    sent = nat.packet(INSIDE, SERVER)
+    nat.nat.outbound(sent, nat.now)
+    external = sent.source
+    nat.after(119)
+    assert nat.error_in(nat.packet(external, SERVER)) is not None
+    nat.after(2)
+    assert nat.come(SERVER, external) is None
+
+
+def test_an_icmp_error_from_inside_shows_only_outside_addresses(bench: Make) -> None:
+    nat = bench()
+    external = nat.out(INSIDE, SERVER)
+    assert external is not None
+    arrived = nat.packet(SERVER, INSIDE)
+    icmp = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=arrived)
+    verdict = nat.nat.outbound(IpPacket(2, INSIDE.with_port(0), SERVER.with_port(0), Protocol.ICMP, icmp=icmp), nat.now)
+    assert verdict.packet is not None
+    assert verdict.packet.source == Address(EXTERNAL, 0)
+    assert arrived.destination == external
+
+
+def test_echo_is_mapped_by_identifier_for_a_minute(bench: Make) -> None:
+    nat = bench()
+
+    def ping(host: str) -> IpPacket:
+        icmp = IcmpMessage(identifier=77, sequence=1)
+        packet = IpPacket(1, Address(host, 0), Address("203.0.113.1", 0), Protocol.ICMP, icmp=icmp)
+        verdict = nat.nat.outbound(packet, nat.now)
+        assert verdict.packet is not None
+        return verdict.packet
+
+    def pong(identifier: int) -> str | None:
+        icmp = IcmpMessage(identifier=identifier, sequence=1, reply=True)
+        answer = IpPacket(2, Address("203.0.113.1", 0), Address(EXTERNAL, 0), Protocol.ICMP, icmp=icmp)
+        verdict = nat.nat.inbound(answer, nat.now)
+        return None if verdict.packet is None else verdict.packet.destination.host
+
+    one, other = ping("10.0.0.2"), ping("10.0.0.3")
+    assert one.icmp is not None
+    assert other.icmp is not None
+    assert one.icmp.identifier != other.icmp.identifier
+    assert pong(one.icmp.identifier) == "10.0.0.2"
+    assert pong(other.icmp.identifier) == "10.0.0.3"
+    nat.after(61)
+    assert pong(one.icmp.identifier) is None
+
+
+def test_an_echo_request_from_outside_is_for_nobody(bench: Make) -> None:
+    nat = bench(filtering=Behaviour.EI)
+    echo = IpPacket(1, SERVER.with_port(0), Address(EXTERNAL, 0), Protocol.ICMP, icmp=IcmpMessage(identifier=5))
+    assert nat.nat.inbound(echo, nat.now).reason == "an echo request from outside is for no inside host"
+
+
+# -------------------------------------------------------------------------------------------------------------- trace
+
+
+def test_the_trace_has_every_row_that_came_and_went() -> None:
+    nat = Bench(symmetric(filter_scope=FilterScope.MAPPING))
+    external = nat.out(INSIDE, SERVER)
+    mapping = {
+        "entry": "mapping", "protocol": "udp", "internal": "10.0.0.2:5000", "external": str(external),
+        "remote": "203.0.113.1:3478",
+    }  # fmt: skip
+    permission = {
+        "entry": "permission", "protocol": "udp", "external": str(external), "remote": "203.0.113.1:3478",
+    }  # fmt: skip
+    assert nat.nat.rows() == [mapping, permission]
+    assert nat.diffs() == [([mapping], []), ([permission], [])]
+    nat.after(121)
+    added = [row for rows, _ in nat.diffs() for row in rows]
+    removed = [row for _, rows in nat.diffs() for row in rows]
+    assert sorted(map(str, added)) == sorted(map(str, removed))
