@@ -1,0 +1,53 @@
+"""ICE (RFC 8445): candidates, pairs, checks, nomination, consent, and the agent that is made of them."""
+
+from .agent import IceAgent, IceInput
+from .candidates import Candidate, CandidateType, Gathered, LocalCandidate, TcpType
+from .config import IceConfig
+from .description import Description
+from .events import (
+    AgentState,
+    AgentStateChanged,
+    ConsentLost,
+    Failed,
+    IceEvent,
+    LocalCandidateAdded,
+    LocalCandidatesEnded,
+    PairChanged,
+    RemoteAuthenticated,
+    RemoteRevoked,
+    Restarted,
+    RoleChanged,
+    SelectedPairChanged,
+)
+from .nomination import NominationPolicy
+from .pairs import PairState, PairView
+from .report import Report
+
+__all__ = [
+    "AgentState",
+    "AgentStateChanged",
+    "Candidate",
+    "CandidateType",
+    "ConsentLost",
+    "Description",
+    "Failed",
+    "Gathered",
+    "IceAgent",
+    "IceConfig",
+    "IceEvent",
+    "IceInput",
+    "LocalCandidate",
+    "LocalCandidateAdded",
+    "LocalCandidatesEnded",
+    "NominationPolicy",
+    "PairChanged",
+    "PairState",
+    "PairView",
+    "RemoteAuthenticated",
+    "RemoteRevoked",
+    "Report",
+    "Restarted",
+    "RoleChanged",
+    "SelectedPairChanged",
+    "TcpType",
+]

@@ -1,0 +1,530 @@
+"""The ICE agent: what its owner holds (RFC 8445).
+
+The work lives in the parts: `candidates` (ours), `generation` (the other side, the checklists and the checks of one
+pair of credentials), `nomination` (when to nominate), `consent`. The agent paces the checks, chooses where data goes
+and says how far it is. Whatever comes in moves pairs; afterwards `_evaluate`, and nothing else, derives from the
+pairs what holds for the agent:
+
+    NEW        the other side's description, or an address of ours, is missing
+    CHECKING   neither of the following
+    CONNECTED  every component has a valid pair             COMPLETED  every component has a nominated one
+    FAILED     a component has no pair left that could work, the patience of RFC 8863 is over, and no candidates are
+               to come; or the consent of a component is lost and nothing can replace it
+    CLOSED     `close` was called: nothing moves any more
+
+FAILED is left when the other side's checks or new candidates arrive after all, and by a restart.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from random import Random
+from typing import Final
+
+from polynya.core.errors import DecodeError, UsageError
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, SendFailed
+from polynya.core.pacer import Pacer
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.message import Received, decode
+from polynya.stun.registry import Class, ErrorCode, Method
+
+from . import checks, report
+from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
+from .checklist import ChecklistState
+from .checks import Check, Refusal
+from .config import IceConfig
+from .description import Description, draw_credentials, negotiated_pacing
+from .events import (
+    AgentState,
+    AgentStateChanged,
+    Failed,
+    IceEvent,
+    LocalCandidateAdded,
+    LocalCandidatesEnded,
+    RemoteRevoked,
+    Restarted,
+    RoleChanged,
+)
+from .generation import Generation
+from .journal import Journal
+from .pacing import Pacing
+from .pairs import PairState, PairView
+from .prognosis import attempts, prognosis
+from .report import Report
+from .roles import Conflict, Role, role_name
+from .selection import Key, Selections
+
+IceInput = Datagram | Received | SendFailed | IcmpError | Closed
+
+_REFUSALS: Final = 20
+"""Answers to requests that nobody has authenticated, a second."""
+_HISTORY: Final = 16
+"""Changes of the agent's state that `why` remembers."""
+
+
+class IceAgent:
+    """One side of an ICE connection, with any number of streams and components.
+
+    Feed it with `receive` and `tick`, tell it of candidates and of the other side, and after any call take `outputs`
+    and `events`. `random` makes credentials, transaction ids and jitter; `pacer` is the process's.
+    """
+
+    def __init__(self, config: IceConfig, *, random: Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
+        self.config = config
+        self.state = AgentState.NEW
+        self.reason = "new"
+        self._random = random
+        self._journal = Journal(trace)
+        self._role = Role(config.controlling, random)
+        self._locals = LocalCandidates()
+        self._local_ended = False
+        self._pacing = Pacing(pacer, config.pacing)
+        self._nominate_at: Instant | None = None
+        self._look_at: Instant | None = None
+        self._history: list[tuple[Instant, str, str, str]] = []
+        self._selections = Selections(config, self._journal, random)
+        self._keys: tuple[Key, ...] = tuple(
+            (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
+        )
+        self._refusals = (Instant(0), 0)
+        self._previous: Generation | None = None
+        self._generation = self._new_generation(0)
+
+    def _new_generation(self, number: int, last_pair: int = 0) -> Generation:
+        config = self.config
+        drawn = draw_credentials(self._random)
+        given = number == 0 and config.ufrag is not None and config.password is not None
+        local = Description(
+            ufrag=config.ufrag if given and config.ufrag else drawn[0],
+            password=config.password if given and config.password else drawn[1],
+            options=config.options,
+            lite=config.lite,
+            pacing=config.pacing,
+            generation=number,
+        )
+        self._journal.label = local.ufrag
+        return Generation(
+            local,
+            components=config.components,
+            locals_=self._locals,
+            role=self._role,
+            journal=self._journal,
+            random=self._random,
+            schedule=config.schedule,
+            pair_limit=config.pair_limit,
+            last_pair=last_pair,
+        )
+
+    # ------------------------------------------------------------------------------------------------- what we signal
+
+    @property
+    def local_description(self) -> Description:
+        """What to signal first."""
+        return self._generation.local
+
+    @property
+    def remote_description(self) -> Description | None:
+        return self._generation.remote
+
+    @property
+    def controlling(self) -> bool:
+        return self._role.controlling
+
+    def add_local(self, gathered: Gathered, now: Instant) -> LocalCandidate | None:
+        """An address was found. Returns the candidate, or None when it is redundant."""
+        self._must_be_open("add_local")
+        if (gathered.stream, gathered.component) not in self._keys:
+            raise UsageError(f"there is no stream {gathered.stream} with a component {gathered.component}")
+        known = self._locals.base(gathered.flow)
+        local = self._locals.add(gathered)
+        if isinstance(local, str):
+            if self._journal.trace.enabled:
+                place = f"{gathered.type.value} {gathered.address}"
+                self._journal.trace(now, "candidate", local, side="local", candidate=place, agent=self._journal.label)
+            return None
+        self._announce(local, now)
+        if known is None:
+            self._generation.add_base(local, now)
+            self._evaluate(now)
+        return local
+
+    def _announce(self, local: LocalCandidate, now: Instant) -> None:
+        self._generation.note_candidate("local", local.candidate, "gathered", now)
+        if local.advertise:
+            self._journal.event(LocalCandidateAdded(candidate=local.candidate, local=local))
+
+    def end_of_local_candidates(self, now: Instant) -> None:
+        """Gathering is over."""
+        self._must_be_open("end_of_local_candidates")
+        if not self._local_ended:
+            self._local_ended = True
+            self._journal.event(LocalCandidatesEnded(generation=self._generation.number))
+            self._evaluate(now)
+
+    # ------------------------------------------------------------------------------------------- what was signalled
+
+    def set_remote(self, description: Description, now: Instant) -> None:
+        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9)."""
+        self._must_be_open("set_remote")
+        old = self._previous.remote if self._previous is not None else None
+        if old is not None and (description.ufrag, description.password) == (old.ufrag, old.password):
+            return  # a late repetition from before the restart
+        known = self._generation.remote
+        if known is not None:
+            if (description.ufrag, description.password) == (known.ufrag, known.password):
+                return
+            self._restart("the other side restarted", now)
+        if self._journal.trace.enabled:
+            self._journal.trace(
+                now, "description", side="remote", ufrag=description.ufrag, generation=description.generation
+            )
+        if description.lite and not self.config.lite and not self._role.controlling:
+            self._switch_role(True, "the other side is lite", now)
+        self._pacing.interval = negotiated_pacing(self.config.pacing, description, self.config.silent_pacing)
+        self._generation.set_remote(description, now)
+        self._evaluate(now)
+
+    def add_remote(self, candidate: Candidate, now: Instant, stream: int = 0) -> None:
+        """A candidate of the other side; any order, any number of times, before or after the description."""
+        self._must_be_open("add_remote")
+        outcome = self._generation.add_remote(candidate, stream, now)
+        self._generation.note_candidate("remote", candidate, outcome, now)
+        self._evaluate(now)
+
+    def end_of_remote_candidates(self, now: Instant) -> None:
+        """The other side has no more candidates (RFC 8838, section 14)."""
+        self._must_be_open("end_of_remote_candidates")
+        self._generation.remote_ended = True
+        self._evaluate(now)
+
+    def set_controlling(self, controlling: bool, now: Instant) -> None:
+        """Choose the role, before the other side is known or when a restart decides it anew (section 6.1.1)."""
+        self._must_be_open("set_controlling")
+        if controlling and self.config.lite:
+            raise UsageError("a lite agent is controlled by a full one")
+        if controlling != self._role.controlling:
+            self._switch_role(controlling, "as asked for", now)
+            self._evaluate(now)
+
+    def restart(self, now: Instant) -> Description:
+        """Begin a new generation; signal the description that is returned, and the candidates that follow as events.
+
+        The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9).
+        """
+        self._must_be_open("restart")
+        self._restart("as asked for", now)
+        self._evaluate(now)
+        return self._generation.local
+
+    def _restart(self, reason: str, now: Instant) -> None:
+        old = self._generation
+        if self._selections.of(old):
+            self._drop_previous()
+            self._previous = old
+        else:
+            self._forget(old)
+        self._generation = self._new_generation(old.number + 1, old.checklists.last_id)
+        self._journal.event(Restarted(generation=self._generation.number, reason=reason))
+        for local in self._locals.all:
+            self._announce(local, now)
+        if self._local_ended:
+            self._journal.event(LocalCandidatesEnded(generation=self._generation.number))
+
+    def close(self, now: Instant) -> None:
+        """The end: nothing is sent, waited for or accepted any more."""
+        if self.state is AgentState.CLOSED:
+            return
+        self._drop_previous()
+        self._forget(self._generation)
+        self._selections.clear()
+        self._nominate_at = self._look_at = None
+        self._pacing.idle()
+        self._journal.outputs.clear()
+        self._move(AgentState.CLOSED, "closed here", now)
+
+    def _must_be_open(self, what: str) -> None:
+        if self.state is AgentState.CLOSED:
+            raise UsageError(f"{what}: this agent is closed; make a new one")
+
+    # ---------------------------------------------------------------------------------------------------- the network
+
+    def receive(self, input: IceInput, now: Instant) -> None:
+        """Take in what happened on a flow. `Received` is a datagram that the owner has decoded already."""
+        if self.state is AgentState.CLOSED:
+            return
+        if isinstance(input, Datagram):
+            try:
+                message = decode(input.data)
+            except DecodeError as error:
+                self._journal.dropped(input.remote, str(error), now, input.packet)
+                return
+            self._message(Received(input.flow, input.remote, message, input.data, input.packet), now)
+        elif isinstance(input, Received):
+            self._message(input, now)
+        else:
+            self._trouble(input, now)
+        self._evaluate(now)
+
+    def _message(self, received: Received, now: Instant) -> None:
+        message = received.message
+        if message.method is not Method.BINDING:
+            self._journal.dropped(received.remote, "not a Binding message", now, received.packet)
+        elif message.cls is Class.REQUEST:
+            self._request(received, now)
+        elif message.cls is Class.INDICATION:
+            self._journal.count("keepalives received")
+        else:
+            for generation in self._generations():
+                if message.transaction_id in generation.transactions:
+                    generation.answered(received, now, self._on_conflict)
+                    return
+            self._journal.dropped(received.remote, "an answer to nothing that is under way", now, received.packet)
+
+    def _request(self, received: Received, now: Instant) -> None:
+        names = checks.username_of(received.message)
+        generation = self._generation
+        if self._previous is not None and names is not None and names[0] == self._previous.local.ufrag:
+            generation = self._previous
+        base = self._locals.base(received.flow)
+        if base is None:
+            self._journal.dropped(received.remote, f"no candidate of ours has {received.flow}", now, received.packet)
+            return
+        verdict = checks.examine(received, generation.credentials)
+        if isinstance(verdict, Refusal):
+            self._journal.dropped(received.remote, verdict.reason, now, received.packet)
+            if verdict.answer is not None and self._may_refuse(now):
+                self._journal.send(received.flow, received.remote, verdict.answer)
+            return
+        self._journal.count("checks received")
+        if generation is not self._generation:
+            self._journal.send(received.flow, received.remote, checks.accept(received, generation.credentials))
+            return
+        conflict = Conflict.NONE if self.config.lite else self._role.judge(received.message)
+        if conflict is Conflict.REFUSE:
+            answer = checks.refuse(received.message, generation.credentials, ErrorCode.ROLE_CONFLICT)
+            self._journal.send(received.flow, received.remote, answer)
+            self._journal.dropped(received.remote, "a role conflict that the other side gives way in", now)
+            return
+        if conflict is Conflict.SWITCH:
+            self._switch_role(not self._role.controlling, "a role conflict that we give way in", now)
+        self._journal.send(received.flow, received.remote, checks.accept(received, generation.credentials))
+        generation.heard(verdict, base, now)
+
+    def _may_refuse(self, now: Instant) -> bool:
+        since, count = self._refusals
+        if now >= since + SECOND:
+            since, count = now, 0
+        self._refusals = (since, count + 1)
+        return count < _REFUSALS
+
+    def _on_conflict(self, check: Check, now: Instant) -> None:
+        if self._role.refused(check.controlling, self._random):
+            self._switch_role(not self._role.controlling, "the other side answered 487", now)
+
+    def _switch_role(self, controlling: bool, reason: str, now: Instant) -> None:
+        if self._journal.trace.enabled:
+            old, new = self._role.name, role_name(controlling)
+            self._journal.trace(now, "role", reason, old=old, new=new, agent=self._journal.label)
+        self._role.controlling = controlling
+        self._generation.role_changed()
+        self._journal.event(RoleChanged(controlling=controlling, reason=reason))
+
+    def _trouble(self, trouble: SendFailed | IcmpError | Closed, now: Instant) -> None:
+        """A send was refused, an ICMP error came back, a flow is gone."""
+        if isinstance(trouble, SendFailed) and trouble.errno == errno.ECONNREFUSED:
+            trouble = IcmpError(flow=trouble.flow, remote=trouble.remote, kind=IcmpKind.PORT_UNREACHABLE)
+        for generation in self._generations():
+            generation.trouble(trouble, now)
+        if isinstance(trouble, Closed):
+            self._locals.remove(trouble.flow)
+
+    # ------------------------------------------------------------------------------------------------------------ time
+
+    def tick(self, now: Instant) -> None:
+        """Resend, check, ask for consent, give up: whatever is due."""
+        if self.state is AgentState.CLOSED:
+            return
+        for generation in self._generations():
+            generation.tick(now)
+        self._selections.tick(self._generation, now)
+        self._evaluate(now)
+
+    def next_timer(self) -> Instant | None:
+        due = [self._nominate_at, self._look_at, self._pacing.next_timer(), self._selections.next_timer()]
+        due += [generation.transactions.next_timer() for generation in self._generations()]
+        return min((at for at in due if at is not None), default=None)
+
+    def outputs(self) -> list[Output]:
+        drained, self._journal.outputs = self._journal.outputs, []
+        return drained
+
+    def events(self) -> list[IceEvent]:
+        drained, self._journal.events = self._journal.events, []
+        return drained
+
+    def _generations(self) -> tuple[Generation, ...]:
+        return (self._generation,) if self._previous is None else (self._generation, self._previous)
+
+    def owns_transaction(self, transaction_id: bytes) -> bool:
+        """Whether an answer with this id is for this agent."""
+        return any(transaction_id in generation.transactions for generation in self._generations())
+
+    @property
+    def local_ufrags(self) -> tuple[str, ...]:
+        """The ufrags that requests for this agent begin their USERNAME with: the current one first."""
+        return tuple(generation.local.ufrag for generation in self._generations())
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+
+    def _evaluate(self, now: Instant) -> None:
+        """Derive from the pairs what holds for the agent. Called after whatever may have moved one."""
+        if self.state is AgentState.CLOSED:
+            return
+        for key in self._keys:
+            self._selections.update(key, self._generation, now)
+        if self._previous is not None and not self._selections.of(self._previous):
+            self._drop_previous()
+        self._nominate_at = self._nominate(now)
+        state, reason = self._conclude(now)
+        self._move(state, reason, now)
+        self._run_checks(now)
+
+    def _conclude(self, now: Instant) -> tuple[AgentState, str]:
+        """The state of every checklist, and of the agent."""
+        generation = self._generation
+        self._look_at = None
+        failed: list[str] = []
+        valid = completed = 0
+        for checklist in generation.checklists.lists:
+            done, hopeless = 0, len(failed)
+            for component in range(1, checklist.components + 1):
+                if any(pair.valid for pair in checklist.of(component)):
+                    valid += 1
+                    done += checklist.nominated(component)
+                    continue
+                outlook = prognosis(
+                    generation, checklist.stream, component, self.config, local_ended=self._local_ended, now=now
+                )
+                if outlook.reason is not None:
+                    failed.append(outlook.reason)
+                elif outlook.at is not None:
+                    self._look_at = outlook.at if self._look_at is None else min(self._look_at, outlook.at)
+            completed += done
+            state = ChecklistState.RUNNING
+            if len(failed) > hopeless:
+                state = ChecklistState.FAILED
+            elif done == checklist.components:
+                state = ChecklistState.COMPLETED
+            self._journal.checklist(checklist, state, now)
+        if failed:
+            return AgentState.FAILED, "; ".join(failed)
+        if completed == len(self._keys):
+            return AgentState.COMPLETED, "every component has a nominated pair"
+        if valid == len(self._keys):
+            return AgentState.CONNECTED, "every component has a valid pair"
+        if generation.remote is None or not self._locals.all:
+            missing = "an address of ours" if generation.remote is not None else "the other side's description"
+            return (AgentState.NEW if not generation.number else AgentState.CHECKING), f"{missing} is awaited"
+        return AgentState.CHECKING, "pairs are checked"
+
+    def _move(self, state: AgentState, reason: str, now: Instant) -> None:
+        """The one writer of the agent's state."""
+        old = self.state
+        if state is old:
+            return
+        self.state, self.reason = state, reason
+        self._history.append((now, old.value, state.value, reason))
+        if len(self._history) > _HISTORY:
+            del self._history[1]
+        if self._journal.trace.enabled:
+            self._journal.trace(now, "agent", reason, old=old.value, new=state.value, agent=self._journal.label)
+        self._journal.event(AgentStateChanged(old=old, new=state, reason=reason))
+        if state is AgentState.FAILED:
+            self._journal.event(Failed(reason=reason, attempts=attempts(self._generation)))
+
+    def _nominate(self, now: Instant) -> Instant | None:
+        """Nominate where it is time to; otherwise when to look again."""
+        if not self._role.controlling or self._generation.remote is None:
+            return None
+        later: list[Instant] = []
+        more = not (self._local_ended and self._generation.remote_ended)
+        for stream, component in self._keys:
+            checklist = self._generation.checklists.lists[stream]
+            pairs = list(checklist.of(component))
+            if any((pair.nominated and pair.valid) or pair.nominating for pair in pairs):
+                continue
+            decision = self.config.nomination.decide(pairs, ta=self._pacing.interval, more_may_come=more)
+            if decision is None:
+                continue
+            if decision.at > now:
+                later.append(decision.at)
+                continue
+            decision.pair.nominating = True
+            checklist.trigger(decision.pair)
+            self._journal.note(f"pair {decision.pair.id} is to be nominated: {decision.reason}", now)
+        return min(later, default=None)
+
+    def _run_checks(self, now: Instant) -> None:
+        """Send the checks whose slot has come."""
+        generation = self._generation
+        if generation.remote is None or self.config.lite:
+            return
+        while generation.checklists.has_work():
+            if not self._pacing.ready(now):
+                return
+            found = generation.checklists.next_check(now)
+            if found is None:
+                break
+            pair, triggered = found
+            if pair.state is PairState.SUCCEEDED and not pair.nominating:
+                continue
+            generation.check(pair, now, nominate=pair.nominating, triggered=triggered)
+            self._pacing.used(now)
+        self._pacing.idle()
+
+    def _drop_previous(self) -> None:
+        if self._previous is not None:
+            self._forget(self._previous)
+            self._previous = None
+
+    def _forget(self, generation: Generation) -> None:
+        """A generation is over: what was accepted by its credentials alone is refused from now on."""
+        generation.transactions.clear()
+        current = self._generation
+        still = current.authenticated() if generation is not current else []
+        for flow, remote in generation.authenticated():
+            if (flow, remote) not in still:
+                self._journal.event(RemoteRevoked(flow=flow, remote=remote))
+
+    # --------------------------------------------------------------------------------------------------------- seeing
+
+    def pairs(self) -> list[PairView]:
+        """Every pair as it is now, stream by stream, the highest priority first."""
+        return [pair.view(selected=self._selections.holds(pair)) for pair in self._generation.checklists]
+
+    def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
+        """Where a component's data goes now."""
+        selection = self._selections.by_key.get((stream, component))
+        return None if selection is None else selection.pair.view(selected=True)
+
+    def local_candidates(self) -> list[LocalCandidate]:
+        return list(self._locals.all)
+
+    def why(self) -> Report:
+        """What happened and why, down to each transition of each pair."""
+        return report.agent_report(
+            state=self.state.value,
+            reason=self.reason,
+            role=self._role.name,
+            generation=self._generation,
+            locals_=self._locals.all,
+            selected=[selection.pair for selection in self._selections.by_key.values()],
+            counters=self.stats(),
+            history=self._history,
+        )
+
+    def stats(self) -> Mapping[str, int]:
+        """What was counted."""
+        return dict(self._journal.counters)

@@ -1,0 +1,271 @@
+"""Checklists: which pairs there are, and which is checked next (RFC 8445, sections 6.1.2 and 6.1.4; RFC 8838, 10 to
+12).
+
+A checklist holds the pairs of one stream, highest priority first, and its triggered-check queue; the checklist set
+holds the checklists of all streams. A foundation is checked by one pair at a time over the whole set: the others
+stay Frozen until that one succeeded, or nothing of their foundation is waiting or under way any more.
+
+The next check comes from the checklists in turn. In one checklist the triggered checks go first, then the best
+Waiting pair, then the best Frozen one whose foundation is idle. A checklist without anything to check uses up no
+slot.
+
+    RUNNING -- every component has a nominated pair --> COMPLETED
+    RUNNING -- every pair of a component failed, and no more can come --> FAILED
+    COMPLETED, FAILED -- a pair is revived by the other side, or the nominated one is lost --> RUNNING
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Final
+
+from polynya.core.addresses import Address, scope
+from polynya.core.flows import Flow
+from polynya.core.instants import Instant
+
+from .candidates import Candidate, LocalCandidate
+from .journal import Journal
+from .pairs import Pair, PairEvent, PairState
+
+PAIR_LIMIT: Final = 100
+"""Pairs of all checklists together (RFC 8445, section 6.1.2.5)."""
+
+_ACTIVE: Final = (PairState.WAITING, PairState.IN_PROGRESS)
+_EXPENDABLE: Final = (PairState.FROZEN, PairState.WAITING, PairState.FAILED)
+
+
+class ChecklistState(Enum):
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Checklist:
+    """The pairs of one stream."""
+
+    __slots__ = ("_by_path", "components", "pairs", "remotes", "state", "stream", "triggered")
+
+    def __init__(self, stream: int, components: int) -> None:
+        self.stream = stream
+        self.components = components
+        self.state = ChecklistState.RUNNING
+        self.pairs: list[Pair] = []
+        self.triggered: list[Pair] = []
+        self.remotes: dict[tuple[int, Address], Candidate] = {}
+        """The remote candidates, by component and address (without zone)."""
+        self._by_path: dict[tuple[Flow, Address], Pair] = {}
+
+    def at(self, flow: Flow, remote: Address) -> Pair | None:
+        """The pair of a path."""
+        return self._by_path.get((flow, remote))
+
+    def of(self, component: int) -> Iterator[Pair]:
+        """The pairs of a component, highest priority first."""
+        return (pair for pair in self.pairs if pair.component == component)
+
+    def nominated(self, component: int) -> bool:
+        """Whether the component has a nominated pair that is valid."""
+        return any(pair.nominated and pair.valid for pair in self.of(component))
+
+    def trigger(self, pair: Pair) -> None:
+        """Queue a triggered check; a pair is queued once (RFC 8445, section 6.1.4.1)."""
+        if pair not in self.triggered:
+            self.triggered.append(pair)
+
+    def add(self, pair: Pair) -> None:
+        self._by_path[pair.path] = pair
+        self.pairs.append(pair)
+        self.sort()
+
+    def remove(self, pair: Pair) -> None:
+        del self._by_path[pair.path]
+        self.pairs.remove(pair)
+        if pair in self.triggered:
+            self.triggered.remove(pair)
+
+    def sort(self) -> None:
+        self.pairs.sort(key=_rank)
+
+
+def _rank(pair: Pair) -> tuple[int, int]:
+    return -pair.priority, pair.id
+
+
+class ChecklistSet:
+    """The checklists of all streams of one generation."""
+
+    __slots__ = ("_last_id", "_turn", "journal", "limit", "lists")
+
+    def __init__(
+        self, components: tuple[int, ...], journal: Journal, limit: int = PAIR_LIMIT, last_id: int = 0
+    ) -> None:
+        self.lists = [Checklist(stream, count) for stream, count in enumerate(components)]
+        self.journal = journal
+        self.limit = limit
+        self._last_id = last_id
+        self._turn = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        """All pairs, stream by stream."""
+        return (pair for checklist in self.lists for pair in checklist.pairs)
+
+    @property
+    def last_id(self) -> int:
+        """The highest number of a pair, so that the next generation's go on from there."""
+        return self._last_id
+
+    # ------------------------------------------------------------------------------------------------------- formation
+
+    def pair(
+        self,
+        local: LocalCandidate,
+        remote: Candidate,
+        controlling: bool,
+        reason: str,
+        now: Instant,
+        *,
+        force: bool = False,
+    ) -> Pair | None:
+        """Make the pair of a base and a remote candidate, or return None where none is to be made.
+
+        `force` is for the path of an authenticated check: it is made even when the checklist is full.
+        """
+        checklist = self.lists[local.stream]
+        address = path_address(local, remote)
+        if address is None or checklist.at(local.flow, address) is not None:
+            return None
+        pair = Pair(self._last_id + 1, local, remote, address)
+        pair.prioritise(controlling)
+        if not self._make_room(checklist, pair, force, now):
+            return None
+        self._last_id += 1
+        checklist.add(pair)
+        self.journal.new_pair(pair, reason, now)
+        if not force:
+            self._first_state(pair, now)
+        return pair
+
+    def _make_room(self, checklist: Checklist, pair: Pair, force: bool, now: Instant) -> bool:
+        """Keep to the limit by dropping the pair of lowest priority (RFC 8445, section 6.1.2.5)."""
+        if len(checklist.pairs) < max(self.limit // len(self.lists), 1):
+            return True
+        for worst in reversed(checklist.pairs):
+            if worst.state in _EXPENDABLE and (force or _rank(worst) > _rank(pair)):
+                checklist.remove(worst)
+                self.journal.count("pairs over the limit")
+                if worst.state is not PairState.FAILED:
+                    self.journal.move(worst, PairEvent.FAILED, "dropped: the checklist is full", now)
+                return True
+        self.journal.count("pairs over the limit")
+        return force and not any(known.state in _EXPENDABLE for known in checklist.pairs)
+
+    def _first_state(self, pair: Pair, now: Instant) -> None:
+        """Waiting for the first pair of a foundation, Frozen for the rest (RFC 8445, 6.1.2.6; RFC 8838, section 12)."""
+        if self.lists[pair.stream].nominated(pair.component):
+            return
+        for other in self:
+            if other is pair or other.foundation != pair.foundation or other.state not in _ACTIVE:
+                continue
+            untried = other.state is PairState.WAITING and other not in self.lists[other.stream].triggered
+            if not untried or (other.stream, other.component, *_rank(other)) < (
+                pair.stream,
+                pair.component,
+                *_rank(pair),
+            ):
+                return
+            self.journal.move(other, PairEvent.SET_ASIDE, "another pair of its foundation goes first", now)
+        self.journal.move(pair, PairEvent.UNFREEZE, "the first of its foundation", now)
+
+    def prioritise(self, controlling: bool) -> None:
+        """Compute all priorities anew: the role changed (RFC 8445, section 7.3.1.1)."""
+        for pair in self:
+            pair.prioritise(controlling)
+        for checklist in self.lists:
+            checklist.sort()
+
+    # -------------------------------------------------------------------------------------------------------- schedule
+
+    def has_work(self) -> bool:
+        """Whether a slot would be used."""
+        return any(checklist.triggered or self._best(checklist) is not None for checklist in self.lists)
+
+    def next_check(self, now: Instant) -> tuple[Pair, bool] | None:
+        """Take the pair to check now, and whether it was triggered (RFC 8445, section 6.1.4.2)."""
+        for _ in self.lists:
+            checklist = self.lists[self._turn]
+            self._turn = (self._turn + 1) % len(self.lists)
+            if checklist.triggered:
+                return checklist.triggered.pop(0), True
+            pair = self._best(checklist)
+            if pair is not None:
+                self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now)
+                return pair, False
+        return None
+
+    def _best(self, checklist: Checklist) -> Pair | None:
+        """The best Waiting pair, else the best Frozen one of an idle foundation."""
+        if checklist.state is not ChecklistState.RUNNING:
+            return None
+        frozen = None
+        for pair in checklist.pairs:
+            if pair.state is PairState.WAITING:
+                return pair
+            if frozen is None and pair.state is PairState.FROZEN and not checklist.nominated(pair.component):
+                frozen = pair if self._idle(pair.foundation) else None
+        return frozen
+
+    def _idle(self, foundation: tuple[str, str]) -> bool:
+        return not any(pair.foundation == foundation and pair.state in _ACTIVE for pair in self)
+
+    def unfreeze(self, foundation: tuple[str, str], now: Instant) -> None:
+        """A pair of this foundation succeeded: the others are worth a check (RFC 8445, section 7.2.5.3.3)."""
+        for pair in self:
+            if (
+                pair.state is PairState.FROZEN
+                and pair.foundation == foundation
+                and not self.lists[pair.stream].nominated(pair.component)
+            ):
+                self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now)
+
+    def set_aside(self, nominated: Pair, now: Instant, *, higher_stays: bool) -> None:
+        """A pair was nominated: what is open for its component need not be (RFC 8445, section 8.1.2).
+
+        `higher_stays`: the other side may nominate a better one yet, as in RFC 5245, section 8.1.2.
+        """
+        checklist = self.lists[nominated.stream]
+        for pair in checklist.of(nominated.component):
+            if (
+                pair is not nominated
+                and pair.state in _ACTIVE
+                and (not higher_stays or pair.priority < nominated.priority)
+            ):
+                if pair in checklist.triggered:
+                    checklist.triggered.remove(pair)
+                self.journal.move(pair, PairEvent.SET_ASIDE, f"not needed: pair {nominated.id} was nominated", now)
+
+
+def path_address(local: LocalCandidate, remote: Candidate) -> Address | None:
+    """Where packets from `local` to `remote` go, or None where the two do not fit (RFC 8445, section 6.1.2.2).
+
+    Family, transport and component must be the same; link-local goes with link-local, loopback with loopback.
+    """
+    ours, theirs = local.base, remote.address
+    if (
+        local.component != remote.component
+        or local.candidate.transport != remote.transport
+        or remote.transport != "udp"
+    ):
+        return None
+    if ours.family != theirs.family or theirs.port == 0:
+        return None
+    our_scope, their_scope = scope(ours.host), scope(theirs.host)
+    if their_scope in ("multicast", "unspecified"):
+        return None
+    if (our_scope == "loopback") != (their_scope == "loopback"):
+        return None
+    if theirs.family == 6 and (our_scope == "link-local") != (their_scope == "link-local"):
+        return None
+    if their_scope == "link-local" and theirs.family == 6 and not theirs.zone:
+        return Address(theirs.host, theirs.port, ours.zone)
+    return theirs

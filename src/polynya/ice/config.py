@@ -1,0 +1,58 @@
+"""What an agent is told when it is made. Durations are nanoseconds; every deviation from an RFC is an option here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from polynya.core.errors import ConfigurationError
+from polynya.core.instants import MILLISECOND, SECOND
+from polynya.stun.transactions import UNRELIABLE, Schedule
+
+from .checklist import PAIR_LIMIT
+from .consent import KEEPALIVE
+from .description import DEFAULT_PACING, OFFERED_PACING
+from .nomination import REGULAR, NominationPolicy
+
+PATIENCE: Final = 39_500 * MILLISECOND
+"""How long an agent goes on hoping, although every pair has failed (RFC 8863, section 4): one STUN transaction."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceConfig:
+    """The options of one agent."""
+
+    controlling: bool = True
+    ufrag: str | None = None
+    """Given together with `password`, or both left out to be drawn."""
+    password: str | None = field(default=None, repr=False)
+    lite: bool = False
+    components: tuple[int, ...] = (1,)
+    """The number of components of each stream."""
+    pacing: int = OFFERED_PACING
+    """Ta that is proposed by `ice-pacing`."""
+    silent_pacing: int = DEFAULT_PACING
+    """Ta towards a peer that proposes none. Less than 50 ms deviates from RFC 8839, section 5.7."""
+    schedule: Schedule = UNRELIABLE
+    """Of the checks' retransmissions; an RTO below 500 ms deviates from RFC 8445, section 14.3."""
+    nomination: NominationPolicy = REGULAR
+    pair_limit: int = PAIR_LIMIT
+    patience: int = PATIENCE
+    trickle_limit: int = 90 * SECOND
+    """How long candidates are waited for from a side that does not say that they have ended."""
+    options: tuple[str, ...] = ("ice2", "trickle")
+    consent: bool = True
+    """False: no consent checks, keepalives instead, as for a peer outside of RFC 7675."""
+    keepalive: int = KEEPALIVE
+
+    def __post_init__(self) -> None:
+        if (self.ufrag is None) != (self.password is None):
+            raise ConfigurationError("give ufrag and password together, or neither")
+        if not self.components or not all(1 <= count <= 256 for count in self.components):
+            raise ConfigurationError(f"every stream has 1 to 256 components, not {self.components}")
+        if min(self.pacing, self.silent_pacing, self.patience, self.trickle_limit) < 0 or self.keepalive <= 0:
+            raise ConfigurationError("pacing, patience, trickle_limit and keepalive are durations in nanoseconds")
+        if self.pair_limit < 1:
+            raise ConfigurationError(f"the limit of pairs is at least 1, not {self.pair_limit}")
+        if self.lite and self.controlling:
+            raise ConfigurationError("a lite agent is controlled: give controlling=False")

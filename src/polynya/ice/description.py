@@ -1,0 +1,117 @@
+"""What the two agents tell each other besides candidates: credentials, options and pacing (RFC 8839, section 5).
+
+A `Description` belongs to one generation: a restart makes a new one with new credentials (RFC 8445, section 9).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from polynya.core.errors import DecodeError
+from polynya.core.instants import MILLISECOND
+
+DEFAULT_PACING: Final = 50 * MILLISECOND
+"""Ta towards peers that say nothing (RFC 8445, section 14.2)."""
+OFFERED_PACING: Final = 5 * MILLISECOND
+"""What we propose: the least that RFC 8445, section 14.2 allows a process."""
+
+_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_UFRAG = re.compile(r"[A-Za-z0-9+/]{4,256}")
+_PASSWORD = re.compile(r"[A-Za-z0-9+/]{22,256}")
+_OPTION = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
+_MAX_OPTIONS: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """The session-level part of what an agent signals; candidates travel on their own (RFC 8838)."""
+
+    ufrag: str
+    password: str = field(repr=False)
+    options: tuple[str, ...] = ()
+    lite: bool = False
+    pacing: int | None = None
+    """The Ta that this agent proposes, nanoseconds; None when it says nothing, which means 50 ms."""
+    generation: int = 0
+    """Counts restarts, for signaling that carries it; what makes a generation is its credentials."""
+
+    def __post_init__(self) -> None:
+        if not _UFRAG.fullmatch(self.ufrag):
+            raise DecodeError(f"the ufrag {self.ufrag[:32]!r} is not 4 to 256 of A-Z a-z 0-9 + /")
+        if not _PASSWORD.fullmatch(self.password):
+            raise DecodeError("the password is not 22 to 256 of A-Z a-z 0-9 + /")
+        if len(self.options) > _MAX_OPTIONS or not all(_OPTION.fullmatch(option) for option in self.options):
+            raise DecodeError("the ICE options are not at most 32 tokens")
+        if self.pacing is not None and self.pacing < 0:
+            raise DecodeError(f"a pacing of {self.pacing} ns is not zero or more")
+
+    @property
+    def ice2(self) -> bool:
+        """Whether the agent speaks RFC 8445, and so does not nominate aggressively (section 10)."""
+        return "ice2" in self.options
+
+    @property
+    def trickle(self) -> bool:
+        """Whether candidates may follow (RFC 8838)."""
+        return "trickle" in self.options
+
+    @property
+    def renomination(self) -> bool:
+        return "renomination" in self.options
+
+    def to_sdp(self) -> str:
+        """The attribute lines, each with `a=` and CR LF (RFC 8839, sections 5.3 to 5.7)."""
+        lines = [f"ice-ufrag:{self.ufrag}", f"ice-pwd:{self.password}"]
+        if self.options:
+            lines.append(f"ice-options:{' '.join(self.options)}")
+        if self.pacing is not None:
+            lines.append(f"ice-pacing:{-(-self.pacing // MILLISECOND)}")
+        if self.lite:
+            lines.append("ice-lite")
+        return "".join(f"a={line}\r\n" for line in lines)
+
+    @classmethod
+    def parse(cls, text: str, generation: int = 0) -> Description:
+        """Read the attribute lines out of SDP and pass over all others. DecodeError names the line that is wrong."""
+        found: dict[str, str] = {}
+        for number, line in enumerate(text.splitlines(), start=1):
+            name, _, value = line.strip().removeprefix("a=").partition(":")
+            if name in _ATTRIBUTES:
+                if name in found:
+                    raise DecodeError(f"line {number}: {name} is given twice")
+                found[name] = value.strip()
+        if "ice-ufrag" not in found or "ice-pwd" not in found:
+            raise DecodeError("the description lacks ice-ufrag or ice-pwd")
+        pacing = found.get("ice-pacing")
+        if pacing is not None and not (pacing.isascii() and pacing.isdigit() and len(pacing) <= 10):
+            raise DecodeError(f"ice-pacing {pacing[:32]!r} is not a number of milliseconds")
+        return cls(
+            ufrag=found["ice-ufrag"],
+            password=found["ice-pwd"],
+            options=tuple(found.get("ice-options", "").split()),
+            lite="ice-lite" in found,
+            pacing=None if pacing is None else int(pacing) * MILLISECOND,
+            generation=generation,
+        )
+
+
+_ATTRIBUTES: Final = ("ice-ufrag", "ice-pwd", "ice-options", "ice-pacing", "ice-lite")
+
+
+def negotiated_pacing(ours: int, remote: Description, silent: int = DEFAULT_PACING) -> int:
+    """The Ta that both agree on: the larger proposal, `silent` from a peer that makes none (RFC 8839, section 5.7)."""
+    return max(ours, silent if remote.pacing is None else remote.pacing)
+
+
+def random_characters(random: Random, count: int) -> str:
+    """`count` of the 64 ice-chars; 6 bits of randomness each (RFC 8839, section 5.4)."""
+    bits = random.getrandbits(6 * count)
+    return "".join(_CHARACTERS[(bits >> 6 * index) & 63] for index in range(count))
+
+
+def draw_credentials(random: Random) -> tuple[str, str]:
+    """A ufrag of 48 bits and a password of 144 (RFC 8445, section 5.3 asks for 24 and 128)."""
+    return random_characters(random, 8), random_characters(random, 24)

@@ -1,0 +1,489 @@
+"""One generation of an agent: from the start, or a restart, to the next restart (an "ICE session" of RFC 8445, section
+4).
+
+It holds what belongs to one pair of credentials: the other side's description and candidates, the checklists, the
+checks that are under way, and the checks that came before the description did. It moves pairs and says so in the
+journal; what follows for the agent as a whole (which pair carries data, what is nominated, whether it failed) the
+agent derives afterwards from the pairs.
+
+How an authenticated request moves things (section 7.3.1): the source becomes a peer-reflexive candidate when nobody
+has signalled it; the pair is made when there is none, and a triggered check is queued unless the pair has succeeded.
+A check of ours that is under way is given up for the triggered one (it probably met a closed filter that is open
+now), but not when it is itself a triggered check younger than one RTO: two agents would otherwise trigger each other
+for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from errno import errorcode
+from random import Random
+from typing import Final
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.instants import Instant
+from polynya.core.machine import Closed, IcmpError, SendFailed
+from polynya.stun.attributes import ERROR_CODE, StunError
+from polynya.stun.message import Received
+from polynya.stun.registry import Class, ErrorCode
+from polynya.stun.transactions import Schedule, Transactions
+
+from . import checks
+from .candidates import Candidate, CandidateType, LocalCandidate, LocalCandidates
+from .checklist import PAIR_LIMIT, ChecklistSet
+from .checks import Check, Credentials, InboundCheck
+from .description import Description
+from .events import RemoteAuthenticated, RemoteRevoked
+from .journal import Journal
+from .pairs import Pair, PairEvent, PairState
+from .roles import Role
+
+EARLY_LIMIT: Final = 16
+"""Checks that are kept until the other side's description arrives."""
+REMOTE_LIMIT: Final = 256
+"""Remote candidates of one stream."""
+
+
+class Generation:
+    """The state of one pair of credentials."""
+
+    __slots__ = (
+        "_authenticated",
+        "_early",
+        "_journal",
+        "_locals",
+        "_nominations",
+        "_pending",
+        "_random",
+        "_reflexive",
+        "_role",
+        "_schedule",
+        "checklists",
+        "credentials",
+        "local",
+        "number",
+        "remote",
+        "remote_ended",
+        "started_at",
+        "transactions",
+    )
+
+    def __init__(
+        self,
+        local: Description,
+        *,
+        components: tuple[int, ...],
+        locals_: LocalCandidates,
+        role: Role,
+        journal: Journal,
+        random: Random,
+        schedule: Schedule,
+        pair_limit: int = PAIR_LIMIT,
+        last_pair: int = 0,
+    ) -> None:
+        self.number = local.generation
+        self.local = local
+        self.remote: Description | None = None
+        self.remote_ended = False
+        self.started_at: Instant | None = None
+        """When checks could begin: the patience of RFC 8863 counts from here."""
+        self.credentials = Credentials(local)
+        self.checklists = ChecklistSet(components, journal, pair_limit, last_pair)
+        self.transactions: Transactions[Check] = Transactions(journal.trace)
+        self._locals = locals_
+        self._role = role
+        self._journal = journal
+        self._random = random
+        self._schedule = schedule
+        self._pending: list[tuple[Candidate, int]] = []
+        self._early: list[tuple[InboundCheck, LocalCandidate]] = []
+        self._authenticated: dict[tuple[Flow, Address], None] = {}
+        self._reflexive = 0
+        self._nominations = 0
+
+    # ------------------------------------------------------------------------------------------------------ candidates
+
+    def set_remote(self, remote: Description, now: Instant) -> None:
+        """The other side's description: candidates and checks that came before it are taken up now."""
+        self.remote = remote
+        self.started_at = now
+        self.credentials.set_remote(remote)
+        pending, self._pending = self._pending, []
+        for candidate, stream in pending:
+            self.add_remote(candidate, stream, now)
+        early, self._early = self._early, []
+        for check, base in early:
+            self.heard(check, base, now)
+
+    def add_remote(self, candidate: Candidate, stream: int, now: Instant) -> str:
+        """A candidate that was signalled; says what became of it. Order, repetition and lateness do not matter."""
+        if self.remote is None:
+            if len(self._pending) >= REMOTE_LIMIT:
+                return "dropped: too many candidates before the description"
+            self._pending.append((candidate, stream))
+            return "kept until the description arrives"
+        ufrag = dict(candidate.extensions).get("ufrag")
+        if ufrag is not None and ufrag != self.remote.ufrag:
+            return f"dropped: of another generation (ufrag {ufrag[:16]})"
+        if not 0 <= stream < len(self.checklists.lists):
+            return f"dropped: there is no stream {stream}"
+        checklist = self.checklists.lists[stream]
+        if candidate.component > checklist.components:
+            return f"dropped: there is no component {candidate.component}"
+        key = (candidate.component, candidate.address)
+        known = checklist.remotes.get(key)
+        if known is not None and known.type is not CandidateType.PEER_REFLEXIVE:
+            return "known already"
+        if known is None and len(checklist.remotes) >= REMOTE_LIMIT:
+            return f"dropped: {REMOTE_LIMIT} are known already"
+        checklist.remotes[key] = candidate
+        if known is not None:
+            for pair in checklist.pairs:
+                if pair.remote is known:
+                    pair.readopt(candidate)
+            self.checklists.prioritise(self._role.controlling)
+        for base in self._bases():
+            if base.stream == stream:
+                self._pair(base, candidate, "the remote candidate was signalled", now)
+        return "new" if known is None else "adopted: it was known as peer-reflexive"
+
+    def add_base(self, base: LocalCandidate, now: Instant) -> None:
+        """A base of ours: paired with every candidate of the other side that was signalled."""
+        for candidate in self.checklists.lists[base.stream].remotes.values():
+            if candidate.type is not CandidateType.PEER_REFLEXIVE:
+                self._pair(base, candidate, "the local candidate was gathered", now)
+
+    def _bases(self) -> Iterable[LocalCandidate]:
+        seen: dict[Flow, LocalCandidate] = {}
+        for local in self._locals.all:
+            if local.is_base or local.flow not in seen:
+                seen[local.flow] = local
+        return seen.values()
+
+    def _pair(self, base: LocalCandidate, remote: Candidate, reason: str, now: Instant) -> None:
+        self.checklists.pair(base, remote, self._role.controlling, reason, now)
+
+    def trouble(self, trouble: SendFailed | IcmpError | Closed, now: Instant) -> None:
+        """A refused send or a soft ICMP error is a lost packet, remembered as a hint; a hard one ends the check.
+
+        A closed flow takes its pairs with it.
+        """
+        if not isinstance(trouble, Closed):
+            what = _trouble_name(trouble)
+            self._journal.count(what)
+            for checklist in self.checklists.lists:
+                pair = checklist.at(trouble.flow, trouble.remote)
+                if pair is not None and pair.state is not PairState.SUCCEEDED:
+                    pair.hint(what)
+        self.transactions.receive(trouble, now)
+        self.reap(now)
+        if isinstance(trouble, Closed):
+            self._remove_flow(trouble.flow, f"the flow is gone: {trouble.reason}", now)
+
+    def _remove_flow(self, flow: Flow, reason: str, now: Instant) -> None:
+        for path in [path for path in self._authenticated if path[0] == flow]:
+            del self._authenticated[path]
+            self._journal.event(RemoteRevoked(flow=flow, remote=path[1]))
+        for pair in list(self.checklists):
+            if pair.flow == flow:
+                self.fail(pair, reason, now)
+                self.checklists.lists[pair.stream].remove(pair)
+
+    # ------------------------------------------------------------------------------------------------- other's checks
+
+    def heard(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> None:
+        """An authenticated check came (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
+        self._authenticate(check.flow, check.remote, base)
+        if self.remote is None:
+            key = (check.flow, check.remote)
+            if len(self._early) < EARLY_LIMIT and not any(
+                (known.flow, known.remote) == key and known.nominate >= check.nominate for known, _ in self._early
+            ):
+                self._early.append((check, base))
+            return
+        if check.remote_ufrag != self.remote.ufrag:
+            self._journal.dropped(check.remote, "a check from another ufrag than the signalled one", now, check.packet)
+            return
+        pair = self._pair_of(check, base, now)
+        if pair is None:
+            self._journal.dropped(check.remote, "no pair can be made for this check", now, check.packet)
+            return
+        pair.requests_received += 1
+        pair.responses_sent += 1
+        self._journal.flag(pair, "the other side's check arrived", now, readable=True)
+        if self.local.lite:
+            if check.nominate:
+                self._succeeded(pair, "the other side nominated it", now, check.packet)
+                self.nominate(pair, "the other side nominated it", now)
+            return
+        if check.nominate and not self._role.controlling:
+            if pair.valid:
+                self.nominate(pair, "the other side nominated it", now)
+            else:
+                pair.nominate_on_success = True
+        if not pair.revoked:
+            self._trigger(pair, now, check.packet)
+
+    def _pair_of(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> Pair | None:
+        checklist = self.checklists.lists[base.stream]
+        pair = checklist.at(check.flow, check.remote)
+        if pair is not None:
+            return pair
+        key = (base.component, Address(check.remote.host, check.remote.port))
+        remote = checklist.remotes.get(key)
+        if remote is None:
+            if len(checklist.remotes) >= REMOTE_LIMIT:
+                return None
+            self._reflexive += 1
+            remote = Candidate(
+                foundation=f"prflx{self._reflexive}",
+                component=base.component,
+                priority=check.priority,
+                address=key[1],
+                type=CandidateType.PEER_REFLEXIVE,
+                transport=base.candidate.transport,
+            )
+            checklist.remotes[key] = remote
+            self.note_candidate("remote", remote, "a check came from there", now)
+        return self.checklists.pair(
+            base, remote, self._role.controlling, "the other side's check arrived", now, force=True
+        )  # fmt: skip
+
+    def _trigger(self, pair: Pair, now: Instant, packet: int) -> None:
+        """Queue a triggered check (section 7.3.1.4)."""
+        if pair.state is PairState.SUCCEEDED:
+            return
+        if pair.state is PairState.IN_PROGRESS and pair.transaction is not None:
+            transaction = self.transactions.by_id.get(pair.transaction)
+            if transaction is not None:
+                if transaction.context.triggered and now - transaction.context.sent_at < self._schedule.rto:
+                    return
+                self.transactions.cancel(pair.transaction, now)
+        self._journal.move(pair, PairEvent.TRIGGERED, "the other side's check arrived", now, packet)
+        self.checklists.lists[pair.stream].trigger(pair)
+
+    def _authenticate(self, flow: Flow, remote: Address, base: LocalCandidate) -> None:
+        path = (flow, remote)
+        if path not in self._authenticated:
+            self._authenticated[path] = None
+            self._journal.event(
+                RemoteAuthenticated(flow=flow, remote=remote, stream=base.stream, component=base.component)
+            )
+
+    def authenticated(self) -> list[tuple[Flow, Address]]:
+        """Where data may come from."""
+        return list(self._authenticated)
+
+    # ------------------------------------------------------------------------------------------------------- our checks
+
+    def check(self, pair: Pair, now: Instant, *, nominate: bool = False, triggered: bool = False) -> None:
+        """Send a check on a pair; on a Succeeded one only to nominate it."""
+        context = self._request(pair, now, nominate=nominate, triggered=triggered)
+        if pair.tried_at is None:
+            pair.tried_at = now
+        self._journal.move(pair, PairEvent.CHECK_SENT, "a check was sent", now)
+        self._start(context, now, self._schedule)
+
+    def consent_check(self, pair: Pair, now: Instant, schedule: Schedule) -> None:
+        """Ask for consent on a pair. Towards a lite agent it carries the nomination, which such agents go by."""
+        nominate = self._role.controlling and pair.nominated and self.remote is not None and self.remote.lite
+        context = self._request(pair, now, nominate=nominate)
+        context.consent = True
+        self._start(context, now, schedule)
+
+    def keepalive(self, pair: Pair) -> None:
+        """Keep the mapping of a pair that carries nothing else (section 11)."""
+        self._journal.send(*pair.path, checks.keepalive(self.draw_id()))
+
+    def draw_id(self) -> bytes:
+        return self._random.getrandbits(96).to_bytes(12, "big")
+
+    def _request(self, pair: Pair, now: Instant, *, nominate: bool, triggered: bool = False) -> Check:
+        return Check(pair, self._role.controlling, nominate, checks.reflexive_priority(pair), now, triggered)
+
+    def _start(self, check: Check, now: Instant, schedule: Schedule) -> None:
+        transaction_id = self.draw_id()
+        pair = check.pair
+        data = checks.request_check(
+            self.credentials, transaction_id, self._role, check.priority, nominate=check.nominate
+        )  # fmt: skip
+        pair.requests_sent += 1
+        if not check.consent:
+            pair.transaction = transaction_id
+        self.transactions.start(transaction_id, data, *pair.path, now, context=check, schedule=schedule)
+        self._flush()
+
+    def tick(self, now: Instant) -> None:
+        """Resend what is due; a check that ran out fails its pair."""
+        self.transactions.tick(now)
+        self._flush()
+        self.reap(now)
+
+    def reap(self, now: Instant) -> None:
+        """Act on the transactions that ended without an answer (section 7.2.5.2.3)."""
+        for ended in self.transactions.events():
+            if not ended.context.consent:
+                self.fail(ended.context.pair, ended.reason, now)
+
+    def _flush(self) -> None:
+        self._journal.outputs += self.transactions.outputs()
+
+    def answered(self, received: Received, now: Instant, on_conflict: Callable[[Check, Instant], None]) -> None:
+        """An answer to a check of ours (section 7.2.5). What does not fit is dropped and the check goes on."""
+        message = received.message
+        transaction = self.transactions.by_id.get(message.transaction_id)
+        key = self.credentials.remote_key
+        if transaction is None or key is None:
+            return
+        check = transaction.context
+        pair = check.pair
+        if not message.verify(key):
+            error = message.get(ERROR_CODE)
+            if error is not None:
+                pair.hint(f"an unsigned answer {_phrase(error)}")
+            self._journal.dropped(received.remote, "an answer with wrong or no integrity", now, received.packet)
+            return
+        if (received.flow, received.remote) != pair.path:
+            self._journal.dropped(received.remote, "an answer from elsewhere than asked", now, received.packet)
+            if not check.consent:  # section 7.2.5.2.1
+                self.transactions.drop(message.transaction_id)
+                self.fail(pair, f"it was answered from {received.remote}", now, received.packet)
+            return
+        mapped = checks.mapped_address(message)
+        if message.cls is Class.SUCCESS and mapped is None:
+            self._journal.dropped(received.remote, "an answer without a mapped address", now, received.packet)
+            return
+        self.transactions.answer(transaction, now)
+        pair.responses_received += 1
+        if transaction.rtt is not None:
+            pair.rtt = transaction.rtt
+            pair.rtt_total += transaction.rtt
+        if message.cls is not Class.SUCCESS or mapped is None:
+            self._refused(check, message.get(ERROR_CODE), now, received.packet, on_conflict)
+            return
+        if check.consent:
+            pair.answered_at = now
+            return
+        base = pair.local
+        pair.seen = self._locals.peer_reflexive(base, mapped, check.priority)
+        self._authenticate(*pair.path, base)
+        if check.nominate:
+            pair.nominating = False
+        self._succeeded(pair, "its check was answered", now, received.packet)
+        if check.nominate and check.controlling and self._role.controlling:
+            self.nominate(pair, "the check that nominates it was answered", now)
+        elif pair.nominate_on_success and not self._role.controlling:
+            self.nominate(pair, "the other side had nominated it", now)
+
+    def _refused(
+        self,
+        check: Check,
+        error: StunError | None,
+        now: Instant,
+        packet: int,
+        on_conflict: Callable[[Check, Instant], None],
+    ) -> None:
+        code = None if error is None else error.code
+        if code == ErrorCode.ROLE_CONFLICT:
+            on_conflict(check, now)
+            if not check.consent and not check.pair.revoked:
+                check.pair.nominating = False
+                self._journal.move(check.pair, PairEvent.TRIGGERED, "role conflict: checked again", now, packet)
+                if check.pair.state is not PairState.SUCCEEDED:
+                    self.checklists.lists[check.pair.stream].trigger(check.pair)
+        elif code == ErrorCode.FORBIDDEN and check.consent:
+            self.revoke(check.pair, "the other side revoked its consent (403)", now)
+        elif not check.consent:
+            self.fail(check.pair, f"its check was refused: {_phrase(error)}", now, packet)
+
+    # -------------------------------------------------------------------------------------------------------- verdicts
+
+    def _succeeded(self, pair: Pair, reason: str, now: Instant, packet: int) -> None:
+        if pair.revoked:
+            return
+        pair.answered_at = now
+        pair.prioritise(self._role.controlling)
+        checklist = self.checklists.lists[pair.stream]
+        if pair in checklist.triggered:
+            checklist.triggered.remove(pair)
+        if pair.transaction is not None and not pair.nominating:
+            self.transactions.cancel(pair.transaction, now)
+            pair.transaction = None
+        self._journal.move(pair, PairEvent.ANSWERED, reason, now, packet)
+        if not pair.valid:
+            pair.valid_at = now
+            self._journal.flag(pair, reason, now, writable=True, valid=True)
+        self.checklists.unfreeze(pair.foundation, now)
+
+    def nominate(self, pair: Pair, reason: str, now: Instant) -> None:
+        """A valid pair is nominated, by us or by the other side."""
+        pair.nominate_on_success = False
+        if pair.nominated or not pair.valid:
+            return
+        self._nominations += 1
+        pair.nominated_order = self._nominations
+        self._journal.flag(pair, reason, now, nominated=True)
+        aggressive = self.remote is not None and not self.remote.ice2 and not self._role.controlling
+        for other in self.checklists.lists[pair.stream].of(pair.component):
+            if (
+                other is not pair
+                and other.state is PairState.IN_PROGRESS
+                and other.transaction is not None
+                and not (aggressive and other.priority > pair.priority)
+            ):
+                self.transactions.cancel(other.transaction, now)
+                other.transaction = None
+        self.checklists.set_aside(pair, now, higher_stays=aggressive)
+
+    def chosen(self, stream: int, component: int) -> Pair | None:
+        """The nominated pair that counts.
+
+        An agent of RFC 8445 nominates one; should it nominate another, it means the newer. Of the several that an
+        aggressive agent of RFC 5245 nominates the one of highest priority counts (section 8.1.1.2 there).
+        """
+        nominated = [p for p in self.checklists.lists[stream].of(component) if p.nominated and p.valid]
+        if not nominated:
+            return None
+        latest = self._role.controlling or (self.remote is not None and self.remote.ice2)
+        return max(nominated, key=lambda p: (p.nominated_order if latest else p.valid_priority, -p.id))
+
+    def fail(self, pair: Pair, reason: str, now: Instant, packet: int = 0) -> None:
+        """A pair does not work (any more)."""
+        reason = pair.explain(reason)
+        checklist = self.checklists.lists[pair.stream]
+        if pair in checklist.triggered:
+            checklist.triggered.remove(pair)
+        if pair.transaction is not None:
+            self.transactions.drop(pair.transaction)
+            pair.transaction = None
+        pair.nominating = pair.nominate_on_success = False
+        self._journal.flag(pair, reason, now, writable=False, valid=False, nominated=False)
+        self._journal.move(pair, PairEvent.FAILED, reason, now, packet)
+
+    def revoke(self, pair: Pair, reason: str, now: Instant) -> None:
+        """Consent to send on a pair is lost, and for these credentials for good (RFC 7675, section 5.1)."""
+        pair.revoked = True
+        self.fail(pair, reason, now)
+
+    def role_changed(self) -> None:
+        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make."""
+        self.checklists.prioritise(self._role.controlling)
+        for pair in self.checklists:
+            pair.nominating = pair.nominate_on_success = False
+
+    def note_candidate(self, side: str, candidate: Candidate, reason: str, now: Instant) -> None:
+        """Write a candidate into the trace."""
+        trace = self._journal.trace
+        if trace.enabled:
+            trace(now, "candidate", reason, side=side, candidate=str(candidate), agent=self._journal.label)
+
+
+def _phrase(error: StunError | None) -> str:
+    return "an error without a code" if error is None else f"{error.code} {error.reason}"[:80]
+
+
+def _trouble_name(trouble: SendFailed | IcmpError) -> str:
+    if isinstance(trouble, SendFailed):
+        return f"the system refused to send, {errorcode.get(trouble.errno, trouble.errno)}"
+    return f"ICMP {trouble.kind.value}" + (f" from {trouble.origin}" if trouble.origin else "")

@@ -1,0 +1,84 @@
+"""When the controlling agent nominates which valid pair (RFC 8445, section 8.1.1: regular nomination).
+
+The RFC leaves the moment to the agent. Data flows on the first valid pair anyway, so the policy has time, but not
+much:
+
+1. No better pair can still come (every better one failed, and neither side has candidates to add): at once.
+2. Otherwise the best valid pair has to stay the best while things settle: for one round trip of its own, and no less
+   than Ta, counted from when it became valid or the last better pair was first tried, so that each better pair has the
+   time of one answer. While a better pair has not been tried at all, it is waited for.
+3. Never later than `bound` after the first valid pair, whatever is still open: a dead candidate must not hold up the
+   rest.
+
+A pair is only looked at once *our own* check on it was answered: a one-way path is never nominated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from polynya.core.instants import SECOND, Instant
+
+from .pairs import Pair, PairState
+
+_OPEN = (PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS)
+_UNTRIED = (PairState.FROZEN, PairState.WAITING)
+
+
+class Decision(NamedTuple):
+    """Nominate `pair` at `at`, unless something changes until then."""
+
+    pair: Pair
+    at: Instant
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NominationPolicy:
+    """The parameters of the rule above."""
+
+    round_trips: float = 1.0
+    """How many of the best pair's round trips to settle for."""
+    minimum: int = 0
+    """The least settling time, nanoseconds; Ta counts when it is more."""
+    bound: int = SECOND
+    """The longest wait after a component's first valid pair, nanoseconds. 0 nominates the first valid pair at once."""
+
+    def __post_init__(self) -> None:
+        if self.round_trips < 0 or self.minimum < 0 or self.bound < 0:
+            raise ValueError("the terms of a nomination policy are zero or more")
+
+    @classmethod
+    def immediate(cls) -> NominationPolicy:
+        """Wait for nothing, as fits an agent that has only relayed candidates."""
+        return cls(round_trips=0.0, bound=0)
+
+    def decide(self, pairs: Iterable[Pair], *, ta: int, more_may_come: bool) -> Decision | None:
+        """What to nominate and when, from all pairs of one component, the best first; None without a valid pair."""
+        better: list[Pair] = []
+        best: Pair | None = None
+        first: Instant | None = None
+        for pair in pairs:
+            if pair.valid and pair.valid_at is not None:
+                best = best or pair
+                first = pair.valid_at if first is None else min(first, pair.valid_at)
+            elif best is None and pair.state in _OPEN:
+                better.append(pair)
+        if best is None or first is None or best.valid_at is None:
+            return None
+        if not better and not more_may_come:
+            return Decision(best, best.valid_at, "no better pair can come")
+        latest = Instant(first + self.bound)
+        if any(pair.state in _UNTRIED for pair in better):
+            return Decision(best, latest, "better pairs are not tried yet, but have waited long enough")
+        since = max([best.valid_at, *(pair.tried_at for pair in better if pair.tried_at is not None)])
+        settle = max(ta, self.minimum, round(self.round_trips * (best.rtt or 0)))
+        if since + settle < latest:
+            return Decision(best, Instant(since + settle), "nothing better was answered within a round trip")
+        return Decision(best, latest, "better pairs are still unanswered, but have waited long enough")
+
+
+REGULAR: Final = NominationPolicy()
+"""The rule with its own terms."""

@@ -1,0 +1,59 @@
+"""Whether a component can still get a valid pair (RFC 8445, section 8.1.2; RFC 8863; RFC 8838, section 8).
+
+A component is given up when all of these hold: no pair is valid, open or queued; the patience of RFC 8863 is over,
+since the other side's checks may come from where no candidate told of; and no more candidates are to come, or have
+been waited for long enough. It is given up at once when the consent of its selected pair is lost and no other pair
+is valid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polynya.core.errors import Attempt
+from polynya.core.instants import Instant
+
+from .config import IceConfig
+from .generation import Generation
+from .pairs import PairState
+
+_OPEN = (PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS)
+
+
+@dataclass(slots=True)
+class Prognosis:
+    """`reason` is set when the component is given up; `at` is when to look again."""
+
+    reason: str | None = None
+    at: Instant | None = None
+
+
+def prognosis(
+    generation: Generation, stream: int, component: int, config: IceConfig, *, local_ended: bool, now: Instant
+) -> Prognosis:  # fmt: skip
+    """The outlook of a component that has no valid pair."""
+    pairs = list(generation.checklists.lists[stream].of(component))
+    revoked = next((pair for pair in pairs if pair.revoked), None)
+    if revoked is not None:
+        return Prognosis(f"{revoked.name}: {revoked.reason}")
+    if generation.started_at is None or any(pair.state in _OPEN for pair in pairs):
+        return Prognosis()
+    patient_until = Instant(generation.started_at + config.patience)
+    if not (local_ended and generation.remote_ended):
+        patient_until = max(patient_until, Instant(generation.started_at + config.trickle_limit))
+    if now < patient_until:
+        return Prognosis(at=patient_until)
+    if pairs:
+        count = "its only pair" if len(pairs) == 1 else f"all {len(pairs)} pairs"
+        return Prognosis(f"stream {stream} component {component}: {count} failed")
+    return Prognosis(f"stream {stream} component {component}: no pair could be made")
+
+
+def attempts(generation: Generation) -> tuple[Attempt, ...]:
+    """Every pair that does not work, and why."""
+    failed = tuple(Attempt(pair.name, pair.reason) for pair in generation.checklists if not pair.valid)
+    if failed:
+        return failed
+    remotes = sum(len(checklist.remotes) for checklist in generation.checklists.lists)
+    told = f"the other side signalled {remotes} candidates" if remotes else "the other side signalled no candidate"
+    return (Attempt("pairing", f"{told}, and none fits an address of ours"),)

@@ -1,0 +1,150 @@
+"""The text of a candidate (RFC 8839, section 5.1; RFC 6544, section 4.5 for TCP).
+
+    candidate:FOUNDATION COMPONENT TRANSPORT PRIORITY ADDRESS PORT typ TYPE [raddr A rport P] [tcptype T] [NAME VALUE]*
+
+The text comes from the other side by way of somebody's signaling: it is bounded, and what does not fit is refused
+with a `DecodeError` that says which part of the line is wrong. An extension that is not known is kept and written
+again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+
+from .candidates import Candidate, CandidateType, TcpType
+
+MAX_LINE: Final = 1024
+UNRESOLVED: Final = "0.0.0.0"  # noqa: S104 - stands in an address whose host is still a name
+
+_FOUNDATION = re.compile(r"[A-Za-z0-9+/]{1,32}")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
+_VALUE = re.compile(r"[\x21-\x7e\x80-\U0010ffff]{1,256}")
+_NAME = re.compile(
+    r"(?=.{1,253}\.?\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+)
+_NUMERIC = re.compile(r"[0-9.]+")
+_TYPES: Final = {kind.value: kind for kind in CandidateType}
+_TCP_TYPES: Final = {kind.value: kind for kind in TcpType}
+
+
+def parse_candidate(line: str) -> Candidate:
+    """Read one candidate; `a=` before it and white space around it are allowed. Raises DecodeError."""
+    if len(line) > MAX_LINE:
+        raise DecodeError(f"a candidate of {len(line)} characters is longer than {MAX_LINE}")
+    text = line.strip().removeprefix("a=")
+    prefix, colon, rest = text.partition(":")
+    if not colon or prefix.lower() != "candidate":
+        raise _error("does not begin with candidate:", line)
+    words = rest.split(" ")
+    if len(words) < 8 or words[6] != "typ":
+        raise _error("lacks one of foundation, component, transport, priority, address, port and typ", line)
+    foundation, component, transport, priority, host, port, _, kind = words[:8]
+    if not _FOUNDATION.fullmatch(foundation):
+        raise _error("has a foundation that is not 1 to 32 of A-Z a-z 0-9 + /", line)
+    if not _TOKEN.fullmatch(transport):
+        raise _error("has a transport that is not a token", line)
+    if kind not in _TYPES:
+        raise _error(f"has the unknown type {kind[:32]!r}", line)
+    address, host_name = _host(host, _number(port, 65535, "port", line), line)
+    pairs = _extensions(words[8:], line)
+    return Candidate(
+        foundation=foundation,
+        component=_number(component, 256, "component", line, lowest=1),
+        transport=transport.lower(),
+        priority=_number(priority, 2**32 - 1, "priority", line),
+        address=address,
+        host_name=host_name,
+        type=_TYPES[kind],
+        related=_related(pairs, line),
+        tcp_type=_tcp_type(pairs, line),
+        generation=_generation(pairs),
+        extensions=tuple(pairs),
+    )
+
+
+def format_candidate(candidate: Candidate) -> str:
+    """The SDP value of a candidate, `candidate:...`."""
+    host = candidate.host_name or candidate.address.host
+    words = [
+        f"candidate:{candidate.foundation} {candidate.component} {candidate.transport} {candidate.priority}",
+        f"{host} {candidate.address.port} typ {candidate.type.value}",
+    ]
+    if candidate.related is not None:
+        words.append(f"raddr {candidate.related.host} rport {candidate.related.port}")
+    if candidate.tcp_type is not None:
+        words.append(f"tcptype {candidate.tcp_type.value}")
+    if candidate.generation:
+        words.append(f"generation {candidate.generation}")
+    words += [f"{name} {value}" for name, value in candidate.extensions]
+    return " ".join(words)
+
+
+def _error(what: str, line: str) -> DecodeError:
+    return DecodeError(f"a candidate {what}: {line[:120]!r}")
+
+
+def _number(text: str, highest: int, name: str, line: str, *, lowest: int = 0) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and lowest <= int(text) <= highest):
+        raise _error(f"has a {name} that is not within {lowest}..{highest}", line)
+    return int(text)
+
+
+def _host(host: str, port: int, line: str) -> tuple[Address, str | None]:
+    if ":" not in host and not _NUMERIC.fullmatch(host):
+        if not _NAME.fullmatch(host):
+            raise _error("has an address that is neither an IP address nor a name", line)
+        return Address(UNRESOLVED, port), host
+    if "%" in host:
+        raise _error("has an address with a zone, which means nothing on another host", line)
+    try:
+        return Address.of(host, port), None
+    except DecodeError:
+        raise _error("has an address that is neither an IP address nor a name", line) from None
+
+
+def _extensions(words: list[str], line: str) -> list[tuple[str, str]]:
+    if len(words) % 2:
+        raise _error("has an extension without a value", line)
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    for name, value in pairs:
+        if not (_TOKEN.fullmatch(name) and _VALUE.fullmatch(value)):
+            raise _error(f"has the malformed extension {name[:32]!r}", line)
+    return pairs
+
+
+def _take(pairs: list[tuple[str, str]], name: str) -> str | None:
+    for index, pair in enumerate(pairs):
+        if pair[0] == name:
+            del pairs[index]
+            return pair[1]
+    return None
+
+
+def _related(pairs: list[tuple[str, str]], line: str) -> Address | None:
+    host, port = _take(pairs, "raddr"), _take(pairs, "rport")
+    if host is None or port is None:
+        return None  # it is for diagnosis only (RFC 8839, section 5.1)
+    number = _number(port, 65535, "rport", line)
+    try:
+        return Address.of(host, number)
+    except DecodeError:
+        return None  # a name, as libwebrtc writes for mDNS
+
+
+def _tcp_type(pairs: list[tuple[str, str]], line: str) -> TcpType | None:
+    text = _take(pairs, "tcptype")
+    if text is None:
+        return None
+    if text not in _TCP_TYPES:
+        raise _error(f"has the unknown tcptype {text[:32]!r}", line)
+    return _TCP_TYPES[text]
+
+
+def _generation(pairs: list[tuple[str, str]]) -> int:
+    """An extension of libwebrtc; anything but a small number says nothing."""
+    text = _take(pairs, "generation")
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 9 else 0

@@ -1,0 +1,174 @@
+"""Where each component's data goes, and whether it may (RFC 8445, sections 8.1.1 and 12.1; RFC 7675).
+
+Data goes on the first valid pair as soon as there is one, and on the nominated pair once there is that. Another
+valid pair takes over only when the selected one is lost. After a restart the old generation's pair carries data
+until a pair of the new one is nominated, or is lost.
+
+Consent is asked for on the selected pair of each component. Of the other valid pairs a few are kept alive by
+indications.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from polynya.core.instants import Instant
+from polynya.stun.transactions import ONCE
+
+from .config import IceConfig
+from .consent import LIFETIME, Consent
+from .events import ConsentLost, SelectedPairChanged
+from .generation import Generation
+from .journal import Journal
+from .pairs import Pair
+
+Key = tuple[int, int]
+"""Stream and component."""
+
+_KEPT_ALIVE: Final = 3
+"""Valid pairs of a component, besides the selected one, whose mappings are kept."""
+
+
+@dataclass(slots=True)
+class Selection:
+    """Where one component's data goes."""
+
+    pair: Pair
+    generation: Generation
+    nominated: bool
+    consent: Consent | None
+
+
+class Selections:
+    """The selected pair of every component."""
+
+    __slots__ = ("_config", "_journal", "_keepalive_at", "_random", "by_key")
+
+    def __init__(self, config: IceConfig, journal: Journal, random: Random) -> None:
+        self.by_key: dict[Key, Selection] = {}
+        self._config = config
+        self._journal = journal
+        self._random = random
+        self._keepalive_at: Instant | None = None
+
+    def of(self, generation: Generation) -> bool:
+        """Whether some component's data goes on a pair of this generation."""
+        return any(selection.generation is generation for selection in self.by_key.values())
+
+    def holds(self, pair: Pair) -> bool:
+        selection = self.by_key.get((pair.stream, pair.component))
+        return selection is not None and selection.pair is pair
+
+    def update(self, key: Key, current: Generation, now: Instant) -> None:
+        """Choose anew for one component, and say so when it changed."""
+        selected = self.by_key.get(key)
+        if selected is not None and not selected.pair.valid:
+            self._lost(key, selected, now)
+        pair, generation, reason = self._choose(key, current, selected)
+        if pair is None:
+            if selected is not None:
+                del self.by_key[key]
+                self._tell(key, None, selected.pair.reason, now)
+            return
+        if selected is None or selected.pair is not pair:
+            consent = Consent(pair, self._random, now) if self._config.consent and not self._config.lite else None
+            self.by_key[key] = Selection(pair, generation, pair.nominated, consent)
+            self._tell(key, pair, reason, now)
+        elif selected.nominated != pair.nominated:
+            selected.nominated = pair.nominated
+            self._tell(key, pair, reason, now)
+        if self._keepalive_at is None:
+            self._keepalive_at = Instant(now + self._config.keepalive)
+
+    def _choose(
+        self, key: Key, current: Generation, selected: Selection | None
+    ) -> tuple[Pair | None, Generation, str]:  # fmt: skip
+        nominated = current.chosen(*key)
+        if nominated is not None:
+            return nominated, current, "it was nominated"
+        if selected is not None and selected.pair.valid:
+            return selected.pair, selected.generation, "it stays"
+        for pair in current.checklists.lists[key[0]].of(key[1]):
+            if pair.valid:
+                return pair, current, "the first valid pair" if selected is None else "the best that is left"
+        return None, current, ""
+
+    def _lost(self, key: Key, selected: Selection, now: Instant) -> None:
+        """The selected pair is no longer valid; pairs whose consent is as old go with it."""
+        pair = selected.pair
+        if not pair.revoked:
+            return
+        if self._journal.trace.enabled:
+            self._journal.trace(now, "consent", pair.reason, pair=pair.id, state="lost", agent=self._journal.label)
+        self._journal.event(ConsentLost(stream=key[0], component=key[1], pair=pair.view(), reason=pair.reason))
+        for other in list(selected.generation.checklists.lists[key[0]].of(key[1])):
+            if other.valid and (other.answered_at or 0) + LIFETIME <= now:
+                selected.generation.fail(other, "its last answer is as old as the lost consent", now)
+
+    def _tell(self, key: Key, pair: Pair | None, reason: str, now: Instant) -> None:
+        if self._journal.trace.enabled:
+            self._journal.trace(
+                now,
+                "selected",
+                reason,
+                pair=None if pair is None else pair.id,
+                local=None if pair is None else pair.seen_local.candidate.place,
+                remote=None if pair is None else pair.remote.place,
+                nominated=pair is not None and pair.nominated,
+                stream=key[0],
+                component=key[1],
+                agent=self._journal.label,
+            )
+        self._journal.event(
+            SelectedPairChanged(
+                stream=key[0],
+                component=key[1],
+                pair=None if pair is None else pair.view(selected=True),
+                nominated=pair is not None and pair.nominated,
+                reason=reason,
+            )
+        )
+
+    # ----------------------------------------------------------------------------------------- consent and keepalives
+
+    def tick(self, current: Generation, now: Instant) -> None:
+        """Ask for consent where it is due; what has had no answer for too long is lost."""
+        for selection in list(self.by_key.values()):
+            if selection.consent is not None and selection.pair.valid:
+                self._ask(selection, selection.consent, now)
+        if self._keepalive_at is not None and now >= self._keepalive_at:
+            self._keepalive_at = Instant(now + self._config.keepalive)
+            self._keep_alive(current)
+
+    def _ask(self, selection: Selection, consent: Consent, now: Instant) -> None:
+        pair, trace = selection.pair, self._journal.trace
+        lost = consent.lost(now)
+        if lost is not None:
+            selection.generation.revoke(pair, lost, now)
+        elif consent.due(now):
+            selection.generation.consent_check(pair, now, ONCE)
+            consent.sent(now)
+            if trace.enabled:
+                trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
+
+    def _keep_alive(self, current: Generation) -> None:
+        for key in self.by_key:
+            others = [pair for pair in current.checklists.lists[key[0]].of(key[1]) if pair.valid]
+            kept = [pair for pair in others if not self.holds(pair)][:_KEPT_ALIVE]
+            selection = self.by_key[key]
+            if selection.consent is None:
+                selection.generation.keepalive(selection.pair)
+            for pair in kept:
+                current.keepalive(pair)
+
+    def next_timer(self) -> Instant | None:
+        due = [s.consent.next_timer() for s in self.by_key.values() if s.consent is not None]
+        if self._keepalive_at is not None and self.by_key:
+            due.append(self._keepalive_at)
+        return min(due, default=None)
+
+    def clear(self) -> None:
+        self.by_key.clear()
+        self._keepalive_at = None
