@@ -46,6 +46,12 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 
 
 @pytest.fixture
+def run_on_asyncio() -> Iterator[Run]:
+    """For what uvloop does without Python's help, so that it cannot be replaced."""
+    yield from _run_on(asyncio.SelectorEventLoop)
+
+
+@pytest.fixture
 def run_without_readers() -> Iterator[Run]:
     yield from _run_on(EndpointLoop)
 

@@ -88,6 +88,7 @@ class Stream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._opening: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
+        self._handed_over = False  # the transport closes the socket
 
     # ------------------------------------------------------------------------------------------- open
 
@@ -103,6 +104,12 @@ class Stream(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._opening = loop.create_task(self._connect(loop, sock, request, context), name=f"open {self.flow}")
 
+        def dispose(_: object) -> None:  # a task that is cancelled before its first step never runs at all
+            if not self._handed_over:
+                sock.close()
+
+        self._opening.add_done_callback(dispose)
+
     async def _connect(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, request: Open, context: ssl.SSLContext | None
     ) -> None:
@@ -110,11 +117,8 @@ class Stream(asyncio.Protocol):
         name = request.server_name or remote.host
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                try:
-                    await loop.sock_connect(sock, sockets.to_sockaddr(remote))
-                except BaseException:
-                    sock.close()
-                    raise
+                await loop.sock_connect(sock, sockets.to_sockaddr(remote))
+                self._handed_over = True
                 server = {"server_hostname": name} if context is not None else {}
                 await loop.create_connection(lambda: self, sock=sock, ssl=context, **cast("Any", server))
         except TimeoutError:

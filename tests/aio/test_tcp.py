@@ -1,0 +1,412 @@
+"""Streams under a driver: TCP and TLS, connected and accepted, refused, slow, and cut."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import errno
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from polynya.aio import tcp
+from polynya.aio.driver import Driver
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError
+from polynya.core.flows import Flow, Transport
+from polynya.core.machine import Close, Closed, Open, Opened, Send, SendFailed, StreamData
+from polynya.core.trace import TraceEvent, Tracer
+from tests.aio.conftest import Recorder, Run, driving
+
+LOOPBACK = Address("127.0.0.1", 0)
+Contexts = Callable[[Open], ssl.SSLContext]
+
+
+async def listen(driver: Driver[Recorder], transport: Transport = Transport.TCP, **options: Any) -> Opened:
+    request = Open(flow=driver.flow_ids.new(), transport=transport, local=LOOPBACK, **options)
+    driver.call(driver.machine.put, request)
+    await driver.machine.until(lambda: about(driver, request.flow))
+    [opened] = about(driver, request.flow)
+    assert isinstance(opened, Opened), opened
+    assert opened.remote is None
+    return opened
+
+
+def about(driver: Driver[Recorder], flow: Flow) -> list[Any]:
+    return [each for each in driver.machine.inputs if getattr(each, "flow", None) == flow]
+
+
+def connect(driver: Driver[Recorder], remote: Address, transport: Transport = Transport.TCP, **options: Any) -> Flow:
+    flow = driver.flow_ids.new()
+    driver.call(driver.machine.put, Open(flow=flow, transport=transport, remote=remote, **options))
+    return flow
+
+
+async def both_ends(driver: Driver[Recorder], transport: Transport = Transport.TCP, **options: Any) -> Any:
+    """A connected and an accepted stream, by the `Opened` of each."""
+    listener = await listen(driver, transport, alpn=options.get("alpn", ()))
+    flow = connect(driver, listener.local, transport, **options)
+
+    def accepted() -> list[Opened]:
+        return [each for each in driver.machine.of(Opened) if each.listener == listener.flow]
+
+    await driver.machine.until(
+        lambda: about(driver, flow) and (accepted() or not isinstance(about(driver, flow)[0], Opened))
+    )
+    [opened] = about(driver, flow)
+    assert isinstance(opened, Opened), opened
+    [other] = accepted()
+    return opened, other
+
+
+def received(driver: Driver[Recorder], flow: Flow) -> bytes:
+    return b"".join(each.data for each in driver.machine.of(StreamData) if each.flow == flow)
+
+
+# ---------------------------------------------------------------------------------------------------------------- TCP
+
+
+def test_a_stream_is_connected_accepted_and_carries_bytes_both_ways(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            opened, accepted = await both_ends(driver)
+            assert accepted.remote == opened.local
+            assert accepted.local == opened.remote
+            assert accepted.flow not in {opened.flow, accepted.listener}
+            driver.call(
+                driver.machine.put,
+                Send(opened.flow, opened.remote, b"hello "),
+                Send(opened.flow, opened.remote, b"there"),
+            )
+            await driver.machine.until(lambda: received(driver, accepted.flow) == b"hello there")
+            driver.call(driver.machine.put, Send(accepted.flow, accepted.remote, b"welcome"))
+            await driver.machine.until(lambda: received(driver, opened.flow) == b"welcome")
+            assert (driver.counters["bytes_in"], driver.counters["bytes_out"]) == (18, 18)
+
+    run(main())
+
+
+def test_who_closes_hears_nothing_more_and_the_other_hears_it_once(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            opened, accepted = await both_ends(driver)
+            driver.call(
+                driver.machine.put, Send(opened.flow, opened.remote, b"the last words"), Close(flow=opened.flow)
+            )
+            closed = await driver.machine.received(Closed)
+            assert received(driver, accepted.flow) == b"the last words", "what waits is written first"
+            assert closed.flow == accepted.flow
+            assert "closed by the other side" in closed.reason
+            await asyncio.sleep(0.01)
+            assert driver.machine.of(Closed) == [closed]
+
+    run(main())
+
+
+def test_a_refused_connection_is_closed_with_the_reason(run: Run) -> None:
+    async def main() -> None:
+        with socket.socket() as nobody:  # bound, so that no other takes the port, but not listening
+            nobody.bind(("127.0.0.1", 0))
+            async with driving() as driver:
+                flow = connect(driver, Address(*nobody.getsockname()))
+                closed = await driver.machine.received(Closed)
+                assert (closed.flow, closed.errno) == (flow, errno.ECONNREFUSED)
+                assert "nothing listens there" in closed.reason
+                assert driver.machine.of(Opened) == []
+
+    run(main())
+
+
+def test_a_connection_that_nobody_answers_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(tcp, "CONNECT_TIMEOUT", 0.05)
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, but says nothing of TLS
+            async with driving() as driver:
+                connect(driver, Address(*silent.getsockname()), Transport.TLS)
+                closed = await driver.machine.received(Closed)
+                assert closed.errno == errno.ETIMEDOUT
+                assert "did not answer within 0.05 s" in closed.reason
+
+    run(main())
+
+
+def test_a_flow_that_is_closed_while_it_connects_is_never_heard_of(run: Run) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            async with driving() as driver:
+                for transport in (Transport.TCP, Transport.TLS):
+                    flow = connect(driver, Address(*silent.getsockname()), transport)
+                    driver.call(driver.machine.put, Close(flow=flow))
+                    flow = connect(driver, Address(*silent.getsockname()), Transport.TLS)
+                    await asyncio.sleep(0.01)
+                    driver.call(driver.machine.put, Close(flow=flow))
+                await asyncio.sleep(0.01)
+                assert driver.machine.inputs == []
+
+    run(main())
+
+
+def test_a_driver_can_be_closed_while_streams_connect(run: Run) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            driver = Driver(Recorder(), on_event=lambda _: None)
+            connect(driver, Address(*silent.getsockname()), Transport.TLS)
+            await asyncio.sleep(0.01)
+            connect(driver, Address(*silent.getsockname()), Transport.TLS)
+            connect(driver, Address(*silent.getsockname()))
+            driver.call(driver.machine.put, Open(flow=driver.flow_ids.new(), transport=Transport.TCP, local=LOOPBACK))
+            driver.close_now()
+            await driver.aclose()
+            assert driver.machine.inputs == []
+
+    run(main())
+
+
+def test_a_message_that_does_not_fit_is_dropped_whole_and_the_machine_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(tcp, "WRITE_LIMIT", 100_000)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            async with driving() as driver:
+                flow = connect(driver, Address(*server.getsockname()))
+                opened = await driver.machine.received(Opened)
+                accepted, _ = server.accept()
+                with accepted:
+                    message = bytes(60_000)
+                    sent = 0
+                    while not driver.machine.of(SendFailed):
+                        driver.call(driver.machine.put, Send(flow, opened.remote, message))
+                        sent += 1
+                    failed = SendFailed(flow=flow, remote=opened.remote, errno=errno.ENOBUFS)
+                    assert driver.machine.of(SendFailed) == [failed]
+                    assert driver.counters["send_failed_ENOBUFS"] == 1
+                    driver.call(driver.machine.put, Close(flow=flow))
+                    loop = asyncio.get_running_loop()
+                    accepted.setblocking(False)
+                    total = 0
+                    while data := await loop.sock_recv(accepted, 1 << 20):
+                        total += len(data)
+                    assert total == (sent - 1) * len(message), "all or nothing of each message, though it was slow"
+
+    run(main())
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_the_close(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr("polynya.aio.hub.FLUSH_TIMEOUT", 0.05)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            driver = Driver(Recorder(), on_event=lambda _: None)
+            flow = connect(driver, Address(*server.getsockname()))
+            opened = await driver.machine.received(Opened)
+            while not driver.machine.of(SendFailed):
+                driver.call(driver.machine.put, Send(flow, opened.remote, bytes(60_000)))
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await driver.aclose()
+            assert loop.time() - began < 2
+
+    run(main())
+
+
+def test_nothing_can_be_sent_before_the_stream_is_open_or_on_a_listener(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            listener = await listen(driver)
+            flow = connect(driver, listener.local)
+            driver.call(driver.machine.put, Send(flow, listener.local, b"early"))
+            driver.call(driver.machine.put, Send(listener.flow, listener.local, b"to whom?"))
+            assert [each.errno for each in driver.machine.of(SendFailed)] == [errno.ENOTCONN] * 2
+            await driver.machine.received(Opened, 3)
+
+    run(main())
+
+
+def test_a_closed_listener_accepts_no_more_but_what_it_accepted_lives(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            opened, accepted = await both_ends(driver)
+            driver.call(driver.machine.put, Close(flow=accepted.listener))
+            late = connect(driver, opened.remote)
+            await driver.machine.until(lambda: about(driver, late))
+            [closed] = about(driver, late)
+            assert closed.errno == errno.ECONNREFUSED
+            driver.call(driver.machine.put, Send(opened.flow, opened.remote, b"still here"))
+            await driver.machine.until(lambda: received(driver, accepted.flow) == b"still here")
+
+    run(main())
+
+
+def test_a_port_that_is_in_use_cannot_be_listened_on(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            listener = await listen(driver)
+            second = Open(flow=driver.flow_ids.new(), transport=Transport.TCP, local=listener.local)
+            driver.call(driver.machine.put, second)
+            [closed] = about(driver, second.flow)
+            assert closed.errno == errno.EADDRINUSE
+
+    run(main())
+
+
+def test_a_stream_leaves_from_the_local_address_that_is_asked_for(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            listener = await listen(driver)
+            flow = connect(driver, listener.local, local=Address("127.0.0.2", 0))
+            await driver.machine.until(lambda: about(driver, flow))
+            [opened] = about(driver, flow)
+            assert opened.local.host == "127.0.0.2"
+            await driver.machine.received(Opened, 3)
+
+    run(main())
+
+
+def test_a_stream_without_any_address_is_the_callers_error(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            flow = driver.flow_ids.new()
+            with pytest.raises(ConfigurationError, match="a remote to connect to, or a local address to listen on"):
+                driver.call(driver.machine.put, Open(flow=flow, transport=Transport.TCP))
+            assert isinstance(about(driver, flow)[0], Closed)
+
+    run(main())
+
+
+def test_streams_are_traced_as_tcp(run: Run) -> None:
+    async def main() -> list[TraceEvent]:
+        events: list[TraceEvent] = []
+        async with driving(trace=Tracer(events.append, node="here", machine="aio")) as driver:
+            opened, accepted = await both_ends(driver)
+            driver.call(driver.machine.put, Send(opened.flow, opened.remote, b"12345"))
+            await driver.machine.until(lambda: received(driver, accepted.flow))
+        return events
+
+    kinds = [(event.kind, event.fields.get("protocol"), event.fields.get("length")) for event in run(main())]
+    assert kinds[0] == ("flow-opened", None, None)
+    assert [kind for kind in kinds if kind[0].startswith("packet")] == [
+        ("packet-sent", "tcp", 5),
+        ("packet-received", "tcp", 5),
+    ]
+    assert [kind[0] for kind in kinds].count("flow-closed") == [kind[0] for kind in kinds].count("flow-opened") == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------- TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for `turn.example` and 127.0.0.1 that signs itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "turn.example")])
+    now = dt.datetime.now(dt.UTC)
+    names = [x509.DNSName("turn.example"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        signed.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+@pytest.fixture
+def contexts(certificate: Path) -> Contexts:
+    """Contexts of a server with the certificate, and of a client that trusts it."""
+
+    def make(request: Open) -> ssl.SSLContext:
+        if request.remote is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+        else:
+            context = ssl.create_default_context(cafile=certificate)
+        if request.alpn:
+            context.set_alpn_protocols(list(request.alpn))
+        return context
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["turn.example", None])
+def test_tls_checks_the_name_and_tells_the_protocol_that_was_chosen(
+    run: Run, contexts: Contexts, name: str | None
+) -> None:
+    async def main() -> None:
+        async with driving(tls=contexts) as driver:
+            opened, accepted = await both_ends(driver, Transport.TLS, server_name=name, alpn=("stun.turn",))
+            assert opened.alpn == accepted.alpn == "stun.turn"
+            driver.call(driver.machine.put, Send(opened.flow, opened.remote, b"secret"))
+            await driver.machine.until(lambda: received(driver, accepted.flow) == b"secret")
+
+    run(main())
+
+
+def test_a_certificate_for_another_name_is_refused(run: Run, contexts: Contexts) -> None:
+    async def main() -> None:
+        async with driving(tls=contexts) as driver:
+            listener = await listen(driver, Transport.TLS)
+            flow = connect(driver, listener.local, Transport.TLS, server_name="other.example")
+            await driver.machine.until(lambda: about(driver, flow))
+            [closed] = about(driver, flow)
+            assert isinstance(closed, Closed)
+            assert "no certificate for other.example" in closed.reason
+
+    run(main())
+
+
+def test_a_certificate_that_nobody_signed_is_refused_by_default(run: Run, contexts: Contexts) -> None:
+    async def main() -> None:
+        async with driving(tls=contexts) as server, driving() as client:
+            listener = await listen(server, Transport.TLS)
+            flow = connect(client, listener.local, Transport.TLS, server_name="turn.example")
+            closed = await client.machine.received(Closed)
+            assert closed.flow == flow
+            assert "trusted here" in closed.reason
+            assert client.machine.of(Opened) == []
+
+    run(main())
+
+
+def test_what_does_not_speak_tls_is_said_to(run: Run) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            async with driving() as driver:
+                connect(driver, Address(*server.getsockname()), Transport.TLS)
+                accepted, _ = await asyncio.to_thread(server.accept)
+                with accepted:
+                    accepted.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    closed = await driver.machine.received(Closed)
+                assert closed.reason.startswith("TLS with 127.0.0.1:")
+
+    run(main())
+
+
+def test_a_tls_listener_without_a_certificate_is_the_callers_error(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            with pytest.raises(ConfigurationError, match="needs a certificate"):
+                driver.call(
+                    driver.machine.put,
+                    Open(flow=driver.flow_ids.new(), transport=Transport.TLS, local=LOOPBACK),
+                )
+
+    run(main())
