@@ -1,0 +1,355 @@
+"""The public agent: a session on the real sockets of this host, driven by the running event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from types import TracebackType
+from typing import Final, Literal
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError, ConnectError, DecodeError, UsageError
+from polynya.core.flows import FlowIds
+from polynya.core.machine import InterfacesChanged
+from polynya.core.pacer import Pacer
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.ice.candidates import Candidate
+from polynya.ice.config import IceConfig
+from polynya.ice.description import Description
+from polynya.ice.events import (
+    AgentState,
+    AgentStateChanged,
+    Failed,
+    LocalCandidateAdded,
+    RemoteAuthenticated,
+    RemoteRevoked,
+    SelectedPairChanged,
+)
+from polynya.ice.pairs import PairView
+from polynya.session.gathering import GatheringState
+from polynya.session.options import AddressFilter, InterfaceFilter, Policy, SessionConfig
+from polynya.session.report import SessionReport
+from polynya.session.session import DataReceived, Session, SessionEvent
+from polynya.stun.uris import StunUri
+
+from .connection import Connection
+from .driver import Driver
+from .interfaces import list_interfaces
+from .packet_trace import Capture
+
+EVENTS_KEPT: Final = 4096
+"""Events that wait for a slow reader of `Agent.events` before its oldest are dropped."""
+
+PACER: Final = Pacer()
+"""The pacer of this process (RFC 8445, section 14.2): all agents share it."""
+
+
+class Agent:
+    """One end of a connection that is to be: gathers, checks, and hands out connections.
+
+    Use it as an async context manager: entering starts to gather, leaving closes every socket. Signal `description` and
+    each of `candidates()` to the other side by any means, and give `set_remote` and `add_candidate` what it signals:
+
+        async with polynya.Agent(servers=["stun:stun.example.org"], controlling=True) as agent:
+            await channel.send(agent.description)
+            ...
+            connection = await agent.connect(timeout=30)
+
+    `servers` are URIs (RFC 7064). `controlling`: one side should be, the other not; if both say the same, one more
+    round trip decides. `policy`: `all`, `no-host` (host addresses are told to nobody) or `relay`. `interfaces` and
+    `addresses` say which to use: names, or a callable that is asked for each. `families`: 4 and 6, best first.
+    `ports`: the lowest and the highest local port. `loopback`: also gather loopback addresses, which only reach this
+    host. Raises ConfigurationError, before anything is opened, for what cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        servers: Iterable[str] = (),
+        controlling: bool = True,
+        policy: Literal["all", "no-host", "relay"] = "all",
+        interfaces: Sequence[str] | InterfaceFilter | None = None,
+        addresses: Sequence[str] | AddressFilter | None = None,
+        families: Sequence[int] = (4, 6),
+        ports: tuple[int, int] | None = None,
+        loopback: bool = False,
+        ice: IceConfig | None = None,
+        trace: Tracer = NO_TRACE,
+        capture: Capture | None = None,
+    ) -> None:
+        try:
+            chosen_policy = Policy(policy)
+        except ValueError:
+            raise ConfigurationError(f"a policy is all, no-host or relay, not {policy!r}") from None
+        if isinstance(servers, str):
+            raise ConfigurationError(f'servers is a list of URIs: write servers=["{servers}"]')
+        self._config = SessionConfig(
+            ice=ice or IceConfig(controlling=controlling),
+            stun_servers=tuple(StunUri.parse(uri) for uri in servers),
+            policy=chosen_policy,
+            families=tuple(families),
+            interfaces=_interface_filter(interfaces),
+            addresses=_address_filter(addresses),
+            loopback=loopback,
+            ports=ports,
+        )
+        flow_ids = FlowIds()
+        self._session = Session(self._config, random=random.SystemRandom(), pacer=PACER, flow_ids=flow_ids, trace=trace)
+        self._flow_ids = flow_ids
+        self._trace = trace
+        self._capture = capture
+        self._driver: Driver[Session] | None = None
+        self._candidates: list[Candidate] = []
+        self._connections: dict[tuple[int, int], Connection] = {}
+        self._described = False
+        self._failure: ConnectError | None = None
+        self._closed = False
+        self._waiters: list[asyncio.Future[None]] = []
+        self._readers: list[deque[SessionEvent]] = []
+
+    # --------------------------------------------------------------------------------------------------------- life
+
+    async def __aenter__(self) -> Agent:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def start(self) -> None:
+        """Begin to gather; entering the context does this. Must be called inside a running event loop."""
+        if self._driver is not None or self._closed:
+            raise UsageError("this agent was started before: make a new one for each connection")
+        self._driver = Driver(
+            self._session,
+            on_event=self._on_event,
+            flow_ids=self._flow_ids,
+            trace=self._trace,
+            capture=self._capture,
+        )
+        self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
+
+    async def close(self) -> None:
+        """Close every connection and every socket. Safe to call twice, and to cancel: the sockets close either way."""
+        if self._closed:
+            return
+        self._closed = True
+        driver = self._driver
+        if driver is not None and not driver.closed:
+            driver.call(self._session.close)
+        for connection in self._connections.values():
+            connection._end("the agent was closed")  # a connection is its agent's part
+        self._wake()
+        if driver is not None:
+            driver.close_now()
+            await driver.aclose()
+
+    # ---------------------------------------------------------------------------------------------------- signaling
+
+    @property
+    def description(self) -> Description:
+        """What the other side's `set_remote` needs to know: credentials and options."""
+        return self._session.agent.local_description
+
+    @property
+    def controlling(self) -> bool:
+        """The role of this side (RFC 8445, section 6.1.1); it may be set until `connect` is called."""
+        return self._session.agent.controlling
+
+    @controlling.setter
+    def controlling(self, controlling: bool) -> None:
+        if self._driver is None:
+            raise UsageError("the agent is not started: use it as `async with polynya.Agent(...) as agent`")
+        self._driver.call(self._session.set_controlling, controlling)
+
+    async def candidates(self) -> AsyncIterator[Candidate]:
+        """The candidates of this side as they are found, from the first one on; ends when gathering has ended."""
+        self._running()
+        told = 0
+        while True:
+            while told < len(self._candidates):
+                told += 1
+                yield self._candidates[told - 1]
+            if self._closed or self.gathering_state is GatheringState.COMPLETE:
+                return
+            await self._changed()
+
+    @property
+    def gathering_state(self) -> GatheringState:
+        return self._session.gathering.state
+
+    def set_remote(self, description: Description) -> None:
+        """What the other side signalled as its `description`."""
+        self._running().call(self._session.set_remote, description)
+        self._described = True
+
+    def add_candidate(self, candidate: Candidate | str | None) -> None:
+        """A candidate of the other side, as an object or its SDP line; None: it has told all.
+
+        Raises DecodeError, with what is wrong, for a line that cannot be read.
+        """
+        if isinstance(candidate, str):
+            candidate = Candidate.parse(candidate)
+        self._running().call(self._session.add_remote, candidate)
+
+    # --------------------------------------------------------------------------------------------------- connecting
+
+    async def connect(self, timeout: float | None = None, *, stream: int = 0, component: int = 1) -> Connection:
+        """Wait for the first valid pair and return the connection over it; its path may improve until it is nominated.
+
+        `timeout` is in seconds; without one the agent decides when nothing can come any more. Raises ConnectError with
+        every attempt and why it failed. Cancelling leaves the agent as it is: `connect` may be called again.
+        """
+        self._running()
+        if not self._described:
+            raise UsageError("the other side is not known: call set_remote(description) before connect()")
+        try:
+            async with asyncio.timeout(timeout):
+                while not (connection := self._connection(stream, component)).ready:
+                    if self._failure is not None:
+                        raise self._failure
+                    self._running()
+                    await self._changed()
+        except TimeoutError:
+            attempts = self._session.agent.attempts()
+            raise ConnectError(f"no pair worked within {timeout:g} s", attempts) from None
+        return connection
+
+    # ------------------------------------------------------------------------------------------------------- seeing
+
+    @property
+    def state(self) -> AgentState:
+        return self._session.agent.state
+
+    def pairs(self) -> list[PairView]:
+        """Every pair as it is now, by priority."""
+        return self._session.agent.pairs()
+
+    def why(self) -> SessionReport:
+        """Why it is as it is: what was gathered and what not, and each pair with every transition's reason."""
+        return self._session.why()
+
+    def stats(self) -> dict[str, int]:
+        """What was counted since the start: by the agent, by what found each packet's machine, and by the sockets."""
+        counted = Counter(self._session.agent.stats())
+        counted.update(self._session.counters)
+        if self._driver is not None:
+            counted.update(self._driver.counters)
+        return dict(counted)
+
+    async def events(self) -> AsyncIterator[SessionEvent]:
+        """What happens from now on, for a live display; ends when the agent is closed."""
+        self._running()
+        kept: deque[SessionEvent] = deque(maxlen=EVENTS_KEPT)
+        self._readers.append(kept)
+        try:
+            while True:
+                while kept:
+                    yield kept.popleft()
+                if self._closed:
+                    return
+                await self._changed()
+        finally:
+            self._readers = [reader for reader in self._readers if reader is not kept]
+
+    # ------------------------------------------------------------------------------------------------------- events
+
+    def _on_event(self, event: SessionEvent) -> None:
+        match event:
+            case DataReceived():
+                self._connection(event.stream, event.component)._deliver(event.data)
+                return
+            case LocalCandidateAdded():
+                self._candidates.append(event.candidate)
+            case RemoteAuthenticated():
+                connection = self._connection(event.stream, event.component)
+                self._running().accept_data(event.flow, event.remote, connection._deliver)
+            case RemoteRevoked():
+                if self._driver is not None:
+                    self._driver.refuse_data(event.flow, event.remote)
+            case SelectedPairChanged():
+                self._selected(event)
+            case Failed():
+                self._failure = ConnectError(event.reason, event.attempts)
+            case AgentStateChanged(new=AgentState.FAILED | AgentState.CLOSED):
+                for connection in self._connections.values():
+                    connection._end(event.reason)
+            case AgentStateChanged(old=AgentState.FAILED):
+                self._failure = None
+            case _:
+                pass
+        for kept in self._readers:
+            kept.append(event)
+        self._wake()
+
+    def _selected(self, event: SelectedPairChanged) -> None:
+        connection = self._connection(event.stream, event.component)
+        pair, sender = event.pair, None
+        if pair is not None:
+            sender = self._running().sender(pair.flow, pair.remote_address)
+        connection._move(pair, sender, event.reason)
+
+    def _connection(self, stream: int, component: int) -> Connection:
+        connection = self._connections.get((stream, component))
+        if connection is None:
+            connection = Connection(
+                stream=stream, component=component, look_up=self._session.agent.now, close=self._connection_closed
+            )
+            self._connections[stream, component] = connection
+        return connection
+
+    async def _connection_closed(self) -> None:
+        if all(connection.closed for connection in self._connections.values()):
+            await self.close()
+
+    # ------------------------------------------------------------------------------------------------------ waiting
+
+    def _running(self) -> Driver[Session]:
+        if self._closed:
+            raise UsageError("the agent is closed: make a new one")
+        if self._driver is None:
+            raise UsageError("the agent is not started: use it as `async with polynya.Agent(...) as agent`")
+        return self._driver
+
+    async def _changed(self) -> None:
+        """Wait until something has happened since the call."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _interface_filter(chosen: Sequence[str] | InterfaceFilter | None) -> InterfaceFilter | None:
+    if chosen is None or callable(chosen):
+        return chosen
+    names = _texts("interfaces", chosen)
+    return lambda interface: interface.name in names
+
+
+def _address_filter(chosen: Sequence[str] | AddressFilter | None) -> AddressFilter | None:
+    if chosen is None or callable(chosen):
+        return chosen
+    try:
+        hosts = {Address.of(text, 0).host for text in _texts("addresses", chosen)}
+    except DecodeError as error:
+        raise ConfigurationError(f"addresses: {error}") from None
+    return lambda _, address: address.host.partition("%")[0] in hosts
+
+
+def _texts(option: str, chosen: Sequence[str]) -> frozenset[str]:
+    if isinstance(chosen, str):
+        raise ConfigurationError(f'{option} is a list or a callable: write {option}=["{chosen}"]')
+    return frozenset(chosen)

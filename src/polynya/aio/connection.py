@@ -1,0 +1,247 @@
+"""A connection: datagrams between two programs, over the pair that ICE selected.
+
+What arrives takes the short way: the socket hands it straight to `_deliver`, and `recv` hands it on. The queue between
+them is bounded; what finds it full is dropped and counted, as on any link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+from polynya.core.errors import ConnectionClosed, UsageError
+from polynya.core.instants import in_seconds
+from polynya.ice.candidates import Candidate
+from polynya.ice.pairs import PairView
+
+QUEUE_LENGTH = 1024
+"""Datagrams that wait for `recv` before more are dropped."""
+
+MINIMUM_PATH_MTU = {4: 576, 6: 1280}
+HEADERS = {4: 20 + 8, 6: 40 + 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """The pair that a connection uses at this moment."""
+
+    local: Candidate
+    """As the other side sees it; behind a NAT not the socket's own address."""
+    remote: Candidate
+    nominated: bool
+    relayed: bool
+    rtt: float | None
+    """Seconds, of the last check or consent check that was answered."""
+    reason: str
+    """Why this pair."""
+    datagrams_sent: int = 0
+    datagrams_received: int = 0
+    datagrams_dropped: int = 0
+    """Of the connection, over all its paths; dropped are those that found the receive queue full."""
+
+    def __str__(self) -> str:
+        kind = "relayed" if self.relayed else "direct"
+        settled = "nominated" if self.nominated else "not yet nominated"
+        return f"{self.local.place} -> {self.remote.place} ({kind}, {settled})"
+
+
+class Connection:
+    """Datagrams to and from the other side: `send`, `recv`, `async for`. Made by `Agent.connect`.
+
+    Messages keep their bounds, may be lost, and are not encrypted. Both calls raise ConnectionClosed, with the reason,
+    once the connection is over; `recv` first hands out what had arrived.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_close",
+        "_closed",
+        "_look_up",
+        "_pair",
+        "_path_waiters",
+        "_queue",
+        "_queue_length",
+        "_reason",
+        "_receiver",
+        "_send",
+        "component",
+        "datagrams_dropped",
+        "datagrams_received",
+        "datagrams_sent",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        *,
+        stream: int,
+        component: int,
+        look_up: Callable[[PairView], PairView],
+        close: Callable[[], Awaitable[None]],
+        queue_length: int = QUEUE_LENGTH,
+    ) -> None:
+        self.stream = stream
+        self.component = component
+        self.datagrams_sent = 0
+        self.datagrams_received = 0
+        self.datagrams_dropped = 0
+        """Arrived while `queue_length` others waited for `recv`."""
+        self._queue: deque[bytes] = deque()
+        self._queue_length = queue_length
+        self._receiver: asyncio.Future[None] | None = None
+        self._path_waiters: list[asyncio.Future[None]] = []
+        self._pair: PairView | None = None
+        self._reason = ""
+        self._send: Callable[[bytes], bool] | None = None
+        self._look_up = look_up
+        self._close = close
+        self._closed: str | None = None
+
+    # ---------------------------------------------------------------------------------------------------------- data
+
+    def send(self, data: bytes) -> bool:
+        """Send one datagram now, without waiting. False when it is lost before it left: the system refused it, or the
+        path is gone and another is still looked for.
+
+        Raises ConnectionClosed when the connection is over.
+        """
+        if self._send is not None:
+            self.datagrams_sent += 1
+            return self._send(data)
+        if self._closed is not None:
+            raise ConnectionClosed(self._closed)
+        return False
+
+    async def recv(self) -> bytes:
+        """The next datagram. Raises ConnectionClosed when the connection is over and nothing waits any more.
+
+        One task may wait at a time; a second one is a UsageError. Cancelling loses nothing.
+        """
+        queue = self._queue
+        while not queue:
+            if self._closed is not None:
+                raise ConnectionClosed(self._closed)
+            if self._receiver is not None:
+                raise UsageError("another task waits in recv() already: let one task receive and share what it gets")
+            self._receiver = asyncio.get_running_loop().create_future()
+            try:
+                await self._receiver
+            finally:
+                self._receiver = None
+        return queue.popleft()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Every datagram until the connection is over."""
+        return self._all()
+
+    async def _all(self) -> AsyncIterator[bytes]:
+        while True:
+            try:
+                data = await self.recv()
+            except ConnectionClosed:
+                return
+            yield data
+
+    # ---------------------------------------------------------------------------------------------------------- path
+
+    @property
+    def path(self) -> Path:
+        """The pair in use, as it is now. Raises ConnectionClosed when there is none any more."""
+        if self._pair is None:
+            raise ConnectionClosed(self._closed or "the connection has no path at this moment")
+        pair = self._look_up(self._pair)
+        return Path(
+            local=pair.local,
+            remote=pair.remote,
+            nominated=pair.nominated,
+            relayed=pair.relayed,
+            rtt=None if pair.rtt is None else in_seconds(pair.rtt),
+            reason=self._reason,
+            datagrams_sent=self.datagrams_sent,
+            datagrams_received=self.datagrams_received,
+            datagrams_dropped=self.datagrams_dropped,
+        )
+
+    async def path_changed(self) -> Path:
+        """Wait for the next change of the path (nominated, moved to another pair) and return the new one."""
+        if self._closed is not None:
+            raise ConnectionClosed(self._closed)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._path_waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._path_waiters:
+                self._path_waiters.remove(waiter)
+        return self.path
+
+    async def nominated(self) -> Path:
+        """Wait until both sides have settled on a pair and return it. Data flows before that too."""
+        while not self.path.nominated:
+            await self.path_changed()
+        return self.path
+
+    @property
+    def max_datagram_size(self) -> int:
+        """Bytes that surely fit the path in one piece: from the least MTU of its IP version (RFC 8085, section 3.2)."""
+        family = self.path.remote.address.family
+        return MINIMUM_PATH_MTU[family] - HEADERS[family]
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a pair to send on."""
+        return self._pair is not None
+
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    # --------------------------------------------------------------------------------------------------------- close
+
+    async def close(self) -> None:
+        """End the connection; when it is the agent's last, its sockets are closed too. Safe to call twice."""
+        if self._closed is None:
+            self._end("closed here")
+            await self._close()
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------------------------------------------- for the agent
+
+    def _deliver(self, data: bytes) -> None:
+        queue = self._queue
+        if len(queue) >= self._queue_length:
+            self.datagrams_dropped += 1
+            return
+        self.datagrams_received += 1
+        queue.append(data)
+        receiver = self._receiver
+        if receiver is not None and not receiver.done():
+            receiver.set_result(None)
+
+    def _move(self, pair: PairView | None, send: Callable[[bytes], bool] | None, reason: str) -> None:
+        if self._closed is None:
+            self._pair, self._send, self._reason = pair, send, reason
+            self._wake_path_waiters()
+
+    def _end(self, reason: str) -> None:
+        if self._closed is not None:
+            return
+        self._closed = reason
+        self._send = None
+        self._pair = None
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
+        self._wake_path_waiters()
+
+    def _wake_path_waiters(self) -> None:
+        waiters, self._path_waiters = self._path_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

@@ -1,0 +1,122 @@
+"""Which local addresses are gathered on (RFC 8445, section 5.1.1.1; RFC 8421, section 4; RFC 6724).
+
+Left out, each with a reason that `why()` shows: loopback unless asked for, what the filters refuse, deprecated and
+tentative addresses, site-local, IPv4-mapped and IPv4-compatible IPv6 ones, and link-local ones where the interface has
+a better one of the same family. Temporary IPv6 addresses come first and hide the stable one of the same prefix, which
+would tell who the host is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from polynya.core.addresses import IPV4, IPV6, Address, pack_host, scope
+from polynya.core.errors import DecodeError
+from polynya.core.machine import Interface, InterfaceAddress
+
+from .options import HostAddress, SessionConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A local address that is not gathered on, and why."""
+
+    interface: str
+    host: str
+    reason: str
+
+
+def choose_addresses(
+    interfaces: Iterable[Interface], config: SessionConfig
+) -> tuple[tuple[HostAddress, ...], tuple[Refused, ...]]:
+    """The addresses to gather on, most preferred first, families interleaved (RFC 8421, section 4), and the others."""
+    chosen: dict[int, list[HostAddress]] = {family: [] for family in config.families}
+    refused: list[Refused] = []
+    seen: set[tuple[str, str]] = set()
+    for interface in interfaces:
+        for address, judgement in _judge(interface, config):
+            host, zone = _split_zone(address.host, interface)
+            reason = judgement or ("it stands on another interface too" if (host, zone) in seen else None)
+            if reason is not None:
+                refused.append(Refused(interface=interface.name, host=address.host, reason=reason))
+                continue
+            seen.add((host, zone))
+            chosen[IPV6 if ":" in host else IPV4].append(
+                HostAddress(
+                    address=Address.of(host, 0)._replace(zone=zone),
+                    interface=interface.name,
+                    temporary=address.temporary,
+                    loopback=interface.loopback,
+                )
+            )
+    return tuple(_interleave([chosen[family] for family in config.families])), tuple(refused)
+
+
+def _judge(interface: Interface, config: SessionConfig) -> Iterator[tuple[InterfaceAddress, str | None]]:
+    """Every address of an interface with the reason against it, or None."""
+    if config.interfaces is not None and not config.interfaces(interface):
+        yield from ((address, "the interface filter refused it") for address in interface.addresses)
+        return
+    alone = {address.host: _reason_alone(interface, address, config) for address in interface.addresses}
+    usable = [address for address in interface.addresses if alone[address.host] is None]
+    global_families = {_family(address) for address in usable if scope(_bare(address)) in {"global", "private"}}
+    temporary = [pack_host(_bare(address))[:8] for address in usable if address.temporary]
+    ipv6_left = config.addresses_per_interface
+    for address in sorted(interface.addresses, key=lambda a: not a.temporary):
+        reason = alone[address.host]
+        if reason is None and scope(_bare(address)) == "link-local" and _family(address) in global_families:
+            reason = "link-local, and the interface has an address that reaches further"
+        hidden = not address.temporary and reason is None and pack_host(_bare(address))[:8] in temporary
+        if hidden and _family(address) == IPV6:
+            reason = "a temporary address of the same prefix is used instead (RFC 8445, section 5.1.1.1)"
+        if reason is None and _family(address) == IPV6:
+            if ipv6_left <= 0:
+                reason = f"more than {config.addresses_per_interface} IPv6 addresses on one interface"
+            ipv6_left -= 1
+        yield address, reason
+
+
+def _reason_alone(interface: Interface, address: InterfaceAddress, config: SessionConfig) -> str | None:
+    try:
+        reach, packed = scope(_bare(address)), pack_host(_bare(address))
+    except DecodeError as error:
+        return str(error)
+    if _family(address) not in config.families:
+        return f"IPv{_family(address)} is not among the families asked for"
+    if reach in {"unspecified", "multicast"}:
+        return f"{reach} addresses are no one's"
+    if (interface.loopback or reach == "loopback") and not config.loopback:
+        return "loopback was not asked for"
+    if len(packed) == 16 and packed[:12] in (bytes(10) + b"\xff\xff", bytes(12)) and reach != "loopback":
+        return "IPv4-mapped and IPv4-compatible addresses are not gathered (RFC 8445, section 5.1.1.1)"
+    if len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0xC0:
+        return "site-local addresses are not gathered (RFC 8445, section 5.1.1.1)"
+    if address.tentative:
+        return "duplicate address detection has not finished"
+    if address.deprecated:
+        return "deprecated (RFC 4862, section 5.5.4)"
+    if config.addresses is not None and not config.addresses(interface, address):
+        return "the address filter refused it"
+    return None
+
+
+def _bare(address: InterfaceAddress) -> str:
+    return address.host.partition("%")[0]
+
+
+def _family(address: InterfaceAddress) -> int:
+    return IPV6 if ":" in address.host else IPV4
+
+
+def _split_zone(host: str, interface: Interface) -> tuple[str, str]:
+    bare, _, zone = host.partition("%")
+    if ":" in bare and scope(bare) == "link-local":
+        return bare, zone or interface.name
+    return bare, ""
+
+
+def _interleave(families: list[list[HostAddress]]) -> Iterator[HostAddress]:
+    """One of each family in turn, so that a broken family costs the other nothing."""
+    for rank in range(max(map(len, families), default=0)):
+        yield from (addresses[rank] for addresses in families if rank < len(addresses))

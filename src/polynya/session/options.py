@@ -1,0 +1,75 @@
+"""What a session is told to do: which servers, which addresses, which kinds of candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.errors import ConfigurationError
+from polynya.core.instants import SECOND
+from polynya.core.machine import Interface, InterfaceAddress
+from polynya.ice.config import IceConfig
+from polynya.stun.uris import StunUri
+
+InterfaceFilter = Callable[[Interface], bool]
+AddressFilter = Callable[[Interface, InterfaceAddress], bool]
+
+
+class Policy(Enum):
+    """Which candidates are offered and used (RFC 8828 calls them modes)."""
+
+    ALL = "all"
+    NO_HOST = "no-host"
+    """Host addresses are told to nobody; they still serve as bases."""
+    RELAY = "relay"
+    """Only relayed candidates: the other side learns no address of this host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionConfig:
+    """The options of one session. Raises ConfigurationError for what cannot be."""
+
+    ice: IceConfig
+    stun_servers: tuple[StunUri, ...] = ()
+    policy: Policy = Policy.ALL
+    families: tuple[int, ...] = (IPV4, IPV6)
+    """The address families to gather on, most preferred first."""
+    interfaces: InterfaceFilter | None = None
+    """Says whether an interface may be used; all may when it is None."""
+    addresses: AddressFilter | None = None
+    """Says whether one address of an interface may be used."""
+    loopback: bool = False
+    """Whether loopback addresses are gathered; they connect programs on one host and no others."""
+    ports: tuple[int, int] | None = None
+    """The lowest and highest local port that may be used; any port when it is None."""
+    addresses_per_interface: int = 3
+    """How many IPv6 addresses of one interface are gathered (RFC 8421, section 4 asks to bound them)."""
+    patience: int = 5 * SECOND
+    """After this long without an answer from any server, gathering ends without it."""
+    grace: int = 1 * SECOND
+    """How much longer the others get once one server has answered."""
+    keepalive: int = 15 * SECOND
+    """Tr (RFC 8445, section 11): how often a server-reflexive mapping is kept open until a pair is nominated."""
+
+    def __post_init__(self) -> None:
+        if not self.families or any(family not in (IPV4, IPV6) for family in self.families):
+            raise ConfigurationError(f"families are 4, 6 or both, not {self.families!r}")
+        if self.ports is not None:
+            low, high = self.ports
+            if not 1 <= low <= high <= 65535:
+                raise ConfigurationError(f"a port range is (LOW, HIGH) within 1..65535, not {self.ports!r}")
+        if min(self.patience, self.grace, self.keepalive) <= 0:
+            raise ConfigurationError("patience, grace and keepalive are more than zero")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostAddress:
+    """A local address that was chosen to gather on."""
+
+    address: Address
+    """With port 0."""
+    interface: str
+    temporary: bool = False
+    loopback: bool = False

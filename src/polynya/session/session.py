@@ -1,0 +1,277 @@
+"""The session: one ICE agent with what gathers for it, and the data that flows over its pairs.
+
+The one machine a packet belongs to is found by key, and the packet is decoded once:
+
+    not STUN                          data: accepted from remotes whose check was authenticated, else dropped
+    response, transaction id known    the agent's check
+    response, flow and server known   a question of gathering
+    request, indication               the agent, which checks the ufrag and the password
+
+What gathering finds becomes the agent's local candidates; what the agent wants signalled comes out as its events.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.errors import DecodeError
+from polynya.core.flows import Flow, FlowIds
+from polynya.core.instants import Instant
+from polynya.core.machine import (
+    Closed,
+    Datagram,
+    IcmpError,
+    Input,
+    InterfacesChanged,
+    Opened,
+    Output,
+    Resolved,
+    Send,
+    SendFailed,
+)
+from polynya.core.pacer import Pacer
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.ice.agent import IceAgent
+from polynya.ice.candidates import Candidate, CandidateType, Gathered
+from polynya.ice.description import Description
+from polynya.ice.events import (
+    AgentState,
+    AgentStateChanged,
+    IceEvent,
+    RemoteAuthenticated,
+    RemoteRevoked,
+    SelectedPairChanged,
+)
+from polynya.stun.message import Received, decode, is_stun
+from polynya.stun.registry import Class
+
+from .gathering import BaseOpened, Gathering, GatheringState, GatheringStateChanged, MappingFound
+from .options import Policy, SessionConfig
+from .report import SessionReport, session_report
+
+UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # told, never bound
+"""The related address that says nothing (RFC 8839, section 5.1)."""
+
+
+@dataclass(slots=True)
+class DataReceived:
+    """Application data from the other side."""
+
+    stream: int
+    component: int
+    data: bytes
+
+
+SessionEvent = IceEvent | GatheringStateChanged | DataReceived
+
+
+class Session:
+    """A machine: feed it the host's interfaces, the other side's description and candidates, and packets."""
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        *,
+        random: random_module.Random,
+        pacer: Pacer,
+        flow_ids: FlowIds,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        self.config = config
+        self.counters: Counter[str] = Counter()
+        self.agent = IceAgent(config.ice, random=random, pacer=pacer, trace=trace.of("ice"))
+        self.gathering = Gathering(config, random=random, pacer=pacer, flow_ids=flow_ids, trace=trace.of("gathering"))
+        self._trace = trace.of("session")
+        self._readable: dict[tuple[Flow, Address], tuple[int, int]] = {}
+        self._selected: dict[tuple[int, int], tuple[Flow, Address]] = {}
+        self._outputs: list[Output] = []
+        self._events: list[SessionEvent] = []
+
+    # -------------------------------------------------------------------------------------------------------- calls
+
+    def start(self, interfaces: InterfacesChanged, now: Instant) -> None:
+        """Begin to gather on these interfaces."""
+        self.gathering.start(interfaces, now)
+        self._collect(now)
+
+    def set_remote(self, description: Description, now: Instant) -> None:
+        """What the other side signalled: its credentials and options."""
+        self.agent.set_remote(description, now)
+        self._collect(now)
+
+    def add_remote(self, candidate: Candidate | None, now: Instant) -> None:
+        """A candidate of the other side, or None: there are no more of this generation."""
+        if candidate is None:
+            self.agent.end_of_remote_candidates(now)
+        else:
+            self.agent.add_remote(candidate, now)
+        self._collect(now)
+
+    def set_controlling(self, controlling: bool, now: Instant) -> None:
+        self.agent.set_controlling(controlling, now)
+        self._collect(now)
+
+    def send(self, data: bytes, now: Instant, stream: int = 0, component: int = 1) -> bool:
+        """Send application data on the component's selected pair; False while there is none."""
+        target = self._selected.get((stream, component))
+        if target is None:
+            return False
+        flow, remote = target
+        if self._trace.enabled:
+            self._trace(now, "data", "sent", flow=flow.id, remote=str(remote), length=len(data))
+        self._outputs.append(Send(flow, remote, data))
+        return True
+
+    def close(self, now: Instant) -> None:
+        """End the agent and close every flow. Nothing leaves after the outputs of this call."""
+        self.agent.close(now)
+        self._collect(now)
+        self._outputs = [output for output in self._outputs if not isinstance(output, Send)]
+        self.gathering.close()
+        self._collect(now)
+
+    def target(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
+        """The flow and remote address that a component's data is sent to, if it can be sent."""
+        return self._selected.get((stream, component))
+
+    def why(self) -> SessionReport:
+        """What was gathered and what was not, every pair, and every transition with its reason."""
+        return session_report(self.gathering, self.agent)
+
+    # ------------------------------------------------------------------------------------------------------ machine
+
+    def receive(self, input: Input, now: Instant) -> None:
+        match input:
+            case Datagram():
+                self._datagram(input, now)
+            case IcmpError() | SendFailed():
+                if self.gathering.expects(input.flow, input.remote):
+                    self.gathering.receive(input, now)
+                else:
+                    self.agent.receive(input, now)
+            case Closed():
+                self.gathering.receive(input, now)
+                self.agent.receive(input, now)
+            case Opened() | Resolved() | InterfacesChanged():
+                self.gathering.receive(input, now)
+        self._collect(now)
+
+    def tick(self, now: Instant) -> None:
+        self.gathering.tick(now)
+        self.agent.tick(now)
+        self._collect(now)
+
+    def next_timer(self) -> Instant | None:
+        due = (self.gathering.next_timer(), self.agent.next_timer())
+        return min((at for at in due if at is not None), default=None)
+
+    def outputs(self) -> list[Output]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def events(self) -> list[SessionEvent]:
+        drained, self._events = self._events, []
+        return drained
+
+    # ------------------------------------------------------------------------------------------------------ packets
+
+    def _datagram(self, datagram: Datagram, now: Instant) -> None:
+        if not is_stun(datagram.data):
+            self._data(datagram, now)
+            return
+        try:
+            message = decode(datagram.data)
+        except DecodeError as error:
+            self._drop("malformed", datagram, str(error), now)
+            return
+        received = Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet)
+        response = message.cls is Class.SUCCESS or message.cls is Class.ERROR
+        if response and not self.agent.owns_transaction(message.transaction_id):
+            if self.gathering.expects(datagram.flow, datagram.remote):
+                self.gathering.receive(received, now)
+            else:
+                self._drop("unexpected", datagram, "an answer to nothing that was asked", now)
+            return
+        self.agent.receive(received, now)
+
+    def _data(self, datagram: Datagram, now: Instant) -> None:
+        place = self._readable.get((datagram.flow, datagram.remote))
+        if place is None:
+            self._drop("unauthenticated", datagram, "data from where no authenticated check came", now)
+            return
+        if self._trace.enabled:
+            remote = str(datagram.remote)
+            self._trace(now, "data", "received", flow=datagram.flow.id, remote=remote, length=len(datagram.data))
+        self._events.append(DataReceived(*place, datagram.data))
+
+    def _drop(self, count: str, datagram: Datagram, reason: str, now: Instant) -> None:
+        self.counters[count] += 1
+        if self._trace.enabled:
+            self._trace(now, "message-dropped", reason, remote=str(datagram.remote), packet=datagram.packet)
+
+    # ----------------------------------------------------------------------------------------------------- children
+
+    def _collect(self, now: Instant) -> None:
+        """Drain the children: gathering first, for what it found makes the agent act."""
+        for found in self.gathering.events():
+            match found:
+                case BaseOpened():
+                    self._add_host(found, now)
+                case MappingFound():
+                    self._add_mapping(found, now)
+                case GatheringStateChanged():
+                    self._events.append(found)
+                    if found.new is GatheringState.COMPLETE:
+                        self.agent.end_of_local_candidates(now)
+        for event in self.agent.events():
+            self._note(event)
+            self._events.append(event)
+        self._outputs += self.gathering.outputs()
+        self._outputs += self.agent.outputs()
+
+    def _add_host(self, base: BaseOpened, now: Instant) -> None:
+        gathered = Gathered(
+            type=CandidateType.HOST,
+            address=base.local,
+            flow=base.flow,
+            interface=base.host.interface,
+            advertise=self.config.policy is Policy.ALL,
+        )
+        if self.config.policy is not Policy.RELAY:
+            self.agent.add_local(gathered, now)
+
+    def _add_mapping(self, found: MappingFound, now: Instant) -> None:
+        base = self.gathering.bases.get(found.flow)
+        if base is None or self.config.policy is Policy.RELAY:
+            return
+        gathered = Gathered(
+            type=CandidateType.SERVER_REFLEXIVE,
+            address=found.mapped,
+            flow=found.flow,
+            base=base.local,
+            server=str(found.server),
+            related=UNSPECIFIED[base.local.family] if self.config.policy is Policy.NO_HOST else None,
+            interface=base.host.interface,
+        )
+        self.agent.add_local(gathered, now)
+
+    def _note(self, event: IceEvent) -> None:
+        match event:
+            case RemoteAuthenticated():
+                self._readable[event.flow, event.remote] = (event.stream, event.component)
+            case RemoteRevoked():
+                self._readable.pop((event.flow, event.remote), None)
+            case SelectedPairChanged():
+                place = (event.stream, event.component)
+                if event.pair is None:
+                    self._selected.pop(place, None)
+                else:
+                    self._selected[place] = (event.pair.flow, event.pair.remote_address)
+            case AgentStateChanged(new=AgentState.COMPLETED | AgentState.FAILED | AgentState.CLOSED):
+                self.gathering.stop_keepalives()
+            case _:
+                pass
