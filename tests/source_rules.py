@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = "polynya"
 FACE = "the public face"
@@ -92,8 +93,20 @@ def room_of(parts: list[str]) -> str:
     return parts[0] if parts and parts[0] in MAY_IMPORT else FACE
 
 
-def imports(module: Module, *, typing_only: bool = True) -> Iterator[tuple[str, str, int]]:
-    """Every import as (absolute module, name in it or "", line), wherever in the file; relative ones made absolute.
+class Import(NamedTuple):
+    """One import, wherever it stands in a file."""
+
+    target: str
+    """The absolute module, also of a relative import."""
+    name: str
+    """The name that is taken from it; "" for `import MODULE`."""
+    bound: str
+    """What it is called in the file."""
+    line: int
+
+
+def imports(module: Module, *, typing_only: bool = True) -> Iterator[Import]:
+    """Every import of a module.
 
     `typing_only=False` leaves out what stands under `if TYPE_CHECKING:`.
     """
@@ -105,18 +118,20 @@ def imports(module: Module, *, typing_only: bool = True) -> Iterator[tuple[str, 
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
-            yield from ((alias.name, "", node.lineno) for alias in node.names)
+            for alias in node.names:
+                yield Import(alias.name, "", alias.asname or alias.name.split(".")[0], node.lineno)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             absolute = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((absolute, alias.name, node.lineno) for alias in node.names)
+            for alias in node.names:
+                yield Import(absolute, alias.name, alias.asname or alias.name, node.lineno)
 
 
 def wrong_direction(module: Module) -> list[str]:
     """Imports of a room that this module's room must not know."""
     allowed = MAY_IMPORT[module.room] | {module.room}
     wrong = []
-    for target, name, line in imports(module):
+    for target, name, _, line in imports(module):
         parts = target.split(".")
         if parts[0] != PACKAGE:
             continue
@@ -131,19 +146,21 @@ def impure_imports(module: Module) -> list[str]:
     if module.room not in PURE:
         return []
     wrong, names = [], {}
-    for target, name, line in imports(module, typing_only=False):
+    for target, name, bound, line in imports(module, typing_only=False):
         top = target.split(".")[0]
-        if top in FORBIDDEN:
-            names[top] = _excepted(module, top)
-            if name and name not in names[top]:
-                wrong.append(f"{module.path}:{line}: a machine must not use {top}.{name}")
-            elif not name and not names[top]:
-                wrong.append(f"{module.path}:{line}: a machine must not import {top}")
+        if top not in FORBIDDEN:
+            continue
+        allowed = _excepted(module, top)
+        if name and name not in allowed:
+            wrong.append(f"{module.path}:{line}: a machine must not use {top}.{name}")
+        elif not name and not allowed:
+            wrong.append(f"{module.path}:{line}: a machine must not import {top}")
+        elif not name:
+            names[bound] = allowed
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
-            allowed = names[node.value.id]
-            if allowed and node.attr not in allowed:
-                wrong.append(f"{module.path}:{node.lineno}: a machine must not use {node.value.id}.{node.attr}")
+        used = node.value.id if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else ""
+        if used in names and node.attr not in names[used]:
+            wrong.append(f"{module.path}:{node.lineno}: a machine must not use {used}.{node.attr}")
         if isinstance(node, ast.Call) and not node.args and ast.unparse(node.func).split(".")[-1] == "Random":
             wrong.append(f"{module.path}:{node.lineno}: a machine must not seed randomness from the system")
     return wrong
@@ -250,6 +267,6 @@ def shell_imports(module: Module) -> list[str]:
     """The modules that make this one a shell, outside of `if TYPE_CHECKING:` and the named exceptions."""
     return [
         f"{module.path}:{line}: imports {target}"
-        for target, _, line in imports(module, typing_only=False)
+        for target, _, _, line in imports(module, typing_only=False)
         if target.split(".")[0] in SHELL_MODULES and not _excepted(module, target.split(".")[0])
     ]

@@ -149,6 +149,8 @@ def test_an_import_with_the_direction_passes(path: str, text: str) -> None:
         "import os.path",
         "import random\nx = random.random()",
         "from random import randint",
+        "import random as dice\ndef f(): return dice.randint(1, 6)",
+        "from random import Random as Dice\nfrom time import monotonic as now",
         "import random\nx = random.Random()",
         "from socket import inet_pton",
         "def f():\n    import secrets",
@@ -164,6 +166,8 @@ def test_an_impure_machine_is_seen(text: str) -> None:
     [
         "import random\ndef f(r: random.Random) -> float:\n    return r.random()",
         "from random import Random\nr = Random(7)",
+        "from random import Random\ndef f(random: Random): return random.randbytes(12)",
+        "import random as dice\ndef f(random: dice.Random): return random.randbytes(12)",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import asyncio",
         "import hmac, struct, zlib, errno",
     ],
