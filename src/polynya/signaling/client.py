@@ -22,7 +22,7 @@ first. Descriptions and candidates of an older generation than the newest descri
 
 from __future__ import annotations
 
-import random
+from random import Random
 from collections import Counter, deque
 from dataclasses import dataclass
 from enum import Enum
@@ -163,7 +163,7 @@ class RoomClient:
         self,
         room: str,
         *,
-        random: random.Random,
+        random: Random,
         limit: int | None = None,
         patience: Patience | None = None,
         trace: Tracer = NO_TRACE,
@@ -203,6 +203,11 @@ class RoomClient:
         if not self.peer_id:
             raise UsageError("the room has not been entered: roles follow from the ids that the server gives out")
         return self.peer_id > peer
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be sent."""
+        return len(self._waiting)
 
     @property
     def counters(self) -> Counters:

@@ -53,6 +53,8 @@ class Limits:
             )
             if value < least:
                 raise ConfigurationError(f"the limit {each.name} is at least {least}, not {value}")
+        if self.room_members > 256:  # a welcome names them all and must fit a message
+            raise ConfigurationError(f"room_members is at most 256, not {self.room_members}")
         if not 1024 <= self.message_bytes <= MESSAGE_BYTES:
             raise ConfigurationError(f"message_bytes is within 1024..{MESSAGE_BYTES}, not {self.message_bytes}")
         if self.bytes_burst < self.message_bytes:

@@ -26,7 +26,7 @@ why; whoever goes on is disconnected. Nothing is held for a link but what `Limit
 
 from __future__ import annotations
 
-import random
+from random import Random
 from collections import Counter
 from dataclasses import dataclass, field
 from hmac import compare_digest
@@ -142,7 +142,7 @@ class _Room:
 class RoomServer:
     """All rooms of a server. Feed it what its links do; carry out what it asks for."""
 
-    def __init__(self, limits: Limits | None = None, *, random: random.Random, trace: Tracer = NO_TRACE) -> None:
+    def __init__(self, limits: Limits | None = None, *, random: Random, trace: Tracer = NO_TRACE) -> None:
         self.limits = limits or Limits()
         self._random = random
         self._trace = trace

@@ -1,0 +1,113 @@
+"""HTTP as uvicorn speaks it, with what it does not bound: connections that never ask, and peers that never read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Generator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from polynya.signaling.messages import MESSAGE_BYTES
+
+from .config import ServerConfig
+
+PING_INTERVAL = 20.0
+"""Seconds between WebSocket pings, and until a missing pong means that the other side is gone."""
+
+ABORT = "polynya.abort"
+
+
+class SignalingWebSocket(WebSocketsSansIOProtocol):
+    """The sans-I/O WebSocket backend, whose application can drop a connection that does not drain."""
+
+    async def run_asgi(self) -> None:
+        self.scope["extensions"][ABORT] = {"call": self.transport.abort}
+        await super().run_asgi()
+
+
+def guarded(config: ServerConfig) -> type[asyncio.Protocol]:
+    """The HTTP protocol class of one server: caps connections and times the first request."""
+    most = config.limits.links + 1000  # room for health checks and for members that are about to be refused
+
+    class GuardedHttp(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > most:
+                transport.abort()
+                return
+            # uvicorn's own timer starts with the first response
+            self._deadline = self.loop.call_later(config.request_timeout, self._check)
+
+        def _check(self) -> None:
+            if not self._asked and not self.transport.is_closing():
+                self.transport.abort()
+
+        @property
+        def _asked(self) -> bool:
+            return self.headers is not None
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._done()
+            super().connection_lost(exc)
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            self._done()
+            super().handle_websocket_upgrade(event)
+
+        def _done(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+    return GuardedHttp
+
+
+class EmbeddedUvicorn(uvicorn.Server):
+    """uvicorn inside somebody else's loop: it leaves signals alone and says when it accepts."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    def abort_all(self) -> None:
+        """Drop every connection that is still there."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+
+def embedded(app: Callable[..., Any], config: ServerConfig) -> EmbeddedUvicorn:
+    """A uvicorn server for `app`, with every limit set."""
+    return EmbeddedUvicorn(
+        uvicorn.Config(
+            app,
+            http=guarded(config),
+            ws=SignalingWebSocket,
+            ws_max_size=4 * MESSAGE_BYTES,  # what is a little too large is answered by the machine
+            ws_per_message_deflate=False,
+            ws_ping_interval=PING_INTERVAL,
+            ws_ping_timeout=PING_INTERVAL,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=bool(config.trusted_proxies),
+            forwarded_allow_ips=list(config.trusted_proxies),
+            h11_max_incomplete_event_size=16_384,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=1,
+        )
+    )
