@@ -21,6 +21,7 @@ from typing import Final, cast
 from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
+from polynya.stun.message import is_stun
 
 from . import sockets
 from .icmp import read_errors
@@ -36,22 +37,11 @@ REMOTES: Final = 4096
 
 _LARGEST: Final = 65535
 _CONTROL: Final = 128  # bytes of control messages: there are two
-_MAGIC_COOKIE: Final = b"\x21\x12\xa4\x42"
 _BEYOND_STUN: Final = b"\x04"  # bytes compare like text: whatever is not below this does not begin like STUN
 _FAILURES: Final = 16  # reads in a row that fail without a report before the socket is given up
 
 Deliver = Callable[[bytes], None]
 SendData = Callable[[bytes], bool]
-
-
-def is_stun(data: bytes) -> bool:
-    """Whether bytes that begin like STUN are STUN: the cookie, and a length that fits (RFC 8489, section 5)."""
-    return (
-        len(data) >= 20
-        and data[0] < 4
-        and data[4:8] == _MAGIC_COOKIE
-        and int.from_bytes(data[2:4], "big") == len(data) - 20
-    )
 
 
 class UdpSocket:
