@@ -22,18 +22,17 @@ from collections.abc import Mapping
 from random import Random
 from typing import Final
 
-from polynya.core.errors import DecodeError, UsageError
-from polynya.core.instants import SECOND, Instant
+from polynya.core.errors import Attempt, DecodeError, UsageError
+from polynya.core.instants import Instant
 from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Received, decode
-from polynya.stun.registry import Class, ErrorCode, Method
+from polynya.stun.registry import Class, Method
 
-from . import checks, report
+from . import report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
-from .checklist import ChecklistState
-from .checks import Check, Refusal
+from .checks import Check
 from .config import IceConfig
 from .description import Description, draw_credentials, negotiated_pacing
 from .events import (
@@ -51,15 +50,14 @@ from .generation import Generation
 from .journal import Journal
 from .pacing import Pacing
 from .pairs import PairState, PairView
-from .prognosis import attempts, prognosis
+from .prognosis import attempts, conclude
+from .reception import Reception
 from .report import Report
-from .roles import Conflict, Role, role_name
+from .roles import Role, role_name
 from .selection import Key, Selections
 
 IceInput = Datagram | Received | SendFailed | IcmpError | Closed
 
-_REFUSALS: Final = 20
-"""Answers to requests that nobody has authenticated, a second."""
 _HISTORY: Final = 16
 """Changes of the agent's state that `why` remembers."""
 
@@ -88,7 +86,7 @@ class IceAgent:
         self._keys: tuple[Key, ...] = tuple(
             (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
         )
-        self._refusals = (Instant(0), 0)
+        self._reception = Reception(self._locals, self._role, self._journal)
         self._previous: Generation | None = None
         self._generation = self._new_generation(0)
 
@@ -272,7 +270,7 @@ class IceAgent:
         if message.method is not Method.BINDING:
             self._journal.dropped(received.remote, "not a Binding message", now, received.packet)
         elif message.cls is Class.REQUEST:
-            self._request(received, now)
+            self._reception.request(received, self._generation, self._previous, self._yield_role, now)
         elif message.cls is Class.INDICATION:
             self._journal.count("keepalives received")
         else:
@@ -282,53 +280,19 @@ class IceAgent:
                     return
             self._journal.dropped(received.remote, "an answer to nothing that is under way", now, received.packet)
 
-    def _request(self, received: Received, now: Instant) -> None:
-        names = checks.username_of(received.message)
-        generation = self._generation
-        if self._previous is not None and names is not None and names[0] == self._previous.local.ufrag:
-            generation = self._previous
-        base = self._locals.base(received.flow)
-        if base is None:
-            self._journal.dropped(received.remote, f"no candidate of ours has {received.flow}", now, received.packet)
-            return
-        verdict = checks.examine(received, generation.credentials)
-        if isinstance(verdict, Refusal):
-            self._journal.dropped(received.remote, verdict.reason, now, received.packet)
-            if verdict.answer is not None and self._may_refuse(now):
-                self._journal.send(received.flow, received.remote, verdict.answer)
-            return
-        self._journal.count("checks received")
-        if generation is not self._generation:
-            self._journal.send(received.flow, received.remote, checks.accept(received, generation.credentials))
-            return
-        conflict = Conflict.NONE if self.config.lite else self._role.judge(received.message)
-        if conflict is Conflict.REFUSE:
-            answer = checks.refuse(received.message, generation.credentials, ErrorCode.ROLE_CONFLICT)
-            self._journal.send(received.flow, received.remote, answer)
-            self._journal.dropped(received.remote, "a role conflict that the other side gives way in", now)
-            return
-        if conflict is Conflict.SWITCH:
-            self._switch_role(not self._role.controlling, "a role conflict that we give way in", now)
-        self._journal.send(received.flow, received.remote, checks.accept(received, generation.credentials))
-        generation.heard(verdict, base, now)
-
-    def _may_refuse(self, now: Instant) -> bool:
-        since, count = self._refusals
-        if now >= since + SECOND:
-            since, count = now, 0
-        self._refusals = (since, count + 1)
-        return count < _REFUSALS
-
     def _on_conflict(self, check: Check, now: Instant) -> None:
         if self._role.refused(check.controlling, self._random):
-            self._switch_role(not self._role.controlling, "the other side answered 487", now)
+            self._yield_role("the other side answered 487", now)
+
+    def _yield_role(self, reason: str, now: Instant) -> None:
+        self._switch_role(not self._role.controlling, reason, now)
 
     def _switch_role(self, controlling: bool, reason: str, now: Instant) -> None:
         if self._journal.trace.enabled:
             old, new = self._role.name, role_name(controlling)
             self._journal.trace(now, "role", reason, old=old, new=new, agent=self._journal.label)
         self._role.controlling = controlling
-        self._generation.role_changed()
+        self._generation.verdicts.role_changed()
         self._journal.event(RoleChanged(controlling=controlling, reason=reason))
 
     def _trouble(self, trouble: SendFailed | IcmpError | Closed, now: Instant) -> None:
@@ -387,47 +351,17 @@ class IceAgent:
         if self._previous is not None and not self._selections.of(self._previous):
             self._drop_previous()
         self._nominate_at = self._nominate(now)
-        state, reason = self._conclude(now)
-        self._move(state, reason, now)
+        conclusion = conclude(
+            self._generation,
+            self.config,
+            self._journal,
+            local_ended=self._local_ended,
+            reachable=bool(self._locals.all),
+            now=now,
+        )
+        self._look_at = conclusion.look_at
+        self._move(conclusion.state, conclusion.reason, now)
         self._run_checks(now)
-
-    def _conclude(self, now: Instant) -> tuple[AgentState, str]:
-        """The state of every checklist, and of the agent."""
-        generation = self._generation
-        self._look_at = None
-        failed: list[str] = []
-        valid = completed = 0
-        for checklist in generation.checklists.lists:
-            done, hopeless = 0, len(failed)
-            for component in range(1, checklist.components + 1):
-                if any(pair.valid for pair in checklist.of(component)):
-                    valid += 1
-                    done += checklist.nominated(component)
-                    continue
-                outlook = prognosis(
-                    generation, checklist.stream, component, self.config, local_ended=self._local_ended, now=now
-                )
-                if outlook.reason is not None:
-                    failed.append(outlook.reason)
-                elif outlook.at is not None:
-                    self._look_at = outlook.at if self._look_at is None else min(self._look_at, outlook.at)
-            completed += done
-            state = ChecklistState.RUNNING
-            if len(failed) > hopeless:
-                state = ChecklistState.FAILED
-            elif done == checklist.components:
-                state = ChecklistState.COMPLETED
-            self._journal.checklist(checklist, state, now)
-        if failed:
-            return AgentState.FAILED, "; ".join(failed)
-        if completed == len(self._keys):
-            return AgentState.COMPLETED, "every component has a nominated pair"
-        if valid == len(self._keys):
-            return AgentState.CONNECTED, "every component has a valid pair"
-        if generation.remote is None or not self._locals.all:
-            missing = "an address of ours" if generation.remote is not None else "the other side's description"
-            return (AgentState.NEW if not generation.number else AgentState.CHECKING), f"{missing} is awaited"
-        return AgentState.CHECKING, "pairs are checked"
 
     def _move(self, state: AgentState, reason: str, now: Instant) -> None:
         """The one writer of the agent's state."""
@@ -508,6 +442,14 @@ class IceAgent:
         """Where a component's data goes now."""
         selection = self._selections.by_key.get((stream, component))
         return None if selection is None else selection.pair.view(selected=True)
+
+    def now(self, pair: PairView) -> PairView:
+        """The same pair as it is now, or `pair` itself when it is gone."""
+        return next((view for view in self.pairs() if view.id == pair.id), pair)
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every pair that does not work, and why."""
+        return attempts(self._generation)
 
     def local_candidates(self) -> list[LocalCandidate]:
         return list(self._locals.all)

@@ -65,10 +65,12 @@ class InboundCheck:
 
 @dataclass(slots=True)
 class Refusal:
-    """A request that is not a good check: why, and what to answer, which may be nothing."""
+    """A request that is not a good check: why, and what to answer."""
 
     reason: str
-    answer: bytes | None
+    answer: bytes
+    signed: bool = False
+    """The one who asked is authenticated."""
 
 
 class Credentials:
@@ -134,10 +136,11 @@ def examine(received: Received, credentials: Credentials) -> InboundCheck | Refu
     if message.unknown_required:
         unknown = {UNKNOWN_ATTRIBUTES: message.unknown_required}
         answer = refuse(message, credentials, ErrorCode.UNKNOWN_ATTRIBUTE, unknown)
-        return Refusal("a check with unknown attributes that must be understood", answer)
+        return Refusal("a check with unknown attributes that must be understood", answer, signed=True)
     priority = message.get(PRIORITY)
     if priority is None or not 0 < priority <= MAX_PRIORITY:
-        return Refusal("a check without a usable PRIORITY", refuse(message, credentials, ErrorCode.BAD_REQUEST))
+        answer = refuse(message, credentials, ErrorCode.BAD_REQUEST)
+        return Refusal("a check without a usable PRIORITY", answer, signed=True)
     return InboundCheck(
         received.flow, received.remote, names[1], priority, USE_CANDIDATE in message, received.packet
     )  # fmt: skip

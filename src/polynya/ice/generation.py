@@ -38,6 +38,7 @@ from .events import RemoteAuthenticated, RemoteRevoked
 from .journal import Journal
 from .pairs import Pair, PairEvent, PairState
 from .roles import Role
+from .verdicts import Verdicts
 
 EARLY_LIMIT: Final = 16
 """Checks that are kept until the other side's description arrives."""
@@ -53,7 +54,6 @@ class Generation:
         "_early",
         "_journal",
         "_locals",
-        "_nominations",
         "_pending",
         "_random",
         "_reflexive",
@@ -67,6 +67,7 @@ class Generation:
         "remote_ended",
         "started_at",
         "transactions",
+        "verdicts",
     )
 
     def __init__(
@@ -91,6 +92,7 @@ class Generation:
         self.credentials = Credentials(local)
         self.checklists = ChecklistSet(components, journal, pair_limit, last_pair)
         self.transactions: Transactions[Check] = Transactions(journal.trace)
+        self.verdicts = Verdicts(self.checklists, self.transactions, role, journal)
         self._locals = locals_
         self._role = role
         self._journal = journal
@@ -100,7 +102,6 @@ class Generation:
         self._early: list[tuple[InboundCheck, LocalCandidate]] = []
         self._authenticated: dict[tuple[Flow, Address], None] = {}
         self._reflexive = 0
-        self._nominations = 0
 
     # ------------------------------------------------------------------------------------------------------ candidates
 
@@ -109,6 +110,7 @@ class Generation:
         self.remote = remote
         self.started_at = now
         self.credentials.set_remote(remote)
+        self.verdicts.aggressive = not remote.ice2
         pending, self._pending = self._pending, []
         for candidate, stream in pending:
             self.add_remote(candidate, stream, now)
@@ -187,7 +189,7 @@ class Generation:
             self._journal.event(RemoteRevoked(flow=flow, remote=path[1]))
         for pair in list(self.checklists):
             if pair.flow == flow:
-                self.fail(pair, reason, now)
+                self.verdicts.fail(pair, reason, now)
                 self.checklists.lists[pair.stream].remove(pair)
 
     # ------------------------------------------------------------------------------------------------- other's checks
@@ -214,12 +216,12 @@ class Generation:
         self._journal.flag(pair, "the other side's check arrived", now, readable=True)
         if self.local.lite:
             if check.nominate:
-                self._succeeded(pair, "the other side nominated it", now, check.packet)
-                self.nominate(pair, "the other side nominated it", now)
+                self.verdicts.succeeded(pair, "the other side nominated it", now, check.packet)
+                self.verdicts.nominate(pair, "the other side nominated it", now)
             return
         if check.nominate and not self._role.controlling:
             if pair.valid:
-                self.nominate(pair, "the other side nominated it", now)
+                self.verdicts.nominate(pair, "the other side nominated it", now)
             else:
                 pair.nominate_on_success = True
         if not pair.revoked:
@@ -324,7 +326,7 @@ class Generation:
         """Act on the transactions that ended without an answer (section 7.2.5.2.3)."""
         for ended in self.transactions.events():
             if not ended.context.consent:
-                self.fail(ended.context.pair, ended.reason, now)
+                self.verdicts.fail(ended.context.pair, ended.reason, now)
 
     def _flush(self) -> None:
         self._journal.outputs += self.transactions.outputs()
@@ -348,7 +350,7 @@ class Generation:
             self._journal.dropped(received.remote, "an answer from elsewhere than asked", now, received.packet)
             if not check.consent:  # section 7.2.5.2.1
                 self.transactions.drop(message.transaction_id)
-                self.fail(pair, f"it was answered from {received.remote}", now, received.packet)
+                self.verdicts.fail(pair, f"it was answered from {received.remote}", now, received.packet)
             return
         mapped = checks.mapped_address(message)
         if message.cls is Class.SUCCESS and mapped is None:
@@ -370,11 +372,11 @@ class Generation:
         self._authenticate(*pair.path, base)
         if check.nominate:
             pair.nominating = False
-        self._succeeded(pair, "its check was answered", now, received.packet)
+        self.verdicts.succeeded(pair, "its check was answered", now, received.packet)
         if check.nominate and check.controlling and self._role.controlling:
-            self.nominate(pair, "the check that nominates it was answered", now)
+            self.verdicts.nominate(pair, "the check that nominates it was answered", now)
         elif pair.nominate_on_success and not self._role.controlling:
-            self.nominate(pair, "the other side had nominated it", now)
+            self.verdicts.nominate(pair, "the other side had nominated it", now)
 
     def _refused(
         self,
@@ -393,84 +395,9 @@ class Generation:
                 if check.pair.state is not PairState.SUCCEEDED:
                     self.checklists.lists[check.pair.stream].trigger(check.pair)
         elif code == ErrorCode.FORBIDDEN and check.consent:
-            self.revoke(check.pair, "the other side revoked its consent (403)", now)
+            self.verdicts.revoke(check.pair, "the other side revoked its consent (403)", now)
         elif not check.consent:
-            self.fail(check.pair, f"its check was refused: {_phrase(error)}", now, packet)
-
-    # -------------------------------------------------------------------------------------------------------- verdicts
-
-    def _succeeded(self, pair: Pair, reason: str, now: Instant, packet: int) -> None:
-        if pair.revoked:
-            return
-        pair.answered_at = now
-        pair.prioritise(self._role.controlling)
-        checklist = self.checklists.lists[pair.stream]
-        if pair in checklist.triggered:
-            checklist.triggered.remove(pair)
-        if pair.transaction is not None and not pair.nominating:
-            self.transactions.cancel(pair.transaction, now)
-            pair.transaction = None
-        self._journal.move(pair, PairEvent.ANSWERED, reason, now, packet)
-        if not pair.valid:
-            pair.valid_at = now
-            self._journal.flag(pair, reason, now, writable=True, valid=True)
-        self.checklists.unfreeze(pair.foundation, now)
-
-    def nominate(self, pair: Pair, reason: str, now: Instant) -> None:
-        """A valid pair is nominated, by us or by the other side."""
-        pair.nominate_on_success = False
-        if pair.nominated or not pair.valid:
-            return
-        self._nominations += 1
-        pair.nominated_order = self._nominations
-        self._journal.flag(pair, reason, now, nominated=True)
-        aggressive = self.remote is not None and not self.remote.ice2 and not self._role.controlling
-        for other in self.checklists.lists[pair.stream].of(pair.component):
-            if (
-                other is not pair
-                and other.state is PairState.IN_PROGRESS
-                and other.transaction is not None
-                and not (aggressive and other.priority > pair.priority)
-            ):
-                self.transactions.cancel(other.transaction, now)
-                other.transaction = None
-        self.checklists.set_aside(pair, now, higher_stays=aggressive)
-
-    def chosen(self, stream: int, component: int) -> Pair | None:
-        """The nominated pair that counts.
-
-        An agent of RFC 8445 nominates one; should it nominate another, it means the newer. Of the several that an
-        aggressive agent of RFC 5245 nominates the one of highest priority counts (section 8.1.1.2 there).
-        """
-        nominated = [p for p in self.checklists.lists[stream].of(component) if p.nominated and p.valid]
-        if not nominated:
-            return None
-        latest = self._role.controlling or (self.remote is not None and self.remote.ice2)
-        return max(nominated, key=lambda p: (p.nominated_order if latest else p.valid_priority, -p.id))
-
-    def fail(self, pair: Pair, reason: str, now: Instant, packet: int = 0) -> None:
-        """A pair does not work (any more)."""
-        reason = pair.explain(reason)
-        checklist = self.checklists.lists[pair.stream]
-        if pair in checklist.triggered:
-            checklist.triggered.remove(pair)
-        if pair.transaction is not None:
-            self.transactions.drop(pair.transaction)
-            pair.transaction = None
-        pair.nominating = pair.nominate_on_success = False
-        self._journal.flag(pair, reason, now, writable=False, valid=False, nominated=False)
-        self._journal.move(pair, PairEvent.FAILED, reason, now, packet)
-
-    def revoke(self, pair: Pair, reason: str, now: Instant) -> None:
-        """Consent to send on a pair is lost, and for these credentials for good (RFC 7675, section 5.1)."""
-        pair.revoked = True
-        self.fail(pair, reason, now)
-
-    def role_changed(self) -> None:
-        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make."""
-        self.checklists.prioritise(self._role.controlling)
-        for pair in self.checklists:
-            pair.nominating = pair.nominate_on_success = False
+            self.verdicts.fail(check.pair, f"its check was refused: {_phrase(error)}", now, packet)
 
     def note_candidate(self, side: str, candidate: Candidate, reason: str, now: Instant) -> None:
         """Write a candidate into the trace."""

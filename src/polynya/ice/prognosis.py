@@ -1,4 +1,4 @@
-"""Whether a component can still get a valid pair (RFC 8445, section 8.1.2; RFC 8863; RFC 8838, section 8).
+"""How far an agent is, by its pairs (RFC 8445, section 8.1.2; RFC 8863; RFC 8838, section 8).
 
 A component is given up when all of these hold: no pair is valid, open or queued; the patience of RFC 8863 is over,
 since the other side's checks may come from where no candidate told of; and no more candidates are to come, or have
@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from polynya.core.errors import Attempt
 from polynya.core.instants import Instant
 
+from .checklist import ChecklistState
 from .config import IceConfig
+from .events import AgentState
 from .generation import Generation
+from .journal import Journal
 from .pairs import PairState
 
 _OPEN = (PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS)
@@ -57,3 +60,52 @@ def attempts(generation: Generation) -> tuple[Attempt, ...]:
     remotes = sum(len(checklist.remotes) for checklist in generation.checklists.lists)
     told = f"the other side signalled {remotes} candidates" if remotes else "the other side signalled no candidate"
     return (Attempt("pairing", f"{told}, and none fits an address of ours"),)
+
+
+@dataclass(slots=True)
+class Conclusion:
+    """The state that the pairs amount to, and when to look again though nothing moved."""
+
+    state: AgentState
+    reason: str
+    look_at: Instant | None = None
+
+
+def conclude(
+    generation: Generation, config: IceConfig, journal: Journal, *, local_ended: bool, reachable: bool, now: Instant
+) -> Conclusion:
+    """The state of every checklist, which is set, and of the agent. `reachable`: it has an address of its own."""
+    failed: list[str] = []
+    look_at: list[Instant] = []
+    valid = completed = 0
+    for checklist in generation.checklists.lists:
+        done, hopeless = 0, False
+        for component in range(1, checklist.components + 1):
+            if any(pair.valid for pair in checklist.of(component)):
+                valid += 1
+                done += checklist.nominated(component)
+                continue
+            outlook = prognosis(generation, checklist.stream, component, config, local_ended=local_ended, now=now)
+            if outlook.reason is not None:
+                failed.append(outlook.reason)
+                hopeless = True
+            elif outlook.at is not None:
+                look_at.append(outlook.at)
+        completed += done
+        if hopeless:
+            journal.checklist(checklist, ChecklistState.FAILED, now)
+        else:
+            complete = done == checklist.components
+            journal.checklist(checklist, ChecklistState.COMPLETED if complete else ChecklistState.RUNNING, now)
+    again = min(look_at, default=None)
+    if failed:
+        return Conclusion(AgentState.FAILED, "; ".join(failed))
+    if completed == sum(config.components):
+        return Conclusion(AgentState.COMPLETED, "every component has a nominated pair")
+    if valid == sum(config.components):
+        return Conclusion(AgentState.CONNECTED, "every component has a valid pair", again)
+    if generation.remote is None or not reachable:
+        missing = "the other side's description" if generation.remote is None else "an address of ours"
+        state = AgentState.CHECKING if generation.number else AgentState.NEW
+        return Conclusion(state, f"{missing} is awaited", again)
+    return Conclusion(AgentState.CHECKING, "pairs are checked", again)

@@ -85,7 +85,7 @@ class Selections:
     def _choose(
         self, key: Key, current: Generation, selected: Selection | None
     ) -> tuple[Pair | None, Generation, str]:  # fmt: skip
-        nominated = current.chosen(*key)
+        nominated = current.verdicts.chosen(*key)
         if nominated is not None:
             return nominated, current, "it was nominated"
         if selected is not None and selected.pair.valid:
@@ -105,7 +105,7 @@ class Selections:
         self._journal.event(ConsentLost(stream=key[0], component=key[1], pair=pair.view(), reason=pair.reason))
         for other in list(selected.generation.checklists.lists[key[0]].of(key[1])):
             if other.valid and (other.answered_at or 0) + LIFETIME <= now:
-                selected.generation.fail(other, "its last answer is as old as the lost consent", now)
+                selected.generation.verdicts.fail(other, "its last answer is as old as the lost consent", now)
 
     def _tell(self, key: Key, pair: Pair | None, reason: str, now: Instant) -> None:
         if self._journal.trace.enabled:
@@ -146,7 +146,7 @@ class Selections:
         pair, trace = selection.pair, self._journal.trace
         lost = consent.lost(now)
         if lost is not None:
-            selection.generation.revoke(pair, lost, now)
+            selection.generation.verdicts.revoke(pair, lost, now)
         elif consent.due(now):
             selection.generation.consent_check(pair, now, ONCE)
             consent.sent(now)
