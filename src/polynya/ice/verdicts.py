@@ -1,0 +1,107 @@
+"""What becomes of a pair: it succeeded, was nominated, failed (RFC 8445, sections 7.2.5 and 8.1).
+
+These are the consequences that one pair's fate has for itself and for the others of its generation. Each verdict
+comes with its reason; the journal tells it.
+"""
+
+from __future__ import annotations
+
+from polynya.core.instants import Instant
+from polynya.stun.transactions import Transactions
+
+from .checklist import ChecklistSet
+from .checks import Check
+from .journal import Journal
+from .pairs import Pair, PairEvent, PairState
+from .roles import Role
+
+
+class Verdicts:
+    """Moves the pairs of one generation."""
+
+    __slots__ = ("_checklists", "_journal", "_nominations", "_role", "_transactions", "aggressive")
+
+    def __init__(
+        self, checklists: ChecklistSet, transactions: Transactions[Check], role: Role, journal: Journal
+    ) -> None:  # fmt: skip
+        self._checklists = checklists
+        self._transactions = transactions
+        self._role = role
+        self._journal = journal
+        self._nominations = 0
+        self.aggressive = False
+        """The other side may nominate aggressively: it does not speak RFC 8445."""
+
+    def succeeded(self, pair: Pair, reason: str, now: Instant, packet: int) -> None:
+        """A check on the pair was answered: it is valid (section 7.2.5.3)."""
+        if pair.revoked:
+            return
+        pair.answered_at = now
+        pair.prioritise(self._role.controlling)
+        checklist = self._checklists.lists[pair.stream]
+        if not pair.nominating:  # else what is queued or under way is the check that nominates it
+            if pair in checklist.triggered:
+                checklist.triggered.remove(pair)
+            self._stop(pair, now)
+        self._journal.move(pair, PairEvent.ANSWERED, reason, now, packet)
+        if not pair.valid:
+            pair.valid_at = now
+            self._journal.flag(pair, reason, now, writable=True, valid=True)
+        self._checklists.unfreeze(pair.foundation, now)
+
+    def nominate(self, pair: Pair, reason: str, now: Instant) -> None:
+        """A valid pair is nominated, by us or by the other side."""
+        pair.nominate_on_success = False
+        if pair.nominated or not pair.valid:
+            return
+        self._nominations += 1
+        pair.nominated_order = self._nominations
+        self._journal.flag(pair, reason, now, nominated=True)
+        aggressive = self.aggressive and not self._role.controlling
+        for other in self._checklists.lists[pair.stream].of(pair.component):
+            stays = aggressive and other.priority > pair.priority
+            if other is not pair and other.state is PairState.IN_PROGRESS and not stays:
+                self._stop(other, now)
+        self._checklists.set_aside(pair, now, higher_stays=aggressive)
+
+    def chosen(self, stream: int, component: int) -> Pair | None:
+        """The nominated pair that counts.
+
+        An agent of RFC 8445 nominates one; should it nominate another, it means the newer. Of the several that an
+        aggressive agent of RFC 5245 nominates the one of highest priority counts (section 8.1.1.2 there).
+        """
+        nominated = [p for p in self._checklists.lists[stream].of(component) if p.nominated and p.valid]
+        if not nominated:
+            return None
+        latest = self._role.controlling or not self.aggressive
+        return max(nominated, key=lambda p: (p.nominated_order if latest else p.valid_priority, -p.id))
+
+    def fail(self, pair: Pair, reason: str, now: Instant, packet: int = 0) -> None:
+        """A pair does not work (any more)."""
+        reason = pair.explain(reason)
+        checklist = self._checklists.lists[pair.stream]
+        if pair in checklist.triggered:
+            checklist.triggered.remove(pair)
+        if pair.transaction is not None:
+            self._transactions.drop(pair.transaction)
+            pair.transaction = None
+        pair.nominating = pair.nominate_on_success = False
+        self._journal.flag(pair, reason, now, writable=False, valid=False, nominated=False)
+        self._journal.move(pair, PairEvent.FAILED, reason, now, packet)
+
+    def revoke(self, pair: Pair, reason: str, now: Instant) -> None:
+        """Consent to send on a pair is lost, and for these credentials for good (RFC 7675, section 5.1)."""
+        pair.revoked = True
+        self.fail(pair, reason, now)
+
+    def role_changed(self) -> None:
+        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make."""
+        self._checklists.prioritise(self._role.controlling)
+        for pair in self._checklists:
+            pair.nominating = pair.nominate_on_success = False
+
+    def _stop(self, pair: Pair, now: Instant) -> None:
+        """Resend the pair's check no more; an answer still counts."""
+        if pair.transaction is not None:
+            self._transactions.cancel(pair.transaction, now)
+            pair.transaction = None
