@@ -37,7 +37,7 @@ _MAX_TEXT: Final = 763
 class Attribute(Generic[T]):
     """One attribute of the registry. Compared by identity: there is one object for each."""
 
-    __slots__ = ("decode", "encode", "field", "name", "number", "pack", "repeats")
+    __slots__ = ("decode", "encode", "field", "name", "number", "pack", "repeats", "text")
 
     def __init__(
         self,
@@ -56,23 +56,10 @@ class Attribute(Generic[T]):
         self.repeats = repeats
         self.field = field
         """The `struct` code of a value that is a plain integer, else empty: such a value needs no decoder call."""
-        self.pack: Callable[[Any, bytes], bytes] = self._pack_integer() if field else self._pack_value
+        self.text = False
+        """Whether a value is UTF-8 and nothing else, within the length that was checked."""
+        self.pack: Callable[[Any, bytes], bytes] = self._pack_values if repeats else self._pack_value
         """The whole attribute as it is sent; of one that repeats, all of them."""
-        if repeats:
-            self.pack = self._pack_values
-
-    def _pack_integer(self) -> Callable[[int, bytes], bytes]:
-        size = struct.calcsize("!" + self.field)
-        pack = struct.Struct("!I" + self.field).pack
-        header = self.number << 16 | size
-
-        def pack_integer(value: int, mask: bytes) -> bytes:  # noqa: ARG001
-            try:
-                return pack(header, value)
-            except struct.error:
-                raise ValueError(f"{self.name} holds 0..{256**size - 1}, not {value!r}") from None
-
-        return pack_integer
 
     def _pack_value(self, value: T, mask: bytes) -> bytes:
         encoded = self.encode(value, mask)
@@ -150,41 +137,66 @@ def _sized(value: bytes, *sizes: int) -> bytes:
 
 def _integer(number: AttributeType, field: str = "I") -> Attribute[int]:
     size = struct.calcsize("!" + field)
-    return Attribute(
+    pack = struct.Struct("!I" + field).pack
+    header = number << 16 | size
+
+    def pack_integer(value: int, _: bytes) -> bytes:
+        try:
+            return pack(header, value)
+        except struct.error:
+            raise ValueError(f"{number.name} holds 0..{256**size - 1}, not {value!r}") from None
+
+    attribute: Attribute[int] = Attribute(
         number,
         lambda value, _: int.from_bytes(_sized(value, size), "big"),
         lambda value, _: value.to_bytes(size, "big"),
         field=field,
     )
+    attribute.pack = pack_integer
+    return attribute
 
 
 def _flag(number: AttributeType) -> Attribute[bool]:
     """An attribute that says something by being there."""
+    packed = _HEADER(number, 0)
 
-    def encode(value: bool, _: bytes) -> bytes:
+    def pack_flag(value: bool, _: bytes) -> bytes:
         if value is not True:
             raise ValueError(f"{number.name} is True or left out, not {value!r}")
-        return b""
+        return packed
 
-    return Attribute(number, lambda value, _: _sized(value, 0) == b"", encode)
+    attribute: Attribute[bool] = Attribute(
+        number, lambda value, _: _sized(value, 0) == b"", lambda value, mask: pack_flag(value, mask)[4:]
+    )
+    attribute.pack = pack_flag
+    return attribute
 
 
-def _text(number: AttributeType, limit: int = _MAX_TEXT, *, errors: str = "strict") -> Attribute[str]:
+def _text(number: AttributeType, limit: int = _MAX_TEXT, *, lenient: bool = False) -> Attribute[str]:
+    """UTF-8 of at most `limit` bytes. What is for people only may be badly encoded (`lenient`)."""
+
     def decode(value: bytes, _: bytes) -> str:
         if len(value) > limit:
             raise DecodeError(f"{number.name} has {len(value)} bytes, more than {limit}")
         try:
-            return value.decode("utf-8", errors)
+            return value.decode()
         except UnicodeDecodeError:
+            if lenient:
+                return value.decode("utf-8", "replace")
             raise DecodeError(f"{number.name} is not UTF-8") from None
 
-    def encode(value: str, _: bytes) -> bytes:
+    def pack_text(value: str, _: bytes) -> bytes:
         encoded = value.encode()
-        if len(encoded) > limit:
-            raise ValueError(f"{number.name} has {len(encoded)} bytes, more than {limit}")
-        return encoded
+        size = len(encoded)
+        if size > limit:
+            raise ValueError(f"{number.name} has {size} bytes, more than {limit}")
+        return _HEADER(plain_number, size) + encoded + _PADDING[size & 3]
 
-    return Attribute(number, decode, encode)
+    plain_number = int(number)
+    attribute: Attribute[str] = Attribute(number, decode, lambda value, _: value.encode())
+    attribute.pack = pack_text
+    attribute.text = not lenient
+    return attribute
 
 
 def _opaque(number: AttributeType, low: int = 0, high: int = 0xFFFF) -> Attribute[bytes]:
@@ -359,7 +371,7 @@ USERNAME: Final = _text(_A.USERNAME, 513)
 USERHASH: Final = _opaque(_A.USERHASH, 32, 32)
 REALM: Final = _text(_A.REALM)
 NONCE: Final = _opaque(_A.NONCE, 0, _MAX_TEXT)
-SOFTWARE: Final = _text(_A.SOFTWARE, errors="replace")
+SOFTWARE: Final = _text(_A.SOFTWARE, lenient=True)
 ERROR_CODE: Final[Attribute[StunError]] = Attribute(
     _A.ERROR_CODE,
     lambda value, _: StunError(*_decode_code(value)),

@@ -62,7 +62,10 @@ class Layout(NamedTuple):
     """The attributes in their order; those without bytes, such as flags, have their value."""
     integers: tuple[tuple[Attribute[Any], int], ...]
     """Attributes whose field is their value, with the field's index."""
+    texts: tuple[tuple[Attribute[Any], int], ...]
+    """Attributes whose field is their value in UTF-8, of a length that is allowed."""
     others: tuple[tuple[Attribute[Any], int, Decoder[Any]], ...]
+    fingerprint: bool
     frame: Frame
 
 
@@ -76,7 +79,7 @@ class Layouts:
     def offer(self, data: bytes, attributes: dict[Attribute[Any], Any], method: int, cls: Class, frame: Frame) -> None:
         """Learn from a message that was walked and found good."""
         key = layout_key(data)
-        if key in self.by_key or len(data) > MAX_SIZE:
+        if key in self.by_key:
             return
         if len(self.by_key) >= CAPACITY:
             self._missed += 1
@@ -96,6 +99,7 @@ def _layout(
     """The layout of a message, or None where a second one like it could mean something else."""
     codes = ["!4xI12s"]
     integers: list[tuple[Attribute[Any], int]] = []
+    texts: list[tuple[Attribute[Any], int]] = []
     others: list[tuple[Attribute[Any], int, Decoder[Any]]] = []
     template: dict[Attribute[Any], Any] = {}
     position, index = HEADER_LENGTH, 3
@@ -118,6 +122,8 @@ def _layout(
             if attribute.field:
                 code = attribute.field
                 integers.append((attribute, index))
+            elif attribute.text:
+                texts.append((attribute, index))
             elif length:
                 others.append(
                     (attribute, index, _tuple_of(attribute.decode) if attribute.repeats else attribute.decode)
@@ -128,7 +134,18 @@ def _layout(
         position += 4 + length + padding
         index += 2
     unpack = struct.Struct("".join(codes)).unpack
-    return Layout(unpack, unpack(data)[::2], method, cls, template, tuple(integers), tuple(others), frame)
+    return Layout(
+        unpack=unpack,
+        words=unpack(data)[::2],
+        method=method,
+        cls=cls,
+        template=template,
+        integers=tuple(integers),
+        texts=tuple(texts),
+        others=tuple(others),
+        fingerprint=frame.fingerprint,
+        frame=frame,
+    )
 
 
 def _tuple_of(decode: Decoder[Any]) -> Decoder[tuple[Any, ...]]:

@@ -26,13 +26,14 @@ from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow
 
 from .attributes import ATTRIBUTES, ERROR_CODE, Attribute, StunError
-from .layouts import BUILT, BUILT_LEGACY, Frame, Layouts, layout_key
+from .layouts import BUILT, BUILT_LEGACY, MAX_SIZE, Frame, Layouts, layout_key
 from .registry import (
     COMPREHENSION_OPTIONAL,
     FINGERPRINT_XOR,
     HEADER_LENGTH,
     MAGIC_COOKIE,
     MAGIC_COOKIE_BYTES,
+    MESSAGE_TYPES,
     REASONS,
     TRANSACTION_ID_LENGTH,
     AttributeType,
@@ -54,16 +55,23 @@ _TYPE_AND_LENGTH: Final = struct.Struct("!HH").unpack_from
 _PAIR: Final = struct.Struct("!HH").pack
 _WORDS: Final = struct.Struct("!II").pack
 _WORD: Final = struct.Struct("!I").unpack_from
-_MAX_BODY: Final = 0xFFFC
+MAX_ATTRIBUTES: Final = 0xFFFC - 24 - 36 - 8
+"""Bytes that the attributes of a message may take, so that it can still be signed twice and get a FINGERPRINT."""
+MAX_UNKNOWN: Final = 64
+"""How many unknown comprehension-required attributes are listed; one would do to refuse the message."""
 _FINGERPRINT_HEAD: Final = AttributeType.FINGERPRINT << 16 | 4
 _INTEGRITY_HEAD: Final = _PAIR(AttributeType.MESSAGE_INTEGRITY, 20)
 _SHA256_HEAD: Final = _PAIR(AttributeType.MESSAGE_INTEGRITY_SHA256, 32)
 
-# The walk compares these with plain numbers: an enum's attribute costs a look-up each time.
+# A member is looked up in its enum at some cost each time.
+_REQUEST, _INDICATION, _SUCCESS, _ERROR = Class
 _INTEGRITY: Final = int(AttributeType.MESSAGE_INTEGRITY)
 _SHA256: Final = int(AttributeType.MESSAGE_INTEGRITY_SHA256)
 _FINGERPRINT: Final = int(AttributeType.FINGERPRINT)
 
+_attribute_of: Final = ATTRIBUTES.get
+_type_numbers: Final[dict[tuple[int, int], int]] = {pair: number for number, pair in MESSAGE_TYPES.items()}
+_type_of: Final = _type_numbers.get
 _layouts: Final = Layouts()
 _layout_of: Final = _layouts.by_key.get
 
@@ -96,19 +104,19 @@ class Message:
         cls, method: Method, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None = None
     ) -> Message:
         """A request. The caller draws the transaction id: 12 bytes, or 16 for a server of RFC 3489."""
-        return _built(method, Class.REQUEST, transaction_id, attributes)
+        return _built(method, _REQUEST, transaction_id, attributes)
 
     @classmethod
     def indication(
         cls, method: Method, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None = None
     ) -> Message:
         """An indication: nothing answers it."""
-        return _built(method, Class.INDICATION, transaction_id, attributes)
+        return _built(method, _INDICATION, transaction_id, attributes)
 
     @classmethod
     def success(cls, request: Message, attributes: Mapping[Attribute[Any], Any] | None = None) -> Message:
         """The success response to `request`."""
-        return _built(request.method, Class.SUCCESS, request.transaction_id, attributes)
+        return _built(request.method, _SUCCESS, request.transaction_id, attributes)
 
     @classmethod
     def error(
@@ -121,7 +129,7 @@ class Message:
         """The error response to `request`; without a `reason` it has the code's own, with "" it is shortest."""
         phrase = REASONS.get(code, "") if reason is None else reason
         values: dict[Attribute[Any], Any] = {ERROR_CODE: StunError(int(code), phrase)}
-        return _built(request.method, Class.ERROR, request.transaction_id, values | dict(attributes or {}))
+        return _built(request.method, _ERROR, request.transaction_id, values | dict(attributes or {}))
 
     def encode(
         self, *, integrity: IntegrityKey | None = None, sha256: IntegrityKey | None = None, fingerprint: bool = False
@@ -130,23 +138,21 @@ class Message:
 
         Raises ValueError for a value that its attribute cannot hold, or a message that gets too long.
         """
-        mask = MAGIC_COOKIE_BYTES + self.transaction_id
-        if len(mask) != 16:
-            mask = self.transaction_id
-        body = b"".join([attribute.pack(value, mask) for attribute, value in self.attributes.items()])
-        kind = message_type(self.method, self.cls)
-        size = len(body)
-        if size > _MAX_BODY - 68:
-            raise ValueError(f"a message holds at most {_MAX_BODY - 68} bytes of attributes, not {size}")
+        mask = self.transaction_id if len(self.transaction_id) == 16 else MAGIC_COOKIE_BYTES + self.transaction_id
+        rest = mask + b"".join([attribute.pack(value, mask) for attribute, value in self.attributes.items()])
+        size = len(rest) - 16
+        if size > MAX_ATTRIBUTES:
+            raise ValueError(f"a message holds at most {MAX_ATTRIBUTES} bytes of attributes, not {size}")
+        kind = _type_of((self.method, self.cls)) or message_type(self.method, self.cls)
         if integrity is not None:
             size += 24
-            body += _INTEGRITY_HEAD + integrity.sha1(_PAIR(kind, size) + mask + body)
+            rest += _INTEGRITY_HEAD + integrity.sha1(_PAIR(kind, size) + rest)
         if sha256 is not None:
             size += 36
-            body += _SHA256_HEAD + sha256.sha256(_PAIR(kind, size) + mask + body)
+            rest += _SHA256_HEAD + sha256.sha256(_PAIR(kind, size) + rest)
         if not fingerprint:
-            return _PAIR(kind, size) + mask + body
-        data = _PAIR(kind, size + 8) + mask + body
+            return _PAIR(kind, size) + rest
+        data = _PAIR(kind, size + 8) + rest
         return data + _WORDS(_FINGERPRINT_HEAD, crc32(data) ^ FINGERPRINT_XOR)
 
     # --------------------------------------------------------------------------------------------------------- reading
@@ -230,8 +236,8 @@ def is_stun(data: bytes) -> bool:
     """Whether a datagram is to be taken for STUN: two zero bits, the magic cookie, a length that fits. Cheap."""
     return (
         len(data) >= HEADER_LENGTH
-        and data[4:8] == MAGIC_COOKIE_BYTES
         and data[0] < 0x40
+        and data[4:8] == MAGIC_COOKIE_BYTES
         and (data[2] << 8 | data[3]) == len(data) - HEADER_LENGTH
     )
 
@@ -244,21 +250,20 @@ def decode(data: bytes, *, legacy: bool = False) -> Message:
     layout = _layout_of(layout_key(data)) if len(data) > HEADER_LENGTH + 3 else None
     if layout is None:
         return _walk(data, legacy=legacy)
-    unpack, words, method, cls, template, integers, others, frame = layout
+    unpack, words, method, cls, template, integers, texts, others, fingerprint, frame = layout
     try:
         fields = unpack(data)
-    except struct.error:  # the length in the header is not that of the datagram
-        return _walk(data, legacy=legacy)
-    if fields[::2] != words or (frame.fingerprint and crc32(data[:-8]) ^ FINGERPRINT_XOR != fields[-1]):
-        return _walk(data, legacy=legacy)
-    attributes = template.copy()
-    for attribute, index in integers:
-        attributes[attribute] = fields[index]
-    try:
+        if fields[::2] != words or (fingerprint and crc32(data[:-8]) ^ FINGERPRINT_XOR != fields[-1]):
+            return _walk(data, legacy=legacy)
+        attributes = template.copy()
+        for attribute, index in integers:
+            attributes[attribute] = fields[index]
+        for attribute, index in texts:
+            attributes[attribute] = fields[index].decode()
         for attribute, index, read in others:
             attributes[attribute] = read(fields[index], data[4:20])
-    except DecodeError:
-        return _walk(data, legacy=legacy)
+    except (struct.error, UnicodeDecodeError, DecodeError):
+        return _walk(data, legacy=legacy)  # which says what is wrong, or what can be made of it
     return Message(method, cls, fields[1], attributes, data, frame)
 
 
@@ -274,9 +279,9 @@ def _walk(data: bytes, *, legacy: bool) -> Message:
         raise DecodeError("no STUN magic cookie")
     mask = data[4:HEADER_LENGTH]
     attributes: dict[Attribute[Any], Any] = {}
-    unknown: list[int] = []
+    unknown: tuple[int, ...] = ()
     integrity = sha256 = sha256_size = 0
-    fingerprint = False
+    fingerprint = repeated = False
     position = HEADER_LENGTH
     while position < size:
         number, length = _TYPE_AND_LENGTH(data, position)
@@ -302,55 +307,53 @@ def _walk(data: bytes, *, legacy: bool) -> Message:
             if length != 20:
                 raise DecodeError(f"MESSAGE-INTEGRITY has 20 bytes, not {length}")
             integrity = position
-        else:
-            _take(attributes, unknown, number, data[start:end], mask)
+        elif (attribute := _attribute_of(number)) is None:
+            if number < COMPREHENSION_OPTIONAL and len(unknown) < MAX_UNKNOWN:
+                unknown += (number,)
+        elif attribute.repeats or attribute not in attributes:
+            try:
+                value = attribute.decode(data[start:end], mask)
+            except DecodeError as error:
+                if number < COMPREHENSION_OPTIONAL:
+                    raise DecodeError(f"{attribute.name}: {error}") from None
+            else:
+                if attribute.repeats:
+                    repeated = True
+                    attributes.setdefault(attribute, []).append(value)
+                else:
+                    attributes[attribute] = value
         position = end + 3 & ~3
-    for attribute, value in attributes.items():
-        if attribute.repeats:
-            attributes[attribute] = tuple(value)
+    if repeated:
+        for attribute, value in attributes.items():
+            if attribute.repeats:
+                attributes[attribute] = tuple(value)
     method, cls = split_message_type(kind)
-    head = data[:2]
-    frame = Frame(
-        legacy=cookie != MAGIC_COOKIE,
-        fingerprint=fingerprint,
-        unknown_required=tuple(unknown),
-        integrity=integrity,
-        integrity_head=head + (integrity + 4).to_bytes(2, "big") if integrity else b"",
-        sha256=sha256,
-        sha256_head=head + (sha256 + sha256_size - 16).to_bytes(2, "big") if sha256 else b"",
-        sha256_size=sha256_size,
-    )
-    if size > HEADER_LENGTH and not frame.legacy:
+    if cookie != MAGIC_COOKIE:
+        frame = Frame(True, fingerprint, unknown)
+        return Message(method, cls, mask, attributes, data, frame)
+    frame = BUILT
+    if integrity or sha256 or fingerprint or unknown:
+        frame = Frame(
+            False,
+            fingerprint,
+            unknown,
+            integrity,
+            _PAIR(kind, integrity + 4) if integrity else b"",
+            sha256,
+            _PAIR(kind, sha256 + sha256_size - 16) if sha256 else b"",
+            sha256_size,
+        )
+    if HEADER_LENGTH < size <= MAX_SIZE:
         _layouts.offer(data, attributes, method, cls, frame)
-    return Message(method, cls, mask if frame.legacy else data[8:HEADER_LENGTH], attributes, data, frame)
-
-
-def _take(attributes: dict[Attribute[Any], Any], unknown: list[int], number: int, value: bytes, mask: bytes) -> None:
-    """Put one attribute where it belongs: its first value, a further one of those that repeat, or the unknown."""
-    attribute = ATTRIBUTES.get(number)
-    if attribute is None:
-        if number < COMPREHENSION_OPTIONAL:
-            unknown.append(number)
-        return
-    if attribute in attributes and not attribute.repeats:
-        return
-    try:
-        decoded = attribute.decode(value, mask)
-    except DecodeError as error:
-        if number < COMPREHENSION_OPTIONAL:
-            raise DecodeError(f"{attribute.name}: {error}") from None
-        return
-    if attribute.repeats:
-        attributes.setdefault(attribute, []).append(decoded)
-    else:
-        attributes[attribute] = decoded
+    return Message(method, cls, data[8:HEADER_LENGTH], attributes, data, frame)
 
 
 def _built(
     method: Method | int, cls: Class, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None
 ) -> Message:  # fmt: skip
-    if len(transaction_id) == TRANSACTION_ID_LENGTH:
-        return Message(method, cls, transaction_id, dict(attributes or {}))
-    if len(transaction_id) != len(MAGIC_COOKIE_BYTES) + TRANSACTION_ID_LENGTH:
-        raise ValueError(f"a transaction id has 12 bytes (16 for RFC 3489), not {len(transaction_id)}")
-    return Message(method, cls, transaction_id, dict(attributes or {}), b"", BUILT_LEGACY)
+    frame = BUILT
+    if len(transaction_id) != TRANSACTION_ID_LENGTH:
+        if len(transaction_id) != len(MAGIC_COOKIE_BYTES) + TRANSACTION_ID_LENGTH:
+            raise ValueError(f"a transaction id has 12 bytes (16 for RFC 3489), not {len(transaction_id)}")
+        frame = BUILT_LEGACY
+    return Message(method, cls, transaction_id, dict(attributes) if attributes else {}, b"", frame)
