@@ -1,0 +1,293 @@
+"""The signaling client against the real server on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from polynya.aio.signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Signaling
+from polynya.aio.websocket import websocket_url
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError, SignalingError, UsageError
+from polynya.core.instants import MILLISECOND
+from polynya.ice.candidates import Candidate
+from polynya.ice.description import Description
+from polynya.serve import Server, ServerConfig
+from polynya.signaling.limits import Limits
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+ANY = Address("127.0.0.1", 0)
+DESCRIPTION = Description(ufrag="abcd", password="p" * 24, options=("ice2", "trickle"), pacing=5 * MILLISECOND)
+HOST = Candidate.parse("candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host")
+
+
+def server(**changes: Any) -> Server:
+    return Server(ServerConfig(listen=(ANY,), http=(ANY,), **changes))
+
+
+async def next_of(room: Signaling) -> Message:
+    return await anext(aiter(room))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0.005)
+
+
+def test_two_members_exchange_descriptions_and_candidates(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house, Signaling(house.url, "r") as alice, Signaling(house.url, "r") as bob:
+            assert alice.stun_servers == house.stun_uris
+            assert alice.loopback
+            assert bob.peers == (alice.peer_id,)
+            assert await next_of(alice) == Joined(peer=bob.peer_id)
+            assert alice.peers == (bob.peer_id,)
+            assert alice.controls(bob.peer_id) != bob.controls(alice.peer_id)
+            await bob.send_description(alice.peer_id, DESCRIPTION)
+            await bob.send_candidate(alice.peer_id, HOST)
+            await bob.send_candidate(alice.peer_id, None)
+            assert [await next_of(alice) for _ in range(3)] == [
+                RemoteDescription(peer=bob.peer_id, description=DESCRIPTION),
+                RemoteCandidate(peer=bob.peer_id, candidate=HOST),
+                RemoteCandidate(peer=bob.peer_id, candidate=None),
+            ]
+            await bob.close()
+            assert await next_of(alice) == Left(peer=bob.peer_id, reason="it left")
+            assert [message async for message in bob] == []
+
+    run(main())
+
+
+def test_a_candidate_keeps_its_generation_and_the_end_that_of_the_description(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house, Signaling(house.url, "r") as alice, Signaling(house.url, "r") as bob:
+            await bob.send_description(alice.peer_id, replace(DESCRIPTION, generation=2))
+            await bob.send_candidate(alice.peer_id, HOST)
+            await bob.send_candidate(alice.peer_id, replace(HOST, generation=2))
+            await bob.send_candidate(alice.peer_id, None)
+            await until(lambda: len(alice._messages) >= 4)
+            told = [await next_of(alice) for _ in range(4)]
+            assert told[2:] == [
+                RemoteCandidate(peer=bob.peer_id, candidate=replace(HOST, generation=2)),
+                RemoteCandidate(peer=bob.peer_id, candidate=None),
+            ]
+            assert alice.counters == {"dropped-old-generation": 1}
+
+    run(main())
+
+
+def test_a_broken_connection_is_made_again_and_nothing_is_missed(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house, Signaling(house.url, "r") as alice, Signaling(house.url, "r") as bob:
+            await next_of(alice)
+            before = bob.peer_id
+            [link] = bob._links.values()
+            assert link.websocket is not None
+            link.websocket.transport.abort()
+            await until(lambda: bob.counters.get("interrupted"))
+            await alice.send_description(before, DESCRIPTION)
+            assert await next_of(bob) == RemoteDescription(peer=alice.peer_id, description=DESCRIPTION)
+            assert bob.peer_id == before
+            await bob.send_candidate(alice.peer_id, HOST)
+            assert await next_of(alice) == RemoteCandidate(peer=before, candidate=HOST)
+
+    run(main())
+
+
+def test_a_server_that_comes_back_finds_its_members_again(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house:
+            address = house.http_addresses[0]
+            alice, bob = Signaling(house.url, "r"), Signaling(house.url, "r")
+            await alice.__aenter__()
+            await bob.__aenter__()
+            await next_of(alice)
+            ids = {alice.peer_id, bob.peer_id}
+        async with Server(ServerConfig(http=(address,))):
+            told = [await next_of(alice), await next_of(alice)]
+            assert {type(each) for each in told} == {Left, Joined}
+            await until(lambda: {alice.peer_id, bob.peer_id}.isdisjoint(ids))
+            assert alice.peers == (bob.peer_id,)
+            await alice.close()
+            await bob.close()
+
+    run(main())
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_server_that_is_not_there_is_told_at_once(run: Run) -> None:
+    async def main() -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            with pytest.raises(SignalingError, match=f"nothing listens at 127.0.0.1:{port}; is `polynya serve --http`"):
+                async with Signaling(f"http://127.0.0.1:{port}", "r"):
+                    pass
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", r"no Polynya signaling server \(HTTP 404\)"),
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", r"refused the connection \(HTTP 403\)"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "does not speak WebSocket"),
+        (b"", "did not answer in time"),
+    ],
+)
+def test_what_is_no_signaling_server_is_told_as_that(run: Run, answer: bytes, message: str) -> None:
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            if not answer:
+                assert await reader.read() == b"", "the client has closed"
+            writer.close()
+            await writer.wait_closed()
+            served.set()
+
+        served = asyncio.Event()
+        other = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with other:
+            port = other.sockets[0].getsockname()[1]
+            with pytest.raises(SignalingError, match=message):
+                async with Signaling(f"http://127.0.0.1:{port}", "r", timeout=0.3):
+                    pass
+            await served.wait()
+            await asyncio.sleep(0)
+
+    run(main())
+
+
+def test_tls_where_there_is_none_is_told_as_that(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house:
+            with pytest.raises(SignalingError, match="http rather than https"):
+                async with Signaling(house.url.replace("http:", "https:"), "r"):
+                    pass
+
+    run(main())
+
+
+def test_a_full_room_is_told(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house, Signaling(house.url, "r", limit=2), Signaling(house.url, "r"):
+            with pytest.raises(SignalingError, match="room 'r': the room has 2 members already"):
+                async with Signaling(house.url, "r"):
+                    pass
+
+    run(main())
+
+
+def test_a_server_that_goes_for_good_ends_the_iteration_with_an_error(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house:
+            room = Signaling(house.url, "r", reconnect=0)
+            await room.__aenter__()
+        with pytest.raises(SignalingError, match="shutting down"):
+            await next_of(room)
+        with pytest.raises(SignalingError, match="shutting down"):
+            await room.send_candidate("a" * 32, None)
+        await room.close()
+
+    run(main())
+
+
+def test_cancelling_leaves_nothing_open(run: Run) -> None:
+    async def main() -> None:
+        async with server() as house:
+            for turns in range(0, 60, 3):
+                entering = asyncio.create_task(Signaling(house.url, "r").__aenter__())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                entering.cancel()
+                try:
+                    room = await entering
+                except asyncio.CancelledError:
+                    continue
+                await room.close()
+            await until(lambda: house.counters["signaling.links"] == 0)
+            async with Signaling(house.url, "r") as room:
+                waiting = asyncio.create_task(next_of(room))
+                await asyncio.sleep(0)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+                async with Signaling(house.url, "r") as other:
+                    assert await next_of(room) == Joined(peer=other.peer_id)
+
+    run(main())
+
+
+def test_a_member_whose_rate_is_low_gets_everything_through(run: Run) -> None:
+    limits = Limits(messages_per_second=100, burst=110, offences=0)
+
+    async def main() -> None:
+        async with server(limits=limits) as house, Signaling(house.url, "r") as a, Signaling(house.url, "r") as b:
+            await next_of(a)
+            for port in range(1, 151):
+                await b.send_candidate(a.peer_id, replace(HOST, address=HOST.address.with_port(port)))
+            told = [await next_of(a) for _ in range(150)]
+            assert [each.candidate.address.port for each in told] == list(range(1, 151))  # type: ignore[union-attr]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("http://127.0.0.1:8080", "ws://127.0.0.1:8080/signaling"),
+        ("http://127.0.0.1:8080/", "ws://127.0.0.1:8080/signaling"),
+        ("https://example.org", "wss://example.org/signaling"),
+        ("https://example.org/polynya/", "wss://example.org/polynya/signaling"),
+        ("wss://example.org/signaling", "wss://example.org/signaling"),
+        ("http://[::1]:80", "ws://[::1]:80/signaling"),
+    ],
+)
+def test_the_url_is_the_servers(url: str, target: str) -> None:
+    assert websocket_url(url) == target
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "example.org",
+        "127.0.0.1:8080",
+        "ftp://x",
+        "http://",
+        "http://x:99999",
+        "http://[x",
+        "http://x/?a=1",
+        "http://x:0",
+    ],
+)
+def test_a_url_that_cannot_be_is_refused_before_anything_is_opened(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="URL"):
+        Signaling(url, "r")
+
+
+def test_wrong_use_says_what_to_do(run: Run) -> None:
+    with pytest.raises(ConfigurationError, match="room's name"):
+        Signaling("http://x", "")
+    with pytest.raises(ConfigurationError, match="at least 2"):
+        Signaling("http://x", "r", limit=1)
+
+    async def main() -> None:
+        room = Signaling("http://x", "r")
+        with pytest.raises(UsageError, match="async with"):
+            await room.send_candidate("a" * 32, None)
+        with pytest.raises(UsageError, match="async with"):
+            _ = room.peer_id
+        await room.close()
+
+    run(main())
