@@ -1,7 +1,7 @@
 """Polynya connects two programs across NATs and firewalls.
 
-    async with polynya.Agent(servers=["stun:stun.example.org"]) as agent: ...      # signaling is yours
-    connection = await polynya.connect_room("http://signal.example.org", "room")   # signaling is `polynya serve`
+async with polynya.Agent(servers=["stun:stun.example.org"]) as agent: ...      # signaling is yours
+connection = await polynya.connect_room("http://signal.example.org", "room")   # signaling is `polynya serve`
 """
 
 from __future__ import annotations

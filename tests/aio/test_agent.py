@@ -1,0 +1,343 @@
+"""The public agent and its connections, on this host's loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+import polynya
+from polynya.aio.connection import QUEUE_LENGTH
+from polynya.ice.config import IceConfig
+from polynya.ice.events import AgentState, SelectedPairChanged
+
+pytestmark = pytest.mark.usefixtures("no_open_sockets")
+
+RunAsync = Callable[..., object]
+
+
+@pytest.fixture
+def no_open_sockets() -> AsyncIterator[None]:
+    """Whatever happened, no socket of the test is left open."""
+    before = open_sockets()
+    yield
+    gc.collect()
+    assert open_sockets() <= before
+
+
+def open_sockets() -> int:
+    return sum(1 for fd in Path("/proc/self/fd").iterdir() if str(fd.resolve()).partition("socket:")[1])
+
+
+def local_agent(**options: object) -> polynya.Agent:
+    return polynya.Agent(loopback=True, interfaces=["lo"], **options)  # type: ignore[arg-type]
+
+
+async def tell_all(source: polynya.Agent, target: polynya.Agent) -> None:
+    async for candidate in source.candidates():
+        target.add_candidate(str(candidate))
+    target.add_candidate(None)
+
+
+@asynccontextmanager
+async def connected(**options: object) -> AsyncIterator[tuple[polynya.Connection, polynya.Connection]]:
+    async with local_agent(controlling=True, **options) as a, local_agent(controlling=False, **options) as b:
+        a.set_remote(b.description)
+        b.set_remote(a.description)
+        results = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
+        yield results[2], results[3]
+
+
+def test_two_agents_find_each_other_and_talk_both_ways() -> None:
+    async def main() -> None:
+        async with connected() as (a, b):
+            for number in range(50):
+                assert a.send(b"to b %d" % number)
+                assert b.send(b"to a %d" % number)
+            assert [await b.recv() for _ in range(50)] == [b"to b %d" % number for number in range(50)]
+            assert [await a.recv() for _ in range(50)] == [b"to a %d" % number for number in range(50)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_path_is_nominated_on_both_sides_and_is_the_same_pair(family: int) -> None:
+    async def main() -> None:
+        async with connected(families=(family,)) as (a, b):
+            ours, theirs = await asyncio.wait_for(asyncio.gather(a.nominated(), b.nominated()), 10)
+            assert (ours.local.address, ours.remote.address) == (theirs.remote.address, theirs.local.address)
+            assert ours.remote.address.family == family
+            assert ours.nominated
+            assert not ours.relayed
+            assert ours.rtt is not None
+            assert ours.rtt > 0
+            assert a.max_datagram_size == (548 if family == 4 else 1232)
+
+    asyncio.run(main())
+
+
+def test_the_path_counts_what_passes() -> None:
+    async def main() -> None:
+        async with connected() as (a, b):
+            a.send(b"one")
+            a.send(b"two")
+            assert [await b.recv(), await b.recv()] == [b"one", b"two"]
+            assert a.path.datagrams_sent == 2
+            assert b.path.datagrams_received == 2
+
+    asyncio.run(main())
+
+
+def test_data_that_looks_almost_like_stun_is_data() -> None:
+    async def main() -> None:
+        async with connected() as (a, b):
+            odd = [b"", b"\x00", b"\x00\x01\x00\x00", b"\x01\x01" + bytes(18), b"Hello", b"\x40\x00\x00\x04data"]
+            for data in odd:
+                a.send(data)
+            assert [await b.recv() for _ in odd] == odd
+
+    asyncio.run(main())
+
+
+def test_with_both_sides_controlling_a_role_conflict_is_repaired() -> None:
+    async def main() -> None:
+        async with local_agent() as a, local_agent() as b:
+            a.set_remote(b.description)
+            b.set_remote(a.description)
+            _, _, here, there = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
+            await asyncio.wait_for(asyncio.gather(here.nominated(), there.nominated()), 10)
+            assert a.controlling != b.controlling
+
+    asyncio.run(main())
+
+
+def test_what_arrives_before_connect_returns_is_kept() -> None:
+    async def main() -> None:
+        async with local_agent(controlling=True) as a, local_agent(controlling=False) as b:
+            a.set_remote(b.description)
+            b.set_remote(a.description)
+            await asyncio.gather(tell_all(a, b), tell_all(b, a))
+            early = await a.connect(10)
+            early.send(b"first")
+            await asyncio.sleep(0.02)  # a real socket: the datagram must lie there before the other side looks
+            assert await (await b.connect(10)).recv() == b"first"
+
+    asyncio.run(main())
+
+
+def test_a_full_receive_queue_drops_and_counts() -> None:
+    async def main() -> None:
+        async with connected() as (a, b):
+            for _ in range(QUEUE_LENGTH + 5):
+                b._deliver(b"x")
+            assert b.path.datagrams_dropped == 5
+            assert [await b.recv() for _ in range(QUEUE_LENGTH)] == [b"x"] * QUEUE_LENGTH
+            a.send(b"and it goes on")
+            assert await b.recv() == b"and it goes on"
+
+    asyncio.run(main())
+
+
+def test_closing_ends_recv_iteration_and_send_with_the_reason() -> None:
+    async def main() -> None:
+        async with connected() as (a, b):
+            waiting = asyncio.create_task(a.recv())
+            iterating = asyncio.create_task(collect(b))
+            await asyncio.sleep(0)
+            b.send(b"")
+            await a.close()
+            with pytest.raises(polynya.ConnectionClosed, match="closed here"):
+                await waiting
+            with pytest.raises(polynya.ConnectionClosed, match="closed here"):
+                a.send(b"x")
+            with pytest.raises(polynya.ConnectionClosed):
+                _ = a.path
+            await b.close()
+            assert await iterating == []
+
+    asyncio.run(main())
+
+
+async def collect(connection: polynya.Connection) -> list[bytes]:
+    return [data async for data in connection]
+
+
+def test_cancelling_recv_loses_nothing() -> None:
+    async def main() -> None:
+        async with connected() as (a, b):
+            waiting = asyncio.create_task(b.recv())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            a.send(b"still here")
+            assert await b.recv() == b"still here"
+
+    asyncio.run(main())
+
+
+def test_two_receivers_at_once_are_refused() -> None:
+    async def main() -> None:
+        async with connected() as (_, b):
+            waiting = asyncio.create_task(b.recv())
+            await asyncio.sleep(0)
+            with pytest.raises(polynya.UsageError, match="another task waits"):
+                await b.recv()
+            waiting.cancel()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_cancelling_at_any_turn_leaves_nothing_open(turns: int) -> None:
+    async def main() -> None:
+        async def whole() -> None:
+            async with connected() as (a, b):
+                a.send(b"x")
+                await b.recv()
+                await asyncio.sleep(60)
+
+        task = asyncio.create_task(whole())
+        for _ in range(turns * 2):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_connect_fails_with_every_attempt_and_its_reason() -> None:
+    async def main() -> None:
+        async with local_agent(families=(4,)) as a:
+            a.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
+            a.add_candidate("candidate:1 1 udp 2130706431 127.0.0.1 1 typ host")
+            a.add_candidate(None)
+            with pytest.raises(polynya.ConnectError, match=r"no pair worked within 0\.2 s") as failed:
+                await a.connect(0.2)
+            [attempt] = failed.value.attempts
+            assert "127.0.0.1:1" in attempt.what
+            assert attempt.reason
+            assert attempt.what in str(failed.value)
+
+    asyncio.run(main())
+
+
+def test_an_agent_that_gave_up_says_so_without_a_timeout() -> None:
+    async def main() -> None:
+        ice = IceConfig(controlling=True, patience=50_000_000)
+        async with local_agent(families=(4,), ice=ice) as a:
+            a.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
+            a.add_candidate(None)
+            with pytest.raises(polynya.ConnectError, match="no pair could be made"):
+                await a.connect()
+            assert a.state is AgentState.FAILED
+
+    asyncio.run(main())
+
+
+def test_wrong_use_raises_at_once_and_says_what_to_do() -> None:
+    async def main() -> None:
+        agent = local_agent()
+        with pytest.raises(polynya.UsageError, match="async with"):
+            agent.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
+        async with agent:
+            with pytest.raises(polynya.UsageError, match="set_remote"):
+                await agent.connect(1)
+            with pytest.raises(polynya.UsageError, match="started before"):
+                agent.start()
+            with pytest.raises(polynya.DecodeError):
+                agent.add_candidate("candidate:nonsense")
+        with pytest.raises(polynya.UsageError, match="closed"):
+            agent.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"servers": "stun:192.0.2.1"}, "list"),
+        ({"servers": ["http://192.0.2.1"]}, "stun"),
+        ({"policy": "some"}, "all, no-host or relay"),
+        ({"families": (5,)}, "families"),
+        ({"ports": (70000, 70001)}, "port range"),
+        ({"interfaces": "eth0"}, "list"),
+        ({"addresses": ["not an address"]}, "not an IP address"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(polynya.ConfigurationError, match=message):
+        polynya.Agent(**options)  # type: ignore[arg-type]
+
+
+def test_loopback_is_not_gathered_unless_asked_for() -> None:
+    async def main() -> None:
+        async with polynya.Agent(interfaces=["lo"]) as agent:
+            assert [candidate async for candidate in agent.candidates()] == []
+            assert "loopback was not asked for" in str(agent.why())
+
+    asyncio.run(main())
+
+
+def test_ports_stay_within_the_range() -> None:
+    """aiortc/aioice#2, #47; magic-wormhole/magic-wormhole#673: choose the port range."""
+
+    async def main() -> None:
+        async with local_agent(ports=(52000, 52009)) as agent:
+            ports = [candidate.address.port async for candidate in agent.candidates()]
+            assert ports
+            assert all(52000 <= port <= 52009 for port in ports)
+
+    asyncio.run(main())
+
+
+def test_candidates_can_be_read_twice_and_late() -> None:
+    async def main() -> None:
+        async with local_agent() as agent:
+            first = [str(candidate) async for candidate in agent.candidates()]
+            assert first
+            assert [str(candidate) async for candidate in agent.candidates()] == first
+
+    asyncio.run(main())
+
+
+def test_events_show_what_happens_as_it_happens() -> None:
+    async def main() -> None:
+        async with local_agent(controlling=True) as a, local_agent(controlling=False) as b:
+            seen = []
+
+            async def watch() -> None:
+                async for event in a.events():
+                    seen.append(event)
+
+            watching = asyncio.create_task(watch())
+            a.set_remote(b.description)
+            b.set_remote(a.description)
+            _, _, here, _ = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
+            await here.nominated()
+            await a.close()
+            await asyncio.wait_for(watching, 10)
+            assert any(isinstance(event, SelectedPairChanged) and event.nominated for event in seen)
+
+    asyncio.run(main())
+
+
+def test_why_names_every_transition_with_its_reason_and_no_secret() -> None:
+    async def main() -> None:
+        async with local_agent(controlling=True) as a, local_agent(controlling=False) as b:
+            a.set_remote(b.description)
+            b.set_remote(a.description)
+            await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
+            report = a.why()
+            assert all(step["reason"] for pair in report.data["ice"]["pairs"] for step in pair["transitions"])
+            assert "its check was answered" in str(report)
+            assert a.description.password not in str(report) + str(report.data)
+            assert b.description.password not in str(report) + str(report.data)
+
+    asyncio.run(main())

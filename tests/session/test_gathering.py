@@ -1,0 +1,199 @@
+"""Gathering: several servers at once, none waited for (RFC 8445, sections 5.1.1 and 14)."""
+
+from __future__ import annotations
+
+import pytest
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError
+from polynya.core.instants import MILLISECOND
+from polynya.core.machine import Close, Closed, IcmpError, IcmpKind, Interface, InterfaceAddress, Open, Send
+from polynya.ice.candidates import CandidateType
+from polynya.ice.config import IceConfig
+from polynya.ice.events import LocalCandidateAdded
+from polynya.session.gathering import GatheringState, GatheringStateChanged
+from polynya.session.options import Policy, SessionConfig
+from polynya.stun.message import decode
+from polynya.stun.registry import Class
+from tests.session.conftest import ETH0, WLAN0
+
+FIRST, SECOND_SERVER = Address("192.0.2.1", 3478), Address("192.0.2.9", 3478)
+MAPPED = Address("198.51.100.7", 40000)
+
+
+def ended(bench) -> bool:  # type: ignore[no-untyped-def]
+    return any(event.new is GatheringState.COMPLETE for event in bench.of(GatheringStateChanged))
+
+
+def candidates(bench) -> list[tuple[str, Address]]:  # type: ignore[no-untyped-def]
+    return [(event.candidate.type.value, event.candidate.address) for event in bench.of(LocalCandidateAdded)]
+
+
+def test_a_socket_is_opened_on_every_address_and_each_is_told_at_once(bench) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0, WLAN0)
+    assert candidates(b) == [("host", Address("10.0.0.2", 5000)), ("host", Address("10.9.0.2", 5001))]
+    assert not ended(b), "servers are still asked"
+
+
+def test_without_servers_gathering_ends_when_the_sockets_stand(bench) -> None:
+    b = bench()
+    b.start(ETH0, answer=False)
+    assert not ended(b)
+    b.answer_opens()
+    assert ended(b)
+
+
+def test_without_any_usable_address_gathering_ends_and_says_why(bench) -> None:
+    b = bench("stun:192.0.2.1", interfaces=lambda interface: False)
+    b.start(ETH0)
+    b.answer_names()
+    assert ended(b)
+    assert "eth0: 10.0.0.2 is not used: the interface filter refused it" in str(b.session.why())
+
+
+def test_all_servers_are_asked_at_once_at_the_pace_of_the_process(bench) -> None:
+    """aiortc/aioice#3: one STUN server is not enough."""
+    b = bench("stun:192.0.2.1", "stun:192.0.2.9")
+    b.start(ETH0, WLAN0)
+    times = []
+    for _ in range(4):
+        times += [b.now for _ in b.take(Send)]
+        b.advance(0.005)
+    assert times == [0, 5 * MILLISECOND, 10 * MILLISECOND, 15 * MILLISECOND]
+
+
+def test_a_mapping_becomes_a_candidate_while_the_other_server_is_silent(bench) -> None:
+    b = bench("stun:192.0.2.1", "stun:192.0.2.9")
+    b.start(ETH0)
+    b.advance(0.01)
+    first, second = b.take(Send)
+    assert (first.remote, second.remote) == (FIRST, SECOND_SERVER)
+    b.answer_question(first, MAPPED)
+    assert candidates(b)[1:] == [("srflx", MAPPED)]
+    assert not ended(b)
+    b.advance(1.01)
+    assert ended(b), "one answer starts a grace period for the others, and no more than that"
+    assert "192.0.2.9:3478 had not answered 1 s after the last answer came" in str(b.session.why())
+
+
+def test_with_no_answer_at_all_gathering_ends_after_its_patience(bench) -> None:
+    """aiortc/aiortc#1183: every answer waited for STUN that never came."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(4.99)
+    assert not ended(b)
+    b.advance(0.02)
+    assert ended(b)
+    assert candidates(b) == [("host", Address("10.0.0.2", 5000))]
+
+
+def test_a_hard_icmp_error_ends_a_question_at_once(bench) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    [question] = b.take(Send)
+    error = IcmpError(flow=question.flow, remote=FIRST, kind=IcmpKind.PORT_UNREACHABLE)
+    b.session.receive(error, b.now)
+    b.drain()
+    assert ended(b)
+
+
+def test_names_are_looked_up_and_one_address_of_each_family_is_asked(bench) -> None:
+    dual = Interface(
+        name="eth0",
+        index=2,
+        addresses=tuple(InterfaceAddress(host=host, prefix_length=64) for host in ("10.0.0.2", "2001:db8::2")),
+    )
+    b = bench("stun:stun.example.org:3479")
+    b.start(dual, answer=False)
+    b.answer_opens()
+    b.answer_names(**{"stun.example.org": ("2001:db8::9", "192.0.2.1", "192.0.2.2")})
+    b.advance(0.02)
+    assert sorted(str(send.remote) for send in b.take(Send)) == ["192.0.2.1:3479", "[2001:db8::9]:3479"]
+
+
+def test_a_name_without_an_address_is_said_and_waited_for_no_longer(bench) -> None:
+    b = bench("stun:nowhere.example")
+    b.start(ETH0)
+    assert ended(b)
+    assert "stun:nowhere.example: no answer (nowhere.example has no address)" in str(b.session.why())
+
+
+def test_a_socket_that_cannot_be_opened_is_said_and_the_others_go_on(bench) -> None:
+    b = bench()
+    b.start(ETH0, WLAN0, answer=False)
+    first, second = b.take(Open)
+    b.session.receive(Closed(flow=first.flow, reason="the port is in use", errno=98), b.now)
+    b.outputs.append(second)
+    b.answer_opens()
+    assert [address.host for _, address in candidates(b)] == ["10.9.0.2"]
+    assert ended(b)
+    assert "eth0: 10.0.0.2 is not used: the port is in use" in str(b.session.why())
+
+
+def test_a_mapping_is_kept_open_until_a_pair_is_nominated(bench) -> None:
+    """RFC 8445, section 11: Tr is 15 s; the other side may come minutes later."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    [question] = b.take(Send)
+    b.answer_question(question, MAPPED)
+    b.advance(46)
+    kept = b.take(Send)
+    assert [decode(send.data).cls for send in kept] == [Class.INDICATION] * 3
+    assert {send.remote for send in kept} == {FIRST}
+    b.session.gathering.stop_keepalives()
+    b.advance(60)
+    assert b.take(Send) == []
+
+
+def test_an_address_that_is_mapped_to_itself_makes_no_second_candidate(bench) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    [question] = b.take(Send)
+    b.answer_question(question, Address("10.0.0.2", 5000))
+    assert candidates(b) == [("host", Address("10.0.0.2", 5000))]
+
+
+def test_an_answer_of_another_server_or_to_another_question_changes_nothing(bench) -> None:
+    """security.md 12: a response whose transaction id or source does not fit is dropped."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    [question] = b.take(Send)
+    forged = Send(question.flow, SECOND_SERVER, question.data)
+    b.answer_question(forged, MAPPED)
+    stranger = bytearray(question.data)
+    stranger[10] ^= 1
+    stranger[-8:] = b""
+    stranger[2:4] = (len(stranger) - 20).to_bytes(2, "big")
+    b.answer_question(Send(question.flow, FIRST, bytes(stranger)), MAPPED)
+    assert candidates(b) == [("host", Address("10.0.0.2", 5000))]
+    assert b.session.counters["unexpected"] == 1
+
+
+def test_no_host_tells_no_address_of_this_host(bench) -> None:
+    b = bench("stun:192.0.2.1", policy=Policy.NO_HOST)
+    b.start(ETH0)
+    [question] = b.take(Send)
+    b.answer_question(question, MAPPED)
+    [told] = b.of(LocalCandidateAdded)
+    assert told.candidate.type is CandidateType.SERVER_REFLEXIVE
+    assert "10.0.0.2" not in str(told.candidate)
+
+
+def test_closing_closes_every_socket_and_silences_every_timer(bench) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0, WLAN0)
+    b.take(Send)
+    b.session.close(b.now)
+    b.drain()
+    assert len(b.take(Close)) == 2
+    assert b.take(Send) == []
+    assert b.session.next_timer() is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"families": ()}, {"families": (5,)}, {"ports": (0, 5)}, {"ports": (9, 5)}, {"patience": 0}]
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_opened(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError):
+        SessionConfig(ice=IceConfig(controlling=True), **wrong)  # type: ignore[arg-type]
