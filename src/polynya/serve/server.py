@@ -16,13 +16,13 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import FlowIds
 from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.listeners import ListenerEvent, ListenerFailed, ListenerOpened, StunListeners
 from polynya.stun.server import BindingServer
 
 from .app import make_app
 from .config import ServerConfig
 from .http import EmbeddedUvicorn, embedded
 from .links import Links
-from .listeners import ListenerEvent, ListenerFailed, ListenerOpened, StunListeners
 from .reach import http_url, stun_uri
 
 logger: Final = logging.getLogger("polynya.serve")

@@ -8,7 +8,8 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Closed, Input, Open, Opened, Output
-from polynya.stun.server import BindingServer
+
+from .server import BindingServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +37,14 @@ class StunListeners:
     def __init__(self, addresses: tuple[Address, ...], flow_ids: FlowIds, server: BindingServer) -> None:
         self._asked: dict[Flow, Address] = {flow_ids.new(): address for address in addresses}
         self._server = server
-        self._outputs: list[Output] = [
-            Open(flow=flow, transport=Transport.UDP, local=address) for flow, address in self._asked.items()
-        ]
+        self._outputs: list[Output] = []
         self._events: list[ListenerEvent] = []
 
     def start(self, now: Instant) -> None:
-        """Nothing but an occasion to be drained: the flows were asked for when this was made."""
+        """Ask for the flows."""
+        self._outputs += [
+            Open(flow=flow, transport=Transport.UDP, local=address) for flow, address in self._asked.items()
+        ]
 
     def receive(self, input: Input, now: Instant) -> None:
         """Answer a request, or note that a listener came or went."""
