@@ -40,7 +40,7 @@ class StunListeners:
         self._outputs: list[Output] = []
         self._events: list[ListenerEvent] = []
 
-    def start(self, now: Instant) -> None:
+    def start(self, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
         """Ask for the flows."""
         self._outputs += [
             Open(flow=flow, transport=Transport.UDP, local=address) for flow, address in self._asked.items()
