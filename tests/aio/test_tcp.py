@@ -217,6 +217,29 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_close(run: Run, monkeypa
     run(main())
 
 
+def test_a_close_that_is_cancelled_leaves_nothing_open(run: Run) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            driver = Driver(Recorder(), on_event=lambda _: None)
+            flow = connect(driver, Address(*server.getsockname()))
+            opened = await driver.machine.received(Opened)
+            accepted, _ = server.accept()
+            with accepted:
+                while not driver.machine.of(SendFailed):
+                    driver.call(driver.machine.put, Send(flow, opened.remote, bytes(60_000)))
+                closing = asyncio.create_task(driver.aclose())
+                await asyncio.sleep(0.01)
+                assert not closing.done(), "it waits for the slow reader"
+                closing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await closing
+                accepted.settimeout(10)
+                while accepted.recv(1 << 20):
+                    pass  # what the system had taken already; then the end
+
+    run(main())
+
+
 def test_nothing_can_be_sent_before_the_stream_is_open_or_on_a_listener(run: Run) -> None:
     async def main() -> None:
         async with driving() as driver:

@@ -260,6 +260,23 @@ def test_an_icmp_error_does_not_cost_the_next_datagram_to_somebody_else(run: Run
 
 
 @linux
+def test_an_icmp_error_that_another_call_has_met_is_still_told(run: Run) -> None:
+    """Else the socket would wake the loop again and again, with nothing to read."""
+
+    async def main() -> None:
+        for ip_fields in (False, True):
+            async with driving(ip_fields=ip_fields) as driver:
+                opened = await open_udp(driver)
+                [carrier] = driver._hub._carriers.values()
+                assert isinstance(carrier, udp.UdpSocket)
+                driver.sender(opened.flow, free_address())(b"to nobody")
+                assert carrier._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+                await driver.machine.received(IcmpError)
+
+    run(main())
+
+
+@linux
 def test_reading_goes_on_after_an_icmp_error(run: Run, foreign: socket.socket) -> None:
     async def main() -> None:
         async with driving() as driver:
@@ -576,6 +593,41 @@ async def main():
 
 asyncio.run(asyncio.wait_for(main(), 10))
 """
+
+
+TOO_BIG = """
+import asyncio, errno
+from polynya.core.addresses import Address
+from polynya.core.machine import IcmpError, IcmpKind, IpFields, Send, SendFailed
+from tests.aio.conftest import driving, open_udp
+
+async def main():
+    async with driving() as driver:
+        for host, remote in (("10.7.0.1", Address("10.7.0.9", 4000)), ("fd00::1", Address("fd00::9", 4000))):
+            opened = await open_udp(driver, host)
+            whole, cut = IpFields(dont_fragment=True), IpFields(dont_fragment=False)
+            driver.machine.inputs.clear()
+            driver.call(
+                driver.machine.put,
+                Send(opened.flow, remote, bytes(1400), whole),
+                Send(opened.flow, remote, bytes(1400), cut),
+                Send(opened.flow, remote, bytes(1400)),
+            )
+            assert driver.machine.inputs == [
+                IcmpError(flow=opened.flow, remote=remote, kind=IcmpKind.TOO_BIG, origin=None, mtu=1300),
+                SendFailed(flow=opened.flow, remote=remote, errno=errno.EMSGSIZE),
+            ], driver.machine.inputs
+
+asyncio.run(asyncio.wait_for(main(), 10))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.peer("ip")
+def test_what_is_too_big_and_must_not_be_cut_is_refused_with_the_size_that_fits(free_of_leftovers: None) -> None:
+    with alone(["10.7.0.1/24", "fd00::1/64"]) as here:
+        here.ip("link", "set", "pn0", "mtu", "1300")
+        here.run(sys.executable, "-c", TOO_BIG)
 
 
 @pytest.mark.root

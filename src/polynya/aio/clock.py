@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 
@@ -29,6 +28,9 @@ def now() -> Instant:
     if _BOOTTIME is None:
         return Instant(time.monotonic_ns())
     return Instant(time.clock_gettime_ns(_BOOTTIME))
+
+
+_watches: dict[asyncio.AbstractEventLoop, JumpWatch] = {}
 
 
 class JumpWatch:
@@ -53,6 +55,7 @@ class JumpWatch:
         if not self._subscribers and self._handle is not None:
             self._handle.cancel()
             self._handle = None
+            _watches.pop(self._loop, None)
 
     def _measure(self) -> int:
         return now() - round(self._loop.time() * SECOND)
@@ -66,11 +69,8 @@ class JumpWatch:
                 on_jump()
 
 
-_watches: WeakKeyDictionary[asyncio.AbstractEventLoop, JumpWatch] = WeakKeyDictionary()
-
-
 def watch(loop: asyncio.AbstractEventLoop) -> JumpWatch:
-    """The jump watch of this loop."""
+    """The jump watch of this loop, as long as somebody subscribes to it."""
     found = _watches.get(loop)
     if found is None:
         found = _watches[loop] = JumpWatch(loop)

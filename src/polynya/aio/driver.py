@@ -84,7 +84,8 @@ class Driver(Generic[MachineT]):
             ip_fields=ip_fields,
             trace=PacketTrace(trace, capture) if trace.enabled else None,
         )
-        clock.watch(self._loop).subscribe(self, self._on_jump)
+        self._watch = clock.watch(self._loop)
+        self._watch.subscribe(self, self._on_jump)
 
     # ------------------------------------------------------------------------------------------- user
 
@@ -157,7 +158,7 @@ class Driver(Generic[MachineT]):
     def _stop(self) -> None:
         self.closed = True
         self._inbox.clear()
-        clock.watch(self._loop).unsubscribe(self)
+        self._watch.unsubscribe(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import array
 import errno
-import os
 import random
 import socket
 import struct
@@ -25,6 +24,8 @@ SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Ancillary = tuple[tuple[int, int, bytes], ...]
 
 LINUX: Final = sys.platform.startswith("linux")
+CAN_SET_FIELDS: Final = hasattr(socket.socket, "sendmsg")
+"""Whether one datagram can have an ECN, DSCP, TTL or segment size of its own."""
 RECEIVE_BUFFER: Final = 1 << 20
 """Bytes asked for: a burst of 500 full packets while the process is busy elsewhere."""
 
@@ -45,6 +46,11 @@ PMTUDISC_PROBE: Final = 3
 SO_MEMINFO: Final = 55
 UDP_SEGMENT: Final = 103
 _MEMINFO_DROPS: Final = 8
+# What a system's Python has no name for, it cannot do.
+_IPV6_TCLASS: Final = getattr(socket, "IPV6_TCLASS", -1)
+_IPV6_HOPLIMIT: Final = getattr(socket, "IPV6_HOPLIMIT", -1)
+_TRAFFIC_CLASSES: Final = {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, _IPV6_TCLASS)}
+_HOP_LIMITS: Final = {(socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, _IPV6_HOPLIMIT)}
 # macOS's.
 IP_BOUND_IF: Final = 25
 IPV6_BOUND_IF: Final = 125
@@ -235,10 +241,10 @@ def ancillary(ip: IpFields, family: int) -> Ancillary:
     messages: list[tuple[int, int, bytes]] = []
     if ip.ecn is not None or ip.dscp is not None:
         traffic_class = (ip.dscp or 0) << 2 | (ip.ecn.value if ip.ecn else 0)
-        option = socket.IPV6_TCLASS if six else socket.IP_TOS
+        option = _IPV6_TCLASS if six else socket.IP_TOS
         messages.append((level, option, struct.pack("i", traffic_class)))
     if ip.ttl is not None:
-        messages.append((level, socket.IPV6_HOPLIMIT if six else socket.IP_TTL, struct.pack("i", ip.ttl)))
+        messages.append((level, _IPV6_HOPLIMIT if six else socket.IP_TTL, struct.pack("i", ip.ttl)))
     if ip.segment_size is not None:
         messages.append((socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", ip.segment_size)))
     return tuple(messages)
@@ -270,10 +276,6 @@ def received_fields(messages: Sequence[tuple[int, int, bytes]]) -> IpFields | No
     return IpFields(ecn=Ecn(traffic_class & 3), dscp=traffic_class >> 2 & 63, ttl=ttl or None)
 
 
-_TRAFFIC_CLASSES: Final = {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}
-_HOP_LIMITS: Final = {(socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)}
-
-
 def set_dont_fragment(sock: socket.socket, family: int, dont_fragment: bool | None) -> None:
     """Set or clear DF for what is sent from now on; None gives it back to the system's path MTU discovery."""
     if not LINUX:
@@ -283,7 +285,3 @@ def set_dont_fragment(sock: socket.socket, family: int, dont_fragment: bool | No
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, mode)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, mode)
-
-
-def strerror(number: int) -> str:
-    return os.strerror(number)

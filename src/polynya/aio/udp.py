@@ -148,6 +148,8 @@ class UdpSocket:
                 try:
                     data, source = recvfrom(_LARGEST)
                 except BlockingIOError:
+                    if not count:  # woken for nothing: for an error that another call has met before
+                        self.report_icmp()
                     break
                 except OSError as error:
                     if self.closed or not self._recover(error):
@@ -171,6 +173,7 @@ class UdpSocket:
             try:
                 data, messages, _, source = self._sock.recvmsg(_LARGEST, _CONTROL)
             except BlockingIOError:
+                self.report_icmp()
                 break
             except OSError as error:
                 if self.closed or not self._recover(error):
@@ -223,15 +226,17 @@ class UdpSocket:
         self.close()
         self._lost(Closed(flow=self.flow, reason=f"{self.local}: {sockets.explain(error)}", errno=error.errno))
 
-    def report_icmp(self) -> bool:
-        """Empty the error queue into inputs. Whether there was something in it."""
+    def report_icmp(self, sending_to: Address | None = None) -> bool:
+        """Empty the error queue into inputs. Whether something came from outside: then it was not this call's fault."""
         reports = read_errors(self._sock)
         for report in reports:
             remote = sockets.from_sockaddr(report.destination, self._scope)
+            if report.origin is None and sending_to is not None:
+                remote = sending_to  # of its own refusals, IPv4 does not tell the port
             if self._trace is not None:
                 self._trace.icmp(self.local, remote, report.kind.value)
             self._take(IcmpError(flow=self.flow, remote=remote, kind=report.kind, origin=report.origin, mtu=report.mtu))
-        return bool(reports)
+        return any(report.origin is not None for report in reports)
 
     # ------------------------------------------------------------------------------------------- send
 
@@ -273,7 +278,7 @@ class UdpSocket:
 
     def _send_again(self, error: OSError, data: bytes, remote: Address, ip: IpFields | None) -> bool:
         """A send failed. Once more if the failure was an earlier datagram's ICMP error, else it is refused."""
-        if not self.closed and error.errno not in sockets.SOFT_ERRORS and self.report_icmp():
+        if not self.closed and error.errno not in sockets.SOFT_ERRORS and self.report_icmp(remote):
             try:
                 self._put(data, self._name(remote), ip)
             except OSError as second:
@@ -291,7 +296,7 @@ class UdpSocket:
             self._take(SendFailed(flow=self.flow, remote=remote, errno=number))
 
     def _put(self, data: bytes, name: SockAddr, ip: IpFields | None) -> None:
-        if ip is None:
+        if ip is None or not sockets.CAN_SET_FIELDS:
             self._sendto(data, name)
             return
         if ip.segment_size is not None and not sockets.LINUX:
