@@ -57,7 +57,7 @@ print(json.dumps([dataclasses.asdict(interface) for interface in list_interfaces
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_states_labels_mtu_and_flags_are_told_as_the_kernel_has_them(free_of_leftovers: None) -> None:
+def test_states_labels_mtu_and_flags_are_told_as_the_kernel_has_them() -> None:
     with namespace("interfaces") as here:
         here.ip("link", "add", "up0", "mtu", "1420", "type", "veth", "peer", "name", "down0")
         here.ip("tuntap", "add", "tun0", "mode", "tun")

@@ -50,6 +50,11 @@ def free_address() -> Address:
         return address_of(sock)
 
 
+def largest_buffer() -> int:
+    """Bytes that a receive buffer may have without a permission."""
+    return int(Path("/proc/sys/net/core/rmem_max").read_text())
+
+
 async def settle(driver: Driver[Recorder], count: int) -> None:
     """Until the driver has read so many datagrams."""
     while driver.counters["datagrams_in"] < count:  # noqa: ASYNC110  # there is no event: data bypasses the machine
@@ -337,8 +342,7 @@ def test_what_the_kernel_dropped_is_counted(run: Run, foreign: socket.socket) ->
         async with driving() as driver:
             opened = await open_udp(driver)
             [granted] = driver.receive_buffers().values()
-            most = int(Path("/proc/sys/net/core/rmem_max").read_text())
-            assert granted == 2 * min(most, sockets.RECEIVE_BUFFER), "Linux doubles what it grants"
+            assert granted == 2 * min(largest_buffer(), sockets.RECEIVE_BUFFER), "Linux doubles what it grants"
             sent = 0
             while not driver.counters["kernel_drops"]:  # the loop does not run meanwhile, so nobody reads
                 for _ in range(500):
@@ -626,7 +630,7 @@ asyncio.run(asyncio.wait_for(main(), 10))
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_what_is_too_big_and_must_not_be_cut_is_refused_with_the_size_that_fits(free_of_leftovers: None) -> None:
+def test_what_is_too_big_and_must_not_be_cut_is_refused_with_the_size_that_fits() -> None:
     with alone(["10.7.0.1/24", "fd00::1/64"]) as here:
         here.ip("link", "set", "pn0", "mtu", "1300")
         here.run(sys.executable, "-c", TOO_BIG)
@@ -634,7 +638,7 @@ def test_what_is_too_big_and_must_not_be_cut_is_refused_with_the_size_that_fits(
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_a_link_local_remote_needs_no_zone_on_a_socket_that_has_one(free_of_leftovers: None) -> None:
+def test_a_link_local_remote_needs_no_zone_on_a_socket_that_has_one() -> None:
     """A candidate's address carries no zone: the flow says which link it is on."""
     with joined(["fe80::1/64"], ["fe80::2/64"]) as (left, right):
         echo = right.popen(sys.executable, "-c", ECHO, stdout=-1, text=True)
@@ -647,7 +651,7 @@ def test_a_link_local_remote_needs_no_zone_on_a_socket_that_has_one(free_of_left
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_two_programs_of_one_host_reach_each_other_though_pinned_to_an_interface(free_of_leftovers: None) -> None:
+def test_two_programs_of_one_host_reach_each_other_though_pinned_to_an_interface() -> None:
     with alone(["10.7.0.1/24"]) as here:
         here.run(sys.executable, "-c", SAME_HOST)
 
@@ -655,7 +659,7 @@ def test_two_programs_of_one_host_reach_each_other_though_pinned_to_an_interface
 @pytest.mark.root
 @pytest.mark.peer("ip")
 @pytest.mark.peer("nft")
-def test_a_firewalls_refusal_is_an_input(free_of_leftovers: None) -> None:
+def test_a_firewalls_refusal_is_an_input() -> None:
     """pjsip/pjproject#5031: sends fail with EPERM, and all checks fail at once."""
     with alone(["10.7.0.1/24"]) as here:
         here.run("nft", "add", "table", "inet", "pn")
