@@ -239,8 +239,8 @@ class World:
                 if target is None:
                     self.dropped.append((packet, "filtered"))
                     return
-            elif side.nat and (packet.sender != side.name) and _leaves(packet.destination, packet.source):
-                continue  # a private address means nothing outside
+            elif not _reaches(packet.source, packet.destination):
+                continue
             for flow, address in side.sockets.items():
                 if address == target and (packet.sender != side.name or packet.source != address):
                     side.agent.receive(Datagram(flow, packet.source, packet.data), self.now)
@@ -255,7 +255,7 @@ class World:
         self.drain()
         while not (until and until()):
             timers = [side.agent.next_timer() for side in (self.a, self.b)]
-            due = [at for at in timers if at is not None] + [self.queue[0][0]] * bool(self.queue)
+            due = [at for at in timers if at is not None] + [entry[0] for entry in self.queue[:1]]
             if not due or min(due) > end:
                 self.now = Instant(end)
                 return until is None or until()
@@ -277,14 +277,51 @@ class World:
             seconds, lambda: all(side.agent.state is AgentState.COMPLETED for side in (self.a, self.b))
         )  # fmt: skip
 
+    def ends(self, side: Side) -> tuple[Flow, Address] | None:
+        """Where a packet comes out that `side` sends on its selected pair: the flow there, and the source it has."""
+        selected, other = side.agent.selected(), self.other(side)
+        if selected is None:
+            return None
+        source, target = side.sockets[selected.flow], selected.remote_address
+        if side.nat and _leaves(source, target):
+            source = side.nat.outward(source, target)
+        if other.nat and target.host == other.nat.host:
+            inside = other.nat.inward(target, source)
+            if inside is None:
+                return None
+            target = inside
+        for flow, address in other.sockets.items():
+            if address == target:
+                return flow, source
+        return None
+
+    def same_path(self) -> bool:
+        """Whether both sides send on one path, and each accepts what the other sends."""
+        for side in (self.a, self.b):
+            other = self.other(side)
+            selected, ends = other.agent.selected(), self.ends(side)
+            if ends is None or selected is None or ends != (selected.flow, selected.remote_address):
+                return False
+            if ends not in other.accepted:
+                return False
+        return True
+
     def elapsed(self) -> float:
         return (self.now - self.started) / SECOND
 
 
+def _private(address: Address) -> bool:
+    return address.host.startswith(("10.", "192.168.", "fd"))
+
+
 def _leaves(inside: Address, remote: Address) -> bool:
     """Whether a packet between these two crosses the NAT: private addresses stay inside."""
-    private = ("10.", "192.168.", "fd")
-    return inside.host.startswith(private) and not remote.host.startswith(private)
+    return _private(inside) and not _private(remote)
+
+
+def _reaches(source: Address, target: Address) -> bool:
+    """A private address is reached from its own network only."""
+    return not _private(target) or source.host.split(".")[:2] == target.host.split(".")[:2]
 
 
 def plain(seed: int = 1, **options: Any) -> World:

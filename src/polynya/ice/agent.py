@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
 from typing import Final
 
@@ -88,13 +89,14 @@ class IceAgent:
         )
         self._reception = Reception(self._locals, self._role, self._journal)
         self._previous: Generation | None = None
-        self._generation = self._new_generation(0)
+        self._generation = self._new_generation(self._describe(0))
 
-    def _new_generation(self, number: int, last_pair: int = 0) -> Generation:
+    def _describe(self, number: int) -> Description:
+        """Our description of a new generation, with credentials of its own."""
         config = self.config
         drawn = draw_credentials(self._random)
         given = number == 0 and config.ufrag is not None and config.password is not None
-        local = Description(
+        return Description(
             ufrag=config.ufrag if given and config.ufrag else drawn[0],
             password=config.password if given and config.password else drawn[1],
             options=config.options,
@@ -102,6 +104,9 @@ class IceAgent:
             pacing=config.pacing,
             generation=number,
         )
+
+    def _new_generation(self, local: Description, last_pair: int = 0) -> Generation:
+        config = self.config
         self._journal.label = local.ufrag
         return Generation(
             local,
@@ -151,7 +156,10 @@ class IceAgent:
     def _announce(self, local: LocalCandidate, now: Instant) -> None:
         self._generation.note_candidate("local", local.candidate, "gathered", now)
         if local.advertise:
-            self._journal.event(LocalCandidateAdded(candidate=local.candidate, local=local))
+            generation = self._generation
+            extensions = (("ufrag", generation.local.ufrag),)
+            candidate = replace(local.candidate, generation=generation.number, extensions=extensions)
+            self._journal.event(LocalCandidateAdded(candidate=candidate, local=local))
 
     def end_of_local_candidates(self, now: Instant) -> None:
         """Gathering is over."""
@@ -164,20 +172,27 @@ class IceAgent:
     # ------------------------------------------------------------------------------------------- what was signalled
 
     def set_remote(self, description: Description, now: Instant) -> None:
-        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9)."""
+        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9).
+
+        Restarts may cross, and descriptions may be late: both sides end on the same number of a generation, the larger.
+        A side that does not count its generations says 0 each time.
+        """
         self._must_be_open("set_remote")
-        old = self._previous.remote if self._previous is not None else None
-        if old is not None and (description.ufrag, description.password) == (old.ufrag, old.password):
-            return  # a late repetition from before the restart
-        known = self._generation.remote
-        if known is not None:
-            if (description.ufrag, description.password) == (known.ufrag, known.password):
-                return
-            self._restart("the other side restarted", now)
+        ours, known = self._generation, self._generation.remote
+        old = None if self._previous is None else self._previous.remote
+        if description.same_credentials(known) or description.same_credentials(old):
+            return
+        if description.generation > ours.number:
+            self._restart("the other side restarted", now, description.generation)
+        elif known is not None and description.generation < known.generation:
+            return
+        elif known is not None and known.generation < description.generation:
+            self._replace()  # what we had was from before the restart that this description answers
+        elif known is not None:
+            self._restart("the other side restarted", now, ours.number + 1)
         if self._journal.trace.enabled:
-            self._journal.trace(
-                now, "description", side="remote", ufrag=description.ufrag, generation=description.generation
-            )
+            ufrag, number = description.ufrag, description.generation
+            self._journal.trace(now, "description", side="remote", ufrag=ufrag, generation=number)
         if description.lite and not self.config.lite and not self._role.controlling:
             self._switch_role(True, "the other side is lite", now)
         self._pacing.interval = negotiated_pacing(self.config.pacing, description, self.config.silent_pacing)
@@ -212,23 +227,31 @@ class IceAgent:
         The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9).
         """
         self._must_be_open("restart")
-        self._restart("as asked for", now)
+        self._restart("as asked for", now, self._generation.number + 1)
         self._evaluate(now)
         return self._generation.local
 
-    def _restart(self, reason: str, now: Instant) -> None:
+    def _restart(self, reason: str, now: Instant, number: int) -> None:
         old = self._generation
         if self._selections.of(old):
             self._drop_previous()
             self._previous = old
-        else:
+        self._generation = self._new_generation(self._describe(number), old.checklists.last_id)
+        self._generation.succeed(old, same_side=False)
+        if self._previous is not old:
             self._forget(old)
-        self._generation = self._new_generation(old.number + 1, old.checklists.last_id)
-        self._journal.event(Restarted(generation=self._generation.number, reason=reason))
+        self._journal.event(Restarted(generation=number, reason=reason))
         for local in self._locals.all:
             self._announce(local, now)
         if self._local_ended:
-            self._journal.event(LocalCandidatesEnded(generation=self._generation.number))
+            self._journal.event(LocalCandidatesEnded(generation=number))
+
+    def _replace(self) -> None:
+        """Begin the same generation again, with the other side's credentials to come."""
+        old = self._generation
+        self._generation = self._new_generation(old.local, old.checklists.last_id)
+        self._generation.succeed(old, same_side=True)
+        self._forget(old)
 
     def close(self, now: Instant) -> None:
         """The end: nothing is sent, waited for or accepted any more."""
@@ -403,9 +426,8 @@ class IceAgent:
     def _run_checks(self, now: Instant) -> None:
         """Send the checks whose slot has come."""
         generation = self._generation
-        if generation.remote is None or self.config.lite:
-            return
-        while generation.checklists.has_work():
+        may_check = generation.remote is not None and not self.config.lite
+        while may_check and generation.checklists.has_work():
             if not self._pacing.ready(now):
                 return
             found = generation.checklists.next_check(now)

@@ -62,6 +62,9 @@ class Description:
     def renomination(self) -> bool:
         return "renomination" in self.options
 
+    def same_credentials(self, other: Description | None) -> bool:
+        return other is not None and (self.ufrag, self.password) == (other.ufrag, other.password)
+
     def to_sdp(self) -> str:
         """The attribute lines, each with `a=` and CR LF (RFC 8839, sections 5.3 to 5.7)."""
         lines = [f"ice-ufrag:{self.ufrag}", f"ice-pwd:{self.password}"]

@@ -116,7 +116,17 @@ class Generation:
             self.add_remote(candidate, stream, now)
         early, self._early = self._early, []
         for check, base in early:
-            self.heard(check, base, now)
+            if check.remote_ufrag == remote.ufrag:
+                self.heard(check, base, now)
+
+    def succeed(self, old: Generation, *, same_side: bool) -> None:
+        """Take over what came early, for a description that was not here yet.
+
+        `same_side`: our credentials are the same and only the other side's are new, so that checks count as well.
+        """
+        self._pending = old._pending
+        if same_side:
+            self._early = old._early
 
     def add_remote(self, candidate: Candidate, stream: int, now: Instant) -> str:
         """A candidate that was signalled; says what became of it. Order, repetition and lateness do not matter."""
@@ -127,7 +137,9 @@ class Generation:
             return "kept until the description arrives"
         ufrag = dict(candidate.extensions).get("ufrag")
         if ufrag is not None and ufrag != self.remote.ufrag:
-            return f"dropped: of another generation (ufrag {ufrag[:16]})"
+            if len(self._pending) < REMOTE_LIMIT:
+                self._pending.append((candidate, stream))
+            return f"kept: the description of its generation is not here (ufrag {ufrag[:16]})"
         if not 0 <= stream < len(self.checklists.lists):
             return f"dropped: there is no stream {stream}"
         checklist = self.checklists.lists[stream]
@@ -197,15 +209,9 @@ class Generation:
     def heard(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> None:
         """An authenticated check came (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
         self._authenticate(check.flow, check.remote, base)
-        if self.remote is None:
-            key = (check.flow, check.remote)
-            if len(self._early) < EARLY_LIMIT and not any(
-                (known.flow, known.remote) == key and known.nominate >= check.nominate for known, _ in self._early
-            ):
+        if self.remote is None or check.remote_ufrag != self.remote.ufrag:
+            if len(self._early) < EARLY_LIMIT and not any(known == check for known, _ in self._early):
                 self._early.append((check, base))
-            return
-        if check.remote_ufrag != self.remote.ufrag:
-            self._journal.dropped(check.remote, "a check from another ufrag than the signalled one", now, check.packet)
             return
         pair = self._pair_of(check, base, now)
         if pair is None:
