@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from random import SystemRandom
 from types import TracebackType
@@ -43,6 +43,7 @@ from polynya.signaling.messages import IceServer
 from polynya.stun.uris import StunUri
 
 from . import clock
+from .connection import Connection
 from .websocket import Link, websocket_url
 
 LEAVE_TIMEOUT: Final = 1.0
@@ -334,6 +335,38 @@ class Signaling:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+
+async def connect_room(
+    url: str,
+    room: str,
+    *,
+    timeout: float | None = None,
+    servers: Iterable[str] = (),
+    loopback: bool | None = None,
+    **options: Any,
+) -> Connection:
+    """Meet the first other member of a room and connect with it; closing the connection leaves the room.
+
+        async with await polynya.connect_room("http://signal.example.org", "kitchen") as connection:
+            connection.send(b"hello")
+
+    The room is for two. `timeout` is in seconds, for the other side to come and the connection to stand. The STUN
+    servers that the signaling server tells are used besides `servers`; `loopback` left out means: when the signaling
+    server is on this host. The other options are `Agent`'s. Raises ConfigurationError, SignalingError or ConnectError,
+    with nothing left open.
+    """
+    from .meeting import Meeting  # noqa: PLC0415 - it needs this module
+
+    meeting = Meeting(url, room, servers=servers, loopback=loopback, **options)
+    try:
+        await meeting.__aenter__()
+        connection = await meeting.connect(timeout)
+    except BaseException:
+        await meeting.close()
+        raise
+    connection._close = meeting.close  # which closes the agent too
+    return connection
 
 
 def _description(body: messages.Description) -> Description:
