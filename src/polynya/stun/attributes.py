@@ -232,13 +232,17 @@ _FAMILY_NUMBERS: Final = {IPV4: b"\x01", IPV6: b"\x02"}
 
 def _family(number: AttributeType) -> Attribute[int]:
     """An address family as 4 or 6, and 0 for any other: the server answers that with 440, not with 400."""
+    return Attribute(
+        number,
+        lambda value, _: _FAMILY_VERSIONS.get(_sized(value, 4)[0], 0),
+        lambda value, _: _family_number(value) + b"\0\0\0",
+    )
 
-    def encode(value: int, _: bytes) -> bytes:
-        if value not in _FAMILY_NUMBERS:
-            raise ValueError(f"an address family is 4 or 6, not {value!r}")
-        return _FAMILY_NUMBERS[value] + b"\0\0\0"
 
-    return Attribute(number, lambda value, _: _FAMILY_VERSIONS.get(_sized(value, 4)[0], 0), encode)
+def _family_number(family: int) -> bytes:
+    if family not in _FAMILY_NUMBERS:
+        raise ValueError(f"an address family is 4 or 6, not {family!r}")
+    return _FAMILY_NUMBERS[family]
 
 
 @lru_cache(maxsize=4096)
@@ -305,7 +309,7 @@ def _decode_address_error(value: bytes, _: bytes) -> AddressError:
 
 
 def _encode_address_error(value: AddressError, _: bytes) -> bytes:
-    return _FAMILY_NUMBERS[value.family] + b"\0" + _encode_code(value.code, value.reason)
+    return _family_number(value.family) + b"\0" + _encode_code(value.code, value.reason)
 
 
 def _decode_unknown_attributes(value: bytes, _: bytes) -> tuple[int, ...]:
