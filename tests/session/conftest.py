@@ -108,8 +108,8 @@ def bench():  # type: ignore[no-untyped-def]
     """Makes benches: `bench("stun:192.0.2.1", policy=...)`."""
 
     def make(*servers: str, **options: object) -> Bench:
+        options.setdefault("ice", IceConfig(controlling=True))
         config = SessionConfig(
-            ice=IceConfig(controlling=True),
             stun_servers=tuple(map(StunUri.parse, servers)),
             **options,  # type: ignore[arg-type]
         )

@@ -197,3 +197,32 @@ def test_closing_closes_every_socket_and_silences_every_timer(bench) -> None:
 def test_options_that_cannot_be_are_refused_before_anything_is_opened(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         SessionConfig(ice=IceConfig(controlling=True), **wrong)  # type: ignore[arg-type]
+
+
+def test_every_component_of_every_stream_has_a_socket_of_its_own(bench) -> None:
+    """RFC 8445, section 5.1.1.1: a host candidate for each component."""
+    b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2, 1)))
+    b.start(ETH0)
+    places = [(told.local.stream, told.candidate.component, told.candidate.address.port) for told in told_of(b)]
+    assert places == [(0, 1, 5000), (0, 2, 5001), (1, 1, 5002)]
+    b.advance(0.02)
+    for number, question in enumerate(b.take(Send)):
+        b.answer_question(question, Address("198.51.100.7", 40000 + number))
+    mapped = [told for told in told_of(b) if told.candidate.type is CandidateType.SERVER_REFLEXIVE]
+    assert [(told.local.stream, told.candidate.component) for told in mapped] == [(0, 1), (0, 2), (1, 1)]
+
+
+def told_of(bench) -> list[LocalCandidateAdded]:  # type: ignore[no-untyped-def]
+    told: list[LocalCandidateAdded] = bench.of(LocalCandidateAdded)
+    return told
+
+
+def test_a_nat_that_maps_one_to_one_is_told_by_a_rule(bench) -> None:
+    b = bench(external={"10.0.0.2": "203.0.113.2"})
+    b.start(ETH0)
+    assert candidates(b) == [("host", Address("10.0.0.2", 5000)), ("srflx", Address("203.0.113.2", 5000))]
+
+
+def test_a_rule_that_names_no_address_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="not an IP address"):
+        SessionConfig(ice=IceConfig(controlling=True), external={"10.0.0.2": "example.org"})

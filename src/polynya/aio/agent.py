@@ -101,7 +101,7 @@ class Agent:
         self._trace = trace
         self._capture = capture
         self._driver: Driver[Session] | None = None
-        self._candidates: list[Candidate] = []
+        self._candidates: list[tuple[int, Candidate]] = []
         self._connections: dict[tuple[int, int], Connection] = {}
         self._described = False
         self._failure: ConnectError | None = None
@@ -166,14 +166,16 @@ class Agent:
             raise UsageError("the agent is not started: use it as `async with polynya.Agent(...) as agent`")
         self._driver.call(self._session.set_controlling, controlling)
 
-    async def candidates(self) -> AsyncIterator[Candidate]:
-        """The candidates of this side as they are found, from the first one on; ends when gathering has ended."""
+    async def candidates(self, stream: int = 0) -> AsyncIterator[Candidate]:
+        """The candidates of a stream as they are found, from the first one on; ends when gathering has ended."""
         self._running()
         told = 0
         while True:
             while told < len(self._candidates):
                 told += 1
-                yield self._candidates[told - 1]
+                of, candidate = self._candidates[told - 1]
+                if of == stream:
+                    yield candidate
             if self._closed or self.gathering_state is GatheringState.COMPLETE:
                 return
             await self._changed()
@@ -187,14 +189,15 @@ class Agent:
         self._running().call(self._session.set_remote, description)
         self._described = True
 
-    def add_candidate(self, candidate: Candidate | str | None) -> None:
-        """A candidate of the other side, as an object or its SDP line; None: it has told all.
+    def add_candidate(self, candidate: Candidate | str | None, stream: int = 0) -> None:
+        """A candidate of the other side, as an object or its SDP line; None: it has told all, for every stream.
 
         Raises DecodeError, with what is wrong, for a line that cannot be read.
         """
         if isinstance(candidate, str):
             candidate = Candidate.parse(candidate)
-        self._running().call(self._session.add_remote, candidate)
+        driver = self._running()
+        driver.call(lambda now: self._session.add_remote(candidate, now, stream))
 
     # --------------------------------------------------------------------------------------------------- connecting
 
@@ -264,7 +267,7 @@ class Agent:
                 self._connection(event.stream, event.component)._deliver(event.data)
                 return
             case LocalCandidateAdded():
-                self._candidates.append(event.candidate)
+                self._candidates.append((event.local.stream, event.candidate))
             case RemoteAuthenticated():
                 connection = self._connection(event.stream, event.component)
                 self._running().accept_data(event.flow, event.remote, connection._deliver)

@@ -61,6 +61,8 @@ class BaseOpened:
     flow: Flow
     host: HostAddress
     local: Address
+    stream: int = 0
+    component: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,12 @@ class Gathering:
         self._flow_ids = flow_ids
         self._trace = trace
         self._timers: Timers[_Timer] = Timers()
-        self._opening: dict[Flow, HostAddress] = {}
+        self._components = tuple(
+            (stream, component)
+            for stream, count in enumerate(config.ice.components)
+            for component in range(1, count + 1)
+        )
+        self._opening: dict[Flow, tuple[HostAddress, int, int]] = {}
         self._resolving: dict[Resolve, StunUri] = {}
         self._servers: dict[Address, str] = {}
         self._waiting: deque[tuple[Flow, Address]] = deque()
@@ -141,9 +148,12 @@ class Gathering:
         chosen, self.refused = choose_addresses(interfaces.interfaces, self._config)
         self._change(GatheringState.GATHERING, f"{len(chosen)} local addresses to gather on", now)
         for host in chosen:
-            flow = self._flow_ids.new()
-            self._opening[flow] = host
-            self._outputs.append(Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports))
+            for stream, component in self._components:
+                flow = self._flow_ids.new()
+                self._opening[flow] = (host, stream, component)
+                self._outputs.append(
+                    Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports)
+                )
         for token, uri in enumerate(self._config.stun_servers):
             query = Resolve(name=uri.host, token=token)
             self._resolving[query] = uri
@@ -219,10 +229,11 @@ class Gathering:
     # --------------------------------------------------------------------------------------------- bases and servers
 
     def _base_opened(self, opened: Opened, now: Instant) -> None:
-        host = self._opening.pop(opened.flow, None)
-        if host is None:
+        opening = self._opening.pop(opened.flow, None)
+        if opening is None:
             return
-        base = BaseOpened(flow=opened.flow, host=host, local=opened.local)
+        host, stream, component = opening
+        base = BaseOpened(flow=opened.flow, host=host, local=opened.local, stream=stream, component=component)
         self.bases[opened.flow] = base
         self._events.append(base)
         for server in self._servers:
@@ -231,14 +242,13 @@ class Gathering:
         self._finish_if_done(now)
 
     def _base_failed(self, closed: Closed, now: Instant) -> None:
-        host = self._opening.pop(closed.flow, None)
+        opening = self._opening.pop(closed.flow, None)
         base = self.bases.pop(closed.flow, None)
-        if host is None and base is None:
+        host = opening[0] if opening is not None else base.host if base is not None else None
+        if host is None:
             return
-        failed = host or (base.host if base else None)
-        if failed is not None:
-            refusal = Refused(interface=failed.interface, host=failed.address.host, reason=closed.reason)
-            self.refused = (*self.refused, refusal)
+        refusal = Refused(interface=host.interface, host=host.address.host, reason=closed.reason)
+        self.refused = (*self.refused, refusal)
         self._waiting = deque(entry for entry in self._waiting if entry[0] != closed.flow)
         for table in (self._probes, self._mappings):
             for key in [key for key in table if key[0] == closed.flow]:
@@ -352,7 +362,7 @@ class Gathering:
         self._finish_if_done(now)
 
     def _abandon_opening(self) -> None:
-        for flow, host in self._opening.items():
+        for flow, (host, _, _) in self._opening.items():
             self._outputs.append(Close(flow=flow))
             refusal = Refused(
                 interface=host.interface, host=host.address.host, reason="its socket was not opened in time"

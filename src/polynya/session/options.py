@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from polynya.core.addresses import IPV4, IPV6, Address
-from polynya.core.errors import ConfigurationError
+from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.instants import SECOND
 from polynya.core.machine import Interface, InterfaceAddress
 from polynya.ice.config import IceConfig
@@ -44,6 +44,8 @@ class SessionConfig:
     """Whether loopback addresses are gathered; they connect programs on one host and no others."""
     ports: tuple[int, int] | None = None
     """The lowest and highest local port that may be used; any port when it is None."""
+    external: Mapping[str, str] = field(default_factory=dict)
+    """Local host to external one, of NATs that map 1:1 with the same ports: candidates without asking a server."""
     addresses_per_interface: int = 3
     """How many IPv6 addresses of one interface are gathered (RFC 8421, section 4 asks to bound them)."""
     patience: int = 5 * SECOND
@@ -60,8 +62,16 @@ class SessionConfig:
             low, high = self.ports
             if not 1 <= low <= high <= 65535:
                 raise ConfigurationError(f"a port range is (LOW, HIGH) within 1..65535, not {self.ports!r}")
+        object.__setattr__(self, "external", {_host(old): _host(new) for old, new in self.external.items()})
         if min(self.patience, self.grace, self.keepalive) <= 0:
             raise ConfigurationError("patience, grace and keepalive are more than zero")
+
+
+def _host(text: str) -> str:
+    try:
+        return Address.of(text, 0).host
+    except DecodeError as error:
+        raise ConfigurationError(f"external: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,12 +103,12 @@ class Session:
         self.agent.set_remote(description, now)
         self._collect(now)
 
-    def add_remote(self, candidate: Candidate | None, now: Instant) -> None:
-        """A candidate of the other side, or None: there are no more of this generation."""
+    def add_remote(self, candidate: Candidate | None, now: Instant, stream: int = 0) -> None:
+        """A candidate of the other side, or None: there are no more of this generation, for any stream."""
         if candidate is None:
             self.agent.end_of_remote_candidates(now)
         else:
-            self.agent.add_remote(candidate, now)
+            self.agent.add_remote(candidate, now, stream)
         self._collect(now)
 
     def set_controlling(self, controlling: bool, now: Instant) -> None:
@@ -238,22 +238,32 @@ class Session:
             type=CandidateType.HOST,
             address=base.local,
             flow=base.flow,
+            stream=base.stream,
+            component=base.component,
             interface=base.host.interface,
             advertise=self.config.policy is Policy.ALL,
         )
-        if self.config.policy is not Policy.RELAY:
-            self.agent.add_local(gathered, now)
+        if self.config.policy is Policy.RELAY:
+            return
+        self.agent.add_local(gathered, now)
+        external = self.config.external.get(base.local.host)
+        if external is not None:
+            self._add_reflexive(base, Address(external, base.local.port), "nat-1to1", now)
 
     def _add_mapping(self, found: MappingFound, now: Instant) -> None:
         base = self.gathering.bases.get(found.flow)
-        if base is None or self.config.policy is Policy.RELAY:
-            return
+        if base is not None and self.config.policy is not Policy.RELAY:
+            self._add_reflexive(base, found.mapped, str(found.server), now)
+
+    def _add_reflexive(self, base: BaseOpened, mapped: Address, server: str, now: Instant) -> None:
         gathered = Gathered(
             type=CandidateType.SERVER_REFLEXIVE,
-            address=found.mapped,
-            flow=found.flow,
+            address=mapped,
+            flow=base.flow,
             base=base.local,
-            server=str(found.server),
+            stream=base.stream,
+            component=base.component,
+            server=server,
             related=UNSPECIFIED[base.local.family] if self.config.policy is Policy.NO_HOST else None,
             interface=base.host.interface,
         )
