@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from polynya.core.addresses import Address, scope
+from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import MICROSECOND, Instant
 from polynya.core.machine import (
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from .network import Network
 
 R = TypeVar("R")
-AnyMachine = Machine[Any, Output, Any]
+AnyMachine = Machine[Any, Any, Any]
+"""Any machine of which the inputs and outputs are those of `core.machine`."""
 
 _EPHEMERAL = (49152, 65535)
 _LOOPBACK_DELAY = 10 * MICROSECOND
@@ -83,6 +85,8 @@ class Process:
         self.misuses: list[str] = []
         """What the machine asked for that makes no sense, such as sending by a flow that it has closed."""
         self.stopped = False
+        self.sent = 0
+        """Datagrams that left."""
         self._on_event = on_event
         self._clock = host.clock
         self._armed: Instant | None = None
@@ -201,7 +205,8 @@ class Host(Node):
             if not self.close(process, output.flow):
                 process.misuses.append(f"{output.flow} was closed, which is not open")
         else:
-            self.clock.after(self.network.resolve_delay, process.receive, self._resolved(output))
+            delay, resolved = self._resolved(output)
+            self.clock.after(delay, process.receive, resolved)
 
     def close(self, process: Process, flow: Flow) -> bool:
         """Close a flow of a process; False when it has none such."""
@@ -284,6 +289,7 @@ class Host(Node):
         elif out is not None and scope(source.host) == "loopback":
             return errno.EINVAL
         network = self.network
+        socket.process.sent += 1
         packet = IpPacket(send.packet or network.packet_id(), source, Address(*remote[:2]), Protocol.UDP, data)
         if send.ip is not None:
             _apply(packet, send.ip)
@@ -310,10 +316,15 @@ class Host(Node):
             return socket.interface
         return self.routes.find(host)
 
-    def _resolved(self, query: Resolve) -> Resolved:
+    def _resolved(self, query: Resolve) -> tuple[int, Resolved]:
+        """What a resolver says, and after how long: a literal address is its own answer, at once."""
+        try:
+            return 0, Resolved(query=query, hosts=(Address.of(query.name, 0).host,))
+        except DecodeError:
+            pass
         hosts = self.network.names.get(query.name, ()) if query.record is RecordType.ADDRESS else ()
         error = "" if hosts else f"{query.name} has no {query.record.value} record"
-        return Resolved(query=query, hosts=tuple(hosts), error=error)
+        return self.network.resolve_delay, Resolved(query=query, hosts=tuple(hosts), error=error)
 
     # ------------------------------------------------------------------------------------------------------ inputs
 

@@ -1,0 +1,170 @@
+"""The table: every class of mapping and filtering against every other, met by real agents, beside what the rules imply.
+
+Each cell is a network of its own: two sessions behind a NAT each, a STUN server, no relay, ports at random. The agents
+connect or fail in virtual time, exchange data when connected, and close; what must hold in every run is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from polynya.core.instants import SECOND, Instant, in_seconds
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.ice.config import IceConfig
+from polynya.ice.events import AgentState
+from polynya.nat import NatConfig, PortAssignment, every_class
+from polynya.nat.rules import expect
+from polynya.session.options import SessionConfig
+from polynya.stun.uris import StunUri
+
+from .exchange import Exchange, Peer
+from .invariants import disagreement, violations
+from .network import Capture, Network
+from .topologies import Topology, between_nats
+
+_TRIES = 12
+LIMIT = 120 * SECOND
+"""Virtual time after which a cell counts as not connected, whatever its agents still hope."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One cell. Types are those of the selected pair as each side sees it, local before remote; times are seconds."""
+
+    first: str
+    second: str
+    connected: bool
+    expected: bool | None
+    """What the rules imply; None where it depends on who is first."""
+    first_pair: str | None
+    second_pair: str | None
+    seconds: float | None
+    """Virtual time from the start until both sides had a valid pair."""
+    nominated_seconds: float | None
+    """Until both sides had the nominated pair."""
+    data: bool
+    """Whether application data went both ways."""
+    faults: tuple[str, ...] = ()
+    """Invariants that did not hold."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the run is as the rules imply, and nothing else is wrong."""
+        return self.connected == (self.connected if self.expected is None else self.expected) and not self.faults
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return asdict(self) | {"faults": list(self.faults), "agrees": self.agrees}
+
+
+def table(
+    base: NatConfig | None = None, *, seed: int = 0, trace: Tracer = NO_TRACE, capture: Capture | None = None
+) -> Iterator[Row]:
+    """All 81 cells, row by row. `base` has the choices besides mapping and filtering; by default, random ports."""
+    base = base or NatConfig(ports=PortAssignment.RANDOM)
+    for first in every_class(base):
+        for second in every_class(base):
+            yield cell(first, second, seed=seed, trace=trace, capture=capture)
+
+
+def cell(
+    first: NatConfig, second: NatConfig, *, seed: int = 0, trace: Tracer = NO_TRACE, capture: Capture | None = None
+) -> Row:
+    """Let two agents meet behind these NATs."""
+    if trace.enabled:
+        trace(Instant(0), "note", f"a network of its own: {first.label} against {second.label}", seed=seed)
+    network = Network(seed, trace=trace, capture=capture)
+    meeting = meet(between_nats(first, second, network=network))
+    one, other = meeting.peers
+    expectation = expect(first, second)
+    return Row(
+        first=first.label,
+        second=second.label,
+        connected=meeting.connected,
+        expected=expectation.always if expectation.sure else None,
+        first_pair=_types(meeting, 0),
+        second_pair=_types(meeting, 1),
+        seconds=_latest(one.first(AgentState.CONNECTED), other.first(AgentState.CONNECTED)),
+        nominated_seconds=_latest(one.first(AgentState.COMPLETED), other.first(AgentState.COMPLETED)),
+        data=meeting.data,
+        faults=meeting.faults,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Meeting:
+    """What came of two agents that tried to connect."""
+
+    peers: tuple[Peer, Peer]
+    connected: bool
+    """Both sides have a nominated pair."""
+    pairs: tuple[str | None, str | None]
+    """The types of the selected pair on each side: `srflx -> prflx`."""
+    data: bool
+    faults: tuple[str, ...]
+
+
+def meet(
+    topology: Topology,
+    *,
+    config: SessionConfig | None = None,
+    signaling_delay: int = SECOND // 50,
+    signaling_jitter: int = 0,
+    later: int = 0,
+    limit: int = LIMIT,
+) -> Meeting:
+    """Run two agents in a topology until both have settled; let them exchange data and close.
+
+    The first controls. `later` is how much later the second starts.
+    """
+    network = topology.network
+    peers = tuple(
+        Peer(network, host, config or session_config(topology, controlling=controlling))
+        for host, controlling in ((topology.one, True), (topology.other, False))
+    )
+    one, other = peers
+    Exchange(network, one, other, delay=signaling_delay, jitter=signaling_jitter).start(later)
+    end = Instant(network.now + limit)
+    network.run_until(lambda: one.settled and other.settled, end)
+    connected = one.state is AgentState.COMPLETED and other.state is AgentState.COMPLETED
+    faults = []
+    if connected and (why := disagreement(one, other)):
+        faults.append(why)
+    pairs = (_pair_types(one), _pair_types(other))
+    data = connected and _talk(network, one, other)
+    one.close()
+    other.close()
+    network.run_for(2 * SECOND)
+    faults += violations(peers)
+    return Meeting(peers=(one, other), connected=connected, pairs=pairs, data=data, faults=tuple(faults))
+
+
+def session_config(topology: Topology, *, controlling: bool) -> SessionConfig:
+    """The options of an agent that knows the topology's STUN server."""
+    return SessionConfig(ice=IceConfig(controlling=controlling), stun_servers=(StunUri.parse(topology.stun),))
+
+
+def _talk(network: Network, one: Peer, other: Peer) -> bool:
+    """Whether data goes both ways. On a lossy link it is sent again and again."""
+    for _ in range(_TRIES):
+        one.send(b"from " + one.name.encode())
+        other.send(b"from " + other.name.encode())
+        network.run_for(2 * SECOND)
+        if one.received and other.received:
+            return True
+    return False
+
+
+def _pair_types(peer: Peer) -> str | None:
+    pair = peer.selected
+    return None if pair is None else f"{pair.local.type.value} -> {pair.remote.type.value}"
+
+
+def _types(meeting: Meeting, side: int) -> str | None:
+    return meeting.pairs[side] if meeting.connected else None
+
+
+def _latest(one: Instant | None, other: Instant | None) -> float | None:
+    return None if one is None or other is None else in_seconds(max(one, other))
