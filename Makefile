@@ -40,7 +40,7 @@ fuzz: $(VENV) ## mutate messages without end against the decoders (ARGS="--seed 
 	$(BIN)/python scripts/fuzz.py $(ARGS)
 
 docs: $(VENV) ## build the documentation into site/, broken links being errors
-	$(BIN)/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 clean: ## remove all that make made, the virtual environments too
 	rm -rf .venv .peers .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
