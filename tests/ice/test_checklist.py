@@ -1,0 +1,219 @@
+"""Formation, limits, freezing and scheduling of pairs (RFC 8445, sections 6.1.2 and 6.1.4; RFC 8838, section 12)."""
+
+from __future__ import annotations
+
+from polynya.core.addresses import Address
+from polynya.core.instants import Instant
+from polynya.ice.candidates import Candidate, CandidateType, LocalCandidate
+from polynya.ice.checklist import ChecklistSet, path_address
+from polynya.ice.journal import Journal
+from polynya.ice.pairs import Pair, PairEvent, PairState
+from tests.ice.conftest import Make
+
+NOW = Instant(0)
+
+
+def checklists(*components: int, limit: int = 100) -> ChecklistSet:
+    return ChecklistSet(components or (1,), Journal(), limit)
+
+
+def add(lists: ChecklistSet, local: LocalCandidate, remote: Candidate) -> Pair:
+    made = lists.pair(local, remote, True, "test", NOW)
+    assert made is not None
+    return made
+
+
+def states(lists: ChecklistSet) -> list[str]:
+    return [made.state.value for made in lists]
+
+
+# ------------------------------------------------------------------------------------------------------------ formation
+
+
+def test_pairs_are_made_of_what_fits(make: Make) -> None:
+    """Section 6.1.2.2: same component, family and transport; link-local with link-local only."""
+    assert path_address(make.local(), make.remote()) == Address("192.0.2.1", 6000)
+    assert path_address(make.local(), make.remote(component=2)) is None
+    assert path_address(make.local(), make.remote(host="2001:db8::1")) is None
+    assert path_address(make.local(), make.remote(transport="tcp")) is None
+    assert path_address(make.local(host="2001:db8::2"), make.remote(host="fe80::1")) is None
+    assert path_address(make.local(host="fe80::2%eth0"), make.remote(host="2001:db8::1")) is None
+
+
+def test_a_link_local_address_is_reached_by_the_zone_of_our_own(make: Make) -> None:
+    """RFC 4007: the zone of the other host means nothing here."""
+    made = path_address(make.local(host="fe80::2%eth0"), make.remote(host="fe80::1"))
+    assert made == Address("fe80::1", 6000, "eth0")
+
+
+def test_addresses_that_must_not_be_sent_to_are_not_paired(make: Make) -> None:
+    """A peer cannot make us send to our own loopback, to a group, or to nowhere."""
+    for host in ("127.0.0.1", "224.0.0.1", "0.0.0.0"):
+        assert path_address(make.local(), make.remote(host=host)) is None
+    assert path_address(make.local(), make.remote(address=Address("192.0.2.1", 0))) is None
+    assert path_address(make.local(host="127.0.0.1"), make.remote(host="127.0.0.2")) is not None
+    assert path_address(make.local(host="127.0.0.1"), make.remote()) is None
+
+
+def test_a_path_has_one_pair(make: Make) -> None:
+    """Section 6.1.2.4: pairs with the same base and remote candidate are redundant."""
+    lists = checklists()
+    add(lists, make.local(), make.remote())
+    assert lists.pair(make.local(), make.remote(foundation="other"), True, "again", NOW) is None
+
+
+def test_pairs_are_kept_in_the_order_of_their_priority(make: Make) -> None:
+    lists = checklists()
+    for n in (3, 1, 2):
+        add(lists, make.local(n), make.remote(n))
+    assert [made.local.base.host for made in lists] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+
+
+def test_the_limit_drops_the_pairs_of_lowest_priority(make: Make) -> None:
+    """Section 6.1.2.5."""
+    lists = checklists(limit=3)
+    for n in (5, 1, 3):
+        add(lists, make.local(n), make.remote(n))
+    assert lists.pair(make.local(9), make.remote(9), True, "worse", NOW) is None
+    add(lists, make.local(2), make.remote(2))
+    assert [made.local.base.host for made in lists] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert lists.journal.counters["pairs over the limit"] == 2
+
+
+def test_the_limit_never_drops_what_is_under_way_or_valid_and_an_authenticated_check_gets_its_pair(make: Make) -> None:
+    lists = checklists(limit=2)
+    best, worst = add(lists, make.local(1), make.remote(1)), add(lists, make.local(8), make.remote(8))
+    worst.state = PairState.SUCCEEDED
+    assert lists.pair(make.local(9), make.remote(9), True, "heard", NOW, force=True) is not None
+    assert worst in list(lists) and best not in list(lists)
+    for made in lists:
+        made.state = PairState.IN_PROGRESS
+    assert lists.pair(make.local(7), make.remote(7), True, "heard", NOW, force=True) is not None
+    assert len(list(lists)) == 3
+
+
+def test_the_limit_is_shared_by_the_checklists(make: Make) -> None:
+    lists = checklists(1, 1, limit=4)
+    for n in range(1, 6):
+        lists.pair(make.local(n), make.remote(n), True, "", NOW)
+    assert len(lists.lists[0].pairs) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- freezing
+
+
+def test_one_pair_of_each_foundation_begins(make: Make) -> None:
+    """Section 6.1.2.6: lowest component first, then highest priority; in the order of the checklists."""
+    lists = checklists(2, 1)
+    made = [
+        add(lists, make.local(1, stream=1, foundation="f"), make.remote(1, foundation="g")),
+        add(lists, make.local(1, component=2, foundation="f"), make.remote(1, component=2, foundation="g")),
+        add(lists, make.local(2, foundation="f"), make.remote(2, foundation="g")),
+        add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g")),
+        add(lists, make.local(3, stream=1, foundation="h"), make.remote(3, foundation="g")),
+    ]
+    assert [one.state for one in made] == [
+        PairState.FROZEN,
+        PairState.FROZEN,
+        PairState.FROZEN,
+        PairState.WAITING,
+        PairState.WAITING,
+    ]
+
+
+def test_a_success_unfreezes_its_foundation_in_every_checklist(make: Make) -> None:
+    """Section 7.2.5.3.3."""
+    lists = checklists(2, 1)
+    first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
+    second = add(lists, make.local(1, component=2, foundation="f"), make.remote(1, component=2, foundation="g"))
+    third = add(lists, make.local(1, stream=1, foundation="f"), make.remote(1, foundation="g"))
+    first.state = PairState.SUCCEEDED
+    lists.unfreeze(first.foundation, NOW)
+    assert second.state is third.state is PairState.WAITING
+
+
+def test_a_late_pair_of_a_foundation_that_works_waits_for_nothing(make: Make) -> None:
+    """RFC 8838, section 12."""
+    lists = checklists(2)
+    add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g")).state = PairState.SUCCEEDED
+    late = add(lists, make.local(1, component=2, foundation="f"), make.remote(1, component=2, foundation="g"))
+    assert late.state is PairState.WAITING
+
+
+def test_a_failed_foundation_goes_on_with_its_next_pair(make: Make) -> None:
+    """Section 6.1.4.2: a Frozen pair is unfrozen when nothing of its foundation is waiting or under way."""
+    lists = checklists()
+    first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
+    second = add(lists, make.local(2, foundation="f"), make.remote(2, foundation="g"))
+    assert lists.next_check(NOW) == (first, False)
+    lists.journal.move(first, PairEvent.CHECK_SENT, "", NOW)
+    assert lists.next_check(NOW) is None and not lists.has_work()
+    lists.journal.move(first, PairEvent.FAILED, "", NOW)
+    assert lists.has_work()
+    assert lists.next_check(NOW) == (second, False)
+    assert second.state is PairState.WAITING
+
+
+# ------------------------------------------------------------------------------------------------------------- schedule
+
+
+def test_triggered_checks_go_first_in_the_order_they_came(make: Make) -> None:
+    """Section 6.1.4.2."""
+    lists = checklists()
+    made = [add(lists, make.local(n), make.remote(n)) for n in range(1, 5)]
+    for one in (made[3], made[2], made[3]):
+        lists.lists[0].trigger(one)
+    assert lists.next_check(NOW) == (made[3], True)
+    assert lists.next_check(NOW) == (made[2], True)
+    assert lists.next_check(NOW) == (made[0], False)
+
+
+def test_checklists_take_turns_and_an_idle_one_uses_up_no_slot(make: Make) -> None:
+    lists = checklists(1, 1, 1)
+    made = [add(lists, make.local(n + stream, stream=stream), make.remote(n)) for stream in (0, 2) for n in (1, 2)]
+    order = []
+    while (found := lists.next_check(NOW)) is not None:
+        order.append(made.index(found[0]))
+        lists.journal.move(found[0], PairEvent.CHECK_SENT, "", NOW)
+    assert order == [0, 2, 1, 3]
+
+
+def test_a_nomination_sets_aside_what_is_open_for_its_component_only(make: Make) -> None:
+    """Section 8.1.2."""
+    lists = checklists(2)
+    chosen, other = add(lists, make.local(2), make.remote(2)), add(lists, make.local(1), make.remote(1))
+    elsewhere = add(lists, make.local(3, component=2), make.remote(3, component=2))
+    lists.journal.move(chosen, PairEvent.ANSWERED, "", NOW)
+    chosen.flag(valid=True, nominated=True)
+    lists.lists[0].trigger(other)
+    lists.set_aside(chosen, NOW, higher_stays=False)
+    assert (other.state, elsewhere.state) == (PairState.FROZEN, PairState.WAITING)
+    assert lists.lists[0].triggered == []
+    assert lists.next_check(NOW) == (elsewhere, False)
+
+
+def test_an_aggressive_peer_may_still_nominate_a_better_pair(make: Make) -> None:
+    """RFC 5245, section 8.1.2: only what is worse than the nominated pair is given up."""
+    lists = checklists()
+    best, chosen, worst = (add(lists, make.local(n), make.remote(n)) for n in (1, 2, 3))
+    lists.journal.move(chosen, PairEvent.ANSWERED, "", NOW)
+    lists.set_aside(chosen, NOW, higher_stays=True)
+    assert (best.state, worst.state) == (PairState.WAITING, PairState.FROZEN)
+
+
+def test_a_change_of_role_orders_the_pairs_anew(make: Make) -> None:
+    """Section 7.3.1.1: the last bit of a priority is the controlling side's."""
+    lists = checklists()
+    better_remote = add(lists, make.local(2), make.remote(1))
+    better_local = add(lists, make.local(1), make.remote(2))
+    assert list(lists) == [better_local, better_remote]
+    lists.prioritise(False)
+    assert list(lists) == [better_remote, better_local]
+
+
+def test_server_reflexive_remotes_rank_below_hosts(make: Make) -> None:
+    lists = checklists()
+    low = add(lists, make.local(1), make.remote(1, type=CandidateType.SERVER_REFLEXIVE))
+    high = add(lists, make.local(2), make.remote(9))
+    assert list(lists) == [high, low]
+    assert states(lists) == ["waiting", "waiting"]

@@ -1,0 +1,86 @@
+"""Credentials, options and pacing as signalled (RFC 8839, section 5; RFC 8445, section 5.3)."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polynya.core.errors import DecodeError
+from polynya.core.instants import MILLISECOND
+from polynya.ice import Description
+from polynya.ice.description import draw_credentials, negotiated_pacing
+
+UFRAG, PASSWORD = "8hhY", "asd88fgpdd777uzjYhagZg"
+ice_text = st.text("ABCXYZabcxyz0189+/", min_size=22, max_size=40)
+
+
+def test_the_lines_of_the_rfcs_example_are_read() -> None:
+    text = f"v=0\r\na=ice-options:ice2 trickle\r\na=ice-pacing:50\r\na=ice-ufrag:{UFRAG}\r\na=ice-pwd:{PASSWORD}\r\n"
+    description = Description.parse(text)
+    assert description == Description(
+        ufrag=UFRAG, password=PASSWORD, options=("ice2", "trickle"), pacing=50 * MILLISECOND
+    )
+    assert description.ice2 and description.trickle and not description.renomination and not description.lite
+
+
+@given(
+    st.builds(
+        Description,
+        ufrag=ice_text,
+        password=ice_text,
+        options=st.lists(st.sampled_from(["ice2", "trickle", "renomination", "x-y"]), unique=True).map(tuple),
+        lite=st.booleans(),
+        pacing=st.none() | st.integers(0, 10_000).map(lambda ms: ms * MILLISECOND),
+    )
+)
+def test_every_description_survives_the_way_there_and_back(description: Description) -> None:
+    assert Description.parse(description.to_sdp()) == description
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "lacks ice-ufrag or ice-pwd"),
+        (f"a=ice-ufrag:{UFRAG}", "lacks"),
+        (f"a=ice-ufrag:abc\na=ice-pwd:{PASSWORD}", "ufrag"),
+        (f"a=ice-ufrag:{UFRAG}\na=ice-pwd:short", "password"),
+        (f"a=ice-ufrag:{UFRAG}\na=ice-ufrag:{UFRAG}\na=ice-pwd:{PASSWORD}", "line 2: ice-ufrag is given twice"),
+        (f"a=ice-ufrag:{UFRAG}\na=ice-pwd:{PASSWORD}\na=ice-pacing:fast", "ice-pacing 'fast'"),
+        (f"a=ice-ufrag:{UFRAG}\na=ice-pwd:{PASSWORD}\na=ice-options:{'x ' * 40}", "options"),
+    ],
+)
+def test_hostile_lines_are_refused_and_named(text: str, why: str) -> None:
+    with pytest.raises(DecodeError, match=why):
+        Description.parse(text)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        Description.parse(f"a=ice-ufrag:{UFRAG}\na=ice-pwd:{PASSWORD}\n{text}")
+        Description.parse(text)
+    except DecodeError:
+        pass
+
+
+def test_drawn_credentials_have_the_randomness_that_the_rfc_asks_for_and_come_from_the_seed() -> None:
+    """RFC 8445, section 5.3: at least 24 bits and 128 bits; 6 bits a character."""
+    ufrag, password = draw_credentials(Random(1))
+    assert len(ufrag) * 6 >= 24 and len(password) * 6 >= 128
+    assert draw_credentials(Random(1)) == (ufrag, password) != draw_credentials(Random(2))
+    Description(ufrag=ufrag, password=password)
+
+
+def test_the_password_is_not_shown() -> None:
+    assert PASSWORD not in repr(Description(ufrag=UFRAG, password=PASSWORD))
+
+
+@pytest.mark.parametrize(("theirs", "agreed"), [(None, 50), (5, 5), (20, 20), (0, 5), (100, 100)])
+def test_the_larger_pacing_counts_and_silence_means_50_ms(theirs: int | None, agreed: int) -> None:
+    """RFC 8839, section 5.7."""
+    pacing = None if theirs is None else theirs * MILLISECOND
+    remote = Description(ufrag=UFRAG, password=PASSWORD, pacing=pacing)
+    assert negotiated_pacing(5 * MILLISECOND, remote) == agreed * MILLISECOND
