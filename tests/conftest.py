@@ -139,7 +139,7 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 @pytest.fixture
 def free_of_leftovers() -> Iterator[None]:
-    """Fails a test that leaves a network namespace `pn-*` of its own behind."""
+    """Fails a test that leaves a network namespace of this process (`tests/real/netns.py`) behind."""
     before = _namespaces()
     yield
     left = sorted(_namespaces() - before)
@@ -148,4 +148,4 @@ def free_of_leftovers() -> Iterator[None]:
 
 def _namespaces() -> set[str]:
     folder = Path("/run/netns")
-    return {path.name for path in folder.iterdir() if path.name.startswith("pn-")} if folder.is_dir() else set()
+    return {path.name for path in folder.glob(f"pn-*-{os.getpid()}-*")} if folder.is_dir() else set()

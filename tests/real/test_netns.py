@@ -39,9 +39,11 @@ def test_a_datagram_crosses_the_cable_at_once(family: str, host: str) -> None:
 
 def test_a_namespace_is_gone_after_its_block_with_all_that_ran_in_it() -> None:
     with alone(["10.77.0.1/24"]) as here:
-        sleeper = here.popen("sleep", "1000")
+        sleeper = here.popen("sh", "-c", "echo up; exec sleep 1000", stdout=-1, text=True)
+        assert sleeper.stdout.readline() == "up\n"
         assert Path("/etc/netns", here.name, "resolv.conf").exists()
-    assert sleeper.wait(timeout=5) == -9
+    assert sleeper.communicate(timeout=5) == ("", None)
+    assert sleeper.returncode == -9
     assert here.name not in ip("netns", "list")
     assert not Path("/etc/netns", here.name).exists()
 
