@@ -95,6 +95,44 @@ def test_any_bytes_are_a_value_or_a_decode_error(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        (a.PRIORITY, "000001"),
+        (a.PRIORITY, "0000000001"),
+        (a.ICE_CONTROLLING, "00000001"),
+        (a.USE_CANDIDATE, "00000000"),
+        (a.CHANNEL_NUMBER, "4000"),
+        (a.EVEN_PORT, ""),
+        (a.RESERVATION_TOKEN, "00"),
+        (a.REQUESTED_ADDRESS_FAMILY, "01"),
+        (a.MAPPED_ADDRESS, "0001"),
+        (a.MAPPED_ADDRESS, "0003000ac0000201"),
+        (a.MAPPED_ADDRESS, "0002000ac0000201"),
+        (a.MAPPED_ADDRESS, "0001000ac000020100"),
+        (a.XOR_MAPPED_ADDRESS, "0001000ac00002"),
+        (a.XOR_MAPPED_ADDRESS, "0001000a" + 32 * "0"),
+        (a.ERROR_CODE, "000004"),
+        (a.ERROR_CODE, "00000200"),
+        (a.ERROR_CODE, "00000700"),
+        (a.ERROR_CODE, "00000464"),
+        (a.UNKNOWN_ATTRIBUTES, "000100"),
+        (a.PASSWORD_ALGORITHMS, "0002"),
+        (a.PASSWORD_ALGORITHMS, "0002000561626364"),
+        (a.PASSWORD_ALGORITHM, ""),
+        (a.PASSWORD_ALGORITHM, "0002000000010000"),
+        (a.USERNAME, 514 * "61"),
+        (a.NONCE, 764 * "61"),
+        (a.USERHASH, 31 * "61"),
+        (a.ICMP, "00000304"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_value_that_cannot_be_is_a_decode_error(attribute: Attribute[Any], value: str) -> None:
+    with pytest.raises(DecodeError):
+        attribute.decode(bytes.fromhex(value), MASK)
+
+
+@pytest.mark.parametrize(
     ("attribute", "value", "encoded"),
     [
         (a.CHANNEL_NUMBER, 0x4001, "000c0004 40010000"),

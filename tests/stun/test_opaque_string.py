@@ -60,6 +60,9 @@ def test_what_is_allowed_is_prepared(text: str, prepared: str) -> None:
         "\u0375x",
         "a\u30fbb",
         "\u2028",
+        "\u034f",  # ignorable, though a mark
+        "\u3164",  # ignorable, though a letter
+        "\u2764\ufe0f",  # a variation selector
     ],
 )
 def test_what_is_disallowed_is_refused(text: str) -> None:

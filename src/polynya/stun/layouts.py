@@ -6,7 +6,8 @@ takes all values out, one tuple comparison shows that every header word is where
 A layout never decides anything: where it does not fit, the message is walked.
 
 The table is bounded. While it has room every new layout is kept; when it is full only one message in 16 that fits none
-may replace the oldest, so that a flood of odd messages costs next to nothing and does not push the good ones out.
+replaces the oldest, so that a flood of odd messages costs no more than walking them does. What it pushes out is walked,
+too, until it is learned again.
 """
 
 from __future__ import annotations
@@ -103,7 +104,6 @@ def _layout(
     others: list[tuple[Attribute[Any], int, Decoder[Any]]] = []
     template: dict[Attribute[Any], Any] = {}
     position, index = HEADER_LENGTH, 3
-    signed = False
     while position < len(data):
         number, length = _TYPE_AND_LENGTH(data, position)
         padding = -length & 3
@@ -112,12 +112,10 @@ def _layout(
         if number == AttributeType.FINGERPRINT:
             code = "I"
         elif number in (AttributeType.MESSAGE_INTEGRITY, AttributeType.MESSAGE_INTEGRITY_SHA256):
-            signed = True
-        elif signed:
-            return None
+            pass
         elif attribute is not None:
             if attribute in template or attribute not in attributes or attribute is DATA:
-                return None  # repeated, malformed, or of a new length each time
+                return None  # repeated, malformed, behind the integrity, or of a new length each time
             template[attribute] = None if length else attributes[attribute]  # flags and empty texts are constant
             if attribute.field:
                 code = attribute.field
