@@ -1,5 +1,12 @@
 """NAT routers and firewalls in the network: what crosses them, what does not, and what the sender hears."""
 
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
 from polynya.core.addresses import Address
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import IcmpError, IcmpKind, IpFields
@@ -8,6 +15,7 @@ from polynya.core.pcapng import PcapngWriter
 from polynya.core.trace import TraceEvent, Tracer
 from polynya.lab import UDP_BLOCKED, Firewall, Network, Profile, Refusal, Rule
 from polynya.lab.nodes import Node
+from polynya.lab.table import cell
 from polynya.nat import Hairpinning, NatConfig, full_cone, port_restricted_cone, symmetric
 from tests.lab.conftest import Program
 
@@ -291,8 +299,6 @@ def test_icmp_errors_pass_a_firewall_only_with_their_session(net: Network) -> No
 
 
 def test_a_run_is_captured_at_every_interface_with_its_drops() -> None:
-    import io
-
     file = io.BytesIO()
     net = Network(seed=1, capture=PcapngWriter(file))
     home = Home(net, port_restricted_cone())
@@ -303,3 +309,22 @@ def test_a_run_is_captured_at_every_interface_with_its_drops() -> None:
     for name in (b"alice/eth0", b"home/eth0", b"home/to-alice-eth0", b"server/eth0", b"home dropped"):
         assert name in data
     assert b"dropped: port-restricted filtering: nothing was sent to 203.0.113.9:5000" in data
+
+
+@pytest.mark.peer("tshark")
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
+def test_tshark_finds_nothing_wrong_in_a_captured_meeting(tmp_path: Path) -> None:
+    path = tmp_path / "meeting.pcapng"
+    with path.open("wb") as file:
+        row = cell(port_restricted_cone(), symmetric(), seed=1, capture=PcapngWriter(file))
+    assert not row.connected
+    fields = ["frame.interface_name", "stun.type", "_ws.malformed", "udp.checksum.status", "frame.comment"]
+    command = ["tshark", "-r", str(path), "-o", "udp.check_checksum:TRUE", "-T", "fields"]
+    run = subprocess.run([*command, *(f"-e{name}" for name in fields)], capture_output=True, check=True, text=True)
+    lines = [line.split("\t") for line in run.stdout.splitlines()]
+    assert len(lines) > 50
+    assert {line[2] for line in lines} == {""}
+    assert {line[3] for line in lines} == {"1"}
+    assert {"0x0001", "0x0101"} <= {line[1] for line in lines}
+    assert any("port-restricted filtering: nothing was sent to" in line[4] for line in lines)
+    assert {"alice/eth0", "bob/eth0", "nat-alice dropped"} <= {line[0] for line in lines}

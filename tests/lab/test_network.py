@@ -211,7 +211,7 @@ def test_loss_and_duplication_are_what_the_profile_says(net: Network) -> None:
     numbers = [int.from_bytes(data, "big") for _, data in other.received]
     assert 700 < len(set(numbers)) < 800
     assert 1.4 < len(numbers) / len(set(numbers)) < 1.6
-    assert net.drop_reasons() == {"lost on the link": 1000 - len(set(numbers))}
+    assert net.drop_reasons() == {"lost on the link at one/eth0": 1000 - len(set(numbers))}
 
 
 def test_jitter_keeps_the_order_and_reordering_does_not(net: Network) -> None:

@@ -152,3 +152,29 @@ def test_udp_and_tcp_have_tables_of_their_own() -> None:
     assert nat.come(SERVER, external) is None
     assert nat.out(INSIDE, SERVER) == external
     assert nat.come(SERVER, external) == INSIDE
+
+
+def test_a_mapping_lives_as_long_as_the_last_of_its_connections_and_forgets_the_others(bench: Make) -> None:
+    nat = bench()
+    external = established(nat)
+    for port in range(1, 51):
+        assert nat.out(INSIDE, STRANGER.with_port(port), flags=SYN) == external
+    nat.out(INSIDE, SERVER, flags=RST)
+    nat.after(100)
+    nat.out(INSIDE, STRANGER, flags=SYN)
+    nat.after(141)
+    assert nat.come(STRANGER.with_port(1), external, flags=ACK) is None
+    assert nat.reason.startswith("port-restricted filtering")
+    assert nat.come(STRANGER, external, flags=SYN | ACK) == INSIDE
+    nat.after(241)
+    assert nat.nat.rows() == []
+
+
+def test_an_old_connection_is_no_way_in_through_an_open_filter(bench: Make) -> None:
+    nat = bench(filtering=Behaviour.EI)
+    external = nat.out(INSIDE, STRANGER, flags=SYN)
+    nat.after(200)
+    assert nat.out(INSIDE, SERVER, flags=SYN) == external
+    nat.after(100)
+    assert nat.come(STRANGER, external, flags=ACK) is None
+    assert nat.come(SERVER, external, flags=SYN | ACK) == INSIDE

@@ -246,6 +246,18 @@ def test_a_permission_ends_on_its_own_and_the_drop_says_so(bench: Make) -> None:
     )
 
 
+def test_a_permission_that_ended_is_made_anew_even_without_outbound_refresh(bench: Make) -> None:
+    nat = bench(outbound_refresh=False, inbound_refresh=True)
+    external = nat.out(INSIDE, SERVER)
+    nat.out(INSIDE, STRANGER)
+    nat.after(100)
+    assert nat.come(SERVER, external) == INSIDE
+    nat.now += 30 * SECOND  # type: ignore[assignment]
+    assert nat.come(STRANGER, external) is None
+    assert nat.out(INSIDE, STRANGER) == external
+    assert nat.come(STRANGER, external) == INSIDE
+
+
 def test_nothing_is_waited_for_when_the_table_is_empty(bench: Make) -> None:
     nat = bench()
     assert nat.nat.next_timer() is None

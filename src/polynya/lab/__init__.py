@@ -3,10 +3,11 @@
 from .clock import Clock
 from .firewall import OPEN, UDP_BLOCKED, Firewall, Refusal, Rule
 from .gateways import FirewallRouter, NatRouter
-from .hosts import Host, LabError, Process
+from .hosts import Host
 from .links import NetworkInterface, Profile
 from .network import Drop, Network
 from .nodes import Node
+from .processes import LabError, Process
 
 __all__ = [
     "OPEN",

@@ -18,8 +18,9 @@ from polynya.ice.pairs import PairView
 from polynya.session.options import SessionConfig
 from polynya.session.session import DataReceived, Session
 
-from .hosts import Host, Process
+from .hosts import Host
 from .network import Network
+from .processes import Process
 
 R = TypeVar("R")
 
@@ -111,6 +112,8 @@ class Exchange:
         self._delay = delay
         self._jitter = jitter
         self._chance = network.chance_of("signaling")
+        self._early: dict[str, list[_Text | str | None]] = {one.name: [], other.name: []}
+        """What arrived before its receiver was started."""
         one.signal = lambda event: self._signal(one, other, event)
         other.signal = lambda event: self._signal(other, one, event)
 
@@ -126,6 +129,8 @@ class Exchange:
     def _begin(self, sender: Peer, receiver: Peer) -> None:
         sender.start()
         self._describe(sender, receiver)
+        for message in self._early[sender.name]:
+            self._deliver(sender, message)
 
     def _describe(self, sender: Peer, receiver: Peer) -> None:
         local = sender.session.agent.local_description
@@ -145,7 +150,7 @@ class Exchange:
 
     def _deliver(self, receiver: Peer, message: _Text | str | None) -> None:
         if receiver.process is None:
-            self._clock.after(self._delay or MILLISECOND, self._deliver, receiver, message)
+            self._early[receiver.name].append(message)
         elif receiver.closed_at is not None:
             return
         elif isinstance(message, _Text):

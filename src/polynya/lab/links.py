@@ -79,7 +79,7 @@ class NetworkInterface:
             return
         chance = network.chance
         if profile.loss and chance.random() < profile.loss:
-            network.drop(self.label, packet, "lost on the link")
+            network.drop(self.node.name, packet, f"lost on the link at {self.label}")
             return
         if profile.duplication and chance.random() < profile.duplication:
             clock.at(self._arrival(profile, clock.now, chance), peer.node.arrive, copied(packet), peer)

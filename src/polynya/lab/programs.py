@@ -8,7 +8,8 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Input, Open, Output
-from polynya.lab.hosts import AnyMachine
+
+from .processes import AnyMachine
 
 
 class Listening:

@@ -33,26 +33,27 @@ class Filter:
         self._per_mapping = scope is FilterScope.MAPPING
         self._permissions: dict[Scope, dict[RemoteKey, Instant]] = {}
 
-    def permit(self, mapping: Mapping, remote: Address, expires: Instant, *, renew: bool = True) -> RemoteKey | None:
+    def permit(self, mapping: Mapping, remote: Address, now: Instant, *, renew: bool = True) -> RemoteKey | None:
         """Something was sent to `remote` by `mapping`. The key when that made a new permission.
 
-        Without `renew` a permission that is there keeps its time.
+        It holds for as long as the mapping, or of TCP the connection, does. Without `renew` one that holds keeps its
+        time.
         """
         if self._behaviour is Behaviour.EI:
             return None
         key = remote_key(self._behaviour, remote)
         held = self._permissions.setdefault(self._scope(mapping), {})
-        known = key in held
+        known = held.get(key, now) > now
         if renew or not known:
-            held[key] = expires
+            held[key] = mapping.until(remote)
         return None if known else key
 
-    def renew(self, mapping: Mapping, remote: Address, expires: Instant) -> None:
+    def renew(self, mapping: Mapping, remote: Address) -> None:
         """A packet from `remote` was let in and renews what let it in."""
         held = self._permissions.get(self._scope(mapping), {})
         key = remote_key(self._behaviour, remote)
         if key in held:
-            held[key] = expires
+            held[key] = mapping.until(remote)
 
     def allows(self, mapping: Mapping, remote: Address, now: Instant) -> bool:
         """Whether a packet from `remote` may come in by `mapping`."""

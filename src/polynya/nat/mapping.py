@@ -15,10 +15,10 @@ from collections.abc import Iterator
 
 from polynya.core.addresses import Address
 from polynya.core.instants import Instant
-from polynya.core.packets import Protocol
+from polynya.core.packets import Protocol, TcpFlags
 from polynya.core.trace import Json
 
-from .config import Behaviour
+from .config import Behaviour, NatConfig
 from .tcp import Connection
 
 RemoteKey = tuple[()] | tuple[str] | tuple[str, int]
@@ -55,6 +55,30 @@ class Mapping:
         """What it is found by from inside: the key it was made for, then those that inbound sessions added."""
         self.connections: dict[Address, Connection] = {}
         """TCP connections by remote endpoint; empty for the others."""
+
+    def until(self, remote: Address) -> Instant:
+        """How long what was sent to `remote` counts."""
+        connection = self.connections.get(remote)
+        return self.expires if connection is None else connection.expires
+
+    def connected(self, remote: Address, now: Instant) -> bool:
+        """Whether a TCP connection with `remote` is known, open or not."""
+        connection = self.connections.get(remote)
+        return connection is not None and connection.expires > now
+
+    def segment(self, remote: Address, flags: TcpFlags, direction: int, config: NatConfig, now: Instant) -> None:
+        """A TCP segment passes: the mapping lives as long as the connection that lives longest."""
+        connection = self.connections.get(remote)
+        if connection is None:
+            for old in [r for r, c in self.connections.items() if c.expires <= now]:
+                del self.connections[old]
+            connection = self.connections[remote] = Connection()
+        connection.segment(flags, direction)
+        before, connection.expires = connection.expires, Instant(now + connection.lifetime(config))
+        if connection.expires >= before:
+            self.expires = max(self.expires, connection.expires)
+        else:
+            self.expires = max(c.expires for c in self.connections.values())
 
     def row(self, key: RemoteKey) -> dict[str, Json]:
         """A line of the NAT's table, as the trace shows it."""

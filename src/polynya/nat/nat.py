@@ -25,13 +25,13 @@ from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFields, Tcp
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Json, Tracer
 
-from .config import Hairpinning, NatConfig, Pooling, UnsolicitedSyn
+from .config import Hairpinning, NatConfig, UnsolicitedSyn
 from .filtering import Filter
 from .fragments import Reassembler
 from .mapping import Mapping, MappingTable, RemoteKey
-from .ports import PortAllocator
+from .ports import AddressPool, PortAllocator
 from .rewriting import destination_of, refusal, reset, set_destination, set_source, source_of
-from .tcp import IN, OUT, Connection
+from .tcp import IN, OUT
 
 _PENDING_SYNS = 256
 _PERMISSIONS = 0  # the timer of the filter; mappings are numbered from 1
@@ -67,13 +67,12 @@ class Nat:
         self.config = config
         self.external = tuple(external)
         self.counters: dict[str, int] = {}
-        self._random = random
         self._trace = trace
         self._mappings = MappingTable(config.mapping)
         self._filter = Filter(config.filtering, config.filter_scope)
+        self._pool = AddressPool(config, self.external, random)
         self._ports = PortAllocator(config, random)
         self._fragments = Reassembler()
-        self._paired: dict[tuple[str, int], str] = {}
         self._timers: Timers[int] = Timers()
         self._syns: dict[tuple[Address, Address], tuple[Instant, IpPacket]] = {}
         self._outputs: list[IpPacket] = []
@@ -161,9 +160,9 @@ class Nat:
         else:
             renew = self.config.outbound_refresh
         self._note(mapping, remote, packet.tcp, OUT, now, renew=renew)
-        key = self._filter.permit(mapping, remote, mapping.expires, renew=renew)
+        key = self._filter.permit(mapping, remote, now, renew=renew)
         if key is not None:
-            self._permitted(mapping, key, now)
+            self._permitted(mapping, remote, key, now)
         if packet.tcp is not None:
             self._syns.pop((remote, mapping.external), None)
         if remote.host in self.external:
@@ -201,7 +200,7 @@ class Nat:
             return f"no mapping: {external} stands for no inside endpoint"
         if not self._filter.allows(mapping, remote, now):
             return self._filter.why_not(mapping, remote, now)
-        if packet.tcp is not None and remote not in mapping.connections and not packet.tcp.flags & TcpFlags.SYN:
+        if packet.tcp is not None and not packet.tcp.flags & TcpFlags.SYN and not mapping.connected(remote, now):
             return f"a TCP segment without SYN from {remote}, which has no connection with {mapping.internal}"
         return ""
 
@@ -210,15 +209,15 @@ class Nat:
         tcp = packet.tcp
         self._note(mapping, remote, tcp, IN, now, renew=config.inbound_refresh or tcp is not None)
         if config.inbound_refresh or tcp is not None:
-            self._filter.renew(mapping, remote, mapping.expires)
+            self._filter.renew(mapping, remote)
         if config.inbound_sessions:
             key = self._mappings.bind(mapping, remote)
             if key is not None and self._trace.enabled:
                 row: Json = mapping.row(key)
                 self._trace(now, "nat", f"a packet from {remote} was let in", added=[row], removed=[])
-            permitted = self._filter.permit(mapping, remote, mapping.expires, renew=False)
+            permitted = self._filter.permit(mapping, remote, now, renew=False)
             if permitted is not None:
-                self._permitted(mapping, permitted, now)
+                self._permitted(mapping, remote, permitted, now)
         set_destination(packet, mapping.internal)
 
     def _unwanted(self, packet: IpPacket, remote: Address, external: Address, reason: str, now: Instant) -> Verdict:
@@ -276,7 +275,7 @@ class Nat:
             return f"the table is full: {config.max_mappings} mappings"
         if config.max_mappings_per_host is not None and table.count(internal.host) >= config.max_mappings_per_host:
             return f"{internal.host} has all the {config.max_mappings_per_host} mappings that a host may have"
-        host = self._external_host(internal.host, remote)
+        host = self._pool.choose(internal.host, remote.family)
         if host is None:
             return f"this NAT has no external address of the family of {remote}"
 
@@ -292,30 +291,13 @@ class Nat:
             self._trace(now, "nat", f"{internal} sent to {remote}", added=[row], removed=[])
         return mapping
 
-    def _external_host(self, inside: str, remote: Address) -> str | None:
-        family = remote.family
-        hosts = [h for h in self.external if (6 if ":" in h else 4) == family]
-        if len(hosts) < 2:
-            return hosts[0] if hosts else None
-        if self.config.pooling is Pooling.ARBITRARY:
-            return hosts[self._random.randrange(len(hosts))]
-        paired = self._paired.get((inside, family))
-        if paired is None:
-            paired = self._paired[inside, family] = hosts[self._random.randrange(len(hosts))]
-        return paired
-
     def _note(
         self, mapping: Mapping, remote: Address, tcp: TcpFields | None, direction: int, now: Instant, *, renew: bool
     ) -> None:
         """A packet passes: give the mapping the time that is its due."""
         config = self.config
         if tcp is not None:
-            connection = mapping.connections.get(remote)
-            if connection is None:
-                connection = mapping.connections[remote] = Connection()
-            connection.segment(tcp.flags, direction)
-            connection.expires = now + connection.lifetime(config)
-            mapping.expires = Instant(max(c.expires for c in mapping.connections.values()))
+            mapping.segment(remote, tcp.flags, direction, config, now)
         elif renew:
             lifetime = config.icmp_timeout if mapping.protocol is Protocol.ICMP else config.udp_timeout
             mapping.expires = Instant(now + lifetime)
@@ -324,10 +306,10 @@ class Nat:
         if at is None or mapping.expires < at:
             self._timers.set(mapping.number, mapping.expires)
 
-    def _permitted(self, mapping: Mapping, key: RemoteKey, now: Instant) -> None:
-        at = self._timers.at(_PERMISSIONS)
-        if at is None or mapping.expires < at:
-            self._timers.set(_PERMISSIONS, mapping.expires)
+    def _permitted(self, mapping: Mapping, remote: Address, key: RemoteKey, now: Instant) -> None:
+        at, until = self._timers.at(_PERMISSIONS), mapping.until(remote)
+        if at is None or until < at:
+            self._timers.set(_PERMISSIONS, until)
         if self._trace.enabled:
             row: Json = self._filter.row(mapping, key)
             self._trace(now, "nat", "", added=[row], removed=[])

@@ -1,14 +1,39 @@
-"""Which external port a new mapping gets (RFC 4787, section 4.2.1 to 4.2.2)."""
+"""Which external address and port a new mapping gets (RFC 4787, sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 
-from .config import NatConfig, PortAssignment
+from .config import NatConfig, Pooling, PortAssignment
 
 _DRAWS = 16
 _WELL_KNOWN = range(1, 1024)
+
+
+class AddressPool:
+    """The external addresses. Paired, an inside host stays on the one that it first got (RFC 4787, REQ-2)."""
+
+    def __init__(self, config: NatConfig, external: tuple[str, ...], random: random.Random) -> None:
+        self._config = config
+        self._random = random
+        self._hosts = {
+            4: [host for host in external if ":" not in host],
+            6: [host for host in external if ":" in host],
+        }
+        self._paired: dict[tuple[str, int], str] = {}
+
+    def choose(self, inside: str, family: int) -> str | None:
+        """An address of the family for a mapping of the inside host; None when there is none."""
+        hosts = self._hosts[family]
+        if len(hosts) < 2:
+            return hosts[0] if hosts else None
+        if self._config.pooling is Pooling.ARBITRARY:
+            return hosts[self._random.randrange(len(hosts))]
+        paired = self._paired.get((inside, family))
+        if paired is None:
+            paired = self._paired[inside, family] = hosts[self._random.randrange(len(hosts))]
+        return paired
 
 
 class PortAllocator:

@@ -18,6 +18,7 @@ This shares no code with the NAT machine: the two are compared in tests and in t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .config import Behaviour, FilterScope, NatConfig
@@ -58,6 +59,7 @@ class Expectation:
         return self.always == self.ever
 
 
+@lru_cache(maxsize=1024)
 def expect(first: NatConfig | None, second: NatConfig | None) -> Expectation:
     """Whether plain ICE (host, server- and peer-reflexive candidates; no relay) connects through two NATs.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from polynya.core.instants import Instant
 from polynya.core.packets import TcpFlags
 
 from .config import NatConfig
@@ -34,7 +35,7 @@ class Connection:
 
     def __init__(self) -> None:
         self.state = TcpState.OPENING
-        self.expires = 0
+        self.expires = Instant(0)
         self._syn = 0
         self._fin = 0
 
