@@ -5,7 +5,8 @@ valid pair takes over only when the selected one is lost. After a restart the ol
 until a pair of the new one is nominated, or is lost.
 
 Consent is asked for on the selected pair of each component. Of the other valid pairs a few are kept alive by
-indications.
+indications; when the selected one falls silent they are asked for consent too, so that when its consent is lost there
+may be one to go on with. That one has to have answered within 30 s itself; otherwise the component is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from polynya.core.instants import Instant
 from polynya.stun.transactions import ONCE
 
 from .config import IceConfig
-from .consent import LIFETIME, Consent
+from .consent import INTERVAL, LIFETIME, Consent
 from .events import ConsentLost, SelectedPairChanged
 from .generation import Generation
 from .journal import Journal
@@ -27,6 +28,8 @@ from .pairs import Pair
 Key = tuple[int, int]
 """Stream and component."""
 
+_SILENT: Final = 1.5
+"""After this many consent intervals without an answer the other valid pairs are asked as well."""
 _KEPT_ALIVE: Final = 3
 """Valid pairs of a component, besides the selected one, whose mappings are kept."""
 
@@ -74,8 +77,10 @@ class Selections:
             return
         if selected is None or selected.pair is not pair:
             consent = Consent(pair, self._random, now) if self._config.consent and not self._config.lite else None
-            self.by_key[key] = Selection(pair, generation, pair.nominated, consent)
+            self.by_key[key] = selection = Selection(pair, generation, pair.nominated, consent)
             self._tell(key, pair, reason, now)
+            if consent is not None:
+                self._ask(selection, consent, now)
         elif selected.nominated != pair.nominated:
             selected.nominated = pair.nominated
             self._tell(key, pair, reason, now)
@@ -150,18 +155,23 @@ class Selections:
         elif consent.due(now):
             selection.generation.consent_check(pair, now, ONCE)
             consent.sent(now)
+            if pair.answered_at is not None and now - pair.answered_at > INTERVAL * _SILENT:
+                for other in self._others(pair, selection.generation):
+                    selection.generation.consent_check(other, now, ONCE)
             if trace.enabled:
                 trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
 
     def _keep_alive(self, current: Generation) -> None:
-        for key in self.by_key:
-            others = [pair for pair in current.checklists.lists[key[0]].of(key[1]) if pair.valid]
-            kept = [pair for pair in others if not self.holds(pair)][:_KEPT_ALIVE]
-            selection = self.by_key[key]
+        for selection in self.by_key.values():
             if selection.consent is None:
                 selection.generation.keepalive(selection.pair)
-            for pair in kept:
+            for pair in self._others(selection.pair, current):
                 current.keepalive(pair)
+
+    def _others(self, selected: Pair, generation: Generation) -> list[Pair]:
+        """The best of the component's other valid pairs."""
+        pairs = generation.checklists.lists[selected.stream].of(selected.component)
+        return [pair for pair in pairs if pair.valid and pair is not selected][:_KEPT_ALIVE]
 
     def next_timer(self) -> Instant | None:
         due = [s.consent.next_timer() for s in self.by_key.values() if s.consent is not None]

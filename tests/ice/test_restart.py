@@ -1,0 +1,167 @@
+"""Restarts (RFC 8445, section 9): from either side, at any time, crossing."""
+
+from __future__ import annotations
+
+import pytest
+
+from polynya.core.instants import MILLISECOND
+from polynya.ice import (
+    AgentState,
+    Description,
+    IceConfig,
+    LocalCandidateAdded,
+    LocalCandidatesEnded,
+    RemoteRevoked,
+    Restarted,
+    SelectedPairChanged,
+)
+from tests.ice.harness import World, plain
+
+
+def generations(world: World) -> tuple[int, int]:
+    return world.a.agent.local_description.generation, world.b.agent.local_description.generation
+
+
+def settled(world: World, seconds: float = 20) -> bool:
+    """Both sides completed, in one generation, on one path."""
+    return world.run(
+        seconds,
+        lambda: (
+            world.a.agent.state is world.b.agent.state is AgentState.COMPLETED
+            and generations(world)[0] == generations(world)[1]
+            and world.a.agent._previous is world.b.agent._previous is None
+        ),
+    ) and world.run(0.5, world.same_path)
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_restart_of_either_side_gives_both_new_credentials(who: str) -> None:
+    """aiortc/aiortc#211, #1367, paullouisageneau/libjuice#130."""
+    world = plain()
+    assert settled(world)
+    before = (world.a.agent.local_description, world.b.agent.local_description)
+    side = world.a if who == "a" else world.b
+    description = side.agent.restart(world.now)
+    assert description is side.agent.local_description
+    assert settled(world)
+    after = (world.a.agent.local_description, world.b.agent.local_description)
+    assert generations(world) == (1, 1)
+    for old, new in zip(before, after, strict=True):
+        assert old.ufrag != new.ufrag and old.password != new.password
+
+
+def test_candidates_are_signalled_anew_with_the_new_generation() -> None:
+    world = plain()
+    settled(world)
+    world.a.agent.restart(world.now)
+    settled(world)
+    first, second = world.a.of(LocalCandidateAdded)
+    assert (first.candidate.generation, second.candidate.generation) == (0, 1)
+    assert second.candidate.extensions == (("ufrag", world.a.agent.local_description.ufrag),)
+    assert [event.generation for event in world.a.of(LocalCandidatesEnded)] == [0, 1]
+
+
+def test_the_old_pair_carries_data_until_a_new_one_is_nominated() -> None:
+    world = plain()
+    settled(world)
+    old = world.a.agent.selected()
+    assert old is not None
+    world.a.agent.restart(world.now)
+    world.b.trickle = world.a.trickle = False
+    world.run(60)
+    assert world.a.agent.selected() is not None
+    assert world.a.agent.selected().id == old.id  # type: ignore[union-attr]
+    assert not world.a.of(RemoteRevoked)
+    world.a.trickle = world.b.trickle = True
+    world.describe(world.a)
+    for event in world.a.of(LocalCandidateAdded):
+        world._signal(world.a, event)
+    assert settled(world)
+    assert world.a.agent.selected().id != old.id  # type: ignore[union-attr]
+    pairs = [event.pair for event in world.a.of(SelectedPairChanged)]
+    assert None not in pairs
+
+
+def test_old_checks_are_answered_until_then() -> None:
+    """Consent of the old generation goes on while the new one is not there (section 9)."""
+    world = plain()
+    settled(world)
+    world.a.trickle = False
+    world.a.agent.restart(world.now)
+    world.run(120)
+    assert world.b.agent.state is AgentState.COMPLETED
+    assert world.a.agent.selected() is not None
+
+
+@pytest.mark.parametrize("apart", [0, 1, 5, 30, 100])
+def test_restarts_that_cross_end_on_one_generation(apart: int) -> None:
+    world = plain()
+    settled(world)
+    world.a.agent.restart(world.now)
+    world.later(apart * MILLISECOND, lambda: world.b.agent.restart(world.now) and None)
+    assert settled(world)
+    assert sum(len(side.of(Restarted)) for side in (world.a, world.b)) <= 4
+
+
+def test_restarts_before_anything_is_known_end_too() -> None:
+    world = plain(signaling=100 * MILLISECOND)
+    world.a.agent.restart(world.now)
+    world.a.agent.restart(world.now)
+    world.b.agent.restart(world.now)
+    assert settled(world)
+    assert generations(world) == (2, 2)
+
+
+def test_a_late_description_from_before_the_restart_changes_nothing() -> None:
+    world = plain()
+    settled(world)
+    old = world.b.agent.local_description
+    world.a.agent.restart(world.now)
+    settled(world)
+    world.a.agent.set_remote(old, world.now)
+    world.run(2)
+    assert generations(world) == (1, 1)
+    assert world.same_path()
+
+
+def test_the_same_description_twice_is_no_restart() -> None:
+    world = plain()
+    settled(world)
+    world.a.agent.set_remote(world.b.agent.local_description, world.now)
+    assert not world.a.of(Restarted)
+
+
+def test_new_credentials_of_a_side_that_does_not_count_are_a_restart() -> None:
+    """Other libraries signal no number: their generation stays 0."""
+    world = plain()
+    settled(world)
+    foreign = Description(ufrag="another", password="anotherpasswordanother")
+    world.a.agent.set_remote(foreign, world.now)
+    world.drain()
+    assert [event.reason for event in world.a.of(Restarted)] == ["the other side restarted"]
+    world.a.agent.set_remote(Description(ufrag="third", password="thirdpasswordthirdpass"), world.now)
+    assert world.a.agent.local_description.generation == 2
+
+
+def test_a_failed_agent_can_be_restarted() -> None:
+    world = plain(a=IceConfig(controlling=True, patience=0), b=IceConfig(controlling=False, patience=0))
+    world.blocked = lambda _: True
+    world.run(60)
+    assert world.a.agent.state is world.b.agent.state is AgentState.FAILED
+    world.blocked = lambda _: False
+    world.a.agent.restart(world.now)
+    assert settled(world)
+
+
+def test_after_consent_is_lost_a_restart_brings_the_path_back() -> None:
+    """RFC 7675, section 5.1: only new credentials may be used there."""
+    world = plain()
+    settled(world)
+    world.blocked = lambda _: True
+    world.run(60)
+    assert world.a.agent.state is AgentState.FAILED
+    world.blocked = lambda _: False
+    world.run(10)
+    assert world.a.agent.state is AgentState.FAILED
+    world.a.agent.restart(world.now)
+    assert settled(world)
