@@ -1,0 +1,262 @@
+"""Many ICE agents on sockets that none of them owns.
+
+A server that talks with thousands of peers does so through one port. The mux holds the agents and finds the one that a
+packet is for by key, never by offering it around:
+
+    response            the agents that sent a check to (flow, remote), and of these the one whose transaction it is
+    request, indication the agent whose ufrag begins the USERNAME; else the agent that knows (flow, remote)
+    data                the agent whose authenticated check came from (flow, remote)
+
+A request for a ufrag that nobody has is told as `UnknownUfrag` with the packet, so that an owner who can tell from the
+ufrag what to do makes an agent and hands the packet in again (libp2p's WebRTC Direct does). An agent that leaves takes
+no socket with it (pion/ice#550, #469).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+from polynya.core.flows import Flow
+from polynya.core.instants import Instant
+from polynya.core.machine import Closed, Datagram, IcmpError, Input, Opened, Output, Send, SendFailed
+from polynya.core.timers import Timers
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.ice.agent import IceAgent
+from polynya.ice.events import IceEvent, RemoteAuthenticated, RemoteRevoked
+from polynya.stun.attributes import USERNAME
+from polynya.stun.message import Received, decode, is_stun
+from polynya.stun.registry import Class
+
+R = TypeVar("R")
+NameT = TypeVar("NameT")
+Path = tuple[Flow, Address]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowOpened:
+    """A shared socket stands; agents may be given candidates on it."""
+
+    flow: Flow
+    local: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowClosed:
+    """A shared socket is gone; its agents were told."""
+
+    flow: Flow
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEvent(Generic[NameT]):
+    """What one agent has to say."""
+
+    name: NameT
+    event: IceEvent
+
+
+@dataclass(slots=True)
+class AgentData(Generic[NameT]):
+    """Application data from the peer of one agent."""
+
+    name: NameT
+    stream: int
+    component: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownUfrag:
+    """A request for a ufrag that no agent has. Add an agent that has it and `receive` the packet again, or leave it."""
+
+    ufrag: str
+    remote_ufrag: str
+    packet: Datagram
+
+
+class Mux(Generic[NameT]):
+    """A machine of machines. Agents are known by the names that their owner gives them."""
+
+    def __init__(self, *, trace: Tracer = NO_TRACE) -> None:
+        self.counters: Counter[str] = Counter()
+        self._trace = trace
+        self._agents: dict[NameT, IceAgent] = {}
+        self._ufrags: dict[str, NameT] = {}
+        self._known_ufrags: dict[NameT, tuple[str, ...]] = {}
+        self._asked: dict[Path, dict[NameT, None]] = {}
+        self._asked_by: dict[NameT, dict[Path, None]] = {}
+        self._readable: dict[Path, tuple[NameT, int, int]] = {}
+        self._timers: Timers[NameT] = Timers()
+        self._outputs: list[Output] = []
+        self._events: list[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag] = []
+
+    # ------------------------------------------------------------------------------------------------------- agents
+
+    def add(self, name: NameT, agent: IceAgent) -> None:
+        """Take an agent in. ValueError when the name or its ufrag is taken."""
+        taken = [ufrag for ufrag in agent.local_ufrags if ufrag in self._ufrags]
+        if name in self._agents or taken:
+            raise ValueError(f"an agent named {name!r} or with one of its ufrags is there already")
+        self._agents[name] = agent
+        self._asked_by[name] = {}
+        self._known_ufrags[name] = ()
+        self._collect(name)
+
+    def remove(self, name: NameT, now: Instant) -> None:
+        """Close an agent and forget it; the sockets stay. KeyError when there is none of that name."""
+        agent = self._agents[name]
+        agent.close(now)
+        self._collect(name)
+        for path in self._asked_by.pop(name):
+            self._forget_asked(path, name)
+        for ufrag in self._known_ufrags.pop(name):
+            del self._ufrags[ufrag]
+        self._timers.cancel(name)
+        del self._agents[name]
+
+    def call(self, name: NameT, act: Callable[[IceAgent], R]) -> R:
+        """Do something with one agent: `mux.call("bob", lambda agent: agent.set_remote(description, now))`."""
+        result = act(self._agents[name])
+        self._collect(name)
+        return result
+
+    def __getitem__(self, name: NameT) -> IceAgent:
+        """An agent, to look at; what changes it goes through `call`."""
+        return self._agents[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._agents
+
+    def __len__(self) -> int:
+        return len(self._agents)
+
+    # ------------------------------------------------------------------------------------------------------ machine
+
+    def receive(self, input: Input, now: Instant) -> None:
+        match input:
+            case Datagram():
+                self._datagram(input, now)
+            case IcmpError() | SendFailed():
+                for name in list(self._asked.get((input.flow, input.remote), ())):
+                    self._agents[name].receive(input, now)
+                    self._collect(name)
+            case Opened():
+                self._events.append(FlowOpened(flow=input.flow, local=input.local))
+            case Closed():
+                for name, agent in list(self._agents.items()):
+                    agent.receive(input, now)
+                    self._collect(name)
+                self._events.append(FlowClosed(flow=input.flow, reason=input.reason))
+            case _:
+                self.counters["not for a mux"] += 1
+
+    def tick(self, now: Instant) -> None:
+        for name in self._timers.due(now):
+            self._agents[name].tick(now)
+            self._collect(name)
+
+    def next_timer(self) -> Instant | None:
+        return self._timers.next()
+
+    def outputs(self) -> list[Output]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def events(self) -> list[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag]:
+        drained, self._events = self._events, []
+        return drained
+
+    # ----------------------------------------------------------------------------------------------------- dispatch
+
+    def _datagram(self, datagram: Datagram, now: Instant) -> None:
+        path = (datagram.flow, datagram.remote)
+        if not is_stun(datagram.data):
+            place = self._readable.get(path)
+            if place is None:
+                self._drop("unauthenticated", "data from where no authenticated check came", datagram, now)
+            else:
+                self._events.append(AgentData(*place, datagram.data))
+            return
+        try:
+            message = decode(datagram.data)
+        except DecodeError as error:
+            self._drop("malformed", str(error), datagram, now)
+            return
+        received = Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet)
+        if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
+            name = self._asker(path, message.transaction_id)
+            if name is None:
+                self._drop("unexpected", "an answer to nothing that was asked", datagram, now)
+                return
+        else:
+            ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
+            found = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
+            if found is None:
+                self._stranger(ufrag, remote_ufrag, datagram, now)
+                return
+            name = found
+        self._agents[name].receive(received, now)
+        self._collect(name)
+
+    def _asker(self, path: Path, transaction_id: bytes) -> NameT | None:
+        """Whose transaction it is, among those who sent there: mostly one, several where peers share an address."""
+        for name in self._asked.get(path, ()):
+            if self._agents[name].owns_transaction(transaction_id):
+                return name
+        return None
+
+    def _stranger(self, ufrag: str, remote_ufrag: str, datagram: Datagram, now: Instant) -> None:
+        if ufrag:
+            self.counters["unknown ufrag"] += 1
+            self._events.append(UnknownUfrag(ufrag=ufrag, remote_ufrag=remote_ufrag, packet=datagram))
+        else:
+            self._drop("nobody's", "a request without a ufrag from where no agent expects one", datagram, now)
+
+    def _drop(self, count: str, reason: str, datagram: Datagram, now: Instant) -> None:
+        self.counters[count] += 1
+        if self._trace.enabled:
+            self._trace(now, "message-dropped", reason, remote=str(datagram.remote), packet=datagram.packet)
+
+    # ----------------------------------------------------------------------------------------------------- children
+
+    def _collect(self, name: NameT) -> None:
+        """Drain one agent, and keep the keys by which it is found in step with it."""
+        agent = self._agents[name]
+        asked_by = self._asked_by[name]
+        for output in agent.outputs():
+            self._outputs.append(output)
+            if isinstance(output, Send):
+                path = (output.flow, output.remote)
+                if path not in asked_by:
+                    asked_by[path] = None
+                    self._asked.setdefault(path, {})[name] = None
+        for event in agent.events():
+            if isinstance(event, RemoteAuthenticated):
+                self._readable[event.flow, event.remote] = (name, event.stream, event.component)
+            elif (
+                isinstance(event, RemoteRevoked) and self._readable.get((event.flow, event.remote), (None,))[0] == name
+            ):
+                del self._readable[event.flow, event.remote]
+            self._events.append(AgentEvent(name, event))
+        if (ufrags := agent.local_ufrags) != self._known_ufrags[name]:
+            for ufrag in self._known_ufrags[name]:
+                del self._ufrags[ufrag]
+            self._ufrags.update(dict.fromkeys(ufrags, name))
+            self._known_ufrags[name] = ufrags
+        due = agent.next_timer()
+        if due is None:
+            self._timers.cancel(name)
+        elif self._timers.at(name) != due:
+            self._timers.set(name, due)
+
+    def _forget_asked(self, path: Path, name: NameT) -> None:
+        askers = self._asked[path]
+        del askers[name]
+        if not askers:
+            del self._asked[path]
