@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polynya.core.instants import Instant
@@ -51,11 +51,13 @@ def write(events: list[TraceEvent]) -> str:
     return file.getvalue()
 
 
+@settings(max_examples=50)  # each draws several events
 @given(st.lists(events(), max_size=5))
 def test_a_trace_is_read_back_as_it_was_written(written: list[TraceEvent]) -> None:
     assert read_trace(io.StringIO(write(written))) == written
 
 
+@settings(max_examples=50)  # each draws several events
 @given(st.lists(events(), max_size=5))
 def test_a_trace_is_a_line_of_ascii_json_for_each_event(written: list[TraceEvent]) -> None:
     lines = write(written).splitlines()
