@@ -16,7 +16,7 @@ FACE = "the public face"
 PROTOCOLS = {"core", "stun"}
 MACHINES = PROTOCOLS | {"turn", "ice", "nat", "portmap", "signaling"}
 SHELLS = MACHINES | {"session", "plane", "aio"}
-ABOVE = SHELLS | {"stream", "serve", "lab", "lab/real", "view", "compat"}
+ABOVE = SHELLS | {"stream", "serve", "lab", "lab/real", "view", "compat", "demo"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "core": set(),
@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab/real": SHELLS | {"lab"},
     "view": {"core"},
     "compat": SHELLS | {FACE},
+    "demo": SHELLS | {"stream", "serve", "lab"},
     FACE: SHELLS | {"stream", "serve"},
     "cli": ABOVE | {FACE},
     "__main__": {"cli"},
