@@ -60,6 +60,12 @@ class Server:
         return http_url(self.http_addresses[0])
 
     @property
+    def ready_line(self) -> str:
+        """`ready stun=ADDR:PORT http=URL`, each as often as there are listeners, with their actual ports."""
+        stun = [f"stun={address}" for address in self.stun_addresses]
+        return " ".join(["ready", *stun, *(f"http=http://{address}" for address in self.http_addresses)])
+
+    @property
     def counters(self) -> dict[str, int]:
         """What was counted, by part."""
         counted: dict[str, int] = {}

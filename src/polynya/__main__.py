@@ -1,0 +1,5 @@
+"""`python -m polynya`."""
+
+from .cli import main
+
+main()

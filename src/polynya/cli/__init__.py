@@ -1,0 +1,37 @@
+"""The command line, one file per command. Commands print; what they show is decided elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+CLI_PACKAGES = frozenset({"typer", "click", "rich"})
+
+
+def main() -> None:
+    """Run `polynya`."""
+    _open_standard_streams()
+    if sys.argv[1:] == ["--version"]:  # without what the commands need
+        from polynya import __version__  # noqa: PLC0415
+
+        print(f"polynya {__version__}")
+        return
+    try:
+        from .app import app  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in CLI_PACKAGES:
+            raise
+        print(f"polynya: the command line needs {error.name}: pip install 'polynya[cli]'", file=sys.stderr)
+        sys.exit(2)
+    app(prog_name="polynya")
+
+
+def _open_standard_streams() -> None:
+    """A descriptor below 3 that is closed would become a socket's, and that read as standard input."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)

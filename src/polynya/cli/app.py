@@ -1,0 +1,42 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from polynya import __version__
+
+from .connect import connect
+from .gather import gather
+from .serve import serve
+
+app = typer.Typer(
+    name="polynya",
+    help="Connects two programs across NATs and firewalls.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"polynya {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Connects two programs across NATs and firewalls."""
+
+
+app.command()(serve)
+app.command()(gather)
+app.command()(connect)

@@ -1,0 +1,108 @@
+"""`polynya gather`: the candidates of this host."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+from uuid import uuid4
+
+import typer
+
+from polynya import Agent, Candidate
+
+from . import common
+from .common import FamilyOption, InterfaceOption, LoopbackOption, PcapOption, ServerOption, StunOption, TraceOption
+
+
+def gather(
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")
+    ] = False,
+    server: ServerOption = None,
+    stun: StunOption = None,
+    interface: InterfaceOption = None,
+    family: FamilyOption = None,
+    loopback: LoopbackOption = None,
+    trace: TraceOption = None,
+    pcap: PcapOption = None,
+) -> None:
+    """Print the candidates of this host: its own addresses, and those that STUN servers see it under.
+
+    The STUN servers are those that the signaling server tells, and those given. A line is the type, the address, the
+    base it belongs to, and the priority.
+    """
+    with common.errors(), common.tracing("gather", trace, pcap) as (tracer, capture):
+        options = {
+            "families": common.families(family),
+            "interfaces": interface or None,
+            "trace": tracer,
+            "capture": capture,
+        }
+        common.run(_gather(_Asked(as_json, server, stun or [], loopback, options)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    as_json: bool
+    server: str | None
+    stun: list[str]
+    loopback: bool | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+async def _gather(asked: _Asked) -> int:
+    servers, loopback = asked.stun, bool(asked.loopback)
+    if asked.server is not None:
+        told, on_this_host = await _ask_server(asked.server)
+        servers = [*told, *servers]
+        loopback = on_this_host if asked.loopback is None else asked.loopback
+    async with Agent(servers=dict.fromkeys(servers), loopback=loopback, **asked.options) as agent:
+        candidates = []
+        async for candidate in agent.candidates():
+            candidates.append(candidate)
+            if not asked.as_json:
+                print(_line(candidate), flush=True)
+        report = agent.why().data["gathering"]
+    if asked.as_json:
+        print(json.dumps({"candidates": [_json(each) for each in candidates], **report}, indent=2))
+        return 0
+    if not servers:
+        common.say("no STUN server was asked: give --stun stun:HOST or --server http://HOST:PORT")
+    for answer in report["servers"]:
+        if answer["mapped"] is None:
+            common.say(f"{answer['server']} asked from {answer['base'] or 'this host'}: {answer['reason']}")
+    if not candidates:
+        common.say("no candidate: is an interface up? Loopback addresses are used with --loopback")
+    return 0 if candidates else common.FAILED
+
+
+async def _ask_server(url: str) -> tuple[tuple[str, ...], bool]:
+    """The STUN servers that a signaling server tells, and whether it is on this host."""
+    try:
+        from polynya.aio.signaling import Signaling  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        common.need("signaling", error)
+    # a room of our own, for a moment: a server tells its members
+    async with Signaling(url, f"gather {uuid4()}", reconnect=0) as room:
+        return room.stun_servers, room.loopback
+
+
+def _line(candidate: Candidate) -> str:
+    base = f"from {candidate.related}" if candidate.related is not None else ""
+    return f"{candidate.type.value:5}  {candidate.address!s:46}  {base:40}  {candidate.priority}".rstrip()
+
+
+def _json(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "type": candidate.type.value,
+        "address": candidate.address.host,
+        "port": candidate.address.port,
+        "related": None if candidate.related is None else str(candidate.related),
+        "transport": candidate.transport,
+        "component": candidate.component,
+        "priority": candidate.priority,
+        "foundation": candidate.foundation,
+        "sdp": str(candidate),
+    }

@@ -1,0 +1,162 @@
+"""`polynya connect`: one program's standard input comes out of the other's standard output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from polynya.core.trace import read_trace
+from tests.cli.conftest import COMMAND, TIMEOUT, Process, Running, environment, polynya
+
+Start = Callable[..., Process]
+
+
+def both(server: Running, first: bytes, second: bytes, *arguments: str) -> list[subprocess.CompletedProcess[bytes]]:
+    with ThreadPoolExecutor() as pool:
+        runs = [
+            pool.submit(polynya, "connect", "room", *arguments, input=data, server=server.url)
+            for data in (first, second)
+        ]
+        return [each.result() for each in runs]
+
+
+def test_each_gets_what_the_other_was_given(server: Running) -> None:
+    one, two = both(server, b"from one\n", b"from two\x00\xff\n")
+    assert (one.returncode, two.returncode) == (0, 0), (one.stderr, two.stderr)
+    assert one.stdout == b"from two\x00\xff\n"
+    assert two.stdout == b"from one\n"
+    said = one.stderr.decode()
+    assert f"STUN servers: {server.stun}" in said
+    assert "not encrypted" in said
+    assert "(direct, " in said
+    assert "this side: host 127.0.0.1:" in said
+    assert "other side: host " in said
+    assert "both sides sent all: 1 sent, 1 received" in said
+    assert ("this side is controlling" in said) != ("this side is controlling" in two.stderr.decode())
+
+
+def test_lines_come_as_they_are_typed_and_both_end_when_one_does(server: Running, start: Start) -> None:
+    one, two = (start("connect", "room", server=server.url) for _ in range(2))
+    one.write(b"ping\n")
+    assert two.read(5) == b"ping\n"
+    two.write(b"pong\n")
+    assert one.read(5) == b"pong\n"
+    one.end_input()
+    assert one.wait() == 0
+    assert two.wait() == 0
+    assert two.read(-1) == b""
+
+
+def test_a_file_arrives_whole_on_loopback(server: Running) -> None:
+    data = os.urandom(300_000)
+    one, two = both(server, data, b"", "--quiet")
+    assert one.returncode == two.returncode == 0
+    assert len(two.stdout) > 0.9 * len(data), "datagrams may be lost, but not many are here"
+    if len(two.stdout) == len(data):
+        assert two.stdout == data
+    assert one.stderr == two.stderr == b""
+
+
+def test_interrupting_one_ends_both(server: Running, start: Start) -> None:
+    one, two = (start("connect", "room", server=server.url) for _ in range(2))
+    one.until("path:")
+    two.until("path:")
+    one.signal(signal.SIGINT)
+    assert one.wait() == 130
+    assert two.wait() == 0
+    assert not any("Traceback" in line for line in one.said)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_the_wait_ends_it_cleanly(
+    server: Running, start: Start, number: signal.Signals, code: int
+) -> None:
+    waiting = start("connect", "room", server=server.url)
+    waiting.until("waiting for the other side")
+    waiting.signal(number)
+    assert waiting.wait() == code
+    waiting.end()
+    assert waiting._lines.get(timeout=5) is None, "and says nothing more"
+
+
+def test_a_reader_that_has_enough_ends_it(server: Running) -> None:
+    with ThreadPoolExecutor() as pool:
+        sender = pool.submit(polynya, "connect", "room", input=b"x\n" * 100_000, server=server.url)
+        env = environment(POLYNYA_SERVER=server.url)
+        command = [*COMMAND, "connect", "room"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env) as reader:
+            assert reader.stdout is not None and reader.stderr is not None
+            assert reader.stdout.read(2) == b"x\n"
+            reader.stdout.close()
+            assert b"Traceback" not in reader.stderr.read()
+            assert reader.wait(TIMEOUT) == 0
+        sender.result()
+
+
+def test_nobody_coming_is_exit_code_1(server: Running) -> None:
+    done = polynya("connect", "room", "--timeout", "0.3", server=server.url)
+    assert done.returncode == 1
+    assert "nobody came to the room 'room' within 0.3 s" in done.stderr.decode()
+
+
+def test_why_is_said_when_no_pair_works(server: Running, start: Start) -> None:
+    """The two sides have no address family in common."""
+    other = start("connect", "room", "--family", "6", "--loopback", server=server.url)
+    done = polynya("connect", "room", "--family", "4", "--timeout", "2", server=server.url)
+    assert done.returncode == 1
+    said = done.stderr.decode()
+    assert "no connection within 2 s" in said
+    assert "gathering complete" in said
+    assert done.stdout == b""
+    other.signal(signal.SIGINT)
+    assert other.wait() == 130
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_1() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        done = polynya("connect", "room", "--server", url)
+    assert done.returncode == 1
+    [line] = done.stderr.decode().splitlines()
+    assert "nothing listens" in line and "polynya serve --http" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["room"], "POLYNYA_SERVER"),
+        (["room", "--server", "127.0.0.1:8080"], "http://HOST:PORT"),
+        (["", "--server", "http://127.0.0.1:1"], "a room's name"),
+        (["room", "--server", "http://127.0.0.1:1", "--stun", "http://x"], "stun"),
+        (["room", "--server", "http://127.0.0.1:1", "--family", "5"], "4 or 6"),
+        (["room", "--server", "http://127.0.0.1:1", "--trace", "/nowhere/at/all"], "cannot write"),
+    ],
+)
+def test_wrong_use_is_said_and_exit_code_2(arguments: list[str], says: str) -> None:
+    done = polynya("connect", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.decode().split())
+    assert b"Traceback" not in done.stderr
+
+
+def test_the_trace_and_the_capture_are_written_without_secrets(server: Running, tmp_path: Path) -> None:
+    trace, pcap = tmp_path / "trace.jsonl", tmp_path / "capture.pcapng"
+    with ThreadPoolExecutor() as pool:
+        files = ["--trace", str(trace), "--pcap", str(pcap)]
+        one = pool.submit(polynya, "connect", "room", *files, input=b"seen on the wire", server=server.url)
+        two = pool.submit(polynya, "connect", "room", input=b"", server=server.url)
+        assert one.result().returncode == two.result().returncode == 0
+    with trace.open() as file:
+        kinds = {event.kind for event in read_trace(file)}
+    assert {"flow-opened", "packet-sent", "packet-received", "pair", "selected", "signaling"} <= kinds
+    assert "seen on the wire" not in trace.read_text()
+    assert pcap.read_bytes().startswith(b"\x0a\x0d\x0d\x0a") and b"seen on the wire" in pcap.read_bytes()

@@ -1,0 +1,91 @@
+"""`polynya gather`: the candidates of this host, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from polynya import Candidate
+from tests.cli.conftest import COMMAND, Running, environment, polynya
+
+
+def test_the_servers_own_stun_is_asked_and_loopback_used_because_it_is_here(server: Running) -> None:
+    done = polynya("gather", "--json", server=server.url)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    hosts = {each["address"] for each in document["candidates"] if each["type"] == "host"}
+    assert "127.0.0.1" in hosts
+    assert {answer["server"] for answer in document["servers"]} == {server.stun.removeprefix("stun:")}
+    assert any(answer["mapped"] for answer in document["servers"])
+    for each in document["candidates"]:
+        assert Candidate.parse(each["sdp"]).address.port == each["port"]
+    assert done.stderr == b""
+
+
+def test_loopback_is_not_used_unasked() -> None:
+    document = json.loads(polynya("gather", "--json").stdout)
+    assert all(each["address"] not in {"127.0.0.1", "::1"} for each in document["candidates"])
+    document = json.loads(polynya("gather", "--json", "--loopback", "--family", "4", "--interface", "lo").stdout)
+    assert [each["address"] for each in document["candidates"]] == ["127.0.0.1"]
+
+
+def test_a_line_is_a_candidate(server: Running) -> None:
+    done = polynya("gather", "--stun", server.stun, "--loopback", "--family", "4", "--interface", "lo")
+    [line] = done.stdout.decode().splitlines()
+    assert line.split()[0] == "host" and line.split()[1].startswith("127.0.0.1:")
+
+
+def test_a_stun_server_that_does_not_answer_is_said() -> None:
+    done = polynya("gather", "--stun", "stun:127.0.0.1:9", "--loopback", "--family", "4", "--interface", "lo")
+    assert done.returncode == 0
+    assert "127.0.0.1:9 is unreachable: port unreachable" in done.stderr.decode()
+
+
+def test_nothing_found_is_exit_code_1() -> None:
+    done = polynya("gather", "--interface", "no-such-interface")
+    assert done.returncode == 1
+    assert "no candidate" in done.stderr.decode()
+
+
+# ------------------------------------------------------------------------------------------------- the command itself
+
+
+def test_the_version_is_told_without_what_commands_need() -> None:
+    done = polynya("--version")
+    assert done.returncode == 0
+    assert done.stdout.decode().startswith("polynya 0.")
+    code = "import sys; sys.argv[1:] = ['--version']; from polynya.cli import main; main(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"typer", "rich", "uvicorn", "starlette", "websockets", "msgspec"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("typer", ["gather"], "polynya[cli]"),
+        ("starlette", ["serve", "--listen", "127.0.0.1:0"], "polynya[serve]"),
+        ("websockets", ["connect", "r", "--server", "http://127.0.0.1:1"], "polynya[signaling]"),
+    ],
+)
+def test_a_missing_extra_is_named(missing: str, arguments: list[str], extra: str) -> None:
+    hide = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {arguments!r}"
+    code = f"{hide}; from polynya.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 2, done.stderr
+    assert f"pip install '{extra}'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_standard_input_is_an_empty_one() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "gather", "--json"],
+        capture_output=True,
+        check=False,
+        timeout=30,
+        env=environment(),
+    )
+    assert done.returncode in {0, 1}
+    json.loads(done.stdout)

@@ -1,0 +1,95 @@
+"""`polynya serve`: says when it is ready and where, and goes in time."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import time
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+
+from polynya.core.addresses import Address
+from polynya.stun.attributes import XOR_MAPPED_ADDRESS
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Method
+from tests.cli.conftest import Process, Running, polynya
+
+Start = Callable[..., Process]
+
+
+def test_what_the_ready_line_names_answers_at_once(server: Running) -> None:
+    with urllib.request.urlopen(f"{server.url}/healthz", timeout=5) as answer:
+        assert answer.read() == b"ok\n"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.connect(tuple(Address.parse(server.stun.removeprefix("stun:")))[:2])
+        client.send(Message.request(Method.BINDING, bytes(12)).encode())
+        assert decode(client.recv(2048))[XOR_MAPPED_ADDRESS] == Address.of(*client.getsockname())
+
+
+def test_every_listener_is_named_in_the_order_asked_for(start: Start) -> None:
+    process = start(
+        "serve", "--listen", "localhost:0", "--listen", "[::1]:0", "--http", "127.0.0.1:0", "--http", "[::1]:0"
+    )
+    line = process.line()
+    assert re.fullmatch(
+        r"ready stun=127\.0\.0\.1:\d+ stun=\[::1\]:\d+ http=http://127\.0\.0\.1:\d+ http=http://\[::1\]:\d+\n", line
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_it_ends_in_time_with_open_connections(own_server: Running, start: Start, number: signal.Signals) -> None:
+    port = int(own_server.url.rpartition(":")[2])
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+    member = start("connect", "waiting", server=own_server.url)
+    member.until("waiting for the other side")
+    began = time.monotonic()
+    own_server.process.signal(number)
+    assert own_server.process.wait(5) == 0
+    assert time.monotonic() - began < 5
+    for connection in idle:
+        connection.close()
+    assert own_server.process.read(-1) == b"", "nothing but the ready line"
+
+
+def test_a_port_that_is_taken_is_one_line_and_exit_code_2(server: Running) -> None:
+    address = server.url.removeprefix("http://")
+    done = polynya("serve", "--http", address)
+    assert done.returncode == 2
+    assert done.stdout == b""
+    assert done.stderr.decode().startswith(
+        f"polynya: cannot listen on tcp {address}: Address already in use; another program"
+    )
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--listen", "nonsense"], "no port"),
+        (["--listen", "example.org:3478"], "not an IP address"),
+        (["--http", "127.0.0.1:99999"], "not within"),
+        (["--listen", "127.0.0.1:0", "--log-level", "loud"], "a level is"),
+        (["--listen", "192.0.2.77:0"], "cannot listen on udp"),
+    ],
+)
+def test_what_cannot_be_is_said_and_exit_code_2(arguments: list[str], says: str) -> None:
+    done = polynya("serve", *arguments)
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.decode().split())
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_hostile_client_cannot_write_lines_into_the_log(own_server: Running) -> None:
+    port = int(own_server.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /\x1b[31m\r\nX: y\r\n\r\n")
+        client.recv(1000)
+    own_server.process.signal(signal.SIGTERM)
+    assert own_server.process.wait(5) == 0
+    own_server.process.end()
+    while (line := own_server.process._lines.get(timeout=5)) is not None:
+        assert re.match(r"\d{4}-\d\d-\d\dT\S+ [A-Z]+ \S+: ", line) and line.rstrip("\n").isprintable()

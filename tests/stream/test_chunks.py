@@ -1,0 +1,271 @@
+"""A byte stream in datagrams: both sides end, whatever is lost, and nothing that arrived is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from polynya.core.errors import ConnectionClosed
+from polynya.stream.chunks import PATIENCE, REST, ChunkStream, Outcome
+from tests.stream.jumping import run
+
+Lose = Callable[[bytes], bool]
+
+
+class End:
+    """One end of a link with delay, on which `lose` says what is lost."""
+
+    def __init__(self, delay: float = 0.02, lose: Lose = lambda _: False) -> None:
+        self.other: End | None = None
+        self.sent: list[bytes] = []
+        self.full = 0
+        self._delay = delay
+        self._lose = lose
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._closed = False
+
+    def send(self, data: bytes) -> bool:
+        if self._closed:
+            raise ConnectionClosed("lost")
+        if self.full:
+            self.full -= 1
+            return False
+        self.sent.append(data)
+        if self.other is not None and not self._lose(data):
+            asyncio.get_running_loop().call_later(self._delay, self.other._queue.put_nowait, data)
+        return True
+
+    async def recv(self) -> bytes:
+        data = None if self._closed else await self._queue.get()
+        if data is None:
+            raise ConnectionClosed("lost")
+        return data
+
+    def close(self) -> None:
+        self._closed = True
+        self._queue.put_nowait(None)
+
+
+def link(delay: float = 0.02, one: Lose = lambda _: False, two: Lose = lambda _: False) -> tuple[End, End]:
+    ends = End(delay, one), End(delay, two)
+    ends[0].other, ends[1].other = ends[1], ends[0]
+    return ends
+
+
+class Side:
+    """A side with what it received."""
+
+    def __init__(self, end: End, linger: float = 1.0) -> None:
+        self.received: list[bytes] = []
+        self.over_at = 0.0
+        self.stream = ChunkStream(end, self._write, linger=linger)
+
+    async def _write(self, data: bytes) -> None:
+        self.received.append(data)
+
+    async def run(self, source: AsyncIterator[bytes]) -> Outcome:
+        began = asyncio.get_running_loop().time()
+        outcome = await self.stream.run(source)
+        self.over_at = asyncio.get_running_loop().time() - began
+        return outcome
+
+
+async def chunks(*data: bytes, pause: float = 0.0, then: float = 0.0) -> AsyncIterator[bytes]:
+    for each in data:
+        await asyncio.sleep(pause)
+        yield each
+    await asyncio.sleep(then)
+
+
+def terminal() -> AsyncIterator[bytes]:
+    """Nobody types."""
+    return chunks(then=1e9)
+
+
+def test_both_get_all_and_both_end() -> None:
+    async def main() -> None:
+        ends = link()
+        one, two = Side(ends[0]), Side(ends[1])
+        outcomes = await asyncio.gather(one.run(chunks(b"a", b"b")), two.run(chunks(b"c")))
+        assert (one.received, two.received) == ([b"c"], [b"a", b"b"])
+        assert [each.confirmed for each in outcomes] == [True, True]
+        assert [(each.chunks_sent, each.chunks_received) for each in outcomes] == [(2, 1), (1, 2)]
+        assert max(one.over_at, two.over_at) < REST + 0.3
+
+    run(main())
+
+
+def test_one_that_only_listens_ends_with_the_one_that_sends() -> None:
+    async def main() -> None:
+        ends = link()
+        sender, listener = Side(ends[0]), Side(ends[1])
+        outcomes = await asyncio.gather(sender.run(chunks(b"x")), listener.run(terminal()))
+        assert listener.received == [b"x"]
+        assert all(each.confirmed for each in outcomes)
+        assert 1.0 <= listener.over_at < 1.0 + REST + 0.3
+
+    run(main())
+
+
+def test_one_that_has_nothing_to_send_waits_for_all_that_the_other_has() -> None:
+    async def main() -> None:
+        ends = link()
+        silent, slow = Side(ends[0]), Side(ends[1])
+        data = [bytes([number]) for number in range(20)]
+        await asyncio.gather(silent.run(chunks()), slow.run(chunks(*data, pause=0.7)))
+        assert silent.received == data
+
+    run(main())
+
+
+def test_linger_says_how_long_a_silent_side_is_waited_for() -> None:
+    async def main() -> None:
+        ends = link()
+        one, two = Side(ends[0], linger=30), Side(ends[1], linger=30)
+        await asyncio.gather(one.run(chunks()), two.run(chunks(b"late", pause=20)))
+        assert one.received == [b"late"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_with_a_third_of_all_lost_both_end_in_time_and_mostly_confirmed(seed: int) -> None:
+    chance = random.Random(seed)
+
+    async def main() -> None:
+        ends = link(0.03, lambda _: chance.random() < 1 / 3, lambda _: chance.random() < 1 / 3)
+        one, two = Side(ends[0]), Side(ends[1])
+        outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(terminal() if seed % 2 else chunks(b"b")))
+        assert any(each.confirmed for each in outcomes)
+        assert max(one.over_at, two.over_at) < 1.0 + PATIENCE + 1.0
+
+    run(main())
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_any_few_lost_ends_do_not_matter(lost: int) -> None:
+    def lose_first(count: int) -> Lose:
+        left = [count]
+
+        def lose(data: bytes) -> bool:
+            if not data and left[0]:
+                left[0] -= 1
+                return True
+            return False
+
+        return lose
+
+    async def main() -> None:
+        for first, second in ((lost, 0), (0, lost), (lost, lost)):
+            ends = link(0.02, lose_first(first), lose_first(second))
+            one, two = Side(ends[0]), Side(ends[1])
+            outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(chunks(b"b")))
+            assert all(each.confirmed for each in outcomes), (first, second)
+
+    run(main())
+
+
+def test_ends_are_not_answered_for_ever() -> None:
+    async def main() -> None:
+        ends = link(delay=0.0001)
+        one, two = Side(ends[0]), Side(ends[1])
+        await asyncio.gather(one.run(chunks()), two.run(chunks()))
+        assert max(len(end.sent) for end in ends) < 12
+
+    run(main())
+
+
+def test_a_side_whose_other_is_gone_ends_unconfirmed() -> None:
+    async def main() -> None:
+        ends = link(one=lambda _: True)
+        one = Side(ends[0])
+        outcome = await one.run(chunks(b"x"))
+        assert not outcome.confirmed
+        assert outcome.reason == "the other side did not confirm the end"
+        assert one.over_at < 1.0 + PATIENCE + 0.5
+
+    run(main())
+
+
+def test_a_connection_that_is_lost_ends_it() -> None:
+    async def main() -> None:
+        ends = link()
+        one = Side(ends[0])
+        asyncio.get_running_loop().call_later(5, ends[0].close)
+        outcome = await one.run(terminal())
+        assert (outcome.confirmed, outcome.reason) == (False, "the connection is closed")
+        assert one.over_at == pytest.approx(5, abs=0.2)
+
+    run(main())
+
+
+def test_cancelling_tells_the_other_side() -> None:
+    async def main() -> None:
+        ends = link()
+        one, two = Side(ends[0]), Side(ends[1])
+        task = asyncio.create_task(one.run(terminal()))
+        other = asyncio.create_task(two.run(terminal()))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await other).confirmed
+        assert two.over_at < 5
+        assert len(ends[0].sent) >= 3, "and not only once"
+
+    run(main())
+
+
+def test_a_full_buffer_is_waited_for_and_one_that_stays_full_is_counted() -> None:
+    async def main() -> None:
+        ends = link()
+        ends[0].full = 50
+        one, two = Side(ends[0]), Side(ends[1])
+        outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(chunks(b"b", then=1)))
+        assert two.received == [b"a"]
+        assert outcomes[0].refused == 0
+        ends[0].full = 10**6
+        outcome = await Side(ends[0]).run(chunks(b"a"))
+        assert (outcome.chunks_sent, outcome.refused) == (0, 1)
+
+    run(main())
+
+
+def test_a_burst_is_paced() -> None:
+    async def main() -> None:
+        ends = link()
+        one, two = Side(ends[0]), Side(ends[1])
+        data = [number.to_bytes(2, "big") for number in range(8000)]
+        await asyncio.gather(one.run(chunks(*data)), two.run(chunks()))
+        assert sorted(two.received) == data
+        assert 1.0 <= one.over_at < 1.6
+
+    run(main())
+
+
+@pytest.mark.parametrize("where", ["source", "output"])
+def test_what_fails_here_is_raised_here(where: str) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x"
+        raise OSError("no more")
+
+    async def write(data: bytes) -> Any:
+        raise BrokenPipeError("nobody reads")
+
+    async def main() -> None:
+        ends = link()
+        two = Side(ends[1])
+        other = asyncio.create_task(two.run(chunks(b"y")))
+        if where == "source":
+            with pytest.raises(OSError, match="no more"):
+                await Side(ends[0]).run(broken())
+        else:
+            with pytest.raises(BrokenPipeError):
+                await ChunkStream(ends[0], write).run(terminal())
+        await other
+
+    run(main())
