@@ -29,7 +29,7 @@ def settled(world: World, seconds: float = 20) -> bool:
         lambda: (
             world.a.agent.state is world.b.agent.state is AgentState.COMPLETED
             and generations(world)[0] == generations(world)[1]
-            and world.a.agent._previous is world.b.agent._previous is None
+            and world.a.agent._generations.previous is world.b.agent._generations.previous is None
         ),
     ) and world.run(0.5, world.same_path)
 

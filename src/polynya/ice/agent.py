@@ -35,7 +35,7 @@ from . import report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
 from .checks import Check
 from .config import IceConfig
-from .description import Description, draw_credentials, negotiated_pacing
+from .description import Description, negotiated_pacing
 from .events import (
     AgentState,
     AgentStateChanged,
@@ -43,11 +43,11 @@ from .events import (
     IceEvent,
     LocalCandidateAdded,
     LocalCandidatesEnded,
-    RemoteRevoked,
     Restarted,
     RoleChanged,
 )
 from .generation import Generation
+from .generations import Answer, Generations
 from .journal import Journal
 from .pacing import Pacing
 from .pairs import PairState, PairView
@@ -88,37 +88,9 @@ class IceAgent:
             (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
         )
         self._reception = Reception(self._locals, self._role, self._journal)
-        self._previous: Generation | None = None
-        self._generation = self._new_generation(self._describe(0))
-
-    def _describe(self, number: int) -> Description:
-        """Our description of a new generation, with credentials of its own."""
-        config = self.config
-        drawn = draw_credentials(self._random)
-        given = number == 0 and config.ufrag is not None and config.password is not None
-        return Description(
-            ufrag=config.ufrag if given and config.ufrag else drawn[0],
-            password=config.password if given and config.password else drawn[1],
-            options=config.options,
-            lite=config.lite,
-            pacing=config.pacing,
-            generation=number,
-        )
-
-    def _new_generation(self, local: Description, last_pair: int = 0) -> Generation:
-        config = self.config
-        self._journal.label = local.ufrag
-        return Generation(
-            local,
-            components=config.components,
-            locals_=self._locals,
-            role=self._role,
-            journal=self._journal,
-            random=self._random,
-            schedule=config.schedule,
-            pair_limit=config.pair_limit,
-            last_pair=last_pair,
-        )
+        self._generations = Generations(
+            config, locals_=self._locals, role=self._role, journal=self._journal, random=random
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------------- what we signal
 
@@ -172,24 +144,19 @@ class IceAgent:
     # ------------------------------------------------------------------------------------------- what was signalled
 
     def set_remote(self, description: Description, now: Instant) -> None:
-        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9).
-
-        Restarts may cross, and descriptions may be late: both sides end on the same number of a generation, the larger.
-        A side that does not count its generations says 0 each time.
-        """
+        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9)."""
         self._must_be_open("set_remote")
-        ours, known = self._generation, self._generation.remote
-        old = None if self._previous is None else self._previous.remote
-        if description.same_credentials(known) or description.same_credentials(old):
-            return
-        if description.generation > ours.number:
-            self._restart("the other side restarted", now, description.generation)
-        elif known is not None and description.generation < known.generation:
-            return
-        elif known is not None and known.generation < description.generation:
-            self._replace()  # what we had was from before the restart that this description answers
-        elif known is not None:
-            self._restart("the other side restarted", now, ours.number + 1)
+        match self._generations.judge(description):
+            case Answer.IGNORE:
+                return
+            case Answer.RESTART:
+                number = description.generation
+                ours = self._generation.number
+                self._restart("the other side restarted", now, number if number > ours else ours + 1)
+            case Answer.REPLACE:
+                self._generations.replace()
+            case Answer.TAKE:
+                pass
         if self._journal.trace.enabled:
             ufrag, number = description.ufrag, description.generation
             self._journal.trace(now, "description", side="remote", ufrag=ufrag, generation=number)
@@ -221,44 +188,31 @@ class IceAgent:
             self._switch_role(controlling, "as asked for", now)
             self._evaluate(now)
 
-    def restart(self, now: Instant) -> Description:
+    def restart(self, now: Instant, *, more_to_come: bool = False) -> Description:
         """Begin a new generation; signal the description that is returned, and the candidates that follow as events.
 
-        The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9).
+        The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9). With
+        `more_to_come`, gathering goes on: `end_of_local_candidates` will be called again.
         """
         self._must_be_open("restart")
+        self._local_ended = self._local_ended and not more_to_come
         self._restart("as asked for", now, self._generation.number + 1)
         self._evaluate(now)
         return self._generation.local
 
     def _restart(self, reason: str, now: Instant, number: int) -> None:
-        old = self._generation
-        if self._selections.of(old):
-            self._drop_previous()
-            self._previous = old
-        self._generation = self._new_generation(self._describe(number), old.checklists.last_id)
-        self._generation.succeed(old, same_side=False)
-        if self._previous is not old:
-            self._forget(old)
+        self._generations.restart(number, keep=self._selections.of(self._generation))
         self._journal.event(Restarted(generation=number, reason=reason))
         for local in self._locals.all:
             self._announce(local, now)
         if self._local_ended:
             self._journal.event(LocalCandidatesEnded(generation=number))
 
-    def _replace(self) -> None:
-        """Begin the same generation again, with the other side's credentials to come."""
-        old = self._generation
-        self._generation = self._new_generation(old.local, old.checklists.last_id)
-        self._generation.succeed(old, same_side=True)
-        self._forget(old)
-
     def close(self, now: Instant) -> None:
         """The end: nothing is sent, waited for or accepted any more."""
         if self.state is AgentState.CLOSED:
             return
-        self._drop_previous()
-        self._forget(self._generation)
+        self._generations.end()
         self._selections.clear()
         self._nominate_at = self._look_at = None
         self._pacing.idle()
@@ -293,13 +247,13 @@ class IceAgent:
         if message.method is not Method.BINDING:
             self._journal.dropped(received.remote, "not a Binding message", now, received.packet)
         elif message.cls is Class.REQUEST:
-            self._reception.request(received, self._generation, self._previous, self._yield_role, now)
+            self._reception.request(received, self._generation, self._generations.previous, self._yield_role, now)
         elif message.cls is Class.INDICATION:
             self._journal.count("keepalives received")
         else:
-            for generation in self._generations():
+            for generation in self._generations.all():
                 if message.transaction_id in generation.transactions:
-                    generation.answered(received, now, self._on_conflict)
+                    generation.client.answered(received, now, self._on_conflict)
                     return
             self._journal.dropped(received.remote, "an answer to nothing that is under way", now, received.packet)
 
@@ -322,7 +276,7 @@ class IceAgent:
         """A send was refused, an ICMP error came back, a flow is gone."""
         if isinstance(trouble, SendFailed) and trouble.errno == errno.ECONNREFUSED:
             trouble = IcmpError(flow=trouble.flow, remote=trouble.remote, kind=IcmpKind.PORT_UNREACHABLE)
-        for generation in self._generations():
+        for generation in self._generations.all():
             generation.trouble(trouble, now)
         if isinstance(trouble, Closed):
             self._locals.remove(trouble.flow)
@@ -333,14 +287,14 @@ class IceAgent:
         """Resend, check, ask for consent, give up: whatever is due."""
         if self.state is AgentState.CLOSED:
             return
-        for generation in self._generations():
-            generation.tick(now)
+        for generation in self._generations.all():
+            generation.client.tick(now)
         self._selections.tick(self._generation, now)
         self._evaluate(now)
 
     def next_timer(self) -> Instant | None:
         due = [self._nominate_at, self._look_at, self._pacing.next_timer(), self._selections.next_timer()]
-        due += [generation.transactions.next_timer() for generation in self._generations()]
+        due += [generation.transactions.next_timer() for generation in self._generations.all()]
         return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Output]:
@@ -351,17 +305,18 @@ class IceAgent:
         drained, self._journal.events = self._journal.events, []
         return drained
 
-    def _generations(self) -> tuple[Generation, ...]:
-        return (self._generation,) if self._previous is None else (self._generation, self._previous)
+    @property
+    def _generation(self) -> Generation:
+        return self._generations.current
 
     def owns_transaction(self, transaction_id: bytes) -> bool:
         """Whether an answer with this id is for this agent."""
-        return any(transaction_id in generation.transactions for generation in self._generations())
+        return any(transaction_id in generation.transactions for generation in self._generations.all())
 
     @property
     def local_ufrags(self) -> tuple[str, ...]:
         """The ufrags that requests for this agent begin their USERNAME with: the current one first."""
-        return tuple(generation.local.ufrag for generation in self._generations())
+        return tuple(generation.local.ufrag for generation in self._generations.all())
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
@@ -371,8 +326,9 @@ class IceAgent:
             return
         for key in self._keys:
             self._selections.update(key, self._generation, now)
-        if self._previous is not None and not self._selections.of(self._previous):
-            self._drop_previous()
+        previous = self._generations.previous
+        if previous is not None and not self._selections.of(previous):
+            self._generations.drop_previous()
         self._nominate_at = self._nominate(now)
         conclusion = conclude(
             self._generation,
@@ -436,23 +392,9 @@ class IceAgent:
             pair, triggered = found
             if pair.state is PairState.SUCCEEDED and not pair.nominating:
                 continue
-            generation.check(pair, now, nominate=pair.nominating, triggered=triggered)
+            generation.client.check(pair, now, nominate=pair.nominating, triggered=triggered)
             self._pacing.used(now)
         self._pacing.idle()
-
-    def _drop_previous(self) -> None:
-        if self._previous is not None:
-            self._forget(self._previous)
-            self._previous = None
-
-    def _forget(self, generation: Generation) -> None:
-        """A generation is over: what was accepted by its credentials alone is refused from now on."""
-        generation.transactions.clear()
-        current = self._generation
-        still = current.authenticated() if generation is not current else []
-        for flow, remote in generation.authenticated():
-            if (flow, remote) not in still:
-                self._journal.event(RemoteRevoked(flow=flow, remote=remote))
 
     # --------------------------------------------------------------------------------------------------------- seeing
 

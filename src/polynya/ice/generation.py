@@ -15,8 +15,7 @@ for ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from errno import errorcode
+from collections.abc import Iterable
 from random import Random
 from typing import Final
 
@@ -24,17 +23,14 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.core.machine import Closed, IcmpError, SendFailed
-from polynya.stun.attributes import ERROR_CODE, StunError
-from polynya.stun.message import Received
-from polynya.stun.registry import Class, ErrorCode
 from polynya.stun.transactions import Schedule, Transactions
 
-from . import checks
+from .authenticated import Authenticated
 from .candidates import Candidate, CandidateType, LocalCandidate, LocalCandidates
 from .checklist import PAIR_LIMIT, ChecklistSet
 from .checks import Check, Credentials, InboundCheck
+from .client import CheckClient
 from .description import Description
-from .events import RemoteAuthenticated, RemoteRevoked
 from .journal import Journal
 from .pairs import Pair, PairEvent, PairState
 from .roles import Role
@@ -50,16 +46,16 @@ class Generation:
     """The state of one pair of credentials."""
 
     __slots__ = (
-        "_authenticated",
         "_early",
         "_journal",
         "_locals",
         "_pending",
-        "_random",
         "_reflexive",
         "_role",
         "_schedule",
+        "authenticated",
         "checklists",
+        "client",
         "credentials",
         "local",
         "number",
@@ -93,14 +89,25 @@ class Generation:
         self.checklists = ChecklistSet(components, journal, pair_limit, last_pair)
         self.transactions: Transactions[Check] = Transactions(journal.trace)
         self.verdicts = Verdicts(self.checklists, self.transactions, role, journal)
+        self.authenticated = Authenticated(journal)
+        self.client = CheckClient(
+            credentials=self.credentials,
+            checklists=self.checklists,
+            transactions=self.transactions,
+            verdicts=self.verdicts,
+            authenticated=self.authenticated,
+            locals_=locals_,
+            role=role,
+            journal=journal,
+            random=random,
+            schedule=schedule,
+        )
         self._locals = locals_
         self._role = role
         self._journal = journal
-        self._random = random
         self._schedule = schedule
         self._pending: list[tuple[Candidate, int]] = []
         self._early: list[tuple[InboundCheck, LocalCandidate]] = []
-        self._authenticated: dict[tuple[Flow, Address], None] = {}
         self._reflexive = 0
 
     # ------------------------------------------------------------------------------------------------------ candidates
@@ -111,6 +118,7 @@ class Generation:
         self.started_at = now
         self.credentials.set_remote(remote)
         self.verdicts.aggressive = not remote.ice2
+        self.client.remote_lite = remote.lite
         pending, self._pending = self._pending, []
         for candidate, stream in pending:
             self.add_remote(candidate, stream, now)
@@ -179,36 +187,20 @@ class Generation:
         self.checklists.pair(base, remote, self._role.controlling, reason, now)
 
     def trouble(self, trouble: SendFailed | IcmpError | Closed, now: Instant) -> None:
-        """A refused send or a soft ICMP error is a lost packet, remembered as a hint; a hard one ends the check.
-
-        A closed flow takes its pairs with it.
-        """
-        if not isinstance(trouble, Closed):
-            what = _trouble_name(trouble)
-            self._journal.count(what)
-            for checklist in self.checklists.lists:
-                pair = checklist.at(trouble.flow, trouble.remote)
-                if pair is not None and pair.state is not PairState.SUCCEEDED:
-                    pair.hint(what)
-        self.transactions.receive(trouble, now)
-        self.reap(now)
+        """Something went wrong on the way; a closed flow takes its pairs with it."""
+        self.client.trouble(trouble, now)
         if isinstance(trouble, Closed):
-            self._remove_flow(trouble.flow, f"the flow is gone: {trouble.reason}", now)
-
-    def _remove_flow(self, flow: Flow, reason: str, now: Instant) -> None:
-        for path in [path for path in self._authenticated if path[0] == flow]:
-            del self._authenticated[path]
-            self._journal.event(RemoteRevoked(flow=flow, remote=path[1]))
-        for pair in list(self.checklists):
-            if pair.flow == flow:
-                self.verdicts.fail(pair, reason, now)
-                self.checklists.lists[pair.stream].remove(pair)
+            self.authenticated.remove(trouble.flow)
+            for pair in list(self.checklists):
+                if pair.flow == trouble.flow:
+                    self.verdicts.fail(pair, f"the flow is gone: {trouble.reason}", now)
+                    self.checklists.lists[pair.stream].remove(pair)
 
     # ------------------------------------------------------------------------------------------------- other's checks
 
     def heard(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> None:
         """An authenticated check came (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
-        self._authenticate(check.flow, check.remote, base)
+        self.authenticated.add(check.flow, check.remote, base)
         if self.remote is None or check.remote_ufrag != self.remote.ufrag:
             if len(self._early) < EARLY_LIMIT and not any(known == check for known, _ in self._early):
                 self._early.append((check, base))
@@ -271,152 +263,13 @@ class Generation:
         self._journal.move(pair, PairEvent.TRIGGERED, "the other side's check arrived", now, packet)
         self.checklists.lists[pair.stream].trigger(pair)
 
-    def _authenticate(self, flow: Flow, remote: Address, base: LocalCandidate) -> None:
-        path = (flow, remote)
-        if path not in self._authenticated:
-            self._authenticated[path] = None
-            self._journal.event(
-                RemoteAuthenticated(flow=flow, remote=remote, stream=base.stream, component=base.component)
-            )
-
-    def authenticated(self) -> list[tuple[Flow, Address]]:
-        """Where data may come from."""
-        return list(self._authenticated)
-
-    # ------------------------------------------------------------------------------------------------------- our checks
-
-    def check(self, pair: Pair, now: Instant, *, nominate: bool = False, triggered: bool = False) -> None:
-        """Send a check on a pair; on a Succeeded one only to nominate it."""
-        context = self._request(pair, now, nominate=nominate, triggered=triggered)
-        if pair.tried_at is None:
-            pair.tried_at = now
-        self._journal.move(pair, PairEvent.CHECK_SENT, "a check was sent", now)
-        self._start(context, now, self._schedule)
-
-    def consent_check(self, pair: Pair, now: Instant, schedule: Schedule) -> None:
-        """Ask for consent on a pair. Towards a lite agent it carries the nomination, which such agents go by."""
-        nominate = self._role.controlling and pair.nominated and self.remote is not None and self.remote.lite
-        context = self._request(pair, now, nominate=nominate)
-        context.consent = True
-        self._start(context, now, schedule)
-
-    def keepalive(self, pair: Pair) -> None:
-        """Keep the mapping of a pair that carries nothing else (section 11)."""
-        self._journal.send(*pair.path, checks.keepalive(self.draw_id()))
-
-    def draw_id(self) -> bytes:
-        return self._random.getrandbits(96).to_bytes(12, "big")
-
-    def _request(self, pair: Pair, now: Instant, *, nominate: bool, triggered: bool = False) -> Check:
-        return Check(pair, self._role.controlling, nominate, checks.reflexive_priority(pair), now, triggered)
-
-    def _start(self, check: Check, now: Instant, schedule: Schedule) -> None:
-        transaction_id = self.draw_id()
-        pair = check.pair
-        data = checks.request_check(
-            self.credentials, transaction_id, self._role, check.priority, nominate=check.nominate
-        )  # fmt: skip
-        pair.requests_sent += 1
-        if not check.consent:
-            pair.transaction = transaction_id
-        self.transactions.start(transaction_id, data, *pair.path, now, context=check, schedule=schedule)
-        self._flush()
-
-    def tick(self, now: Instant) -> None:
-        """Resend what is due; a check that ran out fails its pair."""
-        self.transactions.tick(now)
-        self._flush()
-        self.reap(now)
-
-    def reap(self, now: Instant) -> None:
-        """Act on the transactions that ended without an answer (section 7.2.5.2.3)."""
-        for ended in self.transactions.events():
-            if not ended.context.consent:
-                self.verdicts.fail(ended.context.pair, ended.reason, now)
-
-    def _flush(self) -> None:
-        self._journal.outputs += self.transactions.outputs()
-
-    def answered(self, received: Received, now: Instant, on_conflict: Callable[[Check, Instant], None]) -> None:
-        """An answer to a check of ours (section 7.2.5). What does not fit is dropped and the check goes on."""
-        message = received.message
-        transaction = self.transactions.by_id.get(message.transaction_id)
-        key = self.credentials.remote_key
-        if transaction is None or key is None:
-            return
-        check = transaction.context
-        pair = check.pair
-        if not message.verify(key):
-            error = message.get(ERROR_CODE)
-            if error is not None:
-                pair.hint(f"an unsigned answer {_phrase(error)}")
-            self._journal.dropped(received.remote, "an answer with wrong or no integrity", now, received.packet)
-            return
-        if (received.flow, received.remote) != pair.path:
-            self._journal.dropped(received.remote, "an answer from elsewhere than asked", now, received.packet)
-            if not check.consent:  # section 7.2.5.2.1
-                self.transactions.drop(message.transaction_id)
-                self.verdicts.fail(pair, f"it was answered from {received.remote}", now, received.packet)
-            return
-        mapped = checks.mapped_address(message)
-        if message.cls is Class.SUCCESS and mapped is None:
-            self._journal.dropped(received.remote, "an answer without a mapped address", now, received.packet)
-            return
-        self.transactions.answer(transaction, now)
-        pair.responses_received += 1
-        if transaction.rtt is not None:
-            pair.rtt = transaction.rtt
-            pair.rtt_total += transaction.rtt
-        if message.cls is not Class.SUCCESS or mapped is None:
-            self._refused(check, message.get(ERROR_CODE), now, received.packet, on_conflict)
-            return
-        if check.consent:
-            pair.answered_at = now
-            return
-        base = pair.local
-        pair.seen = self._locals.peer_reflexive(base, mapped, check.priority)
-        self._authenticate(*pair.path, base)
-        if check.nominate:
-            pair.nominating = False
-        self.verdicts.succeeded(pair, "its check was answered", now, received.packet)
-        if check.nominate and check.controlling and self._role.controlling:
-            self.verdicts.nominate(pair, "the check that nominates it was answered", now)
-        elif pair.nominate_on_success and not self._role.controlling:
-            self.verdicts.nominate(pair, "the other side had nominated it", now)
-
-    def _refused(
-        self,
-        check: Check,
-        error: StunError | None,
-        now: Instant,
-        packet: int,
-        on_conflict: Callable[[Check, Instant], None],
-    ) -> None:
-        code = None if error is None else error.code
-        if code == ErrorCode.ROLE_CONFLICT:
-            on_conflict(check, now)
-            if not check.consent and not check.pair.revoked:
-                check.pair.nominating = False
-                self._journal.move(check.pair, PairEvent.TRIGGERED, "role conflict: checked again", now, packet)
-                if check.pair.state is not PairState.SUCCEEDED:
-                    self.checklists.lists[check.pair.stream].trigger(check.pair)
-        elif code == ErrorCode.FORBIDDEN and check.consent:
-            self.verdicts.revoke(check.pair, "the other side revoked its consent (403)", now)
-        elif not check.consent:
-            self.verdicts.fail(check.pair, f"its check was refused: {_phrase(error)}", now, packet)
+    def end(self, successor: Generation | None) -> None:
+        """It is over: what was accepted by its credentials alone is refused from now on."""
+        self.transactions.clear()
+        self.authenticated.revoke(None if successor is None else successor.authenticated)
 
     def note_candidate(self, side: str, candidate: Candidate, reason: str, now: Instant) -> None:
         """Write a candidate into the trace."""
         trace = self._journal.trace
         if trace.enabled:
             trace(now, "candidate", reason, side=side, candidate=str(candidate), agent=self._journal.label)
-
-
-def _phrase(error: StunError | None) -> str:
-    return "an error without a code" if error is None else f"{error.code} {error.reason}"[:80]
-
-
-def _trouble_name(trouble: SendFailed | IcmpError) -> str:
-    if isinstance(trouble, SendFailed):
-        return f"the system refused to send, {errorcode.get(trouble.errno, trouble.errno)}"
-    return f"ICMP {trouble.kind.value}" + (f" from {trouble.origin}" if trouble.origin else "")

@@ -16,7 +16,6 @@ from random import Random
 from typing import Final
 
 from polynya.core.instants import Instant
-from polynya.stun.transactions import ONCE
 
 from .config import IceConfig
 from .consent import INTERVAL, LIFETIME, Consent
@@ -153,20 +152,20 @@ class Selections:
         if lost is not None:
             selection.generation.verdicts.revoke(pair, lost, now)
         elif consent.due(now):
-            selection.generation.consent_check(pair, now, ONCE)
+            selection.generation.client.consent_check(pair, now)
             consent.sent(now)
             if pair.answered_at is not None and now - pair.answered_at > INTERVAL * _SILENT:
                 for other in self._others(pair, selection.generation):
-                    selection.generation.consent_check(other, now, ONCE)
+                    selection.generation.client.consent_check(other, now)
             if trace.enabled:
                 trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
 
     def _keep_alive(self, current: Generation) -> None:
         for selection in self.by_key.values():
             if selection.consent is None:
-                selection.generation.keepalive(selection.pair)
+                selection.generation.client.keepalive(selection.pair)
             for pair in self._others(selection.pair, current):
-                current.keepalive(pair)
+                current.client.keepalive(pair)
 
     def _others(self, selected: Pair, generation: Generation) -> list[Pair]:
         """The best of the component's other valid pairs."""
