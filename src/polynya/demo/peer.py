@@ -1,0 +1,217 @@
+"""What one of the two peers does: `python -m polynya.demo.peer`, told by its parent (`records.py`).
+
+It enters the room, gathers on loopback, connects with the other peer, exchanges the messages and tells the outcome.
+Then it keeps the connection, so that the other side is not cut short, until its standard input ends. An input that
+ends early (the parent is gone) ends the peer too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+from polynya.aio import clock
+from polynya.aio.agent import Agent
+from polynya.aio.connection import Connection
+from polynya.aio.meeting import Meeting
+from polynya.core.addresses import scope
+from polynya.core.errors import DecodeError, PolynyaError
+from polynya.core.instants import MILLISECOND, Instant
+from polynya.core.machine import Interface, InterfaceAddress
+from polynya.core.packets import IpPacket
+from polynya.core.trace import TraceEvent, Tracer
+from polynya.ice.pairs import PairView
+
+from .dialogue import Dialogue
+from .records import Captured, Happened, Outcome, PairRecord, Progress, Record, Task, decode_task, encode
+
+STDIN, STDOUT = 0, 1
+INTERVAL = 0.01
+"""Seconds between two messages."""
+
+Tell = Callable[[Record], None]
+
+
+async def take_part(task: Task, tell: Tell, leave: asyncio.Event) -> bool:
+    """Do the task and stay until told to leave. Whether it was done."""
+    dialogue = Dialogue(name=task.name, other=task.other, room=task.room, messages=task.messages)
+
+    def on_event(event: TraceEvent) -> None:
+        tell(Happened.of(event))
+
+    def capture(at: Instant, packet: IpPacket) -> None:
+        tell(Captured.of(at, packet))
+
+    meeting = Meeting(
+        task.url,
+        task.room,
+        loopback=True,
+        interfaces=_is_loopback,
+        addresses=_is_loopback_address,
+        families=tuple(task.families),
+        trace=Tracer(on_event, task.name),
+        capture=capture,
+    )
+    error = ""
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout(task.timeout) as limit:
+                await stack.enter_async_context(meeting)
+                connection = await meeting.connect(task.timeout)
+                await _talk(connection, dialogue, tell)
+                await connection.nominated()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            error = _unfinished(task, dialogue)
+        except PolynyaError as failure:
+            error = str(failure)
+        tell(_outcome(meeting, dialogue, error))
+        await leave.wait()
+    return not error
+
+
+async def _talk(connection: Connection, dialogue: Dialogue, tell: Tell) -> None:
+    """Send and receive all messages, both at once."""
+
+    async def send() -> None:
+        while not dialogue.all_sent:
+            now = clock.now()
+            if connection.send(dialogue.message(now)):  # what the system refused is sent again
+                dialogue.count_sent(now)
+                tell(Progress(dialogue.sent, dialogue.received))
+            await asyncio.sleep(INTERVAL)
+
+    async def receive() -> None:
+        while not dialogue.all_received:
+            dialogue.take(await connection.recv(), clock.now())
+            tell(Progress(dialogue.sent, dialogue.received))
+
+    sending, receiving = asyncio.ensure_future(send()), asyncio.ensure_future(receive())
+    try:
+        await asyncio.gather(sending, receiving)
+    finally:
+        sending.cancel()
+        receiving.cancel()
+
+
+def _unfinished(task: Task, dialogue: Dialogue) -> str:
+    return (
+        f"not done within {task.timeout:g} s: sent {dialogue.sent} and received {dialogue.received} "
+        f"of {task.messages} messages"
+    )
+
+
+def _outcome(meeting: Meeting, dialogue: Dialogue, error: str) -> Outcome:
+    agent = meeting.agent
+    if agent is None:
+        return Outcome(error=error, messages=dialogue.counts(), why="nobody was met")
+    why = agent.why()
+    return Outcome(
+        error=error,
+        peer_id=meeting.signaling.peer_id,
+        controlling=agent.controlling,
+        messages=dialogue.counts(),
+        candidates=why.data["ice"]["local_candidates"],
+        remote_candidates=why.data["ice"]["remote_candidates"],
+        pairs=_pairs(agent),
+        servers=why.data["gathering"]["servers"],
+        counters=agent.stats(),
+        why=str(why),
+    )
+
+
+def _pairs(agent: Agent) -> list[PairRecord]:
+    return [_pair(view) for view in agent.pairs()]
+
+
+def _pair(view: PairView) -> PairRecord:
+    return PairRecord(
+        id=view.id,
+        local=view.local.place,
+        remote=view.remote.place,
+        local_address=str(view.local.address),
+        remote_address=str(view.remote_address),
+        state=view.state.value,
+        writable=view.writable,
+        readable=view.readable,
+        valid=view.valid,
+        nominated=view.nominated,
+        selected=view.selected,
+        priority=view.priority,
+        rtt_ms=None if view.rtt is None else view.rtt / MILLISECOND,
+        reason=view.reason,
+    )
+
+
+def _is_loopback(interface: Interface) -> bool:
+    return interface.loopback
+
+
+def _is_loopback_address(_interface: Interface, address: InterfaceAddress) -> bool:
+    """127.0.0.1 and ::1 but nothing else that may stand on the interface: so it is the same on every host."""
+    return scope(address.host.partition("%")[0]) == "loopback"
+
+
+# ------------------------------------------------------------------------------------------------------- the process
+
+
+def main() -> int:
+    """Run one peer. Exit code 0 when the task was done."""
+    try:
+        task = decode_task(_first_line())
+    except DecodeError as error:
+        sys.stderr.write(f"{error}\nthis program is started by `polynya demo`\n")
+        return 2
+    with contextlib.suppress(BrokenPipeError):
+        return asyncio.run(_run(task))
+    return 1
+
+
+async def _run(task: Task) -> int:
+    loop = asyncio.get_running_loop()
+    leave = asyncio.Event()
+    told = False
+
+    def tell(record: Record) -> None:
+        nonlocal told
+        told = told or isinstance(record, Outcome)
+        _write(encode(record))
+
+    def watch() -> None:
+        while os.read(STDIN, 4096):
+            pass
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(leave.set)
+
+    threading.Thread(target=watch, daemon=True, name="standard input").start()
+    working = asyncio.ensure_future(take_part(task, tell, leave))
+    leaving = asyncio.ensure_future(leave.wait())
+    await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if not told:
+        working.cancel()
+    try:
+        return 0 if await working else 1
+    except asyncio.CancelledError:
+        return 1
+
+
+def _first_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(STDIN, 1)):
+        line += byte
+    return line
+
+
+def _write(data: bytes) -> None:
+    while data:
+        data = data[os.write(STDOUT, data) :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
