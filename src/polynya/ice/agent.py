@@ -50,11 +50,12 @@ from .generation import Generation
 from .generations import Answer, Generations
 from .journal import Journal
 from .pacing import Pacing
-from .pairs import PairState, PairView
+from .pairs import PairView
 from .prognosis import attempts, conclude
 from .reception import Reception
 from .report import Report
 from .roles import Role, role_name
+from .scheduling import nominate, run_checks
 from .selection import Key, Selections
 
 IceInput = Datagram | Received | SendFailed | IcmpError | Closed
@@ -329,7 +330,17 @@ class IceAgent:
         previous = self._generations.previous
         if previous is not None and not self._selections.of(previous):
             self._generations.drop_previous()
-        self._nominate_at = self._nominate(now)
+        self._nominate_at = None
+        if self._role.controlling and self._generation.remote is not None:
+            self._nominate_at = nominate(
+                self._generation,
+                self._keys,
+                self.config.nomination,
+                self._journal,
+                ta=self._pacing.interval,
+                more_may_come=not (self._local_ended and self._generation.remote_ended),
+                now=now,
+            )
         conclusion = conclude(
             self._generation,
             self.config,
@@ -340,7 +351,7 @@ class IceAgent:
         )
         self._look_at = conclusion.look_at
         self._move(conclusion.state, conclusion.reason, now)
-        self._run_checks(now)
+        run_checks(self._generation, self._pacing, now)
 
     def _move(self, state: AgentState, reason: str, now: Instant) -> None:
         """The one writer of the agent's state."""
@@ -356,45 +367,6 @@ class IceAgent:
         self._journal.event(AgentStateChanged(old=old, new=state, reason=reason))
         if state is AgentState.FAILED:
             self._journal.event(Failed(reason=reason, attempts=attempts(self._generation)))
-
-    def _nominate(self, now: Instant) -> Instant | None:
-        """Nominate where it is time to; otherwise when to look again."""
-        if not self._role.controlling or self._generation.remote is None:
-            return None
-        later: list[Instant] = []
-        more = not (self._local_ended and self._generation.remote_ended)
-        for stream, component in self._keys:
-            checklist = self._generation.checklists.lists[stream]
-            pairs = list(checklist.of(component))
-            if any((pair.nominated and pair.valid) or pair.nominating for pair in pairs):
-                continue
-            decision = self.config.nomination.decide(pairs, ta=self._pacing.interval, more_may_come=more)
-            if decision is None:
-                continue
-            if decision.at > now:
-                later.append(decision.at)
-                continue
-            decision.pair.nominating = True
-            checklist.trigger(decision.pair)
-            self._journal.note(f"pair {decision.pair.id} is to be nominated: {decision.reason}", now)
-        return min(later, default=None)
-
-    def _run_checks(self, now: Instant) -> None:
-        """Send the checks whose slot has come."""
-        generation = self._generation
-        may_check = generation.remote is not None and not self.config.lite
-        while may_check and generation.checklists.has_work():
-            if not self._pacing.ready(now):
-                return
-            found = generation.checklists.next_check(now)
-            if found is None:
-                break
-            pair, triggered = found
-            if pair.state is PairState.SUCCEEDED and not pair.nominating:
-                continue
-            generation.client.check(pair, now, nominate=pair.nominating, triggered=triggered)
-            self._pacing.used(now)
-        self._pacing.idle()
 
     # --------------------------------------------------------------------------------------------------------- seeing
 
