@@ -9,7 +9,7 @@ from polynya.signaling.client import ClientEvent, Patience, RoomClient
 from polynya.signaling.limits import Limits
 from polynya.signaling.links import CloseLink, LinkClosed, LinkOpened, LinkText, OpenLink, SendText
 from polynya.signaling.messages import Description, FromMember, FromServer, IceServer, decode_from_server, encode
-from polynya.signaling.rooms import RoomEvent, RoomServer
+from polynya.signaling.server import RoomEvent, RoomServer
 
 SERVERS = (IceServer(uris=("stun:192.0.2.1:3478",)),)
 PASSWORD = "p" * 24

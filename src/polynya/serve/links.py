@@ -24,7 +24,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.signaling.limits import Limits
 from polynya.signaling.links import CloseLink, LinkClosed, LinkInput, LinkOpened, LinkOutput, LinkText, SendText
 from polynya.signaling.messages import IceServer
-from polynya.signaling.rooms import LinkRefused, MemberJoined, MemberLeft, RoomEvent, RoomServer
+from polynya.signaling.server import LinkRefused, MemberJoined, MemberLeft, RoomEvent, RoomServer
 
 logger: Final = logging.getLogger("polynya.serve.signaling")
 

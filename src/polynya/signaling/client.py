@@ -22,10 +22,10 @@ first. Descriptions and candidates of an older generation than the newest descri
 
 from __future__ import annotations
 
-from random import Random
 from collections import Counter, deque
 from dataclasses import dataclass
 from enum import Enum
+from random import Random
 
 from polynya.core.errors import DecodeError, UsageError
 from polynya.core.instants import MILLISECOND, SECOND, Instant

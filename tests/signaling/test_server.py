@@ -24,7 +24,7 @@ from polynya.signaling.messages import (
     Welcome,
     signal,
 )
-from polynya.signaling.rooms import LinkRefused, MemberJoined, MemberLeft, RoomServer
+from polynya.signaling.server import LinkRefused, MemberJoined, MemberLeft, RoomServer
 from tests.signaling.house import SERVERS, House, RawLink, description
 
 JOIN = Join(version=1, room="room")
