@@ -49,7 +49,7 @@ FamilyOption = Annotated[
 LoopbackOption = Annotated[
     bool | None,
     typer.Option(
-        "--loopback/--no-loopback", help="Use loopback addresses.  [default: when the signaling server is on this host]"
+        "--loopback/--no-loopback", help="Use loopback addresses. Left out: when the signaling server is on this host."
     ),
 ]
 TraceOption = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Write what happens as JSON lines.")]
