@@ -281,6 +281,19 @@ def test_why_tells_every_transition_with_its_reason() -> None:
     assert world.a.agent.local_description.password not in text
 
 
+def test_pairs_are_counted_in_the_terms_of_webrtc_stats() -> None:
+    world = plain()
+    world.connect(5)
+    world.run(61)
+    [stats] = world.a.agent.pair_stats()
+    assert stats["state"] == "succeeded" and stats["nominated"] and stats["selected"]
+    assert stats["requestsSent"] in (2, 3) and 10 <= stats["consentRequestsSent"] <= 16
+    assert stats["responsesReceived"] == stats["requestsSent"] + stats["consentRequestsSent"]
+    assert stats["currentRoundTripTime"] == 0.04
+    assert stats["totalRoundTripTime"] == pytest.approx(0.04 * stats["responsesReceived"])
+    assert stats["requestsReceived"] >= 11 and stats["responsesSent"] == stats["requestsReceived"]
+
+
 def test_the_timer_is_pure_and_ticks_are_safe_at_any_time() -> None:
     world = plain()
     for _ in range(50):

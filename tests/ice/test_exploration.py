@@ -13,7 +13,7 @@ from polynya.ice import AgentState
 from tests.ice.exploration import broken, build, possible, trace_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BATCH = 40
+BATCH = 25
 
 
 @pytest.mark.parametrize("restarts", [False, True])

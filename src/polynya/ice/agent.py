@@ -21,11 +21,11 @@ import errno
 from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from polynya.core.errors import Attempt, DecodeError, UsageError
 from polynya.core.instants import Instant
-from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, SendFailed
+from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolve, Resolved, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Received, decode
@@ -49,6 +49,7 @@ from .events import (
 from .generation import Generation
 from .generations import Answer, Generations
 from .journal import Journal
+from .names import Names
 from .pacing import Pacing
 from .pairs import PairView
 from .prognosis import attempts, conclude
@@ -56,9 +57,10 @@ from .reception import Reception
 from .report import Report
 from .roles import Role, role_name
 from .scheduling import nominate, run_checks
+from .sdp import UNRESOLVED
 from .selection import Key, Selections
 
-IceInput = Datagram | Received | SendFailed | IcmpError | Closed
+IceInput = Datagram | Received | SendFailed | IcmpError | Closed | Resolved
 
 _HISTORY: Final = 16
 """Changes of the agent's state that `why` remembers."""
@@ -88,6 +90,7 @@ class IceAgent:
         self._keys: tuple[Key, ...] = tuple(
             (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
         )
+        self._names = Names()
         self._reception = Reception(self._locals, self._role, self._journal)
         self._generations = Generations(
             config, locals_=self._locals, role=self._role, journal=self._journal, random=random
@@ -170,9 +173,22 @@ class IceAgent:
     def add_remote(self, candidate: Candidate, now: Instant, stream: int = 0) -> None:
         """A candidate of the other side; any order, any number of times, before or after the description."""
         self._must_be_open("add_remote")
-        outcome = self._generation.add_remote(candidate, stream, now)
-        self._generation.note_candidate("remote", candidate, outcome, now)
+        self._add_remote(candidate, stream, now)
         self._evaluate(now)
+
+    def _add_remote(self, candidate: Candidate, stream: int, now: Instant) -> None:
+        if candidate.host_name is not None and candidate.address.host == UNRESOLVED:
+            query = self._names.look_up(candidate, candidate.host_name, stream)
+            if query is not None:
+                self._journal.outputs.append(query)
+            outcome = "its name is looked up"
+        else:
+            outcome = self._generation.add_remote(candidate, stream, now)
+        self._generation.note_candidate("remote", candidate, outcome, now)
+
+    def expects(self, query: Resolve) -> bool:
+        """Whether the answer to a look-up is for this agent."""
+        return self._names.expects(query)
 
     def end_of_remote_candidates(self, now: Instant) -> None:
         """The other side has no more candidates (RFC 8838, section 14)."""
@@ -239,6 +255,9 @@ class IceAgent:
             self._message(Received(input.flow, input.remote, message, input.data, input.packet), now)
         elif isinstance(input, Received):
             self._message(input, now)
+        elif isinstance(input, Resolved):
+            for candidate, stream in self._names.resolved(input):
+                self._add_remote(candidate, stream, now)
         else:
             self._trouble(input, now)
         self._evaluate(now)
@@ -402,6 +421,10 @@ class IceAgent:
             counters=self.stats(),
             history=self._history,
         )
+
+    def pair_stats(self) -> list[dict[str, Any]]:
+        """Every pair in the terms of W3C's webrtc-stats."""
+        return [report.pair_stats(pair, selected=self._selections.holds(pair)) for pair in self._generation.checklists]
 
     def stats(self) -> Mapping[str, int]:
         """What was counted."""

@@ -103,8 +103,10 @@ class CheckClient:
         data = checks.request_check(
             self._credentials, transaction_id, self._role, check.priority, nominate=check.nominate
         )  # fmt: skip
-        pair.requests_sent += 1
-        if not check.consent:
+        if check.consent:
+            pair.consent_requests_sent += 1
+        else:
+            pair.requests_sent += 1
             pair.transaction = transaction_id
         self.transactions.start(transaction_id, data, *pair.path, now, context=check, schedule=schedule)
         self._flush()

@@ -102,6 +102,7 @@ class Pair:
     __slots__ = (
         "answered_at",
         "component",
+        "consent_requests_sent",
         "foundation",
         "hints",
         "history",
@@ -162,6 +163,7 @@ class Pair:
         self.rtt: int | None = None
         self.rtt_total = 0
         self.requests_sent = self.responses_received = self.requests_received = self.responses_sent = 0
+        self.consent_requests_sent = 0
         self.hints: dict[str, int] | None = None
         """What happened on the way that did not decide anything but may explain a failure, and how often."""
         self.transaction: bytes | None = None

@@ -60,6 +60,25 @@ def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]
     }
 
 
+def pair_stats(pair: Pair, *, selected: bool) -> dict[str, Any]:
+    """A pair in the terms of W3C's webrtc-stats (RTCIceCandidatePairStats); times are seconds."""
+    return {
+        "localCandidateId": str(pair.seen_local.candidate.address),
+        "remoteCandidateId": str(pair.remote.address),
+        "state": pair.state.value,
+        "nominated": pair.nominated,
+        "selected": selected,
+        "priority": pair.priority,
+        "requestsSent": pair.requests_sent,
+        "responsesReceived": pair.responses_received,
+        "requestsReceived": pair.requests_received,
+        "responsesSent": pair.responses_sent,
+        "consentRequestsSent": pair.consent_requests_sent,
+        "currentRoundTripTime": None if pair.rtt is None else in_seconds(pair.rtt),
+        "totalRoundTripTime": in_seconds(pair.rtt_total),
+    }
+
+
 def agent_report(
     *,
     state: str,
