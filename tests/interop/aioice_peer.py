@@ -39,12 +39,19 @@ async def main() -> None:
         ice_controlling=arguments.controlling, use_ipv4=arguments.family == 4, use_ipv6=arguments.family == 6
     )
     await connection.gather_candidates()
-    say(description={"ufrag": connection.local_username, "password": connection.local_password, "options": []})
+    say(
+        description={
+            "ufrag": connection.local_username, "password": connection.local_password, "options": [], "lite": False
+        }
+    )  # fmt: skip
     for candidate in connection.local_candidates:
         say(candidate=candidate.to_sdp())
     say(candidate=None)
 
     tasks = []
+
+    async def add(text: str | None) -> None:
+        await connection.add_remote_candidate(text and aioice.Candidate.from_sdp(text))
 
     async def connect() -> None:
         try:
@@ -60,12 +67,15 @@ async def main() -> None:
     while line := await reader.readline():
         command = json.loads(line)
         if "description" in command:
-            connection.remote_username = command["description"]["ufrag"]
-            connection.remote_password = command["description"]["password"]
+            description = command["description"]
+            for text in description.get("candidates", ()):
+                await add(text)
+            connection.remote_username = description["ufrag"]
+            connection.remote_password = description["password"]
+            connection.remote_is_lite = description["lite"]
             tasks.append(asyncio.create_task(connect()))
         elif "candidate" in command:
-            text = command["candidate"]
-            await connection.add_remote_candidate(text and aioice.Candidate.from_sdp(text))
+            await add(command["candidate"])
         elif "send" in command:
             await connection.send(bytes.fromhex(command["send"]))
         elif "close" in command:

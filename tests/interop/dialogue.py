@@ -1,9 +1,11 @@
 """Peers in processes of their own, spoken to in lines of JSON.
 
-A peer says     {"description": {"ufrag", "password", "options"}}, {"candidate": TEXT | null} (null: that was the last),
-                {"connected": {"local", "remote"}} or {"failed": REASON}, {"received": HEX}, {"closed": REASON},
-                {"ended": true} as its last line
-and is told     {"description"}, {"candidate"} of the other side, {"send": HEX}, {"close": true}
+A peer says     {"description": {"ufrag", "password", "options", "lite"}}, {"candidate": TEXT | null} (null: the last was
+                told), {"connected": {"local", "remote"}} or {"failed": REASON}, {"received": HEX}, {"closed": REASON},
+                {"ended": true} as its last line; after a restart the description and the candidates anew
+and is told     {"description"}, {"candidate"} of the other side, {"send": HEX}, {"close": true}, {"restart": true}
+
+Where the two do not trickle, a description that is told has all "candidates" in it, the null included.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 class Peer:
-    """A peer's process. What it says is kept in order; `expect` waits for a line of one kind."""
+    """A peer's process. What it says is kept in order; `expect` waits for a line of one kind, and leaves the others."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
         self.said: list[dict[str, Any]] = []
+        self._left: list[dict[str, Any]] = []
         self._process = process
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
@@ -35,25 +39,23 @@ class Peer:
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
 
-    def listen(self, within: float) -> dict[str, Any]:
-        """The next line, waited for at most `within` seconds."""
-        try:
-            line = self._lines.get(timeout=max(within, 0))
-        except queue.Empty:
-            raise AssertionError(f"{self.name} was silent for {within:.1f} s after {self.said[-3:]}") from None
-        if line is None:
-            raise AssertionError(f"{self.name} ended after {self.said[-3:]}")
-        self.said.append(line)
-        return line
+    def expect(self, *kinds: str, within: float = 20) -> Any:
+        """The value of the next line of this kind, or the line when it may be of several.
 
-    def expect(self, kind: str, within: float = 20) -> Any:
-        """The value of the next line of this kind; AssertionError when the peer failed, ended or was silent."""
+        Raises AssertionError when the peer failed, ended or was silent.
+        """
         until = time.monotonic() + within
-        while True:
-            line = self.listen(until - time.monotonic())
-            if kind in line:
-                return line[kind]
-            assert "failed" not in line, f"{self.name}: {line}"
+        lines = self._left
+        self._left = []
+        try:
+            while True:
+                line = lines.pop(0) if lines else self._listen(until - time.monotonic())
+                if not line.keys().isdisjoint(kinds):
+                    return line[kinds[0]] if len(kinds) == 1 else line
+                assert "failed" not in line, f"{self.name}: {line}"
+                self._left.append(line)
+        finally:
+            self._left += lines
 
     def stay_silent(self, seconds: float) -> None:
         """Let this much time pass; AssertionError when the peer has anything to say."""
@@ -66,7 +68,7 @@ class Peer:
     def end(self) -> None:
         """Close the peer in good order: its last line is `ended` and its exit code 0."""
         self.tell(close=True)
-        self.expect("ended", 15)
+        self.expect("ended", within=15)
         assert self._process.wait(timeout=10) == 0
 
     def kill(self) -> None:
@@ -77,6 +79,16 @@ class Peer:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+
+    def _listen(self, within: float) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=max(within, 0))
+        except queue.Empty:
+            raise AssertionError(f"{self.name} was silent for {within:.1f} s after {self.said[-3:]}") from None
+        if line is None:
+            raise AssertionError(f"{self.name} ended after {self.said[-3:]}")
+        self.said.append(line)
+        return line
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -96,11 +108,32 @@ def peer(name: str, command: Sequence[str | Path]) -> Iterator[Peer]:
         started.kill()
 
 
-def introduce(one: Peer, two: Peer) -> None:
+def introduce(one: Peer, two: Peer, *, trickle: bool = True) -> None:
     """Hand each peer's description and candidates to the other until both have told the last."""
-    for source, target in ((one, two), (two, one)):
-        line: dict[str, Any] = {}
-        while line.get("candidate", "") is not None:
-            line = source.listen(15)
-            if "description" in line or "candidate" in line:
-                target.tell(**line)
+    with ThreadPoolExecutor(2) as threads:
+        relay = _trickle if trickle else _whole
+        for direction in [threads.submit(relay, one, two), threads.submit(relay, two, one)]:
+            direction.result()
+
+
+def _trickle(source: Peer, target: Peer) -> None:
+    line: dict[str, Any] = {}
+    while line.get("candidate", "") is not None:
+        line = source.expect("description", "candidate")
+        target.tell(**line)
+
+
+def _whole(source: Peer, target: Peer) -> None:
+    description = source.expect("description")
+    candidates: list[str | None] = [""]
+    while candidates[-1] is not None:
+        candidates.append(source.expect("candidate"))
+    target.tell(description={**description, "candidates": candidates[1:]})
+
+
+def talk(source: Peer, target: Peer, label: str, count: int = 25) -> None:
+    """Everything that `source` sends arrives at `target`, once and in order: the cable loses nothing."""
+    sent = [f"{label} {number} ".encode() + bytes(range(256)) * (number % 5) for number in range(count)]
+    for data in sent:
+        source.tell(send=data.hex())
+    assert [bytes.fromhex(target.expect("received")) for _ in sent] == sent

@@ -1,4 +1,7 @@
-"""Polynya as a peer, driven by lines of JSON: see `dialogue.py` for what is said."""
+"""Polynya as a peer, driven by lines of JSON: see `dialogue.py` for what is said.
+
+It says more than others: {"nominated": {"local", "remote", "relayed"}} whenever a pair is nominated.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,16 @@ import sys
 from typing import Any
 
 import polynya
-from polynya.ice.description import Description
+from polynya.ice.config import IceConfig
+from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded, Restarted, SelectedPairChanged
 
 
 def say(**line: Any) -> None:
     print(json.dumps(line), flush=True)
+
+
+def path(local: polynya.Candidate, remote: polynya.Candidate, *, relayed: bool) -> dict[str, Any]:
+    return {"local": list(local.address[:2]), "remote": list(remote.address[:2]), "relayed": relayed}
 
 
 async def commands() -> asyncio.StreamReader:
@@ -22,10 +30,24 @@ async def commands() -> asyncio.StreamReader:
     return reader
 
 
-async def trickle(agent: polynya.Agent) -> None:
-    async for candidate in agent.candidates():
-        say(candidate=str(candidate).removeprefix("candidate:"))
-    say(candidate=None)
+def describe(description: polynya.Description) -> None:
+    told = {"ufrag": description.ufrag, "password": description.password, "options": list(description.options)}
+    say(description={**told, "lite": description.lite})
+
+
+async def watch(agent: polynya.Agent) -> None:
+    """Tell what is to be signalled, from the start on and again after a restart, and what is nominated."""
+    describe(agent.description)
+    async for event in agent.events():
+        match event:
+            case LocalCandidateAdded():
+                say(candidate=str(event.candidate).removeprefix("candidate:"))
+            case LocalCandidatesEnded():
+                say(candidate=None)
+            case Restarted():
+                describe(agent.description)
+            case SelectedPairChanged(nominated=True) if event.pair is not None:
+                say(nominated=path(event.pair.local, event.pair.remote, relayed=event.pair.relayed))
 
 
 async def use(agent: polynya.Agent, connected: asyncio.Future[polynya.Connection]) -> None:
@@ -35,36 +57,50 @@ async def use(agent: polynya.Agent, connected: asyncio.Future[polynya.Connection
         say(failed=str(error), why=str(agent.why()))
         return
     connected.set_result(connection)
-    path = connection.path
-    say(connected={"local": list(path.local.address[:2]), "remote": list(path.remote.address[:2])})
+    way = connection.path
+    say(connected=path(way.local, way.remote, relayed=way.relayed))
     async for data in connection:
         say(received=data.hex())
+
+
+def set_remote(agent: polynya.Agent, told: dict[str, Any]) -> None:
+    agent.set_remote(
+        polynya.Description(
+            ufrag=told["ufrag"], password=told["password"], options=tuple(told["options"]), lite=told["lite"]
+        )
+    )
+    for text in told.get("candidates", ()):
+        add(agent, text)
+
+
+def add(agent: polynya.Agent, text: str | None) -> None:
+    agent.add_candidate(text and f"candidate:{text}")
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--controlling", action="store_true")
     parser.add_argument("--family", type=int, choices=[4, 6], required=True)
+    parser.add_argument("--lite", action="store_true")
+    parser.add_argument("--server", action="append", default=[])
     arguments = parser.parse_args()
-    async with polynya.Agent(controlling=arguments.controlling, families=(arguments.family,)) as agent:
-        own = agent.description
-        say(description={"ufrag": own.ufrag, "password": own.password, "options": list(own.options)})
+    ice = IceConfig(controlling=arguments.controlling, lite=arguments.lite)
+    async with polynya.Agent(ice=ice, families=(arguments.family,), servers=arguments.server) as agent:
         connected: asyncio.Future[polynya.Connection] = asyncio.get_running_loop().create_future()
-        tasks = [asyncio.create_task(trickle(agent))]
+        tasks = [asyncio.create_task(watch(agent))]
         reader = await commands()
         while line := await reader.readline():
             command = json.loads(line)
             if "description" in command:
-                remote = command["description"]
-                agent.set_remote(
-                    Description(ufrag=remote["ufrag"], password=remote["password"], options=tuple(remote["options"]))
-                )
-                tasks.append(asyncio.create_task(use(agent, connected)))
+                set_remote(agent, command["description"])
+                if len(tasks) == 1:
+                    tasks.append(asyncio.create_task(use(agent, connected)))
             elif "candidate" in command:
-                text = command["candidate"]
-                agent.add_candidate(text and f"candidate:{text}")
+                add(agent, command["candidate"])
             elif "send" in command:
                 (await connected).send(bytes.fromhex(command["send"]))
+            elif "restart" in command:
+                agent._driver.call(agent._session.restart)
             elif "why" in command:
                 say(why=str(agent.why()))
             elif "close" in command:

@@ -1,0 +1,170 @@
+"""What mkdocs asks for while it builds: reference text that is taken from the code, so that it cannot go stale.
+
+A line of its own in a page is replaced:
+
+    ::: polynya.Agent           the docstring of a class with its public methods, or of a function
+    ::: trace-kinds             the table of trace events and the fields that each must carry
+    ::: errors                  the tree of errors
+    ::: cli                     every command of `polynya` with its options
+    ::: states:polynya.ice.pairs.TRANSITIONS    a table of states, as the machine itself uses it
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+import typer.main
+
+from polynya.core import errors as error_tree
+from polynya.core.errors import PolynyaError
+from polynya.core.trace import KINDS
+
+DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace every directive of a page."""
+    return DIRECTIVE.sub(lambda match: render(match[1]), markdown)
+
+
+def render(directive: str) -> str:
+    """The Markdown that a directive stands for; raises for one that names nothing."""
+    special = {"trace-kinds": trace_kinds, "errors": errors, "cli": commands}
+    if directive in special:
+        return special[directive]()
+    if directive.startswith("states:"):
+        return states(directive.removeprefix("states:"))
+    module_name, _, name = directive.rpartition(".")
+    return "\n".join(document(name, getattr(importlib.import_module(module_name), name)))
+
+
+def document(name: str, thing: Any) -> Iterator[str]:
+    """A class with its public methods and properties, or a function."""
+    yield f"### `{name}`\n"
+    if inspect.isclass(thing):
+        if (signature := _signature(thing)) != "()":
+            yield f"```python\n{name}{signature}\n```\n"
+        yield _text(thing)
+        for member_name, member in vars(thing).items():
+            if member_name.startswith("_") or not inspect.getdoc(member):
+                continue
+            function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+            if isinstance(member, property):
+                yield f"\n**`{name}.{member_name}`**\n"
+            elif inspect.isroutine(function):
+                awaited = "await " if inspect.iscoroutinefunction(function) else ""
+                yield f"\n**`{awaited}{name}.{member_name}{' '.join(_signature(function).split())}`**\n"
+            else:
+                continue
+            yield _text(member)
+    else:
+        awaited = "await " if inspect.iscoroutinefunction(thing) else ""
+        yield f"```python\n{awaited}{name}{_signature(thing)}\n```\n"
+        yield _text(thing)
+
+
+def _signature(thing: Any) -> str:
+    """The parameters without `self`, as they are written in the code: long ones a line each."""
+    signature = inspect.signature(thing)
+    parts, star = [], False
+    for each in signature.parameters.values():
+        if each.name in {"self", "cls"}:
+            continue
+        if each.kind is each.KEYWORD_ONLY and not star:
+            parts.append("*")
+            star = True
+        parts.append(_parameter(each))
+    returned = _annotation(signature.return_annotation)
+    arrow = f" -> {returned}" if returned and returned != "None" and not inspect.isclass(thing) else ""
+    line = f"({', '.join(parts)}){arrow}"
+    return line if len(line) < 100 else "(\n" + "".join(f"    {part},\n" for part in parts) + f"){arrow}"
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    annotation = _annotation(parameter.annotation)
+    typed = f"{parameter.name}: {annotation}" if annotation else parameter.name
+    if parameter.default is parameter.empty:
+        return {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "") + typed
+    default = repr(parameter.default)
+    shown = "..." if default.startswith("<") else default
+    return f"{typed} = {shown}" if annotation else f"{typed}={shown}"
+
+
+def _annotation(annotation: Any) -> str:
+    if annotation is inspect.Signature.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def _text(thing: Any) -> str:
+    """A docstring as Markdown: indented blocks in it become code."""
+    if inspect.isclass(thing) and thing.__doc__ is None:
+        return ""
+    text = inspect.getdoc(thing) or ""
+    return f"{text}\n"
+
+
+def states(path: str) -> str:
+    """A dictionary state -> event -> next state as a table: a row for each state, a column for each event."""
+    module_name, _, name = path.rpartition(".")
+    table = getattr(importlib.import_module(module_name), name)
+    events = list(dict.fromkeys(event for row in table.values() for event in row))
+    lines = [f"| state | {' | '.join(_name(event) for event in events)} |", "|---" * (len(events) + 1) + "|"]
+    for state, row in table.items():
+        cells = [f"`{_name(row[event])}`" if event in row else "" for event in events]
+        lines.append(f"| `{_name(state)}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _name(thing: Any) -> str:
+    return str(getattr(thing, "value", thing))
+
+
+def trace_kinds() -> str:
+    """Every kind of trace event."""
+    rows = [
+        f"| `{kind}` | {', '.join(f'`{each}`' for each in sorted(fields)) or '-'} |" for kind, fields in KINDS.items()
+    ]
+    return "\n".join(["| kind | must carry |", "|---|---|", *rows])
+
+
+def errors() -> str:
+    """Every error, under the one it is a kind of."""
+
+    def lines(kind: type[Exception], depth: int) -> Iterator[str]:
+        yield f"{'    ' * depth}- `{kind.__name__}`: {inspect.cleandoc(kind.__doc__ or '').splitlines()[0]}"
+        for below in sorted(kind.__subclasses__(), key=lambda each: each.__name__):
+            if below.__module__ == error_tree.__name__:
+                yield from lines(below, depth + 1)
+
+    return "\n".join(lines(PolynyaError, 0))
+
+
+def commands() -> str:
+    """Every command of the command line, from what it says itself."""
+    root = typer.main.get_command(importlib.import_module("polynya.cli.app").app)
+    context = typer.Context(root, info_name="polynya")
+    return "\n".join(_command(context, root, name) for name in root.list_commands(context))
+
+
+def _command(parent: Any, group: Any, name: str) -> str:
+    command = group.get_command(parent, name)
+    if command.hidden:
+        return ""
+    context = typer.Context(command, info_name=name, parent=parent)
+    lines = [f"### `polynya {name}`\n", f"{inspect.cleandoc(command.help or '')}\n"]
+    rows = []
+    for parameter in command.get_params(context):
+        if getattr(parameter, "hidden", False):
+            continue
+        names = ", ".join(f"`{each}`" for each in (*parameter.opts, *parameter.secondary_opts))
+        text = " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
+        rows.append(f"| {names} | {text} |")
+    if rows:
+        lines += ["| option | |", "|---|---|", *rows, ""]
+    return "\n".join(lines)

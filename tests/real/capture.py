@@ -1,0 +1,116 @@
+"""Captures made and read by tshark: an opinion on our packets that is not ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.real.netns import Namespace
+
+FIELDS = {
+    "number": "frame.number", "time": "frame.time_epoch", "ip4": "ip.src", "ip4_to": "ip.dst", "ip6": "ipv6.src",
+    "ip6_to": "ipv6.dst", "port": "udp.srcport", "port_to": "udp.dstport", "type": "stun.type", "id": "stun.id",
+    "attributes": "stun.att.type", "payload": "udp.payload",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """A UDP datagram of a capture, with what tshark found in it."""
+
+    number: int
+    time: float
+    source: tuple[str, int]
+    destination: tuple[str, int]
+    payload: bytes
+    stun: int | None
+    """The STUN message type, class and method in one number; None when it is not STUN."""
+    transaction: str
+    attributes: tuple[int, ...]
+
+    @property
+    def flow(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        return self.source, self.destination
+
+
+@contextmanager
+def captured(where: Namespace, file: Path) -> Iterator[None]:
+    """Capture all that passes the namespace's loopback while the block runs."""
+    tshark = where.popen("tshark", "-n", "-q", "-i", "lo", "-w", file, stderr=subprocess.PIPE, text=True)
+    try:
+        assert tshark.stderr is not None
+        said = ""
+        while "Capturing on" not in said:
+            line = tshark.stderr.readline()
+            assert line, f"tshark ended: {said}"
+            said += line
+        # It says so just before it listens: a packet of ours that is in the file proves that it does.
+        _until_it_listens(where, file)
+        yield
+    finally:
+        tshark.terminate()
+        tshark.communicate(timeout=20)
+
+
+def _until_it_listens(where: Namespace, file: Path) -> None:
+    knock = (
+        "import socket, sys, time, pathlib\n"
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "for _ in range(200):\n"
+        "    s.sendto(b'knock knock', ('127.0.0.1', 9))\n"
+        "    time.sleep(0.05)\n"
+        "    if b'knock knock' in pathlib.Path(sys.argv[1]).read_bytes(): sys.exit(0)\n"
+        "sys.exit('tshark does not capture')\n"
+    )
+    where.run("python3", "-c", knock, file)
+
+
+def read(file: Path, display_filter: str) -> list[dict[str, Any]]:
+    """The packets that a display filter of tshark lets through, as it dissects them."""
+    done = subprocess.run(
+        ["tshark", "-n", "-r", str(file), "-Y", display_filter, "-T", "json"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+    return [packet["_source"]["layers"] for packet in found]
+
+
+def datagrams(file: Path) -> list[Datagram]:
+    """Every UDP datagram but the knocks that found out whether the capture runs."""
+    asked = [argument for field in FIELDS.values() for argument in ("-e", field)]
+    done = subprocess.run(
+        ["tshark", "-n", "-r", str(file), "-Y", "udp and not icmp and not udp.port == 9", "-T", "fields", *asked],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    rows = [dict(zip(FIELDS, line.split("\t"), strict=True)) for line in done.stdout.splitlines()]
+    return [
+        Datagram(
+            number=int(row["number"]),
+            time=float(row["time"]),
+            source=(row["ip4"] or row["ip6"], int(row["port"])),
+            destination=(row["ip4_to"] or row["ip6_to"], int(row["port_to"])),
+            payload=bytes.fromhex(row["payload"]),
+            stun=int(row["type"], 16) if row["type"] else None,
+            transaction=row["id"],
+            attributes=tuple(int(number, 16) for number in re.findall(r"0x[0-9a-f]+", row["attributes"])),
+        )
+        for row in rows
+    ]
+
+
+def tcp_payloads(file: Path) -> list[bytes]:
+    """What went over TCP, segment by segment, and what WebSocket frames say once unmasked."""
+    fields = ["tcp.payload", "websocket.payload.text", "data.data"]
+    asked = [argument for field in fields for argument in ("-e", field)]
+    done = subprocess.run(
+        ["tshark", "-n", "-r", str(file), "-Y", "tcp.len > 0", "-T", "fields", "-E", "separator=|", *asked],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    parts = [part for line in done.stdout.splitlines() for part in line.split("|")]
+    return [bytes.fromhex(part) if re.fullmatch(r"(?:[0-9a-f]{2})+", part) else part.encode() for part in parts if part]
