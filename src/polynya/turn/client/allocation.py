@@ -1,0 +1,407 @@
+"""The life of one allocation, and the flow and server that it lives by (RFC 8656, sections 7 and 8).
+
+    state      | opened     | flow gone | success   | 300       | 437       | refused, no answer | close
+    -----------+------------+-----------+-----------+-----------+-----------+--------------------+--------
+    NEW        |            |           |           |           |           |                    | CLOSED
+    OPENING    | ALLOCATING | FAILED    |           |           |           |                    | CLOSED
+    ALLOCATING |            | FAILED    | ALLOCATED | OPENING * | OPENING + | FAILED             | CLOSING
+    ALLOCATED  |            | LOST      | ALLOCATED | later     | LOST      | later, at last LOST | CLOSING
+    CLOSING    |            | CLOSED    | CLOSED #  | CLOSED    | CLOSED    | CLOSED             |
+    FAILED, LOST, CLOSED: nothing more happens
+
+    `start` leads from NEW to OPENING *
+    *  ALLOCATING at once where the flow serves: a UDP flow that is there, and a server of its family; at most 3 hops
+    +  with another port, at most 3 times; then FAILED
+    #  of the Refresh with lifetime 0; an Allocate that succeeds only now is freed first
+
+The flow is given by the owner, who then keeps and closes it, or is opened here. When the server says that the port is
+in use (437), or when it sends us to a server that the flow cannot reach (300), another one is opened here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, Final
+
+from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.errors import Attempt
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import Close, Open
+from polynya.core.timers import Timers
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.attributes import (
+    ADDITIONAL_ADDRESS_FAMILY,
+    ADDRESS_ERROR_CODE,
+    ALTERNATE_DOMAIN,
+    ALTERNATE_SERVER,
+    DONT_FRAGMENT,
+    EVEN_PORT,
+    LIFETIME,
+    REQUESTED_ADDRESS_FAMILY,
+    REQUESTED_TRANSPORT,
+    RESERVATION_TOKEN,
+    SOFTWARE,
+    UNKNOWN_ATTRIBUTES,
+    XOR_MAPPED_ADDRESS,
+    XOR_RELAYED_ADDRESS,
+    AddressError,
+    Attribute,
+)
+from polynya.stun.message import Message
+from polynya.stun.registry import ErrorCode, Method
+from polynya.turn.numbers import DEFAULT_LIFETIME, MAX_LIFETIME, UDP
+
+from .config import TurnConfig
+from .events import Allocated, AllocationFailed, Lost, Released, ServerChosen, TurnServer
+from .lifetimes import RETRY, renewal
+from .requests import Answer, Ask
+
+MAX_HOPS: Final = 3
+"""How often an ALTERNATE-SERVER is followed."""
+MAX_PORTS: Final = 3
+"""How often another port is tried after a 437."""
+CLOSE_PATIENCE: Final = 5 * SECOND
+"""For how long the answer to the last Refresh is waited for."""
+ALPN: Final = ("stun.turn",)
+"""RFC 7443."""
+UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # to send from, not to listen on
+
+AllocationEvent = ServerChosen | Allocated | AllocationFailed | Lost | Released
+
+
+class State(Enum):
+    NEW = "new"
+    OPENING = "opening"
+    ALLOCATING = "allocating"
+    ALLOCATED = "allocated"
+    CLOSING = "closing"
+    FAILED = "failed"
+    LOST = "lost"
+    CLOSED = "closed"
+
+
+ENDED: Final = (State.FAILED, State.LOST, State.CLOSED)
+
+TRANSITIONS: Final[Mapping[State, tuple[State, ...]]] = {
+    State.NEW: (State.OPENING, State.ALLOCATING, State.CLOSED),
+    State.OPENING: (State.ALLOCATING, State.FAILED, State.CLOSED),
+    State.ALLOCATING: (State.ALLOCATING, State.ALLOCATED, State.OPENING, State.FAILED, State.CLOSING, State.CLOSED),
+    State.ALLOCATED: (State.LOST, State.CLOSING),
+    State.CLOSING: (State.CLOSED,),
+    State.FAILED: (),
+    State.LOST: (),
+    State.CLOSED: (),
+}
+"""Where each state may go; the one writer holds to it."""
+
+
+class _Timer(Enum):
+    RENEW = "renew"
+    END = "the lifetime's end"
+    PATIENCE = "the last answer was waited for long enough"
+
+
+class Allocation:
+    """One allocation. Drained by the client: `asks`, then `outputs` (after the sends of the asks), then `events`."""
+
+    def __init__(
+        self, server: TurnServer, config: TurnConfig, *, flow_ids: FlowIds, flow: Flow | None, trace: Tracer = NO_TRACE
+    ) -> None:
+        self.state = State.NEW
+        self.server = server
+        self.flow = flow
+        self.relayed: tuple[Address, ...] = ()
+        self.mapped: Address | None = None
+        self.history: list[tuple[Instant, State, str]] = []
+        self.attempts: list[Attempt] = []
+        """What did not work, oldest first."""
+        self._config = config
+        self._flow_ids = flow_ids
+        self._trace = trace
+        self._ours = False
+        self._dont_fragment = config.dont_fragment
+        self._servers = [server]
+        self._ports = 0
+        self._ends = Instant(0)
+        self._timers: Timers[_Timer] = Timers()
+        self._asks: list[Ask] = []
+        self._outputs: list[Open | Close] = []
+        self._events: list[AllocationEvent] = []
+
+    # ---------------------------------------------------------------------------------------------------------- calls
+
+    def start(self, now: Instant) -> None:
+        if self.state is State.NEW:
+            self._approach("an allocation was asked for", now, fresh=self.flow is None)
+
+    def close(self, now: Instant, *, may_stand: bool) -> None:
+        """Free it. `may_stand`: an Allocate is under way that the server may have granted."""
+        if self.state is State.ALLOCATED:
+            self._become(State.CLOSING, "closed here", now)
+            self._timers.clear()
+            self._timers.set(_Timer.PATIENCE, Instant(now + CLOSE_PATIENCE))
+            self._asks.append(self._release())
+        elif self.state is State.ALLOCATING and may_stand:
+            self._become(State.CLOSING, "closed here while allocating", now)
+            self._timers.set(_Timer.PATIENCE, Instant(now + CLOSE_PATIENCE))
+        elif self.state in (State.NEW, State.OPENING, State.ALLOCATING):
+            self._released("closed here before there was an allocation", now)
+
+    def opened(self, flow: Flow, now: Instant) -> None:
+        """Our own flow is open."""
+        if self.state is State.OPENING and flow == self.flow:
+            self._allocate("its flow is open", now)
+
+    def flow_gone(self, reason: str, now: Instant) -> None:
+        """The flow was closed by the other side or the system, or could not be opened."""
+        self._ours = False
+        self._end(None, reason, now)
+
+    def gone(self, code: int | None, reason: str, now: Instant) -> None:
+        """Another part of the client was told that there is no allocation."""
+        if self.state is State.ALLOCATED:
+            self._end(code, reason, now)
+
+    # -------------------------------------------------------------------------------------------------------- machine
+
+    def answered(self, answer: Answer, now: Instant) -> None:
+        """The end of one of our requests."""
+        if answer.ask.method == Method.ALLOCATE:
+            self._allocate_answered(answer, now)
+        elif self.state is State.CLOSING:
+            if answer.ask.attributes[LIFETIME]:
+                return  # a refresh that was under way
+            freed = answer.ok or answer.code == ErrorCode.ALLOCATION_MISMATCH
+            self._released("the server has freed it" if freed else answer.reason, now)
+        elif self.state is State.ALLOCATED:
+            self._refresh_answered(answer, now)
+
+    def tick(self, now: Instant) -> None:
+        for timer in self._timers.due(now):
+            if timer is _Timer.RENEW:
+                self._asks.append(Ask(Method.REFRESH, {LIFETIME: self._config.lifetime // SECOND}))
+            elif timer is _Timer.END:
+                why = self.attempts[-1].reason if self.attempts else "it was not answered"
+                self._end(None, f"the allocation could not be refreshed before its lifetime ended: {why}", now)
+            else:
+                self._released(f"{self.server} did not say in time that it is freed", now)
+
+    def next_timer(self) -> Instant | None:
+        return self._timers.next()
+
+    def asks(self) -> list[Ask]:
+        drained, self._asks = self._asks, []
+        return drained
+
+    def outputs(self) -> list[Open | Close]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def events(self) -> list[AllocationEvent]:
+        drained, self._events = self._events, []
+        return drained
+
+    # ----------------------------------------------------------------------------------------------- flow and server
+
+    def _approach(self, reason: str, now: Instant, *, fresh: bool) -> None:
+        """Go to `self.server`: by the flow that there is, or by a fresh one."""
+        if fresh:
+            self._close_flow()
+            self.flow = self._flow_ids.new()
+            self._ours = True
+            self._become(State.OPENING, reason, now)
+            self._outputs.append(self._open(self.flow))
+        assert self.flow is not None
+        self._events.append(ServerChosen(flow=self.flow, server=self.server, reason=reason))
+        if not fresh:
+            self._allocate(reason, now)
+
+    def _open(self, flow: Flow) -> Open:
+        server, config = self.server, self._config
+        local = config.local if config.local is not None and config.local.family == server.address.family else None
+        if not server.transport.reliable:
+            local = local or UNSPECIFIED[server.address.family]
+            return Open(flow=flow, transport=server.transport, local=local, interface=config.interface)
+        return Open(
+            flow=flow,
+            transport=server.transport,
+            local=local,
+            remote=server.address,
+            interface=config.interface,
+            server_name=(server.name or server.address.host) if server.transport.secure else None,
+            alpn=ALPN if server.transport.secure else (),
+        )
+
+    def _close_flow(self) -> None:
+        if self._ours and self.flow is not None:
+            self._outputs.append(Close(flow=self.flow))
+        self._ours = False
+
+    # ------------------------------------------------------------------------------------------------------- allocate
+
+    def _allocate(self, reason: str, now: Instant) -> None:
+        self._become(State.ALLOCATING, reason, now)
+        config = self._config
+        values: dict[Attribute[Any], Any] = {REQUESTED_TRANSPORT: UDP}
+        if config.lifetime != DEFAULT_LIFETIME:
+            values[LIFETIME] = config.lifetime // SECOND
+        if len(config.families) > 1:
+            values[ADDITIONAL_ADDRESS_FAMILY] = IPV6
+        elif config.families[0] == IPV6 and config.reservation_token is None:
+            values[REQUESTED_ADDRESS_FAMILY] = IPV6
+        if config.even_port is not None:
+            values[EVEN_PORT] = config.even_port
+        if config.reservation_token is not None:
+            values[RESERVATION_TOKEN] = config.reservation_token
+        if self._dont_fragment:
+            values[DONT_FRAGMENT] = True
+        self._asks.append(Ask(Method.ALLOCATE, values))
+
+    def _allocate_answered(self, answer: Answer, now: Instant) -> None:
+        if self.state is State.CLOSING:
+            if answer.ok:
+                self._asks.append(self._release())
+            else:
+                self._released("there was no allocation after all", now)
+            return
+        if self.state is not State.ALLOCATING:
+            return
+        if answer.ok:
+            assert answer.message is not None
+            self._succeeded(answer.message, answer.sent_at, now)
+            return
+        self.attempts.append(Attempt(str(self.server), answer.reason))
+        message = answer.message
+        if answer.code == ErrorCode.TRY_ALTERNATE and message is not None:
+            self._try_alternate(message, answer, now)
+        elif answer.code == ErrorCode.ALLOCATION_MISMATCH and self._ports < MAX_PORTS:
+            self._ports += 1
+            self._approach("another port is tried: the server takes the last one for in use", now, fresh=True)
+        elif self._dont_fragment and message is not None and self._unknown(message, DONT_FRAGMENT):
+            self._dont_fragment = False
+            self._allocate("asked again without DONT-FRAGMENT, which the server does not know", now)
+        else:
+            self._end(answer.code, answer.reason, now)
+
+    @staticmethod
+    def _unknown(message: Message, attribute: Attribute[Any]) -> bool:
+        return attribute.number in (message.get(UNKNOWN_ATTRIBUTES) or ())
+
+    def _try_alternate(self, message: Message, answer: Answer, now: Instant) -> None:
+        """Go where the server sends us (RFC 8489, section 10), by the same transport."""
+        named = message.get(ALTERNATE_SERVER) or ()
+        known = [server.address for server in self._servers]
+        fresh = [address for address in named if address not in known and address.port]
+        fresh.sort(key=lambda address: address.family != self.server.address.family)
+        if len(self._servers) > MAX_HOPS:
+            self._end(answer.code, f"{answer.reason}; {MAX_HOPS} others did before", now)
+        elif not fresh:
+            self._end(answer.code, f"{answer.reason}, and names none that was not asked before", now)
+        else:
+            old, name = self.server, message.get(ALTERNATE_DOMAIN) or self.server.name
+            self.server = TurnServer(address=fresh[0], transport=old.transport, name=name)
+            self._servers.append(self.server)
+            serves = old.transport is Transport.UDP and old.address.family == self.server.address.family
+            self._approach(f"{old} sends us there", now, fresh=not serves)
+
+    def _succeeded(self, message: Message, sent_at: Instant, now: Instant) -> None:
+        families = self._config.families
+        given = message.get(XOR_RELAYED_ADDRESS) or ()
+        relayed = [address for family in families for address in given if address.family == family]
+        lifetime = self._lifetime(message)
+        if not relayed or not lifetime:
+            what = "a lifetime of zero" if relayed else "no relayed address that was asked for"
+            self._end(None, f"{self.server} answered with success and {what}", now)
+            return
+        self.relayed = tuple(relayed)
+        self.mapped = message.get(XOR_MAPPED_ADDRESS)
+        self._become(State.ALLOCATED, f"relayed at {', '.join(map(str, relayed))}", now)
+        self._granted(lifetime, sent_at)
+        assert self.flow is not None
+        self._events.append(
+            Allocated(
+                relayed=self.relayed,
+                mapped=self.mapped,
+                lifetime=lifetime // SECOND,
+                flow=self.flow,
+                server=self.server,
+                refused=self._refused_families(message),
+                reservation_token=message.get(RESERVATION_TOKEN),
+                dont_fragment=self._dont_fragment,
+                software=message.get(SOFTWARE) or "",
+            )
+        )
+
+    def _refused_families(self, message: Message) -> tuple[AddressError, ...]:
+        given = {address.family for address in self.relayed}
+        told = message.get(ADDRESS_ERROR_CODE)
+        silent = AddressError(0, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, "the server gave one family and no reason")
+        return tuple(
+            told if told is not None and told.family == family else silent._replace(family=family)
+            for family in self._config.families
+            if family not in given
+        )
+
+    # -------------------------------------------------------------------------------------------------------- refresh
+
+    def _refresh_answered(self, answer: Answer, now: Instant) -> None:
+        if answer.ok:
+            assert answer.message is not None
+            lifetime = self._lifetime(answer.message)
+            if lifetime:
+                self._granted(lifetime, answer.sent_at)
+            else:
+                self._end(None, f"{self.server} ended the allocation: it granted a lifetime of zero", now)
+        elif answer.code == ErrorCode.ALLOCATION_MISMATCH:
+            self._end(answer.code, answer.reason, now)
+        else:
+            self.attempts.append(Attempt(str(self.server), answer.reason))
+            self._timers.set(_Timer.RENEW, Instant(now + RETRY))
+
+    def _granted(self, lifetime: int, sent_at: Instant) -> None:
+        self._ends = Instant(sent_at + lifetime)
+        self._timers.set(_Timer.RENEW, Instant(sent_at + renewal(lifetime)))
+        self._timers.set(_Timer.END, self._ends)
+
+    @staticmethod
+    def _lifetime(message: Message) -> int:
+        """What was granted, nanoseconds; a server that promises more than an hour is asked within the hour."""
+        seconds = message.get(LIFETIME)
+        return DEFAULT_LIFETIME if seconds is None else min(seconds * SECOND, MAX_LIFETIME)
+
+    @staticmethod
+    def _release() -> Ask:
+        return Ask(Method.REFRESH, {LIFETIME: 0})
+
+    # ------------------------------------------------------------------------------------------------------------ end
+
+    def _end(self, code: int | None, reason: str, now: Instant) -> None:
+        """It failed, was lost, or is over as we wanted it to be."""
+        if self.state is State.ALLOCATED:
+            self._finish(State.LOST, reason, now)
+            self._events.append(Lost(code=code, reason=reason))
+        elif self.state is State.CLOSING:
+            self._released(reason, now)
+        elif self.state in (State.OPENING, State.ALLOCATING):
+            self._finish(State.FAILED, reason, now)
+            self._events.append(AllocationFailed(code=code, reason=reason, server=self.server))
+
+    def _released(self, reason: str, now: Instant) -> None:
+        self._finish(State.CLOSED, reason, now)
+        self._events.append(Released(reason=reason))
+
+    def _finish(self, state: State, reason: str, now: Instant) -> None:
+        self._become(state, reason, now)
+        self._timers.clear()
+        self._asks.clear()
+        self._close_flow()
+
+    def _become(self, state: State, reason: str, now: Instant) -> None:
+        """The one writer of `state`."""
+        assert state in TRANSITIONS[self.state], f"{self.state} does not become {state}"
+        self.state = state
+        self.history.append((now, state, reason))
+        if self._trace.enabled:
+            self._trace(now, "server", reason, server=str(self.server), state=state.value)

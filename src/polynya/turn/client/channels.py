@@ -1,0 +1,221 @@
+"""Channels: four bytes instead of thirty-six before each datagram (RFC 8656, sections 2.5 and 12).
+
+    state   | bind            | success       | refused, no answer   | renewal due | its end | rest over
+    --------+-----------------+---------------+----------------------+-------------+---------+----------
+    (none)  | ASKED           |               |                      |             |         |
+    ASKED   |                 | BOUND         | RESTING              |             |         |
+    BOUND   |                 | BOUND         | BOUND, later;        | asks again  | RESTING |
+            |                 |               | refused: RESTING     |             |         |
+    RESTING | ASKED, same     | BOUND         |                      |             |         | (none)
+            | number          |               |                      |             |         |
+
+What comes on a channel is taken from the moment that it is asked for: the server may use it before its answer is here.
+A number or a peer that was bound rests before it is bound to another; the same two may meet again at any time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from struct import Struct
+from typing import Any, Final
+
+from polynya.core.addresses import Address
+from polynya.core.instants import Instant
+from polynya.core.timers import Timers
+from polynya.stun.attributes import CHANNEL_NUMBER, XOR_PEER_ADDRESS, Attribute
+from polynya.stun.registry import Method
+from polynya.turn.numbers import CHANNEL_LIFETIME, CHANNEL_REST, FIRST_CHANNEL, LAST_CHANNEL
+
+from .events import ChannelBound, ChannelFailed
+from .lifetimes import RETRY, TEMPORARY, renewal
+from .requests import Answer, Ask
+
+COUNT: Final = LAST_CHANNEL - FIRST_CHANNEL + 1
+MAX_PAYLOAD: Final = 0xFFFF
+_HEADER: Final = Struct("!HH").pack
+_PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
+_NEVER: Final = Instant(0)
+
+
+class State(Enum):
+    ASKED = "asked"
+    BOUND = "bound"
+    RESTING = "resting"
+
+
+class _Timer(Enum):
+    RENEW = "renew"
+    END = "end"
+    REST = "rest"
+
+
+@dataclass(slots=True)
+class _Channel:
+    peer: Address
+    number: int
+    state: State = State.ASKED
+    ends: Instant = _NEVER
+
+
+class Channels:
+    """The channels of one allocation. Drained by the client: `asks`, then `events`."""
+
+    def __init__(self) -> None:
+        self.padded = False
+        """Whether frames are padded to four bytes: on a stream (section 12.5)."""
+        self._numbers: dict[Address, int] = {}
+        """Peers whose channel may be sent on."""
+        self._peers: dict[bytes, Address] = {}
+        """Whose data it is, by the two bytes that it begins with."""
+        self._by_number: dict[int, _Channel] = {}
+        self._by_peer: dict[Address, _Channel] = {}
+        self._last = LAST_CHANNEL
+        self._timers: Timers[tuple[_Timer, int]] = Timers()
+        self._asks: list[Ask] = []
+        self._events: list[ChannelBound | ChannelFailed] = []
+
+    # ---------------------------------------------------------------------------------------------------------- calls
+
+    def bind(self, peer: Address) -> None:
+        """Have a channel to this peer. Nothing happens when there is one, or one is asked for."""
+        channel = self._by_peer.get(peer)
+        if channel is None:
+            number = self._free_number()
+            if number is None:
+                reason = f"all {COUNT} channels of the allocation are bound or rest"
+                self._events.append(ChannelFailed(peer=peer, code=None, reason=reason))
+                return
+            channel = self._by_number[number] = self._by_peer[peer] = _Channel(peer, number)
+            self._peers[number.to_bytes(2, "big")] = peer
+        elif channel.state is State.RESTING:
+            channel.state = State.ASKED
+            self._timers.cancel((_Timer.REST, channel.number))
+        else:
+            return
+        self._ask(channel)
+
+    def forget(self, peer: Address, now: Instant) -> None:
+        """Renew it no more and send nothing on it."""
+        channel = self._by_peer.get(peer)
+        if channel is not None and channel.state is not State.RESTING:
+            self._rest(channel, now)
+
+    def clear(self) -> None:
+        """The allocation is gone."""
+        self._numbers.clear()
+        self._peers.clear()
+        self._by_number.clear()
+        self._by_peer.clear()
+        self._timers.clear()
+        self._asks.clear()
+
+    def __contains__(self, peer: object) -> bool:
+        """Whether there is a channel to this peer, was one lately, or one is asked for."""
+        return peer in self._by_peer
+
+    def states(self) -> dict[str, str]:
+        """Each peer with its channel and state, for `why()`."""
+        return {str(one.peer): f"{one.number:#06x} {one.state.value}" for one in self._by_number.values()}
+
+    # ----------------------------------------------------------------------------------------------------------- data
+
+    def wrap(self, peer: Address, data: bytes) -> bytes | None:
+        """The bytes that carry `data` to `peer`; None when it has no channel, or `data` is too long for one."""
+        number = self._numbers.get(peer)
+        size = len(data)
+        if number is None or size > MAX_PAYLOAD:
+            return None
+        if self.padded:
+            return _HEADER(number, size) + data + _PADDING[size & 3]
+        return _HEADER(number, size) + data
+
+    def unwrap(self, data: bytes) -> tuple[Address, bytes] | None:
+        """Peer and payload of what came from the server; None for what is not ChannelData of a channel of ours."""
+        peer = self._peers.get(data[:2])
+        if peer is None:
+            return None
+        size = len(data) - 4
+        stated = int.from_bytes(data[2:4], "big")
+        if stated == size:
+            return peer, data[4:]
+        return (peer, data[4 : 4 + stated]) if 0 <= stated < size else None
+
+    # -------------------------------------------------------------------------------------------------------- machine
+
+    def answered(self, answer: Answer, now: Instant) -> Address | None:
+        """The end of one of our requests; the peer, when its channel stands."""
+        channel = self._by_number.get(answer.ask.subject)
+        if channel is None:
+            return None
+        if channel.state is State.RESTING:
+            if answer.ok:
+                channel.ends = Instant(answer.sent_at + CHANNEL_LIFETIME)
+                self._timers.set((_Timer.REST, channel.number), Instant(channel.ends + CHANNEL_REST))
+            return None
+        if answer.ok:
+            self._bound(channel, answer.sent_at)
+            return channel.peer
+        if channel.state is State.BOUND and answer.code in TEMPORARY:
+            self._timers.set((_Timer.RENEW, channel.number), Instant(now + RETRY))
+            return None
+        self._rest(channel, now)
+        self._events.append(ChannelFailed(peer=channel.peer, code=answer.code, reason=answer.reason))
+        return None
+
+    def tick(self, now: Instant) -> None:
+        for timer, number in self._timers.due(now):
+            channel = self._by_number[number]
+            if timer is _Timer.RENEW:
+                self._ask(channel)
+            elif timer is _Timer.END:
+                self._rest(channel, now)
+                reason = f"the channel to {channel.peer} could not be renewed in time"
+                self._events.append(ChannelFailed(peer=channel.peer, code=None, reason=reason))
+            else:
+                del self._by_number[number], self._by_peer[channel.peer], self._peers[number.to_bytes(2, "big")]
+
+    def next_timer(self) -> Instant | None:
+        return self._timers.next()
+
+    def asks(self) -> list[Ask]:
+        drained, self._asks = self._asks, []
+        return drained
+
+    def events(self) -> list[ChannelBound | ChannelFailed]:
+        drained, self._events = self._events, []
+        return drained
+
+    # --------------------------------------------------------------------------------------------------------- inside
+
+    def _ask(self, channel: _Channel) -> None:
+        attributes: dict[Attribute[Any], Any] = {CHANNEL_NUMBER: channel.number, XOR_PEER_ADDRESS: (channel.peer,)}
+        self._asks.append(Ask(Method.CHANNEL_BIND, attributes, channel.number))
+
+    def _bound(self, channel: _Channel, sent_at: Instant) -> None:
+        if channel.state is State.ASKED:
+            channel.state = State.BOUND
+            self._numbers[channel.peer] = channel.number
+            self._events.append(ChannelBound(peer=channel.peer, number=channel.number))
+        channel.ends = Instant(sent_at + CHANNEL_LIFETIME)
+        self._timers.set((_Timer.RENEW, channel.number), Instant(sent_at + renewal(CHANNEL_LIFETIME)))
+        self._timers.set((_Timer.END, channel.number), channel.ends)
+
+    def _rest(self, channel: _Channel, now: Instant) -> None:
+        """What comes on it is still taken: the server may not have ended it yet."""
+        if channel.state is State.ASKED:  # whether the server has bound it is not known
+            channel.ends = Instant(now + CHANNEL_LIFETIME)
+        channel.state = State.RESTING
+        self._numbers.pop(channel.peer, None)
+        self._timers.cancel((_Timer.RENEW, channel.number))
+        self._timers.cancel((_Timer.END, channel.number))
+        self._timers.set((_Timer.REST, channel.number), Instant(channel.ends + CHANNEL_REST))
+
+    def _free_number(self) -> int | None:
+        """The next after the last one given out that neither is bound nor rests."""
+        if len(self._by_number) >= COUNT:
+            return None
+        while True:
+            self._last = self._last + 1 if self._last < LAST_CHANNEL else FIRST_CHANNEL
+            if self._last not in self._by_number:
+                return self._last

@@ -1,0 +1,347 @@
+"""The TURN client: one allocation on one server, its permissions and channels, and the data that goes through it.
+
+    Allocation    flow, server, Allocate, Refresh     Requests    signing, challenges, transactions
+    Permissions   CreatePermission                    Channels    ChannelBind
+    this file     finds whose a packet is, and moves the data
+
+Data goes by Send indications until a channel is bound, then by ChannelData, in the order of the calls: on a link that
+neither loses nor reorders, the switch does neither.
+
+A relay is itself a flow. Who composes clients with an ICE agent gives each relayed address a `Flow` of its own
+(`flow_ids.new()`); a `Send` on it to a peer is `client.send(peer, data, now)`, and a `RelayedData` of the client is a
+`Datagram` on it from `peer`. A packet is the client's when it came by `ServerChosen.flow` from `ServerChosen.server`.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from collections import Counter
+from collections.abc import Iterable
+
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+from polynya.core.flows import Flow, FlowIds
+from polynya.core.instants import Instant
+from polynya.core.machine import (
+    Closed,
+    Counters,
+    Datagram,
+    IcmpError,
+    Input,
+    Opened,
+    Output,
+    Send,
+    SendFailed,
+    StreamData,
+)
+from polynya.core.pacer import Pacer
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.framing import StreamFramer
+from polynya.stun.message import Message, Received, decode
+from polynya.stun.registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Method
+
+from .allocation import ENDED, Allocation, State
+from .channels import Channels
+from .config import TurnConfig
+from .credentials import Credentials
+from .events import CredentialsNeeded, PeerUnreachable, RelayedData, ServerChosen, TurnEvent, TurnServer
+from .indications import MAX_DATA, read_data_indication, send_indication
+from .keepalive import Keepalive
+from .permissions import Permissions
+from .report import TurnReport, turn_report
+from .requests import Answer, Requests
+
+
+class TurnClient:
+    """A machine: core inputs (or messages that were decoded already) in, core outputs out, `TurnEvent`s.
+
+    `flow` is a UDP flow of the owner's that is used and never closed; without it the client opens its own. `pacer` is
+    asked for a slot before each transaction.
+    """
+
+    def __init__(
+        self,
+        server: TurnServer,
+        config: TurnConfig | None = None,
+        *,
+        random: random_module.Random,
+        flow_ids: FlowIds,
+        flow: Flow | None = None,
+        credentials: Credentials | None = None,
+        pacer: Pacer | None = None,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        if flow is not None and server.transport.reliable:
+            raise ValueError("a stream to a TURN server is opened by its client: leave the flow out")
+        self.config = config or TurnConfig()
+        self._draw = random.randbytes
+        self._trace = trace
+        self._allocation = Allocation(server, self.config, flow_ids=flow_ids, flow=flow, trace=trace)
+        self._requests = Requests(credentials, random=random, schedule=self.config.schedule, pacer=pacer, trace=trace)
+        self._permissions = Permissions()
+        self._channels = Channels()
+        self.wrap = self._channels.wrap
+        """`wrap(peer, data)`: the bytes for the server that carry data by a bound channel, or None: to send fast."""
+        self.unwrap = self._channels.unwrap
+        """`unwrap(data)`: peer and payload of ChannelData from the server, or None: to receive fast."""
+        self._framer: StreamFramer | None = None
+        self._flow = Flow(0)
+        self._address = server.address
+        self._keepalive = Keepalive(self.config.keepalive)
+        self._counters: Counter[str] = Counter()
+        self._outputs: list[Output] = []
+        self._events: list[TurnEvent] = []
+
+    # ---------------------------------------------------------------------------------------------------------- calls
+
+    def start(self, now: Instant) -> None:
+        """Allocate. A second call changes nothing."""
+        self._allocation.start(now)
+        self._collect(now)
+
+    def permit(self, peers: Iterable[Address], now: Instant) -> None:
+        """Let these peers send to the relay, and us to them, until they are forgotten. Any port of a host will do.
+
+        Ends with `Permitted` or `PermissionFailed` for each. Before there is an allocation it is asked for later.
+        """
+        if self.state not in ENDED:
+            self._permissions.permit(peers)
+            self._collect(now)
+
+    def bind(self, peer: Address, now: Instant) -> None:
+        """Have a channel to this peer, and so its permission. Ends with `ChannelBound` or `ChannelFailed`."""
+        if self.state not in ENDED:
+            self._channels.bind(peer)
+            self._collect(now)
+
+    def forget(self, peer: Address, now: Instant) -> None:
+        """Renew neither the permission of this peer's host nor its channel, and take nothing from the host."""
+        self._permissions.forget(peer.host)
+        self._channels.forget(peer, now)
+
+    def set_credentials(self, credentials: Credentials, now: Instant) -> None:
+        """Sign with these from now on: the answer to `CredentialsNeeded`, or before the old ones expire."""
+        self._requests.set_credentials(credentials, now)
+        self._collect(now)
+
+    def close(self, now: Instant) -> None:
+        """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds."""
+        self._allocation.close(now, may_stand=self._requests.signed_under_way)
+        self._collect(now)
+
+    @property
+    def state(self) -> State:
+        return self._allocation.state
+
+    @property
+    def server(self) -> TurnServer:
+        """Who is asked now: after a 300 not the one that was given."""
+        return self._allocation.server
+
+    @property
+    def flow(self) -> Flow | None:
+        return self._allocation.flow
+
+    @property
+    def relayed(self) -> tuple[Address, ...]:
+        """The relayed addresses; empty before there is an allocation."""
+        return self._allocation.relayed
+
+    @property
+    def mapped(self) -> Address | None:
+        """Our address as the server sees it."""
+        return self._allocation.mapped
+
+    def permitted(self, peer: Address) -> bool:
+        """Whether data for this peer can be sent."""
+        return self.state is State.ALLOCATED and self._permissions.installed(peer.host)
+
+    def expects(self, flow: Flow, remote: Address) -> bool:
+        """Whether what comes by this flow from there is this client's."""
+        return flow == self._flow and remote == self._address
+
+    def owns_transaction(self, transaction_id: bytes) -> bool:
+        return self._requests.owns_transaction(transaction_id)
+
+    def why(self) -> TurnReport:
+        """What was done, what the server said, and what stands."""
+        return turn_report(
+            self._allocation,
+            permissions=self._permissions.states(),
+            channels=self._channels.states(),
+            counters=self.counters,
+        )
+
+    @property
+    def counters(self) -> Counters:
+        return {**self._requests.counters, **self._counters}
+
+    # ----------------------------------------------------------------------------------------------------------- data
+
+    def send(self, peer: Address, data: bytes, now: Instant, *, dont_fragment: bool = False) -> bool:
+        """Send a datagram to a peer; False, and counted, while the peer is not permitted or it is too long.
+
+        `dont_fragment` asks for the DF bit, which only a Send indication can carry.
+        """
+        frame = None if dont_fragment else self.wrap(peer, data)
+        if frame is None:
+            if not self.permitted(peer) or len(data) > MAX_DATA:
+                self._counters["not sent: too long" if len(data) > MAX_DATA else "not sent: no permission"] += 1
+                return False
+            frame = send_indication(self._draw(TRANSACTION_ID_LENGTH), peer, data, dont_fragment=dont_fragment)
+        if self._trace.enabled:
+            self._trace(now, "data", "relayed", flow=self._flow.id, remote=str(peer), length=len(data))
+        self._outputs.append(Send(self._flow, self._address, frame))
+        self._keepalive.spoke(now)
+        return True
+
+    # -------------------------------------------------------------------------------------------------------- machine
+
+    def receive(self, input: Input | Received, now: Instant) -> None:
+        """Take in what happened. What is not for this client is dropped and counted."""
+        match input:
+            case Datagram() | Received() if not self.expects(input.flow, input.remote):
+                self._counters["not from the server"] += 1
+            case Datagram():
+                self._frame(input.data, input.packet, now)
+            case Received():
+                self._message(input.message, input.packet, now)
+            case StreamData() if input.flow == self._flow and self._framer is not None:
+                self._stream(input.data, self._framer, now)
+            case Opened():
+                self._allocation.opened(input.flow, now)
+            case Closed() if input.flow == self._flow:
+                self._allocation.flow_gone(input.reason, now)
+            case IcmpError() | SendFailed() if input.flow == self._flow:
+                self._requests.failed(input, now)
+            case _:
+                pass
+        self._collect(now)
+
+    def tick(self, now: Instant) -> None:
+        self._requests.tick(now)
+        self._allocation.tick(now)
+        self._permissions.tick(now)
+        self._channels.tick(now)
+        quiet = self._keepalive.next_timer()
+        if quiet is not None and now >= quiet:
+            self._keepalive.spoke(now)
+            self._outputs.append(
+                Send(self._flow, self._address, self._keepalive.indication(self._draw(TRANSACTION_ID_LENGTH)))
+            )
+        self._collect(now)
+
+    def next_timer(self) -> Instant | None:
+        parts = (self._requests, self._allocation, self._permissions, self._channels, self._keepalive)
+        due = [part.next_timer() for part in parts]
+        return min((at for at in due if at is not None), default=None)
+
+    def outputs(self) -> list[Output]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def events(self) -> list[TurnEvent]:
+        drained, self._events = self._events, []
+        return drained
+
+    # -------------------------------------------------------------------------------------------------------- packets
+
+    def _stream(self, data: bytes, framer: StreamFramer, now: Instant) -> None:
+        for frame in framer.feed(data):
+            self._frame(frame, 0, now)
+        if framer.error is not None:
+            self._allocation.gone(None, f"{self.server} broke the stream's framing: {framer.error}", now)
+
+    def _frame(self, data: bytes, packet: int, now: Instant) -> None:
+        if data and data[0] >> 6 == 1:
+            unwrapped = self.unwrap(data)
+            if unwrapped is None:
+                self._drop("data on no channel of ours", packet, now)
+            else:
+                self._incoming(RelayedData(*unwrapped, packet), now)
+        else:
+            try:
+                self._message(decode(data), packet, now)
+            except DecodeError as error:
+                self._drop("malformed", packet, now, str(error))
+
+    def _message(self, message: Message, packet: int, now: Instant) -> None:
+        if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
+            self._requests.receive(message, self._flow, self._address, now)
+        elif message.cls is Class.INDICATION and message.method == Method.DATA:
+            found = read_data_indication(message, packet)
+            if found is not None:
+                self._incoming(found, now)
+            else:
+                self._drop("a Data indication without peer or data", packet, now)
+        else:
+            self._drop("neither an answer nor data", packet, now)
+
+    def _incoming(self, found: RelayedData | PeerUnreachable, now: Instant) -> None:
+        peer = found.peer
+        if self.state is not State.ALLOCATED or (peer.host not in self._permissions and peer not in self._channels):
+            self._drop("from a peer that was not permitted", 0, now)
+            return
+        if self._trace.enabled and isinstance(found, RelayedData):
+            self._trace(now, "data", "relayed", flow=self._flow.id, remote=str(peer), length=len(found.data))
+        self._events.append(found)
+
+    def _drop(self, what: str, packet: int, now: Instant, reason: str = "") -> None:
+        self._counters[what] += 1
+        if self._trace.enabled:
+            self._trace(now, "message-dropped", reason or what, remote=str(self._address), packet=packet)
+
+    # ---------------------------------------------------------------------------------------------------------- parts
+
+    def _collect(self, now: Instant) -> None:
+        """Hand asks to the requests and answers to whose they are, until all is quiet; then gather what came out."""
+        while True:
+            for event in self._allocation.events():
+                if isinstance(event, ServerChosen):
+                    self._aim(event)
+                self._events.append(event)
+            asks = self._allocation.asks()
+            if self.state is State.ALLOCATED:
+                asks += self._permissions.asks() + self._channels.asks()
+                if self._framer is None:
+                    self._keepalive.start(now)
+            for ask in asks:
+                self._requests.ask(ask, now)
+            answers = self._requests.events()
+            for answer in answers:
+                self._answered(answer, now)
+            if not asks and not answers:
+                break
+        if self.state in ENDED:
+            self._clear()
+        self._events += self._permissions.events()
+        self._events += self._channels.events()
+        self._outputs += self._requests.outputs()
+        self._outputs += self._allocation.outputs()
+
+    def _aim(self, chosen: ServerChosen) -> None:
+        self._flow, self._address = chosen.flow, chosen.server.address
+        self._framer = StreamFramer() if chosen.server.transport.reliable else None
+        self._channels.padded = self._framer is not None
+        self._requests.aim(chosen.flow, chosen.server)
+
+    def _answered(self, answer: Answer | CredentialsNeeded, now: Instant) -> None:
+        if isinstance(answer, CredentialsNeeded):
+            self._events.append(answer)
+            return
+        if answer.code == ErrorCode.ALLOCATION_MISMATCH:
+            self._allocation.gone(answer.code, answer.reason, now)
+        if answer.ask.method == Method.CREATE_PERMISSION:
+            self._permissions.answered(answer, now)
+        elif answer.ask.method == Method.CHANNEL_BIND:
+            peer = self._channels.answered(answer, now)
+            if peer is not None:
+                self._permissions.by_channel(peer, answer.sent_at)
+        else:
+            self._allocation.answered(answer, now)
+
+    def _clear(self) -> None:
+        self._keepalive.stop()
+        self._requests.clear()
+        self._permissions.clear()
+        self._channels.clear()

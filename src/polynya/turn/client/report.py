@@ -1,0 +1,60 @@
+"""`why()` of a TURN client: what it did, what the server said, and what stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from polynya.core.errors import Attempt
+from polynya.core.instants import Instant, in_seconds
+
+from .allocation import Allocation
+
+
+@dataclass(frozen=True, slots=True)
+class TurnReport:
+    """`data` is fit for JSON; `str()` is for people."""
+
+    data: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self.data))
+
+
+def turn_report(
+    allocation: Allocation, *, permissions: Mapping[str, str], channels: Mapping[str, str], counters: Mapping[str, int]
+) -> TurnReport:
+    """The whole client. Times are seconds since it was started."""
+    history = allocation.history
+    since = history[0][0] if history else Instant(0)
+    return TurnReport(
+        {
+            "state": allocation.state.value,
+            "server": str(allocation.server),
+            "flow": None if allocation.flow is None else str(allocation.flow),
+            "relayed": [str(address) for address in allocation.relayed],
+            "mapped": None if allocation.mapped is None else str(allocation.mapped),
+            "history": [
+                {"at": in_seconds(at - since), "state": state.value, "reason": reason} for at, state, reason in history
+            ],
+            "failures": _attempts(allocation.attempts),
+            "permissions": dict(permissions),
+            "channels": dict(channels),
+            "counters": dict(counters),
+        }
+    )
+
+
+def _attempts(attempts: Iterable[Attempt]) -> list[dict[str, str]]:
+    return [{"what": attempt.what, "reason": attempt.reason} for attempt in attempts]
+
+
+def _lines(data: dict[str, Any]) -> list[str]:
+    relayed = f", relayed at {', '.join(data['relayed'])}" if data["relayed"] else ""
+    lines = [f"{data['state']}: {data['server']}{relayed}"]
+    lines += [f"  {step['at']:8.3f} s  {step['state']}: {step['reason']}" for step in data["history"]]
+    lines += [f"  failed: {attempt['reason']}" for attempt in data["failures"]]
+    lines += [f"  permission for {host}: {state}" for host, state in data["permissions"].items()]
+    lines += [f"  channel to {peer}: {state}" for peer, state in data["channels"].items()]
+    return lines

@@ -1,0 +1,257 @@
+"""The requests of a TURN client: signed, paced, sent again when challenged, and their answers checked.
+
+    asked --> (slot of the pacer) --> sent --> success, refusal         an Answer
+                                       |  ^
+                       401, 438, 441   |  |  signed with what was learnt, at most MAX_TRIES times
+                                       v  |
+                                    waiting for credentials            CredentialsNeeded, until they are set
+
+An answer that is not signed as its request was is as good as none (RFC 8489, section 9.2.5): over UDP the request goes
+on being sent; over a stream, where no other answer can come, it has failed. What it said is told with the failure.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.instants import Instant
+from polynya.core.machine import Closed, Counters, IcmpError, Send, SendFailed
+from polynya.core.pacer import Pacer
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.attributes import ERROR_CODE, Attribute, StunError
+from polynya.stun.message import Message
+from polynya.stun.registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Method
+from polynya.stun.transactions import RELIABLE, UNRELIABLE, ClientTransaction, Schedule, Transactions
+
+from .credentials import Authentication, Credentials, Signature, Verdict
+from .events import CredentialsNeeded, TurnServer
+from .explain import refusal
+
+MAX_TRIES: Final = 6
+"""How often one request is made in all: the first, a challenge, a new realm, and nonces that go stale meanwhile."""
+
+
+@dataclass(slots=True)
+class Ask:
+    """One thing that is asked of the server, in as many transactions as its challenges make necessary."""
+
+    method: Method
+    attributes: dict[Attribute[Any], Any]
+    subject: Any = None
+    """What it is about, for whoever asked."""
+    tries: int = 0
+    signature: Signature | None = None
+    note: str = ""
+    """What an answer said that could not be believed."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """The end of an `Ask`: the success response in `message`, or a refusal, or `code` None when no answer came."""
+
+    ask: Ask
+    message: Message | None
+    code: int | None
+    reason: str
+    sent_at: Instant
+    """When the transaction that was answered began: no lifetime that the server granted began before."""
+
+    @property
+    def ok(self) -> bool:
+        return self.message is not None and self.code is None
+
+
+class Requests:
+    """Asks one server by one flow at a time."""
+
+    def __init__(
+        self,
+        credentials: Credentials | None,
+        *,
+        random: random_module.Random,
+        schedule: Schedule = UNRELIABLE,
+        pacer: Pacer | None = None,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        self._authentication = Authentication(credentials)
+        self._random = random
+        self._udp_schedule = schedule
+        self._schedule = schedule
+        self._pacer = pacer
+        self._transactions: Transactions[Ask] = Transactions(trace)
+        self._flow = Flow(0)
+        self._server: TurnServer | None = None
+        self._paced: deque[tuple[Instant, Ask]] = deque()
+        self._parked: list[Ask] = []
+        self._counters: Counter[str] = Counter()
+        self._events: list[Answer | CredentialsNeeded] = []
+
+    # ---------------------------------------------------------------------------------------------------------- calls
+
+    def aim(self, flow: Flow, server: TurnServer) -> None:
+        """Ask this server by this flow from now on. What is under way is forgotten."""
+        self.clear()
+        if self._server is None or server.address != self._server.address:
+            self._authentication.forget()
+        self._flow, self._server = flow, server
+        self._schedule = RELIABLE if server.transport.reliable else self._udp_schedule
+
+    def ask(self, ask: Ask, now: Instant) -> None:
+        """Send the request as soon as the pacer has a slot."""
+        slot = self._pacer.reserve(now) if self._pacer is not None else now
+        if slot > now or self._paced:
+            self._paced.append((slot, ask))
+        else:
+            self._send(ask, now)
+
+    def set_credentials(self, credentials: Credentials, now: Instant) -> None:
+        """Sign with these from now on; what waits for them is sent."""
+        self._authentication.set_credentials(credentials)
+        parked, self._parked = self._parked, []
+        for ask in parked:
+            ask.tries = 1
+            self.ask(ask, now)
+
+    def clear(self) -> None:
+        """Forget all that is under way."""
+        self._transactions.clear()
+        self._paced.clear()
+        self._parked.clear()
+
+    @property
+    def credentials(self) -> Credentials | None:
+        return self._authentication.credentials
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something waits for credentials."""
+        return bool(self._parked)
+
+    @property
+    def signed_under_way(self) -> bool:
+        """Whether a signed request is not answered yet."""
+        return any(transaction.context.signature for transaction in self._transactions.by_id.values())
+
+    def owns_transaction(self, transaction_id: bytes) -> bool:
+        return transaction_id in self._transactions
+
+    # -------------------------------------------------------------------------------------------------------- machine
+
+    def receive(self, message: Message, flow: Flow, remote: Address, now: Instant) -> None:
+        """Take a response; one that does not fit is dropped and counted."""
+        transaction = self._transactions.match(message.transaction_id, flow, remote)
+        if transaction is None:
+            return
+        ask = transaction.context
+        if message.method != ask.method:
+            self._counters["answers to another method"] += 1
+            return
+        error = message.get(ERROR_CODE) if message.cls is Class.ERROR else None
+        if error is not None and error.code in (ErrorCode.UNAUTHENTICATED, ErrorCode.STALE_NONCE):
+            self._challenged(transaction, message, error, now)
+        elif ask.signature is not None and not ask.signature.verifies(message):
+            self._unbelievable(transaction, error, now)
+        elif (
+            error is not None
+            and error.code == ErrorCode.WRONG_CREDENTIALS
+            and ask.tries < MAX_TRIES
+            and self._authentication.revert(ask.signature)
+        ):
+            self._transactions.answer(transaction, now)
+            self.ask(ask, now)
+        else:
+            self._transactions.answer(transaction, now)
+            self._end(transaction, message, error)
+
+    def failed(self, input: IcmpError | SendFailed | Closed, now: Instant) -> None:
+        """A send was refused, an ICMP error came back, or the flow is gone."""
+        self._transactions.receive(input, now)
+        self._collect()
+
+    def tick(self, now: Instant) -> None:
+        while self._paced and self._paced[0][0] <= now:
+            self._send(self._paced.popleft()[1], now)
+        self._transactions.tick(now)
+        self._collect()
+
+    def next_timer(self) -> Instant | None:
+        due = self._transactions.next_timer()
+        if self._paced:
+            slot = self._paced[0][0]
+            return slot if due is None else min(slot, due)
+        return due
+
+    def outputs(self) -> list[Send]:
+        return self._transactions.outputs()
+
+    def events(self) -> list[Answer | CredentialsNeeded]:
+        drained, self._events = self._events, []
+        return drained
+
+    @property
+    def counters(self) -> Counters:
+        return {**self._transactions.counters, **self._counters}
+
+    # --------------------------------------------------------------------------------------------------------- inside
+
+    def _send(self, ask: Ask, now: Instant) -> None:
+        assert self._server is not None, "aim comes first"
+        transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
+        message = Message.request(ask.method, transaction_id, ask.attributes)
+        data, ask.signature = self._authentication.sign(message)
+        ask.tries += 1
+        self._transactions.start(
+            transaction_id, data, self._flow, self._server.address, now, context=ask, schedule=self._schedule
+        )
+
+    def _challenged(
+        self, transaction: ClientTransaction[Ask], message: Message, error: StunError, now: Instant
+    ) -> None:  # fmt: skip
+        self._transactions.answer(transaction, now)
+        ask = transaction.context
+        self._counters[f"challenges {error.code}"] += 1
+        verdict = self._authentication.challenged(message, error.code, ask.signature)
+        if verdict is Verdict.WAIT:
+            if not self._parked:
+                reason = f"{self._server}: {self._authentication.reason}"
+                self._events.append(CredentialsNeeded(realm=self._authentication.realm or "", reason=reason))
+            self._parked.append(ask)
+        elif verdict is Verdict.FAIL:
+            reason = f"{self._server}: {self._authentication.reason}"
+            self._events.append(Answer(ask, None, error.code, reason, transaction.started))
+        elif ask.tries >= MAX_TRIES:
+            self._end(transaction, message, error)
+        else:
+            self.ask(ask, now)
+
+    def _unbelievable(self, transaction: ClientTransaction[Ask], error: StunError | None, now: Instant) -> None:
+        ask = transaction.context
+        self._counters["answers not signed as agreed"] += 1
+        ask.note = f"an answer that was not signed as agreed said {error or 'success'}"
+        if self._schedule is RELIABLE:
+            self._transactions.answer(transaction, now)
+            self._events.append(Answer(ask, None, None, f"{self._server}: {ask.note}", transaction.started))
+
+    def _end(self, transaction: ClientTransaction[Ask], message: Message, error: StunError | None) -> None:
+        ask = transaction.context
+        if message.cls is Class.ERROR:
+            if error is None:
+                error = StunError(ErrorCode.BAD_REQUEST, "no reason given")
+            answer = Answer(ask, message, error.code, refusal(self._server, ask.method, error), transaction.started)
+        elif message.unknown_required:
+            numbers = ", ".join(f"{number:#06x}" for number in message.unknown_required)
+            reason = f"{self._server} answered with attributes that are not known: {numbers}"
+            answer = Answer(ask, None, None, reason, transaction.started)
+        else:
+            answer = Answer(ask, message, None, "", transaction.started)
+        self._events.append(answer)
+
+    def _collect(self) -> None:
+        for ended in self._transactions.events():
+            note = f"; {ended.context.note}" if ended.context.note else ""
+            self._events.append(Answer(ended.context, None, None, ended.reason + note, Instant(0)))
