@@ -9,6 +9,7 @@ import typer
 from polynya import __version__
 
 from .connect import connect
+from .demo import demo
 from .gather import gather
 from .serve import serve
 
@@ -37,6 +38,7 @@ def root(
     """Connects two programs across NATs and firewalls."""
 
 
+app.command()(demo)
 app.command()(serve)
 app.command()(gather)
 app.command()(connect)

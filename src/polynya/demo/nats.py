@@ -51,6 +51,11 @@ class Table:
     def connected(self) -> int:
         return sum(cell.row.connected for cell in self.cells)
 
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The runs that are not as the rules imply, as sentences."""
+        return tuple(f"{each.row.first} with {each.row.second}: {each.differs}" for each in self.cells if each.differs)
+
     def as_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
         return {
@@ -58,9 +63,7 @@ class Table:
             "runs": len(self.cells),
             "connected": self.connected,
             "as_the_rules_imply": self.ok,
-            "differing": [
-                f"{cell.row.first} with {cell.row.second}: {cell.differs}" for cell in self.cells if cell.differs
-            ],
+            "differing": list(self.differing),
             "seconds": self.seconds,
             "seed": self.seed,
             "cells": [cell.as_dict() for cell in self.cells],

@@ -67,8 +67,9 @@ class PeerPicture:
                 self._first(f"gathering {told['new']}", event.at)
                 self.state = "gathering" if self.state == "starting" else self.state
             case "agent":
-                self.state = told["new"]
-                self._first(self.state, event.at)
+                self._first(told["new"], event.at)
+                if told["new"] != "closed":  # what it came to is what is to be seen at the end
+                    self.state = told["new"]
             case "role":
                 self.role = told["new"]
             case "candidate" if told["side"] == "local":
