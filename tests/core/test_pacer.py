@@ -73,3 +73,28 @@ def test_a_lab_may_switch_pacing_off_but_not_turn_it_around() -> None:
     assert [pacer.reserve(Instant(7)) for _ in range(3)] == [7, 7, 7]
     with pytest.raises(ValueError, match="zero or more"):
         Pacer(-1)
+
+
+def test_one_who_was_late_keeps_the_next_one_waiting() -> None:
+    """A busy process acts at 14 on the slots 0 and 10 of two agents: the second one has to wait until 24."""
+    pacer = Pacer(10)
+    first, second = pacer.reserve(Instant(0)), pacer.reserve(Instant(0))
+    assert max(first, pacer.free_at) <= 14
+    pacer.used(Instant(14))
+    assert max(second, pacer.free_at) == 24
+    assert pacer.reserve(Instant(14)) == 24
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12 * MILLISECOND)), min_size=1, max_size=40))
+def test_owners_that_ask_and_tell_start_apart_however_late_they_are(steps: list[tuple[int, int]]) -> None:
+    pacer, now, slots, started = Pacer(), 0, dict[int, int](), list[int]()
+    for owner, later in steps:
+        now += later
+        if owner not in slots:
+            slots[owner] = pacer.reserve(Instant(now))
+        for each, slot in list(slots.items()):
+            if max(slot, pacer.free_at) <= now:
+                pacer.used(Instant(now))
+                started.append(now)
+                del slots[each]
+    assert all(later - earlier >= pacer.interval for earlier, later in pairwise(started))

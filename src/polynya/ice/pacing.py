@@ -33,10 +33,12 @@ class Pacing:
         if not self._reserved:
             self._at = self._pacer.reserve(now)
             self._reserved = True
+        self._at = max(self._at, self._pacer.free_at)  # another's slot may have been used late
         return self._at <= now
 
     def used(self, now: Instant) -> None:
         """A check was sent."""
+        self._pacer.used(now)
         self._last = now
         self._at = None
         self._reserved = False
