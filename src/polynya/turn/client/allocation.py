@@ -335,7 +335,7 @@ class Allocation:
         )
 
     def _refused_families(self, message: Message) -> tuple[AddressError, ...]:
-        given = {address.family for address in self.relayed}
+        given = tuple(address.family for address in self.relayed)
         told = message.get(ADDRESS_ERROR_CODE)
         silent = AddressError(0, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, "the server gave one family and no reason")
         return tuple(

@@ -8,13 +8,13 @@ from typing import Any, Final
 from polynya.core.addresses import IPV6, Address
 from polynya.core.machine import IcmpKind
 from polynya.stun.attributes import DATA, DONT_FRAGMENT, ICMP, XOR_PEER_ADDRESS, Attribute, IcmpValue
-from polynya.stun.message import Message
+from polynya.stun.message import MAX_ATTRIBUTES, Message
 from polynya.stun.registry import Method
 
 from .events import PeerUnreachable, RelayedData
 
-MAX_DATA: Final = 0xFFFF - 64
-"""Bytes of data that surely fit an indication."""
+MAX_DATA: Final = MAX_ATTRIBUTES - 40
+"""Bytes of data that fit an indication, with the peer's address and DONT-FRAGMENT."""
 
 _KINDS4: Final[Mapping[tuple[int, int], IcmpKind]] = {
     (3, 0): IcmpKind.NET_UNREACHABLE,

@@ -15,8 +15,16 @@ from polynya.stun.registry import ErrorCode
 MARGIN: Final = 100 * SECOND
 RETRY: Final = 5 * SECOND
 """The pause after a renewal that failed; there is one every so often until the end."""
-TEMPORARY: Final = frozenset({None, ErrorCode.SERVER_ERROR, ErrorCode.INSUFFICIENT_CAPACITY})
-"""Failures (None: no answer) after which the same request may succeed."""
+TEMPORARY: Final = frozenset(
+    {
+        None,
+        ErrorCode.UNAUTHENTICATED,
+        ErrorCode.STALE_NONCE,
+        ErrorCode.SERVER_ERROR,
+        ErrorCode.INSUFFICIENT_CAPACITY,
+    }
+)
+"""Failures after which the same request may succeed. None is no answer; a challenge that fails may be a forged one."""
 
 
 def renewal(lifetime: int) -> int:
