@@ -7,7 +7,17 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.instants import MILLISECOND
-from polynya.core.machine import Close, Closed, IcmpError, IcmpKind, Interface, InterfaceAddress, Open, Send
+from polynya.core.machine import (
+    Close,
+    Closed,
+    IcmpError,
+    IcmpKind,
+    Interface,
+    InterfaceAddress,
+    InterfacesChanged,
+    Open,
+    Send,
+)
 from polynya.ice.candidates import CandidateType
 from polynya.ice.config import IceConfig
 from polynya.ice.events import LocalCandidateAdded
@@ -226,3 +236,39 @@ def test_a_nat_that_maps_one_to_one_is_told_by_a_rule(bench) -> None:
 def test_a_rule_that_names_no_address_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="not an IP address"):
         SessionConfig(ice=IceConfig(controlling=True), external={"10.0.0.2": "example.org"})
+
+
+def test_a_new_interface_is_gathered_on_and_the_agent_restarts(bench) -> None:
+    """A host that moves to another network (RFC 8445, section 9): new sockets, new credentials, servers asked anew."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    [question] = b.take(Send)
+    b.answer_question(question, MAPPED)
+    b.advance(0.1)
+    before = b.session.agent.local_description
+    b.events.clear()
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0, WLAN0)), b.now)
+    b.drain()
+    assert b.session.agent.local_description.ufrag != before.ufrag
+    b.answer_opens()
+    b.advance(0.02)
+    assert len(b.take(Send)) == 2, "the server is asked from the old socket and from the new one"
+    assert [candidate[1].host for candidate in candidates(b)] == ["10.0.0.2", "198.51.100.7", "10.9.0.2"]
+
+
+def test_an_address_that_is_gone_takes_its_socket_along(bench) -> None:
+    b = bench()
+    b.start(ETH0, WLAN0)
+    [eth_flow, _] = b.session.gathering.bases
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(WLAN0,)), b.now)
+    b.drain()
+    assert b.take(Close) == [Close(flow=eth_flow)]
+    assert [local.base.host for local in b.session.agent.local_candidates()] == ["10.9.0.2"]
+
+
+def test_interfaces_that_did_not_change_restart_nothing(bench) -> None:
+    b = bench()
+    b.start(ETH0)
+    before = b.session.agent.local_description
+    assert not b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0,)), b.now)
+    assert b.session.agent.local_description == before

@@ -2,6 +2,8 @@
 
                 start                     all opened, all asked, all answered or given up
     NEW ----------------> GATHERING ----------------------------------------------------> COMPLETE
+                              ^                    the host's addresses changed              |
+                              +--------------------------------------------------------------+
 
 Servers are asked at the pace of the process (RFC 8445, section 14), in parallel, and none is waited for: candidates are
 told as they come. One answer starts a grace period for the others; with no answer at all gathering ends after a
@@ -14,7 +16,7 @@ it open (RFC 8445, sections 5.1.1.4 and 11).
 from __future__ import annotations
 
 import random as random_module
-from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,19 +33,18 @@ from polynya.core.machine import (
     Output,
     Resolve,
     Resolved,
-    Send,
     SendFailed,
 )
 from polynya.core.pacer import Pacer
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
-from polynya.stun.message import Message, Received
-from polynya.stun.probe import BindingProbe, ProbeEnded
-from polynya.stun.registry import Method
+from polynya.stun.message import Received
+from polynya.stun.probe import ProbeEnded
 from polynya.stun.uris import StunUri
 
 from .interfaces import Refused, choose_addresses
 from .options import HostAddress, SessionConfig
+from .questions import Questions
 
 
 class GatheringState(Enum):
@@ -97,10 +98,8 @@ class ServerAnswer:
 
 
 class _Timer(Enum):
-    PACE = "the next question's slot"
     PATIENCE = "no server has answered"
     GRACE = "the others had their time"
-    KEEPALIVE = "a mapping must be kept open"
 
 
 class Gathering:
@@ -120,10 +119,9 @@ class Gathering:
         self.refused: tuple[Refused, ...] = ()
         self.bases: dict[Flow, BaseOpened] = {}
         self._config = config
-        self._random = random
-        self._pacer = pacer
         self._flow_ids = flow_ids
         self._trace = trace
+        self._questions = Questions(keepalive=config.keepalive, random=random, pacer=pacer, trace=trace.of("stun"))
         self._timers: Timers[_Timer] = Timers()
         self._components = tuple(
             (stream, component)
@@ -133,9 +131,6 @@ class Gathering:
         self._opening: dict[Flow, tuple[HostAddress, int, int]] = {}
         self._resolving: dict[Resolve, StunUri] = {}
         self._servers: dict[Address, str] = {}
-        self._waiting: deque[tuple[Flow, Address]] = deque()
-        self._probes: dict[tuple[Flow, Address], BindingProbe] = {}
-        self._mappings: dict[tuple[Flow, Address], Address] = {}
         self._outputs: list[Output] = []
         self._events: list[GatheringEvent] = []
 
@@ -147,13 +142,7 @@ class Gathering:
             raise RuntimeError("gathering has been started")
         chosen, self.refused = choose_addresses(interfaces.interfaces, self._config)
         self._change(GatheringState.GATHERING, f"{len(chosen)} local addresses to gather on", now)
-        for host in chosen:
-            for stream, component in self._components:
-                flow = self._flow_ids.new()
-                self._opening[flow] = (host, stream, component)
-                self._outputs.append(
-                    Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports)
-                )
+        self._open(chosen)
         for token, uri in enumerate(self._config.stun_servers):
             query = Resolve(name=uri.host, token=token)
             self._resolving[query] = uri
@@ -161,17 +150,45 @@ class Gathering:
         self._timers.set(_Timer.PATIENCE, Instant(now + self._config.patience))
         self._finish_if_done(now)
 
+    def update(self, interfaces: InterfacesChanged, now: Instant) -> list[Flow] | None:
+        """Follow a change of the host's addresses; the flows that went with theirs, or None where nothing changed.
+
+        Every server is asked anew, from the old sockets too: a changed network maps them differently.
+        """
+        if self.state is GatheringState.NEW:
+            raise RuntimeError("gathering has not been started")
+        chosen, self.refused = choose_addresses(interfaces.interfaces, self._config)
+        standing = [base.host.address for base in self.bases.values()] + [
+            host[0].address for host in self._opening.values()
+        ]
+        addresses = [host.address for host in chosen]
+        gone = [flow for flow, base in self.bases.items() if base.host.address not in addresses]
+        new = [host for host in chosen if host.address not in standing]
+        if not gone and not new:
+            return None
+        self._change(
+            GatheringState.GATHERING, f"{len(new)} local addresses are new, {len(gone)} sockets lost theirs", now
+        )
+        for flow in gone:
+            self._outputs.append(Close(flow=flow))
+            self._questions.forget(flow)
+            del self.bases[flow]
+        self._open(new)
+        for base in self.bases.values():
+            self._ask_all(base, now)
+        self._timers.set(_Timer.PATIENCE, Instant(now + self._config.patience))
+        self._finish_if_done(now)
+        return gone
+
     def stop_keepalives(self) -> None:
         """A pair was nominated: checks and consent keep its path open, the other mappings may go."""
-        self._mappings.clear()
-        self._timers.cancel(_Timer.KEEPALIVE)
+        self._questions.stop_keeping()
 
     def close(self) -> None:
         """Close every socket and forget every question."""
         self._timers.clear()
-        self._probes.clear()
-        self._waiting.clear()
-        self._mappings.clear()
+        self._questions.abandon()
+        self._questions.stop_keeping()
         self._resolving.clear()
         self._outputs += [Close(flow=flow) for flow in (*self._opening, *self.bases)]
         self._opening.clear()
@@ -179,14 +196,15 @@ class Gathering:
 
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` belongs to a question asked here."""
-        return (flow, remote) in self._probes
+        return self._questions.expects(flow, remote)
 
     # ------------------------------------------------------------------------------------------------------ machine
 
     def receive(self, input: GatheringInput, now: Instant) -> None:
         match input:
             case Received() | IcmpError() | SendFailed():
-                self._probe_receives(input, now)
+                self._questions.receive(input, now)
+                self._collect(now)
             case Opened():
                 self._base_opened(input, now)
             case Closed():
@@ -198,28 +216,17 @@ class Gathering:
                     self.start(input, now)
 
     def tick(self, now: Instant) -> None:
+        self._questions.tick(now)
+        self._collect(now)
         for timer in self._timers.due(now):
-            match timer:
-                case _Timer.PACE:
-                    self._ask_next(now)
-                case _Timer.PATIENCE | _Timer.GRACE:
-                    self._give_up(timer, now)
-                case _Timer.KEEPALIVE:
-                    self._keep_mappings(now)
-        for key, probe in list(self._probes.items()):
-            due = probe.next_timer()
-            if due is not None and due <= now:
-                probe.tick(now)
-                self._collect(key, probe, now)
+            self._give_up(timer, now)
 
     def next_timer(self) -> Instant | None:
-        due = [at for probe in self._probes.values() if (at := probe.next_timer()) is not None]
-        if (own := self._timers.next()) is not None:
-            due.append(own)
-        return min(due, default=None)
+        due = (self._timers.next(), self._questions.next_timer())
+        return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
+        drained, self._outputs = [*self._outputs, *self._questions.outputs()], []
         return drained
 
     def events(self) -> list[GatheringEvent]:
@@ -227,6 +234,16 @@ class Gathering:
         return drained
 
     # --------------------------------------------------------------------------------------------- bases and servers
+
+    def _open(self, hosts: Iterable[HostAddress]) -> None:
+        """Ask for a socket on each address, for each component."""
+        for host in hosts:
+            for stream, component in self._components:
+                flow = self._flow_ids.new()
+                self._opening[flow] = (host, stream, component)
+                self._outputs.append(
+                    Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports)
+                )
 
     def _base_opened(self, opened: Opened, now: Instant) -> None:
         opening = self._opening.pop(opened.flow, None)
@@ -236,9 +253,7 @@ class Gathering:
         base = BaseOpened(flow=opened.flow, host=host, local=opened.local, stream=stream, component=component)
         self.bases[opened.flow] = base
         self._events.append(base)
-        for server in self._servers:
-            self._plan(base, server)
-        self._arm(now)
+        self._ask_all(base, now)
         self._finish_if_done(now)
 
     def _base_failed(self, closed: Closed, now: Instant) -> None:
@@ -249,10 +264,7 @@ class Gathering:
             return
         refusal = Refused(interface=host.interface, host=host.address.host, reason=closed.reason)
         self.refused = (*self.refused, refusal)
-        self._waiting = deque(entry for entry in self._waiting if entry[0] != closed.flow)
-        for table in (self._probes, self._mappings):
-            for key in [key for key in table if key[0] == closed.flow]:
-                del table[key]
+        self._questions.forget(closed.flow)
         self._finish_if_done(now)
 
     def _resolved(self, resolved: Resolved, now: Instant) -> None:
@@ -271,55 +283,27 @@ class Gathering:
             families.add(server.family)
             self._servers[server] = str(uri)
             for base in self.bases.values():
-                self._plan(base, server)
-        self._arm(now)
+                self._ask(base, server, now)
         self._finish_if_done(now)
 
     # ------------------------------------------------------------------------------------------------------- asking
 
-    def _plan(self, base: BaseOpened, server: Address) -> None:
-        """Queue a question where an answer is possible: one family, and both or neither on loopback."""
+    def _ask_all(self, base: BaseOpened, now: Instant) -> None:
+        for server in self._servers:
+            self._ask(base, server, now)
+
+    def _ask(self, base: BaseOpened, server: Address, now: Instant) -> None:
+        """Ask where an answer is possible: in one family, and both or neither on loopback."""
         local, remote = scope(base.local.host), scope(server.host)
         same_reach = (local == "loopback") == (remote == "loopback") and (local != "link-local" or remote == local)
         if base.local.family == server.family and same_reach:
-            self._waiting.append((base.flow, server))
+            self._questions.ask(base.flow, server, now)
 
-    def _arm(self, now: Instant) -> None:
-        if self._waiting and _Timer.PACE not in self._timers and self.state is GatheringState.GATHERING:
-            slot = self._pacer.reserve(now)
-            self._timers.set(_Timer.PACE, slot)
-            if slot <= now:
-                self._timers.cancel(_Timer.PACE)
-                self._ask_next(now)
+    def _collect(self, now: Instant) -> None:
+        for ended in self._questions.events():
+            self._answered(ended, now)
 
-    def _ask_next(self, now: Instant) -> None:
-        if self._waiting:
-            flow, server = self._waiting.popleft()
-            probe = BindingProbe(flow=flow, server=server, random=self._random, trace=self._trace.of("stun"))
-            self._probes[flow, server] = probe
-            probe.start(now)
-            self._collect((flow, server), probe, now)
-        self._arm(now)
-
-    def _probe_receives(self, input: Received | IcmpError | SendFailed, now: Instant) -> None:
-        key = (input.flow, input.remote)
-        probe = self._probes.get(key)
-        if probe is not None:
-            probe.receive(input, now)
-            self._collect(key, probe, now)
-
-    def _collect(self, key: tuple[Flow, Address], probe: BindingProbe, now: Instant) -> None:
-        for send in probe.outputs():
-            self._outputs.append(send)
-            if (send.flow, send.remote) != key and key in self._probes:
-                del self._probes[key]  # sent on to an alternate server (RFC 8489, section 10)
-                key = (send.flow, send.remote)
-                self._probes[key] = probe
-        for ended in probe.events():
-            self._probes.pop(key, None)
-            self._probe_ended(key, ended, now)
-
-    def _probe_ended(self, key: tuple[Flow, Address], ended: ProbeEnded, now: Instant) -> None:
+    def _answered(self, ended: ProbeEnded, now: Instant) -> None:
         base = self.bases.get(ended.flow)
         if base is None:
             return
@@ -332,31 +316,20 @@ class Gathering:
         if ended.mapped is not None and self.state is GatheringState.GATHERING:
             self._events.append(MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server))
             if ended.mapped != base.local:
-                self._mappings[key] = ended.mapped
-                if _Timer.KEEPALIVE not in self._timers:
-                    self._timers.set(_Timer.KEEPALIVE, Instant(now + self._config.keepalive))
+                self._questions.keep(ended.flow, ended.server, now)
             self._timers.cancel(_Timer.PATIENCE)
             self._timers.set(_Timer.GRACE, Instant(now + self._config.grace))
         self._finish_if_done(now)
-
-    def _keep_mappings(self, now: Instant) -> None:
-        for flow, server in self._mappings:
-            indication = Message.indication(Method.BINDING, self._random.randbytes(12))
-            self._outputs.append(Send(flow, server, indication.encode(fingerprint=True)))
-        if self._mappings:
-            self._timers.set(_Timer.KEEPALIVE, Instant(now + self._config.keepalive))
 
     # ----------------------------------------------------------------------------------------------------- the end
 
     def _give_up(self, timer: _Timer, now: Instant) -> None:
         wait = self._config.patience if timer is _Timer.PATIENCE else self._config.grace
         since = "gathering began" if timer is _Timer.PATIENCE else "the last answer came"
-        for flow, server in self._probes:
+        for flow, server in self._questions.abandon():
             if (base := self.bases.get(flow)) is not None:
                 reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
                 self.answers.append(ServerAnswer(server=str(server), base=base.local, reason=reason))
-        self._probes.clear()
-        self._waiting.clear()
         self._abandon_opening()
         self._resolving.clear()
         self._finish_if_done(now)
@@ -371,7 +344,7 @@ class Gathering:
         self._opening.clear()
 
     def _finish_if_done(self, now: Instant) -> None:
-        pending = self._opening or self._resolving or self._waiting or self._probes
+        pending = self._opening or self._resolving or self._questions.open
         if self.state is not GatheringState.GATHERING or pending:
             return
         self._timers.cancel(_Timer.PATIENCE)

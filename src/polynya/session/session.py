@@ -115,6 +115,26 @@ class Session:
         self.agent.set_controlling(controlling, now)
         self._collect(now)
 
+    def restart(self, now: Instant) -> Description:
+        """Begin a new generation with the candidates there are (RFC 8445, section 9); signal what is returned."""
+        description = self.agent.restart(now)
+        self._collect(now)
+        return description
+
+    def interfaces_changed(self, interfaces: InterfacesChanged, now: Instant) -> bool:
+        """The host's interfaces are others now: gather anew and restart; False where no address in use changed.
+
+        The restart is told as `Restarted`; its description and candidates are to be signalled like the first ones.
+        """
+        gone = self.gathering.update(interfaces, now)
+        if gone is None:
+            return False
+        for flow in gone:
+            self.agent.receive(Closed(flow=flow, reason="its address is gone from this host"), now)
+        self.agent.restart(now, more_to_come=True)
+        self._collect(now)
+        return True
+
     def send(self, data: bytes, now: Instant, stream: int = 0, component: int = 1) -> bool:
         """Send application data on the component's selected pair; False while there is none."""
         target = self._selected.get((stream, component))
@@ -155,6 +175,8 @@ class Session:
                     self.agent.receive(input, now)
             case Closed():
                 self.gathering.receive(input, now)
+                self.agent.receive(input, now)
+            case Resolved() if self.agent.expects(input.query):
                 self.agent.receive(input, now)
             case Opened() | Resolved() | InterfacesChanged():
                 self.gathering.receive(input, now)

@@ -1,0 +1,158 @@
+"""Asking STUN servers what they see, at the pace of the process, and keeping what they saw open.
+
+Every question is a Binding probe from one flow to one server; a new one starts in each slot of the pacer (RFC 8445,
+section 14). An answer is found by the flow and the server it comes from. A mapping that is kept gets a Binding
+indication every Tr (RFC 8445, sections 5.1.1.4 and 11).
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from collections import deque
+from enum import Enum
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.instants import Instant
+from polynya.core.machine import IcmpError, Send, SendFailed
+from polynya.core.pacer import Pacer
+from polynya.core.timers import Timers
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.message import Message, Received
+from polynya.stun.probe import BindingProbe, ProbeEnded
+from polynya.stun.registry import TRANSACTION_ID_LENGTH, Method
+
+Path = tuple[Flow, Address]
+
+
+class _Timer(Enum):
+    PACE = "the next question's slot"
+    KEEPALIVE = "mappings must be kept open"
+
+
+class Questions:
+    """A machine: answers in, `Send` out, a `ProbeEnded` for each question."""
+
+    def __init__(self, *, keepalive: int, random: random_module.Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
+        self._interval = keepalive
+        self._random = random
+        self._pacer = pacer
+        self._trace = trace
+        self._timers: Timers[_Timer] = Timers()
+        self._waiting: deque[Path] = deque()
+        self._probes: dict[Path, BindingProbe] = {}
+        self._kept: dict[Path, None] = {}
+        self._outputs: list[Send] = []
+        self._events: list[ProbeEnded] = []
+
+    # -------------------------------------------------------------------------------------------------------- calls
+
+    def ask(self, flow: Flow, server: Address, now: Instant) -> None:
+        """Ask `server` by `flow` in the next slot that is free."""
+        self._waiting.append((flow, server))
+        self._arm(now)
+
+    def keep(self, flow: Flow, server: Address, now: Instant) -> None:
+        """Keep the mapping that `server` saw open."""
+        self._kept[flow, server] = None
+        if _Timer.KEEPALIVE not in self._timers:
+            self._timers.set(_Timer.KEEPALIVE, Instant(now + self._interval))
+
+    def stop_keeping(self) -> None:
+        """Let every mapping go."""
+        self._kept.clear()
+        self._timers.cancel(_Timer.KEEPALIVE)
+
+    def forget(self, flow: Flow) -> None:
+        """A flow is gone: so are its questions and mappings."""
+        self._waiting = deque(path for path in self._waiting if path[0] != flow)
+        self._probes = {path: probe for path, probe in self._probes.items() if path[0] != flow}
+        self._kept = {path: None for path in self._kept if path[0] != flow}
+
+    def abandon(self) -> list[Path]:
+        """Wait for no answer any more; the questions that had none."""
+        unanswered = [*self._probes, *self._waiting]
+        self._probes.clear()
+        self._waiting.clear()
+        self._timers.cancel(_Timer.PACE)
+        return unanswered
+
+    @property
+    def open(self) -> bool:
+        """Whether a question is waiting for its slot or its answer."""
+        return bool(self._waiting or self._probes)
+
+    def expects(self, flow: Flow, remote: Address) -> bool:
+        """Whether a response from `remote` on `flow` belongs to a question."""
+        return (flow, remote) in self._probes
+
+    # ------------------------------------------------------------------------------------------------------ machine
+
+    def receive(self, input: Received | IcmpError | SendFailed, now: Instant) -> None:
+        path = (input.flow, input.remote)
+        probe = self._probes.get(path)
+        if probe is not None:
+            probe.receive(input, now)
+            self._collect(path, probe)
+
+    def tick(self, now: Instant) -> None:
+        for timer in self._timers.due(now):
+            if timer is _Timer.PACE:
+                self._ask_next(now)
+                self._arm(now)
+            else:
+                self._keep_all(now)
+        for path, probe in list(self._probes.items()):
+            due = probe.next_timer()
+            if due is not None and due <= now:
+                probe.tick(now)
+                self._collect(path, probe)
+
+    def next_timer(self) -> Instant | None:
+        due = [self._timers.next(), *(probe.next_timer() for probe in self._probes.values())]
+        return min((at for at in due if at is not None), default=None)
+
+    def outputs(self) -> list[Send]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def events(self) -> list[ProbeEnded]:
+        drained, self._events = self._events, []
+        return drained
+
+    # ------------------------------------------------------------------------------------------------------- asking
+
+    def _arm(self, now: Instant) -> None:
+        """Reserve slots, one at a time, and use at once what is free at once."""
+        while self._waiting and _Timer.PACE not in self._timers:
+            slot = self._pacer.reserve(now)
+            if slot > now:
+                self._timers.set(_Timer.PACE, slot)
+            else:
+                self._ask_next(now)
+
+    def _ask_next(self, now: Instant) -> None:
+        if self._waiting:
+            flow, server = path = self._waiting.popleft()
+            probe = BindingProbe(flow=flow, server=server, random=self._random, trace=self._trace)
+            self._probes[path] = probe
+            probe.start(now)
+            self._collect(path, probe)
+
+    def _collect(self, path: Path, probe: BindingProbe) -> None:
+        for send in probe.outputs():
+            self._outputs.append(send)
+            if (send.flow, send.remote) != path:  # sent on to an alternate server (RFC 8489, section 10)
+                self._probes.pop(path, None)
+                path = (send.flow, send.remote)
+                self._probes[path] = probe
+        for ended in probe.events():
+            self._probes.pop(path, None)
+            self._events.append(ended)
+
+    def _keep_all(self, now: Instant) -> None:
+        for flow, server in self._kept:
+            indication = Message.indication(Method.BINDING, self._random.randbytes(TRANSACTION_ID_LENGTH))
+            self._outputs.append(Send(flow, server, indication.encode(fingerprint=True)))
+        if self._kept:
+            self._timers.set(_Timer.KEEPALIVE, Instant(now + self._interval))
