@@ -1,0 +1,136 @@
+"""The demo in a network namespace of its own: its files beside what the kernel saw, and hosts that lack something."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polynya.aio import clock
+from polynya.core.pacer import MINIMUM_INTERVAL
+from polynya.core.trace import TraceEvent, read_trace
+from tests.real.capture import Datagram, captured, datagrams
+from tests.real.netns import Namespace, ip, namespace
+
+pytestmark = [pytest.mark.root, pytest.mark.peer("ip"), pytest.mark.usefixtures("free_of_leftovers")]
+
+CLOCKS_APART = 0.001
+"""Seconds by which the time of day, which captures tell, and our clock may have moved apart during a run."""
+DEMO = [sys.executable, "-m", "polynya", "demo", "--json"]
+
+
+def demo(where: Namespace, *arguments: str | Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(where.run(*DEMO, *map(str, arguments), timeout=60).stdout)
+    assert document["ok"], document["faults"]
+    return document
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One run as it was told by itself and as it was captured. Times of the trace are those of the day, in seconds."""
+
+    document: dict[str, Any]
+    events: list[TraceEvent]
+    epoch: int
+    written: list[Datagram]
+    captured: list[Datagram]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    folder = tmp_path_factory.mktemp("demo")
+    trace, written, wire = folder / "trace.jsonl", folder / "written.pcapng", folder / "wire.pcapng"
+    with namespace("demo") as here, captured(here, wire):
+        epoch = time.time_ns() - clock.now()
+        document = demo(here, "--trace", trace, "--pcap", written)
+    with trace.open(encoding="utf-8") as file:
+        events = read_trace(file)
+    return Seen(document, events, epoch, datagrams(written), datagrams(wire))
+
+
+def key(datagram: Datagram) -> tuple[Any, ...]:
+    return datagram.source, datagram.destination, datagram.payload
+
+
+@pytest.mark.peer("tshark")
+def test_the_written_packets_are_those_that_the_kernel_saw(seen: Seen) -> None:
+    """What goes between the peers is written by both, what they and the server say to each other by one."""
+    servers = {_place(text) for text in seen.document["meeting"]["server"]["stun"]}
+    on_the_wire = Counter(key(each) for each in seen.captured)
+    expected: Counter[tuple[Any, ...]] = Counter()
+    for each, count in on_the_wire.items():
+        expected[each] = count if {each[0], each[1]} & servers else 2 * count
+    assert Counter(key(each) for each in seen.written) == expected
+    assert sum(each.stun is None for each in seen.captured) == 40
+
+
+@pytest.mark.peer("tshark")
+def test_no_new_transaction_is_on_the_wire_before_its_time_and_the_times_keep_the_pace(seen: Seen) -> None:
+    """RFC 8445, section 14.2. The machines' own instants are exact and at least 5 ms apart.
+
+    What the kernel captures comes later by what it takes to get there: a gap on the wire can be shorter than 5 ms by
+    as much as the earlier packet was held up. That is why each packet is compared with its own instant instead.
+    """
+    wire: dict[str, float] = {}
+    for each in seen.captured:
+        wire.setdefault(each.transaction.replace(":", ""), each.time)
+    for node in ("alice", "bob"):
+        began = [
+            event
+            for event in seen.events
+            if event.node == node and event.kind == "transaction" and event.fields["state"] == "sent"
+            if event.fields["sends"] == 1
+        ]
+        assert len(began) >= 4, "questions to the server on two addresses, and checks"
+        assert all(later.at - earlier.at >= MINIMUM_INTERVAL for earlier, later in pairwise(began))
+        for event in began:
+            decided = (event.at + seen.epoch) / 1e9
+            left = wire[str(event.fields["transaction"])]
+            assert left >= decided - CLOCKS_APART, f"{event} was on the wire {decided - left} s before"
+
+
+def test_a_host_with_nothing_but_loopback_and_without_ipv6_is_enough() -> None:
+    with namespace("v4only") as here:
+        here.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1")
+        assert "inet6" not in here.ip("address", "show")
+        document = demo(here, "--messages", "2")
+    meeting = document["meeting"]
+    assert len(meeting["server"]["stun"]) == 1
+    for peer in meeting["peers"].values():
+        assert [pair["local_address"].partition(":")[0] for pair in peer["pairs"]] == ["127.0.0.1"]
+
+
+def test_other_addresses_of_the_host_are_left_alone() -> None:
+    """Also such as stand on the loopback interface itself."""
+    with namespace("more") as here:
+        here.ip("address", "add", "192.0.2.7/32", "dev", "lo")
+        here.ip("link", "add", "pn0", "type", "dummy")
+        here.ip("address", "add", "198.51.100.7/24", "dev", "pn0")
+        here.ip("link", "set", "pn0", "up")
+        document = demo(here, "--messages", "2")
+    text = json.dumps([peer["candidates"] for peer in document["meeting"]["peers"].values()])
+    assert "127.0.0.1" in text and "192.0.2.7" not in text and "198.51.100.7" not in text
+
+
+def test_a_host_whose_loopback_is_down_is_told_so_in_time(tmp_path: Path) -> None:
+    with namespace("down") as here:
+        ip("-n", here.name, "link", "set", "lo", "down")
+        code = f"{here.command(*DEMO, '--timeout', '2')!r}"
+        text = (
+            f"import subprocess; r = subprocess.run({code}, capture_output=True); print(r.returncode); print(r.stderr)"
+        )
+        done = here.run(sys.executable, "-c", text.replace(repr("ip"), repr("ip"), 1))
+    assert done.stdout.split()[0] in {"1", "2"}, done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def _place(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
