@@ -341,3 +341,61 @@ def test_why_names_every_transition_with_its_reason_and_no_secret() -> None:
             assert b.description.password not in str(report) + str(report.data)
 
     asyncio.run(main())
+
+
+def test_a_restart_keeps_the_connection_and_moves_it_to_the_new_generation() -> None:
+    """aiortc/aiortc#211, #1367: restart by either side, with data flowing all the while."""
+
+    async def main() -> None:
+        async with local_agent(controlling=True) as a, local_agent(controlling=False) as b:
+            a.set_remote(b.description)
+            b.set_remote(a.description)
+            _, _, here, there = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
+            await asyncio.gather(here.nominated(), there.nominated())
+            for restarting, other in ((a, b), (b, a)):
+                old = restarting.description
+                new = restarting.restart()
+                assert (new.ufrag, new.generation) != (old.ufrag, old.generation)
+                here.send(b"in between")
+                assert await there.recv() == b"in between"
+                other.set_remote(new)
+                restarting.set_remote(other.description)
+                assert other.description.generation == new.generation
+                await asyncio.gather(tell_all(a, b), tell_all(b, a))
+                async with asyncio.timeout(10):
+                    while any(agent.state is not AgentState.COMPLETED for agent in (a, b)):  # noqa: ASYNC110  # of two
+                        await asyncio.sleep(0.01)  # real sockets
+                here.send(b"after")
+                assert await there.recv() == b"after"
+
+    asyncio.run(main())
+
+
+def test_components_have_connections_of_their_own() -> None:
+    async def main() -> None:
+        async def side(controlling: bool) -> polynya.Agent:
+            ice = IceConfig(controlling=controlling, components=(2,))
+            return local_agent(ice=ice, families=(4,))
+
+        async with await side(True) as a, await side(False) as b:
+            a.set_remote(b.description)
+            b.set_remote(a.description)
+            await asyncio.gather(tell_all(a, b), tell_all(b, a))
+            for component in (1, 2):
+                here, there = await asyncio.gather(
+                    a.connect(10, component=component), b.connect(10, component=component)
+                )
+                here.send(b"component %d" % component)
+                assert await there.recv() == b"component %d" % component
+
+    asyncio.run(main())
+
+
+def test_interfaces_that_stayed_as_they_are_restart_nothing() -> None:
+    async def main() -> None:
+        async with local_agent() as agent:
+            before = agent.description
+            assert not agent.interfaces_changed()
+            assert agent.description == before
+
+    asyncio.run(main())

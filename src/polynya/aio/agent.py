@@ -7,10 +7,10 @@ import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from polynya.core.addresses import Address
-from polynya.core.errors import ConfigurationError, ConnectError, DecodeError, UsageError
+from polynya.core.errors import Attempt, ConfigurationError, ConnectError, DecodeError, UsageError
 from polynya.core.flows import FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
@@ -25,6 +25,7 @@ from polynya.ice.events import (
     LocalCandidateAdded,
     RemoteAuthenticated,
     RemoteRevoked,
+    Restarted,
     SelectedPairChanged,
 )
 from polynya.ice.pairs import PairView
@@ -145,7 +146,6 @@ class Agent:
             connection._end("the agent was closed")  # a connection is its agent's part
         self._wake()
         if driver is not None:
-            driver.close_now()
             await driver.aclose()
 
     # ---------------------------------------------------------------------------------------------------- signaling
@@ -167,10 +167,15 @@ class Agent:
         self._driver.call(self._session.set_controlling, controlling)
 
     async def candidates(self, stream: int = 0) -> AsyncIterator[Candidate]:
-        """The candidates of a stream as they are found, from the first one on; ends when gathering has ended."""
+        """The candidates of a stream as they are found, from the first one on; ends when gathering has ended.
+
+        After a restart they are told again, for the new generation.
+        """
         self._running()
-        told = 0
+        told, generation = 0, self.description.generation
         while True:
+            if generation != self.description.generation:
+                told, generation = 0, self.description.generation
             while told < len(self._candidates):
                 told += 1
                 of, candidate = self._candidates[told - 1]
@@ -199,6 +204,23 @@ class Agent:
         driver = self._running()
         driver.call(lambda now: self._session.add_remote(candidate, now, stream))
 
+    # ------------------------------------------------------------------------------------------------------ restart
+
+    def restart(self) -> Description:
+        """Begin anew with new credentials (RFC 8445, section 9); signal what is returned, and `candidates()` again.
+
+        Connections stay and go on over the old pair until a new one is nominated. When the other side restarts, giving
+        its new description to `set_remote` does the same here: a `Restarted` event tells to signal `description` anew.
+        """
+        return self._running().call(self._session.restart)
+
+    def interfaces_changed(self) -> bool:
+        """Look at the interfaces of this host again: if addresses came or went, gather on them and restart.
+
+        Returns whether it restarted; then signal `description` and `candidates()` as after `restart`.
+        """
+        return self._running().call(self._session.interfaces_changed, InterfacesChanged(interfaces=list_interfaces()))
+
     # --------------------------------------------------------------------------------------------------- connecting
 
     async def connect(self, timeout: float | None = None, *, stream: int = 0, component: int = 1) -> Connection:
@@ -218,8 +240,7 @@ class Agent:
                     self._running()
                     await self._changed()
         except TimeoutError:
-            attempts = self._session.agent.attempts()
-            raise ConnectError(f"no pair worked within {timeout:g} s", attempts) from None
+            raise ConnectError(f"no pair worked within {timeout:g} s", self.attempts()) from None
         return connection
 
     # ------------------------------------------------------------------------------------------------------- seeing
@@ -232,9 +253,17 @@ class Agent:
         """Every pair as it is now, by priority."""
         return self._session.agent.pairs()
 
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every pair that does not work, and why."""
+        return self._session.agent.attempts()
+
     def why(self) -> SessionReport:
         """Why it is as it is: what was gathered and what not, and each pair with every transition's reason."""
         return self._session.why()
+
+    def pair_stats(self) -> list[dict[str, Any]]:
+        """Each pair in the terms of W3C's webrtc-stats, where those exist."""
+        return self._session.agent.pair_stats()
 
     def stats(self) -> dict[str, int]:
         """What was counted since the start: by the agent, by what found each packet's machine, and by the sockets."""
@@ -266,6 +295,9 @@ class Agent:
             case DataReceived():
                 self._connection(event.stream, event.component)._deliver(event.data)
                 return
+            case Restarted():
+                self._candidates.clear()
+                self._failure = None
             case LocalCandidateAdded():
                 self._candidates.append((event.local.stream, event.candidate))
             case RemoteAuthenticated():

@@ -212,7 +212,7 @@ class Meeting:
     def _out_of_time(self, timeout: float) -> ConnectError:
         if not self.peer or self.agent is None:
             return ConnectError(f"nobody came to the room {self.signaling.room!r} within {timeout:g} s")
-        return ConnectError(f"no connection within {timeout:g} s", self.agent._session.agent.attempts())
+        return ConnectError(f"no connection within {timeout:g} s", self.agent.attempts())
 
     # -------------------------------------------------------------------------------------------------------- hearing
 
