@@ -1,0 +1,1 @@
+"""Data planes of the TURN server: the contract, the portable plane, and the choice between planes."""

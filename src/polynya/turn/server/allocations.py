@@ -1,0 +1,220 @@
+"""The allocations, by client and by relay, and what they count towards.
+
+nothing --claim--> OPENING --every relay is open--> LIVE --Refresh 0, expiry, loss--> FREEING --every relay is
+free--> nothing; the claim on the quota is held until then
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Final
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError
+from polynya.core.instants import Instant
+from polynya.core.timers import Timers
+
+from .budget import source_of
+from .commands import Client, Peer, Relay, Traffic
+from .config import RelayHost, TurnConfig
+from .ports import RelayPorts
+from .users import User
+
+TOKEN_BYTES: Final = 8
+
+
+class Relayed:
+    """One relayed transport address of an allocation."""
+
+    __slots__ = ("external", "ports", "relay", "traffic", "until")
+
+    def __init__(self, relay: Relay, external: Address, ports: RelayPorts, until: Instant) -> None:
+        self.relay = relay
+        self.external = external
+        self.ports = ports
+        self.until = until
+        self.traffic: Traffic | None = None
+
+
+class Channel:
+    """A channel binding. After `until` its number and peer rest."""
+
+    __slots__ = ("number", "peer", "until")
+
+    def __init__(self, number: int, peer: Peer, until: Instant) -> None:
+        self.number = number
+        self.peer = peer
+        self.until = until
+
+
+class Claim:
+    """What is counted towards the quotas of an account, an address and all."""
+
+    __slots__ = ("account", "source")
+
+    def __init__(self, account: str, source: str) -> None:
+        self.account = account
+        self.source = source
+
+
+class Allocation:
+    """What a client has: relayed addresses, permissions, channels."""
+
+    __slots__ = (
+        "answer", "channels", "channels_by_peer", "claim", "client", "freeing", "permissions", "reason", "relays",
+        "stream", "traffic", "transaction_id", "user",
+    )  # fmt: skip
+
+    def __init__(self, client: Client, user: User, claim: Claim, relays: list[Relayed], *, stream: bool) -> None:
+        self.client = client
+        self.user = user
+        self.claim = claim
+        self.relays = relays
+        self.stream = stream
+        self.transaction_id = b""
+        """Of the request that made it: a retransmission gets the same answer."""
+        self.answer = b""
+        self.permissions: dict[str, Instant] = {}
+        self.channels: dict[int, Channel] = {}
+        self.channels_by_peer: dict[Peer, Channel] = {}
+        self.freeing = 0
+        """Relays that the plane has not yet freed."""
+        self.traffic: list[Traffic] = []
+        """Of its relays that are freed."""
+        self.reason = ""
+        """Why it is over; empty while it is live."""
+
+    def of_family(self, family: int) -> Relayed | None:
+        """Its relayed address of this family, 4 or 6."""
+        return next((each for each in self.relays if each.external.family == family), None)
+
+    @property
+    def until(self) -> Instant:
+        """When the first of its relayed addresses expires."""
+        return min(each.until for each in self.relays)
+
+
+@dataclass(slots=True)
+class Reservation:
+    """The upper port of an EVEN-PORT request, which waits for its token."""
+
+    relayed: Relayed
+    claim: Claim
+
+
+class Allocations:
+    """All allocations, relay ports, reservations and quotas."""
+
+    def __init__(self, config: TurnConfig, random: random.Random) -> None:
+        self.by_client: dict[Client, Allocation] = {}
+        self.by_relay: dict[Relay, Allocation] = {}
+        self.relayed: dict[Relay, Relayed] = {}
+        """All that is open or being freed, what is reserved, too."""
+        self.reservations: dict[bytes, Reservation] = {}
+        self.expiries: Timers[Client] = Timers()
+        self.reserved_until: Timers[bytes] = Timers()
+        self.claimed = 0
+        """Claims that are held: live, being opened or freed, and reserved."""
+        self._limits = config.limits
+        self._random = random
+        self._by_account: dict[str, int] = {}
+        self._by_source: dict[str, int] = {}
+        self._live_hosts: dict[str, int] = {}
+        low, high = config.ports
+        self._hosts = [(each, RelayPorts(low, high, config.port_rest, random)) for each in config.relays]
+        if any(ports.free < 1 for _, ports in self._hosts):
+            raise ConfigurationError("the range of relay ports is empty")
+
+    # ---------------------------------------------------------------------------------------------------------- quotas
+
+    def claim(self, user: User, client: Client) -> Claim | None:
+        """Count one more; None when that is too many for the account, the address or all."""
+        limits, account, source = self._limits, user.account, source_of(client.remote.host)
+        per_user = user.max_allocations if user.max_allocations is not None else limits.allocations_per_user
+        for held, limit in (
+            (self.claimed, limits.allocations),
+            (self._by_account.get(account, 0), per_user),
+            (self._by_source.get(source, 0), limits.allocations_per_address),
+        ):
+            if limit and held >= limit:
+                return None
+        self.claimed += 1
+        self._by_account[account] = self._by_account.get(account, 0) + 1
+        self._by_source[source] = self._by_source.get(source, 0) + 1
+        return Claim(account, source)
+
+    def release(self, claim: Claim) -> None:
+        """Count one less."""
+        self.claimed -= 1
+        for table, key in ((self._by_account, claim.account), (self._by_source, claim.source)):
+            if table[key] == 1:
+                del table[key]
+            else:
+                table[key] -= 1
+
+    # ----------------------------------------------------------------------------------------------------------- ports
+
+    def take_port(
+        self, family: int, now: Instant, *, even: bool, pair: bool
+    ) -> tuple[RelayHost, RelayPorts, int] | None:
+        """A port of a host of this family; None when all are taken. With `pair` the next higher one is taken, too."""
+        hosts = [each for each in self._hosts if each[0].family == family]
+        start = self._random.randrange(len(hosts)) if len(hosts) > 1 else 0
+        for host, ports in hosts[start:] + hosts[:start]:
+            port = ports.take_even(now, pair=pair) if even else ports.take(now)
+            if port is not None:
+                return host, ports, port
+        return None
+
+    def live_at(self, host: str) -> bool:
+        """Whether a live relayed address has this host, inside or outside."""
+        return host in self._live_hosts
+
+    # ----------------------------------------------------------------------------------------------------------- table
+
+    def add(self, allocation: Allocation) -> None:
+        """An allocation is live."""
+        self.by_client[allocation.client] = allocation
+        for relayed in allocation.relays:
+            self.by_relay[relayed.relay] = allocation
+            for host in _names(relayed):
+                self._live_hosts[host] = self._live_hosts.get(host, 0) + 1
+        self.expiries.set(allocation.client, allocation.until)
+
+    def part(self, allocation: Allocation, relayed: Relayed) -> None:
+        """One relayed address is live no more; with the last one the allocation is over."""
+        allocation.relays = [each for each in allocation.relays if each is not relayed]
+        self.by_relay.pop(relayed.relay, None)
+        for host in _names(relayed):
+            if self._live_hosts[host] == 1:
+                del self._live_hosts[host]
+            else:
+                self._live_hosts[host] -= 1
+        if allocation.relays:
+            self.expiries.set(allocation.client, allocation.until)
+        elif self.by_client.get(allocation.client) is allocation:
+            del self.by_client[allocation.client]
+            self.expiries.cancel(allocation.client)
+
+    def reserve(self, relayed: Relayed, claim: Claim) -> bytes:
+        """Hold a port for whoever of the same account shows the token."""
+        token = self._random.randbytes(TOKEN_BYTES)
+        while token in self.reservations:
+            token = self._random.randbytes(TOKEN_BYTES)
+        self.reservations[token] = Reservation(relayed, claim)
+        self.reserved_until.set(token, relayed.until)
+        return token
+
+    def redeem(self, token: bytes, user: User) -> Reservation | None:
+        """Take a reservation out; None when there is none such, or it is another account's."""
+        reservation = self.reservations.get(token)
+        if reservation is None or reservation.claim.account != user.account:
+            return None
+        self.reserved_until.cancel(token)
+        return self.reservations.pop(token)
+
+
+def _names(relayed: Relayed) -> tuple[str, ...]:
+    inside, outside = relayed.relay.host, relayed.external.host
+    return (inside,) if inside == outside else (inside, outside)

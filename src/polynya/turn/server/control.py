@@ -1,0 +1,391 @@
+"""The control plane of a TURN server: a machine that answers requests and commands a data plane.
+
+In come datagrams that the plane does not know, streams, the plane's reports and answers to look-ups; out go answers,
+commands and look-ups. It forwards nothing itself.
+
+    | what comes in                                        | what becomes of it                                        |
+    |------------------------------------------------------|-----------------------------------------------------------|
+    | a Binding request                                    | answered at once, without any state                       |
+    | a request that is being worked on, sent again        | dropped: its answer will come                             |
+    | the Allocate or the ending Refresh that was answered | the same answer again                                     |
+    | another request                                      | authenticated, then run as a procedure of commands        |
+    | an indication, a response, anything else             | dropped and counted                                       |
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from random import Random
+from typing import Final
+
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+from polynya.core.flows import Flow
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import Close, Closed, Counters, Datagram, Opened, Send, StreamData
+from polynya.core.machine import Input as CoreInput
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.attributes import UNKNOWN_ATTRIBUTES
+from polynya.stun.framing import is_channel_data
+from polynya.stun.message import Message, Received, decode
+from polynya.stun.registry import Class, ErrorCode, Method
+from polynya.stun.server import MAX_UNKNOWN, BindingServer
+
+from . import icmp
+from .allocating import Allocating
+from .allocations import Allocation, Allocations
+from .answers import Answers
+from .authentication import Authenticator, Denied, Granted, MustAsk
+from .budget import Budget, source_of
+from .commands import Client, Command, Done, Forward, PeerError, Refused, RelayLost, SetPolicy, Traffic
+from .config import TurnConfig
+from .events import Drained, TurnEvent
+from .frames import SEND_TYPE
+from .lookups import LookUp, LookUps, UserFound, Waiting
+from .nonces import KEY_BYTES
+from .permitting import Permitting
+from .policy import PeerPolicy
+from .procedures import Outcome, Procedures
+from .requests import Ask, Procedure, Refusal
+from .streams import Streams
+from .users import Directory
+
+TurnInput = CoreInput | Received | Done | Refused | PeerError | Traffic | RelayLost | UserFound
+TurnOutput = Send | Close | Command | Forward | LookUp
+
+_FAREWELLS: Final = 4096
+_FAREWELL_KEPT: Final = 40 * SECOND
+"""How long a client may send again what it did not hear the answer to (RFC 8489, section 6.3.1)."""
+_ERROR_BITS: Final = 0x0110
+
+
+class TurnServer:
+    """The control plane. `random` must be the system's in production: ports, nonces and tokens come from it."""
+
+    def __init__(self, config: TurnConfig, directory: Directory, *, random: Random, trace: Tracer = NO_TRACE) -> None:
+        self.config = config
+        self._trace = trace
+        self._random = random
+        self._nonce_key = random.randbytes(KEY_BYTES)
+        self._auth = Authenticator(config, directory, self._nonce_key)
+        self.allocations = Allocations(config, random)
+        """Read it; it changes by requests only."""
+        self._allocating = Allocating(config, self.allocations)
+        self._permitting = Permitting(config, self.allocations)
+        self._handlers: dict[int, Callable[[Ask, Instant], Procedure]] = {
+            Method.ALLOCATE: self._allocating.allocate,
+            Method.REFRESH: self._allocating.refresh,
+            Method.CREATE_PERMISSION: self._permitting.create_permission,
+            Method.CHANNEL_BIND: self._permitting.channel_bind,
+        }
+        self._procedures: Procedures[Ask | None] = Procedures()
+        self._busy: dict[tuple[Client, bytes], Ask] = {}
+        self._farewells: OrderedDict[tuple[Client, bytes], tuple[Instant, bytes]] = OrderedDict()
+        self._lookups = LookUps(config.limits)
+        self._streams = Streams(config.limits)
+        self._binding = BindingServer(trace=trace)
+        self._answers = Answers(config.limits)
+        self._requests = Budget(config.limits.requests_per_second)
+        self._unix_offset: int | None = None
+        self._outputs: list[TurnOutput] = []
+        self._events: list[TurnEvent] = []
+        self._counters: dict[str, int] = {}
+        self._procedures.order(partial(SetPolicy, policy=config.policy))
+
+    # ---------------------------------------------------------------------------------------------------- owner's calls
+
+    def set_unix_time(self, seconds: int, now: Instant) -> None:
+        """Tell the time of day, which expiring credentials need. Without it none of them is good."""
+        self._unix_offset = seconds - now // SECOND
+
+    def set_policy(self, policy: PeerPolicy, now: Instant) -> None:
+        """Go by new rules at once: permissions that they forbid are taken back."""
+        self._permitting.policy = policy
+        self._procedures.order(partial(SetPolicy, policy=policy))
+        for allocation in list(self.allocations.by_client.values()):
+            self._procedures.start(self._permitting.revoke(allocation, now), None, now)
+        self._settle(now)
+
+    def set_directory(self, directory: Directory, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+        """Use another user directory. Allocations go on; nonces stay good."""
+        self._auth = Authenticator(self.config, directory, self._nonce_key)
+        self._lookups.forget()
+
+    def drain(self, now: Instant, alternates: tuple[Address, ...] = ()) -> None:  # noqa: ARG002 - as a driver calls
+        """Make no new allocations: clients are sent to `alternates`, or away. `Drained` when the last one is over."""
+        self._allocating.draining = alternates
+        if not self.allocations.claimed:
+            self._events.append(Drained())
+
+    def close_all(self, reason: str, now: Instant) -> None:
+        """End every allocation."""
+        for allocation in list(self.allocations.by_client.values()):
+            self._end(allocation, reason, now)
+        self._settle(now)
+
+    # --------------------------------------------------------------------------------------------------------- machine
+
+    def receive(self, input: TurnInput, now: Instant) -> None:
+        """Take in a packet, what became of a stream, a report of the plane, or the answer to a look-up."""
+        match input:
+            case Datagram():
+                self._take_datagram(input, now)
+            case Done() | Refused():
+                if not self._procedures.take(input, now) and isinstance(input, Refused):
+                    self._count("commands refused that nobody waited for")
+            case StreamData():
+                self._take_stream(input, now)
+            case Received():
+                self._message(input.message, Client(input.flow, input.remote), now, stream=input.flow in self._streams)
+            case Traffic():
+                relayed = self.allocations.relayed.get(input.relay)
+                if relayed is not None:
+                    relayed.traffic = input
+            case PeerError():
+                self._peer_error(input, now)
+            case RelayLost():
+                self._relay_lost(input, now)
+            case UserFound():
+                users = (input.user,) if input.user is not None else ()
+                for waiting in self._lookups.found(input.name, users, now):
+                    self._message(waiting.message, waiting.client, now, stream=waiting.stream)
+            case Opened() if input.remote is not None:
+                if not self._streams.accept(Client(input.flow, input.remote), now):
+                    self._count("streams refused")
+                    self._outputs.append(Close(flow=input.flow))
+            case Closed():
+                self._stream_gone(input.flow, "its stream closed", now)
+            case _:
+                self._count("not for a TURN server")
+        self._settle(now)
+
+    def tick(self, now: Instant) -> None:
+        for client in self.allocations.expiries.due(now):
+            allocation = self.allocations.by_client[client]
+            self._procedures.start(self._allocating.expire(allocation, now), None, now)
+        for token in self.allocations.reserved_until.due(now):
+            self._procedures.start(self._allocating.give_up(token, now), None, now)
+        for flow in self._streams.idle(now):
+            self._count("streams closed: no allocation")
+            self._close_stream(flow, "it had no allocation", now)
+        for _ in range(self._lookups.tick(now)):
+            self._count("requests dropped: nobody answered the look-up")
+        self._procedures.tick(now)
+        self._settle(now)
+
+    def next_timer(self) -> Instant | None:
+        timers = (
+            self.allocations.expiries.next(),
+            self.allocations.reserved_until.next(),
+            self._streams.next_timer(),
+            self._lookups.next_timer(),
+            self._procedures.next_timer(),
+        )
+        return min((due for due in timers if due is not None), default=None)
+
+    def outputs(self) -> list[TurnOutput]:
+        commands: list[TurnOutput] = [*self._procedures.commands()]
+        drained, self._outputs = self._outputs, []
+        return commands + drained + self._lookups.outputs()
+
+    def events(self) -> list[TurnEvent]:
+        drained, self._events = self._events, []
+        return drained
+
+    @property
+    def counters(self) -> Counters:
+        """Answers by kind and code, and what was dropped by why."""
+        return self._counters
+
+    # ---------------------------------------------------------------------------------------------------------- inputs
+
+    def _take_datagram(self, datagram: Datagram, now: Instant) -> None:
+        client = Client(datagram.flow, datagram.remote)
+        if not self._requests.take(source_of(datagram.remote.host), now):
+            self._drop(client, "too many requests", now, datagram.packet)
+            return
+        try:
+            message = decode(datagram.data, legacy=True)
+        except DecodeError as error:
+            self._drop(client, f"not STUN: {error}", now, datagram.packet)
+            return
+        self._message(message, client, now, stream=client.flow in self._streams)
+
+    def _take_stream(self, chunk: StreamData, now: Instant) -> None:
+        taken = self._streams.feed(chunk.flow, chunk.data)
+        if taken is None:
+            self._count("data of a stream that is not open")
+            return
+        client, frames, broken = taken
+        for frame in frames:
+            if is_channel_data(frame) or frame.startswith(SEND_TYPE):
+                self._outputs.append(Forward(client, frame))
+            elif chunk.flow in self._streams:
+                self._take_datagram(Datagram(client.flow, client.remote, frame), now)
+        if broken:
+            self._drop(client, f"stream closed: {broken}", now)
+            self._close_stream(chunk.flow, "its stream lost step", now)
+
+    def _close_stream(self, flow: Flow, reason: str, now: Instant) -> None:
+        self._outputs.append(Close(flow=flow))
+        self._stream_gone(flow, reason, now)
+
+    def _stream_gone(self, flow: Flow, reason: str, now: Instant) -> None:
+        client = self._streams.close(flow)
+        if client is None:
+            return
+        for (busy, _), ask in self._busy.items():
+            if busy == client:
+                ask.abandoned = True
+        allocation = self.allocations.by_client.get(client)
+        if allocation is not None:
+            self._end(allocation, reason, now)
+
+    def _peer_error(self, report: PeerError, now: Instant) -> None:
+        """Tell the client of an ICMP error from a peer that it has a permission for (RFC 8656, section 11.5)."""
+        allocation = self.allocations.by_client.get(report.client)
+        if allocation is None or allocation.permissions.get(report.peer.host, now) <= now:
+            return
+        data = icmp.indication(self._random.randbytes(12), report)
+        if data is not None:
+            self._count("icmp indications")
+            self._outputs.append(Send(report.client.flow, report.client.remote, data))
+
+    def _relay_lost(self, report: RelayLost, now: Instant) -> None:
+        allocation = self.allocations.by_relay.get(report.relay)
+        if allocation is not None:
+            self._end(allocation, f"the relay port is lost: {report.reason}", now)
+
+    # -------------------------------------------------------------------------------------------------------- messages
+
+    def _message(self, message: Message, client: Client, now: Instant, *, stream: bool) -> None:
+        if message.cls is not Class.REQUEST:
+            self._drop(client, f"nothing to answer: {message.method!r} {message.cls.name}", now)
+        elif message.method == Method.BINDING:
+            self._bind(message, client, now)
+        elif message.legacy or message.method not in self._handlers:
+            self._drop(client, f"not a request that is answered here: {message.method!r}", now)
+        elif (client, message.transaction_id) in self._busy:
+            self._count("requests dropped: being worked on")
+        elif (answer := self._given(message, client, now)) is not None:
+            self._count("answers repeated")
+            self._outputs.append(Send(client.flow, client.remote, answer))
+        else:
+            self._authenticate(message, client, now, stream=stream)
+
+    def _given(self, message: Message, client: Client, now: Instant) -> bytes | None:
+        """The answer that this very request got before."""
+        allocation = self.allocations.by_client.get(client)
+        if message.method == Method.ALLOCATE and allocation is not None:
+            same = allocation.answer and allocation.transaction_id == message.transaction_id
+            return allocation.answer if same else None
+        farewell = self._farewells.get((client, message.transaction_id))
+        return farewell[1] if farewell is not None and message.method == Method.REFRESH and now < farewell[0] else None
+
+    def _bind(self, message: Message, client: Client, now: Instant) -> None:
+        self._binding.receive(Received(client.flow, client.remote, message, b""), now)
+        for output in self._binding.outputs():
+            if not isinstance(output, Send):
+                continue
+            kind = int.from_bytes(output.data[:2], "big")
+            if kind & _ERROR_BITS != _ERROR_BITS or self._answers.may_answer(client, now):
+                self._count("binding answers")
+                self._outputs.append(output)
+
+    def _authenticate(self, message: Message, client: Client, now: Instant, *, stream: bool) -> None:
+        unix = None if self._unix_offset is None else now // SECOND + self._unix_offset
+        verdict = self._auth.check(message, client, now, unix)
+        if isinstance(verdict, MustAsk):
+            known = self._lookups.known(verdict.name, now)
+            if known is None:
+                if not self._lookups.wait(verdict.name, Waiting(message, client, stream), now):
+                    self._drop(client, "too many look-ups", now)
+                return
+            verdict = self._auth.check(message, client, now, unix, known)
+        if isinstance(verdict, Denied):
+            self._deny(message, client, verdict, now)
+        elif isinstance(verdict, Granted):
+            self._run(Ask(message, client, verdict, stream), now)
+
+    def _deny(self, message: Message, client: Client, denied: Denied, now: Instant) -> None:
+        answer = self._answers.denial(message, client, denied, self._auth, now)
+        if answer is None:
+            self._drop(client, "too many answers to strangers", now)
+            return
+        self._count(f"answers {denied.code:d}")
+        self._outputs.append(Send(client.flow, client.remote, answer))
+
+    # ------------------------------------------------------------------------------------------------------ procedures
+
+    def _run(self, ask: Ask, now: Instant) -> None:
+        message = ask.message
+        if message.unknown_required:
+            listed = tuple(dict.fromkeys(message.unknown_required))[:MAX_UNKNOWN]
+            refusal = Refusal(ErrorCode.UNKNOWN_ATTRIBUTE, "unknown attributes", {UNKNOWN_ATTRIBUTES: listed})
+            self._finish(Outcome(ask, refusal=refusal), now)
+            return
+        self._busy[ask.client, message.transaction_id] = ask
+        self._procedures.start(self._handlers[message.method](ask, now), ask, now)
+
+    def _end(self, allocation: Allocation, reason: str, now: Instant) -> None:
+        self._procedures.start(self._allocating.end(allocation, reason, now), None, now)
+
+    def _settle(self, now: Instant) -> None:
+        """Carry on whatever this call has set off, until nothing moves."""
+        while outcomes := self._procedures.outcomes():
+            for outcome in outcomes:
+                self._finish(outcome, now)
+        for event in self._allocating.events():
+            self._events.append(event)
+            flow = event.client.flow
+            if event.client in self.allocations.by_client:
+                self._streams.settle(flow)
+            else:
+                self._streams.wait(flow, now)
+            if self._allocating.draining is not None and not self.allocations.claimed:
+                self._events.append(Drained())
+        refused, self._answers.refused = self._answers.refused, []
+        self._events += refused
+
+    def _finish(self, outcome: Outcome[Ask | None], now: Instant) -> None:
+        """Answer the request that a procedure was for."""
+        ask = outcome.context
+        if ask is None:
+            return
+        client, message = ask.client, ask.message
+        self._busy.pop((client, message.transaction_id), None)
+        if ask.abandoned:
+            return
+        if outcome.refusal is not None:
+            refused = self._answers.refusal(ask, outcome.refusal, now)
+            if refused is None:
+                self._drop(client, "too many answers to one who only gets errors", now)
+                return
+            answer = refused
+            self._count(f"answers {outcome.refusal.code:d}")
+        else:
+            answer = self._answers.success(ask, outcome.value)
+            self._count(f"answers to {Method(message.method).name}")
+            self._remember(ask, answer, now)
+        self._outputs.append(Send(client.flow, client.remote, answer))
+
+    def _remember(self, ask: Ask, answer: bytes, now: Instant) -> None:
+        """Keep the answers that a second execution would not give again."""
+        allocation = self.allocations.by_client.get(ask.client)
+        if ask.message.method == Method.ALLOCATE and allocation is not None:
+            allocation.transaction_id, allocation.answer = ask.message.transaction_id, answer
+        elif ask.message.method == Method.REFRESH and allocation is None and not ask.stream:
+            farewells = self._farewells
+            while farewells and (len(farewells) >= _FAREWELLS or next(iter(farewells.values()))[0] <= now):
+                farewells.popitem(last=False)
+            farewells[ask.client, ask.message.transaction_id] = Instant(now + _FAREWELL_KEPT), answer
+
+    def _drop(self, client: Client, reason: str, now: Instant, packet: int = 0) -> None:
+        self._count(f"dropped: {reason.partition(':')[0]}")
+        if self._trace.enabled:
+            self._trace(now, "message-dropped", reason, remote=str(client.remote), packet=packet)
+
+    def _count(self, what: str) -> None:
+        self._counters[what] = self._counters.get(what, 0) + 1

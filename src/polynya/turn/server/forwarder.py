@@ -1,0 +1,381 @@
+"""The reference data plane: forwards between clients and peers as a machine (RFC 8656, sections 11 and 12).
+
+It is what the lab runs and what every faster plane is compared with, byte for byte.
+
+    client --ChannelData, Send--> [is there a channel or a permission, is the peer allowed] --datagram--> peer
+    client <--ChannelData, Data-- [is there a permission, is the peer allowed] <--datagram-- peer
+
+A peer that is a live relayed address of this server is reached inside: no packet leaves, and the receiving relay still
+asks for its own permission. Everything has an end: a relay, a permission and a channel hold while the clock is below
+their `until`, and nothing is forwarded on their word after it. What is not for the plane to answer is handed up.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import (
+    Close,
+    Closed,
+    Counters,
+    Datagram,
+    IcmpError,
+    Input,
+    IpFields,
+    Open,
+    Opened,
+    Send,
+    SendFailed,
+)
+from polynya.stun.framing import encode_channel_data
+
+from .commands import (
+    AssignRelay,
+    BindChannel,
+    Client,
+    Command,
+    Done,
+    Forward,
+    FreeRelay,
+    OpenRelay,
+    Peer,
+    PeerError,
+    Permit,
+    Refused,
+    Relay,
+    RelayLost,
+    Report,
+    SetExpiry,
+    SetPolicy,
+    Traffic,
+    Unpermit,
+)
+from .frames import MAX_DATAGRAM, SEND_TYPE, data_indication, parse_send
+from .policy import PeerPolicy
+
+_WHOLE: Final = IpFields(dont_fragment=True)
+
+
+class _Port:
+    """A relay port."""
+
+    __slots__ = (
+        "channels", "client", "external", "flow", "full_again", "interval", "peers", "permissions", "relay", "stream",
+        "traffic", "until",
+    )  # fmt: skip
+
+    def __init__(self, flow: Flow, command: OpenRelay) -> None:
+        self.flow = flow
+        self.relay = command.relay
+        self.external = Peer(command.external)
+        self.client = command.client
+        self.stream = command.stream
+        self.until = command.until
+        self.permissions: dict[str, Instant] = {}
+        self.channels: dict[int, tuple[Peer, Instant]] = {}
+        self.peers: dict[Peer, int] = {}
+        """Channel by peer."""
+        self.traffic = Traffic(relay=command.relay)
+        self.full_again = 0
+        self.interval = 0
+        self.limit(command.bytes_per_second)
+
+    def limit(self, bytes_per_second: int) -> None:
+        self.interval = SECOND // bytes_per_second if bytes_per_second else 0
+
+    def within_rate(self, size: int, now: Instant) -> bool:
+        """Whether so many bytes may pass now: a second's worth at once, then at the rate."""
+        if not self.interval:
+            return True
+        full_again = max(self.full_again, now) + size * self.interval
+        if full_again - now > SECOND:
+            return False
+        self.full_again = full_again
+        return True
+
+
+class Forwarder:
+    """A data plane. `execute` takes commands, `receive` packets; `reports` is drained like outputs.
+
+    `random` gives Data indications their transaction ids.
+    """
+
+    def __init__(self, flow_ids: FlowIds, *, random: random.Random) -> None:
+        self._flow_ids = flow_ids
+        self._random = random
+        self._policy: PeerPolicy | None = None
+        self._opening: dict[Flow, OpenRelay] = {}
+        self._ports: dict[Relay, _Port] = {}
+        self._by_flow: dict[Flow, _Port] = {}
+        self._inside: dict[Address, _Port] = {}
+        """Ports by every name that they have."""
+        self._by_client: dict[Client, dict[int, _Port]] = {}
+        """The ports of a client by address family."""
+        self._outputs: list[Send | Open | Close] = []
+        self._reports: list[Report] = []
+        self._counters: dict[str, int] = {}
+
+    # -------------------------------------------------------------------------------------------------------- commands
+
+    def execute(self, command: Command | Forward, now: Instant) -> None:
+        """Do what the control plane says; a report acknowledges it, now or when the system has answered."""
+        if isinstance(command, Forward):
+            self._from_client(command.client, command.data, now)
+            return
+        number = command.number
+        if isinstance(command, OpenRelay):
+            self._open(command)
+            return
+        if isinstance(command, SetPolicy):
+            self._policy = command.policy
+            self._reports.append(Done(number))
+            return
+        port = self._ports.get(command.relay)
+        if isinstance(command, FreeRelay):
+            for flow, opening in list(self._opening.items()):
+                if opening.relay == command.relay:
+                    del self._opening[flow]
+                    self._outputs.append(Close(flow=flow))
+            if port is not None:
+                self._forget(port)
+                self._outputs.append(Close(flow=port.flow))
+                self._reports.append(port.traffic)
+        elif port is None:
+            self._reports.append(Refused(number, "there is no such relay"))
+            return
+        elif isinstance(command, AssignRelay):
+            port.client, port.stream, port.until = command.client, command.stream, command.until
+            port.limit(command.bytes_per_second)
+            self._by_client.setdefault(command.client, {})[port.relay.family] = port
+        elif isinstance(command, SetExpiry):
+            port.until = command.until
+        elif isinstance(command, Permit):
+            for host in command.hosts:
+                port.permissions[host] = command.until
+        elif isinstance(command, Unpermit):
+            for host in command.hosts:
+                port.permissions.pop(host, None)
+        elif isinstance(command, BindChannel):
+            self._unbind(port, command.channel)
+            port.channels[command.channel] = command.peer, command.until
+            port.peers[command.peer] = command.channel
+        else:
+            self._unbind(port, command.channel)
+        self._reports.append(Done(number))
+
+    def _open(self, command: OpenRelay) -> None:
+        if command.relay in self._ports or any(each.relay == command.relay for each in self._opening.values()):
+            self._reports.append(Refused(command.number, "the relay is open"))
+            return
+        flow = self._flow_ids.new()
+        self._opening[flow] = command
+        self._outputs.append(Open(flow=flow, transport=Transport.UDP, local=Address(*command.relay)))
+
+    def _opened(self, command: OpenRelay, flow: Flow) -> None:
+        port = _Port(flow, command)
+        self._ports[command.relay] = self._by_flow[flow] = port
+        self._inside[command.relay] = self._inside[command.external] = port
+        if command.client is not None:
+            self._by_client.setdefault(command.client, {})[command.relay.family] = port
+        self._reports.append(Done(command.number))
+
+    def _forget(self, port: _Port) -> None:
+        del self._ports[port.relay], self._by_flow[port.flow]
+        self._inside.pop(port.relay, None)
+        self._inside.pop(port.external, None)
+        ports = self._by_client.get(port.client) if port.client is not None else None
+        if ports is not None and port.client is not None and ports.get(port.relay.family) is port:
+            del ports[port.relay.family]
+            if not ports:
+                del self._by_client[port.client]
+
+    def _unbind(self, port: _Port, channel: int) -> None:
+        bound = port.channels.pop(channel, None)
+        if bound is not None:
+            port.peers.pop(bound[0], None)
+
+    # --------------------------------------------------------------------------------------------------------- machine
+
+    def receive(self, input: Input, now: Instant) -> None:
+        """Forward a packet, hand it up, or note what became of a port."""
+        if isinstance(input, Datagram):
+            port = self._by_flow.get(input.flow)
+            if port is not None:
+                self._from_peer(port, Peer(input.remote), input.data, now)
+            elif not self._from_client(Client(input.flow, input.remote), input.data, now):
+                self._reports.append(input)
+        elif isinstance(input, Opened):
+            command = self._opening.pop(input.flow, None)
+            if command is not None:
+                self._opened(command, input.flow)
+        elif isinstance(input, Closed):
+            self._closed(input)
+        elif isinstance(input, IcmpError):
+            self._peer_error(input, now)
+        elif isinstance(input, SendFailed):
+            self._count("sends refused by the system")
+
+    def owns(self, flow: Flow) -> bool:
+        """Whether a flow is one of the relay ports."""
+        return flow in self._by_flow or flow in self._opening
+
+    def tick(self, now: Instant) -> None:
+        """Nothing is ever due: what has expired is not used, and is freed by command."""
+
+    def next_timer(self) -> Instant | None:
+        return None
+
+    def outputs(self) -> list[Send | Open | Close]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def reports(self) -> list[Report]:
+        """What the control plane should know, oldest first; drained by the call."""
+        drained, self._reports = self._reports, []
+        return drained
+
+    def events(self) -> list[object]:
+        return []
+
+    @property
+    def counters(self) -> Counters:
+        """What was not forwarded, by why."""
+        return self._counters
+
+    def traffic(self) -> list[Traffic]:
+        """What each open relay carried so far."""
+        return [port.traffic for port in self._ports.values()]
+
+    @property
+    def size(self) -> dict[str, int]:
+        """How much of everything is held: nothing may leak."""
+        return {
+            "relays": len(self._ports) + len(self._opening),
+            "clients": len(self._by_client),
+            "names": len(self._inside),
+            "permissions": sum(len(port.permissions) for port in self._ports.values()),
+            "channels": sum(len(port.channels) for port in self._ports.values()),
+        }
+
+    def _closed(self, closed: Closed) -> None:
+        command = self._opening.pop(closed.flow, None)
+        if command is not None:
+            self._reports.append(Refused(command.number, closed.reason, closed.errno))
+            return
+        port = self._by_flow.get(closed.flow)
+        if port is not None:
+            self._forget(port)
+            self._reports.append(port.traffic)
+            self._reports.append(RelayLost(port.relay, closed.reason))
+
+    def _peer_error(self, error: IcmpError, now: Instant) -> None:
+        port = self._by_flow.get(error.flow)
+        if port is None or port.client is None or now >= port.until:
+            return
+        if port.permissions.get(error.remote.host, now) > now:
+            report = PeerError(client=port.client, peer=Peer(error.remote), kind=error.kind, mtu=error.mtu)
+            self._reports.append(report)
+
+    # ------------------------------------------------------------------------------------------------------ to the peer
+
+    def _from_client(self, client: Client, data: bytes, now: Instant) -> bool:
+        """Carry out what a client sent; False when it is not for the data plane."""
+        ports = self._by_client.get(client)
+        if ports is None:
+            return False
+        if len(data) >= 4 and data[0] >> 6 == 1:
+            self._channel_data(ports, data, now)
+            return True
+        if data[:2] != SEND_TYPE:
+            return False
+        sending = parse_send(data)
+        if sending is None:
+            self._count("Send that cannot be carried out")
+            return True
+        peer = Peer(sending.peer)
+        port = ports.get(peer.family)
+        if port is None:
+            self._count("Send to a family that is not allocated")
+        else:
+            self._to_peer(port, peer, sending.data, now, dont_fragment=sending.dont_fragment)
+        return True
+
+    def _channel_data(self, ports: dict[int, _Port], data: bytes, now: Instant) -> None:
+        channel, size = data[0] << 8 | data[1], data[2] << 8 | data[3]
+        for port in ports.values():
+            bound = port.channels.get(channel)
+            if bound is not None:
+                peer, until = bound
+                if size > len(data) - 4:
+                    self._drop(port, "ChannelData is shorter than it says")
+                elif now >= until:
+                    self._drop(port, "the channel has expired")
+                else:
+                    self._to_peer(port, peer, data[4 : 4 + size], now)
+                return
+        self._count("the channel is not bound")
+
+    def _to_peer(self, port: _Port, peer: Peer, data: bytes, now: Instant, *, dont_fragment: bool = False) -> None:
+        if now >= port.until:
+            self._drop(port, "the allocation has expired")
+        elif port.permissions.get(peer.host, now) <= now:
+            self._drop(port, "no permission")
+        elif not port.within_rate(len(data), now):
+            self._drop(port, "too many bytes")
+        else:
+            inside = self._inside.get(peer)
+            if inside is None and self._forbidden(peer):
+                self._drop(port, "forbidden peer")
+                return
+            port.traffic.to_peers += 1
+            port.traffic.bytes_to_peers += len(data)
+            if inside is not None:
+                self._from_peer(inside, port.external, data, now)
+            else:
+                self._outputs.append(Send(port.flow, peer, data, _WHOLE if dont_fragment else None))
+
+    # ---------------------------------------------------------------------------------------------------- to the client
+
+    def _from_peer(self, port: _Port, peer: Peer, data: bytes, now: Instant) -> None:
+        client = port.client
+        if client is None or now >= port.until:
+            self._drop(port, "nobody has this relay now")
+        elif port.permissions.get(peer.host, now) <= now:
+            self._drop(port, "no permission for the peer")
+        elif peer not in self._inside and self._forbidden(peer):
+            self._drop(port, "forbidden peer")
+        elif not port.within_rate(len(data), now):
+            self._drop(port, "too many bytes")
+        else:
+            frame = self._frame(port, peer, data, now)
+            if frame is None:
+                self._drop(port, "too large to be wrapped")
+                return
+            port.traffic.from_peers += 1
+            port.traffic.bytes_from_peers += len(data)
+            self._outputs.append(Send(client.flow, client.remote, frame))
+
+    def _frame(self, port: _Port, peer: Peer, data: bytes, now: Instant) -> bytes | None:
+        channel = port.peers.get(peer)
+        if channel is not None and now < port.channels[channel][1]:
+            frame = encode_channel_data(channel, data, pad=port.stream)
+        else:
+            try:
+                frame = data_indication(self._random.randbytes(12), peer, data)
+            except ValueError:
+                return None
+        return frame if port.stream or len(frame) <= MAX_DATAGRAM else None
+
+    def _forbidden(self, peer: Peer) -> str:
+        return self._policy.judge(peer) if self._policy is not None else "no rules yet"
+
+    def _drop(self, port: _Port, reason: str) -> None:
+        port.traffic.dropped += 1
+        self._count(reason)
+
+    def _count(self, what: str) -> None:
+        self._counters[what] = self._counters.get(what, 0) + 1

@@ -1,0 +1,94 @@
+"""Runs the procedures: numbers their commands, and resumes each with what the plane says to it.
+
+start --a command--> WAITING --Done, Refused or too long--> resumed --a command--> WAITING ...
+                                                                    --returns or raises--> an Outcome
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from polynya.core.instants import SECOND, Instant
+from polynya.core.timers import Timers
+
+from .commands import Command, Done, Refused
+from .requests import Order, Refusal, Resumed
+
+ContextT = TypeVar("ContextT")
+
+PATIENCE: Final = 10 * SECOND
+"""After which a plane that says nothing counts as one that refused."""
+
+
+@dataclass(slots=True)
+class Outcome(Generic[ContextT]):
+    """A procedure is over: it returned `value`, or its answer is `refusal`."""
+
+    context: ContextT
+    value: Any = None
+    refusal: Refusal | None = None
+
+
+class Procedures(Generic[ContextT]):
+    """Procedures that wait for a data plane. Pull: after any call, `commands` and `outcomes`."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._waiting: dict[int, tuple[Generator[Order, Resumed, Any], ContextT]] = {}
+        self._patience: Timers[int] = Timers()
+        self._commands: list[Command] = []
+        self._outcomes: list[Outcome[ContextT]] = []
+
+    def start(self, procedure: Generator[Order, Resumed, Any], context: ContextT, now: Instant) -> None:
+        """Run a procedure up to its first command, or its end."""
+        self._step(procedure, context, None, now)
+
+    def order(self, order: Order) -> None:
+        """Give a command that nobody waits for."""
+        self._number += 1
+        self._commands.append(order(number=self._number))
+
+    def take(self, report: Done | Refused, now: Instant) -> bool:
+        """Resume whom a report is for; False when nobody waits for it."""
+        waiting = self._waiting.pop(report.number, None)
+        if waiting is None:
+            return False
+        self._patience.cancel(report.number)
+        self._step(*waiting, (report, now), now)
+        return True
+
+    def tick(self, now: Instant) -> None:
+        """Let those that waited too long go on as if the plane had refused."""
+        for number in self._patience.due(now):
+            self.take(Refused(number, "the data plane did not answer"), now)
+
+    def next_timer(self) -> Instant | None:
+        return self._patience.next()
+
+    def commands(self) -> list[Command]:
+        drained, self._commands = self._commands, []
+        return drained
+
+    def outcomes(self) -> list[Outcome[ContextT]]:
+        drained, self._outcomes = self._outcomes, []
+        return drained
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def _step(
+        self, procedure: Generator[Order, Resumed, Any], context: ContextT, resume: Resumed | None, now: Instant
+    ) -> None:
+        try:
+            order = next(procedure) if resume is None else procedure.send(resume)
+        except StopIteration as returned:
+            self._outcomes.append(Outcome(context, returned.value))
+        except Refusal as refusal:
+            self._outcomes.append(Outcome(context, refusal=refusal))
+        else:
+            self._number += 1
+            self._waiting[self._number] = procedure, context
+            self._patience.set(self._number, Instant(now + PATIENCE))
+            self._commands.append(order(number=self._number))

@@ -1,0 +1,513 @@
+"""RFC 8656, sections 7 to 12: what the server answers."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.machine import Closed, Datagram, StreamData
+from polynya.stun import attributes as a
+from polynya.stun.integrity import IntegrityKey
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Class, Method
+from polynya.turn.server.config import ChannelRange, Limits, RelayHost
+from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
+from tests.turn.server.harness import (
+    CLIENT,
+    HOST,
+    HOST6,
+    LISTENER,
+    OTHER,
+    PEER,
+    PEER6,
+    Person,
+    Table,
+    code,
+    config,
+)
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table(config())
+
+
+@pytest.fixture
+def alice(table: Table) -> Person:
+    person = Person(table)
+    assert code(person.allocate()) == 0
+    return person
+
+
+# ----------------------------------------------------------------------------------------------------------- allocate
+
+
+@pytest.mark.parametrize("algorithm", [2, 1, None], ids=["SHA-256", "MD5 chosen", "MD5 of RFC 5389"])
+def test_an_allocation_is_answered_with_its_addresses_and_signed(table: Table, algorithm: int | None) -> None:
+    alice = Person(table, algorithm=algorithm)
+    answer = alice.allocate()
+    assert answer.cls is Class.SUCCESS
+    [relayed] = answer[a.XOR_RELAYED_ADDRESS]
+    assert relayed.host == HOST and 50000 <= relayed.port <= 50099
+    assert answer[a.XOR_MAPPED_ADDRESS] == CLIENT
+    assert answer[a.LIFETIME] == 600
+    assert answer.verify(alice.key)
+    assert answer.has_integrity_sha256 is (algorithm is not None)
+    assert list(table.flows.values()) == [relayed]
+    [created] = table.events(AllocationCreated)
+    assert (created.client.remote, created.user, created.relayed) == (CLIENT, "alice", (relayed,))
+
+
+def test_the_port_is_open_before_the_client_is_answered(table: Table) -> None:
+    alice = Person(table)
+    alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
+    request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
+    table.server.receive(Datagram(LISTENER, CLIENT, request), table.now)
+    [opening] = table.server.outputs()
+    assert opening.local.host == HOST, "only the request to open, no answer"
+
+
+def test_ports_that_others_hold_are_passed_over(table: Table) -> None:
+    for port in range(50000, 50090):
+        table.taken[Address(HOST, port)] = errno.EADDRINUSE
+    found = [Person(table, Address("198.51.100.1", 1000 + n)) for n in range(4)]
+    for person in found:
+        for _ in range(40):
+            if code(person.allocate()) == 0:
+                break
+            table.run_for(1)
+    assert {person.relayed[0].port >= 50090 for person in found} == {True}
+
+
+def test_when_no_port_can_be_opened_the_answer_is_508_and_nothing_is_held(table: Table) -> None:
+    for port in range(50000, 50100):
+        table.taken[Address(HOST, port)] = errno.EMFILE
+    assert code(Person(table).allocate()) == 508
+    assert table.server.control.allocations.claimed == 0
+    table.taken.clear()
+    assert code(Person(table).allocate()) == 0
+
+
+def test_a_retransmitted_allocate_gets_the_same_answer_and_no_second_port(table: Table) -> None:
+    alice = Person(table)
+    alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
+    request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
+    [first], [second] = table.from_client(request), table.from_client(request)
+    assert first == second
+    assert len(table.flows) == 1
+
+
+def test_a_request_that_comes_again_while_it_is_worked_on_is_answered_once(table: Table) -> None:
+    alice = Person(table)
+    alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
+    request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
+    for _ in range(3):
+        table.server.receive(Datagram(LISTENER, CLIENT, request), table.now)
+    assert len(table.drain()) == 1
+    assert len(table.flows) == 1
+
+
+def test_a_second_allocation_of_a_5_tuple_is_refused_with_437(alice: Person) -> None:
+    assert code(alice.allocate()) == 437
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({}, 400),
+        ({a.REQUESTED_TRANSPORT: 6}, 442),
+        ({a.REQUESTED_TRANSPORT: 17, a.REQUESTED_ADDRESS_FAMILY: 4, a.RESERVATION_TOKEN: bytes(8)}, 400),
+        ({a.REQUESTED_TRANSPORT: 17, a.EVEN_PORT: False, a.RESERVATION_TOKEN: bytes(8)}, 400),
+        ({a.REQUESTED_TRANSPORT: 17, a.RESERVATION_TOKEN: bytes(8)}, 508),
+        ({a.REQUESTED_TRANSPORT: 17, a.ADDITIONAL_ADDRESS_FAMILY: 4}, 400),
+        ({a.REQUESTED_TRANSPORT: 17, a.ADDITIONAL_ADDRESS_FAMILY: 6, a.REQUESTED_ADDRESS_FAMILY: 4}, 400),
+        ({a.REQUESTED_TRANSPORT: 17, a.ADDITIONAL_ADDRESS_FAMILY: 6, a.EVEN_PORT: True}, 400),
+    ],
+)
+def test_what_cannot_be_allocated(table: Table, attributes: dict, expected: int) -> None:
+    answer = Person(table).ask(Method.ALLOCATE, attributes)
+    assert code(answer) == expected
+    assert table.flows == {}
+    assert table.server.control.allocations.claimed == 0
+
+
+def test_an_unknown_family_is_answered_with_440() -> None:
+    table = Table(config(relays=(RelayHost(host=HOST),)))
+    assert code(Person(table).allocate({a.REQUESTED_ADDRESS_FAMILY: 6})) == 440
+    assert code(Person(Table(config(relays=(RelayHost(host=HOST6),)))).allocate()) == 440
+
+
+def test_unknown_required_attributes_are_answered_with_420_once_the_client_is_known(table: Table) -> None:
+    alice = Person(table)
+    alice.allocate()
+    request = Message.request(Method.REFRESH, alice.transaction_id(), {})
+    unknown = bytes.fromhex("7ffe0000")
+    request.attributes |= {a.USERNAME: "alice", a.REALM: "example.org", a.NONCE: alice.nonce}
+    key = IntegrityKey.long_term("alice", "example.org", "wonder")
+    plain = request.encode()
+    body = plain[20:] + unknown
+    head = plain[:2] + (len(body) + 24).to_bytes(2, "big") + plain[4:20]
+    answer = alice.say(head + body + bytes.fromhex("00080014") + key.sha1(head + body))
+    assert code(answer) == 420
+    assert answer is not None and answer[a.UNKNOWN_ATTRIBUTES] == (0x7FFE,)
+    assert answer.verify(key)
+
+
+def test_ipv6_alone(table: Table) -> None:
+    answer = Person(table).allocate({a.REQUESTED_ADDRESS_FAMILY: 6})
+    assert [each.host for each in answer[a.XOR_RELAYED_ADDRESS]] == [HOST6]
+
+
+def test_a_dual_allocation_has_both_families(table: Table) -> None:
+    alice = Person(table)
+    answer = alice.allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
+    assert [each.host for each in answer[a.XOR_RELAYED_ADDRESS]] == [HOST, HOST6]
+    assert a.ADDRESS_ERROR_CODE not in answer
+    assert code(alice.permit(PEER, PEER6)) == 0
+    assert [each.remote for each in alice.send(b"6", PEER6) + alice.send(b"4", PEER)] == [PEER6, PEER]
+
+
+def test_a_dual_allocation_gives_what_it_can_and_says_what_it_cannot() -> None:
+    answer = Person(Table(config(relays=(RelayHost(host=HOST),)))).allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
+    assert [each.host for each in answer[a.XOR_RELAYED_ADDRESS]] == [HOST]
+    assert answer[a.ADDRESS_ERROR_CODE][:2] == (6, 440)
+    table = Table(config())
+    for port in range(50000, 50100):
+        table.taken[Address(HOST6, port)] = errno.EMFILE
+    answer = Person(table).allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
+    assert answer[a.ADDRESS_ERROR_CODE][:2] == (6, 508)
+
+
+def test_one_family_of_a_dual_allocation_can_be_given_back(table: Table) -> None:
+    alice = Person(table)
+    alice.allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
+    alice.permit(PEER, PEER6)
+    answer = alice.refresh(0, {a.REQUESTED_ADDRESS_FAMILY: 6})
+    assert (code(answer), answer[a.LIFETIME]) == (0, 0)
+    assert [each.host for each in table.flows.values()] == [HOST]
+    assert code(alice.refresh(700, {a.REQUESTED_ADDRESS_FAMILY: 6})) == 443
+    assert code(alice.permit(PEER6)) == 443
+    assert [each.remote for each in alice.send(b"x")] == [PEER]
+    assert code(alice.refresh(0)) == 0
+    assert table.flows == {} and table.server.control.allocations.claimed == 0
+
+
+def test_the_families_of_a_dual_allocation_expire_by_themselves(table: Table) -> None:
+    alice = Person(table)
+    alice.allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
+    alice.refresh(3000, {a.REQUESTED_ADDRESS_FAMILY: 4})
+    table.run_for(601)
+    assert [each.host for each in table.flows.values()] == [HOST]
+    table.run_for(2400)
+    assert table.flows == {}
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 600), (1, 600), (1200, 1200), (100_000, 3600)])
+def test_lifetimes_are_kept_within_bounds(table: Table, asked: int | None, given: int) -> None:
+    alice = Person(table)
+    answer = alice.allocate({} if asked is None else {a.LIFETIME: asked})
+    assert answer[a.LIFETIME] == given
+    table.run_for(given - 1)
+    assert len(table.flows) == 1
+    table.run_for(2)
+    assert table.flows == {}
+    [ended] = table.events(AllocationEnded)
+    assert (ended.reason, ended.client.remote) == ("expired", CLIENT)
+
+
+def test_an_even_port_is_even_and_its_neighbour_waits_for_its_token(table: Table) -> None:
+    alice = Person(table)
+    answer = alice.allocate({a.EVEN_PORT: True})
+    [relayed] = answer[a.XOR_RELAYED_ADDRESS]
+    assert relayed.port % 2 == 0
+    assert sorted(each.port for each in table.flows.values()) == [relayed.port, relayed.port + 1]
+    second = Person(table, Address(CLIENT.host, 40001))
+    follow = second.allocate({a.RESERVATION_TOKEN: answer[a.RESERVATION_TOKEN]})
+    assert follow[a.XOR_RELAYED_ADDRESS] == (relayed.with_port(relayed.port + 1),)
+    second.permit(PEER)
+    assert [each.flow for each in second.send(b"x")] == [
+        flow for flow, local in table.flows.items() if local.port == relayed.port + 1
+    ]
+    again = Person(table, Address(CLIENT.host, 40002))
+    assert code(again.allocate({a.RESERVATION_TOKEN: answer[a.RESERVATION_TOKEN]})) == 508
+
+
+def test_even_port_without_a_reservation_takes_one_port(table: Table) -> None:
+    answer = Person(table).allocate({a.EVEN_PORT: False})
+    assert answer[a.XOR_RELAYED_ADDRESS][0].port % 2 == 0
+    assert a.RESERVATION_TOKEN not in answer and len(table.flows) == 1
+
+
+def test_an_external_address_is_what_clients_are_told() -> None:
+    table = Table(config(relays=(RelayHost(host="10.0.0.5", external=HOST),)))
+    answer = Person(table).allocate()
+    [bound] = table.flows.values()
+    assert answer[a.XOR_RELAYED_ADDRESS] == (Address(HOST, bound.port),)
+    assert bound.host == "10.0.0.5"
+
+
+def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table, alice: Person) -> None:
+    table.server.control.drain(table.now, (Address("192.0.2.99", 3478),))
+    answer = Person(table, OTHER).allocate()
+    assert code(answer) == 300 and answer[a.ALTERNATE_SERVER] == (Address("192.0.2.99", 3478),)
+    assert code(alice.refresh()) == 0
+    assert not table.events(Drained)
+    alice.refresh(0)
+    assert len(table.events(Drained)) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ refresh
+
+
+def test_refresh_prolongs_and_zero_ends(table: Table, alice: Person) -> None:
+    table.run_for(500)
+    assert alice.refresh(900)[a.LIFETIME] == 900
+    table.run_for(890)
+    assert len(table.flows) == 1
+    answer = alice.refresh(0)
+    assert (code(answer), answer[a.LIFETIME]) == (0, 0)
+    assert table.flows == {}
+    assert code(alice.refresh()) == 437
+    assert code(alice.allocate()) == 0
+
+
+def test_an_ending_refresh_that_comes_again_is_answered_the_same(table: Table, alice: Person) -> None:
+    request = alice.build(Method.REFRESH, {a.LIFETIME: 0})
+    [first], [second] = table.from_client(request), table.from_client(request)
+    assert first == second
+    table.run_for(41)
+    assert code(alice.say(request)) == 437
+
+
+def test_another_user_cannot_touch_an_allocation(table: Table, alice: Person) -> None:
+    bob = Person(table, CLIENT, "bob")
+    for answer in (bob.refresh(0), bob.permit(PEER), bob.bind(0x4000)):
+        assert code(answer) == 441
+    assert len(table.flows) == 1
+
+
+def test_requests_without_an_allocation_are_answered_with_437(table: Table) -> None:
+    alice = Person(table)
+    assert [code(each) for each in (alice.refresh(), alice.permit(PEER), alice.bind(0x4000))] == [437] * 3
+
+
+def test_a_lost_relay_port_ends_the_allocation(table: Table, alice: Person) -> None:
+    [flow] = table.flows
+    del table.flows[flow]
+    table.give(Closed(flow=flow, reason="the interface is gone"))
+    assert code(alice.refresh()) == 437
+    [ended] = table.events(AllocationEnded)
+    assert "the interface is gone" in ended.reason
+    assert table.server.control.allocations.claimed == 0
+
+
+# -------------------------------------------------------------------------------------------- permissions, channels
+
+
+def test_a_permission_is_for_a_host_in_both_directions(table: Table, alice: Person) -> None:
+    [relay] = alice.relayed
+    assert alice.send(b"before") == [] and table.from_peer(relay, b"before") == []
+    assert code(alice.permit(PEER)) == 0
+    elsewhere = PEER.with_port(6000)
+    assert [(each.remote, each.data) for each in alice.send(b"x", elsewhere)] == [(elsewhere, b"x")]
+    [back] = table.from_peer(relay, b"y", elsewhere)
+    message = decode(back.data)
+    assert (message.method, message.cls) == (Method.DATA, Class.INDICATION)
+    assert (message[a.XOR_PEER_ADDRESS], message[a.DATA]) == ((elsewhere,), b"y")
+    assert (back.flow, back.remote) == (LISTENER, CLIENT)
+
+
+def test_a_permission_lasts_300_seconds_and_data_does_not_renew_it(table: Table, alice: Person) -> None:
+    [relay] = alice.relayed
+    alice.permit(PEER)
+    for _ in range(2):
+        table.run_for(149)
+        assert len(alice.send(b"x")) == 1
+    table.run_for(3)
+    assert alice.send(b"x") == [] and table.from_peer(relay, b"y") == []
+    alice.permit(PEER)
+    assert len(alice.send(b"x")) == 1
+
+
+def test_a_permission_needs_a_peer(alice: Person) -> None:
+    assert code(alice.ask(Method.CREATE_PERMISSION, {})) == 400
+
+
+def test_peers_of_a_family_that_is_not_allocated_are_refused_with_443(alice: Person) -> None:
+    assert code(alice.permit(PEER6)) == 443
+    assert code(alice.permit(PEER, PEER6)) == 443
+    assert code(alice.bind(0x4000, PEER6)) == 443
+    assert alice.send(b"x") == [], "the good one of the two was not installed"
+
+
+def test_channel_data_goes_both_ways(table: Table, alice: Person) -> None:
+    [relay] = alice.relayed
+    assert code(alice.bind(0x4000)) == 0
+    assert [(each.remote, each.data) for each in alice.channel(0x4000, b"to")] == [(PEER, b"to")]
+    [back] = table.from_peer(relay, b"back")
+    assert back.data == b"\x40\x00\x00\x04back"
+    other_port = PEER.with_port(5001)
+    [wrapped] = table.from_peer(relay, b"z", other_port)
+    assert decode(wrapped.data)[a.XOR_PEER_ADDRESS] == (other_port,), "no channel, but the host has a permission"
+
+
+def test_channel_data_may_be_padded_or_empty_but_not_short(table: Table, alice: Person) -> None:
+    alice.bind(0x4000)
+    assert [each.data for each in table.from_client(b"\x40\x00\x00\x01x\0\0\0")] == [b"x"]
+    assert [each.data for each in table.from_client(b"\x40\x00\x00\x00")] == [b""]
+    assert table.from_client(b"\x40\x00\x00\x05abcd") == []
+    assert table.from_client(b"\x40\x01\x00\x01x") == []
+    assert table.from_client(b"\x40\x00\x00\x01x", OTHER) == []
+
+
+def test_a_channel_outlives_its_permission_only_in_name(table: Table, alice: Person) -> None:
+    alice.bind(0x4000)
+    table.run_for(301)
+    assert alice.channel(0x4000, b"x") == []
+    alice.permit(PEER)
+    assert len(alice.channel(0x4000, b"x")) == 1
+    table.run_for(250)
+    alice.permit(PEER)
+    alice.refresh()
+    table.run_for(60)
+    assert alice.channel(0x4000, b"x") == [], "600 s are over"
+    assert alice.bind(0x4000).cls is Class.SUCCESS
+    assert len(alice.channel(0x4000, b"x")) == 1
+
+
+@pytest.mark.parametrize(("kind", "last"), [(ChannelRange.RFC8656, 0x4FFF), (ChannelRange.RFC5766, 0x7FFF)])
+def test_the_channel_numbers_that_may_be_bound(kind: ChannelRange, last: int) -> None:
+    alice = Person(Table(config(channel_range=kind)))
+    alice.allocate()
+    assert code(alice.bind(last)) == 0
+    for wrong in (0x3FFF, last + 1, 0, 0xFFFF):
+        assert code(alice.bind(wrong, PEER.with_port(wrong or 1))) == 400
+
+
+def test_neither_number_nor_peer_is_bound_to_another_before_it_has_rested(table: Table, alice: Person) -> None:
+    second = PEER.with_port(7000)
+    alice.bind(0x4000)
+    assert code(alice.bind(0x4000, second)) == 400
+    assert code(alice.bind(0x4001)) == 400
+    for _ in range(2):
+        table.run_for(449)
+        alice.refresh(3600)
+        assert code(alice.bind(0x4000, second)) == 400 and code(alice.bind(0x4001)) == 400
+    table.run_for(3)
+    assert code(alice.bind(0x4000, second)) == 0 and code(alice.bind(0x4001)) == 0
+
+
+@pytest.mark.parametrize("missing", [a.CHANNEL_NUMBER, a.XOR_PEER_ADDRESS])
+def test_a_channel_needs_number_and_peer(alice: Person, missing: a.Attribute) -> None:
+    values = {a.CHANNEL_NUMBER: 0x4000, a.XOR_PEER_ADDRESS: (PEER,)}
+    del values[missing]
+    assert code(alice.ask(Method.CHANNEL_BIND, values)) == 400
+
+
+def test_dont_fragment_is_carried_out(alice: Person) -> None:
+    alice.permit(PEER)
+    [plain] = alice.send(b"x")
+    [whole] = alice.send(b"x", extra={a.DONT_FRAGMENT: True})
+    assert plain.ip is None and whole.ip is not None and whole.ip.dont_fragment is True
+
+
+# ------------------------------------------------------------------------------------------------------------ streams
+
+
+def test_a_client_on_a_stream(table: Table) -> None:
+    stream = Flow(700)
+    table.open_stream(stream)
+    alice = Person(table, stream=stream)
+    assert code(alice.allocate()) == 0
+    assert code(alice.bind(0x4000)) == 0
+    assert [each.data for each in alice.channel(0x4000, b"abcde")] == [b"abcde"]
+    assert [each.data for each in alice.send(b"xyz")] == [b"xyz"]
+    [back] = table.from_peer(alice.relayed[0], b"abc")
+    assert (back.flow, back.data) == (stream, b"\x40\x00\x00\x03abc\0"), "padded"
+    both = b"\x40\x00\x00\x01x\0\0\0" * 2
+    assert [each.data for part in (both[:5], both[5:]) for each in table.give(StreamData(stream, part))] == [b"x"] * 2
+
+
+def test_a_stream_that_closes_ends_its_allocation(table: Table) -> None:
+    stream = Flow(700)
+    table.open_stream(stream)
+    alice = Person(table, stream=stream)
+    alice.allocate()
+    table.give(Closed(flow=stream, reason="closed by the other side"))
+    assert table.flows == {} and table.server.control.allocations.claimed == 0
+
+
+def test_a_stream_that_closes_while_its_port_opens_leaves_nothing(table: Table) -> None:
+    stream = Flow(700)
+    table.open_stream(stream)
+    alice = Person(table, stream=stream)
+    alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
+    table.server.receive(StreamData(stream, alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})), table.now)
+    table.server.receive(Closed(flow=stream, reason="gone"), table.now)
+    assert table.drain() == []
+    assert table.flows == {} and table.server.control.allocations.claimed == 0
+    assert set(table.server.plane.size.values()) == {0}
+
+
+def test_a_stream_without_an_allocation_is_closed_in_time(table: Table) -> None:
+    table.open_stream(Flow(700))
+    alice = Person(table, OTHER, stream=Flow(701))
+    table.open_stream(Flow(701), OTHER)
+    alice.allocate()
+    table.run_for(31)
+    assert table.closed == [Flow(700)]
+    alice.refresh(0)
+    table.run_for(31)
+    assert table.closed[-1] == Flow(701)
+
+
+def test_a_stream_that_loses_step_is_closed(table: Table) -> None:
+    table.open_stream(Flow(700))
+    table.give(StreamData(Flow(700), b"\x16\x03\x01\x02\x00\x01\x00\x01"))
+    assert table.closed == [Flow(700)]
+
+
+def test_a_stream_without_an_allocation_holds_little_memory(table: Table) -> None:
+    table.open_stream(Flow(700))
+    table.give(StreamData(Flow(700), b"GET / HTTP/1.1\r\n" + bytes(1000)))
+    assert table.closed == []
+    table.give(StreamData(Flow(700), bytes(2000)))
+    assert table.closed == [Flow(700)]
+
+
+# ------------------------------------------------------------------------------------------------------------ binding
+
+
+def test_binding_requests_are_answered_without_credentials(table: Table) -> None:
+    request = Message.request(Method.BINDING, bytes(12)).encode()
+    [send] = table.from_client(request)
+    assert decode(send.data)[a.XOR_MAPPED_ADDRESS] == CLIENT
+    table.open_stream(Flow(700), OTHER)
+    [send] = table.give(StreamData(Flow(700), request))
+    assert (send.flow, decode(send.data)[a.XOR_MAPPED_ADDRESS]) == (Flow(700), OTHER)
+
+
+def test_refusals_are_told_with_the_clients_address(table: Table, alice: Person) -> None:
+    alice.allocate()
+    refused = table.events(RequestRefused)
+    assert [(each.code, each.user) for each in refused] == [(401, ""), (437, "alice")]
+    assert {each.client.remote for each in refused} == {CLIENT}
+
+
+def test_the_last_traffic_comes_with_the_end(table: Table, alice: Person) -> None:
+    [relay] = alice.relayed
+    alice.permit(PEER)
+    alice.send(b"12345")
+    table.from_peer(relay, b"123")
+    alice.refresh(0)
+    [ended] = table.events(AllocationEnded)
+    [traffic] = ended.traffic
+    assert (traffic.to_peers, traffic.bytes_to_peers, traffic.from_peers, traffic.bytes_from_peers) == (1, 5, 1, 3)
+
+
+def test_limits_are_checked_when_they_are_given() -> None:
+    with pytest.raises(ValueError, match="permissions"):
+        Limits(permissions=-1)
