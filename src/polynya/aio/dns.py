@@ -15,10 +15,6 @@ import asyncio
 import socket
 from typing import Final
 
-import dns.asyncresolver
-import dns.exception
-import dns.resolver
-
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.core.machine import RecordType, Resolve, Resolved
@@ -27,6 +23,10 @@ TIMEOUT: Final = 5.0
 """Seconds for one query; ICE goes on without the server meanwhile."""
 
 LOCALHOST: Final = ("127.0.0.1", "::1")
+
+
+class _RecordError(Exception):
+    """No record was found."""
 
 
 class Resolver:
@@ -48,8 +48,8 @@ class Resolver:
             reason = f"no answer within {self._timeout:g} s"
         except socket.gaierror as error:
             reason = error.strerror or "unknown name"
-        except dns.exception.DNSException as error:
-            reason = str(error) or type(error).__name__
+        except _RecordError as error:
+            reason = str(error)
         except (OSError, UnicodeError) as error:
             reason = str(error)
         return Resolved(query=query, error=f"{query.name}: {reason}")
@@ -60,7 +60,13 @@ class Resolver:
         return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     async def _records(self, name: str, record: RecordType) -> tuple[str, ...]:
-        answer = await dns.asyncresolver.Resolver().resolve(name, record.value, lifetime=self._timeout)
+        import dns.asyncresolver  # noqa: PLC0415  # a third of a second, and few programs look records up
+        import dns.exception  # noqa: PLC0415
+
+        try:
+            answer = await dns.asyncresolver.Resolver().resolve(name, record.value, lifetime=self._timeout)
+        except dns.exception.DNSException as error:
+            raise _RecordError(str(error) or type(error).__name__) from error
         return tuple(data.to_text() for data in answer)
 
 
