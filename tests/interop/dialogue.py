@@ -1,9 +1,9 @@
 """Peers in processes of their own, spoken to in lines of JSON.
 
-A peer says     {"description": {"ufrag", "password", "options", "lite"}}, {"candidate": TEXT | null} (null: the last was
-                told), {"connected": {"local", "remote"}} or {"failed": REASON}, {"received": HEX}, {"closed": REASON},
-                {"ended": true} as its last line; after a restart the description and the candidates anew
-and is told     {"description"}, {"candidate"} of the other side, {"send": HEX}, {"close": true}, {"restart": true}
+A peer says     {"description": {"ufrag", "password", "options", "lite"}}, {"candidate": TEXT | null} (null: no more
+                come), {"connected": {"local", "remote"}} or {"failed": REASON}, {"received": HEX}, {"closed": REASON},
+                {"ended": true} as its last line; after a restart its description and candidates anew
+and is told     {"description"}, {"candidate"} of the other side, {"send": HEX}, {"restart": true}, {"close": true}
 
 Where the two do not trickle, a description that is told has all "candidates" in it, the null included.
 """

@@ -35,15 +35,24 @@ def describe(description: polynya.Description) -> None:
     say(description={**told, "lite": description.lite})
 
 
+def tell(candidate: polynya.Candidate | None) -> None:
+    say(candidate=candidate and str(candidate).removeprefix("candidate:"))
+
+
+async def trickle(agent: polynya.Agent) -> None:
+    async for candidate in agent.candidates():
+        tell(candidate)
+    tell(None)
+
+
 async def watch(agent: polynya.Agent) -> None:
-    """Tell what is to be signalled, from the start on and again after a restart, and what is nominated."""
-    describe(agent.description)
+    """Tell what is to be signalled after a restart, and what is nominated."""
     async for event in agent.events():
         match event:
-            case LocalCandidateAdded():
-                say(candidate=str(event.candidate).removeprefix("candidate:"))
-            case LocalCandidatesEnded():
-                say(candidate=None)
+            case LocalCandidateAdded(candidate=candidate) if candidate.generation:
+                tell(candidate)
+            case LocalCandidatesEnded(generation=generation) if generation:
+                tell(None)
             case Restarted():
                 describe(agent.description)
             case SelectedPairChanged(nominated=True) if event.pair is not None:
@@ -82,18 +91,21 @@ async def main() -> None:
     parser.add_argument("--controlling", action="store_true")
     parser.add_argument("--family", type=int, choices=[4, 6], required=True)
     parser.add_argument("--lite", action="store_true")
+    parser.add_argument("--whole", action="store_true", help="do not say that candidates may follow")
     parser.add_argument("--server", action="append", default=[])
     arguments = parser.parse_args()
-    ice = IceConfig(controlling=arguments.controlling, lite=arguments.lite)
+    options = ("ice2",) if arguments.whole else ("ice2", "trickle")
+    ice = IceConfig(controlling=arguments.controlling, lite=arguments.lite, options=options)
     async with polynya.Agent(ice=ice, families=(arguments.family,), servers=arguments.server) as agent:
         connected: asyncio.Future[polynya.Connection] = asyncio.get_running_loop().create_future()
-        tasks = [asyncio.create_task(watch(agent))]
+        tasks = [asyncio.create_task(watch(agent)), asyncio.create_task(trickle(agent))]
+        describe(agent.description)
         reader = await commands()
         while line := await reader.readline():
             command = json.loads(line)
             if "description" in command:
                 set_remote(agent, command["description"])
-                if len(tasks) == 1:
+                if len(tasks) == 2:
                     tasks.append(asyncio.create_task(use(agent, connected)))
             elif "candidate" in command:
                 add(agent, command["candidate"])

@@ -1,4 +1,7 @@
-"""Polynya and aioice 0.13.0 connect with each other, in both roles, over IPv4 and IPv6, and talk both ways."""
+"""Polynya and aioice 0.13.0 connect with each other in both roles, over IPv4 and IPv6, and talk both ways.
+
+aioice gathers before it tells anything, nominates with its first checks (aggressively, RFC 5245) and cannot restart.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.interop.dialogue import Peer, introduce, peer
+from tests.interop.dialogue import Peer, introduce, peer, talk
 from tests.real.netns import Namespace, joined
 
 pytestmark = [
@@ -33,64 +37,82 @@ def ends() -> Iterator[tuple[Namespace, Namespace]]:
         yield ends
 
 
-def talk(source: Peer, target: Peer, label: str, count: int = 25) -> None:
-    """Everything that `source` sends arrives at `target`, once and in order: the cable loses nothing."""
-    sent = [f"{label} {number} ".encode() + bytes(range(256)) * (number % 5) for number in range(count)]
-    for data in sent:
-        source.tell(send=data.hex())
-    assert [bytes.fromhex(target.expect("received")) for _ in sent] == sent
-
-
 @contextmanager
 def both(
-    ends: tuple[Namespace, Namespace], family: int, *, we_control: bool, they_control: bool
+    ends: tuple[Namespace, Namespace], family: int, *flags: str, we_control: bool, they_control: bool
 ) -> Iterator[tuple[Peer, Peer]]:
-    """Polynya in the left namespace and aioice in the right one, not yet introduced."""
+    """Polynya, with these flags, in the left namespace and aioice in the right one, not yet introduced."""
     left, right = ends
     options = ["--family", str(family)]
-    ours = left.command(sys.executable, HERE / "polynya_peer.py", *options, *(["--controlling"] if we_control else []))
-    theirs = right.command(AIOICE, HERE / "aioice_peer.py", *options, *(["--controlling"] if they_control else []))
-    with peer("polynya", ours) as polynya, peer("aioice", theirs) as aioice:
+    ours = [sys.executable, HERE / "polynya_peer.py", *options, *flags, *(["--controlling"] if we_control else [])]
+    theirs = [AIOICE, HERE / "aioice_peer.py", *options, *(["--controlling"] if they_control else [])]
+    with peer("polynya", left.command(*ours)) as polynya, peer("aioice", right.command(*theirs)) as aioice:
         yield polynya, aioice
+
+
+def meet(polynya: Peer, aioice: Peer, family: int, *, trickle: bool = True) -> None:
+    """Introduce both, see them on the one pair that there is, and let them talk."""
+    introduce(polynya, aioice, trickle=trickle)
+    connected: dict[str, Any] = polynya.expect("connected")
+    nominated: dict[str, Any] = polynya.expect("nominated")
+    theirs = aioice.expect("connected")
+    assert connected == nominated
+    assert (nominated["local"], nominated["remote"]) == (theirs["remote"], theirs["local"])
+    assert (nominated["local"][0], nominated["remote"][0]) == (LEFT[family], RIGHT[family])
+    talk(polynya, aioice, "from us")
+    talk(aioice, polynya, "from them")
+
+
+def part(polynya: Peer, aioice: Peer) -> None:
+    aioice.end()
+    polynya.end()
 
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "aioice controls"])
-def test_they_connect_and_talk(ends: tuple[Namespace, Namespace], family: int, we_control: bool) -> None:
-    with both(ends, family, we_control=we_control, they_control=not we_control) as (polynya, aioice):
-        introduce(polynya, aioice)
-        our_path, their_path = polynya.expect("connected"), aioice.expect("connected")
-        assert our_path["local"] == their_path["remote"]
-        assert our_path["remote"] == their_path["local"]
-        assert (our_path["local"][0], our_path["remote"][0]) == (LEFT[family], RIGHT[family])
-        talk(polynya, aioice, "from us")
-        talk(aioice, polynya, "from them")
-        aioice.end()
-        polynya.end()
+@pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
+def test_they_connect_and_talk(ends: tuple[Namespace, Namespace], family: int, we_control: bool, trickle: bool) -> None:
+    flags = [] if trickle else ["--whole"]
+    with both(ends, family, *flags, we_control=we_control, they_control=not we_control) as (polynya, aioice):
+        meet(polynya, aioice, family, trickle=trickle)
+        part(polynya, aioice)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
+def test_a_lite_agent_is_found_by_a_full_one(ends: tuple[Namespace, Namespace], family: int, trickle: bool) -> None:
+    """RFC 8445, sections 2.5 and 6.1.1: the full agent controls and checks, the lite one answers.
+
+    Who uses aioice has to say that it controls: it does not take the role by itself.
+    """
+    with both(ends, family, "--lite", we_control=False, they_control=True) as (polynya, aioice):
+        meet(polynya, aioice, family, trickle=trickle)
+        part(polynya, aioice)
 
 
 @pytest.mark.parametrize("control", [True, False], ids=["both control", "neither controls"])
 def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], control: bool) -> None:
     """RFC 8445, section 7.3.1.1."""
     with both(ends, 4, we_control=control, they_control=control) as (polynya, aioice):
-        introduce(polynya, aioice)
-        polynya.expect("connected")
-        aioice.expect("connected")
-        talk(polynya, aioice, "from us")
-        talk(aioice, polynya, "from them")
-        aioice.end()
-        polynya.end()
+        meet(polynya, aioice, 4)
+        part(polynya, aioice)
 
 
-def test_consent_keeps_an_idle_connection_alive_on_both_sides(ends: tuple[Namespace, Namespace]) -> None:
-    """RFC 7675, section 5.1: both ask every 5 s +-20 %; aioice gives up after six that went unanswered."""
-    with both(ends, 4, we_control=True, they_control=False) as (polynya, aioice):
-        introduce(polynya, aioice)
-        polynya.expect("connected")
-        aioice.expect("connected")
-        polynya.stay_silent(13)
-        aioice.stay_silent(0)
-        talk(polynya, aioice, "still here")
-        talk(aioice, polynya, "so are we")
-        aioice.end()
-        polynya.end()
+def test_consent_keeps_idle_connections_alive_on_both_sides(ends: tuple[Namespace, Namespace]) -> None:
+    """RFC 7675, section 5.1: both ask every 5 s +-20 %; aioice gives up after six that went unanswered.
+
+    A lite agent asks nothing; it answers. Both are idle at the same time.
+    """
+    with (
+        both(ends, 4, we_control=True, they_control=False) as full,
+        both(ends, 4, "--lite", we_control=False, they_control=True) as lite,
+    ):
+        for polynya, aioice in (full, lite):
+            meet(polynya, aioice, 4)
+        full[0].stay_silent(13)
+        for polynya, aioice in (full, lite):
+            polynya.stay_silent(0)
+            aioice.stay_silent(0)
+            talk(polynya, aioice, "still here")
+            talk(aioice, polynya, "so are we")
+            part(polynya, aioice)
