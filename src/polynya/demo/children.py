@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from polynya.core.errors import DecodeError
+from polynya.core.errors import ConfigurationError, DecodeError
 
 from .records import Outcome, Record, Task, decode_record, encode
 
 LINE_LIMIT: Final = 1 << 20
 ERRORS_KEPT: Final = 8192
 """Bytes of a peer's standard error, the last ones."""
-LEAVE_TIMEOUT: Final = 3.0
-"""Seconds that a peer gets to leave in order; then it is killed."""
+COMMAND: Final = (sys.executable, "-P", "-m", "polynya.demo.peer")
+"""-P: a module of the current folder must not stand in for one of Python's."""
 
 
 class Child:
     """`start`, then `outcome`, then `stop`: the last one always."""
 
-    def __init__(self, task: Task, tell: Callable[[str, Record], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        tell: Callable[[str, Record], None],
+        *,
+        command: Sequence[str] = COMMAND,
+        patience: float = 3.0,
+    ) -> None:
+        """`patience` is for how many seconds it may take to leave in order, before it is killed."""
         self.name = task.name
         self.errors = b""
         """What it wrote to its standard error."""
@@ -30,6 +38,8 @@ class Child:
         """Its outcome; None when its output ended before there was one."""
         self._task = task
         self._tell = tell
+        self._command = command
+        self._patience = patience
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
 
@@ -43,18 +53,19 @@ class Child:
         return None if self._process is None else self._process.returncode
 
     async def start(self) -> None:
-        """Start the process and give it its task."""
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # a module of the current folder must not stand in for one of Python's
-            "-m",
-            "polynya.demo.peer",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=LINE_LIMIT,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends its children in order
-        )
+        """Start the process and give it its task; ConfigurationError when the system does not start it."""
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=LINE_LIMIT,
+                start_new_session=True,  # Ctrl-C is for the parent, which ends its children in order
+            )
+        except OSError as error:
+            program = self._command[0]
+            raise ConfigurationError(f"cannot start {self.name}: {program}: {error.strerror or error}") from error
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -73,7 +84,7 @@ class Child:
             if process.stdin is not None:
                 process.stdin.close()
             with suppress(TimeoutError):
-                async with asyncio.timeout(LEAVE_TIMEOUT):
+                async with asyncio.timeout(self._patience):
                     await asyncio.gather(process.wait(), *self._readers)
         finally:
             if process.returncode is None:

@@ -18,7 +18,7 @@ from polynya.core.instants import MILLISECOND, Instant
 from polynya.core.trace import TraceEvent, Tracer
 from polynya.serve import Server, ServerConfig
 
-from .children import Child
+from .children import COMMAND, Child
 from .recording import Recording
 from .records import Captured, Happened, Outcome, Progress, Record, Task
 from .result import MeetingResult, PeerResult, count_data, judge
@@ -28,8 +28,6 @@ PEERS: Final = ("alice", "bob")
 SERVER: Final = "server"
 LOOPBACK: Final = ("127.0.0.1", "::1")
 
-STARTING: Final = 3.0
-"""Seconds that the peers' processes get beyond the task's own time, to start and to tell."""
 HOLD: Final = 50 * MILLISECOND
 """How long an event waits for earlier ones of the other process before it is told."""
 
@@ -42,6 +40,10 @@ class MeetingOptions:
     """That each side sends."""
     timeout: float = 10.0
     """Seconds for the peers to meet, connect and talk."""
+    grace: float = 3.0
+    """Seconds that their processes get besides: once to start, and once to leave before they are killed."""
+    command: tuple[str, ...] = COMMAND
+    """What starts a peer's process."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.messages <= 1000:
@@ -145,14 +147,18 @@ class _Meeting:
 
     async def _run_peers(self, url: str, hosts: tuple[str, ...]) -> list[Child]:
         room = f"demo {secrets.token_hex(8)}"
-        children = [Child(self._task(name, url, room, hosts), self._take) for name in PEERS]
+        options = self.options
+        children = [
+            Child(self._task(name, url, room, hosts), self._take, command=options.command, patience=options.grace)
+            for name in PEERS
+        ]
         try:
             for child in children:
                 self._introduce(child.name, "peer", list(hosts))
                 await child.start()
                 self.tell(PeerStarted(name=child.name, pid=child.pid or 0))
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.options.timeout + STARTING):
+                async with asyncio.timeout(self.options.timeout + self.options.grace):
                     await asyncio.gather(*(asyncio.shield(child.ended) for child in children))
         finally:
             await asyncio.gather(*(child.stop() for child in children))

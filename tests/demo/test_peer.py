@@ -1,0 +1,108 @@
+"""The peer's process by itself: what it does with a task that cannot be done, and without one."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from polynya.core.instants import MILLISECOND, Instant
+from polynya.demo.dialogue import Dialogue
+from polynya.demo.records import Outcome, Task, decode_record, encode
+
+TIMEOUT = 30
+
+
+def peer(told: bytes, *, wait: bool = False) -> tuple[int, list[Any], bytes]:
+    """Run one peer with this as its standard input; with `wait`, the input ends only after the outcome."""
+    command = [sys.executable, "-m", "polynya.demo.peer"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        records = []
+        if wait:
+            process.stdin.write(told)
+            process.stdin.flush()
+            for line in process.stdout:
+                records.append(decode_record(line))
+                if isinstance(records[-1], Outcome):
+                    break
+            told = b""
+        output, errors = process.communicate(told, timeout=TIMEOUT)
+        records += map(decode_record, output.splitlines())
+        return process.returncode, records, errors
+
+
+def task(**changes: Any) -> bytes:
+    options = {"name": "alice", "other": "bob", "url": "", "room": "r", "messages": 1, "timeout": 5.0, "families": [4]}
+    return encode(Task(**{**options, **changes}))
+
+
+@pytest.mark.parametrize("line", [b"", b"hello\n", b'{"name": "alice"}\n'])
+def test_started_by_hand_it_says_who_starts_it(line: bytes) -> None:
+    code, records, errors = peer(line)
+    assert (code, records) == (2, [])
+    assert b"started by `polynya demo`" in errors
+
+
+def test_a_server_that_is_not_there_is_its_outcome() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        code, records, errors = peer(task(url=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout=1.0), wait=True)
+    outcomes = [record for record in records if isinstance(record, Outcome)]
+    assert len(outcomes) == 1
+    assert "within 1 s" in outcomes[0].error or "nothing listens" in outcomes[0].error
+    assert (code, errors) == (1, b"")
+
+
+def test_an_input_that_ends_early_ends_it_without_an_outcome() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()  # accepts, and never answers
+        code, records, errors = peer(task(url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=TIMEOUT))
+    assert code == 1 and errors == b""
+    assert not any(isinstance(record, Outcome) for record in records)
+
+
+def dialogues(messages: int = 3, room: str = "r") -> tuple[Dialogue, Dialogue]:
+    return (
+        Dialogue(name="alice", other="bob", room="r", messages=messages),
+        Dialogue(name="bob", other="alice", room=room, messages=messages),
+    )
+
+
+def test_every_message_is_counted_once() -> None:
+    alice, bob = dialogues()
+    for at in range(3):
+        message = alice.message(Instant(at * MILLISECOND))
+        alice.count_sent(Instant(at * MILLISECOND))
+        bob.take(message, Instant((at + 2) * MILLISECOND))
+        bob.take(message, Instant((at + 3) * MILLISECOND))
+    assert alice.all_sent and bob.all_received and not alice.all_received
+    counts = bob.counts()
+    assert (counts.received, counts.duplicates, counts.wrong) == (3, 3, 0)
+    assert counts.latency_ms == 2.0
+
+
+def test_a_message_that_was_not_counted_as_sent_is_sent_again() -> None:
+    alice, _ = dialogues()
+    assert alice.message(Instant(1)) == alice.message(Instant(1))
+
+
+@pytest.mark.parametrize("spoil", [0, 15, 20, 30, -1])
+def test_a_changed_message_is_not_taken(spoil: int) -> None:
+    alice, bob = dialogues()
+    message = bytearray(alice.message(Instant(1)))
+    message[spoil] ^= 1
+    bob.take(bytes(message), Instant(2))
+    assert (bob.received, bob.counts().wrong) == (0, 1)
+
+
+def test_messages_of_another_room_and_ones_own_are_not_taken() -> None:
+    alice, stranger = dialogues(room="another")
+    alice.take(stranger.message(Instant(1)), Instant(2))
+    alice.take(alice.message(Instant(1)), Instant(2))
+    alice.take(b"", Instant(2))
+    assert (alice.received, alice.counts().wrong) == (0, 3)
