@@ -169,3 +169,13 @@ def test_changed_and_cut_bytes_raise_decode_error_and_nothing_else() -> None:
             except DecodeError:
                 refused += 1
     assert refused > 1000
+
+
+def test_a_udp_checksum_that_comes_out_as_zero_is_sent_as_all_ones() -> None:
+    for number in range(65536):
+        wire = encode(udp(A6, B6, number.to_bytes(2, "big")))
+        assert wire[46:48] != b"\0\0"
+        if wire[46:48] == b"\xff\xff":
+            assert decode(wire).payload == number.to_bytes(2, "big")
+            return
+    raise AssertionError("one of all payloads of two bytes has such a sum")

@@ -328,3 +328,26 @@ def test_tshark_finds_nothing_wrong_in_a_captured_meeting(tmp_path: Path) -> Non
     assert {"0x0001", "0x0101"} <= {line[1] for line in lines}
     assert any("port-restricted filtering: nothing was sent to" in line[4] for line in lines)
     assert {"alice/eth0", "bob/eth0", "nat-alice dropped"} <= {line[0] for line in lines}
+
+
+def test_a_private_address_is_refused_at_the_outside_of_the_nat_even_where_a_route_leads_there(net: Network) -> None:
+    home = Home(net, full_cone())
+    outside = home.gateway.interfaces[0].peer
+    assert outside is not None
+    home.internet.routes.add("10.0.0.0/24", outside)
+    home.stranger.send(Address("10.0.0.2", 5000))
+    net.run_for(SECOND)
+    assert home.reasons() == ["10.0.0.2 is not an address of this NAT's outside"]
+
+
+def test_a_firewall_session_is_renewed_from_both_sides_and_leaves_no_trace_when_it_ends(net: Network) -> None:
+    wall = Firewall()
+    out = IpPacket(1, Address("192.0.2.1", 1), Address("203.0.113.1", 2), Protocol.UDP)
+    back = IpPacket(2, out.destination, out.source, Protocol.UDP)
+    assert wall.outbound(out, Instant(0)) == ""
+    assert wall.inbound(back, Instant(100 * SECOND)) == ""
+    assert wall.inbound(back, Instant(200 * SECOND)) == ""
+    assert wall.inbound(back, Instant(320 * SECOND)) != ""
+    other = IpPacket(3, Address("192.0.2.1", 9), Address("203.0.113.1", 9), Protocol.UDP)
+    assert wall.outbound(other, Instant(400 * SECOND)) == ""
+    assert len(wall._sessions) == 1

@@ -20,10 +20,11 @@ from polynya.core.machine import (
     Resolved,
     SendFailed,
 )
-from polynya.core.packets import Protocol
+from polynya.core.packets import IcmpMessage, IpPacket, Protocol
 from polynya.core.trace import TraceEvent, Tracer, TraceWriter
 from polynya.lab import LabError, Network, Profile
 from polynya.lab.links import copied
+from polynya.lab.routes import Prefix, Routes
 from tests.lab.conftest import Endpoint, Program
 
 
@@ -350,11 +351,85 @@ def test_a_packet_keeps_its_id_from_end_to_end() -> None:
 
 
 def test_a_copied_packet_is_rewritten_alone(net: Network) -> None:
-    from polynya.core.packets import IcmpMessage, IpPacket
-
     about = IpPacket(1, Address("192.0.2.1", 1), Address("192.0.2.2", 2), Protocol.UDP)
     error = IpPacket(2, about.destination, about.source, Protocol.ICMP, icmp=IcmpMessage(about=about))
     twin = copied(error)
     assert twin == error
     assert twin.icmp is not None
     assert twin.icmp.about is not about
+
+
+# -------------------------------------------------------------------------------------------------------- corners
+
+
+def test_no_icmp_error_is_about_an_icmp_error(net: Network) -> None:
+    one, _ = two(net)
+    about = IpPacket(90, Address("203.0.113.5", 1), Address("192.0.2.1", 2), Protocol.UDP)
+    error = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=about)
+    source = one.address.with_port(0)
+    one.process.host.send(IpPacket(91, source, Address("203.0.113.5", 0), Protocol.ICMP, icmp=error))
+    net.run_for(SECOND)
+    assert [(d.packet, d.reason) for d in net.drops] == [(91, "no route to 203.0.113.5")]
+
+
+def test_only_the_first_fragment_of_a_lost_packet_is_reported(net: Network) -> None:
+    one, _ = two(net)
+    one.send(Address("203.0.113.5", 9), bytes(4000))
+    net.run_for(SECOND)
+    assert net.drop_reasons() == {"no route to 203.0.113.5": 3}
+    assert len(one.machine.heard(IcmpError)) == 1
+
+
+def test_a_stopped_program_hears_and_does_nothing_more(net: Network) -> None:
+    one, other = two(net)
+    other.process.call(other.machine.send_at, Instant(SECOND), one.address, b"too late")
+    one.send(other.address)
+    other.process.stop()
+    before = len(other.machine.inputs)
+    net.run_for(2 * SECOND)
+    assert len(other.machine.inputs) == before
+    assert one.received == []
+    other.process.receive(other.process.host.interfaces_now())
+    assert len(other.machine.inputs) == before
+
+
+def test_a_timer_that_was_moved_is_due_at_its_new_time_alone(net: Network) -> None:
+    ticks: list[Instant] = []
+
+    class Moving(Endpoint):
+        due: Instant | None = Instant(SECOND)
+
+        def next_timer(self) -> Instant | None:
+            return self.due
+
+        def tick(self, now: Instant) -> None:
+            ticks.append(now)
+            self.due = None
+
+        def move(self, now: Instant) -> None:
+            self.due = Instant(3 * SECOND)
+
+    host = net.host("one", "192.0.2.1", net.router("middle"))
+    machine = Moving(net.flow_ids.new(), Address("192.0.2.1", 1))
+    host.run(machine).call(machine.move)
+    net.run_for(5 * SECOND)
+    assert ticks == [3 * SECOND]
+
+
+def test_the_longest_prefix_wins_and_a_new_route_counts_at_once() -> None:
+    routes: Routes[str] = Routes()
+    routes.add("0.0.0.0/0", "default")
+    assert routes.find("10.1.2.3") == "default"
+    routes.add("10.0.0.0/8", "wide")
+    assert routes.find("10.1.2.3") == "wide"
+    routes.add("10.1.0.0/16", "narrow")
+    assert (routes.find("10.1.2.3"), routes.find("10.2.0.1"), routes.find("192.0.2.1")) == ("narrow", "wide", "default")
+    routes.remove("10.1.0.0/16")
+    assert routes.find("10.1.2.3") == "wide"
+    assert routes.find("2001:db8::1") is None
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/33", "::/129", "10.0.0.0/-1"])
+def test_a_prefix_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a prefix"):
+        Prefix(text)

@@ -178,3 +178,45 @@ def test_an_old_connection_is_no_way_in_through_an_open_filter(bench: Make) -> N
     nat.after(100)
     assert nat.come(STRANGER, external, flags=ACK) is None
     assert nat.come(SERVER, external, flags=SYN | ACK) == INSIDE
+
+
+def test_a_connection_that_closes_late_is_still_gone_after_four_minutes(bench: Make) -> None:
+    nat = bench()
+    external = established(nat)
+    nat.after(1000)
+    nat.out(INSIDE, SERVER, flags=ACK)
+    nat.after(1000)
+    assert nat.come(SERVER, external, flags=RST) == INSIDE
+    nat.after(241)
+    assert nat.nat.rows() == []
+
+
+def test_an_acknowledgment_alone_establishes_nothing(bench: Make) -> None:
+    nat = bench()
+    nat.out(INSIDE, SERVER, flags=SYN)
+    nat.out(INSIDE, SERVER, flags=ACK)
+    nat.after(241)
+    assert nat.nat.rows() == []
+
+
+def test_a_tick_before_time_answers_no_syn(bench: Make) -> None:
+    nat = bench()
+    external = established(nat)
+    nat.come(STRANGER, external, flags=SYN)
+    nat.nat.tick(nat.now)
+    assert nat.nat.outputs() == []
+
+
+def test_ended_connections_take_no_room(bench: Make) -> None:
+    nat = bench()
+    external = nat.out(INSIDE, SERVER, flags=SYN)
+    assert external is not None
+    for port in range(1, 101):
+        nat.out(INSIDE, STRANGER.with_port(port), flags=SYN)
+    nat.after(200)
+    nat.out(INSIDE, SERVER, flags=SYN)
+    nat.after(100)
+    nat.out(INSIDE, STRANGER, flags=SYN)
+    mapping = nat.nat._mappings.inbound(Protocol.TCP, external)
+    assert mapping is not None
+    assert sorted(mapping.connections) == [SERVER, STRANGER]

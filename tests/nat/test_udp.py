@@ -427,3 +427,67 @@ def test_the_trace_has_every_row_that_came_and_went() -> None:
     added = [row for rows, _ in nat.diffs() for row in rows]
     removed = [row for _, rows in nat.diffs() for row in rows]
     assert sorted(map(str, added)) == sorted(map(str, removed))
+
+
+# ------------------------------------------------------------------------------------------------------------- corners
+
+
+def test_what_the_inbound_side_renews_does_not_renew_the_permission_of_another(bench: Make) -> None:
+    nat = bench(outbound_refresh=False, inbound_refresh=True)
+    external = nat.out(INSIDE, SERVER)
+    nat.out(INSIDE, STRANGER)
+    nat.after(100)
+    assert nat.come(SERVER, external) == INSIDE
+    nat.after(10)
+    assert nat.out(INSIDE, STRANGER) == external
+    nat.after(20)
+    assert nat.come(STRANGER, external) is None
+
+
+def test_a_mapping_takes_its_permissions_with_it_even_when_nobody_ticked() -> None:
+    nat = Bench(symmetric(filter_scope=FilterScope.MAPPING))
+    external = nat.out(INSIDE, SERVER)
+    nat.now += 121 * SECOND  # type: ignore[assignment]
+    assert nat.come(SERVER, external) is None
+    assert nat.nat.rows() == []
+    assert [row["entry"] for row in nat.diffs()[-1][1]] == ["mapping", "permission"]
+
+
+def test_contiguous_ports_go_on_after_the_last_one_not_with_the_first_free() -> None:
+    nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behaviour.APD, port_range=(2000, 2999)))
+    for i in range(1, 4):
+        nat.out(INSIDE, STRANGER.with_port(i))
+    nat.after(121)
+    assert nat.out(INSIDE, STRANGER) == Address(EXTERNAL, 2003)
+
+
+def inside_error(nat: Bench, about: IpPacket) -> IpPacket | None:
+    """The inside host says that it could not take a packet."""
+    icmp = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=about)
+    back = IpPacket(2, about.destination.with_port(0), about.source.with_port(0), Protocol.ICMP, icmp=icmp)
+    verdict = nat.nat.outbound(back, nat.now)
+    nat.reason = verdict.reason
+    return verdict.packet
+
+
+def test_an_error_about_a_packet_that_made_no_session_finds_the_one_mapping_there_is(bench: Make) -> None:
+    nat = bench(mapping=Behaviour.APD, filtering=Behaviour.EI)
+    external = nat.out(INSIDE, SERVER)
+    about = nat.packet(STRANGER, INSIDE)
+    assert inside_error(nat, about) is not None
+    assert about.destination == external
+    nat.out(INSIDE, SERVER_OTHER_PORT)
+    assert inside_error(nat, nat.packet(STRANGER, INSIDE)) is None
+    assert nat.reason == "an ICMP error about a packet to 10.0.0.2:5000, which no mapping let in"
+
+
+def test_an_error_about_a_hairpinned_packet_goes_back_to_its_inside_sender(bench: Make) -> None:
+    nat = bench(filtering=Behaviour.EI)
+    one, other = nat.out(INSIDE, SERVER), nat.out(OTHER_INSIDE, SERVER)
+    sent = nat.packet(INSIDE, other)
+    nat.nat.outbound(sent, nat.now)
+    assert (sent.source, sent.destination) == (one, OTHER_INSIDE)
+    error = inside_error(nat, sent)
+    assert error is not None
+    assert (error.source.host, error.destination.host) == (EXTERNAL, INSIDE.host)
+    assert (sent.source, sent.destination) == (INSIDE, other)

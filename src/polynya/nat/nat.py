@@ -25,10 +25,10 @@ from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFields, Tcp
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Json, Tracer
 
-from .config import Hairpinning, NatConfig, UnsolicitedSyn
+from .config import Behaviour, Hairpinning, NatConfig, UnsolicitedSyn
 from .filtering import Filter
 from .fragments import Reassembler
-from .mapping import Mapping, MappingTable, RemoteKey
+from .mapping import Mapping, MappingTable
 from .ports import AddressPool, PortAllocator
 from .rewriting import destination_of, refusal, reset, set_destination, set_source, source_of
 from .tcp import IN, OUT
@@ -160,9 +160,7 @@ class Nat:
         else:
             renew = self.config.outbound_refresh
         self._note(mapping, remote, packet.tcp, OUT, now, renew=renew)
-        key = self._filter.permit(mapping, remote, now, renew=renew)
-        if key is not None:
-            self._permitted(mapping, remote, key, now)
+        self._permit(mapping, remote, now, renew=renew)
         if packet.tcp is not None:
             self._syns.pop((remote, mapping.external), None)
         if remote.host in self.external:
@@ -210,14 +208,13 @@ class Nat:
         self._note(mapping, remote, tcp, IN, now, renew=config.inbound_refresh or tcp is not None)
         if config.inbound_refresh or tcp is not None:
             self._filter.renew(mapping, remote)
+            self._permissions_end(mapping.until(remote))
         if config.inbound_sessions:
             key = self._mappings.bind(mapping, remote)
             if key is not None and self._trace.enabled:
                 row: Json = mapping.row(key)
                 self._trace(now, "nat", f"a packet from {remote} was let in", added=[row], removed=[])
-            permitted = self._filter.permit(mapping, remote, now, renew=False)
-            if permitted is not None:
-                self._permitted(mapping, remote, permitted, now)
+            self._permit(mapping, remote, now, renew=False)
         set_destination(packet, mapping.internal)
 
     def _unwanted(self, packet: IpPacket, remote: Address, external: Address, reason: str, now: Instant) -> Verdict:
@@ -306,13 +303,19 @@ class Nat:
         if at is None or mapping.expires < at:
             self._timers.set(mapping.number, mapping.expires)
 
-    def _permitted(self, mapping: Mapping, remote: Address, key: RemoteKey, now: Instant) -> None:
-        at, until = self._timers.at(_PERMISSIONS), mapping.until(remote)
-        if at is None or until < at:
-            self._timers.set(_PERMISSIONS, until)
-        if self._trace.enabled:
+    def _permit(self, mapping: Mapping, remote: Address, now: Instant, *, renew: bool) -> None:
+        """Let answers of `remote` in by the mapping."""
+        key = self._filter.permit(mapping, remote, now, renew=renew)
+        self._permissions_end(mapping.until(remote))
+        if key is not None and self._trace.enabled:
             row: Json = self._filter.row(mapping, key)
-            self._trace(now, "nat", "", added=[row], removed=[])
+            self._trace(now, "nat", f"{mapping.internal} sent to {remote}", added=[row], removed=[])
+
+    def _permissions_end(self, until: Instant) -> None:
+        """A permission ends at `until`: see to it that somebody looks then."""
+        at = self._timers.at(_PERMISSIONS)
+        if (at is None or until < at) and self.config.filtering is not Behaviour.EI:
+            self._timers.set(_PERMISSIONS, until)
 
     def _live(self, mapping: Mapping | None, now: Instant) -> Mapping | None:
         if mapping is not None and mapping.expires <= now:
