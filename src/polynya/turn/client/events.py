@@ -62,7 +62,8 @@ class AllocationFailed:
 
     code: int | None
     reason: str
-    server: TurnServer
+    server: TurnServer | None
+    """Which failed, the last of several; None where none was found to be asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

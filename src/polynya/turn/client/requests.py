@@ -110,7 +110,9 @@ class Requests:
             self._send(ask, now)
 
     def set_credentials(self, credentials: Credentials, now: Instant) -> None:
-        """Sign with these from now on; what waits for them is sent."""
+        """Sign with these from now on; what waits for them is sent. Those that we have already change nothing."""
+        if credentials == self._authentication.credentials:
+            return
         self._authentication.set_credentials(credentials)
         parked, self._parked = self._parked, []
         for ask in parked:

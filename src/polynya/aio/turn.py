@@ -1,0 +1,386 @@
+"""A TURN client for use by hand: a relayed address of one's own, and datagrams to and from peers through it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConnectionClosed, TransactionError, UsageError
+from polynya.core.flows import FlowIds, Transport
+from polynya.core.instants import nanoseconds
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.uris import TurnUri
+from polynya.turn.client import (
+    Allocated,
+    AllocationFailed,
+    ChannelBound,
+    ChannelFailed,
+    Credentials,
+    CredentialsNeeded,
+    Lost,
+    PermissionFailed,
+    Permitted,
+    RelayedData,
+    Released,
+    TurnConfig,
+    TurnEvent,
+    TurnReport,
+)
+from polynya.turn.client import TurnClient as Machine
+from polynya.turn.client.search import RelaySearch
+
+from .driver import Driver
+from .packet_trace import Capture
+from .tcp import TlsContexts, system_tls
+
+QUEUE_LENGTH: Final = 1024
+"""Datagrams that wait for `recv` before more are dropped."""
+EVENTS_KEPT: Final = 256
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds for the server to say that it has freed the allocation."""
+
+AskCredentials = Callable[[str], Awaitable[tuple[str, str]]]
+"""Given the server's realm, answers with a user name and password."""
+
+
+class TurnClient:
+    """An allocation on a TURN server.
+
+        async with polynya.TurnClient("turn:turn.example.org", username="u", password="p") as relay:
+            print(relay.relayed)                            # tell the peer
+            await relay.permit("192.0.2.1:4000")
+            relay.send("192.0.2.1:4000", b"hello")
+            data, peer = await relay.recv()
+
+    `uri` is a `turn:` or `turns:` URI (RFC 7065). `credentials` is asked, instead of `username` and `password`, for
+    time-limited credentials: at first, and whenever the server takes the last ones no longer. `families`: of the
+    relayed addresses, 4, 6 or both. `lifetime`: in seconds. `even_port`, `reservation_token` and `dont_fragment` are
+    as in RFC 8656. `local`: the address to send from. `tls` makes the contexts of TLS connections.
+    Raises ConfigurationError, before anything is opened, for what cannot be.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        username: str = "",
+        password: str = "",
+        credentials: AskCredentials | None = None,
+        families: Sequence[int] = (4,),
+        lifetime: float = 600,
+        even_port: bool | None = None,
+        reservation_token: bytes | None = None,
+        dont_fragment: bool = False,
+        local: Address | str | None = None,
+        tls: TlsContexts = system_tls,
+        trace: Tracer = NO_TRACE,
+        capture: Capture | None = None,
+    ) -> None:
+        config = TurnConfig(
+            families=tuple(families),
+            lifetime=nanoseconds(lifetime),
+            even_port=even_port,
+            reservation_token=reservation_token,
+            dont_fragment=dont_fragment,
+            local=Address.parse(local, 0) if isinstance(local, str) else local,
+        )
+        flow_ids = FlowIds()
+        self._search = RelaySearch(
+            TurnUri.parse(uri),
+            config,
+            random=random.SystemRandom(),
+            flow_ids=flow_ids,
+            credentials=Credentials(username, password) if username else None,
+            trace=trace.of("turn"),
+        )
+        self._make_driver = partial(
+            Driver, self._search, on_event=self._on_event, flow_ids=flow_ids, trace=trace, tls=tls, capture=capture
+        )
+        self._ask_credentials = credentials
+        self._driver: Driver[RelaySearch] | None = None
+        self._allocated: Allocated | None = None
+        self._machine: Machine | None = None
+        self._send: Callable[[bytes], bool] | None = None
+        self._ended: str | None = None
+        self._queue: deque[tuple[bytes, Address]] = deque()
+        self._receiver: asyncio.Future[None] | None = None
+        self._start: asyncio.Future[Allocated] | None = None
+        self._released: asyncio.Future[None] | None = None
+        self._permits: dict[Address, list[asyncio.Future[None]]] = {}
+        self._binds: dict[Address, list[asyncio.Future[None]]] = {}
+        self._refused: Credentials | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self.datagrams_dropped = 0
+        """Those that found the receive queue full, or came from nobody that was permitted."""
+        self.latest: deque[TurnEvent] = deque(maxlen=EVENTS_KEPT)
+        """The last events of the machine, data aside."""
+
+    # ----------------------------------------------------------------------------------------------------------- life
+
+    async def __aenter__(self) -> TurnClient:
+        await self.allocate()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def allocate(self, timeout: float = 45) -> Allocated:
+        """Make the allocation; entering the context does this.
+
+        Raises TransactionError, with every server that was tried and why it failed. `timeout` is in seconds.
+        """
+        if self._driver is not None or self._ended is not None:
+            raise UsageError("this client was started before: make a new one for each allocation")
+        self._driver = self._make_driver()
+        self._start = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                self._driver.call(self._search.start)
+                return await self._start
+        except TimeoutError:
+            await self.close()
+            tried = "; ".join(attempt.reason for attempt in self._search.attempts) or "no server answered"
+            raise TransactionError(None, f"no allocation within {timeout:g} s: {tried}") from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Free the allocation and close the socket. Safe to call twice, and to cancel: the socket closes either way."""
+        driver = self._driver
+        if driver is None or driver.closed:
+            self._end("closed here")
+            return
+        try:
+            if self._machine is not None and self._ended is None:
+                self._released = asyncio.get_running_loop().create_future()
+                driver.call(self._search.close)
+                await asyncio.wait([self._released], timeout=CLOSE_TIMEOUT)
+            else:
+                driver.call(self._search.close)
+        finally:
+            self._end("closed here")
+            if self._asking is not None:
+                self._asking.cancel()
+            driver.close_now()
+            await driver.aclose()
+
+    # ----------------------------------------------------------------------------------------------------------- peers
+
+    async def permit(self, *peers: Address | str) -> None:
+        """Let these peers send to the relay, and us to them; many go into one request. The port does not matter.
+
+        Raises TransactionError when the server forbids one of them; the others are permitted all the same.
+        """
+        driver, machine = self._running()
+        addresses = [_address(peer) for peer in peers]
+        waits = [_wait(self._permits, address) for address in addresses]
+        driver.call(lambda now: machine.permit(addresses, now))
+        for outcome in await asyncio.gather(*waits, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+
+    async def bind(self, peer: Address | str) -> None:
+        """Bind a channel to this peer: less overhead on every datagram. Permits it, too.
+
+        Raises TransactionError when the server refuses; data then goes on as before.
+        """
+        driver, machine = self._running()
+        address = _address(peer)
+        if machine.wrap(address, b"") is not None:
+            return
+        waiting = _wait(self._binds, address)
+        driver.call(lambda now: machine.bind(address, now))
+        await waiting
+
+    def set_credentials(self, username: str, password: str) -> None:
+        """Sign with these from now on, before the old ones expire."""
+        driver, _ = self._running()
+        driver.call(self._search.set_credentials, Credentials(username, password))
+
+    # ------------------------------------------------------------------------------------------------------------ data
+
+    def send(self, peer: Address | str, data: bytes, *, dont_fragment: bool = False) -> bool:
+        """Send a datagram to a permitted peer. False when it was not sent: no permission, or the system refused.
+
+        Raises ConnectionClosed once the allocation is gone.
+        """
+        address = peer if isinstance(peer, Address) else Address.parse(peer)
+        driver, machine = self._running()
+        if self._send is not None and not dont_fragment:
+            frame = machine.wrap(address, data)
+            if frame is not None:
+                return self._send(frame)
+        return driver.call(partial(machine.send, address, data, dont_fragment=dont_fragment))
+
+    async def recv(self) -> tuple[bytes, Address]:
+        """The next datagram and the peer that sent it. Raises ConnectionClosed when the allocation is gone."""
+        queue = self._queue
+        while not queue:
+            if self._ended is not None:
+                raise ConnectionClosed(self._ended)
+            if self._receiver is not None and not self._receiver.done():
+                raise UsageError("recv() is waiting in another task already")
+            self._receiver = asyncio.get_running_loop().create_future()
+            await self._receiver
+        return queue.popleft()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[bytes, Address]]:
+        while True:
+            try:
+                received = await self.recv()
+            except ConnectionClosed:
+                return
+            yield received
+
+    # ---------------------------------------------------------------------------------------------------------- seeing
+
+    @property
+    def allocation(self) -> Allocated:
+        """What the server gave: relayed addresses, lifetime, reservation token, and what it refused."""
+        if self._allocated is None:
+            raise UsageError("there is no allocation yet: use it as `async with polynya.TurnClient(...) as relay`")
+        return self._allocated
+
+    @property
+    def relayed(self) -> tuple[Address, ...]:
+        """Our addresses on the server: what peers send to."""
+        return self.allocation.relayed
+
+    @property
+    def mapped(self) -> Address | None:
+        """Our own address as the server sees it."""
+        return self.allocation.mapped
+
+    @property
+    def closed(self) -> bool:
+        return self._ended is not None
+
+    def why(self) -> TurnReport | None:
+        """What was done, what the server said, and what stands; None before a server was found."""
+        return self._machine.why() if self._machine is not None else None
+
+    # ---------------------------------------------------------------------------------------------------------- events
+
+    def _on_event(self, event: TurnEvent) -> None:
+        match event:
+            case RelayedData():
+                self._deliver(event.data, event.peer)
+                return
+            case Allocated():
+                self._found(event)
+            case AllocationFailed():
+                self._fail(TransactionError(event.code, event.reason))
+            case CredentialsNeeded():
+                self._need_credentials(event)
+            case Permitted():
+                for peer in event.peers:
+                    _settle(self._permits, peer, None)
+            case PermissionFailed():
+                for peer in event.peers:
+                    _settle(self._permits, peer, TransactionError(event.code, event.reason))
+            case ChannelBound():
+                _settle(self._binds, event.peer, None)
+            case ChannelFailed():
+                _settle(self._binds, event.peer, TransactionError(event.code, event.reason))
+            case Lost():
+                self._end(event.reason)
+            case Released() if self._released is not None and not self._released.done():
+                self._released.set_result(None)
+            case _:
+                pass
+        self.latest.append(event)
+
+    def _found(self, event: Allocated) -> None:
+        driver, self._allocated, self._machine = self._driver, event, self._search.found
+        assert driver is not None
+        if event.server.transport is Transport.UDP:
+            self._send = driver.sender(event.flow, event.server.address)
+            driver.accept_data(event.flow, event.server.address, self._channel_data)
+        if self._start is not None and not self._start.done():
+            self._start.set_result(event)
+
+    def _channel_data(self, data: bytes) -> None:
+        """The short way for a datagram of the server that is not STUN."""
+        assert self._machine is not None
+        unwrapped = self._machine.unwrap(data)
+        if unwrapped is None:
+            self.datagrams_dropped += 1
+        else:
+            self._deliver(unwrapped[1], unwrapped[0])
+
+    def _deliver(self, data: bytes, peer: Address) -> None:
+        queue = self._queue
+        if len(queue) >= QUEUE_LENGTH:
+            self.datagrams_dropped += 1
+            return
+        queue.append((data, peer))
+        receiver = self._receiver
+        if receiver is not None and not receiver.done():
+            receiver.set_result(None)
+
+    def _need_credentials(self, event: CredentialsNeeded) -> None:
+        if self._ask_credentials is not None:
+            self._asking = asyncio.get_running_loop().create_task(self._renew(self._ask_credentials, event.realm))
+        elif self._allocated is None:
+            self._fail(TransactionError(401, event.reason))
+
+    async def _renew(self, ask: AskCredentials, realm: str) -> None:
+        try:
+            username, password = await ask(realm)
+            credentials = Credentials(username, password)
+        except Exception as error:  # noqa: BLE001  # whatever the user's function raises ends the wait for it
+            self._fail(TransactionError(401, f"no credentials for {realm!r}: {error}"))
+            return
+        if credentials == self._refused:
+            self._fail(TransactionError(401, f"the server refused the credentials of {username!r} for {realm!r}"))
+        elif self._driver is not None and not self._driver.closed:
+            self._refused = credentials
+            self._driver.call(self._search.set_credentials, credentials)
+
+    def _fail(self, error: TransactionError) -> None:
+        if self._start is not None and not self._start.done():
+            self._start.set_exception(error)
+
+    def _end(self, reason: str) -> None:
+        if self._ended is not None:
+            return
+        self._ended = reason
+        self._send = None
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
+        for waits in (self._permits, self._binds):
+            for peer in list(waits):
+                _settle(waits, peer, ConnectionClosed(reason))
+
+    def _running(self) -> tuple[Driver[RelaySearch], Machine]:
+        if self._ended is not None:
+            raise ConnectionClosed(self._ended)
+        if self._driver is None or self._machine is None:
+            raise UsageError("there is no allocation yet: use it as `async with polynya.TurnClient(...) as relay`")
+        return self._driver, self._machine
+
+
+def _address(peer: Address | str) -> Address:
+    return peer if isinstance(peer, Address) else Address.parse(peer, 0)
+
+
+def _wait(waits: dict[Address, list[asyncio.Future[None]]], peer: Address) -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    waits.setdefault(peer, []).append(future)
+    return future
+
+
+def _settle(waits: dict[Address, list[asyncio.Future[None]]], peer: Address, error: Exception | None) -> None:
+    for future in waits.pop(peer, []):
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
