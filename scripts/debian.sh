@@ -5,6 +5,8 @@ set -u
 
 # program:package
 wanted="turnserver:coturn turnutils_stunclient:coturn tshark:tshark ip:iproute2 nft:nftables iptables:iptables"
+# packages that bring no program
+libraries="gir1.2-nice-0.1 python3-gi"
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=""
@@ -13,6 +15,9 @@ for pair in $wanted; do
         *" ${pair##*:} "*) ;;
         *) missing="${missing:+$missing }${pair##*:}" ;;
     esac
+done
+for package in $libraries; do
+    dpkg-query -s "$package" >/dev/null 2>&1 || missing="${missing:+$missing }$package"
 done
 [ -n "$missing" ] || exit 0
 

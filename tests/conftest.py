@@ -58,9 +58,19 @@ def _python_peer(name: str, module: str) -> Callable[[], Lack | None]:
     return lack
 
 
+def _libnice() -> Lack | None:
+    """libnice is driven from Debian's own Python, by introspection."""
+    load = "import gi; gi.require_version('Nice', '0.1'); from gi.repository import Nice"
+    python = Path("/usr/bin/python3")
+    if python.exists() and subprocess.run([python, "-c", load], capture_output=True, check=False).returncode == 0:
+        return None
+    return Lack("libnice is missing", "install Debian's gir1.2-nice-0.1 and python3-gi; as root, make setup does")
+
+
 PEERS: dict[str, Callable[[], Lack | None]] = {
     "aioice": _python_peer("aioice", "aioice"),
     "coturn": _program("turnserver", "coturn"),
+    "libnice": _libnice,
     "turnutils": _program("turnutils_stunclient", "coturn"),
     "tshark": _program("tshark", "tshark"),
     "ip": _program("ip", "iproute2"),

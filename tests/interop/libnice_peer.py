@@ -108,7 +108,6 @@ class Peer:
         relayed = Nice.CandidateType.RELAYED
         self.path = {
             "local": place(local.addr),
-            "base": place(local.base_addr),
             "remote": place(remote.addr),
             "relayed": relayed in (local.type, remote.type),
         }
@@ -149,6 +148,8 @@ class Peer:
         elif "restart" in command:
             self.restart()
             self.answered = False
+        elif "revoke" in command:
+            assert self.agent.consent_lost(self.stream, COMPONENT)
         elif "close" in command:
             say(ended=True)
             self.loop.quit()

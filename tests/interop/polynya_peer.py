@@ -68,8 +68,12 @@ async def use(agent: polynya.Agent, connected: asyncio.Future[polynya.Connection
     connected.set_result(connection)
     way = connection.path
     say(connected=path(way.local, way.remote, relayed=way.relayed))
-    async for data in connection:
-        say(received=data.hex())
+    while True:
+        try:
+            say(received=(await connection.recv()).hex())
+        except polynya.ConnectionClosed as error:
+            say(closed=str(error))
+            return
 
 
 def set_remote(agent: polynya.Agent, told: dict[str, Any]) -> None:
