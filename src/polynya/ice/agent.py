@@ -24,6 +24,7 @@ from random import Random
 from typing import Any, Final
 
 from polynya.core.errors import Attempt, DecodeError, UsageError
+from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolve, Resolved, SendFailed
 from polynya.core.pacer import Pacer
@@ -189,6 +190,18 @@ class IceAgent:
     def expects(self, query: Resolve) -> bool:
         """Whether the answer to a look-up is for this agent."""
         return self._names.expects(query)
+
+    def path_ready(self, flow: Flow, host: str, now: Instant) -> None:
+        """Packets can be sent by `flow` to this host now: the answer to `PathWanted`, for every port."""
+        for pair in self._generation.gated(flow, host):
+            pair.gated = False
+        self._evaluate(now)
+
+    def path_refused(self, flow: Flow, host: str, reason: str, now: Instant) -> None:
+        """Packets cannot be sent by `flow` to this host, and why: its pairs fail."""
+        for pair in self._generation.gated(flow, host):
+            self._generation.verdicts.fail(pair, reason, now)
+        self._evaluate(now)
 
     def end_of_remote_candidates(self, now: Instant) -> None:
         """The other side has no more candidates (RFC 8838, section 14)."""

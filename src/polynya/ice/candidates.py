@@ -113,6 +113,8 @@ class Gathered:
     """The mDNS name that is signalled in place of the address."""
     advertise: bool = True
     """False: it is used as a base, but the other side is not told of it (policies such as `no-host`)."""
+    gated: bool = False
+    """A path from it must be opened first, as a relay's by a permission: `PathWanted` asks, `path_ready` answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,7 @@ class LocalCandidate:
     interface: str = ""
     preference: int = 0
     advertise: bool = True
+    gated: bool = False
 
     @property
     def type(self) -> CandidateType:
@@ -235,6 +238,7 @@ class LocalCandidates:
             interface=gathered.interface,
             preference=preference,
             advertise=gathered.advertise,
+            gated=gathered.gated,
         )
 
     def _foundation(self, kind: CandidateType, host: str, server: str | None, transport: str) -> str:

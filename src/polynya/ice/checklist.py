@@ -25,6 +25,7 @@ from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 
 from .candidates import Candidate, LocalCandidate
+from .events import PathWanted
 from .journal import Journal
 from .pairs import Pair, PairEvent, PairState
 
@@ -72,6 +73,10 @@ class Checklist:
         """Queue a triggered check; a pair is queued once (RFC 8445, section 6.1.4.1)."""
         if pair not in self.triggered:
             self.triggered.append(pair)
+
+    def next_triggered(self) -> Pair | None:
+        """The first triggered check that can be sent."""
+        return next((pair for pair in self.triggered if not pair.gated), None)
 
     def add(self, pair: Pair) -> None:
         self._by_path[pair.path] = pair
@@ -142,6 +147,8 @@ class ChecklistSet:
         self._last_id += 1
         checklist.add(pair)
         self.journal.new_pair(pair, reason, now)
+        if pair.gated:
+            self.journal.event(PathWanted(flow=pair.flow, remote=pair.remote_address))
         if not force:
             self._first_state(pair, now)
         return pair
@@ -188,15 +195,17 @@ class ChecklistSet:
 
     def has_work(self) -> bool:
         """Whether a slot would be used."""
-        return any(checklist.triggered or self._best(checklist) is not None for checklist in self.lists)
+        return any(checklist.next_triggered() or self._best(checklist) for checklist in self.lists)
 
     def next_check(self, now: Instant) -> tuple[Pair, bool] | None:
         """Take the pair to check now, and whether it was triggered (RFC 8445, section 6.1.4.2)."""
         for _ in self.lists:
             checklist = self.lists[self._turn]
             self._turn = (self._turn + 1) % len(self.lists)
-            if checklist.triggered:
-                return checklist.triggered.pop(0), True
+            pair = checklist.next_triggered()
+            if pair is not None:
+                checklist.triggered.remove(pair)
+                return pair, True
             pair = self._best(checklist)
             if pair is not None:
                 self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now)
@@ -209,6 +218,8 @@ class ChecklistSet:
             return None
         frozen = None
         for pair in checklist.pairs:
+            if pair.gated:
+                continue
             if pair.state is PairState.WAITING:
                 return pair
             if frozen is None and pair.state is PairState.FROZEN and not checklist.nominated(pair.component):

@@ -82,6 +82,14 @@ class SelectedPairChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PathWanted:
+    """A pair needs a path that must be opened first (a TURN permission); `IceAgent.path_ready` lets it be checked."""
+
+    flow: Flow
+    remote: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStateChanged:
     old: AgentState
     new: AgentState
@@ -129,6 +137,7 @@ IceEvent = (
     | RemoteAuthenticated
     | RemoteRevoked
     | SelectedPairChanged
+    | PathWanted
     | AgentStateChanged
     | RoleChanged
     | ConsentLost

@@ -136,6 +136,11 @@ class Generation:
         if same_side:
             self._early = old._early
 
+    def gated(self, flow: Flow, host: str) -> list[Pair]:
+        """The pairs that wait for a path to be opened."""
+        pairs = self.checklists
+        return [pair for pair in pairs if pair.gated and pair.flow == flow and pair.remote_address.host == host]
+
     def add_remote(self, candidate: Candidate, stream: int, now: Instant) -> str:
         """A candidate that was signalled; says what became of it. Order, repetition and lateness do not matter."""
         if self.remote is None:

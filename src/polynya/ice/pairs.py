@@ -104,6 +104,7 @@ class Pair:
         "component",
         "consent_requests_sent",
         "foundation",
+        "gated",
         "hints",
         "history",
         "id",
@@ -151,6 +152,8 @@ class Pair:
         self.writable = self.readable = self.valid = self.nominated = False
         self.seen: LocalCandidate | None = None
         """The local candidate that the other side sees us as, once a check was answered."""
+        self.gated = local.gated
+        """Nothing can be sent on the path yet: the pair keeps its state and takes no slot."""
         self.nominate_on_success = False
         """The other side nominated it before our own check was answered (RFC 8445, section 7.3.1.5)."""
         self.nominating = False

@@ -26,6 +26,7 @@ from polynya.core.instants import Instant, in_seconds
 from polynya.core.machine import (
     Close,
     Closed,
+    Datagram,
     IcmpError,
     InterfacesChanged,
     Open,
@@ -34,17 +35,20 @@ from polynya.core.machine import (
     Resolve,
     Resolved,
     SendFailed,
+    StreamData,
 )
 from polynya.core.pacer import Pacer
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Received
 from polynya.stun.probe import ProbeEnded
+from polynya.stun.registry import Method
 from polynya.stun.uris import StunUri
 
 from .interfaces import Refused, choose_addresses
-from .options import HostAddress, SessionConfig
+from .options import Base, HostAddress, SessionConfig
 from .questions import Questions
+from .relays import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost, Relays
 
 
 class GatheringState(Enum):
@@ -59,11 +63,7 @@ class GatheringState(Enum):
 class BaseOpened:
     """A socket stands on a local address: a base, and unless the policy forbids it a host candidate."""
 
-    flow: Flow
-    host: HostAddress
-    local: Address
-    stream: int = 0
-    component: int = 1
+    base: Base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +82,19 @@ class GatheringStateChanged:
     reason: str
 
 
-GatheringEvent = BaseOpened | MappingFound | GatheringStateChanged
-GatheringInput = Opened | Closed | Resolved | InterfacesChanged | Received | IcmpError | SendFailed
+GatheringEvent = (
+    BaseOpened
+    | MappingFound
+    | GatheringStateChanged
+    | RelayFound
+    | RelayLost
+    | PathReady
+    | PathRefused
+    | CredentialsWanted
+)
+GatheringInput = (
+    Datagram | Opened | StreamData | Closed | Resolved | InterfacesChanged | Received | IcmpError | SendFailed
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +128,18 @@ class Gathering:
         self.state = GatheringState.NEW
         self.answers: list[ServerAnswer] = []
         self.refused: tuple[Refused, ...] = ()
-        self.bases: dict[Flow, BaseOpened] = {}
+        self.bases: dict[Flow, Base] = {}
         self._config = config
         self._flow_ids = flow_ids
         self._trace = trace
+        self.relays = Relays(
+            config.turn_servers,
+            config.families,
+            random=random,
+            pacer=pacer,
+            flow_ids=flow_ids,
+            trace=trace.of("turn"),
+        )
         self._questions = Questions(keepalive=config.keepalive, random=random, pacer=pacer, trace=trace.of("stun"))
         self._timers: Timers[_Timer] = Timers()
         self._components = tuple(
@@ -147,6 +166,7 @@ class Gathering:
             query = Resolve(name=uri.host, token=token)
             self._resolving[query] = uri
             self._outputs.append(query)
+        self.relays.start(now)
         self._timers.set(_Timer.PATIENCE, Instant(now + self._config.patience))
         self._finish_if_done(now)
 
@@ -172,6 +192,7 @@ class Gathering:
         for flow in gone:
             self._outputs.append(Close(flow=flow))
             self._questions.forget(flow)
+            self.relays.remove_base(flow, "its address is gone from this host")
             del self.bases[flow]
         self._open(new)
         for base in self.bases.values():
@@ -184,8 +205,9 @@ class Gathering:
         """A pair was nominated: checks and consent keep its path open, the other mappings may go."""
         self._questions.stop_keeping()
 
-    def close(self) -> None:
-        """Close every socket and forget every question."""
+    def close(self, now: Instant) -> None:
+        """Free every relay, close every socket and forget every question."""
+        self._outputs = self.relays.close(now)
         self._timers.clear()
         self._questions.abandon()
         self._questions.stop_keeping()
@@ -194,39 +216,62 @@ class Gathering:
         self._opening.clear()
         self.bases.clear()
 
+    def want(self, flow: Flow, peer: Address, now: Instant) -> None:
+        """A path from a relay to a peer is to be used; `PathReady` or `PathRefused` follows."""
+        self.relays.want(flow, peer, now)
+        self._collect(now)
+
+    def bind(self, flow: Flow, peer: Address, now: Instant) -> None:
+        """A path was nominated: one from a relay gets a channel."""
+        self.relays.bind(flow, peer, now)
+        self._collect(now)
+
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` belongs to a question asked here."""
-        return self._questions.expects(flow, remote)
+        return self._questions.expects(flow, remote) or self.relays.expects(flow, remote)
 
     # ------------------------------------------------------------------------------------------------------ machine
 
     def receive(self, input: GatheringInput, now: Instant) -> None:
         match input:
-            case Received() | IcmpError() | SendFailed():
+            case Received() if input.message.method == Method.BINDING:
                 self._questions.receive(input, now)
                 self._collect(now)
-            case Opened():
+            case IcmpError() | SendFailed():
+                self._questions.receive(input, now)
+                self.relays.receive(input, now)
+                self._collect(now)
+            case Opened() if input.flow in self._opening:
                 self._base_opened(input, now)
-            case Closed():
+            case Closed() if input.flow in self._opening or input.flow in self.bases:
                 self._base_failed(input, now)
-            case Resolved():
+            case Resolved() if input.query in self._resolving:
                 self._resolved(input, now)
+            case Received() | Datagram() | StreamData() | Opened() | Closed() | Resolved():
+                self.relays.receive(input, now)
+                self._collect(now)
             case InterfacesChanged():
                 if self.state is GatheringState.NEW:
                     self.start(input, now)
 
     def tick(self, now: Instant) -> None:
         self._questions.tick(now)
+        self.relays.tick(now)
         self._collect(now)
         for timer in self._timers.due(now):
             self._give_up(timer, now)
 
     def next_timer(self) -> Instant | None:
-        due = (self._timers.next(), self._questions.next_timer())
+        due = (self._timers.next(), self._questions.next_timer(), self.relays.next_timer())
         return min((at for at in due if at is not None), default=None)
 
+    @property
+    def has_events(self) -> bool:
+        """Whether the children or this machine have something to tell."""
+        return bool(self._events)
+
     def outputs(self) -> list[Output]:
-        drained, self._outputs = [*self._outputs, *self._questions.outputs()], []
+        drained, self._outputs = [*self._outputs, *self._questions.outputs(), *self.relays.outputs()], []
         return drained
 
     def events(self) -> list[GatheringEvent]:
@@ -250,10 +295,12 @@ class Gathering:
         if opening is None:
             return
         host, stream, component = opening
-        base = BaseOpened(flow=opened.flow, host=host, local=opened.local, stream=stream, component=component)
+        base = Base(flow=opened.flow, host=host, local=opened.local, stream=stream, component=component)
         self.bases[opened.flow] = base
-        self._events.append(base)
+        self._events.append(BaseOpened(base=base))
         self._ask_all(base, now)
+        self.relays.add_base(base, now)
+        self._collect(now)
         self._finish_if_done(now)
 
     def _base_failed(self, closed: Closed, now: Instant) -> None:
@@ -265,6 +312,7 @@ class Gathering:
         refusal = Refused(interface=host.interface, host=host.address.host, reason=closed.reason)
         self.refused = (*self.refused, refusal)
         self._questions.forget(closed.flow)
+        self.relays.remove_base(closed.flow, closed.reason)
         self._finish_if_done(now)
 
     def _resolved(self, resolved: Resolved, now: Instant) -> None:
@@ -288,11 +336,11 @@ class Gathering:
 
     # ------------------------------------------------------------------------------------------------------- asking
 
-    def _ask_all(self, base: BaseOpened, now: Instant) -> None:
+    def _ask_all(self, base: Base, now: Instant) -> None:
         for server in self._servers:
             self._ask(base, server, now)
 
-    def _ask(self, base: BaseOpened, server: Address, now: Instant) -> None:
+    def _ask(self, base: Base, server: Address, now: Instant) -> None:
         """Ask where an answer is possible: in one family, and both or neither on loopback."""
         local, remote = scope(base.local.host), scope(server.host)
         same_reach = (local == "loopback") == (remote == "loopback") and (local != "link-local" or remote == local)
@@ -302,6 +350,25 @@ class Gathering:
     def _collect(self, now: Instant) -> None:
         for ended in self._questions.events():
             self._answered(ended, now)
+        for event in self.relays.events():
+            self._relay_event(event, now)
+
+    def _relay_event(self, event: RelayEvent, now: Instant) -> None:
+        if isinstance(event, RelayFailed):
+            base = None if event.base is None else event.base.local
+            self.answers.append(ServerAnswer(server=event.server, base=base, reason=event.reason))
+            self._trace(now, "server", event.reason, server=event.server, state="failed")
+        else:
+            self._events.append(event)
+        if isinstance(event, RelayFound):
+            answer = ServerAnswer(
+                server=str(event.server), base=event.base.local, mapped=event.relayed, reason="a relayed address"
+            )
+            self.answers.append(answer)
+            self._trace(now, "server", "allocated", server=str(event.server), state="allocated", base=str(answer.base))
+            self._timers.cancel(_Timer.PATIENCE)
+            self._timers.set(_Timer.GRACE, Instant(now + self._config.grace))
+        self._finish_if_done(now)
 
     def _answered(self, ended: ProbeEnded, now: Instant) -> None:
         base = self.bases.get(ended.flow)
@@ -330,6 +397,9 @@ class Gathering:
             if (base := self.bases.get(flow)) is not None:
                 reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
                 self.answers.append(ServerAnswer(server=str(server), base=base.local, reason=reason))
+        for base, turn_server in self.relays.abandon(now):
+            reason = f"{turn_server} had not allocated {in_seconds(wait):g} s after {since}"
+            self.answers.append(ServerAnswer(server=str(turn_server), base=base.local, reason=reason))
         self._abandon_opening()
         self._resolving.clear()
         self._finish_if_done(now)
@@ -344,7 +414,7 @@ class Gathering:
         self._opening.clear()
 
     def _finish_if_done(self, now: Instant) -> None:
-        pending = self._opening or self._resolving or self._questions.open
+        pending = self._opening or self._resolving or self._questions.open or self.relays.open
         if self.state is not GatheringState.GATHERING or pending:
             return
         self._timers.cancel(_Timer.PATIENCE)

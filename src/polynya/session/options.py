@@ -8,10 +8,11 @@ from enum import Enum
 
 from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.errors import ConfigurationError, DecodeError
+from polynya.core.flows import Flow
 from polynya.core.instants import SECOND
 from polynya.core.machine import Interface, InterfaceAddress
 from polynya.ice.config import IceConfig
-from polynya.stun.uris import StunUri
+from polynya.stun.uris import StunUri, TurnUri
 
 InterfaceFilter = Callable[[Interface], bool]
 AddressFilter = Callable[[Interface, InterfaceAddress], bool]
@@ -28,11 +29,21 @@ class Policy(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelayServer:
+    """A TURN server and the credentials for it; without a user name it is asked without."""
+
+    uri: TurnUri
+    username: str = ""
+    password: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionConfig:
     """The options of one session. Raises ConfigurationError for what cannot be."""
 
     ice: IceConfig
     stun_servers: tuple[StunUri, ...] = ()
+    turn_servers: tuple[RelayServer, ...] = ()
     policy: Policy = Policy.ALL
     families: tuple[int, ...] = (IPV4, IPV6)
     """The address families to gather on, most preferred first."""
@@ -83,3 +94,14 @@ class HostAddress:
     interface: str
     temporary: bool = False
     loopback: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """A socket that stands on a chosen address, for one component."""
+
+    flow: Flow
+    host: HostAddress
+    local: Address
+    stream: int = 0
+    component: int = 1

@@ -5,6 +5,7 @@ The one machine a packet belongs to is found by key, and the packet is decoded o
     not STUN                          data: accepted from remotes whose check was authenticated, else dropped
     response, transaction id known    the agent's check
     response, flow and server known   a question of gathering
+    from a TURN server, by its flow   its client; what comes out of a relay is found a machine like any packet
     request, indication               the agent, which checks the ufrag and the password
 
 What gathering finds becomes the agent's local candidates; what the agent wants signalled comes out as its events.
@@ -19,7 +20,7 @@ from typing import Final
 
 from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.errors import DecodeError
-from polynya.core.flows import Flow, FlowIds
+from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import (
     Closed,
@@ -32,6 +33,7 @@ from polynya.core.machine import (
     Resolved,
     Send,
     SendFailed,
+    StreamData,
 )
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -42,19 +44,25 @@ from polynya.ice.events import (
     AgentState,
     AgentStateChanged,
     IceEvent,
+    PathWanted,
     RemoteAuthenticated,
     RemoteRevoked,
     SelectedPairChanged,
 )
 from polynya.stun.message import Received, decode, is_stun
-from polynya.stun.registry import Class
+from polynya.stun.registry import Class, Method
 
 from .gathering import BaseOpened, Gathering, GatheringState, GatheringStateChanged, MappingFound
-from .options import Policy, SessionConfig
+from .options import Base, Policy, SessionConfig
+from .relays import CredentialsWanted, PathReady, PathRefused, RelayFound, RelayLost
 from .report import SessionReport, session_report
 
 UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # told, never bound
 """The related address that says nothing (RFC 8839, section 5.1)."""
+
+
+RELAY_PREFERENCE: Final = {Transport.UDP: 3 << 13, Transport.DTLS: 2 << 13, Transport.TCP: 1 << 13, Transport.TLS: 0}
+"""Local preference of a relayed candidate by how its server is reached: UDP before TCP before TLS."""
 
 
 @dataclass(slots=True)
@@ -66,7 +74,7 @@ class DataReceived:
     data: bytes
 
 
-SessionEvent = IceEvent | GatheringStateChanged | DataReceived
+SessionEvent = IceEvent | GatheringStateChanged | CredentialsWanted | DataReceived
 
 
 class Session:
@@ -143,7 +151,12 @@ class Session:
         flow, remote = target
         if self._trace.enabled:
             self._trace(now, "data", "sent", flow=flow.id, remote=str(remote), length=len(data))
-        self._outputs.append(Send(flow, remote, data))
+        output = Send(flow, remote, data)
+        if self.gathering.relays.owns(flow):
+            self.gathering.relays.send(output, now)
+            self._outputs += self.gathering.outputs()
+        else:
+            self._outputs.append(output)
         return True
 
     def close(self, now: Instant) -> None:
@@ -151,7 +164,7 @@ class Session:
         self.agent.close(now)
         self._collect(now)
         self._outputs = [output for output in self._outputs if not isinstance(output, Send)]
-        self.gathering.close()
+        self.gathering.close(now)
         self._collect(now)
 
     def target(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
@@ -171,11 +184,12 @@ class Session:
             case IcmpError() | SendFailed():
                 if self.gathering.expects(input.flow, input.remote):
                     self.gathering.receive(input, now)
-                else:
-                    self.agent.receive(input, now)
+                self.agent.receive(input, now)
             case Closed():
                 self.gathering.receive(input, now)
                 self.agent.receive(input, now)
+            case StreamData():
+                self.gathering.receive(input, now)
             case Resolved() if self.agent.expects(input.query):
                 self.agent.receive(input, now)
             case Opened() | Resolved() | InterfacesChanged():
@@ -202,8 +216,12 @@ class Session:
     # ------------------------------------------------------------------------------------------------------ packets
 
     def _datagram(self, datagram: Datagram, now: Instant) -> None:
+        from_turn = self.gathering.relays.expects(datagram.flow, datagram.remote)
         if not is_stun(datagram.data):
-            self._data(datagram, now)
+            if from_turn:
+                self.gathering.receive(datagram, now)
+            else:
+                self._data(datagram, now)
             return
         try:
             message = decode(datagram.data)
@@ -211,6 +229,9 @@ class Session:
             self._drop("malformed", datagram, str(error), now)
             return
         received = Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet)
+        if from_turn and message.method != Method.BINDING:
+            self.gathering.receive(received, now)
+            return
         response = message.cls is Class.SUCCESS or message.cls is Class.ERROR
         if response and not self.agent.owns_transaction(message.transaction_id):
             if self.gathering.expects(datagram.flow, datagram.remote):
@@ -238,24 +259,48 @@ class Session:
     # ----------------------------------------------------------------------------------------------------- children
 
     def _collect(self, now: Instant) -> None:
-        """Drain the children: gathering first, for what it found makes the agent act."""
+        """Drain the children until all is quiet: what gathering found makes the agent act, and want more."""
+        self._drain(now)
+        while (arrived := self.gathering.relays.inputs()) or self.gathering.has_events:
+            for packet in arrived:  # to a relay: the agent's, like what comes to a socket
+                if isinstance(packet, Datagram):
+                    self._datagram(packet, now)
+                else:
+                    self.agent.receive(packet, now)
+            self._drain(now)
+
+    def _drain(self, now: Instant) -> None:
         for found in self.gathering.events():
             match found:
                 case BaseOpened():
-                    self._add_host(found, now)
+                    self._add_host(found.base, now)
                 case MappingFound():
                     self._add_mapping(found, now)
+                case RelayFound():
+                    self._add_relay(found, now)
+                case RelayLost():
+                    self.agent.receive(Closed(flow=found.flow, reason=found.reason), now)
+                case PathReady():
+                    self.agent.path_ready(found.flow, found.host, now)
+                case PathRefused():
+                    self.agent.path_refused(found.flow, found.host, found.reason, now)
+                case CredentialsWanted():
+                    self._events.append(found)
                 case GatheringStateChanged():
                     self._events.append(found)
                     if found.new is GatheringState.COMPLETE:
                         self.agent.end_of_local_candidates(now)
         for event in self.agent.events():
-            self._note(event)
+            self._note(event, now)
             self._events.append(event)
+        for output in self.agent.outputs():
+            if isinstance(output, Send) and self.gathering.relays.owns(output.flow):
+                self.gathering.relays.send(output, now)
+            else:
+                self._outputs.append(output)
         self._outputs += self.gathering.outputs()
-        self._outputs += self.agent.outputs()
 
-    def _add_host(self, base: BaseOpened, now: Instant) -> None:
+    def _add_host(self, base: Base, now: Instant) -> None:
         gathered = Gathered(
             type=CandidateType.HOST,
             address=base.local,
@@ -277,7 +322,27 @@ class Session:
         if base is not None and self.config.policy is not Policy.RELAY:
             self._add_reflexive(base, found.mapped, str(found.server), now)
 
-    def _add_reflexive(self, base: BaseOpened, mapped: Address, server: str, now: Instant) -> None:
+    def _add_relay(self, found: RelayFound, now: Instant) -> None:
+        """A relayed candidate, and the server-reflexive one that comes with it (RFC 8445, section 5.1.1.2)."""
+        base = found.base
+        if found.mapped is not None and self.config.policy is not Policy.RELAY:
+            self._add_reflexive(base, found.mapped, str(found.server.address), now)
+        related = found.mapped if self.config.policy is Policy.ALL else None
+        gathered = Gathered(
+            type=CandidateType.RELAYED,
+            address=found.relayed,
+            flow=found.flow,
+            stream=base.stream,
+            component=base.component,
+            server=str(found.server),
+            related=related or UNSPECIFIED[found.relayed.family],
+            interface=base.host.interface,
+            preference=RELAY_PREFERENCE[found.server.transport],
+            gated=True,
+        )
+        self.agent.add_local(gathered, now)
+
+    def _add_reflexive(self, base: Base, mapped: Address, server: str, now: Instant) -> None:
         gathered = Gathered(
             type=CandidateType.SERVER_REFLEXIVE,
             address=mapped,
@@ -291,7 +356,7 @@ class Session:
         )
         self.agent.add_local(gathered, now)
 
-    def _note(self, event: IceEvent) -> None:
+    def _note(self, event: IceEvent, now: Instant) -> None:
         match event:
             case RemoteAuthenticated():
                 self._readable[event.flow, event.remote] = (event.stream, event.component)
@@ -303,6 +368,10 @@ class Session:
                     self._selected.pop(place, None)
                 else:
                     self._selected[place] = (event.pair.flow, event.pair.remote_address)
+                    if event.nominated:
+                        self.gathering.bind(event.pair.flow, event.pair.remote_address, now)
+            case PathWanted():
+                self.gathering.want(event.flow, event.remote, now)
             case AgentStateChanged(new=AgentState.COMPLETED | AgentState.FAILED | AgentState.CLOSED):
                 self.gathering.stop_keepalives()
             case _:

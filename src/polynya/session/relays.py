@@ -1,0 +1,431 @@
+"""Relayed candidates: the TURN clients of a session, and the flows that their allocations are (RFC 8445, 5.1.1.2).
+
+Every TURN URI is asked from every base, all at once; none is waited for. Over UDP a client shares the base's socket,
+so that one answer gives a relayed candidate and the server-reflexive one that comes with it; over TCP and TLS it opens
+a stream from the base's address. A relayed address is a flow of its own: what the agent sends on it goes through the
+client, and what a peer sends to it comes in as a datagram on it.
+
+A peer must be permitted before anything is sent to it or taken from it. Whoever wants to use a path says `want`; `ready`
+tells when it can be used and `refused` when the server will not have it.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from dataclasses import dataclass
+
+from polynya.core.addresses import Address, scope
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.instants import Instant
+from polynya.core.machine import (
+    Closed,
+    Datagram,
+    IcmpError,
+    Input,
+    Opened,
+    Output,
+    Send,
+    SendFailed,
+    StreamData,
+)
+from polynya.core.pacer import Pacer
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.message import Received
+from polynya.turn.client.allocation import ENDED
+from polynya.turn.client.client import TurnClient
+from polynya.turn.client.config import TurnConfig
+from polynya.turn.client.credentials import Credentials
+from polynya.turn.client.events import (
+    Allocated,
+    AllocationFailed,
+    CredentialsNeeded,
+    Lost,
+    PeerUnreachable,
+    PermissionFailed,
+    Permitted,
+    RelayedData,
+    ServerChosen,
+    TurnEvent,
+    TurnServer,
+)
+from polynya.turn.discovery import Discovered, Discovery
+
+from .options import Base, RelayServer
+
+FIRST_TOKEN = 1 << 16
+"""Names of TURN servers are looked up with tokens of their own, so that no answer meets another's question."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayFound:
+    """A relayed address: `flow` stands for it. `mapped` is what the server saw of the base, over UDP."""
+
+    base: Base
+    flow: Flow
+    relayed: Address
+    mapped: Address | None
+    server: TurnServer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayFailed:
+    """A server gives no relay to a base, and why."""
+
+    base: Base | None
+    server: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayLost:
+    """A relayed address is gone."""
+
+    flow: Flow
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathReady:
+    """Packets may go between a relay and this host."""
+
+    flow: Flow
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathRefused:
+    """The server does not let the relay and this host exchange packets."""
+
+    flow: Flow
+    host: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsWanted:
+    """A server does not accept the credentials it was given, or wants some and was given none."""
+
+    server: RelayServer
+    realm: str
+    reason: str
+
+
+RelayEvent = RelayFound | RelayFailed | RelayLost | PathReady | PathRefused | CredentialsWanted
+
+
+@dataclass(slots=True, eq=False)
+class _Relay:
+    """One client of one base, and the servers that are left to try."""
+
+    base: Base
+    server: RelayServer
+    left: list[TurnServer]
+    client: TurnClient
+    flows: dict[int, Flow]
+    """The flow of the relayed address of each family."""
+    late: bool = False
+    """It did not answer in time: what it allocates is freed again."""
+
+
+class Relays:
+    """A machine: bases and packets in, `Open`, `Resolve`, `Send` out, `RelayEvent`s and relayed datagrams."""
+
+    def __init__(
+        self,
+        servers: tuple[RelayServer, ...],
+        families: tuple[int, ...],
+        *,
+        random: random_module.Random,
+        pacer: Pacer,
+        flow_ids: FlowIds,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        self._servers = servers
+        self._families = families
+        self._random = random
+        self._pacer = pacer
+        self._flow_ids = flow_ids
+        self._trace = trace
+        self._discoveries: dict[int, Discovery] = {}
+        self._discovered: dict[int, tuple[TurnServer, ...]] = {}
+        self._bases: dict[Flow, Base] = {}
+        self._relays: list[_Relay] = []
+        self._by_path: dict[tuple[Flow, Address], _Relay] = {}
+        """Whose packets come by a flow from a server; on a stream the server is its remote address."""
+        self._by_stream: dict[Flow, _Relay] = {}
+        self._by_flow: dict[Flow, _Relay] = {}
+        self._inputs: list[Datagram | IcmpError] = []
+        self._outputs: list[Output] = []
+        self._events: list[RelayEvent] = []
+
+    # -------------------------------------------------------------------------------------------------------- calls
+
+    def start(self, now: Instant) -> None:
+        """Look the servers up."""
+        for index, server in enumerate(self._servers):
+            discovery = Discovery(server.uri, random=self._random, token=FIRST_TOKEN + index)
+            self._discoveries[index] = discovery
+            discovery.start(now)
+            self._collect_discovery(index, now)
+
+    def add_base(self, base: Base, now: Instant) -> None:
+        """A socket stands: ask every server that is known from it, and those that will be."""
+        self._bases[base.flow] = base
+        for index, servers in self._discovered.items():
+            self._allocate(base, self._servers[index], list(servers), now)
+
+    def remove_base(self, flow: Flow, reason: str) -> None:
+        """A socket is gone, and every relay that was reached by it."""
+        self._bases.pop(flow, None)
+        for relay in [relay for relay in self._relays if relay.base.flow == flow]:
+            self._drop(relay, reason)
+
+    def want(self, flow: Flow, peer: Address, now: Instant) -> None:
+        """The path from a relay to a peer is to be used: have it permitted. `PathReady` or `PathRefused` follows."""
+        relay = self._by_flow.get(flow)
+        if relay is not None:
+            if relay.client.permitted(peer):
+                self._events.append(PathReady(flow=flow, host=peer.host))
+            relay.client.permit((peer,), now)
+            self._collect(relay, now)
+
+    def bind(self, flow: Flow, peer: Address, now: Instant) -> None:
+        """The path was nominated: give it a channel, which costs 4 bytes a packet instead of 36 or more."""
+        relay = self._by_flow.get(flow)
+        if relay is not None:
+            relay.client.bind(peer, now)
+            self._collect(relay, now)
+
+    def owns(self, flow: Flow) -> bool:
+        """Whether a flow is a relay."""
+        return flow in self._by_flow
+
+    def client(self, flow: Flow) -> TurnClient | None:
+        """The client behind a relay."""
+        relay = self._by_flow.get(flow)
+        return None if relay is None else relay.client
+
+    def send(self, send: Send, now: Instant) -> None:
+        """Carry a datagram that is sent on a relay."""
+        relay = self._by_flow.get(send.flow)
+        if relay is not None:
+            relay.client.send(send.remote, send.data, now)
+            self._outputs += relay.client.outputs()
+
+    def set_credentials(self, server: RelayServer, now: Instant) -> None:
+        """Use these for the server of the same URI from now on."""
+        self._servers = tuple(server if each.uri == server.uri else each for each in self._servers)
+        for relay in self._relays:
+            if relay.server.uri == server.uri:
+                relay.server = server
+                if (credentials := _credentials(server)) is not None:
+                    relay.client.set_credentials(credentials, now)
+                self._collect(relay, now)
+
+    def close(self, now: Instant) -> list[Output]:
+        """Free every allocation; the outputs that do so. No answer is waited for."""
+        for relay in list(self._relays):
+            relay.client.close(now)
+            self._outputs += relay.client.outputs()
+        self._relays.clear()
+        self._discoveries.clear()
+        for table in (self._by_path, self._by_stream, self._by_flow):
+            table.clear()
+        return self.outputs()
+
+    @property
+    def open(self) -> bool:
+        """Whether a relay may still be found."""
+        return bool(self._discoveries) or any(not relay.flows and not relay.late for relay in self._relays)
+
+    def abandon(self, now: Instant) -> list[tuple[Base, TurnServer]]:
+        """Wait for no relay any more; who had not answered."""
+        self._discoveries.clear()
+        late = [relay for relay in self._relays if not relay.flows and not relay.late]
+        for relay in late:
+            relay.late = True
+            relay.client.close(now)
+            self._collect(relay, now)
+        return [(relay.base, relay.client.server) for relay in late]
+
+    def why(self) -> list[str]:
+        """What every client did, for people."""
+        return [str(relay.client.why()) for relay in self._relays]
+
+    # ------------------------------------------------------------------------------------------------------ machine
+
+    def expects(self, flow: Flow, remote: Address) -> bool:
+        """Whether a datagram comes from a TURN server to one of its clients."""
+        return (flow, remote) in self._by_path
+
+    def receive(self, input: Input | Received, now: Instant) -> None:
+        """Take what is for a client; anything else is passed over."""
+        match input:
+            case Datagram() | Received() | IcmpError() | SendFailed():
+                relay = self._by_path.get((input.flow, input.remote)) or self._by_stream.get(input.flow)
+            case StreamData() | Opened() | Closed():
+                relay = self._by_stream.get(input.flow)
+            case _:
+                relay = None
+                for index, discovery in list(self._discoveries.items()):
+                    discovery.receive(input, now)
+                    self._collect_discovery(index, now)
+        if relay is not None:
+            relay.client.receive(input, now)
+            self._collect(relay, now)
+
+    def tick(self, now: Instant) -> None:
+        for relay in list(self._relays):
+            due = relay.client.next_timer()
+            if due is not None and due <= now:
+                relay.client.tick(now)
+                self._collect(relay, now)
+
+    def next_timer(self) -> Instant | None:
+        due = (relay.client.next_timer() for relay in self._relays)
+        return min((at for at in due if at is not None), default=None)
+
+    def outputs(self) -> list[Output]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def events(self) -> list[RelayEvent]:
+        drained, self._events = self._events, []
+        return drained
+
+    def inputs(self) -> list[Datagram | IcmpError]:
+        """What came to the relays, drained: peers' datagrams and ICMP errors, each by the relay's own flow."""
+        drained, self._inputs = self._inputs, []
+        return drained
+
+    # ---------------------------------------------------------------------------------------------------- allocating
+
+    def _collect_discovery(self, index: int, now: Instant) -> None:
+        discovery = self._discoveries[index]
+        self._outputs += discovery.outputs()
+        for found in discovery.events():
+            self._discovered_servers(index, found, now)
+
+    def _discovered_servers(self, index: int, found: Discovered, now: Instant) -> None:
+        del self._discoveries[index]
+        self._discovered[index] = found.servers
+        if not found.servers:
+            self._events.append(RelayFailed(base=None, server=str(found.uri), reason=found.reason))
+        for base in list(self._bases.values()):
+            self._allocate(base, self._servers[index], list(found.servers), now)
+
+    def _allocate(self, base: Base, server: RelayServer, servers: list[TurnServer], now: Instant) -> None:
+        """Ask the best server that can be reached from this base; the others follow if it gives nothing."""
+        local = scope(base.local.host)
+        left = [
+            each
+            for each in servers
+            if each.address.family == base.local.family
+            and (local == "loopback") == (scope(each.address.host) == "loopback")
+        ]
+        if left and local != "link-local":
+            self._try(base, server, left, now)
+
+    def _try(self, base: Base, server: RelayServer, left: list[TurnServer], now: Instant) -> None:
+        chosen, *rest = left
+        shared = chosen.transport is Transport.UDP
+        client = TurnClient(
+            chosen,
+            TurnConfig(families=self._families, local=base.local.with_port(0)),
+            random=self._random,
+            flow_ids=self._flow_ids,
+            flow=base.flow if shared else None,
+            credentials=_credentials(server),
+            pacer=self._pacer,
+            trace=self._trace,
+        )
+        relay = _Relay(base, server, rest, client, {})
+        self._relays.append(relay)
+        client.start(now)
+        self._collect(relay, now)
+
+    def _collect(self, relay: _Relay, now: Instant) -> None:
+        for event in relay.client.events():
+            self._happened(relay, event, now)
+        self._outputs += relay.client.outputs()
+        if relay.client.state in ENDED and relay in self._relays:
+            self._forget(relay)
+
+    def _happened(self, relay: _Relay, event: TurnEvent, now: Instant) -> None:
+        match event:
+            case RelayedData():
+                flow = relay.flows.get(event.peer.family)
+                if flow is not None:
+                    self._inputs.append(Datagram(flow, event.peer, event.data, packet=event.packet))
+            case ServerChosen():
+                self._aim(relay, event)
+            case Allocated() if not relay.late:
+                self._allocated(relay, event)
+            case AllocationFailed():
+                failed = RelayFailed(base=relay.base, server=str(event.server), reason=event.reason)
+                self._events.append(failed)
+                self._forget(relay)
+                if relay.left and not relay.late:
+                    self._try(relay.base, relay.server, relay.left, now)
+            case Permitted():
+                for flow, peer in self._paths(relay, event.peers):
+                    self._events.append(PathReady(flow=flow, host=peer.host))
+            case PermissionFailed():
+                for flow, peer in self._paths(relay, event.peers):
+                    self._events.append(PathRefused(flow=flow, host=peer.host, reason=event.reason))
+            case PeerUnreachable() if event.peer.family in relay.flows:
+                flow = relay.flows[event.peer.family]
+                self._inputs.append(IcmpError(flow=flow, remote=event.peer, kind=event.kind, mtu=event.mtu))
+            case Lost():
+                self._drop(relay, event.reason)
+            case CredentialsNeeded():
+                wanted = CredentialsWanted(server=relay.server, realm=event.realm, reason=event.reason)
+                self._events.append(wanted)
+            case _:
+                pass
+
+    def _aim(self, relay: _Relay, chosen: ServerChosen) -> None:
+        self._unaim(relay)
+        if chosen.server.transport is Transport.UDP:
+            self._by_path[chosen.flow, chosen.server.address] = relay
+        if chosen.flow != relay.base.flow:
+            self._by_stream[chosen.flow] = relay
+
+    def _allocated(self, relay: _Relay, allocated: Allocated) -> None:
+        shared = allocated.flow == relay.base.flow
+        for relayed in allocated.relayed:
+            flow = self._flow_ids.new()
+            relay.flows[relayed.family] = flow
+            self._by_flow[flow] = relay
+            found = RelayFound(
+                base=relay.base,
+                flow=flow,
+                relayed=relayed,
+                mapped=allocated.mapped if shared else None,
+                server=allocated.server,
+            )
+            self._events.append(found)
+
+    def _paths(self, relay: _Relay, peers: tuple[Address, ...]) -> list[tuple[Flow, Address]]:
+        return [(relay.flows[peer.family], peer) for peer in peers if peer.family in relay.flows]
+
+    def _drop(self, relay: _Relay, reason: str) -> None:
+        """A relay is gone: its flows with it."""
+        for flow in relay.flows.values():
+            self._events.append(RelayLost(flow=flow, reason=reason))
+        self._forget(relay)
+
+    def _forget(self, relay: _Relay) -> None:
+        if relay in self._relays:
+            self._relays.remove(relay)
+        for flow in relay.flows.values():
+            self._by_flow.pop(flow, None)
+        self._unaim(relay)
+
+    def _unaim(self, relay: _Relay) -> None:
+        self._by_path = {path: each for path, each in self._by_path.items() if each is not relay}
+        self._by_stream = {flow: each for flow, each in self._by_stream.items() if each is not relay}
+
+
+def _credentials(server: RelayServer) -> Credentials | None:
+    return Credentials(server.username, server.password) if server.username else None
