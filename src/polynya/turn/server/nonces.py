@@ -21,6 +21,7 @@ KEY_BYTES: Final = 32
 _TIME: Final = 3
 _MAC: Final = 9
 _HEAD: Final = len(NONCE_COOKIE) + 4
+_SIZE: Final = _HEAD + (_TIME + _MAC) * 4 // 3
 _WRAP: Final = 1 << 8 * _TIME
 
 
@@ -39,14 +40,14 @@ class Nonces:
 
     def valid(self, nonce: bytes, client: Address, now: Instant) -> bool:
         """Whether we made this nonce for this client, not too long ago."""
-        if not nonce.startswith(self._head):
+        if len(nonce) != _SIZE or not nonce.startswith(self._head):
             return False
         try:
             rest = base64.b64decode(nonce[_HEAD:], validate=True)
         except (binascii.Error, ValueError):
             return False
         time = rest[:_TIME]
-        if len(rest) != _TIME + _MAC or not compare_digest(rest[_TIME:], self._mac(time, client)):
+        if not compare_digest(rest[_TIME:], self._mac(time, client)):
             return False
         return (now // SECOND - int.from_bytes(time, "big")) % _WRAP < self._lifetime
 

@@ -1,0 +1,109 @@
+"""security.md, line 4: nonces are stateless, bound to their source, and expire; streams are capped and timed."""
+
+from __future__ import annotations
+
+import gc
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.instants import SECOND
+from polynya.stun import attributes as a
+from polynya.stun.message import Message
+from polynya.stun.registry import Method
+from polynya.turn.server.config import Limits
+from polynya.turn.server.users import AskedUsers
+from tests.turn.server.harness import CLIENT, OTHER, Person, Table, code, config
+
+ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
+
+
+def table_with_nonce() -> tuple[Table, Person]:
+    table = Table(config())
+    alice = Person(table)
+    assert alice.learn(alice.say(alice.build(Method.ALLOCATE, ALLOCATE)))
+    return table, alice
+
+
+def test_a_stranger_leaves_nothing_behind() -> None:
+    table = Table(config())
+
+    def strangers(first: int) -> None:
+        for number in range(first, first + 2000):
+            request = Message.request(Method.ALLOCATE, number.to_bytes(12, "big"), ALLOCATE).encode()
+            table.from_client(request, Address("198.51.100.3", 1024 + number % 60_000))
+        table.sent.clear(), table.log.clear()
+
+    strangers(0)
+    table.run_for(100)
+    gc.collect()
+    before = len(gc.get_objects())
+    strangers(2000)
+    table.run_for(100)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 50
+    assert table.server.control.allocations.claimed == 0
+
+
+def test_a_nonce_is_good_for_its_source_alone() -> None:
+    table, alice = table_with_nonce()
+    for address in (Address(CLIENT.host, CLIENT.port + 1), OTHER):
+        thief = Person(table, address)
+        thief.nonce, thief.offered = alice.nonce, alice.offered
+        assert code(thief.say(thief.build(Method.ALLOCATE, ALLOCATE))) == 438
+    assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) == 0
+
+
+def test_a_nonce_expires_and_the_answer_has_a_fresh_one() -> None:
+    table, alice = table_with_nonce()
+    table.run_for(599)
+    assert code(alice.say(alice.build(Method.REFRESH))) == 437
+    table.run_for(2)
+    answer = alice.say(alice.build(Method.ALLOCATE, ALLOCATE))
+    assert code(answer) == 438 and alice.learn(answer)
+    assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) == 0
+
+
+def test_a_forged_nonce_is_stale_however_it_was_changed() -> None:
+    table, alice = table_with_nonce()
+    genuine = alice.nonce
+    for position in range(len(genuine)):
+        for bit in (1, 2, 64):
+            changed = bytearray(genuine)
+            changed[position] ^= bit
+            alice.nonce = bytes(changed)
+            table.now += SECOND  # the budget of answers
+            assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) in (438, -1)
+    for forged in (b"obMatJos2", genuine[:-1], genuine + b"=", genuine * 2, b"obMatJos2AAAD" + bytes(16)):
+        alice.nonce = forged
+        assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) == 438, forged
+    assert table.flows == {}
+
+
+def test_no_two_servers_share_their_nonces() -> None:
+    _, alice = table_with_nonce()
+    other = Table(config(), seed=2)
+    alice.table = other
+    assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) == 438
+
+
+def test_nobody_is_looked_up_for_a_forged_source() -> None:
+    table = Table(config(), AskedUsers())
+    alice = Person(table)
+    alice.nonce = b"obMatJos2AAABAAAAAAAAAAAAAAAA"
+    assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) == 438
+    assert table.log[:-1] == []
+    assert not any(type(event).__name__ == "LookUp" for event in table.log)
+
+
+def test_streams_are_capped_in_all_and_for_each_address_and_timed() -> None:
+    table = Table(config(limits=Limits(streams=4, streams_per_address=2)))
+    for number in range(3):
+        table.open_stream(Flow(700 + number), CLIENT)
+    assert table.closed == [Flow(702)]
+    for number in range(3):
+        table.open_stream(Flow(710 + number), Address(f"198.51.100.{10 + number}", 1))
+    assert table.closed == [Flow(702), Flow(712)]
+    table.run_for(31)
+    assert sorted(table.closed) == [Flow(each) for each in (700, 701, 702, 710, 711, 712)]
+    table.open_stream(Flow(720), CLIENT)
+    assert Flow(720) not in table.closed

@@ -1,0 +1,85 @@
+"""security.md, line 5: no SOFTWARE, no reason text, so many a second for each source; the amplification is measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from polynya.core.addresses import Address
+from polynya.stun import attributes as a
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Method
+from polynya.turn.server.budget import Budget, source_of
+from polynya.turn.server.config import Limits
+from tests.turn.server.harness import CLIENT, OTHER, Person, Table, code, config
+
+ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
+UDP_IP = 28
+
+
+def provoke(table: Table, kind: int, client: Address, number: int) -> bytes:
+    """A request that leads to this error code without a valid credential."""
+    person = Person(table, client)
+    if kind == 401:
+        return Message.request(Method.ALLOCATE, number.to_bytes(12, "big"), ALLOCATE).encode()
+    if kind == 420:
+        return bytes.fromhex("000100042112a442") + number.to_bytes(12, "big") + bytes.fromhex("7ffe0000")
+    if kind == 400:
+        return Message.request(Method.ALLOCATE, number.to_bytes(12, "big"), ALLOCATE).encode(integrity=person.key)
+    person.nonce = b"obMatJos2AAABAAAAAAAAAAAAAAAA"
+    return person.build(Method.ALLOCATE, ALLOCATE)
+
+
+@pytest.mark.parametrize("kind", [400, 401, 420, 438])
+def test_they_say_what_is_needed_and_no_more(kind: int) -> None:
+    table = Table(config())
+    request = provoke(table, kind, CLIENT, 1)
+    [send] = table.from_client(request)
+    answer = decode(send.data)
+    assert answer[a.ERROR_CODE] == (kind, "")
+    assert a.SOFTWARE not in answer and not answer.has_integrity
+    assert (len(send.data) + UDP_IP) / (len(request) + UDP_IP) < 2.3, "on the wire"
+    assert len(send.data) <= 100
+
+
+@pytest.mark.parametrize("kind", [400, 401, 420, 438])
+def test_they_are_budgeted_for_each_source(kind: int) -> None:
+    table = Table(config(limits=Limits(unauthenticated_answers_per_second=10, unauthenticated_burst=20)))
+    ports = iter(range(1024, 60_000))
+
+    def answered(count: int, host: str = CLIENT.host) -> int:
+        return sum(
+            len(table.from_client(provoke(table, kind, client, client.port), client))
+            for client in (Address(host, next(ports)) for _ in range(count))
+        )
+
+    assert answered(100) == 20
+    assert answered(5, OTHER.host) == 5, "another source has its own"
+    table.run_for(1)
+    assert answered(100) == 10
+
+
+@pytest.mark.parametrize(("kind", "method"), [(437, Method.REFRESH), (441, Method.REFRESH)])
+def test_errors_that_can_be_provoked_at_will_share_the_budget(kind: int, method: Method) -> None:
+    table = Table(config(limits=Limits(unauthenticated_answers_per_second=10, unauthenticated_burst=20)))
+    person = Person(table, CLIENT, "bob")
+    if kind == 441:
+        Person(table, CLIENT).allocate()
+    assert code(person.ask(method)) == kind
+    answers = [code(person.say(person.build(method))) for _ in range(50)]
+    assert 0 < answers.count(kind) < 20
+    table.run_for(1)
+    assert code(person.say(person.build(method))) == kind
+
+
+def test_a_budget_is_for_a_host_or_a_subscribers_prefix() -> None:
+    assert source_of("192.0.2.1") != source_of("192.0.2.2")
+    assert source_of("2001:db8:1:2::1") == source_of("2001:db8:1:2:ffff::2") != source_of("2001:db8:1:3::1")
+
+
+def test_the_table_of_budgets_has_a_size() -> None:
+    from polynya.core.instants import Instant
+
+    budget = Budget(10, sources=100)
+    for number in range(1000):
+        budget.take(str(number), Instant(0))
+    assert len(budget) == 100

@@ -1,0 +1,48 @@
+"""security.md, line 10: ports, nonces and tokens come from the randomness that the shell gives: the system's."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+from polynya.core.addresses import Address
+from polynya.core.flows import FlowIds
+from polynya.stun import attributes as a
+from polynya.stun.message import decode
+from polynya.turn.server.relay_server import RelayServer
+from tests.turn.server.harness import CLIENT, PEER, Person, Table, code, config, users
+
+
+def run(seed: int) -> list[bytes]:
+    table = Table(config(ports=(49152, 65535)), seed=seed)
+    alice = Person(table)
+    alice.allocate({a.EVEN_PORT: True})
+    alice.permit(PEER)
+    table.from_peer(alice.relayed[0], b"x")
+    return [each.data for each in table.sent]
+
+
+def drawn(seed: int) -> list[bytes]:
+    """What somebody could want to guess: nonce, relay port, reservation token, transaction id."""
+    messages = [decode(data) for data in run(seed)]
+    allocated = next(message for message in messages if a.RESERVATION_TOKEN in message)
+    return [messages[0][a.NONCE], allocated[a.RESERVATION_TOKEN], messages[-1].transaction_id,
+            str(allocated[a.XOR_RELAYED_ADDRESS]).encode()]  # fmt: skip
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_others() -> None:
+    assert run(1) == run(1)
+    assert not set(drawn(1)) & set(drawn(2))
+
+
+def test_the_systems_randomness_fits() -> None:
+    table = Table(config(ports=(49152, 65535)))
+    table.server = RelayServer(config(ports=(49152, 65535)), users(), FlowIds(), random=random.SystemRandom())
+    ports = []
+    for number in range(50):
+        person = Person(table, Address(CLIENT.host, 1000 + number))
+        assert code(person.allocate()) == 0
+        ports.append(person.relayed[0].port)
+    assert len(set(ports)) == 50
+    steps = [second - first for first, second in pairwise(ports)]
+    assert len(set(steps)) > 40, "not one after the other"
