@@ -109,7 +109,7 @@ class Meeting:
 def meet(
     topology: Topology,
     *,
-    config: SessionConfig | None = None,
+    configs: tuple[SessionConfig, SessionConfig] | None = None,
     signaling_delay: int = SECOND // 50,
     signaling_jitter: int = 0,
     later: int = 0,
@@ -117,14 +117,15 @@ def meet(
 ) -> Meeting:
     """Run two agents in a topology until both have settled; let them exchange data and close.
 
-    The first controls. `later` is how much later the second starts.
+    The first controls, unless `configs` say otherwise. `later` is how much later the second starts.
     """
     network = topology.network
-    peers = tuple(
-        Peer(network, host, config or session_config(topology, controlling=controlling))
-        for host, controlling in ((topology.one, True), (topology.other, False))
+    if configs is None:
+        configs = (session_config(topology, controlling=True), session_config(topology, controlling=False))
+    peers = one, other = (
+        Peer(network, topology.one, configs[0]),
+        Peer(network, topology.other, configs[1]),
     )
-    one, other = peers
     Exchange(network, one, other, delay=signaling_delay, jitter=signaling_jitter).start(later)
     end = Instant(network.now + limit)
     network.run_until(lambda: one.settled and other.settled, end)
