@@ -52,13 +52,17 @@ STRATEGIES: dict[Attribute[Any], st.SearchStrategy[Any]] = {
     **dict.fromkeys((a.ICE_CONTROLLED, a.ICE_CONTROLLING), u64),
     **dict.fromkeys((a.USE_CANDIDATE, a.DONT_FRAGMENT), st.just(True)),
     **dict.fromkeys((a.CHANNEL_NUMBER, a.RESPONSE_PORT), u16),
-    **dict.fromkeys((a.REQUESTED_ADDRESS_FAMILY, a.ADDITIONAL_ADDRESS_FAMILY), families),
+    **dict.fromkeys(
+        (a.REQUESTED_ADDRESS_FAMILY, a.ADDITIONAL_ADDRESS_FAMILY, a.SSODA_ADDITIONAL_ADDRESS_FAMILY), families
+    ),
     a.USERHASH: st.binary(min_size=32, max_size=32),
     a.RESERVATION_TOKEN: st.binary(min_size=8, max_size=8),
     a.REQUESTED_TRANSPORT: u8,
     a.EVEN_PORT: st.booleans(),
     a.ERROR_CODE: st.builds(a.StunError, codes, texts),
-    a.ADDRESS_ERROR_CODE: st.builds(a.AddressError, families, codes, texts),
+    **dict.fromkeys(
+        (a.ADDRESS_ERROR_CODE, a.SSODA_ADDRESS_ERROR_CODE), st.builds(a.AddressError, families, codes, texts)
+    ),
     a.UNKNOWN_ATTRIBUTES: st.lists(u16, max_size=9).map(tuple),
     a.PASSWORD_ALGORITHM: algorithms,
     a.PASSWORD_ALGORITHMS: st.lists(algorithms, max_size=4).map(tuple),

@@ -427,6 +427,10 @@ RESERVATION_TOKEN: Final = _opaque(_A.RESERVATION_TOKEN, 8, 8)
 ADDRESS_ERROR_CODE: Final[Attribute[AddressError]] = Attribute(
     _A.ADDRESS_ERROR_CODE, _decode_address_error, _encode_address_error
 )
+SSODA_ADDITIONAL_ADDRESS_FAMILY: Final = _family(_A.SSODA_ADDITIONAL_ADDRESS_FAMILY)
+SSODA_ADDRESS_ERROR_CODE: Final[Attribute[AddressError]] = Attribute(
+    _A.SSODA_ADDRESS_ERROR_CODE, _decode_address_error, _encode_address_error
+)
 ICMP: Final[Attribute[IcmpValue]] = Attribute(_A.ICMP, _decode_icmp, _encode_icmp)
 CONNECTION_ID: Final = _integer(_A.CONNECTION_ID)
 ACCESS_TOKEN: Final = _opaque(_A.ACCESS_TOKEN)

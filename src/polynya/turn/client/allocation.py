@@ -43,6 +43,8 @@ from polynya.stun.attributes import (
     REQUESTED_TRANSPORT,
     RESERVATION_TOKEN,
     SOFTWARE,
+    SSODA_ADDITIONAL_ADDRESS_FAMILY,
+    SSODA_ADDRESS_ERROR_CODE,
     UNKNOWN_ATTRIBUTES,
     XOR_MAPPED_ADDRESS,
     XOR_RELAYED_ADDRESS,
@@ -248,7 +250,7 @@ class Allocation:
         if config.lifetime != DEFAULT_LIFETIME:
             values[LIFETIME] = config.lifetime // SECOND
         if len(config.families) > 1:
-            values[ADDITIONAL_ADDRESS_FAMILY] = IPV6
+            values[ADDITIONAL_ADDRESS_FAMILY] = values[SSODA_ADDITIONAL_ADDRESS_FAMILY] = IPV6
         elif config.families[0] == IPV6 and config.reservation_token is None:
             values[REQUESTED_ADDRESS_FAMILY] = IPV6
         if config.even_port is not None:
@@ -336,7 +338,7 @@ class Allocation:
 
     def _refused_families(self, message: Message) -> tuple[AddressError, ...]:
         given = tuple(address.family for address in self.relayed)
-        told = message.get(ADDRESS_ERROR_CODE)
+        told = message.get(ADDRESS_ERROR_CODE) or message.get(SSODA_ADDRESS_ERROR_CODE)
         silent = AddressError(0, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, "the server gave one family and no reason")
         return tuple(
             told if told is not None and told.family == family else silent._replace(family=family)

@@ -1,0 +1,298 @@
+"""Our TURN client against coturn: every transport, both families, and a relay that outlives every nonce."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polynya.aio.tcp import TlsContexts
+from polynya.aio.turn import TurnClient
+from polynya.core.addresses import Address
+from polynya.core.errors import TransactionError
+from polynya.core.machine import Open
+from polynya.turn.client import ChannelBound, Permitted
+from tests.interop.coturn import PASSWORD, REALM, USER, Coturn, coturn, free_port
+
+pytestmark = pytest.mark.peer("coturn")
+LOGIN = {"username": USER, "password": PASSWORD}
+TRANSPORTS = ["udp", "tcp", "tls"]
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    async def guarded() -> None:
+        async with asyncio.timeout(30):
+            await main
+
+    asyncio.run(guarded())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coturn]:
+    with coturn(tmp_path_factory.mktemp("coturn")) as running:
+        yield running
+
+
+def trusting(certificate: Path) -> TlsContexts:
+    def make(request: Open) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=certificate)
+        context.set_alpn_protocols(list(request.alpn))
+        return context
+
+    return make
+
+
+def client(server: Coturn, transport: str = "udp", host: str = "127.0.0.1", **options: Any) -> TurnClient:
+    place = f"[{host}]" if ":" in host else host
+    uri = f"turn:{place}:{server.port}?transport={transport}"
+    if transport == "tls":
+        uri = f"turns:{place}:{server.tls_port}"
+    return TurnClient(uri, **{**LOGIN, "tls": trusting(server.certificate), **options})
+
+
+class Echo(asyncio.DatagramProtocol):
+    """A peer that sends back what it gets."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(data, addr)  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def echoing(host: str = "127.0.0.1") -> AsyncIterator[Address]:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=(host, 0))
+    try:
+        yield Address(*transport.get_extra_info("sockname")[:2])
+    finally:
+        transport.close()
+
+
+async def exchange(relay: TurnClient, peer: Address, count: int = 100) -> None:
+    """Everything comes back, in its order. A few at a time, so that no buffer decides."""
+    for start in range(0, count, 10):
+        sent = [b"%d" % number + bytes(number % 7) for number in range(start, start + 10)]
+        for data in sent:
+            assert relay.send(peer, data)
+        assert [await relay.recv() for _ in sent] == [(data, peer) for data in sent]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", 4), ("::1", 6), ("127.0.0.1", 6), ("::1", 4)])
+def test_data_goes_by_indications_and_by_channels(server: Coturn, transport: str, host: str, family: int) -> None:
+    async def main() -> None:
+        async with (
+            echoing("127.0.0.1" if family == 4 else "::1") as peer,
+            client(server, transport, host, families=(family,)) as relay,
+        ):
+            [relayed] = relay.relayed
+            assert relayed.family == family and relay.mapped is not None and relay.mapped.host == host
+            assert "Coturn-4" in relay.allocation.software
+            await relay.permit(peer)
+            await exchange(relay, peer)
+            await relay.bind(peer)
+            await exchange(relay, peer)
+            assert relay.datagrams_dropped == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_switch_to_a_channel_loses_and_reorders_nothing(server: Coturn, transport: str) -> None:
+    async def main() -> None:
+        async with echoing() as peer, client(server, transport) as relay:
+            await relay.permit(peer)
+            binding = asyncio.ensure_future(relay.bind(peer))
+            got: list[bytes] = []
+            for number in range(200):
+                assert relay.send(peer, b"%d" % number)
+                if number % 4 == 3:
+                    while len(got) <= number:
+                        got.append((await relay.recv())[0])
+            await binding
+            assert got == [b"%d" % number for number in range(200)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_one_allocation_of_both_families(server: Coturn, transport: str) -> None:
+    async def main() -> None:
+        async with (
+            echoing() as peer4,
+            echoing("::1") as peer6,
+            client(server, transport, families=(4, 6)) as relay,
+        ):
+            assert [address.family for address in relay.relayed] == [4, 6] and relay.allocation.refused == ()
+            await relay.permit(peer4, peer6)
+            assert [len(event.peers) for event in relay.latest if isinstance(event, Permitted)] == [2]
+            await exchange(relay, peer4)
+            await exchange(relay, peer6)
+            await relay.bind(peer6)
+            await relay.bind(peer4)
+            await exchange(relay, peer4)
+            await exchange(relay, peer6)
+
+    run(main())
+
+
+def test_two_clients_meet_at_their_relays(server: Coturn) -> None:
+    async def main() -> None:
+        async with client(server) as one, client(server, "tcp") as two:
+            await one.permit(two.relayed[0])
+            await two.bind(one.relayed[0])
+            assert one.send(two.relayed[0], b"ping")
+            assert await two.recv() == (b"ping", one.relayed[0])
+            assert two.send(one.relayed[0], b"pong")
+            assert await one.recv() == (b"pong", two.relayed[0])
+
+    run(main())
+
+
+def test_relays_live_on_while_their_nonces_go_stale(tmp_path: Path) -> None:
+    """Allocations of 4 s and nonces of 1 s: every renewal meets a stale nonce, for more than two lifetimes."""
+
+    async def live(server: Coturn, transport: str) -> None:
+        async with echoing() as peer, client(server, transport) as relay:
+            assert relay.allocation.lifetime == 4
+            await relay.permit(peer)
+            await relay.bind(peer)
+            until = time.monotonic() + 9
+            while time.monotonic() < until:
+                await exchange(relay, peer, 10)
+                await asyncio.sleep(0.5)
+            report = relay.why()
+            assert report is not None and report.data["counters"]["challenges 438"] >= 2
+
+    async def main(server: Coturn) -> None:
+        await asyncio.gather(*(live(server, transport) for transport in TRANSPORTS))
+
+    with coturn(tmp_path, "--stale-nonce=1", "--max-allocate-lifetime=4") as server:
+        run(main(server))
+
+
+def test_what_is_closed_is_freed(tmp_path: Path) -> None:
+    async def main(server: Coturn) -> None:
+        async with client(server) as relay:
+            with pytest.raises(TransactionError, match="as many allocations as the server allows") as caught:
+                await client(server).allocate()
+            assert caught.value.code == 486 and relay.relayed
+        until = time.monotonic() + 10  # coturn takes a second or two; the allocation would have lived for ten minutes
+        while True:
+            again = client(server)
+            try:
+                await again.allocate()
+            except TransactionError:
+                assert time.monotonic() < until
+                await asyncio.sleep(0.2)
+            else:
+                await again.close()
+                return
+
+    with coturn(tmp_path, "--user-quota=1") as server:
+        run(main(server))
+
+
+def test_a_wrong_password_is_told_at_once(server: Coturn) -> None:
+    async def main() -> None:
+        with pytest.raises(TransactionError, match="does not accept the credentials of 'alice'") as caught:
+            await client(server, password="wrong").allocate()
+        assert caught.value.code == 401 and f"realm {REALM!r}" not in str(caught.value)
+
+    run(main())
+
+
+def test_a_forbidden_peer_is_told_and_the_others_are_permitted(tmp_path: Path) -> None:
+    async def main(server: Coturn) -> None:
+        async with echoing() as peer, client(server) as relay:
+            with pytest.raises(TransactionError) as caught:
+                await relay.permit(peer, "127.0.0.9")
+            assert caught.value.code == 403
+            await exchange(relay, peer)
+
+    with coturn(tmp_path, "--denied-peer-ip=127.0.0.9") as server:
+        run(main(server))
+
+
+def test_a_server_without_credentials_is_used_without_them(tmp_path: Path) -> None:
+    async def main(server: Coturn) -> None:
+        async with echoing() as peer, TurnClient(f"turn:127.0.0.1:{server.port}") as relay:
+            await relay.bind(peer)
+            await exchange(relay, peer)
+            assert [event.number for event in relay.latest if isinstance(event, ChannelBound)] == [0x4000]
+
+    with coturn(tmp_path, auth=False) as server:
+        run(main(server))
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_a_server_that_sends_us_to_another_is_followed(server: Coturn, tmp_path: Path, transport: str) -> None:
+    async def main(first: Coturn) -> None:
+        async with echoing() as peer, client(first, transport) as relay:
+            assert relay.allocation.server.address == Address("127.0.0.1", server.port)
+            await relay.permit(peer)
+            await exchange(relay, peer)
+
+    with coturn(tmp_path, f"--alternate-server=127.0.0.1:{server.port}") as first:
+        run(main(first))
+
+
+def test_a_pair_of_ports_is_reserved_and_taken(server: Coturn) -> None:
+    async def main() -> None:
+        async with client(server, even_port=True) as even:
+            token = even.allocation.reservation_token
+            assert token is not None and even.relayed[0].port % 2 == 0
+            async with client(server, reservation_token=token) as odd:
+                assert odd.relayed[0].port == even.relayed[0].port + 1
+
+    run(main())
+
+
+def test_a_certificate_for_another_name_is_refused(server: Coturn) -> None:
+    async def main() -> None:
+        with pytest.raises(TransactionError, match="certificate"):
+            await client(server, "tls", tls=lambda request: ssl.create_default_context()).allocate()
+        other = TurnClient(f"turns:other.localhost:{server.tls_port}", **LOGIN, tls=trusting(server.certificate))
+        with pytest.raises(TransactionError, match=r"no certificate for other\.localhost"):
+            await other.allocate()
+
+    run(main())
+
+
+def test_a_name_is_looked_up_and_checked_by_tls(server: Coturn) -> None:
+    async def main() -> None:
+        uri = f"turns:localhost:{server.tls_port}"
+        async with echoing() as peer, TurnClient(uri, **LOGIN, tls=trusting(server.certificate)) as relay:
+            assert relay.allocation.server.name == "localhost"
+            await relay.bind(peer)
+            await exchange(relay, peer)
+
+    run(main())
+
+
+def test_a_server_that_is_gone_loses_the_relay_with_its_reason(tmp_path: Path) -> None:
+    async def main() -> None:
+        with coturn(tmp_path) as server:
+            relay = client(server, "tcp")
+            await relay.allocate()
+        with pytest.raises(Exception, match=r"closed by the other side|reset"):
+            await relay.recv()
+        await relay.close()
+
+    run(main())
+
+
+def test_nobody_listening_is_told(server: Coturn) -> None:
+    async def main() -> None:
+        with pytest.raises(TransactionError, match="unreachable"):
+            await TurnClient(f"turn:127.0.0.1:{free_port()}", **LOGIN).allocate()
+
+    run(main())
