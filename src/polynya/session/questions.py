@@ -133,6 +133,10 @@ class Questions:
 
     def _ask_next(self, now: Instant) -> None:
         if self._waiting:
+            if self._pacer.free_at > now:  # another's slot was used late
+                self._timers.set(_Timer.PACE, self._pacer.free_at)
+                return
+            self._pacer.used(now)
             flow, server = path = self._waiting.popleft()
             probe = BindingProbe(flow=flow, server=server, random=self._random, trace=self._trace)
             self._probes[path] = probe

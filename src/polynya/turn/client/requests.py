@@ -104,10 +104,8 @@ class Requests:
     def ask(self, ask: Ask, now: Instant) -> None:
         """Send the request as soon as the pacer has a slot."""
         slot = self._pacer.reserve(now) if self._pacer is not None else now
-        if slot > now or self._paced:
-            self._paced.append((slot, ask))
-        else:
-            self._send(ask, now)
+        self._paced.append((slot, ask))
+        self._send_due(now)
 
     def set_credentials(self, credentials: Credentials, now: Instant) -> None:
         """Sign with these from now on; what waits for them is sent. Those that we have already change nothing."""
@@ -176,17 +174,14 @@ class Requests:
         self._collect()
 
     def tick(self, now: Instant) -> None:
-        while self._paced and self._paced[0][0] <= now:
-            self._send(self._paced.popleft()[1], now)
+        self._send_due(now)
         self._transactions.tick(now)
         self._collect()
 
     def next_timer(self) -> Instant | None:
         due = self._transactions.next_timer()
-        if self._paced:
-            slot = self._paced[0][0]
-            return slot if due is None else min(slot, due)
-        return due
+        slot = self._slot()
+        return min((at for at in (due, slot) if at is not None), default=None)
 
     def outputs(self) -> list[Send]:
         return self._transactions.outputs()
@@ -200,6 +195,19 @@ class Requests:
         return {**self._transactions.counters, **self._counters}
 
     # --------------------------------------------------------------------------------------------------------- inside
+
+    def _slot(self) -> Instant | None:
+        """When the next request may go: in its slot, or later if another's was used late."""
+        if not self._paced:
+            return None
+        slot = self._paced[0][0]
+        return slot if self._pacer is None else max(slot, self._pacer.free_at)
+
+    def _send_due(self, now: Instant) -> None:
+        while (slot := self._slot()) is not None and slot <= now:
+            if self._pacer is not None:
+                self._pacer.used(now)
+            self._send(self._paced.popleft()[1], now)
 
     def _send(self, ask: Ask, now: Instant) -> None:
         assert self._server is not None, "aim comes first"
