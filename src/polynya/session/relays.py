@@ -5,8 +5,8 @@ so that one answer gives a relayed candidate and the server-reflexive one that c
 a stream from the base's address. A relayed address is a flow of its own: what the agent sends on it goes through the
 client, and what a peer sends to it comes in as a datagram on it.
 
-A peer must be permitted before anything is sent to it or taken from it. Whoever wants to use a path says `want`; `ready`
-tells when it can be used and `refused` when the server will not have it.
+A peer must be permitted before anything is sent to it or taken from it. Whoever wants to use a path says `want`;
+`PathReady` tells when it can be used and `PathRefused` when the server will not have it.
 """
 
 from __future__ import annotations
