@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from polynya.aio import clock
 from polynya.core.pacer import MINIMUM_INTERVAL
 from polynya.core.trace import TraceEvent, read_trace
 from tests.real.capture import Datagram, captured, datagrams
-from tests.real.netns import Namespace, ip, namespace
+from tests.real.netns import Namespace, alone, namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.peer("ip"), pytest.mark.usefixtures("free_of_leftovers")]
 
@@ -27,8 +28,11 @@ DEMO = [sys.executable, "-m", "polynya", "demo", "--json"]
 
 
 def demo(where: Namespace, *arguments: str | Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(where.run(*DEMO, *map(str, arguments), timeout=60).stdout)
-    assert document["ok"], document["faults"]
+    command = where.command(*DEMO, *map(str, arguments))
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    document: dict[str, Any] = json.loads(done.stdout)
+    assert document["faults"] == []
+    assert (done.returncode, done.stderr) == (0, b"")
     return document
 
 
@@ -88,7 +92,7 @@ def test_no_new_transaction_is_on_the_wire_before_its_time_and_the_times_keep_th
             if event.node == node and event.kind == "transaction" and event.fields["state"] == "sent"
             if event.fields["sends"] == 1
         ]
-        assert len(began) >= 4, "questions to the server on two addresses, and checks"
+        assert len(began) >= 3, "a question to the server on each of two addresses, and checks"
         assert all(later.at - earlier.at >= MINIMUM_INTERVAL for earlier, later in pairwise(began))
         for event in began:
             decided = (event.at + seen.epoch) / 1e9
@@ -109,26 +113,20 @@ def test_a_host_with_nothing_but_loopback_and_without_ipv6_is_enough() -> None:
 
 def test_other_addresses_of_the_host_are_left_alone() -> None:
     """Also such as stand on the loopback interface itself."""
-    with namespace("more") as here:
+    with alone(["198.51.100.7/24", "2001:db8::7/64"]) as here:
         here.ip("address", "add", "192.0.2.7/32", "dev", "lo")
-        here.ip("link", "add", "pn0", "type", "dummy")
-        here.ip("address", "add", "198.51.100.7/24", "dev", "pn0")
-        here.ip("link", "set", "pn0", "up")
         document = demo(here, "--messages", "2")
     text = json.dumps([peer["candidates"] for peer in document["meeting"]["peers"].values()])
-    assert "127.0.0.1" in text and "192.0.2.7" not in text and "198.51.100.7" not in text
+    assert "127.0.0.1" in text and "192.0.2.7" not in text and "198.51.100.7" not in text and "2001:db8" not in text
 
 
-def test_a_host_whose_loopback_is_down_is_told_so_in_time(tmp_path: Path) -> None:
+def test_a_host_whose_loopback_is_down_is_told_so_in_time() -> None:
     with namespace("down") as here:
-        ip("-n", here.name, "link", "set", "lo", "down")
-        code = f"{here.command(*DEMO, '--timeout', '2')!r}"
-        text = (
-            f"import subprocess; r = subprocess.run({code}, capture_output=True); print(r.returncode); print(r.stderr)"
-        )
-        done = here.run(sys.executable, "-c", text.replace(repr("ip"), repr("ip"), 1))
-    assert done.stdout.split()[0] in {"1", "2"}, done.stdout
-    assert "Traceback" not in done.stdout
+        here.ip("link", "set", "lo", "down")
+        done = subprocess.run(here.command(*DEMO, "--timeout", "2"), capture_output=True, timeout=60, check=False)
+    assert done.returncode in (1, 2)
+    assert b"Traceback" not in done.stdout + done.stderr
+    assert b"loopback" in done.stderr if done.returncode == 2 else json.loads(done.stdout)["faults"]
 
 
 def _place(text: str) -> tuple[str, int]:
