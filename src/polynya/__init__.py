@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .aio.agent import Agent
 from .aio.connection import Connection, Path
+from .aio.turn import TurnClient
 from .core.errors import (
     Attempt,
     ConfigurationError,
@@ -50,6 +51,7 @@ __all__ = [
     "Signaling",
     "SignalingError",
     "TransactionError",
+    "TurnClient",
     "UsageError",
     "connect_room",
 ]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
+import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -254,6 +259,31 @@ def test_a_pair_of_ports_is_reserved_and_taken(server: Coturn) -> None:
                 assert odd.relayed[0].port == even.relayed[0].port + 1
 
     run(main())
+
+
+@pytest.mark.parametrize("options", [[], ["--channel"]])
+def test_the_relay_command_sends_back_what_its_peers_send(server: Coturn, options: list[str]) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        peer.settimeout(0.2)
+        where = f"turn:127.0.0.1:{server.port}?transport=tcp"
+        named = f"127.0.0.1:{peer.getsockname()[1]}"
+        command = [sys.executable, "-m", "polynya", "relay", where, "--user", f"{USER}:{PASSWORD}", "--peer", named]
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            try:
+                assert process.stdout is not None
+                relayed = Address.parse(process.stdout.readline().decode().strip())
+                until, received = time.monotonic() + 10, b""
+                while received != b"hello":  # what comes before the permission is there is dropped by the server
+                    assert time.monotonic() < until
+                    peer.sendto(b"hello", (relayed.host, relayed.port))
+                    with contextlib.suppress(TimeoutError):
+                        received, source = peer.recvfrom(100)
+                        assert source == (relayed.host, relayed.port)
+            finally:
+                process.send_signal(signal.SIGINT)
+                said = process.communicate(timeout=10)[1].decode()
+        assert process.returncode == 130 and "sent back" in said and "0 datagrams" not in said
 
 
 def test_a_certificate_for_another_name_is_refused(server: Coturn) -> None:

@@ -11,6 +11,7 @@ from polynya import __version__
 from .connect import connect
 from .demo import demo
 from .gather import gather
+from .relay import relay
 from .serve import serve
 
 app = typer.Typer(
@@ -42,3 +43,4 @@ app.command()(demo)
 app.command()(serve)
 app.command()(gather)
 app.command()(connect)
+app.command()(relay)

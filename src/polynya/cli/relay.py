@@ -1,0 +1,175 @@
+"""`polynya relay`: an allocation on a TURN server, and an echo to whoever sends to it."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polynya import ConfigurationError, ConnectionClosed, TransactionError
+from polynya.aio.tcp import TlsContexts, system_tls
+from polynya.aio.turn import TurnClient
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+from polynya.core.machine import Open
+from polynya.turn.client import Allocated
+
+from . import common
+from .common import PcapOption, TraceOption, say
+
+
+def relay(
+    uri: Annotated[
+        str, typer.Argument(metavar="URI", help="turn:HOST[:PORT][?transport=tcp], or turns: for TLS (RFC 7065).")
+    ],
+    *,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user", "-u", envvar="POLYNYA_TURN_USER", metavar="NAME:PASSWORD", help="What the server asks for."
+        ),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", "-p", metavar="ADDR[:PORT]", help="Who may send to the relay; may be repeated."),
+    ] = None,
+    channel: Annotated[
+        bool, typer.Option("--channel", help="Bind a channel to each peer, which must have a port.")
+    ] = False,
+    family: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--family", "-f", min=4, max=6, metavar="4|6", help="Of the relayed address; both may be asked for."
+        ),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Allocate, print, free it again and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the allocation as one JSON document.")] = False,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", metavar="FILE", help="Trust these certificate authorities, for turns:.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", "-t", min=0.1, help="Seconds for the server to allocate.")
+    ] = 45.0,
+    trace: TraceOption = None,
+    pcap: PcapOption = None,
+) -> None:
+    """Allocate a relayed address on a TURN server, print it, and send back whatever its peers send.
+
+    A server lets in only who is permitted: name each with --peer. It ends when interrupted, or when the server ends the
+    allocation. Exit codes: 0 done, 1 no allocation or a lost one, 2 wrong use, 130 interrupted.
+    """
+    with common.errors(), common.tracing("relay", trace, pcap) as (tracer, capture):
+        username, _, password = (user or "").partition(":")
+        client = TurnClient(
+            uri,
+            username=username,
+            password=password,
+            families=tuple(dict.fromkeys(family)) if family else (4,),
+            tls=_trusting(ca) if ca is not None else system_tls,
+            trace=tracer,
+            capture=capture,
+        )
+        common.run(_relay(client, _Asked(_peers(peer or [], ports=channel), channel, once, as_json, timeout)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    peers: tuple[Address, ...]
+    channel: bool
+    once: bool
+    as_json: bool
+    timeout: float
+
+
+async def _relay(client: TurnClient, asked: _Asked) -> int:
+    allocation = await client.allocate(asked.timeout)
+    try:
+        _show(allocation, as_json=asked.as_json)
+        if asked.once:
+            return 0
+        peers = [peer for peer in asked.peers if await _let_in(client, peer, channel=asked.channel)]
+        if not peers:
+            say("nobody can send to it: name who may with --peer")
+        elif not asked.as_json:
+            say(f"sending back what comes from {', '.join(map(str, peers))}")
+        return await _echo(client, quiet=asked.as_json)
+    finally:
+        await client.close()
+
+
+def _show(allocation: Allocated, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_json(allocation)), flush=True)
+        return
+    for address in allocation.relayed:
+        print(address, flush=True)
+    seen = f"; it sees us as {allocation.mapped}" if allocation.mapped is not None else ""
+    say(f"relayed by {allocation.server} for {allocation.lifetime} s at a time{seen}")
+    for refused in allocation.refused:
+        say(f"no IPv{refused.family} address: {refused.code} {refused.reason}")
+
+
+async def _let_in(client: TurnClient, peer: Address, *, channel: bool) -> bool:
+    try:
+        await (client.bind(peer) if channel else client.permit(peer))
+    except TransactionError as error:
+        say(f"{peer.host}: {error}")
+        return False
+    return True
+
+
+async def _echo(client: TurnClient, *, quiet: bool) -> int:
+    count = 0
+    try:
+        while True:
+            data, peer = await client.recv()
+            client.send(peer, data)
+            count += 1
+    except ConnectionClosed as error:
+        say(f"polynya: {error}")
+        return common.FAILED
+    finally:
+        if not quiet:
+            say(f"{count} datagrams sent back")
+
+
+def _peers(texts: list[str], *, ports: bool) -> tuple[Address, ...]:
+    try:
+        peers = tuple(Address.parse(text, 0) for text in texts)
+    except DecodeError as error:
+        raise typer.BadParameter(str(error), param_hint="--peer") from None
+    if ports and not all(peer.port for peer in peers):
+        raise typer.BadParameter("a channel is bound to a peer's port: write ADDR:PORT", param_hint="--peer")
+    return peers
+
+
+def _trusting(authorities: Path) -> TlsContexts:
+    def make(request: Open) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=authorities)
+        except OSError as error:  # which SSLError is, too
+            raise ConfigurationError(f"cannot read certificates from {authorities}: {error}") from None
+        if request.alpn:
+            context.set_alpn_protocols(list(request.alpn))
+        return context
+
+    return make
+
+
+def _json(allocation: Allocated) -> dict[str, Any]:
+    return {
+        "relayed": [str(address) for address in allocation.relayed],
+        "mapped": None if allocation.mapped is None else str(allocation.mapped),
+        "lifetime": allocation.lifetime,
+        "server": str(allocation.server.address),
+        "transport": allocation.server.transport.value,
+        "software": allocation.software,
+        "refused": [
+            {"family": refused.family, "code": int(refused.code), "reason": refused.reason}
+            for refused in allocation.refused
+        ],
+    }
