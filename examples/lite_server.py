@@ -1,0 +1,161 @@
+"""A server on one UDP port for any number of clients, each with a lite agent of its own (RFC 8445, section 2.5).
+
+    python lite_server.py serve 9000
+    python lite_server.py call 9000 "hello"
+
+A lite agent has host candidates only and sends no checks: it answers those of the full agent, which also decides on the
+pair. That suits a server with a public address. A client brings its description over TCP, to the port of the same
+number; the server answers with its own and the one candidate that it has, and sends back what the client sends.
+
+`LiteServer` is a machine like those of Polynya, made of one of them: it would run in the virtual network just as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+import polynya
+from polynya.aio.driver import Driver
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.instants import Instant
+from polynya.core.machine import Input, Open, Opened, Output, Send
+from polynya.core.pacer import Pacer
+from polynya.ice.agent import IceAgent
+from polynya.ice.candidates import CandidateType, Gathered
+from polynya.ice.config import IceConfig
+from polynya.ice.events import SelectedPairChanged
+from polynya.session.mux import AgentData, AgentEvent, Mux
+
+LITE = IceConfig(lite=True, controlling=False, options=("ice2",))
+
+
+class LiteServer:
+    """The machine: one socket, and behind it an agent for each client. It sends back whatever it gets."""
+
+    def __init__(self, local: Address, *, flow_ids: FlowIds, random: random.Random) -> None:
+        self.local = local
+        self._flow = flow_ids.new()
+        self._random = random
+        self._pacer = Pacer()
+        self._mux: Mux[int] = Mux()
+        self._numbers = count(1)
+        self._paths: dict[int, tuple[Flow, Address]] = {}
+        self._outputs: list[Output] = [Open(flow=self._flow, transport=Transport.UDP, local=local)]
+
+    def welcome(self, description: polynya.Description, now: Instant) -> tuple[int, IceAgent]:
+        """Make an agent for a client. Returns its number, and the agent to signal from."""
+        number = next(self._numbers)
+        agent = IceAgent(LITE, random=self._random, pacer=self._pacer)
+        agent.add_local(Gathered(type=CandidateType.HOST, address=self.local, flow=self._flow), now)
+        agent.end_of_local_candidates(now)
+        agent.set_remote(description, now)
+        self._mux.add(number, agent)
+        return number, agent
+
+    def farewell(self, number: int, now: Instant) -> None:
+        """The client is gone: a lite agent does not notice by itself."""
+        self._mux.remove(number, now)
+        self._paths.pop(number, None)
+
+    # ------------------------------------------------------------------------------------------- what every machine has
+
+    def receive(self, input: Input, now: Instant) -> None:
+        if isinstance(input, Opened):
+            self.local = input.local
+        self._mux.receive(input, now)
+
+    def tick(self, now: Instant) -> None:
+        self._mux.tick(now)
+
+    def next_timer(self) -> Instant | None:
+        return self._mux.next_timer()
+
+    def outputs(self) -> list[Output]:
+        for event in self._mux.events():
+            match event:
+                case AgentEvent(name=number, event=SelectedPairChanged(pair=pair)) if pair is not None:
+                    self._paths[number] = (pair.flow, pair.remote_address)
+                case AgentData(name=number, data=data) if number in self._paths:
+                    self._outputs.append(Send(*self._paths[number], data))
+        drained, self._outputs = self._outputs, []
+        return self._mux.outputs() + drained
+
+    def events(self) -> list[Any]:
+        return []
+
+
+class Front:
+    """The signaling of the server: a client says one line and gets one, and stays as long as it wants to talk."""
+
+    def __init__(self, driver: Driver[LiteServer]) -> None:
+        self._driver = driver
+
+    async def meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        machine = self._driver.machine
+        try:
+            description = polynya.Description.parse(json.loads(await reader.readline()))
+            number, agent = self._driver.call(machine.welcome, description)
+            try:
+                [candidate] = [str(local.candidate) for local in agent.local_candidates()]
+                writer.write(json.dumps([agent.local_description.to_sdp(), candidate]).encode() + b"\n")
+                await reader.read()  # until the client hangs up
+            finally:
+                self._driver.call(machine.farewell, number)
+        except (ValueError, polynya.PolynyaError) as error:
+            print(f"a client was refused: {error}")
+        finally:
+            writer.close()
+
+
+async def serve(host: str, port: int) -> None:
+    flow_ids = FlowIds()
+    machine = LiteServer(Address.of(host, port), flow_ids=flow_ids, random=random.SystemRandom())
+    driver = Driver(machine, on_event=print, flow_ids=flow_ids)
+    driver.call(machine.tick)  # the first call carries out what the machine wants: its socket
+    try:
+        async with await asyncio.start_server(Front(driver).meet, host, machine.local.port) as server:
+            print(f"serving on {machine.local}", flush=True)
+            await server.serve_forever()
+    finally:
+        await driver.aclose()
+
+
+async def call(host: str, port: int, text: str) -> None:
+    reader, writer = await asyncio.open_connection(host, port)
+    async with polynya.Agent(controlling=True, loopback=True) as agent:
+        writer.write(json.dumps(agent.description.to_sdp()).encode() + b"\n")
+        description, candidate = json.loads(await reader.readline())
+        agent.set_remote(polynya.Description.parse(description))
+        agent.add_candidate(candidate)
+        agent.add_candidate(None)
+        connection = await agent.connect(timeout=10)
+        await connection.nominated()  # a lite agent sends nothing before
+        connection.send(text.encode())
+        print((await connection.recv()).decode())
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("serve", "call"):
+        commands.add_parser(name).add_argument("port", type=int)
+    commands.choices["call"].add_argument("text")
+    arguments = parser.parse_args()
+    if arguments.command == "serve":
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve(arguments.host, arguments.port))
+    else:
+        asyncio.run(call(arguments.host, arguments.port, arguments.text))
+
+
+if __name__ == "__main__":
+    main()
