@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .aio.agent import Agent
 from .aio.connection import Connection, Path
+from .aio.servers import IceServer
 from .aio.turn import TurnClient
 from .core.errors import (
     Attempt,
@@ -44,6 +45,7 @@ __all__ = [
     "ConnectionClosed",
     "DecodeError",
     "Description",
+    "IceServer",
     "Path",
     "PolynyaError",
     "ProtocolError",

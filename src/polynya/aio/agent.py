@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal
 
-from polynya.core.addresses import Address
-from polynya.core.errors import Attempt, ConfigurationError, ConnectError, DecodeError, UsageError
+from polynya.core.errors import Attempt, ConfigurationError, ConnectError, UsageError
 from polynya.core.flows import FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
@@ -30,15 +29,18 @@ from polynya.ice.events import (
 )
 from polynya.ice.pairs import PairView
 from polynya.session.gathering import GatheringState
-from polynya.session.options import AddressFilter, InterfaceFilter, Policy, SessionConfig
+from polynya.session.options import AddressFilter, InterfaceFilter, Policy, RelayServer, SessionConfig
+from polynya.session.relays import CredentialsWanted
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, Session, SessionEvent
-from polynya.stun.uris import StunUri
 
 from .connection import Connection
 from .driver import Driver
+from .filters import address_filter, interface_filter
 from .interfaces import list_interfaces
 from .packet_trace import Capture
+from .relaying import RelayedPath
+from .servers import IceServer, split_servers
 
 EVENTS_KEPT: Final = 4096
 """Events that wait for a slow reader of `Agent.events` before its oldest are dropped."""
@@ -48,6 +50,10 @@ RANDOM: Final = random.SystemRandom()
 
 PACER: Final = Pacer()
 """The pacer of this process (RFC 8445, section 14.2): all agents share it."""
+
+
+AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
+"""Given a TURN server's URI and its realm, answers with a user name and password."""
 
 
 class Agent:
@@ -61,17 +67,18 @@ class Agent:
             ...
             connection = await agent.connect(timeout=30)
 
-    `servers` are URIs (RFC 7064). `controlling`: one side should be, the other not; if both say the same, one more
-    round trip decides. `policy`: `all`, `no-host` (host addresses are told to nobody) or `relay`. `interfaces` and
-    `addresses` say which to use: names, or a callable that is asked for each. `families`: 4 and 6, best first.
-    `ports`: the lowest and the highest local port. `loopback`: also gather loopback addresses, which only reach this
-    host. Raises ConfigurationError, before anything is opened, for what cannot be.
+    `servers` are URIs (RFC 7064, 7065), TURN servers as `IceServer(uri, username, password)`. `credentials` is asked
+    for others, with URI and realm, when a TURN server takes those no longer. `controlling`: one side should be, the
+    other not; if both say the same, one more round trip decides. `policy`: `all`, `no-host` (host addresses are told to
+    nobody) or `relay`. `interfaces` and `addresses` say which to use: names, or a callable that is asked for each.
+    `families`: 4 and 6, best first. `ports`: the lowest and the highest local port. `loopback`: also gather loopback
+    addresses, which only reach this host. Raises ConfigurationError, before anything is opened, for what cannot be.
     """
 
     def __init__(
         self,
         *,
-        servers: Iterable[str] = (),
+        servers: Iterable[str | IceServer] = (),
         controlling: bool = True,
         policy: Literal["all", "no-host", "relay"] = "all",
         interfaces: Sequence[str] | InterfaceFilter | None = None,
@@ -80,6 +87,7 @@ class Agent:
         ports: tuple[int, int] | None = None,
         loopback: bool = False,
         ice: IceConfig | None = None,
+        credentials: AskCredentials | None = None,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
@@ -89,13 +97,15 @@ class Agent:
             raise ConfigurationError(f"a policy is all, no-host or relay, not {policy!r}") from None
         if isinstance(servers, str):
             raise ConfigurationError(f'servers is a list of URIs: write servers=["{servers}"]')
+        stun_servers, turn_servers = split_servers(servers)
         self._config = SessionConfig(
             ice=ice or IceConfig(controlling=controlling),
-            stun_servers=tuple(StunUri.parse(uri) for uri in servers),
+            stun_servers=stun_servers,
+            turn_servers=turn_servers,
             policy=chosen_policy,
             families=tuple(families),
-            interfaces=_interface_filter(interfaces),
-            addresses=_address_filter(addresses),
+            interfaces=interface_filter(interfaces),
+            addresses=address_filter(addresses),
             loopback=loopback,
             ports=ports,
         )
@@ -107,6 +117,9 @@ class Agent:
         self._driver: Driver[Session] | None = None
         self._candidates: list[tuple[int, Candidate]] = []
         self._connections: dict[tuple[int, int], Connection] = {}
+        self._relayed: dict[tuple[int, int], RelayedPath] = {}
+        self._ask_credentials = credentials
+        self._asking: dict[str, asyncio.Task[None]] = {}
         self._described = False
         self._failure: ConnectError | None = None
         self._closed = False
@@ -148,8 +161,12 @@ class Agent:
         for connection in self._connections.values():
             connection._end("the agent was closed")  # a connection is its agent's part
         self._wake()
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
         if driver is not None:
             await driver.aclose()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     # ---------------------------------------------------------------------------------------------------- signaling
 
@@ -298,6 +315,8 @@ class Agent:
             case DataReceived():
                 self._connection(event.stream, event.component)._deliver(event.data)
                 return
+            case CredentialsWanted():
+                self._renew(event)
             case Restarted():
                 self._candidates.clear()
                 self._failure = None
@@ -326,10 +345,37 @@ class Agent:
 
     def _selected(self, event: SelectedPairChanged) -> None:
         connection = self._connection(event.stream, event.component)
-        pair, sender = event.pair, None
-        if pair is not None:
+        pair, place = event.pair, (event.stream, event.component)
+        sender: Callable[[bytes], bool] | None = None
+        if (left := self._relayed.pop(place, None)) is not None:
+            left.close()
+        if pair is not None and self._session.gathering.relays.owns(pair.flow):
+            path = self._relayed[place] = RelayedPath(
+                self._running(),
+                pair.flow,
+                pair.remote_address,
+                connection._deliver,
+                stream=event.stream,
+                component=event.component,
+            )
+            sender = path.send
+        elif pair is not None:
             sender = self._running().sender(pair.flow, pair.remote_address)
         connection._move(pair, sender, event.reason)
+
+    def _renew(self, wanted: CredentialsWanted) -> None:
+        """Ask the user for credentials, one question for each server at a time."""
+        uri = str(wanted.server.uri)
+        if self._ask_credentials is not None and uri not in self._asking:
+            task = asyncio.create_task(self._ask(wanted, self._ask_credentials), name=f"credentials for {uri}")
+            self._asking[uri] = task
+            task.add_done_callback(lambda _: self._asking.pop(uri, None))
+
+    async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
+        username, password = await ask(str(wanted.server.uri), wanted.realm)
+        if not self._closed:
+            server = RelayServer(wanted.server.uri, username, password)
+            self._running().call(self._session.set_credentials, server)
 
     def _connection(self, stream: int, component: int) -> Connection:
         connection = self._connections.get((stream, component))
@@ -368,26 +414,3 @@ class Agent:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _interface_filter(chosen: Sequence[str] | InterfaceFilter | None) -> InterfaceFilter | None:
-    if chosen is None or callable(chosen):
-        return chosen
-    names = _texts("interfaces", chosen)
-    return lambda interface: interface.name in names
-
-
-def _address_filter(chosen: Sequence[str] | AddressFilter | None) -> AddressFilter | None:
-    if chosen is None or callable(chosen):
-        return chosen
-    try:
-        hosts = {Address.of(text, 0).host for text in _texts("addresses", chosen)}
-    except DecodeError as error:
-        raise ConfigurationError(f"addresses: {error}") from None
-    return lambda _, address: address.host.partition("%")[0] in hosts
-
-
-def _texts(option: str, chosen: Sequence[str]) -> frozenset[str]:
-    if isinstance(chosen, str):
-        raise ConfigurationError(f'{option} is a list or a callable: write {option}=["{chosen}"]')
-    return frozenset(chosen)

@@ -46,7 +46,7 @@ from polynya.stun.registry import Method
 from polynya.stun.uris import StunUri
 
 from .interfaces import Refused, choose_addresses
-from .options import Base, HostAddress, SessionConfig
+from .options import Base, HostAddress, RelayServer, SessionConfig
 from .questions import Questions
 from .relays import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost, Relays
 
@@ -215,6 +215,11 @@ class Gathering:
         self._outputs += [Close(flow=flow) for flow in (*self._opening, *self.bases)]
         self._opening.clear()
         self.bases.clear()
+
+    def set_credentials(self, server: RelayServer, now: Instant) -> None:
+        """Use these for the TURN server of the same URI from now on."""
+        self.relays.set_credentials(server, now)
+        self._collect(now)
 
     def want(self, flow: Flow, peer: Address, now: Instant) -> None:
         """A path from a relay to a peer is to be used; `PathReady` or `PathRefused` follows."""

@@ -28,7 +28,7 @@ class Policy(Enum):
     """Only relayed candidates: the other side learns no address of this host."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RelayServer:
     """A TURN server and the credentials for it; without a user name it is asked without."""
 

@@ -53,7 +53,7 @@ from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class, Method
 
 from .gathering import BaseOpened, Gathering, GatheringState, GatheringStateChanged, MappingFound
-from .options import Base, Policy, SessionConfig
+from .options import Base, Policy, RelayServer, SessionConfig
 from .relays import CredentialsWanted, PathReady, PathRefused, RelayFound, RelayLost
 from .report import SessionReport, session_report
 
@@ -121,6 +121,11 @@ class Session:
 
     def set_controlling(self, controlling: bool, now: Instant) -> None:
         self.agent.set_controlling(controlling, now)
+        self._collect(now)
+
+    def set_credentials(self, server: RelayServer, now: Instant) -> None:
+        """Use these for the TURN server of the same URI: the answer to `CredentialsWanted`, or before it is asked."""
+        self.gathering.set_credentials(server, now)
         self._collect(now)
 
     def restart(self, now: Instant) -> Description:

@@ -1,0 +1,32 @@
+"""Which interfaces and addresses a user chose: by name, or by a callable that is asked for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError, DecodeError
+from polynya.session.options import AddressFilter, InterfaceFilter
+
+
+def interface_filter(chosen: Sequence[str] | InterfaceFilter | None) -> InterfaceFilter | None:
+    if chosen is None or callable(chosen):
+        return chosen
+    names = _texts("interfaces", chosen)
+    return lambda interface: interface.name in names
+
+
+def address_filter(chosen: Sequence[str] | AddressFilter | None) -> AddressFilter | None:
+    if chosen is None or callable(chosen):
+        return chosen
+    try:
+        hosts = {Address.of(text, 0).host for text in _texts("addresses", chosen)}
+    except DecodeError as error:
+        raise ConfigurationError(f"addresses: {error}") from None
+    return lambda _, address: address.host.partition("%")[0] in hosts
+
+
+def _texts(option: str, chosen: Sequence[str]) -> frozenset[str]:
+    if isinstance(chosen, str):
+        raise ConfigurationError(f'{option} is a list or a callable: write {option}=["{chosen}"]')
+    return frozenset(chosen)

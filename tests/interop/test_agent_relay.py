@@ -1,0 +1,90 @@
+"""Our agents relayed by coturn, over real sockets: the whole way, signaling aside."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+import polynya
+from tests.interop.coturn import PASSWORD, USER, coturn
+
+pytestmark = pytest.mark.peer("coturn")
+
+
+async def tell_all(source: polynya.Agent, target: polynya.Agent) -> None:
+    async for candidate in source.candidates():
+        target.add_candidate(str(candidate))
+    target.add_candidate(None)
+
+
+def relayed_agent(uri: str, *, controlling: bool, password: str = PASSWORD, **options: object) -> polynya.Agent:
+    return polynya.Agent(
+        servers=[polynya.IceServer(uri, USER, password)],
+        controlling=controlling,
+        policy="relay",
+        loopback=True,
+        interfaces=["lo"],
+        families=(4,),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+async def talk(a: polynya.Agent, b: polynya.Agent) -> None:
+    a.set_remote(b.description)
+    b.set_remote(a.description)
+    _, _, here, there = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(20), b.connect(20))
+    for stage in ("first valid pair", "nominated"):
+        for number in range(20):
+            here.send(f"{stage} {number}".encode())
+            there.send(f"{stage} {number}".encode())
+        expected = [f"{stage} {number}".encode() for number in range(20)]
+        async with asyncio.timeout(10):
+            assert [await there.recv() for _ in range(20)] == expected
+            assert [await here.recv() for _ in range(20)] == expected
+            await asyncio.gather(here.nominated(), there.nominated())
+    for path in (here.path, there.path):
+        assert path.relayed
+        assert (path.local.type.value, path.remote.type.value) == ("relay", "relay")
+
+
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_two_relay_only_agents_talk_through_coturn(tmp_path: Path, transport: str) -> None:
+    async def main(port: int) -> None:
+        uri = f"turn:127.0.0.1:{port}?transport={transport}"
+        async with relayed_agent(uri, controlling=True) as a, relayed_agent(uri, controlling=False) as b:
+            await talk(a, b)
+
+    with coturn(tmp_path) as server:
+        asyncio.run(main(server.port))
+
+
+def test_credentials_that_are_refused_are_asked_for_and_the_relay_is_found(tmp_path: Path) -> None:
+    async def main(port: int) -> None:
+        asked = []
+
+        async def ask(uri: str, realm: str) -> tuple[str, str]:
+            asked.append((uri, realm))
+            return USER, PASSWORD
+
+        uri = f"turn:127.0.0.1:{port}"
+        async with (
+            relayed_agent(uri, controlling=True, password="wrong", credentials=ask) as a,
+            relayed_agent(uri, controlling=False) as b,
+        ):
+            await talk(a, b)
+        assert asked == [(uri, "example.org")]
+
+    with coturn(tmp_path) as server:
+        asyncio.run(main(server.port))
+
+
+def test_a_server_that_gives_no_relay_is_named_with_its_reason(tmp_path: Path) -> None:
+    async def main(port: int) -> None:
+        async with relayed_agent(f"turn:127.0.0.1:{port}", controlling=True, password="wrong") as agent:
+            assert [candidate async for candidate in agent.candidates()] == []
+            assert f"127.0.0.1:{port}" in str(agent.why())
+
+    with coturn(tmp_path) as server:
+        asyncio.run(main(server.port))
