@@ -156,9 +156,9 @@ class Allocation:
         if self.state is State.OPENING and flow == self.flow:
             self._allocate("its flow is open", now)
 
-    def flow_gone(self, reason: str, now: Instant) -> None:
-        """The flow was closed by the other side or the system, or could not be opened."""
-        self._ours = False
+    def flow_gone(self, reason: str, now: Instant, *, still_open: bool = False) -> None:
+        """The flow was closed by the other side or the system, could not be opened, or is of no use any more."""
+        self._ours = self._ours and still_open
         self._end(None, reason, now)
 
     def gone(self, code: int | None, reason: str, now: Instant) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from struct import Struct
+from struct import Struct, error
 from typing import Any, Final
 
 from polynya.core.addresses import Address
@@ -34,6 +34,7 @@ from .requests import Answer, Ask
 COUNT: Final = LAST_CHANNEL - FIRST_CHANNEL + 1
 MAX_PAYLOAD: Final = 0xFFFF
 _HEADER: Final = Struct("!HH").pack
+_READ_HEADER: Final = Struct("!HH").unpack_from
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 _NEVER: Final = Instant(0)
 
@@ -66,8 +67,8 @@ class Channels:
         """Whether frames are padded to four bytes: on a stream (section 12.5)."""
         self._numbers: dict[Address, int] = {}
         """Peers whose channel may be sent on."""
-        self._peers: dict[bytes, Address] = {}
-        """Whose data it is, by the two bytes that it begins with."""
+        self._peers: dict[int, Address] = {}
+        """Whose data it is, by its channel."""
         self._by_number: dict[int, _Channel] = {}
         self._by_peer: dict[Address, _Channel] = {}
         self._last = LAST_CHANNEL
@@ -87,7 +88,7 @@ class Channels:
                 self._events.append(ChannelFailed(peer=peer, code=None, reason=reason))
                 return
             channel = self._by_number[number] = self._by_peer[peer] = _Channel(peer, number)
-            self._peers[number.to_bytes(2, "big")] = peer
+            self._peers[number] = peer
         elif channel.state is State.RESTING:
             channel.state = State.ASKED
             self._timers.cancel((_Timer.REST, channel.number))
@@ -132,14 +133,15 @@ class Channels:
 
     def unwrap(self, data: bytes) -> tuple[Address, bytes] | None:
         """Peer and payload of what came from the server; None for what is not ChannelData of a channel of ours."""
-        peer = self._peers.get(data[:2])
-        if peer is None:
+        try:
+            number, size = _READ_HEADER(data)
+        except error:
             return None
-        size = len(data) - 4
-        stated = int.from_bytes(data[2:4], "big")
-        if stated == size:
-            return peer, data[4:]
-        return (peer, data[4 : 4 + stated]) if 0 <= stated < size else None
+        peer = self._peers.get(number)
+        payload = data[4:]
+        if peer is None or len(payload) < size:
+            return None
+        return peer, payload if len(payload) == size else payload[:size]
 
     # -------------------------------------------------------------------------------------------------------- machine
 
@@ -173,7 +175,7 @@ class Channels:
                 reason = f"the channel to {channel.peer} could not be renewed in time"
                 self._events.append(ChannelFailed(peer=channel.peer, code=None, reason=reason))
             else:
-                del self._by_number[number], self._by_peer[channel.peer], self._peers[number.to_bytes(2, "big")]
+                del self._by_number[number], self._by_peer[channel.peer], self._peers[number]
 
     def next_timer(self) -> Instant | None:
         return self._timers.next()

@@ -88,6 +88,7 @@ class TurnClient:
         self._flow = Flow(0)
         self._address = server.address
         self._keepalive = Keepalive(self.config.keepalive)
+        self._due: Instant | None = None
         self._counters: Counter[str] = Counter()
         self._outputs: list[Output] = []
         self._events: list[TurnEvent] = []
@@ -206,17 +207,19 @@ class TurnClient:
                 self._frame(input.data, input.packet, now)
             case Received():
                 self._message(input.message, input.packet, now)
-            case StreamData() if input.flow == self._flow and self._framer is not None:
-                self._stream(input.data, self._framer, now)
-            case Opened():
-                self._allocation.opened(input.flow, now)
-            case Closed() if input.flow == self._flow:
-                self._allocation.flow_gone(input.reason, now)
-            case IcmpError() | SendFailed() if input.flow == self._flow:
-                self._requests.failed(input, now)
+            case StreamData():
+                if input.flow == self._flow and self._framer is not None:
+                    self._stream(input.data, self._framer, now)
+            case Opened() | Closed() | IcmpError() | SendFailed() if input.flow == self._flow:
+                if isinstance(input, Opened):
+                    self._allocation.opened(input.flow, now)
+                elif isinstance(input, Closed):
+                    self._allocation.flow_gone(input.reason, now)
+                else:
+                    self._requests.failed(input, now)
+                self._collect(now)
             case _:
                 pass
-        self._collect(now)
 
     def tick(self, now: Instant) -> None:
         self._requests.tick(now)
@@ -232,9 +235,7 @@ class TurnClient:
         self._collect(now)
 
     def next_timer(self) -> Instant | None:
-        parts = (self._requests, self._allocation, self._permissions, self._channels, self._keepalive)
-        due = [part.next_timer() for part in parts]
-        return min((at for at in due if at is not None), default=None)
+        return self._due
 
     def outputs(self) -> list[Output]:
         drained, self._outputs = self._outputs, []
@@ -250,7 +251,9 @@ class TurnClient:
         for frame in framer.feed(data):
             self._frame(frame, 0, now)
         if framer.error is not None:
-            self._allocation.gone(None, f"{self.server} broke the stream's framing: {framer.error}", now)
+            reason = f"{self.server} broke the stream's framing: {framer.error}"
+            self._allocation.flow_gone(reason, now, still_open=True)
+            self._collect(now)
 
     def _frame(self, data: bytes, packet: int, now: Instant) -> None:
         if data and data[0] >> 6 == 1:
@@ -268,6 +271,7 @@ class TurnClient:
     def _message(self, message: Message, packet: int, now: Instant) -> None:
         if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
             self._requests.receive(message, self._flow, self._address, now)
+            self._collect(now)
         elif message.cls is Class.INDICATION and message.method == Method.DATA:
             found = read_data_indication(message, packet)
             if found is not None:
@@ -313,11 +317,15 @@ class TurnClient:
             if not asks and not answers:
                 break
         if self.state in ENDED:
-            self._clear()
+            for part in (self._keepalive, self._requests, self._permissions, self._channels):
+                part.clear()
         self._events += self._permissions.events()
         self._events += self._channels.events()
         self._outputs += self._requests.outputs()
         self._outputs += self._allocation.outputs()
+        timed = (self._requests, self._allocation, self._permissions, self._channels, self._keepalive)
+        due = [part.next_timer() for part in timed]
+        self._due = min((at for at in due if at is not None), default=None)
 
     def _aim(self, chosen: ServerChosen) -> None:
         self._flow, self._address = chosen.flow, chosen.server.address
@@ -339,9 +347,3 @@ class TurnClient:
                 self._permissions.by_channel(peer, answer.sent_at)
         else:
             self._allocation.answered(answer, now)
-
-    def _clear(self) -> None:
-        self._keepalive.stop()
-        self._requests.clear()
-        self._permissions.clear()
-        self._channels.clear()

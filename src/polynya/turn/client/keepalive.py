@@ -25,7 +25,7 @@ class Keepalive:
         if self._since is None and self._interval:
             self._since = now
 
-    def stop(self) -> None:
+    def clear(self) -> None:
         self._since = None
 
     def spoke(self, now: Instant) -> None:
