@@ -1,0 +1,240 @@
+"""`polynya demo` as its users run it: the document, the lines, the files, the exit codes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from polynya.core.addresses import Address, scope
+from tests.demo.conftest import COMMAND, TIMEOUT, Run, environment, run_demo
+
+
+def failures(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "FAILED" in line]
+
+
+LABELS = [f"{mapping}/{filtering}" for mapping in ("EI", "AD", "APD") for filtering in ("EI", "AD", "APD")]
+
+
+def test_standard_output_is_one_document_and_standard_error_is_silent(run: Run) -> None:
+    assert run.done.stderr == b""
+    assert run.done.stdout.startswith(b"{") and run.done.stdout.endswith(b"}\n")
+    assert {"format", "polynya", "python", "system", "ok", "faults", "seconds", "meeting", "table"} == set(run.document)
+
+
+def test_all_is_well_within_its_time(run: Run) -> None:
+    assert run.document["faults"] == []
+    assert run.document["ok"] is True
+    assert run.done.returncode == 0
+    assert run.document["seconds"] < 20
+
+
+def test_both_sides_are_processes_of_their_own_that_ended_on_one_pair(run: Run) -> None:
+    meeting = run.document["meeting"]
+    alice, bob = meeting["peers"]["alice"], meeting["peers"]["bob"]
+    assert meeting["same_pair"] is True
+    assert alice["selected"]["local_address"] == bob["selected"]["remote_address"]
+    assert alice["selected"]["remote_address"] == bob["selected"]["local_address"]
+    assert alice["selected"]["nominated"] and bob["selected"]["nominated"]
+    assert sorted([alice["controlling"], bob["controlling"]]) == [False, True]
+    assert alice["controlling"] is (alice["peer_id"] > bob["peer_id"])
+    assert alice["pid"] != bob["pid"] and os.getpid() not in (alice["pid"], bob["pid"])
+    assert [alice["exit_code"], bob["exit_code"]] == [0, 0]
+
+
+def test_each_side_received_what_the_other_sent_and_none_of_it_by_the_server(run: Run) -> None:
+    meeting = run.document["meeting"]
+    for peer in meeting["peers"].values():
+        counts = peer["messages"]
+        assert (counts["sent"], counts["received"], counts["duplicates"], counts["wrong"]) == (20, 20, 0, 0)
+        assert 0 < counts["latency_ms"] < 1000
+    assert meeting["data_datagrams"] == 40
+    assert meeting["data_through_server"] == 0
+    assert meeting["server_datagrams"] >= 4, "each side asked the server from each of its addresses"
+
+
+def test_every_address_is_a_loopback_address(run: Run) -> None:
+    meeting = run.document["meeting"]
+    places = [*meeting["server"]["stun"]]
+    for peer in meeting["peers"].values():
+        assert peer["candidates"]
+        places += [pair[end] for pair in peer["pairs"] for end in ("local_address", "remote_address")]
+    assert {scope(Address.parse(place).host) for place in places} == {"loopback"}
+
+
+def test_times_are_in_the_order_of_the_steps(run: Run) -> None:
+    for peer in run.document["meeting"]["peers"].values():
+        times = peer["times"]
+        assert 0 <= times["checking"] <= times["first_valid_pair"] <= times["nominated"] < 10
+        assert 0 < times["gathered"] < 10
+
+
+def test_the_servers_answers_are_told(run: Run) -> None:
+    meeting = run.document["meeting"]
+    for peer in meeting["peers"].values():
+        assert {answer["server"] for answer in peer["servers"]} == set(meeting["server"]["stun"])
+        assert all(answer["mapped"] == answer["base"] for answer in peer["servers"]), "there is no NAT on loopback"
+
+
+def test_the_table_has_every_class_against_every_other_as_the_rules_imply(run: Run) -> None:
+    table = run.document["table"]
+    assert table["classes"] == LABELS
+    assert [(cell["first"], cell["second"]) for cell in table["cells"]] == [(a, b) for a in LABELS for b in LABELS]
+    assert table["runs"] == 81 and table["as_the_rules_imply"] is True and table["differing"] == []
+    assert table["connected"] == sum(cell["connected"] for cell in table["cells"])
+    for cell in table["cells"]:
+        assert cell["connected"] == cell["expected"], cell
+        if cell["connected"]:
+            assert cell["first_pair"] in cell["implied_pairs"] and cell["data"] and 0 < cell["seconds"] < 60
+        else:
+            assert cell["first_pair"] is None and cell["implied_pairs"] == []
+
+
+def test_the_table_knows_what_everybody_knows_of_nats(run: Run) -> None:
+    connected = {(cell["first"], cell["second"]): cell["connected"] for cell in run.document["table"]["cells"]}
+    assert all(connected["EI/EI", other] for other in LABELS), "a full cone is reached from anywhere"
+    assert connected["EI/APD", "EI/APD"], "two port-restricted cones punch through"
+    assert not connected["APD/APD", "APD/APD"], "two symmetric NATs need a relay"
+    assert not connected["EI/APD", "APD/APD"], "a port-restricted cone and a symmetric NAT need a relay"
+    assert all(connected[a, b] == connected[b, a] for a, b in connected)
+
+
+def test_the_trace_is_one_of_all_three_by_time(run: Run) -> None:
+    lines = run.trace.read_text(encoding="utf-8").splitlines()
+    assert sum('"trace":"polynya"' in line for line in lines) == 1
+    events = run.events()
+    assert {event.node for event in events} == {"server", "alice", "bob"}
+    assert all(one.at <= other.at for one, other in pairwise(events))
+    assert {event.fields["role"] for event in events if event.kind == "node"} == {"server", "peer"}
+    for node in ("alice", "bob"):
+        told = [event.fields["new"] for event in events if event.node == node and event.kind == "agent"]
+        assert told == ["checking", "connected", "completed", "closed"]
+
+
+def test_a_packet_has_one_id_where_it_left_and_where_it_came(run: Run) -> None:
+    events = run.events()
+    sent = {event.fields["packet"]: event for event in events if event.kind == "packet-sent"}
+    received = {event.fields["packet"]: event for event in events if event.kind == "packet-received"}
+    assert len(sent) == sum(event.kind == "packet-sent" for event in events)
+    assert sent.keys() == received.keys(), "loopback loses nothing"
+    for packet, event in sent.items():
+        arrival = received[packet]
+        assert arrival.node != event.node
+        assert arrival.at >= event.at
+        for field in ("source", "destination", "length"):
+            assert arrival.fields[field] == event.fields[field]
+
+
+def test_no_secret_is_in_the_trace(run: Run) -> None:
+    text = run.trace.read_text(encoding="utf-8")
+    assert "password" not in text and "pwd" not in text
+
+
+def test_lines_are_plain_where_there_is_no_terminal() -> None:
+    done = run_demo("--messages", "3")
+    text = done.stdout.decode()
+    assert done.returncode == 0, failures(text)
+    assert done.stderr == b""
+    assert "\x1b" not in text and "\r" not in text
+    for said in (
+        "pair 1 new: host ",
+        "was answered",
+        "writable readable valid",
+        "data goes over pair",
+        "connected: every component has a valid pair",
+        "completed: every component has a nominated pair",
+        "sent 3 messages, received and verified 3",
+        "6 datagrams of data between them, end to end",
+        "81 runs in ",
+        "All is well",
+    ):
+        assert said in text, said
+    times = [float(each) for each in re.findall(r"^ *(\d+\.\d{3}) s ", text, re.MULTILINE)]
+    assert len(times) > 20 and times == sorted(times), "what both sides do is told in the order of time"
+    rows = [line.split() for line in text.splitlines() if re.match(r"(EI|AD|APD)/", line)]
+    assert [row[0] for row in rows] == LABELS
+    assert rows[-1][-1] == "-" and rows[0][1:3] == ["ss", "0.12"]
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="the program script makes the terminal")
+def test_panels_change_in_place_on_a_terminal() -> None:
+    done = subprocess.run(
+        ["script", "-qec", " ".join([*COMMAND, "--messages", "2"]), "/dev/null"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=TIMEOUT,
+        env={**environment(), "TERM": "xterm"},
+        check=False,
+    )
+    text = done.stdout.decode()
+    assert done.returncode == 0, failures(text)
+    assert "\x1b[" in text and "alice" in text and "All is well" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h"), "the cursor is shown again"
+
+
+@pytest.mark.parametrize("option", ["--trace", "--pcap"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_starts(option: str, tmp_path: Path) -> None:
+    done = run_demo(option, tmp_path / "missing" / "file")
+    assert done.returncode == 2
+    assert done.stdout == b"" and b"cannot write" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--messages", "0"), ("--timeout", "0"), ("--wrong",)])
+def test_wrong_use_has_its_own_exit_code(arguments: tuple[str, ...]) -> None:
+    assert run_demo(*arguments).returncode == 2
+
+
+def test_too_little_time_is_a_failure_that_says_what_was_missing(tmp_path: Path) -> None:
+    done = run_demo("--timeout", "0.1", "--messages", "1000", "--trace", tmp_path / "trace.jsonl")
+    text = done.stdout.decode()
+    assert done.returncode == 1, failures(text)
+    assert re.search(r"FAILED: alice: (not done within 0.1 s|.*cannot be reached|.*did not answer)", text), text
+    assert "All is well" not in text
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_interrupted_or_killed_it_leaves_no_process_behind(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    command = [*COMMAND, "--messages", "1000", "--trace", str(trace)]
+    # a session of its own, as a terminal's Ctrl-C would find it: the children are in others
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), start_new_session=True
+    ) as demo:
+        assert demo.stdout is not None
+        pids: list[int] = []
+        talking = False
+        for line in demo.stdout:
+            pids += [int(each) for each in re.findall(rb"is process (\d+)", line)]
+            talking = talking or b"data goes over" in line
+            if len(pids) == 2 and talking:
+                break
+        assert len(pids) == 2, "it ended before both peers ran"
+        os.kill(demo.pid, number)
+        _, errors = demo.communicate(timeout=TIMEOUT)
+    assert demo.returncode == code
+    assert b"Traceback" not in errors
+    _wait_until_gone(pids)
+    if number is signal.SIGINT:
+        assert len(trace.read_text(encoding="utf-8").splitlines()) > 10, "what happened until then is kept"
+
+
+def _wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists() and not _is_zombie(pid)]:
+        assert time.monotonic() < deadline, f"processes {left} are left behind"
+        time.sleep(0.02)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
