@@ -326,7 +326,7 @@ def test_a_stream_out_of_step_before_there_is_an_allocation_is_closed() -> None:
     world = World(transport=Transport.TCP)
     world.run(0.05)
     assert world.client.flow is not None and world.client.state is State.ALLOCATING
-    world.inward(world.client.flow, SERVER, b"HTTP/1.1 400 Bad Request\r\n")
+    world.inward(world.client.flow, SERVER, b"\xff" * 4)
     world.run(1)
     assert "framing" in world.of(AllocationFailed)[0].reason and world.closes == [world.client.flow]
 
