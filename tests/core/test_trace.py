@@ -161,3 +161,16 @@ def test_hostile_lines_raise_one_error(line: str) -> None:
     else:
         said = ""
     assert not said or said.startswith("line ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"t":1e999,"node":"a","machine":"ice","kind":"note"}\n',
+        '{"t":1,"node":' + "[" * 100_000 + "]" * 100_000 + "}\n",
+    ],
+    ids=["an endless time", "endless nesting"],
+)
+def test_what_json_cannot_hold_raises_the_same_error(line: str) -> None:
+    with pytest.raises(ValueError, match="line 2"):
+        read_trace(io.StringIO(HEADER + line))

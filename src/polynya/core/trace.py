@@ -163,7 +163,7 @@ def read_trace(file: IO[str]) -> list[TraceEvent]:
                 line,
             )
             check(event.kind, event.fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"line {number}: {error}") from None
         events.append(event)
     return events
@@ -172,7 +172,7 @@ def read_trace(file: IO[str]) -> list[TraceEvent]:
 def _parse_line(text: str, number: int) -> dict[str, Json]:
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"line {number}: not JSON") from None
     if not isinstance(line, dict):
         raise ValueError(f"line {number}: not a JSON object")
