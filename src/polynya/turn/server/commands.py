@@ -19,7 +19,7 @@ from typing import NamedTuple, NewType
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
-from polynya.core.machine import Datagram, IcmpKind
+from polynya.core.machine import Datagram, IcmpKind, Send
 
 from .policy import PeerPolicy
 
@@ -196,5 +196,6 @@ class RelayLost:
     reason: str
 
 
-Report = Done | Refused | PeerError | Traffic | RelayLost | Datagram
-"""A `Datagram` is one that a client sent and the plane does not know what to do with."""
+Report = Done | Refused | PeerError | Traffic | RelayLost | Datagram | Send
+"""A `Datagram` is one that a client sent and the plane does not know what to do with. A `Send` is a frame for a client
+on a stream, from a plane that has no streams; the reference forwarder gives it as an output."""

@@ -39,7 +39,7 @@ from .allocations import Allocation, Allocations
 from .answers import Answers
 from .authentication import Authenticator, Denied, Granted, MustAsk
 from .budget import Budget, source_of
-from .commands import Client, Command, Done, Forward, PeerError, Refused, RelayLost, SetPolicy, Traffic
+from .commands import Client, Command, Done, Forward, PeerError, Refused, RelayLost, Report, SetPolicy, Traffic
 from .config import TurnConfig
 from .events import Drained, TurnEvent
 from .frames import SEND_TYPE
@@ -52,7 +52,7 @@ from .requests import Ask, Procedure, Refusal
 from .streams import Streams
 from .users import Directory
 
-TurnInput = CoreInput | Received | Done | Refused | PeerError | Traffic | RelayLost | UserFound
+TurnInput = CoreInput | Received | Report | UserFound
 TurnOutput = Send | Close | Command | Forward | LookUp
 
 _FAREWELLS: Final = 4096
@@ -139,6 +139,8 @@ class TurnServer:
                 self._take_stream(input, now)
             case Received():
                 self._message(input.message, Client(input.flow, input.remote), now, stream=input.flow in self._streams)
+            case Send():
+                self._outputs.append(input)
             case Traffic():
                 relayed = self.allocations.relayed.get(input.relay)
                 if relayed is not None:

@@ -1,7 +1,4 @@
-"""The two messages that carry data without a channel, read and written the short way (RFC 8656, sections 11.1 to 11.4).
-
-Planes meet them in every packet, so what usual clients send is taken apart by position, and anything else by the codec.
-"""
+"""The two messages that carry data without a channel, as data planes read and write them (RFC 8656, section 11)."""
 
 from __future__ import annotations
 

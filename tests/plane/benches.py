@@ -1,0 +1,273 @@
+"""Benches that put a data plane between clients and peers: the same calls, whatever the plane is made of.
+
+`say(client, data)` and `reply(relay, peer, data)` put a datagram in and give all that came out: to whom, and what.
+"""
+
+from __future__ import annotations
+
+import random
+import select
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from polynya.aio.icmp import read_errors
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow, FlowIds
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import Close, Closed, Datagram, IcmpError, IcmpKind, Open, Opened, Send
+from polynya.plane.portable import PortablePlane, now
+from polynya.turn.server.commands import (
+    AssignRelay,
+    BindChannel,
+    Client,
+    Command,
+    Done,
+    Forward,
+    FreeRelay,
+    OpenRelay,
+    Peer,
+    Permit,
+    Refused,
+    Relay,
+    Report,
+    SetExpiry,
+    SetPolicy,
+    UnbindChannel,
+    Unpermit,
+)
+from polynya.turn.server.forwarder import Forwarder
+from polynya.turn.server.policy import PeerPolicy
+
+LISTENER = Flow(901)
+STREAM = Flow(902)
+LOOPBACK = "127.0.0.1"
+POLICY = PeerPolicy(allow=("127.0.0.0/8",))
+Seen = list[tuple[Address, bytes]]
+
+
+class Bench:
+    """What both kinds of bench share: commands with numbers, and their acknowledgements."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.pending: list[Report] = []
+        self.do(SetPolicy, policy=POLICY)
+
+    now: Instant
+
+    def execute(self, command: Command | Forward) -> None:
+        raise NotImplementedError
+
+    def collect(self) -> list[Report]:
+        raise NotImplementedError
+
+    def reports(self) -> list[Report]:
+        """What was reported and not yet looked at."""
+        found, self.pending = self.pending + self.collect(), []
+        return found
+
+    def do(self, kind: Callable[..., Command], **fields: Any) -> Report:
+        """Execute a command; its acknowledgement."""
+        self.number += 1
+        self.execute(partial(kind, **fields)(number=self.number))
+        for _ in range(200):
+            self.pending += self.collect()
+            for report in self.pending:
+                if isinstance(report, (Done, Refused)) and report.number == self.number:
+                    self.pending.remove(report)
+                    return report
+        raise AssertionError(f"{kind} was not acknowledged")
+
+    def in_seconds(self, seconds: float) -> Instant:
+        return Instant(self.now + round(seconds * SECOND))
+
+    def open(self, relay: Address, client: Address | None, until: float = 600, **more: Any) -> Relay:
+        fields = {"external": relay, "stream": False} | more
+        who = None if client is None else Client(STREAM if fields["stream"] else LISTENER, client)
+        report = self.do(OpenRelay, relay=Relay(relay), client=who, until=self.in_seconds(until), **fields)
+        assert isinstance(report, Done), report
+        return Relay(relay)
+
+    def assign(self, relay: Relay, client: Address) -> Report:
+        return self.do(AssignRelay, relay=relay, client=Client(LISTENER, client), until=self.in_seconds(600))
+
+    def permit(self, relay: Relay, *hosts: str, until: float = 300) -> Report:
+        return self.do(Permit, relay=relay, hosts=hosts, until=self.in_seconds(until))
+
+    def unpermit(self, relay: Relay, *hosts: str) -> Report:
+        return self.do(Unpermit, relay=relay, hosts=hosts)
+
+    def bind(self, relay: Relay, channel: int, peer: Address, until: float = 600) -> Report:
+        return self.do(BindChannel, relay=relay, channel=channel, peer=Peer(peer), until=self.in_seconds(until))
+
+    def unbind(self, relay: Relay, channel: int) -> Report:
+        return self.do(UnbindChannel, relay=relay, channel=channel)
+
+    def expire(self, relay: Relay, until: float) -> Report:
+        return self.do(SetExpiry, relay=relay, until=self.in_seconds(until))
+
+    def free(self, relay: Relay) -> Report:
+        return self.do(FreeRelay, relay=relay)
+
+
+class ReferenceBench(Bench):
+    """The sans-I/O forwarder, with addresses that nobody has."""
+
+    def __init__(self) -> None:
+        self.now = Instant(1000 * SECOND)
+        self.plane = Forwarder(FlowIds(), random=random.Random(1))
+        self.flows: dict[Flow, Address] = {}
+        self._ports = iter(range(20_000, 30_000))
+        super().__init__()
+
+    def address(self) -> Address:
+        """A client's or peer's socket, or a free port for a relay."""
+        return Address(LOOPBACK, next(self._ports))
+
+    free_port = address
+
+    def execute(self, command: Command | Forward) -> None:
+        self.plane.execute(command, self.now)
+
+    def collect(self) -> list[Report]:
+        self._drain()
+        return self.plane.reports()
+
+    def wait(self, seconds: float) -> None:
+        self.now = self.in_seconds(seconds)
+
+    def say(self, client: Address, data: bytes) -> Seen:
+        self.plane.receive(Datagram(LISTENER, client, data), self.now)
+        return self._drain()
+
+    def reply(self, relay: Address, peer: Address, data: bytes) -> Seen:
+        flow = next((flow for flow, local in self.flows.items() if local == relay), None)
+        if flow is None:
+            return []
+        self.plane.receive(Datagram(flow, peer, data), self.now)
+        return self._drain()
+
+    def forward(self, client: Address, frame: bytes) -> Seen:
+        self.execute(Forward(Client(STREAM, client), frame))
+        return self._drain()
+
+    def close_peer(self, relay: Address, client: Address, peer: Address, frame: bytes) -> None:
+        """A peer's socket closes; the client sends to it, and the system says so."""
+        self.say(client, frame)
+        flow = next(flow for flow, local in self.flows.items() if local == relay)
+        self.plane.receive(IcmpError(flow=flow, remote=peer, kind=IcmpKind.PORT_UNREACHABLE), self.now)
+
+    def close(self) -> None:
+        pass
+
+    def _drain(self) -> Seen:
+        seen: Seen = []
+        while outputs := self.plane.outputs():
+            for output in outputs:
+                if isinstance(output, Send):
+                    seen.append((output.remote, output.data))
+                elif isinstance(output, Open):
+                    assert output.local is not None
+                    if output.local in self.flows.values() or output.local.port == 1:
+                        self.plane.receive(Closed(flow=output.flow, reason="in use", errno=98), self.now)
+                    else:
+                        self.flows[output.flow] = output.local
+                        self.plane.receive(Opened(flow=output.flow, local=output.local), self.now)
+                elif isinstance(output, Close):
+                    self.flows.pop(output.flow)
+        return seen
+
+
+class PortableBench(Bench):
+    """The portable plane on sockets of the loopback interface."""
+
+    def __init__(self) -> None:
+        self.skew = 0
+        self.sockets: dict[Address, socket.socket] = {}
+        self.listener = self._socket()
+        self.listener_address = Address(*self.listener.getsockname())
+        self.plane = PortablePlane({LISTENER: self.listener}, read_errors=read_errors, clock=lambda: self.now)
+        super().__init__()
+
+    @property
+    def now(self) -> Instant:  # type: ignore[override]
+        return Instant(now() + self.skew)
+
+    def _socket(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((LOOPBACK, 0))
+        sock.setblocking(False)
+        return sock
+
+    def address(self) -> Address:
+        sock = self._socket()
+        address = Address(*sock.getsockname())
+        self.sockets[address] = sock
+        return address
+
+    def free_port(self) -> Address:
+        with self._socket() as sock:
+            return Address(*sock.getsockname())
+
+    def execute(self, command: Command | Forward) -> None:
+        self.plane.execute(command, self.now)
+
+    def collect(self) -> list[Report]:
+        return self.plane.reports()
+
+    def wait(self, seconds: float) -> None:
+        self.skew += round(seconds * SECOND)
+
+    def say(self, client: Address, data: bytes) -> Seen:
+        self.sockets[client].sendto(data, tuple(self.listener_address[:2]))
+        return self._settle()
+
+    def reply(self, relay: Address, peer: Address, data: bytes) -> Seen:
+        self.sockets[peer].sendto(data, tuple(relay[:2]))
+        return self._settle()
+
+    def forward(self, client: Address, frame: bytes) -> Seen:
+        self.execute(Forward(Client(STREAM, client), frame))
+        return self._settle()
+
+    def close_peer(self, relay: Address, client: Address, peer: Address, frame: bytes) -> None:
+        self.sockets.pop(peer).close()
+        self.say(client, frame)
+
+    def close(self) -> None:
+        self.plane.close()
+        for sock in (*self.sockets.values(), self.listener):
+            sock.close()
+
+    def _settle(self) -> Seen:
+        """Run until nothing moves: on the loopback what was sent is there when the call returns."""
+        seen: Seen = []
+        while select.select([self.plane.fileno()], [], [], 0)[0]:
+            self.plane.run(0)
+        for address, sock in self.sockets.items():
+            while True:
+                try:
+                    data, source = sock.recvfrom(65535)
+                except BlockingIOError:
+                    break
+                except ConnectionRefusedError:
+                    continue
+                assert source, "from somewhere"
+                seen.append((address, data))
+        for report in self.plane.reports():
+            if isinstance(report, Send):
+                seen.append((report.remote, report.data))
+            else:
+                self.pending.append(report)
+        return seen
+
+
+def poll_until(done: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for a process of its own to act."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
