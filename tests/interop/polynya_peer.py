@@ -13,7 +13,7 @@ from typing import Any
 
 import polynya
 from polynya.ice.config import IceConfig
-from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded, Restarted, SelectedPairChanged
+from polynya.ice.events import Restarted, SelectedPairChanged
 
 
 def say(**line: Any) -> None:
@@ -35,26 +35,19 @@ def describe(description: polynya.Description) -> None:
     say(description={**told, "lite": description.lite})
 
 
-def tell(candidate: polynya.Candidate | None) -> None:
-    say(candidate=candidate and str(candidate).removeprefix("candidate:"))
-
-
 async def trickle(agent: polynya.Agent) -> None:
+    describe(agent.description)
     async for candidate in agent.candidates():
-        tell(candidate)
-    tell(None)
+        say(candidate=str(candidate).removeprefix("candidate:"))
+    say(candidate=None)
 
 
 async def watch(agent: polynya.Agent) -> None:
-    """Tell what is to be signalled after a restart, and what is nominated."""
+    """Signal anew after a restart of either side, and tell what is nominated."""
     async for event in agent.events():
         match event:
-            case LocalCandidateAdded(candidate=candidate) if candidate.generation:
-                tell(candidate)
-            case LocalCandidatesEnded(generation=generation) if generation:
-                tell(None)
             case Restarted():
-                describe(agent.description)
+                await trickle(agent)
             case SelectedPairChanged(nominated=True) if event.pair is not None:
                 say(nominated=path(event.pair.local, event.pair.remote, relayed=event.pair.relayed))
 
@@ -103,7 +96,6 @@ async def main() -> None:
     async with polynya.Agent(ice=ice, families=(arguments.family,), servers=arguments.server) as agent:
         connected: asyncio.Future[polynya.Connection] = asyncio.get_running_loop().create_future()
         tasks = [asyncio.create_task(watch(agent)), asyncio.create_task(trickle(agent))]
-        describe(agent.description)
         reader = await commands()
         while line := await reader.readline():
             command = json.loads(line)
@@ -116,7 +108,7 @@ async def main() -> None:
             elif "send" in command:
                 (await connected).send(bytes.fromhex(command["send"]))
             elif "restart" in command:
-                agent._driver.call(agent._session.restart)
+                agent.restart()
             elif "why" in command:
                 say(why=str(agent.why()))
             elif "close" in command:
