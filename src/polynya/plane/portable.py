@@ -96,11 +96,13 @@ class PortablePlane:
         self._draw = draw
         self._clock = clock
         self._ids = b""
+        self._round = 0
         self._epoll = select.epoll()
         self._by_flow = dict(listeners)
         self._listeners = {listener.fileno(): (flow, listener) for flow, listener in listeners.items()}
         self._buffer = bytearray(LARGEST + 4)
         self._view = memoryview(self._buffer)
+        self._payload = self._view[4:]
         self.relays = Relays(self._by_flow, self._epoll, errors=read_errors is not None)
         """The relay ports; changed by commands only."""
         for listener in listeners.values():
@@ -126,6 +128,7 @@ class PortablePlane:
             time.sleep(self._gather)
             events = self._epoll.poll(0)
         at = self._clock()
+        self._round += 1
         port_of, listeners, others = self.relays.by_fd.get, self._listeners, []
         for fd, mask in events:
             port = port_of(fd)
@@ -342,7 +345,8 @@ class PortablePlane:
     def _from_peers(self, port: Port, at: int) -> None:
         """Read what peers have sent: as much as came the last times, so that few reads find nothing."""
         receive, buffer, view, find = port.sock.recvfrom_into, self._buffer, self._view, port.backs.get
-        payload, sendto, name, batch = view[4:], port.sendto, port.name, port.batch
+        payload, sendto, name, batch = self._payload, port.sendto, port.name, port.batch
+        again, port.round = port.round + 1 == self._round, self._round
         for count in range(batch):
             try:
                 size, source = receive(payload)
@@ -364,7 +368,8 @@ class PortablePlane:
                 self.relays.count("sends refused by the system")
             back.packets += 1
             back.bytes += size
-        port.batch = min(BATCH, batch * 2)
+        if again:  # it was readable two rounds in a row: more comes than one a round
+            port.batch = min(BATCH, batch * 2)
 
     def _unusual_peer(self, port: Port, source: SockAddr, size: int, at: int) -> None:
         """A peer's datagram for which no channel is known."""

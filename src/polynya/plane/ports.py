@@ -45,7 +45,7 @@ class Port:
 
     __slots__ = (
         "backs", "batch", "channels", "client", "external", "full_again", "interval", "keys", "name", "peers",
-        "permissions", "relay", "sendto", "sock", "stream", "traffic", "until",
+        "permissions", "relay", "round", "sendto", "sock", "stream", "traffic", "until",
     )  # fmt: skip
 
     def __init__(self, command: OpenRelay, sock: socket.socket) -> None:
@@ -65,6 +65,9 @@ class Port:
         self.backs: dict[SockAddr, Back] = {}
         self.traffic = Traffic(relay=command.relay)
         self.batch = 1
+        """How many datagrams are read at once: more only while more are there."""
+        self.round = 0
+        """The round of the loop in which it was last read."""
         self.full_again = 0
         self.interval = 0
         self.limit(command.bytes_per_second)

@@ -16,7 +16,6 @@ from typing import Final
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
-from polynya.core.instants import Instant
 from polynya.turn.server.commands import (
     AssignRelay,
     BindChannel,
@@ -41,6 +40,8 @@ from .sockets import SockAddr, address_of, bind_relay, name_of
 
 PEERS: Final = 1024
 """Peers and channels of one relay that are remembered; beyond that they are forgotten and found again."""
+NEIGHBOURS: Final = 8192
+"""Endpoints on our relays' own hosts that are remembered."""
 
 
 class _Known:
@@ -72,6 +73,8 @@ class Relays:
         self._policy: PeerPolicy | None = None
         self._known: dict[tuple[str, int], _Known] = {}
         self._own_hosts: dict[str, int] = {}
+        self._neighbours: dict[tuple[str, int], list[Way | Back]] = {}
+        """Ways to and from what shares a host with our relays and is none: they end when one is opened there."""
 
     # -------------------------------------------------------------------------------------------------------- commands
 
@@ -120,6 +123,9 @@ class Relays:
     def know(self, relay: Relay, external: Address) -> None:
         """A relay is live, here or in another worker: clients may reach it by either name."""
         known = _Known(relay, external)
+        for name in ((relay.host, relay.port), (external.host, external.port)):
+            for each in self._neighbours.pop(name, ()):
+                each.until = 0
         self._known[relay.host, relay.port] = self._known[external.host, external.port] = known
         for host in {relay.host: 0, external.host: 0}:
             self._own_hosts[host] = self._own_hosts.get(host, 0) + 1
@@ -160,6 +166,7 @@ class Relays:
             "clients": len(self.by_client),
             "names": len(self._known) + len(self._own_hosts),
             "ways": len(self.ways),
+            "neighbours": len(self._neighbours) if self.ports else 0,
             "permissions": sum(len(port.permissions) for port in self.ports.values()),
             "channels": sum(len(port.channels) for port in self.ports.values()),
         }
@@ -193,8 +200,11 @@ class Relays:
     def _flush(self, port: Port) -> None:
         """Forget what was derived for a port; its next packets ask all the rules."""
         port.count()
-        for key in port.keys:
+        for key, way in port.keys.items():
+            way.until = 0
             self.ways.pop(key, None)
+        for back in port.backs.values():
+            back.until = 0
         port.keys.clear()
         port.backs.clear()
 
@@ -214,9 +224,9 @@ class Relays:
             if self.forbidden(peer):
                 self.refuse(port, "forbidden peer")
                 return None
-            # An own host's port may become a relay any time, so a way to it is not kept.
-            until = 0 if peer.host in self._own_hosts else min(permitted, port.until)
-            return Way(port, name_of(peer, port.sock), until)
+            way = Way(port, name_of(peer, port.sock), min(permitted, port.until))
+            self._note_neighbour(peer, way, at)
+            return way
         way = Way(port, name_of(known.name, port.sock), min(permitted, port.until))
         known.ways = [each for each in known.ways if each.until > at]
         known.ways.append(way)
@@ -224,9 +234,6 @@ class Relays:
 
     def keep(self, port: Port, key: tuple[SockAddr, object], way: Way) -> None:
         """Let the next packets take this way."""
-        if way.until == 0:
-            port.settle(way)
-            return
         if len(port.keys) >= PEERS:
             self._flush(port)
         old = port.keys.get(key)
@@ -258,10 +265,22 @@ class Relays:
             self._flush(port)
         elif (old := port.backs.get(source)) is not None:
             port.settle_back(old)
-        if not inside and peer.host in self._own_hosts:
-            until = Instant(0)  # it may become a relay any time: ask again
         back = port.backs[source] = Back(peer, channel, until, limited=port.interval > 0)
+        if not inside:
+            self._note_neighbour(peer, back, at)
         return back
+
+    def _note_neighbour(self, peer: Peer, way: Way | Back, at: int) -> None:
+        if peer.host not in self._own_hosts:
+            return
+        if len(self._neighbours) >= NEIGHBOURS:
+            for ways in self._neighbours.values():
+                for each in ways:
+                    each.until = 0
+            self._neighbours.clear()
+        ways = self._neighbours.setdefault((peer.host, peer.port), [])
+        ways[:] = [each for each in ways if each.until > at]
+        ways.append(way)
 
     def called(self, source: SockAddr) -> tuple[Peer, bool]:
         """What a client calls this source, and whether that is a live relay of this server."""
