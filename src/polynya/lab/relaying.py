@@ -49,7 +49,7 @@ def turn_server(network: Network, internet: Node, *, delay: int = 5 * MILLISECON
 
 def relayed_configs(topology: Topology, policy: Policy = Policy.ALL) -> tuple[SessionConfig, SessionConfig]:
     """Two agents that know the topology's STUN server and the TURN server; the first controls."""
-    server = RelayServer(uri=TurnUri.parse(f"turn:{TURN_SERVER[0]}"), username=USER[0], password=USER[1])
+    server = RelayServer(TurnUri.parse(f"turn:{TURN_SERVER[0]}"), *USER)
     one, other = (
         SessionConfig(
             ice=IceConfig(controlling=controlling),
