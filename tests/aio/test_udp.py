@@ -196,9 +196,8 @@ def test_the_loop_gets_its_turn_between_two_batches(run: Run, foreign: socket.so
     run(main())
 
 
-def test_more_remotes_than_are_remembered_are_still_told_apart(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remotes_on_one_socket_are_told_apart(run: Run) -> None:
     async def main() -> None:
-        monkeypatch.setattr(udp, "REMOTES", 2)
         async with driving() as driver:
             opened = await open_udp(driver)
             others = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(5)]
@@ -317,17 +316,17 @@ def test_a_datagram_that_the_system_refuses_is_an_input_and_counted(run: Run) ->
     run(main())
 
 
-def test_a_full_buffer_is_loss_and_no_failure(run: Run, foreign: socket.socket) -> None:
+def test_a_full_buffer_is_loss_and_no_failure(
+    run: Run, foreign: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
         async with driving() as driver:
             opened = await open_udp(driver)
-            [carrier] = driver._hub._carriers.values()
-            assert isinstance(carrier, udp.UdpSocket)
 
             def full(*_: object) -> None:
                 raise BlockingIOError(errno.EAGAIN, "the buffer is full")
 
-            carrier._sendto = full
+            monkeypatch.setattr(udp.UdpSocket, "_sendto", full)
             assert driver.sender(opened.flow, address_of(foreign))(DATA) is False
             driver.call(driver.machine.put, Send(opened.flow, address_of(foreign), DATA))
             assert driver.machine.of(SendFailed) == []

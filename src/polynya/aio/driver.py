@@ -13,7 +13,6 @@ itself, and an event's receiver may call the machine again.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -51,6 +50,24 @@ class Driver(Generic[MachineT]):
     `ip_fields` asks for the ECN, DSCP and TTL of what arrives, which makes every datagram a little dearer.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_called_again",
+        "_hub",
+        "_inbox",
+        "_loop",
+        "_on_event",
+        "_resolver",
+        "_stepping",
+        "_tasks",
+        "_timer",
+        "_timer_at",
+        "_watch",
+        "closed",
+        "flow_ids",
+        "machine",
+    )
+
     def __init__(
         self,
         machine: MachineT,
@@ -68,18 +85,16 @@ class Driver(Generic[MachineT]):
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
-        self._resolver = resolver or Resolver()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._inbox: deque[Input] = deque()
+        self._resolver = resolver
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self._inbox: list[Input] = []
         self._stepping = False
         self._called_again = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = Instant(0)
         self._hub = Hub(
             self._loop,
-            take=self.take,
-            start=self._start,
-            flow_ids=self.flow_ids,
+            self,
             tls=tls,
             ip_fields=ip_fields,
             trace=PacketTrace(trace, capture) if trace.enabled else None,
@@ -176,7 +191,7 @@ class Driver(Generic[MachineT]):
                 refusal = self._drain() or refusal
                 if not inbox:
                     break
-                machine.receive(inbox.popleft(), clock.now())
+                machine.receive(inbox.pop(0), clock.now())
         finally:
             self._stepping = False
             if inbox:  # the machine raised: what waits is not lost with it
@@ -219,7 +234,7 @@ class Driver(Generic[MachineT]):
         elif isinstance(output, Close):
             self._hub.close(output.flow)
         else:
-            self._start(self._resolve(output), f"resolve {output.name}")
+            self.start(self._resolve(output), f"resolve {output.name}")
 
     # ------------------------------------------------------------------------------------------- time
 
@@ -255,15 +270,18 @@ class Driver(Generic[MachineT]):
     # ------------------------------------------------------------------------------------------ tasks
 
     async def _resolve(self, query: Resolve) -> None:
+        if self._resolver is None:
+            self._resolver = Resolver()
         self.take(await self._resolver.resolve(query))
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run what takes time; it is cancelled when the driver closes."""
         task = self._loop.create_task(work, name=name)
-        self._tasks.add(task)
+        self._tasks = (*self._tasks, task)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks = tuple(left for left in self._tasks if left is not task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report(f"{task.get_name()} failed", error)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
@@ -27,30 +27,44 @@ FLUSH_TIMEOUT: Final = 1.0
 Carrier = UdpSocket | Stream | Listener
 
 
+class Owner(Protocol):
+    """What a hub needs from its driver."""
+
+    flow_ids: FlowIds
+
+    def take(self, input: Input) -> None:
+        """Something is for the machine."""
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run what takes time."""
+
+
 class Hub:
-    """The sockets of one driver. `take` gets what they tell the machine; `start` runs what takes time."""
+    """The sockets of one driver."""
+
+    __slots__ = ("_carriers", "_ip_fields", "_leaving", "_loop", "_owner", "_tls", "tally", "trace")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        owner: Owner,
         *,
-        take: Callable[[Input], None],
-        start: Callable[[Coroutine[Any, Any, None], str], None],
-        flow_ids: FlowIds,
         tls: TlsContexts,
         ip_fields: bool,
         trace: PacketTrace | None,
     ) -> None:
-        self.take = take
         self.trace = trace
         self.tally = Tally()
         self._loop = loop
-        self._start = start
-        self._flow_ids = flow_ids
+        self._owner = owner
         self._tls = tls
         self._ip_fields = ip_fields
         self._carriers: dict[Flow, Carrier] = {}
-        self._leaving: list[Stream | Listener] = []
+        self._leaving: tuple[Stream | Listener, ...] = ()
+
+    def take(self, input: Input) -> None:
+        """Something is for the machine."""
+        self._owner.take(input)
 
     # ---------------------------------------------------------------------------------------- outputs
 
@@ -74,7 +88,7 @@ class Hub:
                 self._carriers[output.flow] = stream
                 stream.connect(output, self._tls)
             else:
-                listener = Listener(self, output.flow, output.transport, self._flow_ids)
+                listener = Listener(self, output.flow, output.transport, self._owner.flow_ids)
                 self._carriers[output.flow] = listener
                 listener.listen(output, self._tls)
         except OSError as error:
@@ -86,15 +100,13 @@ class Hub:
 
     def _open_udp(self, output: Open) -> None:
         sock = sockets.open_udp(output)
-        carrier = UdpSocket(sock, output.flow, take=self.take, lost=self.lost, tally=self.tally, trace=self.trace)
+        carrier = UdpSocket(sock, output.flow, self)
         try:
             carrier.watch(self._loop, ip_fields=self._ip_fields)
         except NotImplementedError:
-            endpoint = UdpEndpoint(
-                sock, output.flow, take=self.take, lost=self.lost, tally=self.tally, trace=self.trace
-            )
+            endpoint = UdpEndpoint(sock, output.flow, self)
             self._carriers[output.flow] = endpoint
-            self._start(self._attach(endpoint), f"open {output.flow}")
+            self._owner.start(self._attach(endpoint), f"open {output.flow}")
         else:
             self._carriers[output.flow] = carrier
             self.opened(Opened(flow=carrier.flow, local=carrier.local), Transport.UDP)
@@ -115,8 +127,7 @@ class Hub:
             return
         carrier.close()
         if not isinstance(carrier, UdpSocket):
-            self._leaving = [left for left in self._leaving if not left.gone]
-            self._leaving.append(carrier)
+            self._leaving = (*(left for left in self._leaving if not left.gone), carrier)
         if self.trace is not None:
             self.trace.closed(flow, "closed here")
 
@@ -168,7 +179,7 @@ class Hub:
             "bytes_in": tally.bytes_in,
             "bytes_out": tally.bytes_out,
             "kernel_drops": tally.kernel_drops + sum(drops),
-            **{f"send_failed_{name}": count for name, count in tally.failures.items()},
+            **{f"send_failed_{name}": count for name, count in (tally.failures or {}).items()},
         }
 
     def receive_buffers(self) -> dict[Flow, int]:
@@ -181,7 +192,7 @@ class Hub:
 
     def abort(self) -> None:
         """Close all flows, whatever waits to be written."""
-        self._leaving = self._shut()
+        self._leaving = tuple(self._shut())
         for carrier in self._leaving:
             carrier.abort()
 
@@ -202,7 +213,7 @@ class Hub:
 
     def _shut(self) -> list[Stream | Listener]:
         """Close what can be closed at once; what may need time is returned."""
-        leaving, self._leaving = [left for left in self._leaving if not left.gone], []
+        leaving, self._leaving = [left for left in self._leaving if not left.gone], ()
         for flow, carrier in self._carriers.items():
             if isinstance(carrier, UdpSocket):
                 carrier.close()

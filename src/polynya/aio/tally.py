@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .sockets import errno_name
 
@@ -18,8 +17,12 @@ class Tally:
     bytes_out: int = 0
     kernel_drops: int = 0
     """Of closed sockets; open ones are asked when somebody wants to know."""
-    failures: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, int] | None = None
+    """None while nothing was refused, as it is for most."""
 
     def failed(self, number: int) -> None:
         """The system refused to send something."""
-        self.failures[errno_name(number)] += 1
+        if self.failures is None:
+            self.failures = {}
+        name = errno_name(number)
+        self.failures[name] = self.failures.get(name, 0) + 1

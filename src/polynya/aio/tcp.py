@@ -63,7 +63,9 @@ class Owner(Protocol):
 
     trace: PacketTrace | None
     tally: Tally
-    take: Callable[[Input], None]
+
+    def take(self, input: Input) -> None:
+        """Something arrived or failed."""
 
     def opened(self, opened: Opened, transport: Transport) -> None:
         """The flow can be used."""

@@ -16,7 +16,7 @@ import errno
 import select
 import socket
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Any, Final, Protocol
 
 from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow
@@ -32,9 +32,6 @@ from .tally import Tally
 BATCH: Final = 64
 """Datagrams read before the event loop gets its turn back."""
 
-REMOTES: Final = 4096
-"""Remote addresses remembered in both forms; beyond that they are forgotten and made again."""
-
 _LARGEST: Final = 65535
 _CONTROL: Final = 128  # bytes of control messages: there are two
 _BEYOND_STUN: Final = b"\x04"  # bytes compare like text: whatever is not below this does not begin like STUN
@@ -44,34 +41,44 @@ Deliver = Callable[[bytes], None]
 SendData = Callable[[bytes], bool]
 
 
-class UdpSocket:
-    """A bound socket that the event loop watches. Its owner is told by `take` (an input) and `lost` (it is closed)."""
+class Owner(Protocol):
+    """What a socket needs from the hub."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        flow: Flow,
-        *,
-        take: Callable[[Input], None],
-        lost: Callable[[Closed], None],
-        tally: Tally,
-        trace: PacketTrace | None = None,
-    ) -> None:
+    trace: PacketTrace | None
+    tally: Tally
+
+    def take(self, input: Input) -> None:
+        """Something arrived or failed."""
+
+    def lost(self, closed: Closed) -> None:
+        """The socket is closed, and not by its owner."""
+
+
+class UdpSocket:
+    """A bound socket that the event loop watches."""
+
+    __slots__ = (
+        "_bad_reads",
+        "_deliveries",
+        "_epoll",
+        "_loop",
+        "_scope",
+        "_sock",
+        "closed",
+        "flow",
+        "local",
+        "owner",
+    )
+
+    def __init__(self, sock: socket.socket, flow: Flow, owner: Owner) -> None:
         self.flow = flow
         name = sock.getsockname()
         self.local = sockets.from_sockaddr(name)
         self.closed = False
-        self._tally = tally
+        self.owner = owner
         self._sock = sock
-        self._family = sock.family
-        self._scope = name[3] if len(name) > 3 and scope(self.local.host) == "link-local" else 0
-        self._take = take
-        self._lost = lost
-        self._trace = trace
-        self._sendto: Callable[[bytes, SockAddr], object] = sock.sendto
+        self._scope: int = name[3] if len(name) > 3 and scope(self.local.host) == "link-local" else 0
         self._deliveries: dict[tuple[object, ...], Deliver] = {}
-        self._remotes: dict[tuple[object, ...], Address] = {}
-        self._names: dict[Address, SockAddr] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._epoll: select.epoll | None = None
         self._bad_reads = 0
@@ -103,7 +110,7 @@ class UdpSocket:
         """Stop reading and close the socket. Safe to call twice."""
         if self.closed:
             return
-        self._tally.kernel_drops += self.kernel_drops() or 0
+        self.owner.tally.kernel_drops += self.kernel_drops() or 0
         self.closed = True
         self._deliveries.clear()
         if self._loop is not None:
@@ -131,8 +138,8 @@ class UdpSocket:
         """From now on what `remote` sends and is not STUN goes to `deliver`."""
         if self.closed:
             return
-        if self._trace is not None:
-            deliver = self._traced(remote, deliver)
+        if self.owner.trace is not None:
+            deliver = self._traced(remote, deliver, self.owner.trace)
         self._deliveries[self._name(remote)] = deliver
 
     def refuse(self, remote: Address) -> None:
@@ -163,8 +170,9 @@ class UdpSocket:
                     self.dispatch(data, source)
         finally:
             if count:
-                self._tally.datagrams_in += count
-                self._tally.bytes_in += size
+                tally = self.owner.tally
+                tally.datagrams_in += count
+                tally.bytes_in += size
                 self._bad_reads = 0
 
     def read_with_fields(self) -> None:
@@ -180,8 +188,8 @@ class UdpSocket:
                     break
                 continue
             self._bad_reads = 0
-            self._tally.datagrams_in += 1
-            self._tally.bytes_in += len(data)
+            self.owner.tally.datagrams_in += 1
+            self.owner.tally.bytes_in += len(data)
             self.dispatch(data, source, sockets.received_fields(messages))
 
     def dispatch(self, data: bytes, source: tuple[object, ...], ip: IpFields | None = None) -> None:
@@ -190,19 +198,12 @@ class UdpSocket:
         if deliver is not None and not is_stun(data):
             deliver(data)
             return
-        remote = self._remotes.get(source) or self._learn(source)
-        packet = self._trace.received(remote, self.local, data) if self._trace is not None else 0
-        self._take(Datagram(self.flow, remote, data, ip, packet))
+        remote, owner = sockets.from_sockaddr(source, self._scope), self.owner
+        packet = owner.trace.received(remote, self.local, data) if owner.trace is not None else 0
+        owner.take(Datagram(self.flow, remote, data, ip, packet))
 
-    def _learn(self, source: tuple[object, ...]) -> Address:
-        if len(self._remotes) >= REMOTES:
-            self._remotes.clear()
-        remote = self._remotes[source] = sockets.from_sockaddr(source, self._scope)
-        return remote
-
-    def _traced(self, remote: Address, deliver: Deliver) -> Deliver:
-        trace, local = self._trace, self.local
-        assert trace is not None
+    def _traced(self, remote: Address, deliver: Deliver, trace: PacketTrace) -> Deliver:
+        local = self.local
 
         def traced(data: bytes) -> None:
             trace.received(remote, local, data)
@@ -224,7 +225,7 @@ class UdpSocket:
     def give_up(self, error: OSError) -> None:
         """The socket is of no use any more."""
         self.close()
-        self._lost(Closed(flow=self.flow, reason=f"{self.local}: {sockets.explain(error)}", errno=error.errno))
+        self.owner.lost(Closed(flow=self.flow, reason=f"{self.local}: {sockets.explain(error)}", errno=error.errno))
 
     def report_icmp(self, sending_to: Address | None = None) -> bool:
         """Empty the error queue into inputs. Whether something came from outside: then it was not this call's fault."""
@@ -233,54 +234,42 @@ class UdpSocket:
             remote = sockets.from_sockaddr(report.destination, self._scope)
             if report.origin is None and sending_to is not None:
                 remote = sending_to  # of its own refusals, IPv4 does not tell the port
-            if self._trace is not None:
-                self._trace.icmp(self.local, remote, report.kind.value)
-            self._take(IcmpError(flow=self.flow, remote=remote, kind=report.kind, origin=report.origin, mtu=report.mtu))
+            if self.owner.trace is not None:
+                self.owner.trace.icmp(self.local, remote, report.kind.value)
+            self.owner.take(
+                IcmpError(flow=self.flow, remote=remote, kind=report.kind, origin=report.origin, mtu=report.mtu)
+            )
         return any(report.origin is not None for report in reports)
 
     # ------------------------------------------------------------------------------------------- send
 
     def send(self, output: Send) -> None:
         """Send a machine's datagram; what the system refuses becomes an input."""
-        packet = output.packet
-        if self._trace is not None:
-            packet = self._trace.sent(self.local, output.remote, output.data, packet)
+        packet, trace, tally = output.packet, self.owner.trace, self.owner.tally
+        if trace is not None:
+            packet = trace.sent(self.local, output.remote, output.data, packet)
         if self._transmit(output.data, output.remote, output.ip):
-            self._tally.datagrams_out += 1
-            self._tally.bytes_out += len(output.data)
-        elif self._trace is not None:
-            self._trace.refused(packet, self.local, output.remote, "the system refused it")
+            tally.datagrams_out += 1
+            tally.bytes_out += len(output.data)
+        elif trace is not None:
+            trace.refused(packet, self.local, output.remote, "the system refused it")
 
     def sender(self, remote: Address) -> SendData:
         """A function that sends data to `remote` and says whether the system took it."""
-        name, sendto, trace, local, tally = self._name(remote), self._sendto, self._trace, self.local, self._tally
-
-        def send(data: bytes) -> bool:
-            if trace is not None:
-                trace.sent(local, remote, data)
-            try:
-                sendto(data, name)
-            except OSError as error:
-                if not self._send_again(error, data, remote, None):
-                    return False
-            tally.datagrams_out += 1
-            tally.bytes_out += len(data)
-            return True
-
-        return send
+        return Sender(self, remote, self._name(remote)).send
 
     def _transmit(self, data: bytes, remote: Address, ip: IpFields | None) -> bool:
         try:
-            self._put(data, self._name(remote), ip)
+            self.put(data, self._name(remote), ip)
         except OSError as error:
-            return self._send_again(error, data, remote, ip)
+            return self.send_again(error, data, remote, ip)
         return True
 
-    def _send_again(self, error: OSError, data: bytes, remote: Address, ip: IpFields | None) -> bool:
+    def send_again(self, error: OSError, data: bytes, remote: Address, ip: IpFields | None = None) -> bool:
         """A send failed. Once more if the failure was an earlier datagram's ICMP error, else it is refused."""
         if not self.closed and error.errno not in sockets.SOFT_ERRORS and self.report_icmp(remote):
             try:
-                self._put(data, self._name(remote), ip)
+                self.put(data, self._name(remote), ip)
             except OSError as second:
                 error = second
             else:
@@ -291,11 +280,12 @@ class UdpSocket:
     def refused(self, error: OSError, remote: Address) -> None:
         """Count a datagram that the system did not take, and tell the machine unless it is plain loss."""
         number = error.errno or 0
-        self._tally.failed(number)
+        self.owner.tally.failed(number)
         if number not in sockets.SOFT_ERRORS:
-            self._take(SendFailed(flow=self.flow, remote=remote, errno=number))
+            self.owner.take(SendFailed(flow=self.flow, remote=remote, errno=number))
 
-    def _put(self, data: bytes, name: SockAddr, ip: IpFields | None) -> None:
+    def put(self, data: bytes, name: SockAddr, ip: IpFields | None = None) -> None:
+        """Hand a datagram to the system, or raise its OSError."""
         if ip is None or not sockets.CAN_SET_FIELDS:
             self._sendto(data, name)
             return
@@ -304,42 +294,73 @@ class UdpSocket:
                 self._sendto(data[start : start + ip.segment_size], name)
             return
         if ip.dont_fragment is None:
-            self._sock.sendmsg([data], sockets.ancillary(ip, self._family), 0, name)
+            self._sock.sendmsg([data], sockets.ancillary(ip, self._sock.family), 0, name)
             return
-        sockets.set_dont_fragment(self._sock, self._family, ip.dont_fragment)
+        sockets.set_dont_fragment(self._sock, self._sock.family, ip.dont_fragment)
         try:
-            self._sock.sendmsg([data], sockets.ancillary(ip, self._family), 0, name)
+            self._sock.sendmsg([data], sockets.ancillary(ip, self._sock.family), 0, name)
         finally:
-            sockets.set_dont_fragment(self._sock, self._family, None)
+            sockets.set_dont_fragment(self._sock, self._sock.family, None)
+
+    def _sendto(self, data: bytes, name: SockAddr) -> object:
+        return self._sock.sendto(data, name)
 
     def _name(self, remote: Address) -> SockAddr:
-        name = self._names.get(remote)
-        if name is None:
-            if len(self._names) >= REMOTES:
-                self._names.clear()
-            name = self._names[remote] = sockets.to_sockaddr(remote, self._scope)
-        return name
+        return sockets.to_sockaddr(remote, self._scope)
+
+
+class Sender:
+    """Sends the data of one path: where it goes is worked out once."""
+
+    __slots__ = ("_carrier", "_name", "_remote")
+
+    def __init__(self, carrier: UdpSocket, remote: Address, name: SockAddr) -> None:
+        self._carrier = carrier
+        self._remote = remote
+        self._name = name
+
+    def send(self, data: bytes) -> bool:
+        """Send `data` now; whether the system took it."""
+        carrier = self._carrier
+        owner = carrier.owner
+        if owner.trace is not None:
+            owner.trace.sent(carrier.local, self._remote, data)
+        try:
+            carrier.put(data, self._name)
+        except OSError as error:
+            if not carrier.send_again(error, data, self._remote):
+                return False
+        tally = owner.tally
+        tally.datagrams_out += 1
+        tally.bytes_out += len(data)
+        return True
 
 
 class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
     """The same where a loop cannot watch sockets (Windows' proactor): asyncio's datagram endpoint moves the packets."""
 
+    __slots__ = ("_transport",)
+    _transport: asyncio.DatagramTransport
+
     async def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the loop's endpoint have the socket. It must be awaited before the first send."""
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._sock)
-        self._sendto = cast("Callable[[bytes, SockAddr], object]", self._transport.sendto)
+
+    def _sendto(self, data: bytes, name: SockAddr) -> object:
+        self._transport.sendto(data, name)
+        return None
 
     def watch(self, loop: asyncio.AbstractEventLoop, *, ip_fields: bool = False) -> None:
         raise NotImplementedError("an endpoint is attached, not watched")
 
-    def datagram_received(self, data: bytes, addr: tuple[object, ...]) -> None:
-        self._tally.datagrams_in += 1
-        self._tally.bytes_in += len(data)
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        self.owner.tally.datagrams_in += 1
+        self.owner.tally.bytes_in += len(data)
         self.dispatch(data, addr)
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError) and not self.report_icmp():
-            self._tally.failed(exc.errno or 0)
+            self.owner.tally.failed(exc.errno or 0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(exc, OSError) and not self.closed:
@@ -352,7 +373,7 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
             super().close()
             return
         if not self.closed:
-            self._tally.kernel_drops += self.kernel_drops() or 0
+            self.owner.tally.kernel_drops += self.kernel_drops() or 0
             self.closed = True
             self._deliveries.clear()
             transport.abort()
