@@ -23,15 +23,14 @@ from typing import Any
 import polynya
 from polynya.aio.driver import Driver
 from polynya.core.addresses import Address
-from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.flows import FlowIds
 from polynya.core.instants import Instant
-from polynya.core.machine import Input, Open, Opened, Output, Send
+from polynya.core.machine import Input, Opened, Output
 from polynya.core.pacer import Pacer
 from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import CandidateType, Gathered
 from polynya.ice.config import IceConfig
-from polynya.ice.events import SelectedPairChanged
-from polynya.session.mux import AgentData, AgentEvent, Mux
+from polynya.session.mux import AgentData, Mux
 
 LITE = IceConfig(lite=True, controlling=False, options=("ice2",))
 
@@ -46,8 +45,7 @@ class LiteServer:
         self._pacer = Pacer()
         self._mux: Mux[int] = Mux()
         self._numbers = count(1)
-        self._paths: dict[int, tuple[Flow, Address]] = {}
-        self._outputs: list[Output] = [Open(flow=self._flow, transport=Transport.UDP, local=local)]
+        self._mux.open(self._flow, local)
 
     def welcome(self, description: polynya.Description, now: Instant) -> tuple[int, IceAgent]:
         """Make an agent for a client. Returns its number, and the agent to signal from."""
@@ -62,7 +60,6 @@ class LiteServer:
     def farewell(self, number: int, now: Instant) -> None:
         """The client is gone: a lite agent does not notice by itself."""
         self._mux.remove(number, now)
-        self._paths.pop(number, None)
 
     # ------------------------------------------------------------------------------------------- what every machine has
 
@@ -79,13 +76,9 @@ class LiteServer:
 
     def outputs(self) -> list[Output]:
         for event in self._mux.events():
-            match event:
-                case AgentEvent(name=number, event=SelectedPairChanged(pair=pair)) if pair is not None:
-                    self._paths[number] = (pair.flow, pair.remote_address)
-                case AgentData(name=number, data=data) if number in self._paths:
-                    self._outputs.append(Send(*self._paths[number], data))
-        drained, self._outputs = self._outputs, []
-        return self._mux.outputs() + drained
+            if isinstance(event, AgentData):
+                self._mux.send(event.name, event.data)
+        return self._mux.outputs()
 
     def events(self) -> list[Any]:
         return []

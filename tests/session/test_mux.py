@@ -10,7 +10,7 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, Instant, nanoseconds
-from polynya.core.machine import Datagram, Opened, Send
+from polynya.core.machine import Datagram, Open, Opened, Send
 from polynya.core.pacer import Pacer
 from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate, CandidateType, Gathered
@@ -118,6 +118,29 @@ def test_data_goes_to_the_agent_whose_peer_sent_it() -> None:
     assert world.mux.counters["unauthenticated"] == 1
 
 
+def test_data_is_sent_to_the_peer_of_the_agent_that_is_named() -> None:
+    world = World(2)
+    for name in world.addresses:
+        world.add(name)
+        assert not world.mux.send(name, b"too early")
+        world.introduce(name)
+    world.run(5)
+    for name, address in world.addresses.items():
+        world.mux.outputs()
+        assert world.mux.send(name, name.encode())
+        assert world.mux.outputs() == [Send(SHARED, address, name.encode())]
+
+
+def test_a_shared_socket_is_asked_for_and_told() -> None:
+    mux: Mux[str] = Mux()
+    mux.open(SHARED, SHARED_ADDRESS)
+    [asked] = mux.outputs()
+    assert isinstance(asked, Open)
+    assert (asked.flow, asked.local) == (SHARED, SHARED_ADDRESS)
+    mux.receive(Opened(flow=SHARED, local=SHARED_ADDRESS), Instant(0))
+    assert mux.events() == [FlowOpened(flow=SHARED, local=SHARED_ADDRESS)]
+
+
 def test_an_agent_that_leaves_takes_no_socket_and_no_neighbour_with_it() -> None:
     world = World(2)
     for name in world.addresses:
@@ -126,6 +149,7 @@ def test_an_agent_that_leaves_takes_no_socket_and_no_neighbour_with_it() -> None
     world.run(5)
     world.mux.remove("peer0", world.now)
     assert not [output for output in world.mux.outputs() if not isinstance(output, Send)]
+    assert not world.mux.send("peer0", b"to nobody")
     world.run(60)
     assert world.mux["peer1"].state is AgentState.COMPLETED, "its consent goes on"
     assert len(world.mux) == 1

@@ -21,13 +21,13 @@ from typing import Generic, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.core.flows import Flow
+from polynya.core.flows import Flow, Transport
 from polynya.core.instants import Instant
-from polynya.core.machine import Closed, Datagram, IcmpError, Input, Opened, Output, Send, SendFailed
+from polynya.core.machine import Closed, Datagram, IcmpError, Input, Open, Opened, Output, Send, SendFailed
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
-from polynya.ice.events import IceEvent, RemoteAuthenticated, RemoteRevoked
+from polynya.ice.events import IceEvent, RemoteAuthenticated, RemoteRevoked, SelectedPairChanged
 from polynya.stun.attributes import USERNAME
 from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class
@@ -92,9 +92,23 @@ class Mux(Generic[NameT]):
         self._asked: dict[Path, dict[NameT, None]] = {}
         self._asked_by: dict[NameT, dict[Path, None]] = {}
         self._readable: dict[Path, tuple[NameT, int, int]] = {}
+        self._selected: dict[tuple[NameT, int, int], Path] = {}
         self._timers: Timers[NameT] = Timers()
         self._outputs: list[Output] = []
         self._events: list[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag] = []
+
+    # ------------------------------------------------------------------------------------------------ sockets and data
+
+    def open(self, flow: Flow, local: Address) -> None:
+        """Ask for a shared UDP socket; `FlowOpened` or `FlowClosed` follows."""
+        self._outputs.append(Open(flow=flow, transport=Transport.UDP, local=local))
+
+    def send(self, name: NameT, data: bytes, stream: int = 0, component: int = 1) -> bool:
+        """Send application data to the peer of an agent, on its selected pair; False while there is none."""
+        path = self._selected.get((name, stream, component))
+        if path is not None:
+            self._outputs.append(Send(*path, data))
+        return path is not None
 
     # ------------------------------------------------------------------------------------------------------- agents
 
@@ -117,6 +131,9 @@ class Mux(Generic[NameT]):
             self._forget_asked(path, name)
         for ufrag in self._known_ufrags.pop(name):
             del self._ufrags[ufrag]
+        for stream, count in enumerate(agent.config.components):
+            for component in range(1, count + 1):
+                self._selected.pop((name, stream, component), None)
         self._timers.cancel(name)
         del self._agents[name]
 
@@ -243,6 +260,12 @@ class Mux(Generic[NameT]):
                 isinstance(event, RemoteRevoked) and self._readable.get((event.flow, event.remote), (None,))[0] == name
             ):
                 del self._readable[event.flow, event.remote]
+            elif isinstance(event, SelectedPairChanged):
+                place = (name, event.stream, event.component)
+                if event.pair is None:
+                    self._selected.pop(place, None)
+                else:
+                    self._selected[place] = (event.pair.flow, event.pair.remote_address)
             self._events.append(AgentEvent(name, event))
         if (ufrags := agent.local_ufrags) != self._known_ufrags[name]:
             for ufrag in self._known_ufrags[name]:
