@@ -53,7 +53,7 @@ class Allocating:
     """Makes, prolongs and ends allocations."""
 
     def __init__(self, config: TurnConfig, allocations: Allocations) -> None:
-        self._config = config
+        self.config = config
         self._allocations = allocations
         self._opening: dict[Client, None] = {}
         self._events: list[AllocationCreated | AllocationEnded] = []
@@ -127,7 +127,7 @@ class Allocating:
         if additional is not None and (family is not None or even or additional != IPV6):
             raise Refusal(ErrorCode.BAD_REQUEST, "ADDITIONAL-ADDRESS-FAMILY does not fit")
         family = IPV4 if family is None else family
-        available = self._config.families
+        available = self.config.families
         if token is None and family not in available and not (additional is not None and additional in available):
             raise Refusal(ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, f"address family {family} is not relayed")
         return _Wish(family, additional, even is not None, bool(even), token)
@@ -136,8 +136,8 @@ class Allocating:
         """Nanoseconds: what was asked for, between the default and the maximum."""
         asked = message.get(LIFETIME)
         if asked is None:
-            return self._config.default_lifetime
-        return max(self._config.default_lifetime, min(asked * SECOND, self._config.max_lifetime))
+            return self.config.default_lifetime
+        return max(self.config.default_lifetime, min(asked * SECOND, self.config.max_lifetime))
 
     def _open_all(
         self, ask: Ask, wish: _Wish, claim: Claim, lifetime: int, now: Instant
@@ -147,7 +147,7 @@ class Allocating:
         reply: Attributes = {}
         failed: AddressError | None = None
         for family in (wish.family,) if wish.additional is None else (wish.family, wish.additional):
-            if family not in self._config.families:
+            if family not in self.config.families:
                 failed = AddressError(family, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED)
                 continue
             opened, now = yield from self._open(ask, family, wish, lifetime, now)
@@ -192,7 +192,7 @@ class Allocating:
                     client=None if opened else ask.client,
                     stream=ask.stream,
                     until=until,
-                    bytes_per_second=self._config.limits.bytes_per_second,
+                    bytes_per_second=self.config.limits.bytes_per_second,
                 )
                 if isinstance(report, Refused):
                     refused = report
@@ -218,7 +218,7 @@ class Allocating:
             client=ask.client,
             stream=ask.stream,
             until=relayed.until,
-            bytes_per_second=self._config.limits.bytes_per_second,
+            bytes_per_second=self.config.limits.bytes_per_second,
         )
         if isinstance(report, Refused):
             yield from self._free([relayed], now)

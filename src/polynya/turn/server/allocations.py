@@ -116,7 +116,7 @@ class Allocations:
         self.reserved_until: Timers[bytes] = Timers()
         self.claimed = 0
         """Claims that are held: live, being opened or freed, and reserved."""
-        self._limits = config.limits
+        self.limits = config.limits
         self._random = random
         self._by_account: dict[str, int] = {}
         self._by_source: dict[str, int] = {}
@@ -130,7 +130,7 @@ class Allocations:
 
     def claim(self, user: User, client: Client) -> Claim | None:
         """Count one more; None when that is too many for the account, the address or all."""
-        limits, account, source = self._limits, user.account, source_of(client.remote.host)
+        limits, account, source = self.limits, user.account, source_of(client.remote.host)
         per_user = user.max_allocations if user.max_allocations is not None else limits.allocations_per_user
         for held, limit in (
             (self.claimed, limits.allocations),

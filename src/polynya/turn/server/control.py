@@ -21,7 +21,7 @@ from random import Random
 from typing import Final
 
 from polynya.core.addresses import Address
-from polynya.core.errors import DecodeError
+from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Closed, Counters, Datagram, Opened, Send, StreamData
@@ -55,6 +55,9 @@ from .users import Directory
 TurnInput = CoreInput | Received | Report | UserFound
 TurnOutput = Send | Close | Command | Forward | LookUp
 
+FIXED: Final = ("realm", "relays", "ports", "port_rest", "algorithms")
+"""What of its configuration a server keeps for its life; clients hold on to most of it."""
+
 _FAREWELLS: Final = 4096
 _FAREWELL_KEPT: Final = 40 * SECOND
 """How long a client may send again what it did not hear the answer to (RFC 8489, section 6.3.1)."""
@@ -69,6 +72,7 @@ class TurnServer:
         self._trace = trace
         self._random = random
         self._nonce_key = random.randbytes(KEY_BYTES)
+        self._directory = directory
         self._auth = Authenticator(config, directory, self._nonce_key)
         self.allocations = Allocations(config, random)
         """Read it; it changes by requests only."""
@@ -108,8 +112,25 @@ class TurnServer:
             self._procedures.start(self._permitting.revoke(allocation, now), None, now)
         self._settle(now)
 
+    def set_config(self, config: TurnConfig, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+        """Go by new limits, lifetimes and channel range; what is there already keeps what it has.
+
+        The peer policy is `set_policy`'s. Raises ConfigurationError for a change of what is FIXED.
+        """
+        fixed = [name for name in FIXED if getattr(self.config, name) != getattr(config, name)]
+        if fixed:
+            raise ConfigurationError(f"fixed while a TURN server runs: {', '.join(fixed)}")
+        self.config = config
+        self._auth = Authenticator(config, self._directory, self._nonce_key)
+        self.allocations.limits = self._lookups.limits = self._streams.limits = config.limits
+        self._allocating.config = config
+        self._permitting.configure(config)
+        self._answers = Answers(config.limits)
+        self._requests = Budget(config.limits.requests_per_second)
+
     def set_directory(self, directory: Directory, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
         """Use another user directory. Allocations go on; nonces stay good."""
+        self._directory = directory
         self._auth = Authenticator(self.config, directory, self._nonce_key)
         self._lookups.forget()
 

@@ -47,7 +47,7 @@ class LookUps:
     """Who is being looked up, by name."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._waiting: dict[str, dict[tuple[Client, bytes], Waiting]] = {}
         self._count = 0
         self._patience: Timers[str] = Timers()
@@ -61,12 +61,12 @@ class LookUps:
 
     def wait(self, name: str, request: Waiting, now: Instant) -> bool:
         """Let a request wait, and ask unless that was done already; False when too many wait."""
-        if self._limits.pending_lookups and self._count >= self._limits.pending_lookups:
+        if self.limits.pending_lookups and self._count >= self.limits.pending_lookups:
             return False
         waiting = self._waiting.get(name)
         if waiting is None:
             waiting = self._waiting[name] = {}
-            self._patience.set(name, Instant(now + self._limits.lookup_patience))
+            self._patience.set(name, Instant(now + self.limits.lookup_patience))
             self._outputs.append(LookUp(name))
         key = request.client, request.message.transaction_id
         self._count += key not in waiting

@@ -22,10 +22,14 @@ class Permitting:
     """Lets clients and peers reach each other, where the rules allow it."""
 
     def __init__(self, config: TurnConfig, allocations: Allocations) -> None:
-        self._limits = config.limits
-        self._last_channel = config.channel_range.last
         self._allocations = allocations
         self.policy: PeerPolicy = config.policy
+        self.configure(config)
+
+    def configure(self, config: TurnConfig) -> None:
+        """Go by these limits, and this channel range, from now on."""
+        self._limits = config.limits
+        self._last_channel = config.channel_range.last
 
     def create_permission(self, ask: Ask, now: Instant) -> Procedure:
         """RFC 8656, section 10.2. All of the peers or none."""

@@ -28,14 +28,14 @@ class Streams:
     """The streams that are open, by flow."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._open: dict[Flow, tuple[Client, StreamFramer]] = {}
         self._by_source: dict[str, int] = {}
         self._patience: Timers[Flow] = Timers()
 
     def accept(self, client: Client, now: Instant) -> bool:
         """Take a stream; False when there are too many, in all or from this address."""
-        limits, source = self._limits, source_of(client.remote.host)
+        limits, source = self.limits, source_of(client.remote.host)
         held = self._by_source.get(source, 0)
         if limits.streams and len(self._open) >= limits.streams:
             return False
@@ -64,8 +64,8 @@ class Streams:
 
     def wait(self, flow: Flow, now: Instant) -> None:
         """The stream has no allocation, or none any more: it may stay for a while."""
-        if flow in self._open and self._limits.stream_patience:
-            self._patience.set(flow, Instant(now + self._limits.stream_patience))
+        if flow in self._open and self.limits.stream_patience:
+            self._patience.set(flow, Instant(now + self.limits.stream_patience))
 
     def close(self, flow: Flow) -> Client | None:
         """Forget a stream; None when it is not open."""

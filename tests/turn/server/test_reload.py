@@ -1,0 +1,53 @@
+"""A configuration that changes while the server runs: new limits and lifetimes count at once, and sessions go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError
+from polynya.stun import attributes as a
+from polynya.turn.server.config import ChannelRange, Limits, RelayHost
+from polynya.turn.server.users import StaticUsers, User
+from tests.turn.server.harness import CLIENT, HOST, PEER, REALM, Person, Table, code, config
+
+
+def test_limits_count_for_what_comes_after_and_take_nothing_away() -> None:
+    table = Table(config())
+    people = [Person(table, Address(CLIENT.host, 1000 + number)) for number in range(3)]
+    assert [code(person.allocate()) for person in people[:2]] == [0, 0]
+    table.server.control.set_config(config(limits=Limits(allocations=2)), table.now)
+    assert code(people[2].allocate()) == 486
+    assert [code(person.refresh(600)) for person in people[:2]] == [0, 0]
+
+
+def test_lifetimes_and_the_channel_range_count_at_once() -> None:
+    table = Table(config())
+    alice = Person(table)
+    alice.allocate()
+    assert code(alice.bind(0x5000, PEER)) == 400
+    changed = config(channel_range=ChannelRange.RFC5766, max_lifetime=700 * 10**9)
+    table.server.control.set_config(changed, table.now)
+    assert code(alice.bind(0x5000, PEER)) == 0
+    assert alice.refresh(3600)[a.LIFETIME] == 700
+
+
+def test_users_may_change_and_allocations_go_on_until_their_next_request() -> None:
+    table = Table(config())
+    alice = Person(table)
+    alice.allocate()
+    table.server.control.set_directory(StaticUsers(REALM, [User.with_password("carol", REALM, "new")]), table.now)
+    assert code(Person(table, Address(CLIENT.host, 1), "carol", "new").allocate()) == 0
+    assert len(table.server.control.allocations.by_client) == 2
+    assert code(alice.refresh(600)) == 401, "she is nobody now"
+
+
+@pytest.mark.parametrize(
+    "change", [{"realm": "other"}, {"ports": (50000, 50001)}, {"relays": (RelayHost(host=HOST),)}, {"algorithms": (1,)}]
+)
+def test_what_clients_hold_on_to_is_fixed(change: dict[str, Any]) -> None:
+    table = Table(config())
+    with pytest.raises(ConfigurationError, match=next(iter(change))):
+        table.server.control.set_config(config(**change), table.now)
