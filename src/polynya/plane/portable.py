@@ -152,6 +152,12 @@ class PortablePlane:
         if ports is not None:
             self._client_frame(ports, memoryview(command.data), at)
 
+    def take(self, datagram: Datagram, at: Instant) -> None:
+        """Carry out a client's packet that another worker has read; what is not known is dropped."""
+        ports = self.relays.by_client.get(Client(datagram.flow, datagram.remote))
+        if ports is not None:
+            self._client_frame(ports, memoryview(datagram.data), at)
+
     def reports(self) -> list[Report]:
         """What the control plane should know, oldest first; drained by the call."""
         drained, self.relays.reports = self.relays.reports, []

@@ -122,6 +122,7 @@ class Relays:
 
     def know(self, relay: Relay, external: Address) -> None:
         """A relay is live, here or in another worker: clients may reach it by either name."""
+        self.forget(relay)  # what another worker had may have moved here
         known = _Known(relay, external)
         for name in ((relay.host, relay.port), (external.host, external.port)):
             for each in self._neighbours.pop(name, ()):
@@ -183,7 +184,6 @@ class Relays:
         self._epoll.register(bound.fileno(), select.EPOLLIN)
         port = Port(command, bound)
         self.ports[command.relay] = self.by_fd[bound.fileno()] = port
-        self.forget(command.relay)  # of another worker's, if it moved here
         self.know(command.relay, command.external)
         if command.client is not None:
             self._assign(port, command.client, stream=command.stream)

@@ -1,0 +1,307 @@
+"""The portable plane in several processes: who serves whom, and what happens when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from polynya.aio.icmp import read_errors
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import Datagram, IcmpKind, Send
+from polynya.plane.portable import now
+from polynya.plane.sockets import bind_listeners
+from polynya.plane.workers import HERE, WorkerPlane
+from polynya.turn.server.commands import (
+    AssignRelay,
+    BindChannel,
+    Client,
+    Command,
+    Done,
+    Forward,
+    FreeRelay,
+    OpenRelay,
+    Peer,
+    PeerError,
+    Permit,
+    Refused,
+    Relay,
+    Report,
+    SetPolicy,
+    Traffic,
+)
+from polynya.turn.server.policy import PeerPolicy
+from tests.plane.benches import LOOPBACK
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the system must spread datagrams over sockets"
+)
+
+LISTENER, STREAM = Flow(901), Flow(902)
+FRAME = b"\x40\x01\x00\x04data"
+
+
+class Rig:
+    """A plane of two workers on the loopback interface."""
+
+    def __init__(self, workers: int = 2) -> None:
+        self.listeners = bind_listeners(Address(LOOPBACK, 0), workers)
+        self.address = self.listeners[0].getsockname()
+        self.plane = WorkerPlane(
+            {LISTENER: self.listeners}, workers, errors="polynya.aio.icmp:read_errors", read_errors=read_errors
+        )
+        self.made: list[socket.socket] = []
+        self.reports: list[Report] = []
+        self.number = 0
+        self.do(SetPolicy, policy=PeerPolicy(allow=("127.0.0.0/8",)))
+
+    def socket(self) -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((LOOPBACK, 0))
+        sock.setblocking(False)
+        self.made.append(sock)
+        return sock
+
+    def wait(self, done: Callable[[], Any], seconds: float = 10.0) -> Any:
+        end = time.monotonic() + seconds
+        while not (found := done()):
+            assert time.monotonic() < end, "it did not happen in time"
+            self.plane.run(0.02)
+            self.reports += self.plane.reports()
+        return found
+
+    def do(self, kind: Callable[..., Command], **fields: Any) -> Report:
+        self.number += 1
+        number = self.number
+        self.plane.execute(partial(kind, **fields)(number=number), now())
+        return self.wait(lambda: self.taken(lambda r: isinstance(r, (Done, Refused)) and r.number == number))
+
+    def taken(self, wanted: Callable[[Report], bool]) -> Report | None:
+        found = next((report for report in self.reports if wanted(report)), None)
+        if found is not None:
+            self.reports.remove(found)
+        return found
+
+    def until(self, seconds: float = 600) -> Instant:
+        return Instant(now() + round(seconds * SECOND))
+
+    def close(self) -> None:
+        self.plane.close()
+        for sock in (*self.made, *self.listeners):
+            sock.close()
+
+
+class Talk:
+    """A client with a relay and a channel to a peer."""
+
+    def __init__(self, rig: Rig, *, arrive: bool = True) -> None:
+        self.rig = rig
+        self.client, self.peer = rig.socket(), rig.socket()
+        self.address = Address(*self.client.getsockname())
+        if arrive:  # as a client does before it has an allocation
+            self.client.sendto(b"\x00\x03 allocate", rig.address)
+            rig.wait(lambda: rig.taken(lambda r: isinstance(r, Datagram) and r.remote == self.address))
+        with rig.socket() as free:
+            self.relay = Relay(Address(*free.getsockname()))
+        report = rig.do(
+            OpenRelay, relay=self.relay, external=self.relay, client=Client(LISTENER, self.address), until=rig.until()
+        )
+        assert isinstance(report, Done)
+        rig.do(Permit, relay=self.relay, hosts=(LOOPBACK,), until=rig.until())
+        self.bind()
+
+    def bind(self) -> None:
+        peer = Peer(Address(*self.peer.getsockname()))
+        self.rig.do(BindChannel, relay=self.relay, channel=0x4001, peer=peer, until=self.rig.until())
+
+    @property
+    def worker(self) -> int:
+        return self.rig.plane.worker_of(self.relay)
+
+    def works(self, tries: int = 1, pause: float = 5.0) -> bool:
+        """Whether data goes both ways within so many tries."""
+        for _ in range(tries):
+            self.client.sendto(FRAME, self.rig.address)
+            if receive(self.peer, pause) == b"data":
+                self.peer.sendto(b"back", (self.relay.host, self.relay.port))
+                return receive(self.client, pause) == b"\x40\x01\x00\x04back"
+        return False
+
+
+def receive(sock: socket.socket, seconds: float) -> bytes | None:
+    sock.settimeout(seconds)
+    try:
+        return sock.recv(2000)
+    except TimeoutError:
+        return None
+    finally:
+        sock.setblocking(False)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.close()
+
+
+def on_each(rig: Rig) -> list[Talk]:
+    """One talk on each worker."""
+    found: dict[int, Talk] = {}
+    for _ in range(100):
+        talk = Talk(rig)
+        found.setdefault(talk.worker, talk)
+        if len(found) == 2:
+            return [found[0], found[1]]
+    raise AssertionError("the system sends all clients to one worker")
+
+
+def test_clients_are_served_by_the_worker_that_they_come_to(rig: Rig) -> None:
+    talks = [Talk(rig) for _ in range(20)]
+    assert {talk.worker for talk in talks} == {0, 1}
+    assert all(talk.works() and talk.works() for talk in talks)
+    assert not any(isinstance(report, Datagram) for report in rig.reports), "nothing went by the control process"
+    rig.plane.ask_traffic()
+    rig.wait(lambda: len([r for r in rig.reports if isinstance(r, Traffic)]) == 20)
+    assert {(r.to_peers, r.from_peers) for r in rig.reports if isinstance(r, Traffic)} == {(2, 2)}
+
+
+def test_a_worker_that_dies_moves_nobody_elses_flows_and_its_own_go_on(rig: Rig) -> None:
+    """Under load: another worker's client loses nothing at all, the dead one's goes on where it was."""
+    mine, other = on_each(rig)
+    assert mine.works() and other.works()
+    rig.wait(lambda: time.monotonic() + 1 if now() - rig.plane._workers[0].started > SECOND else None)
+    before = rig.plane.processes
+    os.kill(before[0], signal.SIGKILL)
+    lost = sent = 0
+    end = time.monotonic() + 20
+    while rig.plane.restarts == 0 or sent < 300:
+        assert time.monotonic() < end
+        other.client.sendto(FRAME, rig.address)
+        sent += 1
+        lost += receive(other.peer, 5) != b"data"
+        rig.plane.run(0)
+    assert lost == 0
+    assert mine.works(tries=20, pause=0.5), "its relay, permission and channel were told to its successor"
+    assert other.works()
+    assert rig.plane.processes[0] != before[0] and rig.plane.processes[1] == before[1]
+    assert (mine.worker, other.worker) == (0, 1)
+
+
+def test_commands_that_died_with_a_worker_are_acknowledged_and_hold(rig: Rig) -> None:
+    mine, _ = on_each(rig)
+    rig.wait(lambda: now() - rig.plane._workers[0].started > SECOND)
+    os.kill(rig.plane.processes[0], signal.SIGSTOP)
+    rig.number += 1
+    second = rig.socket()
+    peer = Peer(Address(*second.getsockname()))
+    rig.plane.execute(
+        BindChannel(number=rig.number, relay=mine.relay, channel=0x4002, peer=peer, until=rig.until()), now()
+    )
+    os.kill(rig.plane.processes[0], signal.SIGKILL)
+    rig.wait(lambda: rig.taken(lambda r: r == Done(rig.number)))
+    mine.client.sendto(b"\x40\x02\x00\x01x", rig.address)
+    assert receive(second, 5) == b"x"
+
+
+def test_an_allocation_whose_client_comes_to_another_worker_is_handed_over(rig: Rig) -> None:
+    talks = [Talk(rig, arrive=False) for _ in range(12)]
+    placed = [talk.worker for talk in talks]
+
+    def all_work() -> bool:
+        return all(receive_all(talk) for talk in talks)
+
+    def receive_all(talk: Talk) -> bool:
+        talk.client.sendto(FRAME, rig.address)
+        rig.plane.run(0.01)
+        return receive(talk.peer, 0.3) == b"data"
+
+    rig.wait(all_work)
+    assert [talk.worker for talk in talks] != placed, "some were guessed wrong"
+    assert all(talk.works() for talk in talks)
+    for talk in talks:
+        assert isinstance(rig.do(FreeRelay, relay=talk.relay), Done)
+    assert rig.plane._records == {} == rig.plane._by_client
+
+
+def test_relays_of_different_workers_reach_each_other_inside(rig: Rig) -> None:
+    one, two = on_each(rig)
+    rig.do(SetPolicy, policy=PeerPolicy())
+    rig.do(BindChannel, relay=one.relay, channel=0x4005, peer=Peer(two.relay), until=rig.until())
+    rig.do(BindChannel, relay=two.relay, channel=0x4006, peer=Peer(one.relay), until=rig.until())
+    one.client.sendto(b"\x40\x05\x00\x05hello", rig.address)
+    assert receive(two.client, 5) == b"\x40\x06\x00\x05hello"
+    rig.do(FreeRelay, relay=two.relay)
+    one.client.sendto(b"\x40\x05\x00\x05hello", rig.address)
+    assert receive(two.client, 0.2) is None
+
+
+def test_clients_on_streams_are_served_by_the_control_process(rig: Rig) -> None:
+    peer = rig.socket()
+    with rig.socket() as free:
+        relay = Relay(Address(*free.getsockname()))
+    client = Client(STREAM, Address("192.0.2.1", 1))
+    rig.do(OpenRelay, relay=relay, external=relay, client=client, stream=True, until=rig.until())
+    rig.do(Permit, relay=relay, hosts=(LOOPBACK,), until=rig.until())
+    peer_address = Peer(Address(*peer.getsockname()))
+    rig.do(BindChannel, relay=relay, channel=0x4001, peer=peer_address, until=rig.until())
+    assert rig.plane.worker_of(relay) == HERE
+    rig.plane.execute(Forward(client, FRAME), now())
+    assert receive(peer, 5) == b"data"
+    peer.sendto(b"bak", (relay.host, relay.port))
+    sent = rig.wait(lambda: rig.taken(lambda r: isinstance(r, Send)))
+    assert (sent.flow, sent.data) == (STREAM, b"\x40\x01\x00\x03bak\0")
+    assert isinstance(rig.do(FreeRelay, relay=relay), Done)
+    assert rig.plane._records == {}
+
+
+def test_a_held_port_hands_nobody_what_came_before_it_was_assigned(rig: Rig) -> None:
+    talk = Talk(rig)
+    with rig.socket() as free:
+        relay = Relay(Address(*free.getsockname()))
+    rig.do(OpenRelay, relay=relay, external=relay, client=None, until=rig.until())
+    talk.peer.sendto(b"early", (relay.host, relay.port))
+    second = rig.socket()
+    client = Client(LISTENER, Address(*second.getsockname()))
+    rig.do(AssignRelay, relay=relay, client=client, until=rig.until())
+    rig.do(Permit, relay=relay, hosts=(LOOPBACK,), until=rig.until())
+    peer_address = Peer(Address(*talk.peer.getsockname()))
+    rig.do(BindChannel, relay=relay, channel=0x4001, peer=peer_address, until=rig.until())
+    talk.peer.sendto(b"late", (relay.host, relay.port))
+    assert receive(second, 5) == b"\x40\x01\x00\x04late"
+
+
+def test_icmp_errors_come_up_from_a_worker(rig: Rig) -> None:
+    talk = Talk(rig)
+    address = Address(*talk.peer.getsockname())
+    talk.peer.close()
+    talk.client.sendto(FRAME, rig.address)
+    error = rig.wait(lambda: rig.taken(lambda r: isinstance(r, PeerError)))
+    assert (error.peer, error.kind, error.client.remote) == (address, IcmpKind.PORT_UNREACHABLE, talk.address)
+
+
+def test_the_traffic_of_a_freed_relay_is_told_before_it_is_done(rig: Rig) -> None:
+    talk = Talk(rig)
+    assert talk.works()
+    rig.do(FreeRelay, relay=talk.relay)
+    traffic = rig.taken(lambda r: isinstance(r, Traffic))
+    assert isinstance(traffic, Traffic) and (traffic.to_peers, traffic.bytes_from_peers) == (1, 4)
+    assert rig.do(Permit, relay=talk.relay, hosts=(LOOPBACK,), until=rig.until()) == Refused(
+        rig.number, "there is no such relay"
+    )
+
+
+def test_the_workers_end_with_their_plane() -> None:
+    rig = Rig()
+    processes = [worker.process for worker in rig.plane._workers]
+    rig.close()
+    assert [process.returncode for process in processes] == [0, 0]
