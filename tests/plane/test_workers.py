@@ -62,7 +62,11 @@ class Rig:
         self.made: list[socket.socket] = []
         self.reports: list[Report] = []
         self.number = 0
-        self.do(SetPolicy, policy=PeerPolicy(allow=("127.0.0.0/8",)))
+        try:
+            self.do(SetPolicy, policy=PeerPolicy(allow=("127.0.0.0/8",)))
+        except BaseException:
+            self.close()
+            raise
 
     def socket(self) -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

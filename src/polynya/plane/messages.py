@@ -1,7 +1,7 @@
 """What passes between the control process and its workers: batches of pickled items, at times with a socket.
 
     down   Setup first, then commands, KnowRelay, ForgetRelay, ReleaseRelay, Packet, AskTraffic
-    up     the plane's reports
+    up     the plane's reports, Counted
 
 Both ends are our own processes on a socket pair that nobody else has. Nothing on it ever blocks: what does not fit
 waits in its sender, and only packets are dropped when too many wait.
@@ -69,7 +69,15 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class AskTraffic:
-    """Say what each relay has carried."""
+    """Say what each relay has carried, and `Counted`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a worker did not forward, by why, and how much it holds."""
+
+    counters: dict[str, int]
+    size: dict[str, int]
 
 
 class Channel:

@@ -10,7 +10,7 @@ from typing import Any
 
 from polynya.core.flows import Flow
 
-from .messages import AskTraffic, Channel, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
+from .messages import AskTraffic, Channel, Counted, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
 from .portable import PortablePlane, ReadErrors, now
 
 BUSY_WAIT = 0.01
@@ -61,13 +61,13 @@ def _obey(plane: PortablePlane, channel: Channel) -> bool:
             return False
         sockets = [socket.socket(fileno=number) for number in fds]
         for item in items:
-            _take(plane, item, sockets)
+            _take(plane, channel, item, sockets)
         for unused in sockets:
             unused.close()
     return True
 
 
-def _take(plane: PortablePlane, item: Any, sockets: list[socket.socket] | None) -> None:
+def _take(plane: PortablePlane, channel: Channel, item: Any, sockets: list[socket.socket]) -> None:
     match item:
         case Packet():
             plane.take(item.datagram, now())
@@ -79,6 +79,7 @@ def _take(plane: PortablePlane, item: Any, sockets: list[socket.socket] | None) 
             plane.release(item.relay)
         case AskTraffic():
             plane.relays.reports += plane.traffic()
+            channel.send([Counted({**plane.counters, "packets lost between processes": channel.dropped}, plane.size)])
         case _:
             plane.execute(item, now(), sockets.pop(0) if sockets else None)
 

@@ -51,7 +51,7 @@ from polynya.turn.server.commands import (
 )
 from polynya.turn.server.frames import SEND_TYPE
 
-from .messages import AskTraffic, Channel, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
+from .messages import AskTraffic, Channel, Counted, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
 from .portable import PortablePlane, ReadErrors, now
 from .sockets import bind_relay, name_of
 
@@ -77,6 +77,11 @@ class _Record:
     channels: dict[int, tuple[Peer, Instant]] = field(default_factory=dict)
     before: Traffic | None = None
     """What it carried in workers that it has left."""
+    last: Traffic = field(init=False)
+    """What it had carried when it was last told."""
+
+    def __post_init__(self) -> None:
+        self.last = Traffic(relay=self.open.relay)
 
     def replay(self) -> list[Command]:
         """The commands that make it what it is, after its OpenRelay."""
@@ -155,6 +160,7 @@ class WorkerPlane:
         """By which worker a client came last, for those without an allocation."""
         self._awaited: Counter[int] = Counter()
         """Acknowledgements that are still to come for a command that went to all."""
+        self._counted: dict[int, Counted] = {}
         self._reports: list[Report] = []
         self._local = PortablePlane({}, read_errors=read_errors)
         self._epoll = select.epoll()
@@ -181,8 +187,6 @@ class WorkerPlane:
                 worker.channel.flush()
             if mask & ~select.EPOLLOUT:
                 self._listen(worker)
-        for report in self._local.reports():
-            self._report(HERE, report)
         for worker in list(self._workers):
             if worker.channel.closed:
                 self._restart(worker)
@@ -193,18 +197,20 @@ class WorkerPlane:
 
     def reports(self) -> list[Report]:
         """What the control plane should know, oldest first; drained by the call."""
+        for report in self._local.reports():
+            self._report(HERE, report)
         drained, self._reports = self._reports, []
         return drained
 
     def send(self, output: Send) -> bool:
-        """Send an answer of the control plane by a listener; False when the system refused it, or has no such flow."""
+        """Send an answer of the control plane by a listener; False when there is no such flow."""
         sockets = self._listeners.get(output.flow)
         if sockets is None:
             return False
         try:
             sockets[0].sendto(output.data, name_of(output.remote, sockets[0]))
         except OSError:
-            return False
+            self._local.relays.count("answers refused by the system")
         return True
 
     def ask_traffic(self) -> None:
@@ -213,6 +219,26 @@ class WorkerPlane:
             worker.channel.send([AskTraffic()])
         for traffic in self._local.traffic():
             self._report(HERE, replace(traffic))
+
+    def traffic(self) -> list[Traffic]:
+        """What each open relay had carried when `ask_traffic` was last answered."""
+        return [record.last for record in self._records.values()]
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What was not forwarded, by why, as of the last `ask_traffic`."""
+        total: Counter[str] = Counter(self._local.counters)
+        for counted in self._counted.values():
+            total.update(counted.counters)
+        return {**total, "worker restarts": self.restarts}
+
+    @property
+    def size(self) -> dict[str, int]:
+        """How much of everything is held here and, as of the last `ask_traffic`, in the workers."""
+        total: Counter[str] = Counter(self._local.size)
+        for counted in self._counted.values():
+            total.update(counted.size)
+        return {**total, "records": len(self._records)}
 
     def close(self) -> None:
         """End the workers and close every relay port. The listeners are their owner's."""
@@ -381,7 +407,9 @@ class WorkerPlane:
         elif isinstance(report, Datagram):
             self._came(index, report)
         elif isinstance(report, Traffic):
-            self._counted(index, report)
+            self._carried(index, report)
+        elif isinstance(report, Counted):
+            self._counted[index] = report
         elif isinstance(report, RelayLost):
             record = self._records.get(report.relay)
             if record is not None and record.worker == index:
@@ -430,14 +458,15 @@ class WorkerPlane:
         old.channel.send([ReleaseRelay(record.open.relay), KnowRelay(record.open.relay, record.open.external)])
         self._place(record, index, replace(record.open, number=_NOBODY))
 
-    def _counted(self, index: int, traffic: Traffic) -> None:
+    def _carried(self, index: int, traffic: Traffic) -> None:
         record = self._records.get(traffic.relay)
         if record is None:
             return
         if record.worker not in (index, NOWHERE):  # the last of a worker that it has left
             record.before = _sum(record.before, traffic)
         else:
-            self._reports.append(_sum(record.before, traffic))
+            record.last = _sum(record.before, traffic)
+            self._reports.append(record.last)
 
     # ----------------------------------------------------------------------------------------------------------- death
 
