@@ -16,6 +16,7 @@ import os
 import pstats
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -110,6 +111,16 @@ MEASUREMENTS: dict[str, Measurement] = {
         allocations=True,
     ),
 }
+if shutil.which("turnserver"):
+    MEASUREMENTS["relay"] = Measurement(
+        title="A client's datagram through a TURN channel",
+        about="100 bytes to a peer and back through coturn's channel, ten under way at once; CPU time of the client's "
+        "process, asyncio's own loop.",
+        script="bench/relay_client.py",
+        ours=["--library", "polynya"],
+        theirs=["--library", "aioice"],
+        figures=[Figure("relayed", "there and back", "us", 1 / 3, more_is_better=False)],
+    )
 
 
 def main() -> None:

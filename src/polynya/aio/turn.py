@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from polynya.core.addresses import Address
@@ -210,7 +210,7 @@ class TurnClient:
 
         Raises ConnectionClosed once the allocation is gone.
         """
-        address = peer if isinstance(peer, Address) else Address.parse(peer)
+        address = peer if isinstance(peer, Address) else _parse(peer)
         driver, machine = self._running()
         if self._send is not None and not dont_fragment:
             frame = machine.wrap(address, data)
@@ -364,6 +364,12 @@ class TurnClient:
         if self._driver is None or self._machine is None:
             raise UsageError("there is no allocation yet: use it as `async with polynya.TurnClient(...) as relay`")
         return self._driver, self._machine
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> Address:
+    """What is sent to again and again is parsed once."""
+    return Address.parse(text)
 
 
 def _address(peer: Address | str) -> Address:
