@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal
 
+from polynya.core.empty import NOTHING
 from polynya.core.errors import Attempt, ConfigurationError, ConnectError, UsageError
 from polynya.core.flows import FlowIds
 from polynya.core.machine import InterfacesChanged
@@ -55,6 +56,9 @@ PACER: Final = Pacer()
 AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
 """Given a TURN server's URI and its realm, answers with a user name and password."""
 
+_ICE: Final = {controlling: IceConfig(controlling=controlling) for controlling in (True, False)}
+"""The usual options; agents share them."""
+
 
 class Agent:
     """One end of a connection that is to be: gathers, checks, and hands out connections.
@@ -74,6 +78,25 @@ class Agent:
     `families`: 4 and 6, best first. `ports`: the lowest and the highest local port. `loopback`: also gather loopback
     addresses, which only reach this host. Raises ConfigurationError, before anything is opened, for what cannot be.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_ask_credentials",
+        "_asking",
+        "_candidates",
+        "_capture",
+        "_closed",
+        "_connections",
+        "_described",
+        "_driver",
+        "_failure",
+        "_flow_ids",
+        "_readers",
+        "_relayed",
+        "_session",
+        "_trace",
+        "_waiters",
+    )
 
     def __init__(
         self,
@@ -98,8 +121,8 @@ class Agent:
         if isinstance(servers, str):
             raise ConfigurationError(f'servers is a list of URIs: write servers=["{servers}"]')
         stun_servers, turn_servers = split_servers(servers)
-        self._config = SessionConfig(
-            ice=ice or IceConfig(controlling=controlling),
+        config = SessionConfig(
+            ice=ice or _ICE[bool(controlling)],
             stun_servers=stun_servers,
             turn_servers=turn_servers,
             policy=chosen_policy,
@@ -110,21 +133,22 @@ class Agent:
             ports=ports,
         )
         flow_ids = FlowIds()
-        self._session = Session(self._config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
+        self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
         self._trace = trace
         self._capture = capture
         self._driver: Driver[Session] | None = None
         self._candidates: list[tuple[int, Candidate]] = []
-        self._connections: dict[tuple[int, int], Connection] = {}
-        self._relayed: dict[tuple[int, int], RelayedPath] = {}
+        # Few entries or none at all for most agents: tuples and shared empty mappings, replaced when they change.
+        self._connections: tuple[Connection, ...] = ()
+        self._relayed: Mapping[tuple[int, int], RelayedPath] = NOTHING
         self._ask_credentials = credentials
-        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._asking: Mapping[str, asyncio.Task[None]] = NOTHING
         self._described = False
         self._failure: ConnectError | None = None
         self._closed = False
-        self._waiters: list[asyncio.Future[None]] = []
-        self._readers: list[deque[SessionEvent]] = []
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
+        self._readers: tuple[deque[SessionEvent], ...] = ()
 
     # --------------------------------------------------------------------------------------------------------- life
 
@@ -158,7 +182,7 @@ class Agent:
         driver = self._driver
         if driver is not None and not driver.closed:
             driver.call(self._session.close)
-        for connection in self._connections.values():
+        for connection in self._connections:
             connection._end("the agent was closed")  # a connection is its agent's part
         self._wake()
         asking = list(self._asking.values())
@@ -297,7 +321,7 @@ class Agent:
         """What happens from now on, for a live display; ends when the agent is closed."""
         self._running()
         kept: deque[SessionEvent] = deque(maxlen=EVENTS_KEPT)
-        self._readers.append(kept)
+        self._readers = (*self._readers, kept)
         try:
             while True:
                 while kept:
@@ -306,7 +330,7 @@ class Agent:
                     return
                 await self._changed()
         finally:
-            self._readers = [reader for reader in self._readers if reader is not kept]
+            self._readers = tuple(reader for reader in self._readers if reader is not kept)
 
     # ------------------------------------------------------------------------------------------------------- events
 
@@ -333,7 +357,7 @@ class Agent:
             case Failed():
                 self._failure = ConnectError(event.reason, event.attempts)
             case AgentStateChanged(new=AgentState.FAILED | AgentState.CLOSED):
-                for connection in self._connections.values():
+                for connection in self._connections:
                     connection._end(event.reason)
             case AgentStateChanged(old=AgentState.FAILED):
                 self._failure = None
@@ -347,10 +371,11 @@ class Agent:
         connection = self._connection(event.stream, event.component)
         pair, place = event.pair, (event.stream, event.component)
         sender: Callable[[bytes], bool] | None = None
-        if (left := self._relayed.pop(place, None)) is not None:
+        if (left := self._relayed.get(place)) is not None:
+            self._relayed = {key: path for key, path in self._relayed.items() if key != place}
             left.close()
         if pair is not None and self._session.gathering.relays.owns(pair.flow):
-            path = self._relayed[place] = RelayedPath(
+            path = RelayedPath(
                 self._running(),
                 pair.flow,
                 pair.remote_address,
@@ -358,6 +383,7 @@ class Agent:
                 stream=event.stream,
                 component=event.component,
             )
+            self._relayed = {**self._relayed, place: path}
             sender = path.send
         elif pair is not None:
             sender = self._running().sender(pair.flow, pair.remote_address)
@@ -368,8 +394,11 @@ class Agent:
         uri = str(wanted.server.uri)
         if self._ask_credentials is not None and uri not in self._asking:
             task = asyncio.create_task(self._ask(wanted, self._ask_credentials), name=f"credentials for {uri}")
-            self._asking[uri] = task
-            task.add_done_callback(lambda _: self._asking.pop(uri, None))
+            self._asking = {**self._asking, uri: task}
+            task.add_done_callback(self._asked)
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._asking = {uri: other for uri, other in self._asking.items() if other is not task}
 
     async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
         username, password = await ask(str(wanted.server.uri), wanted.realm)
@@ -378,16 +407,20 @@ class Agent:
             self._running().call(self._session.set_credentials, server)
 
     def _connection(self, stream: int, component: int) -> Connection:
-        connection = self._connections.get((stream, component))
-        if connection is None:
-            connection = Connection(
-                stream=stream, component=component, look_up=self._session.agent.now, close=self._connection_closed
-            )
-            self._connections[stream, component] = connection
+        for known in self._connections:
+            if known.stream == stream and known.component == component:
+                return known
+        connection = Connection(stream=stream, component=component, owner=self)
+        self._connections = (*self._connections, connection)
         return connection
 
-    async def _connection_closed(self) -> None:
-        if all(connection.closed for connection in self._connections.values()):
+    def now(self, pair: PairView) -> PairView:
+        """A pair that was seen before as it is now, or `pair` itself when it is gone."""
+        return self._session.agent.now(pair)
+
+    async def connection_closed(self) -> None:
+        """A connection was closed by its user: with the last one the agent closes."""
+        if all(connection.closed for connection in self._connections):
             await self.close()
 
     # ------------------------------------------------------------------------------------------------------ waiting
@@ -402,15 +435,14 @@ class Agent:
     async def _changed(self) -> None:
         """Wait until something has happened since the call."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters = (*self._waiters, waiter)
         try:
             await waiter
         finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            self._waiters = tuple(other for other in self._waiters if other is not waiter)
 
     def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)

@@ -7,9 +7,9 @@ them is bounded; what finds it full is dropped and counted, as on any link.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from polynya.core.errors import ConnectionClosed, UsageError
 from polynya.core.instants import in_seconds
@@ -47,6 +47,16 @@ class Path:
         return f"{self.local.place} -> {self.remote.place} ({kind}, {settled})"
 
 
+class Owner(Protocol):
+    """What a connection needs from its agent."""
+
+    def now(self, pair: PairView) -> PairView:
+        """The pair as it is now."""
+
+    async def connection_closed(self) -> None:
+        """A connection was closed by its user."""
+
+
 class Connection:
     """Datagrams to and from the other side: `send`, `recv`, `async for`. Made by `Agent.connect`.
 
@@ -56,9 +66,7 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
-        "_close",
         "_closed",
-        "_look_up",
         "_pair",
         "_path_waiters",
         "_queue",
@@ -70,6 +78,7 @@ class Connection:
         "datagrams_dropped",
         "datagrams_received",
         "datagrams_sent",
+        "owner",
         "stream",
     )
 
@@ -78,8 +87,7 @@ class Connection:
         *,
         stream: int,
         component: int,
-        look_up: Callable[[PairView], PairView],
-        close: Callable[[], Awaitable[None]],
+        owner: Owner,
         queue_length: int = QUEUE_LENGTH,
     ) -> None:
         self.stream = stream
@@ -88,15 +96,15 @@ class Connection:
         self.datagrams_received = 0
         self.datagrams_dropped = 0
         """Arrived while `queue_length` others waited for `recv`."""
-        self._queue: deque[bytes] = deque()
+        self._queue: list[bytes] = []  # a tenth of an empty deque, and as fast at these lengths
         self._queue_length = queue_length
         self._receiver: asyncio.Future[None] | None = None
-        self._path_waiters: list[asyncio.Future[None]] = []
+        self._path_waiters: tuple[asyncio.Future[None], ...] = ()
         self._pair: PairView | None = None
         self._reason = ""
         self._send: Callable[[bytes], bool] | None = None
-        self._look_up = look_up
-        self._close = close
+        self.owner = owner
+        """Its agent; who puts another in place is told of the end instead."""
         self._closed: str | None = None
 
     # ---------------------------------------------------------------------------------------------------------- data
@@ -130,7 +138,7 @@ class Connection:
                 await self._receiver
             finally:
                 self._receiver = None
-        return queue.popleft()
+        return queue.pop(0)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Every datagram until the connection is over."""
@@ -151,7 +159,7 @@ class Connection:
         """The pair in use, as it is now. Raises ConnectionClosed when there is none any more."""
         if self._pair is None:
             raise ConnectionClosed(self._closed or "the connection has no path at this moment")
-        pair = self._look_up(self._pair)
+        pair = self.owner.now(self._pair)
         return Path(
             local=pair.local,
             remote=pair.remote,
@@ -169,12 +177,11 @@ class Connection:
         if self._closed is not None:
             raise ConnectionClosed(self._closed)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._path_waiters.append(waiter)
+        self._path_waiters = (*self._path_waiters, waiter)
         try:
             await waiter
         finally:
-            if waiter in self._path_waiters:
-                self._path_waiters.remove(waiter)
+            self._path_waiters = tuple(other for other in self._path_waiters if other is not waiter)
         return self.path
 
     async def nominated(self) -> Path:
@@ -204,7 +211,7 @@ class Connection:
         """End the connection; when it is the agent's last, its sockets are closed too. Safe to call twice."""
         if self._closed is None:
             self._end("closed here")
-            await self._close()
+            await self.owner.connection_closed()
 
     async def __aenter__(self) -> Connection:
         return self
@@ -241,7 +248,7 @@ class Connection:
         self._wake_path_waiters()
 
     def _wake_path_waiters(self) -> None:
-        waiters, self._path_waiters = self._path_waiters, []
+        waiters, self._path_waiters = self._path_waiters, ()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)

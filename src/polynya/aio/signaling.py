@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from random import SystemRandom
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from polynya.core.addresses import scope
 from polynya.core.errors import ConfigurationError, DecodeError, SignalingError, UsageError
@@ -25,6 +25,7 @@ from polynya.core.instants import MILLISECOND, SECOND, nanoseconds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
+from polynya.ice.pairs import PairView
 from polynya.signaling import messages
 from polynya.signaling.client import (
     BodyReceived,
@@ -43,8 +44,11 @@ from polynya.signaling.messages import IceServer
 from polynya.stun.uris import StunUri
 
 from . import clock
-from .connection import Connection
+from .connection import Connection, Owner
 from .websocket import Link, websocket_url
+
+if TYPE_CHECKING:
+    from .meeting import Meeting
 
 LEAVE_TIMEOUT: Final = 1.0
 """Seconds that the server gets to take the goodbye."""
@@ -365,8 +369,24 @@ async def connect_room(
     except BaseException:
         await meeting.close()
         raise
-    connection._close = meeting.close  # which closes the agent too
+    connection.owner = _Guest(meeting, connection.owner)
     return connection
+
+
+class _Guest:
+    """The owner of a connection that came about in a room: leaves the room with it."""
+
+    __slots__ = ("_agent", "_meeting")
+
+    def __init__(self, meeting: Meeting, agent: Owner) -> None:
+        self._meeting = meeting
+        self._agent = agent
+
+    def now(self, pair: PairView) -> PairView:
+        return self._agent.now(pair)
+
+    async def connection_closed(self) -> None:
+        await self._meeting.close()  # which closes the agent too
 
 
 def _description(body: messages.Description) -> Description:
