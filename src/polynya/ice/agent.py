@@ -23,6 +23,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any, Final
 
+from polynya.core.addresses import Address
 from polynya.core.errors import Attempt, DecodeError, UsageError
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
@@ -410,6 +411,18 @@ class IceAgent:
         """Where a component's data goes now."""
         selection = self._selections.by_key.get((stream, component))
         return None if selection is None else selection.pair.view(selected=True)
+
+    def path(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
+        """The flow and remote address that a component's data is sent to, if it can be sent."""
+        selection = self._selections.by_key.get((stream, component))
+        return None if selection is None else selection.pair.path
+
+    def accepts(self, flow: Flow, remote: Address) -> tuple[int, int] | None:
+        """The stream and component that data from there is for; None where no authenticated check came from there."""
+        for generation in self._generations.all():
+            if (place := generation.authenticated.place((flow, remote))) is not None:
+                return place
+        return None
 
     def now(self, pair: PairView) -> PairView:
         """The same pair as it is now, or `pair` itself when it is gone."""

@@ -17,15 +17,19 @@ class Authenticated:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._paths: dict[tuple[Flow, Address], None] = {}
+        self._paths: dict[tuple[Flow, Address], tuple[int, int]] = {}
 
     def __contains__(self, path: tuple[Flow, Address]) -> bool:
         return path in self._paths
 
+    def place(self, path: tuple[Flow, Address]) -> tuple[int, int] | None:
+        """The stream and component that data on a path is for; None where it is to be refused."""
+        return self._paths.get(path)
+
     def add(self, flow: Flow, remote: Address, base: LocalCandidate) -> None:
         """An authenticated message came by `flow` from `remote`."""
         if (flow, remote) not in self._paths:
-            self._paths[flow, remote] = None
+            self._paths[flow, remote] = base.place
             self._journal.event(
                 RemoteAuthenticated(flow=flow, remote=remote, stream=base.stream, component=base.component)
             )

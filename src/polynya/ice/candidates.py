@@ -144,6 +144,11 @@ class LocalCandidate:
         return self.candidate.component
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Stream and component."""
+        return self.stream, self.component
+
+    @property
     def is_base(self) -> bool:
         """Whether packets leave from the candidate's own address."""
         return self.candidate.address == self.base

@@ -16,11 +16,12 @@ it open (RFC 8445, sections 5.1.1.4 and 11).
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from polynya.core.addresses import Address, scope
+from polynya.core.empty import NOTHING
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant, in_seconds
 from polynya.core.machine import (
@@ -38,7 +39,6 @@ from polynya.core.machine import (
     StreamData,
 )
 from polynya.core.pacer import Pacer
-from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Received
 from polynya.stun.probe import ProbeEnded
@@ -48,7 +48,17 @@ from polynya.stun.uris import StunUri
 from .interfaces import Refused, choose_addresses
 from .options import Base, HostAddress, RelayServer, SessionConfig
 from .questions import Questions
-from .relays import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost, Relays
+from .relays import (
+    NO_RELAYS,
+    CredentialsWanted,
+    PathReady,
+    PathRefused,
+    RelayEvent,
+    RelayFailed,
+    RelayFound,
+    RelayLost,
+    Relays,
+)
 
 
 class GatheringState(Enum):
@@ -108,13 +118,33 @@ class ServerAnswer:
     reason: str = ""
 
 
-class _Timer(Enum):
+class _Wait(Enum):
     PATIENCE = "no server has answered"
     GRACE = "the others had their time"
 
 
 class Gathering:
     """A machine: core inputs in, `Open`, `Resolve` and `Send` out, `GatheringEvent`s for the session."""
+
+    __slots__ = (
+        "_config",
+        "_deadline",
+        "_events",
+        "_flow_ids",
+        "_opening",
+        "_outputs",
+        "_pacer",
+        "_questions",
+        "_random",
+        "_resolving",
+        "_servers",
+        "_trace",
+        "answers",
+        "bases",
+        "refused",
+        "relays",
+        "state",
+    )
 
     def __init__(
         self,
@@ -126,30 +156,30 @@ class Gathering:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.state = GatheringState.NEW
-        self.answers: list[ServerAnswer] = []
+        self.answers: tuple[ServerAnswer, ...] = ()
         self.refused: tuple[Refused, ...] = ()
         self.bases: dict[Flow, Base] = {}
         self._config = config
+        self._random = random
+        self._pacer = pacer
         self._flow_ids = flow_ids
         self._trace = trace
-        self.relays = Relays(
-            config.turn_servers,
-            config.families,
-            random=random,
-            pacer=pacer,
-            flow_ids=flow_ids,
-            trace=trace.of("turn"),
-        )
-        self._questions = Questions(keepalive=config.keepalive, random=random, pacer=pacer, trace=trace.of("stun"))
-        self._timers: Timers[_Timer] = Timers()
-        self._components = tuple(
-            (stream, component)
-            for stream, count in enumerate(config.ice.components)
-            for component in range(1, count + 1)
-        )
-        self._opening: dict[Flow, tuple[HostAddress, int, int]] = {}
-        self._resolving: dict[Resolve, StunUri] = {}
-        self._servers: dict[Address, str] = {}
+        self.relays = NO_RELAYS
+        if config.turn_servers:
+            self.relays = Relays(
+                config.turn_servers,
+                config.families,
+                random=random,
+                pacer=pacer,
+                flow_ids=flow_ids,
+                trace=trace.of("turn"),
+            )
+        self._questions: Questions | None = None
+        """Made for the first question, and left when the last one is answered and no mapping is kept."""
+        self._deadline: tuple[Instant, _Wait] | None = None
+        self._opening: Mapping[Flow, tuple[HostAddress, int, int]] = NOTHING
+        self._resolving: Mapping[Resolve, StunUri] = NOTHING
+        self._servers: Mapping[Address, str] = NOTHING
         self._outputs: list[Output] = []
         self._events: list[GatheringEvent] = []
 
@@ -162,12 +192,11 @@ class Gathering:
         chosen, self.refused = choose_addresses(interfaces.interfaces, self._config)
         self._change(GatheringState.GATHERING, f"{len(chosen)} local addresses to gather on", now)
         self._open(chosen)
-        for token, uri in enumerate(self._config.stun_servers):
-            query = Resolve(name=uri.host, token=token)
-            self._resolving[query] = uri
-            self._outputs.append(query)
+        queries = {Resolve(name=uri.host, token=token): uri for token, uri in enumerate(self._config.stun_servers)}
+        self._resolving = queries or NOTHING
+        self._outputs += queries
         self.relays.start(now)
-        self._timers.set(_Timer.PATIENCE, Instant(now + self._config.patience))
+        self._deadline = (Instant(now + self._config.patience), _Wait.PATIENCE)
         self._finish_if_done(now)
 
     def update(self, interfaces: InterfacesChanged, now: Instant) -> list[Flow] | None:
@@ -191,29 +220,28 @@ class Gathering:
         )
         for flow in gone:
             self._outputs.append(Close(flow=flow))
-            self._questions.forget(flow)
+            if self._questions is not None:
+                self._questions.forget(flow)
             self.relays.remove_base(flow, "its address is gone from this host")
             del self.bases[flow]
         self._open(new)
         for base in self.bases.values():
             self._ask_all(base, now)
-        self._timers.set(_Timer.PATIENCE, Instant(now + self._config.patience))
+        self._deadline = (Instant(now + self._config.patience), _Wait.PATIENCE)
         self._finish_if_done(now)
         return gone
 
     def stop_keepalives(self) -> None:
         """A pair was nominated: checks and consent keep its path open, the other mappings may go."""
-        self._questions.stop_keeping()
+        if self._questions is not None:
+            self._questions.stop_keeping()
 
     def close(self, now: Instant) -> None:
         """Free every relay, close every socket and forget every question."""
         self._outputs = self.relays.close(now)
-        self._timers.clear()
-        self._questions.abandon()
-        self._questions.stop_keeping()
-        self._resolving.clear()
+        self._deadline = self._questions = None
         self._outputs += [Close(flow=flow) for flow in (*self._opening, *self.bases)]
-        self._opening.clear()
+        self._resolving = self._opening = NOTHING
         self.bases.clear()
 
     def set_credentials(self, server: RelayServer, now: Instant) -> None:
@@ -233,17 +261,20 @@ class Gathering:
 
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` belongs to a question asked here."""
-        return self._questions.expects(flow, remote) or self.relays.expects(flow, remote)
+        asked = self._questions is not None and self._questions.expects(flow, remote)
+        return asked or self.relays.expects(flow, remote)
 
     # ------------------------------------------------------------------------------------------------------ machine
 
     def receive(self, input: GatheringInput, now: Instant) -> None:
         match input:
             case Received() if input.message.method == Method.BINDING:
-                self._questions.receive(input, now)
-                self._collect(now)
+                if self._questions is not None:
+                    self._questions.receive(input, now)
+                    self._collect(now)
             case IcmpError() | SendFailed():
-                self._questions.receive(input, now)
+                if self._questions is not None:
+                    self._questions.receive(input, now)
                 self.relays.receive(input, now)
                 self._collect(now)
             case Opened() if input.flow in self._opening:
@@ -260,14 +291,19 @@ class Gathering:
                     self.start(input, now)
 
     def tick(self, now: Instant) -> None:
-        self._questions.tick(now)
+        if self._questions is not None:
+            self._questions.tick(now)
         self.relays.tick(now)
         self._collect(now)
-        for timer in self._timers.due(now):
-            self._give_up(timer, now)
+        if self._deadline is not None and now >= self._deadline[0]:
+            self._give_up(self._deadline[1], now)
 
     def next_timer(self) -> Instant | None:
-        due = (self._timers.next(), self._questions.next_timer(), self.relays.next_timer())
+        due = [
+            None if self._deadline is None else self._deadline[0],
+            None if self._questions is None else self._questions.next_timer(),
+            self.relays.next_timer(),
+        ]
         return min((at for at in due if at is not None), default=None)
 
     @property
@@ -276,7 +312,12 @@ class Gathering:
         return bool(self._events)
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = [*self._outputs, *self._questions.outputs(), *self.relays.outputs()], []
+        drained, self._outputs = self._outputs, []
+        if self._questions is not None:
+            drained += self._questions.outputs()
+            if self._questions.idle:
+                self._questions = None
+        drained += self.relays.outputs()
         return drained
 
     def events(self) -> list[GatheringEvent]:
@@ -288,15 +329,25 @@ class Gathering:
     def _open(self, hosts: Iterable[HostAddress]) -> None:
         """Ask for a socket on each address, for each component."""
         for host in hosts:
-            for stream, component in self._components:
+            for stream, component in self._components():
                 flow = self._flow_ids.new()
-                self._opening[flow] = (host, stream, component)
+                self._opening = {**self._opening, flow: (host, stream, component)}
                 self._outputs.append(
                     Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports)
                 )
 
+    def _components(self) -> Iterator[tuple[int, int]]:
+        for stream, count in enumerate(self._config.ice.components):
+            yield from ((stream, component) for component in range(1, count + 1))
+
+    def _take_opening(self, flow: Flow) -> tuple[HostAddress, int, int] | None:
+        opening = self._opening.get(flow)
+        if opening is not None:
+            self._opening = {other: waiting for other, waiting in self._opening.items() if other != flow} or NOTHING
+        return opening
+
     def _base_opened(self, opened: Opened, now: Instant) -> None:
-        opening = self._opening.pop(opened.flow, None)
+        opening = self._take_opening(opened.flow)
         if opening is None:
             return
         host, stream, component = opening
@@ -309,32 +360,34 @@ class Gathering:
         self._finish_if_done(now)
 
     def _base_failed(self, closed: Closed, now: Instant) -> None:
-        opening = self._opening.pop(closed.flow, None)
+        opening = self._take_opening(closed.flow)
         base = self.bases.pop(closed.flow, None)
         host = opening[0] if opening is not None else base.host if base is not None else None
         if host is None:
             return
         refusal = Refused(interface=host.interface, host=host.address.host, reason=closed.reason)
         self.refused = (*self.refused, refusal)
-        self._questions.forget(closed.flow)
+        if self._questions is not None:
+            self._questions.forget(closed.flow)
         self.relays.remove_base(closed.flow, closed.reason)
         self._finish_if_done(now)
 
     def _resolved(self, resolved: Resolved, now: Instant) -> None:
-        uri = self._resolving.pop(resolved.query, None)
+        uri = self._resolving.get(resolved.query)
         if uri is None:
             return
+        self._resolving = {query: each for query, each in self._resolving.items() if query != resolved.query} or NOTHING
         if resolved.error or not resolved.hosts:
             reason = resolved.error or "the name has no address"
             self._trace(now, "server", reason, server=str(uri), state="unresolved")
-            self.answers.append(ServerAnswer(server=str(uri), reason=reason))
+            self.answers += (ServerAnswer(server=str(uri), reason=reason),)
         families: set[int] = set()
         for host in resolved.hosts:
             server = Address.of(host, uri.port)
             if server.family in families or server in self._servers:
                 continue
             families.add(server.family)
-            self._servers[server] = str(uri)
+            self._servers = {**self._servers, server: str(uri)}
             for base in self.bases.values():
                 self._ask(base, server, now)
         self._finish_if_done(now)
@@ -350,18 +403,26 @@ class Gathering:
         local, remote = scope(base.local.host), scope(server.host)
         same_reach = (local == "loopback") == (remote == "loopback") and (local != "link-local" or remote == local)
         if base.local.family == server.family and same_reach:
+            if self._questions is None:
+                self._questions = Questions(
+                    keepalive=self._config.keepalive,
+                    random=self._random,
+                    pacer=self._pacer,
+                    trace=self._trace.of("stun"),
+                )
             self._questions.ask(base.flow, server, now)
 
     def _collect(self, now: Instant) -> None:
-        for ended in self._questions.events():
-            self._answered(ended, now)
+        if self._questions is not None:
+            for ended in self._questions.events():
+                self._answered(ended, self._questions, now)
         for event in self.relays.events():
             self._relay_event(event, now)
 
     def _relay_event(self, event: RelayEvent, now: Instant) -> None:
         if isinstance(event, RelayFailed):
             base = None if event.base is None else event.base.local
-            self.answers.append(ServerAnswer(server=event.server, base=base, reason=event.reason))
+            self.answers += (ServerAnswer(server=event.server, base=base, reason=event.reason),)
             self._trace(now, "server", event.reason, server=event.server, state="failed")
         else:
             self._events.append(event)
@@ -369,44 +430,43 @@ class Gathering:
             answer = ServerAnswer(
                 server=str(event.server), base=event.base.local, mapped=event.relayed, reason="a relayed address"
             )
-            self.answers.append(answer)
+            self.answers += (answer,)
             self._trace(now, "server", "allocated", server=str(event.server), state="allocated", base=str(answer.base))
-            self._timers.cancel(_Timer.PATIENCE)
-            self._timers.set(_Timer.GRACE, Instant(now + self._config.grace))
+            self._deadline = (Instant(now + self._config.grace), _Wait.GRACE)
         self._finish_if_done(now)
 
-    def _answered(self, ended: ProbeEnded, now: Instant) -> None:
+    def _answered(self, ended: ProbeEnded, questions: Questions, now: Instant) -> None:
         base = self.bases.get(ended.flow)
         if base is None:
             return
         answer = ServerAnswer(
             server=str(ended.server), base=base.local, mapped=ended.mapped, rtt=ended.rtt, reason=ended.reason
         )
-        self.answers.append(answer)
+        self.answers += (answer,)
         state = "answered" if ended.mapped else "failed"
         self._trace(now, "server", ended.reason, server=str(ended.server), state=state, base=str(base.local))
         if ended.mapped is not None and self.state is GatheringState.GATHERING:
             self._events.append(MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server))
             if ended.mapped != base.local:
-                self._questions.keep(ended.flow, ended.server, now)
-            self._timers.cancel(_Timer.PATIENCE)
-            self._timers.set(_Timer.GRACE, Instant(now + self._config.grace))
+                questions.keep(ended.flow, ended.server, now)
+            self._deadline = (Instant(now + self._config.grace), _Wait.GRACE)
         self._finish_if_done(now)
 
     # ----------------------------------------------------------------------------------------------------- the end
 
-    def _give_up(self, timer: _Timer, now: Instant) -> None:
-        wait = self._config.patience if timer is _Timer.PATIENCE else self._config.grace
-        since = "gathering began" if timer is _Timer.PATIENCE else "the last answer came"
-        for flow, server in self._questions.abandon():
+    def _give_up(self, timer: _Wait, now: Instant) -> None:
+        wait = self._config.patience if timer is _Wait.PATIENCE else self._config.grace
+        since = "gathering began" if timer is _Wait.PATIENCE else "the last answer came"
+        self._deadline = None
+        for flow, server in [] if self._questions is None else self._questions.abandon():
             if (base := self.bases.get(flow)) is not None:
                 reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
-                self.answers.append(ServerAnswer(server=str(server), base=base.local, reason=reason))
+                self.answers += (ServerAnswer(server=str(server), base=base.local, reason=reason),)
         for base, turn_server in self.relays.abandon(now):
             reason = f"{turn_server} had not allocated {in_seconds(wait):g} s after {since}"
-            self.answers.append(ServerAnswer(server=str(turn_server), base=base.local, reason=reason))
+            self.answers += (ServerAnswer(server=str(turn_server), base=base.local, reason=reason),)
         self._abandon_opening()
-        self._resolving.clear()
+        self._resolving = NOTHING
         self._finish_if_done(now)
 
     def _abandon_opening(self) -> None:
@@ -416,14 +476,14 @@ class Gathering:
                 interface=host.interface, host=host.address.host, reason="its socket was not opened in time"
             )
             self.refused = (*self.refused, refusal)
-        self._opening.clear()
+        self._opening = NOTHING
 
     def _finish_if_done(self, now: Instant) -> None:
-        pending = self._opening or self._resolving or self._questions.open or self.relays.open
+        asking = self._questions is not None and self._questions.open
+        pending = self._opening or self._resolving or asking or self.relays.open
         if self.state is not GatheringState.GATHERING or pending:
             return
-        self._timers.cancel(_Timer.PATIENCE)
-        self._timers.cancel(_Timer.GRACE)
+        self._deadline = None
         mapped = sum(1 for answer in self.answers if answer.mapped)
         self._change(GatheringState.COMPLETE, f"{len(self.bases)} sockets, {mapped} answers of servers", now)
 

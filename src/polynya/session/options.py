@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.empty import NOTHING
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND
@@ -55,7 +56,7 @@ class SessionConfig:
     """Whether loopback addresses are gathered; they connect programs on one host and no others."""
     ports: tuple[int, int] | None = None
     """The lowest and highest local port that may be used; any port when it is None."""
-    external: Mapping[str, str] = field(default_factory=dict)
+    external: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     """Local host to external one, of NATs that map 1:1 with the same ports: candidates without asking a server."""
     addresses_per_interface: int = 3
     """How many IPv6 addresses of one interface are gathered (RFC 8421, section 4 asks to bound them)."""
@@ -73,7 +74,8 @@ class SessionConfig:
             low, high = self.ports
             if not 1 <= low <= high <= 65535:
                 raise ConfigurationError(f"a port range is (LOW, HIGH) within 1..65535, not {self.ports!r}")
-        object.__setattr__(self, "external", {_host(old): _host(new) for old, new in self.external.items()})
+        if self.external:
+            object.__setattr__(self, "external", {_host(old): _host(new) for old, new in self.external.items()})
         if min(self.patience, self.grace, self.keepalive) <= 0:
             raise ConfigurationError("patience, grace and keepalive are more than zero")
 

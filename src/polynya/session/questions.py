@@ -8,15 +8,12 @@ indication every Tr (RFC 8445, sections 5.1.1.4 and 11).
 from __future__ import annotations
 
 import random as random_module
-from collections import deque
-from enum import Enum
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.core.machine import IcmpError, Send, SendFailed
 from polynya.core.pacer import Pacer
-from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Message, Received
 from polynya.stun.probe import BindingProbe, ProbeEnded
@@ -25,21 +22,32 @@ from polynya.stun.registry import TRANSACTION_ID_LENGTH, Method
 Path = tuple[Flow, Address]
 
 
-class _Timer(Enum):
-    PACE = "the next question's slot"
-    KEEPALIVE = "mappings must be kept open"
-
-
 class Questions:
     """A machine: answers in, `Send` out, a `ProbeEnded` for each question."""
+
+    __slots__ = (
+        "_ask_at",
+        "_events",
+        "_interval",
+        "_keep_at",
+        "_kept",
+        "_outputs",
+        "_pacer",
+        "_probes",
+        "_random",
+        "_trace",
+        "_waiting",
+    )
 
     def __init__(self, *, keepalive: int, random: random_module.Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
         self._interval = keepalive
         self._random = random
         self._pacer = pacer
         self._trace = trace
-        self._timers: Timers[_Timer] = Timers()
-        self._waiting: deque[Path] = deque()
+        self._ask_at: Instant | None = None
+        """The slot of the next question."""
+        self._keep_at: Instant | None = None
+        self._waiting: list[Path] = []
         self._probes: dict[Path, BindingProbe] = {}
         self._kept: dict[Path, None] = {}
         self._outputs: list[Send] = []
@@ -55,17 +63,17 @@ class Questions:
     def keep(self, flow: Flow, server: Address, now: Instant) -> None:
         """Keep the mapping that `server` saw open."""
         self._kept[flow, server] = None
-        if _Timer.KEEPALIVE not in self._timers:
-            self._timers.set(_Timer.KEEPALIVE, Instant(now + self._interval))
+        if self._keep_at is None:
+            self._keep_at = Instant(now + self._interval)
 
     def stop_keeping(self) -> None:
         """Let every mapping go."""
         self._kept.clear()
-        self._timers.cancel(_Timer.KEEPALIVE)
+        self._keep_at = None
 
     def forget(self, flow: Flow) -> None:
         """A flow is gone: so are its questions and mappings."""
-        self._waiting = deque(path for path in self._waiting if path[0] != flow)
+        self._waiting = [path for path in self._waiting if path[0] != flow]
         self._probes = {path: probe for path, probe in self._probes.items() if path[0] != flow}
         self._kept = {path: None for path in self._kept if path[0] != flow}
 
@@ -74,13 +82,18 @@ class Questions:
         unanswered = [*self._probes, *self._waiting]
         self._probes.clear()
         self._waiting.clear()
-        self._timers.cancel(_Timer.PACE)
+        self._ask_at = None
         return unanswered
 
     @property
     def open(self) -> bool:
         """Whether a question is waiting for its slot or its answer."""
         return bool(self._waiting or self._probes)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked, kept or to be told: then nobody needs this any more."""
+        return not (self._waiting or self._probes or self._kept or self._outputs or self._events)
 
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` belongs to a question."""
@@ -96,12 +109,12 @@ class Questions:
             self._collect(path, probe)
 
     def tick(self, now: Instant) -> None:
-        for timer in self._timers.due(now):
-            if timer is _Timer.PACE:
-                self._ask_next(now)
-                self._arm(now)
-            else:
-                self._keep_all(now)
+        if self._ask_at is not None and now >= self._ask_at:
+            self._ask_at = None
+            self._ask_next(now)
+            self._arm(now)
+        if self._keep_at is not None and now >= self._keep_at:
+            self._keep_all(now)
         for path, probe in list(self._probes.items()):
             due = probe.next_timer()
             if due is not None and due <= now:
@@ -109,7 +122,7 @@ class Questions:
                 self._collect(path, probe)
 
     def next_timer(self) -> Instant | None:
-        due = [self._timers.next(), *(probe.next_timer() for probe in self._probes.values())]
+        due = [self._ask_at, self._keep_at, *(probe.next_timer() for probe in self._probes.values())]
         return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Send]:
@@ -124,20 +137,20 @@ class Questions:
 
     def _arm(self, now: Instant) -> None:
         """Reserve slots, one at a time, and use at once what is free at once."""
-        while self._waiting and _Timer.PACE not in self._timers:
+        while self._waiting and self._ask_at is None:
             slot = self._pacer.reserve(now)
             if slot > now:
-                self._timers.set(_Timer.PACE, slot)
+                self._ask_at = slot
             else:
                 self._ask_next(now)
 
     def _ask_next(self, now: Instant) -> None:
         if self._waiting:
             if self._pacer.free_at > now:  # another's slot was used late
-                self._timers.set(_Timer.PACE, self._pacer.free_at)
+                self._ask_at = self._pacer.free_at
                 return
             self._pacer.used(now)
-            flow, server = path = self._waiting.popleft()
+            flow, server = path = self._waiting.pop(0)
             probe = BindingProbe(flow=flow, server=server, random=self._random, trace=self._trace)
             self._probes[path] = probe
             probe.start(now)
@@ -158,5 +171,4 @@ class Questions:
         for flow, server in self._kept:
             indication = Message.indication(Method.BINDING, self._random.randbytes(TRANSACTION_ID_LENGTH))
             self._outputs.append(Send(flow, server, indication.encode(fingerprint=True)))
-        if self._kept:
-            self._timers.set(_Timer.KEEPALIVE, Instant(now + self._interval))
+        self._keep_at = Instant(now + self._interval) if self._kept else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random as random_module
 from dataclasses import dataclass
+from typing import Final, cast
 
 from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow, FlowIds, Transport
@@ -130,6 +131,25 @@ class _Relay:
 class Relays:
     """A machine: bases and packets in, `Open`, `Resolve`, `Send` out, `RelayEvent`s and relayed datagrams."""
 
+    __slots__ = (
+        "_bases",
+        "_by_flow",
+        "_by_path",
+        "_by_stream",
+        "_discovered",
+        "_discoveries",
+        "_events",
+        "_families",
+        "_flow_ids",
+        "_inputs",
+        "_outputs",
+        "_pacer",
+        "_random",
+        "_relays",
+        "_servers",
+        "_trace",
+    )
+
     def __init__(
         self,
         servers: tuple[RelayServer, ...],
@@ -170,7 +190,8 @@ class Relays:
 
     def add_base(self, base: Base, now: Instant) -> None:
         """A socket stands: ask every server that is known from it, and those that will be."""
-        self._bases[base.flow] = base
+        if self._servers:
+            self._bases[base.flow] = base
         for index, servers in self._discovered.items():
             self._allocate(base, self._servers[index], list(servers), now)
 
@@ -425,6 +446,10 @@ class Relays:
     def _unaim(self, relay: _Relay) -> None:
         self._by_path = {path: each for path, each in self._by_path.items() if each is not relay}
         self._by_stream = {flow: each for flow, each in self._by_stream.items() if each is not relay}
+
+
+NO_RELAYS: Final = Relays((), (), random=cast("random_module.Random", None), pacer=Pacer(), flow_ids=FlowIds())
+"""Of every session without TURN servers: nothing is asked for, so nothing is drawn, sent or kept."""
 
 
 def _credentials(server: RelayServer) -> Credentials | None:

@@ -14,11 +14,12 @@ What gathering finds becomes the agent's local candidates; what the agent wants 
 from __future__ import annotations
 
 import random as random_module
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.empty import NOTHING
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
@@ -45,8 +46,6 @@ from polynya.ice.events import (
     AgentStateChanged,
     IceEvent,
     PathWanted,
-    RemoteAuthenticated,
-    RemoteRevoked,
     SelectedPairChanged,
 )
 from polynya.stun.message import Received, decode, is_stun
@@ -80,6 +79,8 @@ SessionEvent = IceEvent | GatheringStateChanged | CredentialsWanted | DataReceiv
 class Session:
     """A machine: feed it the host's interfaces, the other side's description and candidates, and packets."""
 
+    __slots__ = ("_events", "_outputs", "_trace", "agent", "config", "counters", "gathering")
+
     def __init__(
         self,
         config: SessionConfig,
@@ -90,12 +91,10 @@ class Session:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.config = config
-        self.counters: Counter[str] = Counter()
+        self.counters: Mapping[str, int] = NOTHING
         self.agent = IceAgent(config.ice, random=random, pacer=pacer, trace=trace.of("ice"))
         self.gathering = Gathering(config, random=random, pacer=pacer, flow_ids=flow_ids, trace=trace.of("gathering"))
         self._trace = trace.of("session")
-        self._readable: dict[tuple[Flow, Address], tuple[int, int]] = {}
-        self._selected: dict[tuple[int, int], tuple[Flow, Address]] = {}
         self._outputs: list[Output] = []
         self._events: list[SessionEvent] = []
 
@@ -150,7 +149,7 @@ class Session:
 
     def send(self, data: bytes, now: Instant, stream: int = 0, component: int = 1) -> bool:
         """Send application data on the component's selected pair; False while there is none."""
-        target = self._selected.get((stream, component))
+        target = self.agent.path(stream, component)
         if target is None:
             return False
         flow, remote = target
@@ -174,7 +173,7 @@ class Session:
 
     def target(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
         """The flow and remote address that a component's data is sent to, if it can be sent."""
-        return self._selected.get((stream, component))
+        return self.agent.path(stream, component)
 
     def why(self) -> SessionReport:
         """What was gathered and what was not, every pair, and every transition with its reason."""
@@ -247,7 +246,7 @@ class Session:
         self.agent.receive(received, now)
 
     def _data(self, datagram: Datagram, now: Instant) -> None:
-        place = self._readable.get((datagram.flow, datagram.remote))
+        place = self.agent.accepts(datagram.flow, datagram.remote)
         if place is None:
             self._drop("unauthenticated", datagram, "data from where no authenticated check came", now)
             return
@@ -257,7 +256,7 @@ class Session:
         self._events.append(DataReceived(*place, datagram.data))
 
     def _drop(self, count: str, datagram: Datagram, reason: str, now: Instant) -> None:
-        self.counters[count] += 1
+        self.counters = {**self.counters, count: self.counters.get(count, 0) + 1}
         if self._trace.enabled:
             self._trace(now, "message-dropped", reason, remote=str(datagram.remote), packet=datagram.packet)
 
@@ -363,18 +362,8 @@ class Session:
 
     def _note(self, event: IceEvent, now: Instant) -> None:
         match event:
-            case RemoteAuthenticated():
-                self._readable[event.flow, event.remote] = (event.stream, event.component)
-            case RemoteRevoked():
-                self._readable.pop((event.flow, event.remote), None)
-            case SelectedPairChanged():
-                place = (event.stream, event.component)
-                if event.pair is None:
-                    self._selected.pop(place, None)
-                else:
-                    self._selected[place] = (event.pair.flow, event.pair.remote_address)
-                    if event.nominated:
-                        self.gathering.bind(event.pair.flow, event.pair.remote_address, now)
+            case SelectedPairChanged() if event.pair is not None and event.nominated:
+                self.gathering.bind(event.pair.flow, event.pair.remote_address, now)
             case PathWanted():
                 self.gathering.want(event.flow, event.remote, now)
             case AgentStateChanged(new=AgentState.COMPLETED | AgentState.FAILED | AgentState.CLOSED):
