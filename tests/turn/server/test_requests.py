@@ -170,6 +170,14 @@ def test_a_dual_allocation_has_both_families(table: Table) -> None:
     assert [each.remote for each in alice.send(b"6", PEER6) + alice.send(b"4", PEER)] == [PEER6, PEER]
 
 
+def test_a_dual_allocation_can_be_asked_for_by_the_number_of_the_draft(table: Table) -> None:
+    """coturn's turnutils_uclient 4.6.1 does."""
+    answer = Person(table).allocate({a.SSODA_ADDITIONAL_ADDRESS_FAMILY: 6})
+    assert [each.family for each in answer[a.XOR_RELAYED_ADDRESS]] == [4, 6]
+    answer = Person(Table(config(relays=(RelayHost(host=HOST),)))).allocate({a.SSODA_ADDITIONAL_ADDRESS_FAMILY: 6})
+    assert answer[a.SSODA_ADDRESS_ERROR_CODE].code == 440 and a.ADDRESS_ERROR_CODE not in answer
+
+
 def test_a_dual_allocation_gives_what_it_can_and_says_what_it_cannot() -> None:
     answer = Person(Table(config(relays=(RelayHost(host=HOST),)))).allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
     assert [each.host for each in answer[a.XOR_RELAYED_ADDRESS]] == [HOST]

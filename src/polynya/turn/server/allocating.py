@@ -19,6 +19,8 @@ from polynya.stun.attributes import (
     REQUESTED_ADDRESS_FAMILY,
     REQUESTED_TRANSPORT,
     RESERVATION_TOKEN,
+    SSODA_ADDITIONAL_ADDRESS_FAMILY,
+    SSODA_ADDRESS_ERROR_CODE,
     XOR_MAPPED_ADDRESS,
     XOR_RELAYED_ADDRESS,
     AddressError,
@@ -122,6 +124,8 @@ class Allocating:
         token = message.get(RESERVATION_TOKEN)
         family = message.get(REQUESTED_ADDRESS_FAMILY)
         additional = message.get(ADDITIONAL_ADDRESS_FAMILY)
+        if additional is None:
+            additional = message.get(SSODA_ADDITIONAL_ADDRESS_FAMILY)
         if token is not None and (even is not None or family is not None or additional is not None):
             raise Refusal(ErrorCode.BAD_REQUEST, "a reservation is not compatible with other wishes")
         if additional is not None and (family is not None or even or additional != IPV6):
@@ -166,7 +170,8 @@ class Allocating:
             self._allocations.release(claim)
             raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, "no relay port is free")
         if failed is not None:
-            reply[ADDRESS_ERROR_CODE] = failed
+            old = ADDITIONAL_ADDRESS_FAMILY not in ask.message  # who asks by the draft's number reads that one
+            reply[SSODA_ADDRESS_ERROR_CODE if old else ADDRESS_ERROR_CODE] = failed
         return relays, reply, now
 
     def _open(
