@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from polynya.core.addresses import Address
-from polynya.serve.reach import host_of, http_url, stun_uris
+from polynya.serve.reach import host_of, hosts_for, http_url, uri
+
+
+def stun_uris(listeners: list[Address], reached: str | None, local: str, remote: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(uri("stun", each) for each in hosts_for(listeners, reached, local, remote)))
+
 
 ALL4, ALL6 = Address("0.0.0.0", 3478), Address("::", 3478)
 LOOPBACK, PUBLIC = Address("127.0.0.1", 3478), Address("192.0.2.1", 3479)

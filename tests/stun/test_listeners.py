@@ -1,39 +1,118 @@
-"""The Binding server on its listeners: what was asked for, what came of it, and answers by the flow of the request."""
+"""The listeners before a machine: what is asked for, what comes of it, and what is the machine's."""
 
 from __future__ import annotations
+
+import errno
 
 from polynya.core.addresses import Address
 from polynya.core.flows import FlowIds, Transport
 from polynya.core.instants import Instant
-from polynya.core.machine import Closed, Datagram, Open, Opened, Send
-from polynya.stun.listeners import ListenerFailed, ListenerOpened, StunListeners
+from polynya.core.machine import Close, Closed, Datagram, Open, Opened, Send, StreamData
+from polynya.stun.listeners import TRIES, ListenerFailed, ListenerOpened, Listeners, Place
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
 from polynya.stun.server import BindingServer
 
-ONE, TWO = Address("192.0.2.1", 0), Address("2001:db8::1", 3478)
+ANY, FIXED = Address("192.0.2.1", 0), Address("2001:db8::1", 3478)
+UDP, TCP = Transport.UDP, Transport.TCP
 CLIENT = Address("198.51.100.1", 4000)
 NOW = Instant(0)
+REQUEST = Message.request(Method.BINDING, bytes(12)).encode()
 
 
-def test_each_address_is_opened_told_and_answered_by() -> None:
-    listeners = StunListeners((ONE, TWO), FlowIds(), BindingServer())
+def listening(*places: Place) -> Listeners:
+    listeners = Listeners(places, FlowIds(), BindingServer())
     assert listeners.outputs() == []
     listeners.start(NOW)
-    opens = listeners.outputs()
-    assert [(each.transport, each.local) for each in opens if isinstance(each, Open)] == [
-        (Transport.UDP, ONE),
-        (Transport.UDP, TWO),
-    ]
-    one, two = (each.flow for each in opens if isinstance(each, Open))
-    listeners.receive(Opened(flow=one, local=ONE.with_port(5000)), NOW)
-    listeners.receive(Closed(flow=two, reason="address already in use"), NOW)
+    return listeners
+
+
+def opens(listeners: Listeners) -> list[Open]:
+    found = [each for each in listeners.outputs() if isinstance(each, Open)]
+    assert all(each.remote is None for each in found)
+    return found
+
+
+def test_each_place_is_opened_told_and_answered_by() -> None:
+    listeners = listening(Place(ANY, (UDP,)), Place(FIXED, (UDP,)))
+    one, two = opens(listeners)
+    assert [(each.transport, each.local) for each in (one, two)] == [(UDP, ANY), (UDP, FIXED)]
+    listeners.receive(Opened(flow=one.flow, local=ANY.with_port(5000)), NOW)
+    listeners.receive(Closed(flow=two.flow, reason="no such address", errno=errno.EADDRNOTAVAIL), NOW)
     assert listeners.events() == [
-        ListenerOpened(asked=ONE, local=ONE.with_port(5000)),
-        ListenerFailed(asked=TWO, reason="address already in use"),
+        ListenerOpened(place=0, local=ANY.with_port(5000)),
+        ListenerFailed(place=1, transport=UDP, reason="no such address"),
     ]
-    listeners.receive(Datagram(one, CLIENT, Message.request(Method.BINDING, bytes(12)).encode()), NOW)
+    listeners.receive(Datagram(one.flow, CLIENT, REQUEST), NOW)
     [answer] = listeners.outputs()
     assert isinstance(answer, Send)
-    assert (answer.flow, answer.remote) == (one, CLIENT)
+    assert (answer.flow, answer.remote) == (one.flow, CLIENT)
     assert listeners.next_timer() is None
+
+
+def test_transports_of_a_place_share_the_port_that_the_first_one_got() -> None:
+    listeners = listening(Place(ANY, (UDP, TCP)))
+    [udp] = opens(listeners)
+    listeners.receive(Opened(flow=udp.flow, local=ANY.with_port(5000)), NOW)
+    [tcp] = opens(listeners)
+    assert (tcp.transport, tcp.local) == (TCP, ANY.with_port(5000))
+    assert listeners.events() == [], "not before both accept"
+    listeners.receive(Opened(flow=tcp.flow, local=ANY.with_port(5000)), NOW)
+    assert listeners.events() == [ListenerOpened(place=0, local=ANY.with_port(5000))]
+
+
+def test_a_stream_that_was_accepted_is_the_machines() -> None:
+    listeners = listening(Place(FIXED, (TCP,)))
+    [tcp] = opens(listeners)
+    listeners.receive(Opened(flow=tcp.flow, local=FIXED), NOW)
+    stream = FlowIds.again(tcp.flow)
+    listeners.receive(Opened(flow=stream, local=FIXED, remote=CLIENT, listener=tcp.flow), NOW)
+    listeners.receive(StreamData(stream, REQUEST), NOW)
+    [answer] = listeners.outputs()
+    assert isinstance(answer, Send) and answer.flow == stream
+    listeners.receive(Closed(flow=stream, reason="closed"), NOW)
+    assert listeners.events() == [ListenerOpened(place=0, local=FIXED)], "the listener stays"
+
+
+def test_where_any_port_will_do_another_is_tried_when_one_transport_finds_it_taken() -> None:
+    listeners = listening(Place(ANY, (UDP, TCP)))
+    [udp] = opens(listeners)
+    listeners.receive(Opened(flow=udp.flow, local=ANY.with_port(5000)), NOW)
+    [tcp] = opens(listeners)
+    listeners.receive(Closed(flow=tcp.flow, reason="taken", errno=errno.EADDRINUSE), NOW)
+    close, again = listeners.outputs()
+    assert close == Close(flow=udp.flow)
+    assert isinstance(again, Open) and (again.transport, again.local) == (UDP, ANY)
+    assert listeners.events() == []
+
+
+def test_it_is_not_tried_for_ever_and_not_at_all_on_a_port_that_was_asked_for() -> None:
+    listeners, tries = listening(Place(ANY, (UDP, TCP))), 0
+    while asked := [each for each in listeners.outputs() if isinstance(each, Open)]:
+        if asked[0].transport is UDP:
+            tries += 1
+            listeners.receive(Opened(flow=asked[0].flow, local=ANY.with_port(5000 + tries)), NOW)
+        else:
+            listeners.receive(Closed(flow=asked[0].flow, reason="taken", errno=errno.EADDRINUSE), NOW)
+    assert tries == TRIES + 1
+    assert listeners.events() == [ListenerFailed(place=0, transport=TCP, reason="taken")]
+
+    listeners = listening(Place(FIXED, (UDP, TCP)))
+    [udp] = opens(listeners)
+    listeners.receive(Opened(flow=udp.flow, local=FIXED), NOW)
+    [tcp] = opens(listeners)
+    listeners.receive(Closed(flow=tcp.flow, reason="taken", errno=errno.EADDRINUSE), NOW)
+    assert listeners.outputs() == [Close(flow=udp.flow)]
+    assert listeners.events() == [ListenerFailed(place=0, transport=TCP, reason="taken")]
+
+
+def test_a_place_that_loses_a_listener_later_is_told_as_gone() -> None:
+    listeners = listening(Place(ANY, (UDP, TCP)))
+    [udp] = opens(listeners)
+    listeners.receive(Opened(flow=udp.flow, local=ANY.with_port(5000)), NOW)
+    [tcp] = opens(listeners)
+    listeners.receive(Opened(flow=tcp.flow, local=ANY.with_port(5000)), NOW)
+    listeners.events()
+    listeners.receive(Closed(flow=udp.flow, reason="the network is gone", errno=errno.ENETDOWN), NOW)
+    assert listeners.outputs() == [Close(flow=tcp.flow)]
+    assert listeners.events() == [ListenerFailed(place=0, transport=UDP, reason="the network is gone")]

@@ -1,4 +1,4 @@
-"""The server process: STUN over UDP and signaling over WebSocket, in one event loop.
+"""The server process: STUN and TURN over UDP, TCP and TLS, and signaling over WebSocket, in one event loop.
 
     async with polynya.serve.Server(ServerConfig(listen=(...,), http=(...,))) as server:
         server.stun_uris, server.url
@@ -6,7 +6,7 @@
 Needs the extra `polynya[serve]`.
 """
 
-from .config import ServerConfig
+from .config import ServerConfig, TlsFiles, TurnOptions
 from .server import Server
 
-__all__ = ["Server", "ServerConfig"]
+__all__ = ["Server", "ServerConfig", "TlsFiles", "TurnOptions"]

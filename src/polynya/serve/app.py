@@ -1,8 +1,10 @@
-"""The HTTP side of the server: the signaling WebSocket and /healthz."""
+"""The HTTP side of the server: the signaling WebSocket, /healthz and /metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hmac import compare_digest
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -10,21 +12,37 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from polynya.core.addresses import Address
-from polynya.signaling.messages import PATH, SUBPROTOCOL, IceServer
+from polynya.signaling.messages import PATH, SUBPROTOCOL
 
+from .credentials import Offers
 from .http import ABORT
 from .links import Links
-from .reach import host_of, stun_uris
+from .reach import host_of, is_loopback
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_PROXIED: Final = ("x-forwarded-for", "forwarded", "via", "x-real-ip")
 
 
-def make_app(links: Links, stun: Sequence[Address], origins: Sequence[str]) -> Starlette:
-    """The application: `stun` are the listeners whose URIs members are told."""
+def make_app(
+    links: Links,
+    offers: Offers,
+    *,
+    origins: Sequence[str],
+    stopping: Callable[[], bool],
+    metrics: Callable[[], bytes],
+    metrics_token: Callable[[], str],
+) -> Starlette:
+    """The application. `stopping` says whether new clients should go elsewhere."""
 
     async def healthz(_request: Request) -> Response:
-        if links.closed:
+        if links.closed or stopping():
             return PlainTextResponse("shutting down\n", status_code=503)
         return PlainTextResponse("ok\n")
+
+    async def show_metrics(request: Request) -> Response:
+        if not _may_read(request, metrics_token()):
+            return PlainTextResponse("not found\n", status_code=404)
+        return Response(metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
 
     async def signaling(websocket: WebSocket) -> None:
         header = websocket.headers.get("host", "")
@@ -34,12 +52,13 @@ def make_app(links: Links, stun: Sequence[Address], origins: Sequence[str]) -> S
         await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
         remote = websocket.client.host if websocket.client else ""
         server = websocket.scope.get("server")
-        uris = stun_uris(stun, host_of(header), server[0] if server else "", remote)
-        servers = (IceServer(uris=uris),) if uris else ()
+        servers = offers.servers(host_of(header), server[0] if server else "", remote)
         abort: Callable[[], None] = websocket.scope["extensions"][ABORT]["call"]
         await links.run(websocket, remote, servers, abort)
 
-    return Starlette(routes=[Route("/healthz", healthz), WebSocketRoute(PATH, signaling)])
+    return Starlette(
+        routes=[Route("/healthz", healthz), Route("/metrics", show_metrics), WebSocketRoute(PATH, signaling)]
+    )
 
 
 def _may_use(origin: str | None, host: str, origins: Sequence[str]) -> bool:
@@ -47,3 +66,18 @@ def _may_use(origin: str | None, host: str, origins: Sequence[str]) -> bool:
     if origin is None or origin in origins:
         return True
     return origin.partition("://")[2] == host
+
+
+def _may_read(request: Request, token: str) -> bool:
+    """Who shows the token; without one, who comes from this host itself and not by way of a proxy on it."""
+    if token:
+        shown = request.headers.get("authorization", "").encode()
+        return compare_digest(shown, f"Bearer {token}".encode())
+    if any(name in request.headers for name in _PROXIED):
+        return False
+    asked = host_of(request.headers.get("host", "")) or ""  # a page that renamed this host to its own gets nothing
+    return request.client is not None and is_loopback(request.client.host) and _is_here(asked)
+
+
+def _is_here(host: str) -> bool:
+    return host == "localhost" or is_loopback(host)

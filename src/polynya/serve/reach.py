@@ -22,31 +22,35 @@ def host_of(header: str) -> str | None:
     return name if _NAME.fullmatch(name) and (not port or port.isdigit()) else None
 
 
-def stun_uris(listeners: Sequence[Address], reached: str | None, local: str, remote: str) -> tuple[str, ...]:
-    """The URIs (RFC 7064) of the STUN listeners for one client.
+def hosts_for(
+    listeners: Sequence[Address], reached: str | None, local: str, remote: str
+) -> tuple[tuple[str, int], ...]:
+    """The listeners as one client reaches them: a name or address each, and the port.
 
     `reached` is the host that the client used for HTTP, `local` the address that its connection arrived at, `remote`
     its own. A listener on a certain address is told as that; one on all addresses by what the client used. A listener
     that the client cannot reach (loopback, from elsewhere) is left out.
     """
     outside = _scope(remote) != "loopback"
-    uris: dict[str, None] = {}
+    found: dict[tuple[str, int], None] = {}
     for listener in listeners:
         kind = scope(listener.host)
         if kind == "loopback" and outside:
             continue
         if kind != "unspecified":
-            uris[stun_uri(listener.host, listener.port)] = None
+            found[listener.host, listener.port] = None
             continue
         host = reached or local
         if is_literal(host) and (":" in host) != (":" in listener.host):
             continue  # the other family's listener answers there
-        uris[stun_uri(host, listener.port)] = None
-    return tuple(uris)
+        found[host, listener.port] = None
+    return tuple(found)
 
 
-def stun_uri(host: str, port: int) -> str:
-    return f"stun:[{host}]:{port}" if ":" in host else f"stun:{host}:{port}"
+def uri(scheme: str, place: tuple[str, int]) -> str:
+    """A URI of RFC 7064 or 7065, without its query."""
+    host, port = place
+    return f"{scheme}:[{host}]:{port}" if ":" in host else f"{scheme}:{host}:{port}"
 
 
 def http_url(address: Address) -> str:
@@ -59,6 +63,10 @@ def http_url(address: Address) -> str:
 
 def is_literal(host: str) -> bool:
     return _scope(host) != ""
+
+
+def is_loopback(host: str) -> bool:
+    return _scope(host) == "loopback"
 
 
 def _scope(host: str) -> str:

@@ -8,28 +8,35 @@ import errno
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from polynya.aio.driver import Driver
+from polynya.aio.interfaces import list_interfaces
+from polynya.aio.tcp import TlsContexts, system_tls
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, UsageError
-from polynya.core.flows import FlowIds
+from polynya.core.flows import FlowIds, Transport
 from polynya.core.trace import NO_TRACE, Tracer
-from polynya.stun.listeners import ListenerEvent, ListenerFailed, ListenerOpened, StunListeners
+from polynya.stun.listeners import ListenerFailed, ListenerOpened, Listeners, Place
 from polynya.stun.server import BindingServer
 
 from .app import make_app
-from .config import ServerConfig
+from .certificates import Certificates
+from .config import ServerConfig, TurnOptions
+from .credentials import Offers
 from .http import EmbeddedUvicorn, embedded
 from .links import Links
-from .reach import http_url, stun_uri
+from .metrics import Metrics
+from .reach import http_url, uri
+from .relaying import Relaying
 
 logger: Final = logging.getLogger("polynya.serve")
 
 
 class Server:
-    """STUN and signaling in the running event loop: `async with Server(config) as server`.
+    """STUN, TURN and signaling in the running event loop: `async with Server(config) as server`.
 
     Entering raises ConfigurationError, with nothing left open, when an address cannot be listened on. On leaving,
     members are told, and everything is closed within a few seconds whatever clients do.
@@ -38,19 +45,38 @@ class Server:
     def __init__(self, config: ServerConfig, *, trace: Tracer = NO_TRACE) -> None:
         self.config = config
         self.stun_addresses: tuple[Address, ...] = ()
-        """Where STUN is answered, with the ports that the system gave."""
+        """Where STUN is answered over UDP, and with `turn` TURN over UDP and TCP, with the actual ports."""
+        self.tls_addresses: tuple[Address, ...] = ()
+        """Where TURN is answered over TLS."""
         self.http_addresses: tuple[Address, ...] = ()
+        self.relaying: Relaying | None = None
+        """The TURN part, where there is one."""
+        self.stopping = False
         self._trace = trace
         self._links: Links | None = None
-        self._driver: Driver[StunListeners] | None = None
+        self._offers = Offers()
+        self._binding = BindingServer(trace=trace.of("stun-server"))
+        self._driver: Driver[Listeners] | None = None
+        self._certificates: Certificates | None = None
         self._uvicorn: EmbeddedUvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
-        self._opening: dict[Address, asyncio.Future[Address]] = {}
+        self._opening: list[asyncio.Future[Address]] = []
+        self._places: list[Place] = []
+
+    # --------------------------------------------------------------------------------------------------------- seeing
 
     @property
     def stun_uris(self) -> tuple[str, ...]:
         """The STUN listeners as URIs, for clients on this host when they listen on all addresses."""
-        return tuple(stun_uri(each.host, each.port) for each in self.stun_addresses)
+        return tuple(uri("stun", (each.host, each.port)) for each in self.stun_addresses)
+
+    @property
+    def turn_uris(self) -> tuple[str, ...]:
+        """The TURN listeners as URIs; none without `turn`."""
+        if self.relaying is None:
+            return ()
+        plain = [uri("turn", (each.host, each.port)) for each in self.stun_addresses]
+        return (*plain, *(uri("turns", (each.host, each.port)) for each in self.tls_addresses))
 
     @property
     def url(self) -> str:
@@ -61,27 +87,46 @@ class Server:
 
     @property
     def ready_line(self) -> str:
-        """`ready stun=ADDR:PORT http=URL`, each as often as there are listeners, with their actual ports."""
-        stun = [f"stun={address}" for address in self.stun_addresses]
-        return " ".join(["ready", *stun, *(f"http=http://{address}" for address in self.http_addresses)])
+        """`ready stun=ADDR:PORT turn=ADDR:PORT turns=ADDR:PORT http=URL`, each as often as there are listeners."""
+        plain = self.stun_addresses
+        parts = [f"stun={each}" for each in plain]
+        parts += [f"turn={each}" for each in plain if self.relaying is not None]
+        parts += [f"turns={each}" for each in self.tls_addresses]
+        return " ".join(["ready", *parts, *(f"http=http://{each}" for each in self.http_addresses)])
 
     @property
     def counters(self) -> dict[str, int]:
         """What was counted, by part."""
-        counted: dict[str, int] = {}
-        if self._driver is not None:
-            counted |= {f"stun.{name}": value for name, value in self._driver.counters.items()}
-        if self._links is not None:
-            counted |= {f"signaling.{name}": value for name, value in self._links.rooms.counters.items()}
-        return counted
+        counted = {f"stun.{name}": value for name, value in self.socket_counters.items()}
+        if self.relaying is not None:
+            control, plane = self.relaying.machine.control, self.relaying.machine.plane
+            counted |= {f"turn.{name}": value for name, value in control.counters.items()}
+            counted |= {f"turn.not-forwarded.{name}": value for name, value in plane.counters.items()}
+        return counted | {f"signaling.{name}": value for name, value in self.signaling_counters.items()}
+
+    @property
+    def socket_counters(self) -> Mapping[str, int]:
+        """Datagrams and bytes of all sockets of STUN and TURN, relays included."""
+        return self._driver.counters if self._driver is not None else {}
+
+    @property
+    def signaling_counters(self) -> Mapping[str, int]:
+        return self._links.rooms.counters if self._links is not None else {}
+
+    @property
+    def answered(self) -> Mapping[str, int]:
+        """What became of messages to a server that has STUN only."""
+        return self._binding.counters
+
+    # ----------------------------------------------------------------------------------------------------------- life
 
     async def __aenter__(self) -> Server:
         sockets: list[socket.socket] = []
         try:
             for address in self.config.http:
                 sockets.append(_listen(address))  # noqa: PERF401 - what was opened before a failure must be known
-            await self._open_stun()
             self.http_addresses = tuple(Address.of(*each.getsockname()[:2]) for each in sockets)
+            await self._open_listeners()
             if sockets:
                 await self._open_http(sockets)
         except BaseException:
@@ -96,24 +141,6 @@ class Server:
     ) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Tell the members, then close everything. Safe to call twice."""
-        links, self._links = self._links, None
-        if links is not None:
-            await links.aclose(self.config.stop_timeout)
-        uvicorn, self._uvicorn = self._uvicorn, None
-        serving, self._serving = self._serving, None
-        if uvicorn is not None and serving is not None:
-            uvicorn.should_exit = True
-            await asyncio.wait([serving], timeout=self.config.stop_timeout)
-            uvicorn.abort_all()
-            serving.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
-        driver, self._driver = self._driver, None
-        if driver is not None:
-            await driver.aclose()
-
     async def run_until(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises RuntimeError when the HTTP part ended on its own."""
         waiting = asyncio.ensure_future(stop.wait())
@@ -127,32 +154,113 @@ class Server:
         if not stop.is_set():
             raise RuntimeError("the HTTP server ended on its own")
 
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Take no new sessions, and let those that are there end: for as long as is configured, or until `hurry`."""
+        self.stopping = True
+        self._offers.turn_is_offered = False
+        if self.relaying is not None:
+            await self.relaying.drain(hurry)
+
+    def reload(self, config: ServerConfig) -> list[str]:
+        """Go by a new configuration without ending any session: users, secrets, peer policy, limits, certificates.
+
+        Returns what differs and needs a restart. Raises ConfigurationError, with nothing changed, when the certificate
+        cannot be used.
+        """
+        old = self.config
+        if self._certificates is not None and config.tls is not None:
+            self._certificates.reload(config.tls)
+        fixed = [
+            name
+            for name in ("listen", "tls_listen", "http", "limits", "origins", "trusted_proxies")
+            if getattr(old, name) != getattr(config, name)
+        ]
+        if (self.relaying is None) != (config.turn is None):
+            fixed.append("turn")
+        elif self.relaying is not None and config.turn is not None:
+            fixed += [f"turn.{name}" for name in self.relaying.reload(config.turn)]
+            self._offers.take(config.turn, config.tls)
+        self.config = config
+        return fixed
+
+    async def aclose(self) -> None:
+        """Tell the members, then close everything. Safe to call twice."""
+        self.stopping = True
+        links, self._links = self._links, None
+        if links is not None:
+            await links.aclose(self.config.stop_timeout)
+        uvicorn, self._uvicorn = self._uvicorn, None
+        serving, self._serving = self._serving, None
+        if uvicorn is not None and serving is not None:
+            uvicorn.should_exit = True
+            await asyncio.wait([serving], timeout=self.config.stop_timeout)
+            uvicorn.abort_all()
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+        relaying, self.relaying = self.relaying, None
+        if relaying is not None:
+            await relaying.aclose()
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            await driver.aclose()
+
     # ------------------------------------------------------------------------------------------------------ opening
 
-    async def _open_stun(self) -> None:
-        if not self.config.listen:
+    async def _open_listeners(self) -> None:
+        config, turn = self.config, self.config.turn
+        plain = (Transport.UDP,) if turn is None else (Transport.UDP, Transport.TCP)
+        self._places = [Place(each, plain) for each in config.listen]
+        self._places += [Place(each, (Transport.TLS,)) for each in config.tls_listen]
+        if not self._places:
             return
-        loop = asyncio.get_running_loop()
-        self._opening = {address: loop.create_future() for address in self.config.listen}
+        tls: TlsContexts = system_tls
+        if config.tls is not None:
+            tls = self._certificates = Certificates(config.tls)
         flow_ids = FlowIds()
-        listeners = StunListeners(tuple(self._opening), flow_ids, BindingServer(trace=self._trace.of("stun-server")))
-        self._driver = Driver(listeners, on_event=self._on_listener, flow_ids=flow_ids, trace=self._trace)
+        machine: Any = self._binding
+        if turn is not None:
+            self.relaying = Relaying(turn, flow_ids, trace=self._trace)
+            machine = self.relaying.machine
+        listeners = Listeners(tuple(self._places), flow_ids, machine)
+        loop = asyncio.get_running_loop()
+        self._opening = [loop.create_future() for _ in self._places]
+        self._driver = Driver(listeners, on_event=self._on_event, flow_ids=flow_ids, trace=self._trace, tls=tls)
         self._driver.call(listeners.start)
-        self.stun_addresses = tuple(await asyncio.gather(*self._opening.values()))
+        opened = tuple(await asyncio.gather(*self._opening))
+        self.stun_addresses, self.tls_addresses = opened[: len(config.listen)], opened[len(config.listen) :]
+        if self.relaying is not None and turn is not None:
+            self.relaying.attach(self._driver, (*opened, *self.http_addresses), _own_hosts(turn))
+            self._offers = Offers(self.stun_addresses, self.stun_addresses, self.tls_addresses)
+            self._offers.take(turn, config.tls)
+        else:
+            self._offers = Offers(self.stun_addresses)
 
-    def _on_listener(self, event: ListenerEvent) -> None:
-        opening = self._opening.get(event.asked)
+    def _on_event(self, event: object) -> None:
         if isinstance(event, ListenerOpened):
-            if opening is not None and not opening.done():
+            opening = self._opening[event.place]
+            if not opening.done():
                 opening.set_result(event.local)
-        elif opening is not None and not opening.done():
-            opening.set_exception(ConfigurationError(f"cannot listen on udp {event.asked}: {event.reason}"))
         elif isinstance(event, ListenerFailed):
-            logger.error("the listener on udp %s is gone: %s", event.asked, event.reason)
+            opening, what = self._opening[event.place], f"{event.transport.value} {self._places[event.place].address}"
+            if opening.done():
+                logger.error("the listener on %s is gone: %s", what, event.reason)
+            else:
+                opening.set_exception(ConfigurationError(f"cannot listen on {what}: {event.reason}"))
+        elif self.relaying is not None:
+            self.relaying.on_event(event)
 
     async def _open_http(self, sockets: list[socket.socket]) -> None:
         self._links = Links(self.config.limits, trace=self._trace.of("signaling-server"))
-        uvicorn = self._uvicorn = embedded(make_app(self._links, self.stun_addresses, self.config.origins), self.config)
+        app = make_app(
+            self._links,
+            self._offers,
+            origins=self.config.origins,
+            stopping=lambda: self.stopping,
+            metrics=Metrics(self).text,
+            metrics_token=lambda: self.config.metrics_token,
+        )
+        uvicorn = self._uvicorn = embedded(app, self.config)
         self._serving = asyncio.create_task(uvicorn.serve(sockets), name="signaling over HTTP")
         accepting = asyncio.ensure_future(uvicorn.accepting.wait())
         await asyncio.wait([accepting, self._serving], return_when=asyncio.FIRST_COMPLETED)
@@ -160,6 +268,13 @@ class Server:
             accepting.cancel()
             self._serving.result()
             raise RuntimeError("the HTTP server ended before it accepted")
+
+
+def _own_hosts(turn: TurnOptions) -> tuple[str, ...]:
+    """Every address that this server is reached under."""
+    local = [address.host for interface in list_interfaces() for address in interface.addresses]
+    told = [host for relay in turn.config.relays for host in (relay.host, relay.outside)]
+    return tuple(dict.fromkeys((*local, *told)))
 
 
 def _listen(address: Address) -> socket.socket:

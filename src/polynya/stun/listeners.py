@@ -1,70 +1,137 @@
-"""The STUN listeners: the Binding server's machine together with the flows that it listens on."""
+"""The listeners of a server, and the machine behind them.
+
+A place is an address with the transports that are to listen there on one port:
+
+    nothing --Open the first--> OPENING --it is open: Open the next, on the same port--> OPENING --all are--> OPEN
+    OPENING --one is refused, and any port would do--> closed and begun again, some times
+    OPENING, OPEN --one is refused or lost--> the others are closed, ListenerFailed
+
+What comes in by a listener, or by a stream that one accepted, is the machine's; so is what belongs to flows that the
+machine opened itself.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
-from polynya.core.machine import Closed, Input, Open, Opened, Output
+from polynya.core.machine import Close, Closed, Input, Machine, Open, Opened, Output
 
-from .server import BindingServer
+TRIES: Final = 16
+"""Ports that are tried where any will do and one transport finds it taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to listen. Port 0 takes any port that is free for every transport."""
+
+    address: Address
+    transports: tuple[Transport, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOpened:
-    """A listener accepts. `local` has the port that it got."""
+    """A place accepts by all its transports. `local` has the port that it got."""
 
-    asked: Address
+    place: int
     local: Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerFailed:
-    """A listener could not be opened, or is gone."""
+    """A place could not be opened, or is gone."""
 
-    asked: Address
+    place: int
+    transport: Transport
     reason: str
 
 
-ListenerEvent = ListenerOpened | ListenerFailed
+class _Opening:
+    """One place and the flows that it has."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.tries = 0
+        self.ready = False
+        self.flows: dict[Flow, Transport] = {}
+        self.local: Address | None = None
 
 
-class StunListeners:
-    """Opens one UDP flow for each address and hands what comes in to the Binding server."""
+class Listeners:
+    """Opens the places in their order and hands what comes in to the machine. Places are named by their index."""
 
-    def __init__(self, addresses: tuple[Address, ...], flow_ids: FlowIds, server: BindingServer) -> None:
-        self._asked: dict[Flow, Address] = {flow_ids.new(): address for address in addresses}
-        self._server = server
+    def __init__(self, places: tuple[Place, ...], flow_ids: FlowIds, machine: Machine[Any, Any, Any]) -> None:
+        self._flow_ids = flow_ids
+        self._machine = machine
+        self._places = [_Opening(place) for place in places]
+        self._by_flow: dict[Flow, int] = {}
         self._outputs: list[Output] = []
-        self._events: list[ListenerEvent] = []
+        self._events: list[object] = []
 
     def start(self, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
-        """Ask for the flows."""
-        self._outputs += [
-            Open(flow=flow, transport=Transport.UDP, local=address) for flow, address in self._asked.items()
-        ]
+        """Ask for the first flow of each place."""
+        for index in range(len(self._places)):
+            self._open_next(index)
 
     def receive(self, input: Input, now: Instant) -> None:
-        """Answer a request, or note that a listener came or went."""
-        if isinstance(input, Opened) and input.flow in self._asked:
-            self._events.append(ListenerOpened(asked=self._asked[input.flow], local=input.local))
-        elif isinstance(input, Closed) and input.flow in self._asked:
-            self._events.append(ListenerFailed(asked=self._asked.pop(input.flow), reason=input.reason))
-        else:
-            self._server.receive(input, now)
+        """Note that a listener came or went; all else is the machine's."""
+        index = self._by_flow.get(input.flow) if isinstance(input, (Opened, Closed)) else None
+        if index is None:
+            self._machine.receive(input, now)
+        elif isinstance(input, Opened):
+            self._opened(index, input.local)
+        elif isinstance(input, Closed):
+            self._failed(index, input)
 
     def tick(self, now: Instant) -> None:
-        self._server.tick(now)
+        self._machine.tick(now)
 
     def next_timer(self) -> Instant | None:
-        return self._server.next_timer()
+        return self._machine.next_timer()
 
     def outputs(self) -> list[Output]:
         drained, self._outputs = self._outputs, []
-        return drained + self._server.outputs()
+        return drained + self._machine.outputs()
 
-    def events(self) -> list[ListenerEvent]:
+    def events(self) -> list[object]:
         drained, self._events = self._events, []
-        return drained
+        return drained + self._machine.events()
+
+    # --------------------------------------------------------------------------------------------------------- opening
+
+    def _open_next(self, index: int) -> None:
+        opening = self._places[index]
+        transport = opening.place.transports[len(opening.flows)]
+        flow = self._flow_ids.new()
+        opening.flows[flow] = transport
+        self._by_flow[flow] = index
+        local = opening.local or opening.place.address
+        self._outputs.append(Open(flow=flow, transport=transport, local=local))
+
+    def _opened(self, index: int, local: Address) -> None:
+        opening = self._places[index]
+        opening.local = local
+        if len(opening.flows) < len(opening.place.transports):
+            self._open_next(index)
+        else:
+            opening.ready = True
+            self._events.append(ListenerOpened(place=index, local=local))
+
+    def _failed(self, index: int, closed: Closed) -> None:
+        opening = self._places[index]
+        transport = opening.flows.pop(closed.flow)
+        del self._by_flow[closed.flow]
+        for flow in opening.flows:
+            del self._by_flow[flow]
+            self._outputs.append(Close(flow=flow))
+        retry = bool(opening.flows) and not opening.ready and not opening.place.address.port and opening.tries < TRIES
+        opening.flows.clear()
+        opening.local, opening.ready = None, False
+        if retry:
+            opening.tries += 1
+            self._open_next(index)
+        else:
+            self._events.append(ListenerFailed(place=index, transport=transport, reason=closed.reason))

@@ -1,0 +1,287 @@
+"""The configuration: a TOML file, flags that override it, and what a server makes of both.
+
+    file --read--> tables --flags over it--> Settings (checked: every key known, every value of its type)
+    Settings --server_config--> ServerConfig (checked: every value makes sense, every file can be read)
+
+Every fault is a ConfigurationError that names the key. Secrets are never shown.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from polynya.core.addresses import Address, scope
+from polynya.core.errors import ConfigurationError, DecodeError
+from polynya.core.instants import nanoseconds
+from polynya.signaling import limits as signaling
+from polynya.stun.registry import PasswordAlgorithmNumber
+from polynya.turn.server import config as turn
+from polynya.turn.server.config import ChannelRange, RelayHost, TurnConfig
+from polynya.turn.server.policy import PeerPolicy
+from polynya.turn.server.users import User
+
+from . import schema
+from .config import ServerConfig, TlsFiles, TurnOptions
+from .schema import SECRETS, Settings
+from .users import UserDatabase, read_users, stored_user
+
+DEFAULT_LISTEN: Final = ("0.0.0.0:3478", "[::]:3478")
+DEFAULT_HTTP: Final = ("0.0.0.0:8080",)
+MASK: Final = "***"
+_ALGORITHMS: Final = {"sha256": PasswordAlgorithmNumber.SHA256, "md5": PasswordAlgorithmNumber.MD5}
+_ELSEWHERE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
+"""Where no packet is sent: asked only which of our addresses would be used."""
+
+Flags = Mapping[tuple[str, ...], Any]
+"""What the command line says, by the path of its key."""
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(path: Path | None = None, flags: Flags | None = None) -> Settings:
+    """The settings of a file, and of flags that override it; without either, the defaults."""
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} is not TOML: {error}") from None
+    for keys, value in (flags or {}).items():
+        table = tables
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+            if not isinstance(table, dict):
+                raise ConfigurationError(f"{path}: {key} is a table: write [{key}]")
+        table[keys[-1]] = value
+    try:
+        settings = msgspec.convert(tables, Settings)
+    except msgspec.ValidationError as error:
+        where = f"{path}: " if path is not None else ""
+        raise ConfigurationError(f"{where}{_told(str(error))}") from None
+    if not settings.listen and not settings.tls_listen and not settings.http:
+        listen = tuple(each for each in DEFAULT_LISTEN if socket.has_ipv6 or "[" not in each)
+        settings = msgspec.structs.replace(settings, listen=listen, http=DEFAULT_HTTP)
+    return settings
+
+
+def _told(error: str) -> str:
+    """A fault in the file's terms: keys with dots, instead of a path into objects."""
+    what, _, path = error.partition(" - at `$")
+    path = re.sub(r"\[\.\.\.\]", "", path.rstrip("`")).strip(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    if unknown:
+        return f"there is no key {'.'.join(filter(None, (path, unknown[1])))!r}"
+    missing = re.fullmatch(r"Object missing required field `(.*)`", what)
+    if missing:
+        return f"{path} needs the key {missing[1]}"
+    if what.startswith("Invalid enum value "):
+        return f"{path}: {what.removeprefix('Invalid enum value ')} is not one of the values that it can have"
+    return f"{path}: {what[:1].lower()}{what[1:].replace('`', '')}"
+
+
+# -------------------------------------------------------------------------------------------------------------- making
+
+
+def server_config(settings: Settings) -> ServerConfig:
+    """What a server is made with. Reads the files of users, and asks the system for its addresses."""
+    return ServerConfig(
+        listen=_addresses("listen", settings.listen),
+        tls_listen=_addresses("tls_listen", settings.tls_listen),
+        http=_addresses("http", settings.http),
+        turn=_turn(settings),
+        tls=_tls(settings.tls),
+        limits=signaling.Limits(**msgspec.structs.asdict(settings.signaling.limits)),
+        origins=settings.signaling.origins,
+        trusted_proxies=settings.signaling.trusted_proxies,
+        metrics_token=settings.metrics.token,
+    )
+
+
+def _tls(tls: schema.Tls) -> TlsFiles | None:
+    if not tls.certificate and not tls.key:
+        return None
+    if not tls.certificate or not tls.key:
+        raise ConfigurationError("tls needs both: certificate and key")
+    return TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), server_name=tls.server_name)
+
+
+def _turn(settings: Settings) -> TurnOptions | None:
+    asked = settings.turn
+    if not (asked.users or asked.users_file or asked.users_database or asked.shared_secrets):
+        if asked != schema.Turn():
+            raise ConfigurationError("TURN is set up and nobody can use it: give a user or a shared secret")
+        return None
+    realm = asked.realm
+    users = [_user(each, realm) for each in asked.users]
+    if asked.users_file:
+        users += read_users(Path(asked.users_file), realm)
+    return TurnOptions(
+        config=TurnConfig(
+            realm=realm,
+            relays=_relays(settings),
+            ports=_ports(asked.ports),
+            port_rest=nanoseconds(asked.port_rest),
+            policy=PeerPolicy(allow=asked.peers.allow, deny=asked.peers.deny),
+            limits=_turn_limits(asked.limits),
+            channel_range=ChannelRange(asked.channel_range),
+            default_lifetime=nanoseconds(asked.default_lifetime),
+            max_lifetime=nanoseconds(asked.max_lifetime),
+            nonce_lifetime=nanoseconds(asked.nonce_lifetime),
+            algorithms=tuple(dict.fromkeys(_ALGORITHMS[name] for name in asked.algorithms)),
+            refuse_expired_refresh=asked.refuse_expired_refresh,
+        ),
+        users=tuple(users),
+        shared_secrets=asked.shared_secrets,
+        look_up=UserDatabase(Path(asked.users_database), realm) if asked.users_database else None,
+        credential_lifetime=asked.credential_lifetime,
+        drain=asked.drain,
+        alternates=_addresses("turn.alternates", asked.alternates),
+    )
+
+
+def _user(user: schema.User, realm: str) -> User:
+    if bool(user.password) == bool(user.keys):
+        raise ConfigurationError(f"turn.users: {user.name!r} needs either a password or keys")
+    try:
+        if user.keys:
+            return stored_user(user.name, list(user.keys), user.max_allocations)
+        return User.with_password(user.name, realm, user.password, max_allocations=user.max_allocations)
+    except ValueError as error:  # which ConfigurationError is, too
+        raise ConfigurationError(f"turn.users: {error}") from None
+
+
+def _turn_limits(limits: schema.TurnLimits) -> turn.Limits:
+    values = msgspec.structs.asdict(limits)
+    return turn.Limits(
+        **{name: nanoseconds(value) if name.endswith("_patience") else value for name, value in values.items()}
+    )
+
+
+def _addresses(key: str, texts: tuple[str, ...]) -> tuple[Address, ...]:
+    try:
+        return tuple(Address.parse(text.replace("localhost:", "127.0.0.1:", 1)) for text in texts)
+    except DecodeError as error:
+        raise ConfigurationError(f"{key}: {error}") from None
+
+
+def _ports(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text)
+    if match is None:
+        raise ConfigurationError(f"turn.ports: write LOW-HIGH, not {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _relays(settings: Settings) -> tuple[RelayHost, ...]:
+    """The addresses to relay on, each with what it is called outside."""
+    hosts = settings.turn.relay_ips or tuple(dict.fromkeys(_usual_relays(settings)))
+    if not hosts:
+        raise ConfigurationError("turn.relay_ips: this host has no address to relay on that is found; name one")
+    external: dict[str, str] = {}
+    for text in settings.turn.external_ips:
+        outside, slash, inside = text.partition("/")
+        fitting = [host for host in hosts if (":" in host) == (":" in outside)]
+        if not slash and len(fitting) == 1:
+            inside = fitting[0]
+        if inside not in hosts:
+            raise ConfigurationError(f"turn.external_ips: write EXTERNAL/RELAY with one of the relay_ips, not {text!r}")
+        if inside in external:
+            raise ConfigurationError(f"turn.external_ips: {inside} has two external addresses")
+        external[inside] = outside
+    return tuple(RelayHost(host=host, external=external.get(host, "")) for host in hosts)
+
+
+def _usual_relays(settings: Settings) -> Iterator[str]:
+    for address in (
+        *_addresses("listen", settings.listen),
+        *_addresses("tls_listen", settings.tls_listen),
+    ):
+        if scope(address.host) != "unspecified":
+            yield address.host
+        elif (found := _routed(address.family)) is not None:
+            yield found
+
+
+def _routed(family: int) -> str | None:
+    """The address of this host that the default route uses."""
+    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+    try:
+        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+            probe.connect((_ELSEWHERE[family], 9))
+            host = str(probe.getsockname()[0])
+    except OSError:
+        return None
+    return None if scope(host) in {"loopback", "link-local"} else host
+
+
+# ------------------------------------------------------------------------------------------------------------- showing
+
+
+def show(settings: Settings) -> str:
+    """The settings as the TOML file that they could have come from, with what each key means; secrets masked."""
+    return "\n".join(_table(settings, "")).strip() + "\n"
+
+
+def _table(table: msgspec.Struct, path: str) -> Iterator[str]:
+    below = []
+    for key, about, value in keys_of(table):
+        if isinstance(value, msgspec.Struct) or _is_tables(value):
+            below.append((key, value))
+            continue
+        if about:
+            yield f"# {about}"
+        if value is None:
+            yield f"# {key} ="
+        elif value and key in SECRETS:
+            yield f"{key} = {_toml([MASK] * len(value) if isinstance(value, tuple) else MASK)}"
+        else:
+            yield f"{key} = {_toml(value)}"
+    for key, value in below:
+        whole = f"{path}{key}"
+        for each in value if isinstance(value, tuple) else (value,):
+            yield ""
+            yield f"# {' '.join((type(each).__doc__ or '').split())}"
+            yield f"[[{whole}]]" if isinstance(value, tuple) else f"[{whole}]"
+            yield from _table(each, f"{whole}.")
+
+
+def keys_of(table: msgspec.Struct) -> Iterator[tuple[str, str, Any]]:
+    """Each key of a table with what it means and its value."""
+    for key, about in described(type(table)):
+        yield key, about, getattr(table, key)
+
+
+def described(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
+    """Each key of a kind of table with what it means; nothing for those that are tables themselves."""
+    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        said = field.type.extra_json_schema or {} if isinstance(field.type, msgspec.inspect.Metadata) else {}
+        yield field.name, said.get("description", "")
+
+
+def _is_tables(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], msgspec.Struct)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return str(int(value)) if float(value).is_integer() else repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_toml, value))}]"
+    return _quoted(str(value))
+
+
+def _quoted(text: str) -> str:
+    """A basic string of TOML."""
+    escaped = (f"\\{each}" if each in '"\\' else each if each.isprintable() else f"\\U{ord(each):08x}" for each in text)
+    return f'"{"".join(escaped)}"'
