@@ -1,6 +1,6 @@
 """ICE (RFC 8445): candidates, pairs, checks, nomination, consent, and the agent that is made of them."""
 
-from .agent import IceAgent, IceInput
+from .agent import IceAgent
 from .candidates import Candidate, CandidateType, Gathered, LocalCandidate, TcpType
 from .config import IceConfig
 from .description import Description
@@ -19,6 +19,7 @@ from .events import (
     RoleChanged,
     SelectedPairChanged,
 )
+from .inbox import IceInput
 from .nomination import NominationPolicy
 from .pairs import PairState, PairView
 from .report import Report

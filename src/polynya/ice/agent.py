@@ -17,55 +17,36 @@ FAILED is left when the other side's checks or new candidates arrive after all, 
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
-from dataclasses import replace
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 from polynya.core.addresses import Address
-from polynya.core.errors import Attempt, DecodeError, UsageError
+from polynya.core.errors import Attempt, UsageError
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
-from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolve, Resolved, SendFailed
+from polynya.core.machine import Output, Resolve
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
-from polynya.stun.message import Received, decode
-from polynya.stun.registry import Class, Method
 
 from . import report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
-from .checks import Check
 from .config import IceConfig
 from .description import Description, negotiated_pacing
-from .events import (
-    AgentState,
-    AgentStateChanged,
-    Failed,
-    IceEvent,
-    LocalCandidateAdded,
-    LocalCandidatesEnded,
-    Restarted,
-    RoleChanged,
-)
+from .events import AgentState, IceEvent
 from .generation import Generation
 from .generations import Answer, Generations
+from .inbox import IceInput, Inbox
 from .journal import Journal
-from .names import Names
 from .pacing import Pacing
 from .pairs import PairView
 from .prognosis import attempts, conclude
-from .reception import Reception
 from .report import Report
-from .roles import Role, role_name
+from .roles import Role
 from .scheduling import nominate, run_checks
-from .sdp import UNRESOLVED
 from .selection import Key, Selections
-
-IceInput = Datagram | Received | SendFailed | IcmpError | Closed | Resolved
-
-_HISTORY: Final = 16
-"""Changes of the agent's state that `why` remembers."""
+from .signals import Signals
+from .standing import Standing
 
 
 class IceAgent:
@@ -77,26 +58,31 @@ class IceAgent:
 
     def __init__(self, config: IceConfig, *, random: Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
         self.config = config
-        self.state = AgentState.NEW
-        self.reason = "new"
-        self._random = random
         self._journal = Journal(trace)
         self._role = Role(config.controlling, random)
         self._locals = LocalCandidates()
-        self._local_ended = False
-        self._pacing = Pacing(pacer, config.pacing)
-        self._nominate_at: Instant | None = None
-        self._look_at: Instant | None = None
-        self._history: list[tuple[Instant, str, str, str]] = []
-        self._selections = Selections(config, self._journal, random)
-        self._keys: tuple[Key, ...] = tuple(
-            (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
-        )
-        self._names = Names()
-        self._reception = Reception(self._locals, self._role, self._journal)
         self._generations = Generations(
             config, locals_=self._locals, role=self._role, journal=self._journal, random=random
         )  # fmt: skip
+        self._signals = Signals(self._generations, self._locals, self._journal)
+        self._inbox = Inbox(self._generations, self._locals, self._role, self._journal, random)
+        self._selections = Selections(config, self._journal, random)
+        self._standing = Standing(self._journal)
+        self._pacing = Pacing(pacer, config.pacing)
+        self._nominate_at: Instant | None = None
+        self._look_at: Instant | None = None
+        self._keys: tuple[Key, ...] = tuple(
+            (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
+        )
+
+    @property
+    def state(self) -> AgentState:
+        return self._standing.state
+
+    @property
+    def reason(self) -> str:
+        """Why the agent is in its state."""
+        return self._standing.reason
 
     # ------------------------------------------------------------------------------------------------- what we signal
 
@@ -119,32 +105,16 @@ class IceAgent:
         if (gathered.stream, gathered.component) not in self._keys:
             raise UsageError(f"there is no stream {gathered.stream} with a component {gathered.component}")
         known = self._locals.base(gathered.flow)
-        local = self._locals.add(gathered)
-        if isinstance(local, str):
-            if self._journal.trace.enabled:
-                place = f"{gathered.type.value} {gathered.address}"
-                self._journal.trace(now, "candidate", local, side="local", candidate=place, agent=self._journal.label)
-            return None
-        self._announce(local, now)
-        if known is None:
+        local = self._signals.candidate(gathered, now)
+        if local is not None and known is None:
             self._generation.add_base(local, now)
             self._evaluate(now)
         return local
 
-    def _announce(self, local: LocalCandidate, now: Instant) -> None:
-        self._generation.note_candidate("local", local.candidate, "gathered", now)
-        if local.advertise:
-            generation = self._generation
-            extensions = (("ufrag", generation.local.ufrag),)
-            candidate = replace(local.candidate, generation=generation.number, extensions=extensions)
-            self._journal.event(LocalCandidateAdded(candidate=candidate, local=local))
-
     def end_of_local_candidates(self, now: Instant) -> None:
         """Gathering is over."""
         self._must_be_open("end_of_local_candidates")
-        if not self._local_ended:
-            self._local_ended = True
-            self._journal.event(LocalCandidatesEnded(generation=self._generation.number))
+        if self._signals.end():
             self._evaluate(now)
 
     # ------------------------------------------------------------------------------------------- what was signalled
@@ -167,7 +137,7 @@ class IceAgent:
             ufrag, number = description.ufrag, description.generation
             self._journal.trace(now, "description", side="remote", ufrag=ufrag, generation=number)
         if description.lite and not self.config.lite and not self._role.controlling:
-            self._switch_role(True, "the other side is lite", now)
+            self._generations.switch_role(True, "the other side is lite", now)
         self._pacing.interval = negotiated_pacing(self.config.pacing, description, self.config.silent_pacing)
         self._generation.set_remote(description, now)
         self._evaluate(now)
@@ -175,22 +145,12 @@ class IceAgent:
     def add_remote(self, candidate: Candidate, now: Instant, stream: int = 0) -> None:
         """A candidate of the other side; any order, any number of times, before or after the description."""
         self._must_be_open("add_remote")
-        self._add_remote(candidate, stream, now)
+        self._inbox.candidate(candidate, stream, now)
         self._evaluate(now)
-
-    def _add_remote(self, candidate: Candidate, stream: int, now: Instant) -> None:
-        if candidate.host_name is not None and candidate.address.host == UNRESOLVED:
-            query = self._names.look_up(candidate, candidate.host_name, stream)
-            if query is not None:
-                self._journal.outputs.append(query)
-            outcome = "its name is looked up"
-        else:
-            outcome = self._generation.add_remote(candidate, stream, now)
-        self._generation.note_candidate("remote", candidate, outcome, now)
 
     def expects(self, query: Resolve) -> bool:
         """Whether the answer to a look-up is for this agent."""
-        return self._names.expects(query)
+        return self._inbox.names.expects(query)
 
     def path_ready(self, flow: Flow, host: str, now: Instant) -> None:
         """Packets can be sent by `flow` to this host now: the answer to `PathWanted`, for every port."""
@@ -216,7 +176,7 @@ class IceAgent:
         if controlling and self.config.lite:
             raise UsageError("a lite agent is controlled by a full one")
         if controlling != self._role.controlling:
-            self._switch_role(controlling, "as asked for", now)
+            self._generations.switch_role(controlling, "as asked for", now)
             self._evaluate(now)
 
     def restart(self, now: Instant, *, more_to_come: bool = False) -> Description:
@@ -226,100 +186,43 @@ class IceAgent:
         `more_to_come`, gathering goes on: `end_of_local_candidates` will be called again.
         """
         self._must_be_open("restart")
-        self._local_ended = self._local_ended and not more_to_come
+        self._signals.ended = self._signals.ended and not more_to_come
         self._restart("as asked for", now, self._generation.number + 1)
         self._evaluate(now)
         return self._generation.local
 
     def _restart(self, reason: str, now: Instant, number: int) -> None:
         self._generations.restart(number, keep=self._selections.of(self._generation))
-        self._journal.event(Restarted(generation=number, reason=reason))
-        for local in self._locals.all:
-            self._announce(local, now)
-        if self._local_ended:
-            self._journal.event(LocalCandidatesEnded(generation=number))
+        self._signals.restarted(reason, now)
 
     def close(self, now: Instant) -> None:
         """The end: nothing is sent, waited for or accepted any more."""
-        if self.state is AgentState.CLOSED:
+        if self._standing.closed:
             return
         self._generations.end()
         self._selections.clear()
         self._nominate_at = self._look_at = None
         self._pacing.idle()
         self._journal.outputs.clear()
-        self._move(AgentState.CLOSED, "closed here", now)
+        self._standing.move(AgentState.CLOSED, "closed here", self._generation, now)
 
     def _must_be_open(self, what: str) -> None:
-        if self.state is AgentState.CLOSED:
+        if self._standing.closed:
             raise UsageError(f"{what}: this agent is closed; make a new one")
 
     # ---------------------------------------------------------------------------------------------------- the network
 
     def receive(self, input: IceInput, now: Instant) -> None:
         """Take in what happened on a flow. `Received` is a datagram that the owner has decoded already."""
-        if self.state is AgentState.CLOSED:
-            return
-        if isinstance(input, Datagram):
-            try:
-                message = decode(input.data)
-            except DecodeError as error:
-                self._journal.dropped(input.remote, str(error), now, input.packet)
-                return
-            self._message(Received(input.flow, input.remote, message, input.data, input.packet), now)
-        elif isinstance(input, Received):
-            self._message(input, now)
-        elif isinstance(input, Resolved):
-            for candidate, stream in self._names.resolved(input):
-                self._add_remote(candidate, stream, now)
-        else:
-            self._trouble(input, now)
-        self._evaluate(now)
-
-    def _message(self, received: Received, now: Instant) -> None:
-        message = received.message
-        if message.method is not Method.BINDING:
-            self._journal.dropped(received.remote, "not a Binding message", now, received.packet)
-        elif message.cls is Class.REQUEST:
-            self._reception.request(received, self._generation, self._generations.previous, self._yield_role, now)
-        elif message.cls is Class.INDICATION:
-            self._journal.count("keepalives received")
-        else:
-            for generation in self._generations.all():
-                if message.transaction_id in generation.transactions:
-                    generation.client.answered(received, now, self._on_conflict)
-                    return
-            self._journal.dropped(received.remote, "an answer to nothing that is under way", now, received.packet)
-
-    def _on_conflict(self, check: Check, now: Instant) -> None:
-        if self._role.refused(check.controlling, self._random):
-            self._yield_role("the other side answered 487", now)
-
-    def _yield_role(self, reason: str, now: Instant) -> None:
-        self._switch_role(not self._role.controlling, reason, now)
-
-    def _switch_role(self, controlling: bool, reason: str, now: Instant) -> None:
-        if self._journal.trace.enabled:
-            old, new = self._role.name, role_name(controlling)
-            self._journal.trace(now, "role", reason, old=old, new=new, agent=self._journal.label)
-        self._role.controlling = controlling
-        self._generation.verdicts.role_changed()
-        self._journal.event(RoleChanged(controlling=controlling, reason=reason))
-
-    def _trouble(self, trouble: SendFailed | IcmpError | Closed, now: Instant) -> None:
-        """A send was refused, an ICMP error came back, a flow is gone."""
-        if isinstance(trouble, SendFailed) and trouble.errno == errno.ECONNREFUSED:
-            trouble = IcmpError(flow=trouble.flow, remote=trouble.remote, kind=IcmpKind.PORT_UNREACHABLE)
-        for generation in self._generations.all():
-            generation.trouble(trouble, now)
-        if isinstance(trouble, Closed):
-            self._locals.remove(trouble.flow)
+        if not self._standing.closed:
+            self._inbox.receive(input, now)
+            self._evaluate(now)
 
     # ------------------------------------------------------------------------------------------------------------ time
 
     def tick(self, now: Instant) -> None:
         """Resend, check, ask for consent, give up: whatever is due."""
-        if self.state is AgentState.CLOSED:
+        if self._standing.closed:
             return
         for generation in self._generations.all():
             generation.client.tick(now)
@@ -356,7 +259,7 @@ class IceAgent:
 
     def _evaluate(self, now: Instant) -> None:
         """Derive from the pairs what holds for the agent. Called after whatever may have moved one."""
-        if self.state is AgentState.CLOSED:
+        if self._standing.closed:
             return
         for key in self._keys:
             self._selections.update(key, self._generation, now)
@@ -371,35 +274,20 @@ class IceAgent:
                 self.config.nomination,
                 self._journal,
                 ta=self._pacing.interval,
-                more_may_come=not (self._local_ended and self._generation.remote_ended),
+                more_may_come=not (self._signals.ended and self._generation.remote_ended),
                 now=now,
             )
         conclusion = conclude(
             self._generation,
             self.config,
             self._journal,
-            local_ended=self._local_ended,
+            local_ended=self._signals.ended,
             reachable=bool(self._locals.all),
             now=now,
         )
         self._look_at = conclusion.look_at
-        self._move(conclusion.state, conclusion.reason, now)
+        self._standing.move(conclusion.state, conclusion.reason, self._generation, now)
         run_checks(self._generation, self._pacing, now)
-
-    def _move(self, state: AgentState, reason: str, now: Instant) -> None:
-        """The one writer of the agent's state."""
-        old = self.state
-        if state is old:
-            return
-        self.state, self.reason = state, reason
-        self._history.append((now, old.value, state.value, reason))
-        if len(self._history) > _HISTORY:
-            del self._history[1]
-        if self._journal.trace.enabled:
-            self._journal.trace(now, "agent", reason, old=old.value, new=state.value, agent=self._journal.label)
-        self._journal.event(AgentStateChanged(old=old, new=state, reason=reason))
-        if state is AgentState.FAILED:
-            self._journal.event(Failed(reason=reason, attempts=attempts(self._generation)))
 
     # --------------------------------------------------------------------------------------------------------- seeing
 
@@ -445,7 +333,7 @@ class IceAgent:
             locals_=self._locals.all,
             selected=[selection.pair for selection in self._selections.by_key.values()],
             counters=self.stats(),
-            history=self._history,
+            history=self._standing.history,
         )
 
     def pair_stats(self) -> list[dict[str, Any]]:

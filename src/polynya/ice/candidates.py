@@ -15,7 +15,7 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 
 from . import priorities
-from .priorities import LocalPreferences, candidate_priority
+from .priorities import candidate_priority, next_preference, unique_priority
 
 
 class CandidateType(Enum):
@@ -157,12 +157,11 @@ class LocalCandidate:
 class LocalCandidates:
     """All candidates of this agent: gives foundations and priorities, and drops what is redundant."""
 
-    __slots__ = ("_foundations", "_preferences", "all")
+    __slots__ = ("_foundations", "all")
 
     def __init__(self) -> None:
         self.all: list[LocalCandidate] = []
-        self._foundations: dict[tuple[CandidateType, str, str | None, str], str] = {}
-        self._preferences: dict[tuple[int, int], LocalPreferences] = {}
+        self._foundations = 0
 
     def add(self, gathered: Gathered) -> LocalCandidate | str:
         """The new candidate, or why it is redundant (RFC 8445, section 5.1.3)."""
@@ -216,18 +215,22 @@ class LocalCandidates:
 
     def _make(self, gathered: Gathered, base: Address) -> LocalCandidate:
         kind = gathered.type
-        preferences = self._preferences.setdefault((gathered.stream, gathered.component), LocalPreferences())
+        siblings = [local for local in self.all if local.place == (gathered.stream, gathered.component)]
         preference = gathered.preference
         if preference is None:
             sharing = self.base(gathered.flow)
-            preference = sharing.preference if sharing else preferences.next(base)
+            taken = {local.preference for local in siblings}
+            preference = sharing.preference if sharing else next_preference(base, taken)
         related = gathered.related
         if related is None and kind in (CandidateType.SERVER_REFLEXIVE, CandidateType.PEER_REFLEXIVE):
             related = base
         candidate = Candidate(
             foundation=self._foundation(kind, base.host, gathered.server, gathered.transport),
             component=gathered.component,
-            priority=preferences.unique(candidate_priority(kind.preference, preference, gathered.component)),
+            priority=unique_priority(
+                candidate_priority(kind.preference, preference, gathered.component),
+                {local.candidate.priority for local in siblings},
+            ),
             address=gathered.address,
             type=kind,
             transport=gathered.transport,
@@ -248,5 +251,14 @@ class LocalCandidates:
 
     def _foundation(self, kind: CandidateType, host: str, server: str | None, transport: str) -> str:
         """Equal for the same type, base address, server and transport, and no other (RFC 8445, section 5.1.1.3)."""
-        key = (kind, host, server if kind is not CandidateType.HOST else None, transport)
-        return self._foundations.setdefault(key, str(len(self._foundations) + 1))
+        for local in self.all:
+            same_server = kind is CandidateType.HOST or local.server == server
+            if (
+                local.type is kind
+                and same_server
+                and local.base.host == host
+                and local.candidate.transport == transport
+            ):
+                return local.candidate.foundation
+        self._foundations += 1
+        return str(self._foundations)

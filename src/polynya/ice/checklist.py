@@ -53,13 +53,18 @@ class Checklist:
         self.state = ChecklistState.RUNNING
         self.pairs: list[Pair] = []
         self.triggered: list[Pair] = []
-        self.remotes: dict[tuple[int, Address], Candidate] = {}
-        """The remote candidates, by component and address (without zone)."""
+        self.remotes: list[Candidate] = []
         self._by_path: dict[tuple[Flow, Address], Pair] = {}
 
     def at(self, flow: Flow, remote: Address) -> Pair | None:
         """The pair of a path."""
         return self._by_path.get((flow, remote))
+
+    def remote_at(self, component: int, address: Address) -> Candidate | None:
+        """The remote candidate of an address (without zone)."""
+        return next(
+            (known for known in self.remotes if known.address == address and known.component == component), None
+        )
 
     def of(self, component: int) -> Iterator[Pair]:
         """The pairs of a component, highest priority first."""

@@ -106,8 +106,8 @@ class Generation:
         self._role = role
         self._journal = journal
         self._schedule = schedule
-        self._pending: list[tuple[Candidate, int]] = []
-        self._early: list[tuple[InboundCheck, LocalCandidate]] = []
+        self._pending: tuple[tuple[Candidate, int], ...] = ()
+        self._early: tuple[tuple[InboundCheck, LocalCandidate], ...] = ()
         self._reflexive = 0
 
     # ------------------------------------------------------------------------------------------------------ candidates
@@ -119,10 +119,10 @@ class Generation:
         self.credentials.set_remote(remote)
         self.verdicts.aggressive = not remote.ice2
         self.client.remote_lite = remote.lite
-        pending, self._pending = self._pending, []
+        pending, self._pending = self._pending, ()
         for candidate, stream in pending:
             self.add_remote(candidate, stream, now)
-        early, self._early = self._early, []
+        early, self._early = self._early, ()
         for check, base in early:
             if check.remote_ufrag == remote.ufrag:
                 self.heard(check, base, now)
@@ -146,26 +146,27 @@ class Generation:
         if self.remote is None:
             if len(self._pending) >= REMOTE_LIMIT:
                 return "dropped: too many candidates before the description"
-            self._pending.append((candidate, stream))
+            self._pending += ((candidate, stream),)
             return "kept until the description arrives"
         ufrag = dict(candidate.extensions).get("ufrag")
         if ufrag is not None and ufrag != self.remote.ufrag:
             if len(self._pending) < REMOTE_LIMIT:
-                self._pending.append((candidate, stream))
+                self._pending += ((candidate, stream),)
             return f"kept: the description of its generation is not here (ufrag {ufrag[:16]})"
         if not 0 <= stream < len(self.checklists.lists):
             return f"dropped: there is no stream {stream}"
         checklist = self.checklists.lists[stream]
         if candidate.component > checklist.components:
             return f"dropped: there is no component {candidate.component}"
-        key = (candidate.component, candidate.address)
-        known = checklist.remotes.get(key)
+        known = checklist.remote_at(candidate.component, candidate.address)
         if known is not None and known.type is not CandidateType.PEER_REFLEXIVE:
             return "known already"
         if known is None and len(checklist.remotes) >= REMOTE_LIMIT:
             return f"dropped: {REMOTE_LIMIT} are known already"
-        checklist.remotes[key] = candidate
-        if known is not None:
+        if known is None:
+            checklist.remotes.append(candidate)
+        else:
+            checklist.remotes[checklist.remotes.index(known)] = candidate
             for pair in checklist.pairs:
                 if pair.remote is known:
                     pair.readopt(candidate)
@@ -177,7 +178,7 @@ class Generation:
 
     def add_base(self, base: LocalCandidate, now: Instant) -> None:
         """A base of ours: paired with every candidate of the other side that was signalled."""
-        for candidate in self.checklists.lists[base.stream].remotes.values():
+        for candidate in self.checklists.lists[base.stream].remotes:
             if candidate.type is not CandidateType.PEER_REFLEXIVE:
                 self._pair(base, candidate, "the local candidate was gathered", now)
 
@@ -208,7 +209,7 @@ class Generation:
         self.authenticated.add(check.flow, check.remote, base)
         if self.remote is None or check.remote_ufrag != self.remote.ufrag:
             if len(self._early) < EARLY_LIMIT and not any(known == check for known, _ in self._early):
-                self._early.append((check, base))
+                self._early += ((check, base),)
             return
         pair = self._pair_of(check, base, now)
         if pair is None:
@@ -235,8 +236,8 @@ class Generation:
         pair = checklist.at(check.flow, check.remote)
         if pair is not None:
             return pair
-        key = (base.component, Address(check.remote.host, check.remote.port))
-        remote = checklist.remotes.get(key)
+        address = Address(check.remote.host, check.remote.port)
+        remote = checklist.remote_at(base.component, address)
         if remote is None:
             if len(checklist.remotes) >= REMOTE_LIMIT:
                 return None
@@ -245,11 +246,11 @@ class Generation:
                 foundation=f"prflx{self._reflexive}",
                 component=base.component,
                 priority=check.priority,
-                address=key[1],
+                address=address,
                 type=CandidateType.PEER_REFLEXIVE,
                 transport=base.candidate.transport,
             )
-            checklist.remotes[key] = remote
+            checklist.remotes.append(remote)
             self.note_candidate("remote", remote, "a check came from there", now)
         return self.checklists.pair(
             base, remote, self._role.controlling, "the other side's check arrived", now, force=True

@@ -21,12 +21,15 @@ from __future__ import annotations
 from enum import Enum
 from random import Random
 
+from polynya.core.instants import Instant
+
 from .candidates import LocalCandidates
 from .config import IceConfig
 from .description import Description, draw_credentials
+from .events import RoleChanged
 from .generation import Generation
 from .journal import Journal
-from .roles import Role
+from .roles import Role, role_name
 
 
 class Answer(Enum):
@@ -88,6 +91,15 @@ class Generations:
         self.current = self._make(old.local, old.checklists.last_id)
         self.current.succeed(old, same_side=True)
         old.end(self.current)
+
+    def switch_role(self, controlling: bool, reason: str, now: Instant) -> None:
+        """Take the other role, for all streams (section 6.1.1): the pairs of the present generation follow."""
+        if self._journal.trace.enabled:
+            old, new = self._role.name, role_name(controlling)
+            self._journal.trace(now, "role", reason, old=old, new=new, agent=self._journal.label)
+        self._role.controlling = controlling
+        self.current.verdicts.role_changed()
+        self._journal.event(RoleChanged(controlling=controlling, reason=reason))
 
     def drop_previous(self) -> None:
         """The generation before is of no use any more."""

@@ -8,6 +8,7 @@ other (RFC 8421, section 4). Every candidate of a component gets a priority of i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from polynya.core.addresses import IPV6, Address, scope
@@ -43,26 +44,20 @@ def pair_priority(controlling: int, controlled: int) -> int:
     return (low << 32) + 2 * high + (1 if controlling > controlled else 0)
 
 
-class LocalPreferences:
-    """Hands out the local preferences of one component's bases: in the order of asking, families interleaved."""
+def next_preference(address: Address, taken: Collection[int]) -> int:
+    """The local preference of a component's next base: families interleaved, IPv6 begins, link-local comes last.
 
-    __slots__ = ("_counts", "_taken")
+    `taken` are the preferences of the bases that are there.
+    """
+    start = _LINK_LOCAL if scope(address.host) == "link-local" else HIGHEST_PREFERENCE
+    preference = start - (0 if address.family == IPV6 else _STEP)
+    while preference in taken and preference >= 2 * _STEP:
+        preference -= 2 * _STEP
+    return preference
 
-    def __init__(self) -> None:
-        self._counts: dict[tuple[int, bool], int] = {}
-        self._taken: dict[int, None] = {}
 
-    def next(self, address: Address) -> int:
-        """The preference of the next base; IPv6 begins, link-local addresses come last."""
-        family, link_local = address.family, scope(address.host) == "link-local"
-        count = self._counts.get((family, link_local), 0)
-        self._counts[family, link_local] = count + 1
-        start = _LINK_LOCAL if link_local else HIGHEST_PREFERENCE
-        return max(start - 2 * _STEP * count - (0 if family == IPV6 else _STEP), 0)
-
-    def unique(self, priority: int) -> int:
-        """`priority`, or the nearest lower one that no candidate has yet: the preference gives way, not the type."""
-        while priority in self._taken and priority >= 256:
-            priority -= 256
-        self._taken[priority] = None
-        return priority
+def unique_priority(priority: int, taken: Collection[int]) -> int:
+    """`priority`, or the nearest lower one that is not taken: the preference gives way, not the type."""
+    while priority in taken and priority >= _STEP:
+        priority -= _STEP
+    return priority

@@ -104,7 +104,7 @@ def agent_report(
             "remote_ufrag": generation.remote.ufrag if generation.remote is not None else None,
             "local_candidates": [str(local.candidate) for local in locals_],
             "remote_candidates": [
-                str(candidate) for checklist in generation.checklists.lists for candidate in checklist.remotes.values()
+                str(candidate) for checklist in generation.checklists.lists for candidate in checklist.remotes
             ],
             "pairs": [
                 pair_report(pair, selected=any(pair is one for one in chosen), since=since)
