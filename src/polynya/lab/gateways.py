@@ -12,11 +12,11 @@ from polynya.core.instants import Instant
 from polynya.core.machine import IcmpKind
 from polynya.core.packets import IpPacket, Protocol, TcpFields, TcpFlags
 from polynya.nat import Action, Nat, NatConfig
-from polynya.nat.rewriting import reset
 
 from .firewall import Firewall, Refusal
 from .links import NetworkInterface
 from .nodes import Node
+from .tcp import reset_for
 
 if TYPE_CHECKING:
     from .network import Network
@@ -140,7 +140,7 @@ def screen(node: Node, firewall: Firewall, packet: IpPacket, *, outward: bool) -
         node.drop(packet, reason)
     elif firewall.refusal is Refusal.RESET and packet.protocol is Protocol.TCP:
         node.drop(packet, reason)
-        answer = reset(packet, packet.tcp or TcpFields(flags=TcpFlags.SYN))
+        answer = reset_for(packet, packet.tcp or TcpFields(flags=TcpFlags.SYN))
         answer.id = node.network.packet_id()
         node.send(answer)
     else:

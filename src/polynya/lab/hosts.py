@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from polynya.core.addresses import Address, scope
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, Transport
-from polynya.core.instants import MICROSECOND, Instant
+from polynya.core.instants import Instant
 from polynya.core.machine import (
     Close,
     Closed,
@@ -32,19 +32,18 @@ from polynya.core.machine import (
     Send,
     SendFailed,
 )
-from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFlags, length
+from polynya.core.packets import IcmpMessage, IpPacket, Protocol, length
 from polynya.nat.fragments import Reassembler, fragment
-from polynya.nat.rewriting import reset
 
 from .links import NetworkInterface
 from .nodes import Node
 from .processes import AnyMachine, LabError, Process, Socket
+from .streams import LOOPBACK_DELAY, Streams
 
 if TYPE_CHECKING:
     from .network import Network
 
 _EPHEMERAL = (49152, 65535)
-_LOOPBACK_DELAY = 10 * MICROSECOND
 _WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
 _LOOPBACKS = ("127.0.0.1", "::1")
 
@@ -58,7 +57,7 @@ class Host(Node):
         super().__init__(network, name)
         self.processes: list[Process] = []
         self.silent = False
-        """No ICMP error for a closed port, as behind most host firewalls."""
+        """Neither an ICMP error nor a RST for a closed port, as behind most host firewalls."""
         self.source_routing = True
         """A bound source address chooses the interface. Without it the destination alone does, as in most systems."""
         self.pongs: list[tuple[Instant, str, int]] = []
@@ -66,7 +65,10 @@ class Host(Node):
         self._bound: dict[tuple[str, int], Socket] = {}
         self._path_mtu: dict[str, int] = {}
         self._fragments = Reassembler()
-        self._chance = network.chance_of(name)
+        self.certificate: tuple[str, ...] | None = None
+        """The names that its TLS certificate is for; None for all that the host is known by."""
+        self.chance = network.chance_of(name)
+        self.streams = Streams(self)
         for host in _LOOPBACKS:
             self.addresses[host] = None
 
@@ -103,9 +105,11 @@ class Host(Node):
     def carry_out(self, process: Process, output: Output) -> None:
         """Do what a machine asks for. Answers come after the machine has been drained, at the same instant."""
         if isinstance(output, Send):
-            self._send_datagram(process, output)
+            self._send(process, output)
         elif isinstance(output, Open):
-            self.clock.at(self.clock.now, process.receive, self._open(process, output))
+            answer = self._open(process, output)
+            if answer is not None:
+                self.clock.at(self.clock.now, process.receive, answer)
         elif isinstance(output, Close):
             if not self.close(process, output.flow):
                 process.misuses.append(f"{output.flow} was closed, which is not open")
@@ -113,39 +117,59 @@ class Host(Node):
             delay, resolved = self._resolved(output)
             self.clock.after(delay, process.receive, resolved)
 
-    def close(self, process: Process, flow: Flow) -> bool:
-        """Close a flow of a process; False when it has none such."""
+    def close(self, process: Process, flow: Flow, *, silently: bool = False) -> bool:
+        """Close a flow of a process; False when it has none such. `silently`, its stream just stops."""
+        stream = process.streams.pop(flow, None)
         socket = process.sockets.pop(flow, None)
-        if socket is None:
+        if stream is not None:
+            self.streams.close(stream, silently=silently)
+        elif socket is not None:
+            del self._bound[socket.local.host, socket.local.port]
+        else:
             return False
-        del self._bound[socket.local.host, socket.local.port]
         if self.trace.enabled:
             self.trace(self.clock.now, "flow-closed", flow=str(flow))
         return True
 
-    def _open(self, process: Process, open: Open) -> Opened | Closed:
-        flow, local = open.flow, open.local
-        if open.transport is not Transport.UDP:
-            reason = f"{open.transport.value} is not part of this network"
-            return Closed(flow=flow, reason=reason, errno=errno.EPROTONOSUPPORT)
-        if local is None:
-            local = Address("0.0.0.0", 0)  # noqa: S104
-        interface = self.addresses.get(local.host)
-        if open.interface is not None:
-            interface = next((i for i in self.interfaces if i.name == open.interface), None)
-            if interface is None and open.interface != "lo":
-                return Closed(flow=flow, reason=f"no interface {open.interface}", errno=errno.ENODEV)
+    def refusal(self, open: Open, local: Address) -> Closed | None:
+        """Why the system lets nothing be bound there, if so."""
+        flow = open.flow
+        if open.interface not in (None, "lo") and all(i.name != open.interface for i in self.interfaces):
+            return Closed(flow=flow, reason=f"no interface {open.interface}", errno=errno.ENODEV)
+        interface = self.interface_for(open, local)
         known = local.host in self.addresses or local.host in _WILDCARDS
         if not known or (interface is not None and not interface.up):
             reason = f"{local.host} is not an address of {self.name}"
             return Closed(flow=flow, reason=reason, errno=errno.EADDRNOTAVAIL)
+        return None
+
+    def interface_for(self, open: Open, local: Address) -> NetworkInterface | None:
+        """The interface that a flow is pinned to, by name or by its address."""
+        if open.interface is not None:
+            return next((i for i in self.interfaces if i.name == open.interface), None)
+        return self.addresses.get(local.host)
+
+    def certificate_names(self) -> tuple[str, ...]:
+        """What its TLS certificate is for."""
+        if self.certificate is not None:
+            return self.certificate
+        names = [name for name, hosts in self.network.names.items() if any(host in self.addresses for host in hosts)]
+        return (*names, *self.addresses)
+
+    def _open(self, process: Process, open: Open) -> Opened | Closed | None:
+        if open.transport is not Transport.UDP:
+            return self.streams.open(process, open)
+        flow, local = open.flow, open.local or Address("0.0.0.0", 0)  # noqa: S104
+        refused = self.refusal(open, local)
+        if refused is not None:
+            return refused
         port = local.port or self._free_port(local.host, open.ports or _EPHEMERAL)
         if port is None or (local.host, port) in self._bound:
             where = local if local.port else f"every port of {open.ports}"
             return Closed(flow=flow, reason=f"{where} is in use", errno=errno.EADDRINUSE)
         if flow in process.sockets:
             raise LabError(f"{self.name}: {flow} was opened twice")
-        socket = Socket(process, flow, local.with_port(port), interface)
+        socket = Socket(process, flow, local.with_port(port), self.interface_for(open, local))
         process.sockets[flow] = socket
         self._bound[local.host, port] = socket
         if self.trace.enabled:
@@ -155,22 +179,26 @@ class Host(Node):
     def _free_port(self, host: str, ports: tuple[int, int]) -> int | None:
         low, high = ports
         count = high - low + 1
-        start = self._chance.randrange(count)
+        start = self.chance.randrange(count)
         for i in range(count):
             port = low + (start + i) % count
             if (host, port) not in self._bound:
                 return port
         return None
 
-    def _send_datagram(self, process: Process, send: Send) -> None:
+    def _send(self, process: Process, send: Send) -> None:
         socket = process.sockets.get(send.flow)
-        if socket is None:
+        if socket is not None:
+            size = send.ip.segment_size if send.ip is not None else None
+            pieces = [send.data] if not size else [send.data[i : i + size] for i in range(0, len(send.data), size)]
+            errors = [self._emit(socket, send, data) for data in pieces]
+        elif (stream := process.streams.get(send.flow)) is not None:
+            process.sent += 1
+            errors = [self.streams.send(stream, send)]
+        else:
             process.misuses.append(f"{len(send.data)} bytes for {send.remote} were sent by {send.flow}, not open")
             return
-        size = send.ip.segment_size if send.ip is not None else None
-        pieces = [send.data] if not size else [send.data[i : i + size] for i in range(0, len(send.data), size)]
-        for data in pieces:
-            error = self._emit(socket, send, data)
+        for error in errors:
             if error:
                 failed = SendFailed(flow=send.flow, remote=send.remote, errno=error)
                 self.clock.at(self.clock.now, process.receive, failed)
@@ -204,7 +232,7 @@ class Host(Node):
                 source=str(source), destination=str(remote), length=len(data),
             )  # fmt: skip
         if out is None:
-            self.clock.after(_LOOPBACK_DELAY, self.deliver, packet)
+            self.clock.after(LOOPBACK_DELAY, self.deliver, packet)
             return 0
         mtu = min(out.outward.mtu, self._path_mtu.get(remote.host, 65535))
         if length(packet) <= mtu:
@@ -249,9 +277,7 @@ class Host(Node):
             self._deliver_icmp(packet, packet.icmp)
             return
         if packet.protocol is Protocol.TCP:
-            self.drop(packet, f"nothing listens at {packet.destination}")
-            if packet.tcp is not None and not packet.tcp.flags & TcpFlags.RST:
-                self.send(reset(packet, packet.tcp))
+            self.streams.deliver(packet)
             return
         socket = self._socket_at(packet.destination)
         if socket is None:
@@ -279,6 +305,8 @@ class Host(Node):
             return
         if icmp.kind is IcmpKind.TOO_BIG and icmp.mtu:
             self._path_mtu[about.destination.host] = icmp.mtu
+        if about.protocol is Protocol.TCP and self.streams.unreachable(about, icmp):
+            return
         socket = self._socket_at(about.source) if about.protocol is Protocol.UDP else None
         if socket is None:
             self.drop(packet, f"an ICMP error about a packet from {about.source}, where nothing is open")

@@ -3,7 +3,7 @@
     nominated pairs are valid                   RFC 8445, section 8.1
     both sides end on one pair                  what one calls local the other calls remote
     new transactions keep the pace              RFC 8445, section 14.2: 5 ms over a whole process
-    transactions and timers end                 a closed session waits for nothing and holds no socket
+    transactions and timers end                 a closed session waits for nothing and holds no socket and no stream
     nothing leaves after close
     machines ask for nothing that makes no sense
 
@@ -60,8 +60,9 @@ def _of_peer(peer: Peer) -> list[str]:
     due = peer.session.next_timer()
     if due is not None:
         found.append(f"{peer.name}: a closed session waits for {in_seconds(due):g} s")
-    if process.sockets:
-        found.append(f"{peer.name}: a closed session holds {len(process.sockets)} sockets")
+    if process.sockets or process.streams:
+        held = f"{len(process.sockets)} sockets and {len(process.streams)} streams"
+        found.append(f"{peer.name}: a closed session holds {held}")
     if peer.state is not AgentState.CLOSED:
         found.append(f"{peer.name}: a closed session's agent is {peer.state.value}")
     return found

@@ -17,6 +17,7 @@ from .links import NetworkInterface
 
 if TYPE_CHECKING:
     from .hosts import Host
+    from .streams import Listener, Stream
 
 R = TypeVar("R")
 AnyMachine = Machine[Any, Any, Any]
@@ -48,13 +49,14 @@ class Process:
         self.host = host
         self.machine = machine
         self.sockets: dict[Flow, Socket] = {}
+        self.streams: dict[Flow, Stream | Listener] = {}
         self.log: list[tuple[Instant, Any]] = []
         """Every event of the machine, with its time."""
         self.misuses: list[str] = []
         """What the machine asked for that makes no sense, such as sending by a flow that it has closed."""
         self.stopped = False
         self.sent = 0
-        """Datagrams that left."""
+        """Datagrams that left, and writes to streams."""
         self._on_event = on_event
         self._clock = host.clock
         self._armed: Instant | None = None
@@ -88,12 +90,15 @@ class Process:
             if due is not None:
                 self._clock.at(due, self._fire, due)
 
-    def stop(self) -> None:
-        """End the process as a crash does: its sockets are gone, its machine hears nothing more."""
+    def stop(self, *, silently: bool = False) -> None:
+        """End the process as a crash does: its sockets are gone, its machine hears nothing more.
+
+        The system ends its streams in order; `silently`, nobody is told, as when the power fails.
+        """
         self.stopped = True
         self._armed = None
-        for flow in list(self.sockets):
-            self.host.close(self, flow)
+        for flow in [*self.sockets, *self.streams]:
+            self.host.close(self, flow, silently=silently)
 
     def events(self, kind: type[R]) -> list[R]:
         """The logged events of a kind, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from polynya.core.addresses import Address
@@ -13,13 +14,16 @@ from .processes import AnyMachine
 
 
 class Listening:
-    """A server's machine with UDP sockets that are opened for it: all it asks for and says passes through."""
+    """A server's machine with sockets and listeners that are opened for it: all it asks for and says passes through."""
 
-    def __init__(self, machine: AnyMachine, sockets: dict[Flow, Address]) -> None:
+    def __init__(
+        self, machine: AnyMachine, sockets: Mapping[Flow, Address] | None = None, opens: Iterable[Open] = ()
+    ) -> None:
         self.machine = machine
         self._opens: list[Output] = [
-            Open(flow=flow, transport=Transport.UDP, local=local) for flow, local in sockets.items()
+            Open(flow=flow, transport=Transport.UDP, local=local) for flow, local in (sockets or {}).items()
         ]
+        self._opens += opens
 
     def receive(self, input: Input, now: Instant) -> None:
         self.machine.receive(input, now)
