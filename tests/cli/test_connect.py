@@ -33,7 +33,7 @@ def test_each_gets_what_the_other_was_given(server: Running) -> None:
     assert one.stdout == b"from two\x00\xff\n"
     assert two.stdout == b"from one\n"
     said = one.stderr.decode()
-    assert f"STUN servers: {server.stun}" in said
+    assert f"servers: {server.stun};" in said
     assert "not encrypted" in said
     assert "(direct, " in said
     assert "this side: host 127.0.0.1:" in said

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 from polynya.core.empty import NOTHING
-from polynya.core.errors import Attempt, ConfigurationError, ConnectError, UsageError
+from polynya.core.errors import Attempt, ConfigurationError, ConnectError, PolynyaError, UsageError
 from polynya.core.flows import FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
@@ -401,7 +401,10 @@ class Agent:
         self._asking = {uri: other for uri, other in self._asking.items() if other is not task}
 
     async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
-        username, password = await ask(str(wanted.server.uri), wanted.realm)
+        try:
+            username, password = await ask(str(wanted.server.uri), wanted.realm)
+        except PolynyaError:
+            return  # there are none to be had: the relay ends at its time, and `why` tells what the server said
         if not self._closed:
             server = RelayServer(wanted.server.uri, username, password)
             self._running().call(self._session.set_credentials, server)

@@ -17,13 +17,18 @@ from polynya.core.errors import ConnectError, SignalingError, UsageError
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.events import AgentState
+from polynya.stun.uris import TurnUri
 
 from .agent import Agent
 from .connection import Connection
-from .signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Signaling
+from .servers import IceServer
+from .signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Signaling, ask_servers
 
 EARLY_MESSAGES = 512
 """From one peer; more candidates than any agent has."""
+
+RENEWAL = 30.0
+"""Seconds between two questions for a TURN server's credentials, should it refuse the newest ones, too."""
 
 MEMBERS = 2
 """A meeting's room has no more: a third would wait for an answer that never comes."""
@@ -36,6 +41,7 @@ class RoomEntered:
     peer_id: str
     peers: tuple[str, ...]
     servers: tuple[str, ...]
+    """URIs of the STUN and TURN servers that the signaling server offers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +89,7 @@ class Meeting:
         url: str,
         room: str,
         *,
-        servers: Iterable[str] = (),
+        servers: Iterable[str | IceServer] = (),
         loopback: bool | None = None,
         tell: Callable[[Step], None] | None = None,
         trace: Tracer = NO_TRACE,
@@ -106,12 +112,15 @@ class Meeting:
         """What those said with whom no attempt is under way yet."""
         self._lost: SignalingError | None = None
         self._hearing: asyncio.Task[None] | None = None
+        self._renewals: dict[str, float] = {}
+        """When a server's credentials may be asked for again."""
         Agent(servers=self._servers, **self._options)  # what cannot be is told before anybody is waited for
 
     async def __aenter__(self) -> Meeting:
         signaling = await self.signaling.__aenter__()
         self._present = list(signaling.peers)
-        self._tell(RoomEntered(peer_id=signaling.peer_id, peers=signaling.peers, servers=signaling.stun_servers))
+        uris = tuple(each.uri for each in signaling.servers)
+        self._tell(RoomEntered(peer_id=signaling.peer_id, peers=signaling.peers, servers=uris))
         self._hearing = asyncio.create_task(self._hear(), name=f"meeting in {signaling.room}")
         return self
 
@@ -167,12 +176,14 @@ class Meeting:
     async def _attempt(self, peer: str) -> Connection | None:
         """The connection with this peer; None when it left before one stood."""
         controlling = self.signaling.controls(peer)
-        servers = dict.fromkeys((*self.signaling.stun_servers, *self._servers))
+        known = {_uri(each) for each in self._servers}
+        servers = (*(each for each in self.signaling.servers if each.uri not in known), *self._servers)
         loopback = self.signaling.loopback if self._loopback is None else self._loopback
         loop = asyncio.get_running_loop()
         gone = self._gone = loop.create_future()
         described = self._described = loop.create_future()
-        agent = self.agent = Agent(servers=servers, controlling=controlling, loopback=loopback, **self._options)
+        options = {"credentials": self._renew, **self._options}
+        agent = self.agent = Agent(servers=servers, controlling=controlling, loopback=loopback, **options)
         agent.start()
         self.peer = peer
         self._tell(PeerFound(peer=peer, controlling=controlling))
@@ -214,6 +225,17 @@ class Meeting:
             return ConnectError(f"nobody came to the room {self.signaling.room!r} within {timeout:g} s")
         return ConnectError(f"no connection within {timeout:g} s", self.agent.attempts())
 
+    async def _renew(self, uri: str, _realm: str) -> tuple[str, str]:
+        """New credentials for a TURN server that the signaling server offers; not more often than is of use."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._renewals.get(uri, loop.time()) - loop.time())
+        self._renewals[uri] = loop.time() + RENEWAL
+        offered, _ = await ask_servers(self.signaling.url)
+        for server in offered:
+            if server.username and str(TurnUri.parse(server.uri)) == uri:
+                return server.username, server.password
+        raise SignalingError(f"{self.signaling.url} does not offer {uri} any more")
+
     # -------------------------------------------------------------------------------------------------------- hearing
 
     async def _hear(self) -> None:
@@ -251,6 +273,10 @@ class Meeting:
         else:
             agent.set_remote(message.description)
             _set(self._described)
+
+
+def _uri(server: str | IceServer) -> str:
+    return server if isinstance(server, str) else server.uri
 
 
 def _set(waiting: asyncio.Future[None] | None) -> None:

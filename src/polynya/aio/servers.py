@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from polynya.core.errors import ConfigurationError
+from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.session.options import RelayServer
 from polynya.stun.uris import StunUri, TurnUri
 from polynya.turn.client.credentials import Credentials
@@ -18,6 +18,19 @@ class IceServer:
     uri: str
     username: str = ""
     password: str = field(default="", repr=False)
+
+
+def usable(uris: Iterable[str], username: str = "", password: str = "") -> tuple[IceServer, ...]:
+    """The servers that an agent can be given: what somebody else says must not make it refuse to start."""
+    found = []
+    for uri in uris:
+        server = IceServer(uri, username, password)
+        try:
+            split_servers([server])
+        except (ConfigurationError, DecodeError):
+            continue
+        found.append(server)
+    return tuple(found)
 
 
 def split_servers(servers: Iterable[str | IceServer]) -> tuple[tuple[StunUri, ...], tuple[RelayServer, ...]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from random import SystemRandom
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from polynya.core.addresses import scope
 from polynya.core.errors import ConfigurationError, DecodeError, SignalingError, UsageError
@@ -40,11 +41,11 @@ from polynya.signaling.client import (
     RoomClient,
 )
 from polynya.signaling.links import CloseLink, LinkClosed, LinkOutput, OpenLink, SendText
-from polynya.signaling.messages import IceServer
-from polynya.stun.uris import StunUri
+from polynya.signaling.messages import IceServer as OfferedServer
 
 from . import clock
 from .connection import Connection, Owner
+from .servers import IceServer, usable
 from .websocket import Link, websocket_url
 
 if TYPE_CHECKING:
@@ -182,11 +183,17 @@ class Signaling:
     @property
     def stun_servers(self) -> tuple[str, ...]:
         """URIs of the STUN servers that the signaling server offers: for `Agent(servers=...)`."""
-        return tuple(uri for server in self._machine.servers for uri in server.uris if _is_stun(uri))
+        return tuple(each.uri for each in self.servers if each.uri.startswith("stun"))
 
     @property
-    def ice_servers(self) -> tuple[IceServer, ...]:
-        """All that the server offers, with credentials where there are some."""
+    def servers(self) -> tuple[IceServer, ...]:
+        """All STUN and TURN servers that it offers, with credentials: for `Agent(servers=...)`."""
+        offered = self._machine.servers
+        return tuple(each for one in offered for each in usable(one.uris, one.username, one.credential))
+
+    @property
+    def ice_servers(self) -> tuple[OfferedServer, ...]:
+        """What it offers as it says it, with the lifetime of credentials."""
         return self._machine.servers
 
     @property
@@ -341,12 +348,19 @@ class Signaling:
                 waiter.set_result(None)
 
 
+async def ask_servers(url: str) -> tuple[tuple[IceServer, ...], bool]:
+    """The servers that a signaling server offers, and whether it is on this host. Raises SignalingError."""
+    # a room of our own, for a moment: a server tells its members
+    async with Signaling(url, f"servers {uuid4()}", reconnect=0) as room:
+        return room.servers, room.loopback
+
+
 async def connect_room(
     url: str,
     room: str,
     *,
     timeout: float | None = None,
-    servers: Iterable[str] = (),
+    servers: Iterable[str | IceServer] = (),
     loopback: bool | None = None,
     **options: Any,
 ) -> Connection:
@@ -355,10 +369,10 @@ async def connect_room(
         async with await polynya.connect_room("http://signal.example.org", "kitchen") as connection:
             connection.send(b"hello")
 
-    The room is for two. `timeout` is in seconds, for the other side to come and the connection to stand. The STUN
-    servers that the signaling server tells are used besides `servers`; `loopback` left out means: when the signaling
-    server is on this host. The other options are `Agent`'s. Raises ConfigurationError, SignalingError or ConnectError,
-    with nothing left open.
+    The room is for two. `timeout` is in seconds, for the other side to come and the connection to stand. The STUN and
+    TURN servers that the signaling server tells are used besides `servers`; `loopback` left out means: when the
+    signaling server is on this host. The other options are `Agent`'s. Raises ConfigurationError, SignalingError or
+    ConnectError, with nothing left open.
     """
     from .meeting import Meeting  # noqa: PLC0415 - it needs this module
 
@@ -404,12 +418,3 @@ def _candidate(body: messages.Candidate) -> Candidate | None:
     if body.candidate is None:
         return None
     return replace(Candidate.parse(body.candidate), generation=body.generation)
-
-
-def _is_stun(uri: str) -> bool:
-    """Whether it is a URI that an agent can be given: what a server says must not make the agent refuse to start."""
-    try:
-        StunUri.parse(uri)
-    except (ConfigurationError, DecodeError):
-        return False
-    return True

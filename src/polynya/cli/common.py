@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -51,6 +51,10 @@ LoopbackOption = Annotated[
     typer.Option(
         "--loopback/--no-loopback", help="Use loopback addresses. Left out: when the signaling server is on this host."
     ),
+]
+PolicyOption = Annotated[
+    Literal["all", "no-host", "relay"],
+    typer.Option(help="no-host: tell nobody the addresses of this host. relay: go by TURN servers only."),
 ]
 TraceOption = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Write what happens as JSON lines.")]
 PcapOption = Annotated[Path | None, typer.Option("--pcap", metavar="FILE", help="Write the packets, for Wireshark.")]

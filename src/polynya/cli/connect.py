@@ -16,6 +16,7 @@ from .common import (
     InterfaceOption,
     LoopbackOption,
     PcapOption,
+    PolicyOption,
     ServerOption,
     StunOption,
     TraceOption,
@@ -38,6 +39,7 @@ def connect(
     interface: InterfaceOption = None,
     family: FamilyOption = None,
     loopback: LoopbackOption = None,
+    policy: PolicyOption = "all",
     timeout: Annotated[
         float | None,
         typer.Option("--timeout", "-t", min=0.1, help="Seconds for the other side to come and to connect."),
@@ -73,6 +75,7 @@ def connect(
             capture=capture,
             families=common.families(family),
             interfaces=interface or None,
+            policy=policy,
         )
         common.run(_connect(meeting, timeout, linger, quiet=quiet))
 
@@ -137,7 +140,7 @@ def _tell(step: Step) -> None:
         case m.RoomEntered():
             servers = ", ".join(step.servers) or "none"
             waiting = "the other side is here" if step.peers else "waiting for the other side"
-            say(f"in the room as {step.peer_id[:8]}; STUN servers: {servers}; {waiting}")
+            say(f"in the room as {step.peer_id[:8]}; servers: {servers}; {waiting}")
         case m.PeerFound():
             say(f"found {step.peer[:8]}; this side is {'controlling' if step.controlling else 'controlled'}")
         case m.LocalCandidateSent(candidate=None):

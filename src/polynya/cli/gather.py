@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any
-from uuid import uuid4
 
 import typer
 
-from polynya import Agent, Candidate
+from polynya import Agent, Candidate, IceServer
 
 from . import common
-from .common import FamilyOption, InterfaceOption, LoopbackOption, PcapOption, ServerOption, StunOption, TraceOption
+from .common import (
+    FamilyOption,
+    InterfaceOption,
+    LoopbackOption,
+    PcapOption,
+    PolicyOption,
+    ServerOption,
+    StunOption,
+    TraceOption,
+)
 
 
 def gather(
@@ -25,18 +33,20 @@ def gather(
     interface: InterfaceOption = None,
     family: FamilyOption = None,
     loopback: LoopbackOption = None,
+    policy: PolicyOption = "all",
     trace: TraceOption = None,
     pcap: PcapOption = None,
 ) -> None:
-    """Print the candidates of this host: its own addresses, and those that STUN servers see it under.
+    """Print the candidates of this host: its own addresses, those that STUN servers see it under, and relayed ones.
 
-    The STUN servers are those that the signaling server tells, and those given. A line is the type, the address, the
-    base it belongs to, and the priority.
+    The servers are those that the signaling server tells, and the STUN servers given. A line is the type, the address,
+    the base it belongs to, and the priority.
     """
     with common.errors(), common.tracing("gather", trace, pcap) as (tracer, capture):
         options = {
             "families": common.families(family),
             "interfaces": interface or None,
+            "policy": policy,
             "trace": tracer,
             "capture": capture,
         }
@@ -53,12 +63,13 @@ class _Asked:
 
 
 async def _gather(asked: _Asked) -> int:
-    servers, loopback = asked.stun, bool(asked.loopback)
+    servers: list[str | IceServer] = [*dict.fromkeys(asked.stun)]
+    loopback = bool(asked.loopback)
     if asked.server is not None:
         told, on_this_host = await _ask_server(asked.server)
-        servers = [*told, *servers]
+        servers = [*(each for each in told if each.uri not in asked.stun), *servers]
         loopback = on_this_host if asked.loopback is None else asked.loopback
-    async with Agent(servers=dict.fromkeys(servers), loopback=loopback, **asked.options) as agent:
+    async with Agent(servers=servers, loopback=loopback, **asked.options) as agent:
         candidates = []
         async for candidate in agent.candidates():
             candidates.append(candidate)
@@ -78,15 +89,13 @@ async def _gather(asked: _Asked) -> int:
     return 0 if candidates else common.FAILED
 
 
-async def _ask_server(url: str) -> tuple[tuple[str, ...], bool]:
-    """The STUN servers that a signaling server tells, and whether it is on this host."""
+async def _ask_server(url: str) -> tuple[tuple[IceServer, ...], bool]:
+    """The servers that a signaling server tells, and whether it is on this host."""
     try:
-        from polynya.aio.signaling import Signaling  # noqa: PLC0415
+        from polynya.aio.signaling import ask_servers  # noqa: PLC0415
     except ModuleNotFoundError as error:
         common.need("signaling", error)
-    # a room of our own, for a moment: a server tells its members
-    async with Signaling(url, f"gather {uuid4()}", reconnect=0) as room:
-        return room.stun_servers, room.loopback
+    return await ask_servers(url)
 
 
 def _line(candidate: Candidate) -> str:
