@@ -6,10 +6,12 @@ address of the answer is taken.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
 from polynya.core.addresses import Address
+from polynya.core.empty import NOTHING
 from polynya.core.errors import DecodeError
 from polynya.core.machine import RecordType, Resolve, Resolved
 
@@ -26,7 +28,7 @@ class Names:
 
     def __init__(self) -> None:
         self._asked = 0
-        self._waiting: dict[Resolve, list[tuple[Candidate, int]]] = {}
+        self._waiting: Mapping[Resolve, list[tuple[Candidate, int]]] = NOTHING
 
     def expects(self, query: Resolve) -> bool:
         """Whether an answer to this query is waited for."""
@@ -43,13 +45,15 @@ class Names:
             return None
         self._asked += 1
         query = Resolve(name=name, record=RecordType.ADDRESS, token=self._asked)
-        self._waiting[query] = [(candidate, stream)]
+        self._waiting = {**self._waiting, query: [(candidate, stream)]}
         return query
 
     def resolved(self, answer: Resolved) -> list[tuple[Candidate, int]]:
         """The candidates, with their address, that an answer makes usable; none when the name was not found."""
         found = []
-        for candidate, stream in self._waiting.pop(answer.query, []):
+        waiting = self._waiting.get(answer.query, ())
+        self._waiting = {query: each for query, each in self._waiting.items() if query != answer.query} or NOTHING
+        for candidate, stream in waiting:
             try:
                 address = Address.of(answer.hosts[0], candidate.address.port) if answer.hosts else None
             except DecodeError:

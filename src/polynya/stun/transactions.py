@@ -28,11 +28,11 @@ from enum import Enum
 from typing import Any, Final, Generic, TypeVar
 
 from polynya.core.addresses import Address
+from polynya.core.empty import NOTHING
 from polynya.core.errors import UsageError
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.machine import Closed, Counters, IcmpError, IpFields, Send, SendFailed
-from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 
 ContextT = TypeVar("ContextT")
@@ -243,15 +243,16 @@ class Transactions(Generic[ContextT]):
     transaction that nobody answered is dropped silently.
     """
 
-    __slots__ = ("_counters", "_events", "_outputs", "_timers", "_trace", "by_id")
+    __slots__ = ("_counters", "_events", "_next", "_outputs", "_trace", "by_id")
 
     def __init__(self, trace: Tracer = NO_TRACE) -> None:
         self.by_id: dict[bytes, ClientTransaction[ContextT]] = {}
         """Read it, to find the owner of an answer; change it by the methods only."""
-        self._timers: Timers[bytes] = Timers()
+        self._next: Instant | None = None
+        """When the first of them is due, or 0 when that is to be looked for."""
         self._outputs: list[Send] = []
         self._events: list[Ended[ContextT]] = []
-        self._counters: dict[str, int] = {}
+        self._counters: Counters = NOTHING
         self._trace = trace
 
     def start(
@@ -314,7 +315,7 @@ class Transactions(Generic[ContextT]):
     def clear(self) -> None:
         """Forget all."""
         self.by_id.clear()
-        self._timers.clear()
+        self._next = None
         self._outputs.clear()
         self._events.clear()
 
@@ -342,13 +343,19 @@ class Transactions(Generic[ContextT]):
 
     def tick(self, now: Instant) -> None:
         """Send again what is due, and end what was waited for long enough."""
-        for transaction_id in self._timers.due(now):
-            transaction = self.by_id[transaction_id]
+        first = self.next_timer()
+        if first is None or now < first:
+            return
+        due = [(at, each) for each in self.by_id.values() if (at := each.next_timer()) is not None and at <= now]
+        for _, transaction in sorted(due, key=_when):
             transaction.tick(now)
             self._drain(transaction, now, f"send {transaction.sends}")
 
     def next_timer(self) -> Instant | None:
-        return self._timers.next()
+        if self._next == 0:
+            due = (transaction.next_timer() for transaction in self.by_id.values())
+            self._next = min((at for at in due if at is not None), default=None)
+        return self._next
 
     def outputs(self) -> list[Send]:
         drained, self._outputs = self._outputs, []
@@ -375,7 +382,7 @@ class Transactions(Generic[ContextT]):
         if due is None:
             self._forget(transaction)
         else:
-            self._timers.set(transaction.transaction_id, due)
+            self._next = Instant(0)
         for event in ended:
             what = event.reason
             if event.state is State.FAILED:
@@ -384,7 +391,10 @@ class Transactions(Generic[ContextT]):
 
     def _forget(self, transaction: ClientTransaction[ContextT]) -> None:
         self.by_id.pop(transaction.transaction_id, None)
-        self._timers.cancel(transaction.transaction_id)
+        self._next = Instant(0)
+        if not self.by_id:
+            self.by_id.clear()  # a dict that was emptied entry by entry keeps its table
+            self._next = None
 
     def _note(self, transaction: ClientTransaction[Any], now: Instant, reason: str) -> None:
         if self._trace.enabled:
@@ -399,7 +409,11 @@ class Transactions(Generic[ContextT]):
             )
 
     def _count(self, what: str) -> None:
-        self._counters[what] = self._counters.get(what, 0) + 1
+        self._counters = {**self._counters, what: self._counters.get(what, 0) + 1}
+
+
+def _when(due: tuple[Instant, ClientTransaction[Any]]) -> Instant:
+    return due[0]
 
 
 def _times(sends: int) -> str:
