@@ -11,7 +11,7 @@ from random import Random
 
 from polynya.core.instants import MILLISECOND
 from polynya.core.pacer import MINIMUM_INTERVAL
-from polynya.ice import IceConfig, NominationPolicy
+from polynya.ice import IceConfig, NominationPolicy, Renomination
 from polynya.stun.registry import Class
 from tests.ice.harness import Nat, Side, World
 
@@ -29,7 +29,8 @@ def build(seed: int, *, restarts: bool) -> World:
     def config(controlling: bool) -> IceConfig:
         policy = NominationPolicy.immediate() if random.random() < 0.2 else NominationPolicy()
         options = ("ice2", "trickle") if random.random() < 0.7 else ()
-        return IceConfig(controlling=controlling, options=options, nomination=policy)
+        again = Renomination() if random.random() < 0.4 else None
+        return IceConfig(controlling=controlling, options=options, nomination=policy, renomination=again)
 
     controlling = random.random() < 0.5
     conflict = random.random() < 0.25

@@ -20,7 +20,7 @@ from .events import (
     SelectedPairChanged,
 )
 from .inbox import IceInput
-from .nomination import NominationPolicy
+from .nomination import NominationPolicy, Renomination
 from .pairs import PairState, PairView
 from .report import Report
 
@@ -46,6 +46,7 @@ __all__ = [
     "PairView",
     "RemoteAuthenticated",
     "RemoteRevoked",
+    "Renomination",
     "Report",
     "Restarted",
     "RoleChanged",

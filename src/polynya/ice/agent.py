@@ -17,44 +17,40 @@ FAILED is left when the other side's checks or new candidates arrive after all, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from random import Random
-from typing import Any
 
-from polynya.core.addresses import Address
-from polynya.core.errors import Attempt, UsageError
+from polynya.core.errors import UsageError
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
-from polynya.core.machine import Output, Resolve
+from polynya.core.machine import Output
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 
-from . import report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
 from .config import IceConfig
 from .description import Description, negotiated_pacing
 from .events import AgentState, IceEvent
-from .generation import Generation
 from .generations import Answer, Generations
 from .inbox import IceInput, Inbox
+from .inspection import Inspection
 from .journal import Journal
 from .pacing import Pacing
-from .pairs import PairView
-from .prognosis import attempts, conclude
-from .report import Report
+from .prognosis import conclude
 from .roles import Role
-from .scheduling import nominate, run_checks
+from .scheduling import nominate, nominate_by_hand, run_checks
 from .selection import Key, Selections
 from .signals import Signals
 from .standing import Standing
 
 
-class IceAgent:
+class IceAgent(Inspection):
     """One side of an ICE connection, with any number of streams and components.
 
     Feed it with `receive` and `tick`, tell it of candidates and of the other side, and after any call take `outputs`
     and `events`. `random` makes credentials, transaction ids and jitter; `pacer` is the process's.
     """
+
+    __slots__ = ("_keys", "_look_at", "_nominate_at", "_pacing", "_signals", "config")
 
     def __init__(self, config: IceConfig, *, random: Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
         self.config = config
@@ -75,29 +71,7 @@ class IceAgent:
             (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
         )
 
-    @property
-    def state(self) -> AgentState:
-        return self._standing.state
-
-    @property
-    def reason(self) -> str:
-        """Why the agent is in its state."""
-        return self._standing.reason
-
     # ------------------------------------------------------------------------------------------------- what we signal
-
-    @property
-    def local_description(self) -> Description:
-        """What to signal first."""
-        return self._generation.local
-
-    @property
-    def remote_description(self) -> Description | None:
-        return self._generation.remote
-
-    @property
-    def controlling(self) -> bool:
-        return self._role.controlling
 
     def add_local(self, gathered: Gathered, now: Instant) -> LocalCandidate | None:
         """An address was found. Returns the candidate, or None when it is redundant."""
@@ -148,10 +122,6 @@ class IceAgent:
         self._inbox.candidate(candidate, stream, now)
         self._evaluate(now)
 
-    def expects(self, query: Resolve) -> bool:
-        """Whether the answer to a look-up is for this agent."""
-        return self._inbox.names.expects(query)
-
     def path_ready(self, flow: Flow, host: str, now: Instant) -> None:
         """Packets can be sent by `flow` to this host now: the answer to `PathWanted`, for every port."""
         for pair in self._generation.gated(flow, host):
@@ -190,6 +160,17 @@ class IceAgent:
         self._restart("as asked for", now, self._generation.number + 1)
         self._evaluate(now)
         return self._generation.local
+
+    def nominate(self, pair_id: int, now: Instant) -> None:
+        """Nominate a valid pair by hand, by its `PairView.id`.
+
+        Where a pair of its component is nominated already, both sides must have signalled `renomination`.
+        """
+        self._must_be_open("nominate")
+        if not self._role.controlling:
+            raise UsageError("nominate: only the controlling agent does")
+        nominate_by_hand(self._generation, pair_id, self._journal, now)
+        self._evaluate(now)
 
     def _restart(self, reason: str, now: Instant, number: int) -> None:
         self._generations.restart(number, keep=self._selections.of(self._generation))
@@ -242,19 +223,6 @@ class IceAgent:
         drained, self._journal.events = self._journal.events, []
         return drained
 
-    @property
-    def _generation(self) -> Generation:
-        return self._generations.current
-
-    def owns_transaction(self, transaction_id: bytes) -> bool:
-        """Whether an answer with this id is for this agent."""
-        return any(transaction_id in generation.transactions for generation in self._generations.all())
-
-    @property
-    def local_ufrags(self) -> tuple[str, ...]:
-        """The ufrags that requests for this agent begin their USERNAME with: the current one first."""
-        return tuple(generation.local.ufrag for generation in self._generations.all())
-
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def _evaluate(self, now: Instant) -> None:
@@ -272,6 +240,7 @@ class IceAgent:
                 self._generation,
                 self._keys,
                 self.config.nomination,
+                self.config.renomination,
                 self._journal,
                 ta=self._pacing.interval,
                 more_may_come=not (self._signals.ended and self._generation.remote_ended),
@@ -288,58 +257,3 @@ class IceAgent:
         self._look_at = conclusion.look_at
         self._standing.move(conclusion.state, conclusion.reason, self._generation, now)
         run_checks(self._generation, self._pacing, now)
-
-    # --------------------------------------------------------------------------------------------------------- seeing
-
-    def pairs(self) -> list[PairView]:
-        """Every pair as it is now, stream by stream, the highest priority first."""
-        return [pair.view(selected=self._selections.holds(pair)) for pair in self._generation.checklists]
-
-    def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
-        """Where a component's data goes now."""
-        selection = self._selections.by_key.get((stream, component))
-        return None if selection is None else selection.pair.view(selected=True)
-
-    def path(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
-        """The flow and remote address that a component's data is sent to, if it can be sent."""
-        selection = self._selections.by_key.get((stream, component))
-        return None if selection is None else selection.pair.path
-
-    def accepts(self, flow: Flow, remote: Address) -> tuple[int, int] | None:
-        """The stream and component that data from there is for; None where no authenticated check came from there."""
-        for generation in self._generations.all():
-            if (place := generation.authenticated.place((flow, remote))) is not None:
-                return place
-        return None
-
-    def now(self, pair: PairView) -> PairView:
-        """The same pair as it is now, or `pair` itself when it is gone."""
-        return next((view for view in self.pairs() if view.id == pair.id), pair)
-
-    def attempts(self) -> tuple[Attempt, ...]:
-        """Every pair that does not work, and why."""
-        return attempts(self._generation)
-
-    def local_candidates(self) -> list[LocalCandidate]:
-        return list(self._locals.all)
-
-    def why(self) -> Report:
-        """What happened and why, down to each transition of each pair."""
-        return report.agent_report(
-            state=self.state.value,
-            reason=self.reason,
-            role=self._role.name,
-            generation=self._generation,
-            locals_=self._locals.all,
-            selected=[selection.pair for selection in self._selections.by_key.values()],
-            counters=self.stats(),
-            history=self._standing.history,
-        )
-
-    def pair_stats(self) -> list[dict[str, Any]]:
-        """Every pair in the terms of W3C's webrtc-stats."""
-        return [report.pair_stats(pair, selected=self._selections.holds(pair)) for pair in self._generation.checklists]
-
-    def stats(self) -> Mapping[str, int]:
-        """What was counted."""
-        return dict(self._journal.counters)

@@ -45,7 +45,7 @@ class ChecklistState(Enum):
 class Checklist:
     """The pairs of one stream."""
 
-    __slots__ = ("_by_path", "components", "pairs", "remotes", "state", "stream", "triggered")
+    __slots__ = ("_by_path", "components", "pairs", "remotes", "state", "stream", "triggered", "upgrades")
 
     def __init__(self, stream: int, components: int) -> None:
         self.stream = stream
@@ -54,6 +54,8 @@ class Checklist:
         self.pairs: list[Pair] = []
         self.triggered: list[Pair] = []
         self.remotes: list[Candidate] = []
+        self.upgrades = False
+        """Pairs better than the nominated one are checked on: both sides have signalled `renomination`."""
         self._by_path: dict[tuple[Flow, Address], Pair] = {}
 
     def at(self, flow: Flow, remote: Address) -> Pair | None:
@@ -73,6 +75,11 @@ class Checklist:
     def nominated(self, component: int) -> bool:
         """Whether the component has a nominated pair that is valid."""
         return any(pair.nominated and pair.valid for pair in self.of(component))
+
+    def wants(self, pair: Pair) -> bool:
+        """Whether a check of ours is worth it: nothing is nominated yet, or it is better and that may be changed."""
+        chosen = next((known for known in self.of(pair.component) if known.nominated and known.valid), None)
+        return chosen is None or (self.upgrades and pair.priority > chosen.priority)
 
     def trigger(self, pair: Pair) -> None:
         """Queue a triggered check; a pair is queued once (RFC 8445, section 6.1.4.1)."""
@@ -174,7 +181,7 @@ class ChecklistSet:
 
     def _first_state(self, pair: Pair, now: Instant) -> None:
         """Waiting for the first pair of a foundation, Frozen for the rest (RFC 8445, 6.1.2.6; RFC 8838, section 12)."""
-        if self.lists[pair.stream].nominated(pair.component):
+        if not self.lists[pair.stream].wants(pair):
             return
         for other in self:
             if other is pair or other.foundation != pair.foundation or other.state not in _ACTIVE:
@@ -219,7 +226,9 @@ class ChecklistSet:
 
     def _best(self, checklist: Checklist) -> Pair | None:
         """The best Waiting pair, else the best Frozen one of an idle foundation."""
-        if checklist.state is not ChecklistState.RUNNING:
+        if checklist.state is ChecklistState.FAILED:
+            return None
+        if checklist.state is ChecklistState.COMPLETED and not checklist.upgrades:
             return None
         frozen = None
         for pair in checklist.pairs:
@@ -227,7 +236,7 @@ class ChecklistSet:
                 continue
             if pair.state is PairState.WAITING:
                 return pair
-            if frozen is None and pair.state is PairState.FROZEN and not checklist.nominated(pair.component):
+            if frozen is None and pair.state is PairState.FROZEN and checklist.wants(pair):
                 frozen = pair if self._idle(pair.foundation) else None
         return frozen
 
@@ -237,11 +246,7 @@ class ChecklistSet:
     def unfreeze(self, foundation: tuple[str, str], now: Instant) -> None:
         """A pair of this foundation succeeded: the others are worth a check (RFC 8445, section 7.2.5.3.3)."""
         for pair in self:
-            if (
-                pair.state is PairState.FROZEN
-                and pair.foundation == foundation
-                and not self.lists[pair.stream].nominated(pair.component)
-            ):
+            if pair.state is PairState.FROZEN and pair.foundation == foundation and self.lists[pair.stream].wants(pair):
                 self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now)
 
     def set_aside(self, nominated: Pair, now: Instant, *, higher_stays: bool) -> None:

@@ -17,6 +17,7 @@ from polynya.stun.attributes import (
     ICE_CONTROLLED,
     ICE_CONTROLLING,
     MAPPED_ADDRESS,
+    NOMINATION,
     PRIORITY,
     UNKNOWN_ATTRIBUTES,
     USE_CANDIDATE,
@@ -47,6 +48,8 @@ class Check:
     priority: int
     sent_at: Instant
     triggered: bool = False
+    nomination: int = 0
+    """The number of the nomination, where both sides use such numbers."""
     consent: bool = False
     """A consent check: it decides nothing about the pair but its consent (RFC 7675)."""
 
@@ -61,6 +64,8 @@ class InboundCheck:
     priority: int
     nominate: bool
     packet: int = 0
+    nomination: int = 0
+    """The NOMINATION attribute; it counts only where both sides have signalled it."""
 
 
 @dataclass(slots=True)
@@ -98,13 +103,15 @@ def reflexive_priority(pair: Pair) -> int:
 
 
 def request_check(
-    credentials: Credentials, transaction_id: bytes, role: Role, priority: int, *, nominate: bool
-) -> bytes:  # fmt: skip
-    """The bytes of a Binding request (sections 7.1 and 7.2.4)."""
+    credentials: Credentials, transaction_id: bytes, role: Role, priority: int, *, nominate: bool, nomination: int = 0
+) -> bytes:
+    """The bytes of a Binding request (sections 7.1 and 7.2.4). `nomination` is its number, 0 where none are in use."""
     attributes: dict[Attribute[Any], Any] = {USERNAME: credentials.username, PRIORITY: priority}
     attributes[ICE_CONTROLLING if role.controlling else ICE_CONTROLLED] = role.tie_breaker
     if nominate:
         attributes[USE_CANDIDATE] = True
+        if nomination:
+            attributes[NOMINATION] = nomination
     message = Message.request(Method.BINDING, transaction_id, attributes)
     return message.encode(integrity=credentials.remote_key, fingerprint=True)
 
@@ -141,8 +148,9 @@ def examine(received: Received, credentials: Credentials) -> InboundCheck | Refu
     if priority is None or not 0 < priority <= MAX_PRIORITY:
         answer = refuse(message, credentials, ErrorCode.BAD_REQUEST)
         return Refusal("a check without a usable PRIORITY", answer, signed=True)
+    nominate, nomination = USE_CANDIDATE in message, message.get(NOMINATION) or 0
     return InboundCheck(
-        received.flow, received.remote, names[1], priority, USE_CANDIDATE in message, received.packet
+        received.flow, received.remote, names[1], priority, nominate, received.packet, nomination
     )  # fmt: skip
 
 

@@ -95,14 +95,20 @@ class CheckClient:
         return self._random.getrandbits(96).to_bytes(12, "big")
 
     def _request(self, pair: Pair, now: Instant, *, nominate: bool, triggered: bool = False) -> Check:
-        return Check(pair, self._role.controlling, nominate, checks.reflexive_priority(pair), now, triggered)
+        number = self._verdicts.number(pair) if nominate else 0
+        return Check(pair, self._role.controlling, nominate, checks.reflexive_priority(pair), now, triggered, number)
 
     def _start(self, check: Check, now: Instant, schedule: Schedule) -> None:
         transaction_id = self.draw_id()
         pair = check.pair
         data = checks.request_check(
-            self._credentials, transaction_id, self._role, check.priority, nominate=check.nominate
-        )  # fmt: skip
+            self._credentials,
+            transaction_id,
+            self._role,
+            check.priority,
+            nominate=check.nominate,
+            nomination=check.nomination,
+        )
         if check.consent:
             pair.consent_requests_sent += 1
         else:
@@ -169,9 +175,9 @@ class CheckClient:
             pair.nominating = False
         self._verdicts.succeeded(pair, "its check was answered", now, received.packet)
         if check.nominate and check.controlling and self._role.controlling:
-            self._verdicts.nominate(pair, "the check that nominates it was answered", now)
+            self._verdicts.nominate(pair, "the check that nominates it was answered", now, check.nomination)
         elif pair.nominate_on_success and not self._role.controlling:
-            self._verdicts.nominate(pair, "the other side had nominated it", now)
+            self._verdicts.nominate(pair, "the other side had nominated it", now, pair.nomination)
 
     def _refused(
         self,

@@ -12,7 +12,7 @@ from polynya.stun.transactions import UNRELIABLE, Schedule
 from .checklist import PAIR_LIMIT
 from .consent import KEEPALIVE
 from .description import DEFAULT_PACING, OFFERED_PACING
-from .nomination import REGULAR, NominationPolicy
+from .nomination import REGULAR, NominationPolicy, Renomination
 
 PATIENCE: Final = 39_500 * MILLISECOND
 """How long an agent goes on hoping, although every pair has failed (RFC 8863, section 4): one STUN transaction."""
@@ -36,11 +36,14 @@ class IceConfig:
     schedule: Schedule = UNRELIABLE
     """Of the checks' retransmissions; an RTO below 500 ms deviates from RFC 8445, section 14.3."""
     nomination: NominationPolicy = REGULAR
+    renomination: Renomination | None = None
+    """Signalled as an option when it is given; in force when the other side signals it, too."""
     pair_limit: int = PAIR_LIMIT
     patience: int = PATIENCE
     trickle_limit: int = 90 * SECOND
     """How long candidates are waited for from a side that does not say that they have ended."""
     options: tuple[str, ...] = ("ice2", "trickle")
+    """What is signalled besides `renomination`."""
     consent: bool = True
     """False: no consent checks, keepalives instead, as for a peer outside of RFC 7675."""
     keepalive: int = KEEPALIVE

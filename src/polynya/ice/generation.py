@@ -57,6 +57,7 @@ class Generation:
         "checklists",
         "client",
         "credentials",
+        "extensions",
         "local",
         "number",
         "remote",
@@ -81,6 +82,8 @@ class Generation:
     ) -> None:
         self.number = local.generation
         self.local = local
+        self.extensions = (("ufrag", local.ufrag),)
+        """What every candidate of ours says of the generation that it belongs to (RFC 8838, section 4.1)."""
         self.remote: Description | None = None
         self.remote_ended = False
         self.started_at: Instant | None = None
@@ -117,7 +120,11 @@ class Generation:
         self.remote = remote
         self.started_at = now
         self.credentials.set_remote(remote)
-        self.verdicts.aggressive = not remote.ice2
+        renomination = self.local.renomination and remote.renomination
+        self.verdicts.renomination = renomination
+        self.verdicts.aggressive = not (remote.ice2 or renomination)
+        for checklist in self.checklists.lists:
+            checklist.upgrades = renomination
         self.client.remote_lite = remote.lite
         pending, self._pending = self._pending, ()
         for candidate, stream in pending:
@@ -218,16 +225,18 @@ class Generation:
         pair.requests_received += 1
         pair.responses_sent += 1
         self._journal.flag(pair, "the other side's check arrived", now, readable=True)
+        nominate = check.nominate or (self.verdicts.renomination and check.nomination > 0)
         if self.local.lite:
-            if check.nominate:
+            if nominate:
                 self.verdicts.succeeded(pair, "the other side nominated it", now, check.packet)
-                self.verdicts.nominate(pair, "the other side nominated it", now)
+                self.verdicts.nominate(pair, "the other side nominated it", now, check.nomination)
             return
-        if check.nominate and not self._role.controlling:
+        if nominate and not self._role.controlling:
             if pair.valid:
-                self.verdicts.nominate(pair, "the other side nominated it", now)
+                self.verdicts.nominate(pair, "the other side nominated it", now, check.nomination)
             else:
                 pair.nominate_on_success = True
+                pair.nomination = max(pair.nomination, check.nomination)
         if not pair.revoked:
             self._trigger(pair, now, check.packet)
 

@@ -120,7 +120,7 @@ class Generations:
         return Description(
             ufrag=ufrag,
             password=password,
-            options=config.options,
+            options=(*config.options, "renomination") if config.renomination else config.options,
             lite=config.lite,
             pacing=config.pacing,
             generation=number,

@@ -11,6 +11,10 @@ much:
    rest.
 
 A pair is only looked at once *our own* check on it was answered: a one-way path is never nominated.
+
+A nomination is for good, unless both sides have signalled `renomination` (draft-thatcher-ice-renomination): then each
+nominating check carries a number, the highest counts, and the controlling agent may nominate another pair at any time.
+`Renomination` says when it does so by itself. Better pairs are then checked on after the first nomination, by both.
 """
 
 from __future__ import annotations
@@ -82,3 +86,28 @@ class NominationPolicy:
 
 REGULAR: Final = NominationPolicy()
 """The rule with its own terms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renomination:
+    """Nominate a better pair later, where the other side has signalled that it follows."""
+
+    automatic: bool = True
+    """False: only by hand, with `IceAgent.nominate`."""
+    settle: int = SECOND
+    """How long a better pair has to have been valid, nanoseconds."""
+
+    def __post_init__(self) -> None:
+        if self.settle < 0:
+            raise ValueError("the settling time of a renomination is zero or more")
+
+    def decide(self, pairs: Iterable[Pair], nominated: Pair) -> Decision | None:
+        """What to nominate in place of `nominated` and when, from the pairs of its component, the best first."""
+        if not self.automatic:
+            return None
+        for pair in pairs:
+            if pair is nominated:
+                return None
+            if pair.valid and pair.valid_at is not None:
+                return Decision(pair, Instant(pair.valid_at + self.settle), "a better pair works")
+        return None

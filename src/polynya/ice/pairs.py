@@ -113,6 +113,7 @@ class Pair:
         "nominated",
         "nominated_order",
         "nominating",
+        "nomination",
         "path",
         "priority",
         "readable",
@@ -158,6 +159,8 @@ class Pair:
         """The other side nominated it before our own check was answered (RFC 8445, section 7.3.1.5)."""
         self.nominating = False
         """Our nominating check is under way or queued."""
+        self.nomination = 0
+        """The number of the nomination that is asked for or under way, where such numbers are in use."""
         self.nominated_order = 0
         self.history: list[Transition] = []
         self.tried_at: Instant | None = None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from polynya.core.errors import UsageError
 from polynya.core.instants import Instant
 
 from .generation import Generation
 from .journal import Journal
-from .nomination import NominationPolicy
+from .nomination import Decision, NominationPolicy, Renomination
 from .pacing import Pacing
-from .pairs import PairState
+from .pairs import Pair, PairState
 from .selection import Key
 
 
@@ -22,29 +23,72 @@ def nominate(
     generation: Generation,
     keys: Iterable[Key],
     policy: NominationPolicy,
+    again: Renomination | None,
     journal: Journal,
     *,
     ta: int,
     more_may_come: bool,
     now: Instant,
 ) -> Instant | None:
-    """As the controlling agent, queue the nominating check of each component that is ripe; when to look again."""
+    """As the controlling agent, queue the nominating check of each component that is ripe; when to look again.
+
+    `again`: what is nominated may be changed, should the other side have signalled that it follows.
+    """
     later: list[Instant] = []
     for stream, component in keys:
-        checklist = generation.checklists.lists[stream]
-        pairs = list(checklist.of(component))
-        if any((pair.nominated and pair.valid) or pair.nominating for pair in pairs):
+        pairs = list(generation.checklists.lists[stream].of(component))
+        if any(pair.nominating for pair in pairs):
             continue
-        decision = policy.decide(pairs, ta=ta, more_may_come=more_may_come)
+        nominated = generation.verdicts.chosen(stream, component)
+        if nominated is None:
+            decision = policy.decide(pairs, ta=ta, more_may_come=more_may_come)
+        else:
+            decision = _change(generation, nominated, pairs, again)
         if decision is None:
             continue
         if decision.at > now:
             later.append(decision.at)
             continue
-        decision.pair.nominating = True
-        checklist.trigger(decision.pair)
-        journal.note(f"pair {decision.pair.id} is to be nominated: {decision.reason}", now)
+        _queue(generation, decision.pair, decision.reason, journal, now)
     return min(later, default=None)
+
+
+def nominate_by_hand(generation: Generation, pair_id: int, journal: Journal, now: Instant) -> None:
+    """Queue the nominating check of the pair that the owner chose; UsageError where that cannot be."""
+    pair = next((pair for pair in generation.checklists if pair.id == pair_id), None)
+    if pair is None or not pair.valid:
+        raise UsageError(f"nominate: there is no valid pair {pair_id}")
+    checklist, again = generation.checklists.lists[pair.stream], generation.verdicts.renomination
+    for other in checklist.of(pair.component):
+        if other is pair or again:
+            continue
+        if other.nominated and other.valid:
+            raise UsageError(f"nominate: pair {other.id} is nominated, and not both sides signalled `renomination`")
+        if other.nominating and other not in checklist.triggered:
+            raise UsageError(
+                f"nominate: pair {other.id} is being nominated, and not both sides signalled `renomination`"
+            )
+        other.nominating = False
+    if not pair.nominated:
+        _queue(generation, pair, "as asked for", journal, now)
+
+
+def _queue(generation: Generation, pair: Pair, reason: str, journal: Journal, now: Instant) -> None:
+    """Let the next triggered check of a pair be the one that nominates it."""
+    pair.nominating = True
+    generation.checklists.lists[pair.stream].trigger(pair)
+    journal.note(f"pair {pair.id} is to be nominated: {reason}", now)
+
+
+def _change(
+    generation: Generation, nominated: Pair, pairs: Iterable[Pair], again: Renomination | None
+) -> Decision | None:
+    """What to nominate although there is a nominated pair (draft-thatcher-ice-renomination)."""
+    if again is None or not generation.verdicts.renomination or nominated.valid_at is None:
+        return None
+    if generation.verdicts.superseded(nominated):
+        return Decision(nominated, nominated.valid_at, "the nomination of another pair came to nothing")
+    return again.decide(pairs, nominated)
 
 
 def run_checks(generation: Generation, pacing: Pacing, now: Instant) -> None:

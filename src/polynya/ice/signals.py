@@ -59,6 +59,5 @@ class Signals:
         generation = self._generations.current
         generation.note_candidate("local", local.candidate, "gathered", now)
         if local.advertise:
-            extensions = (("ufrag", generation.local.ufrag),)
-            candidate = replace(local.candidate, generation=generation.number, extensions=extensions)
+            candidate = replace(local.candidate, generation=generation.number, extensions=generation.extensions)
             self._journal.event(LocalCandidateAdded(candidate=candidate, local=local))

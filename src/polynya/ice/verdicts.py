@@ -19,7 +19,7 @@ from .roles import Role
 class Verdicts:
     """Moves the pairs of one generation."""
 
-    __slots__ = ("_checklists", "_journal", "_nominations", "_role", "_transactions", "aggressive")
+    __slots__ = ("_checklists", "_journal", "_nominations", "_role", "_transactions", "aggressive", "renomination")
 
     def __init__(
         self, checklists: ChecklistSet, transactions: Transactions[Check], role: Role, journal: Journal
@@ -28,9 +28,12 @@ class Verdicts:
         self._transactions = transactions
         self._role = role
         self._journal = journal
-        self._nominations = 0
+        self._nominations: dict[tuple[int, int], int] = {}
+        """The number of the last nomination, by stream and component."""
         self.aggressive = False
         """The other side may nominate aggressively: it does not speak RFC 8445."""
+        self.renomination = False
+        """Nominations are numbered and may be repeated: both sides have signalled it."""
 
     def succeeded(self, pair: Pair, reason: str, now: Instant, packet: int) -> None:
         """A check on the pair was answered: it is valid (section 7.2.5.3)."""
@@ -49,20 +52,52 @@ class Verdicts:
             self._journal.flag(pair, reason, now, writable=True, valid=True)
         self._checklists.unfreeze(pair.foundation, now)
 
-    def nominate(self, pair: Pair, reason: str, now: Instant) -> None:
-        """A valid pair is nominated, by us or by the other side."""
+    def number(self, pair: Pair) -> int:
+        """What a nominating check of ours says: a new number unless it repeats what holds; 0 without numbers."""
+        if not self.renomination:
+            return 0
+        if not pair.nominating and pair.nominated:
+            return pair.nominated_order
+        pair.nomination = self._count(pair)
+        return pair.nomination
+
+    def superseded(self, pair: Pair) -> bool:
+        """Whether a later nomination than this pair's was asked for, and came to nothing as far as we know."""
+        return self.renomination and pair.nominated_order < self._nominations[pair.stream, pair.component]
+
+    def nominate(self, pair: Pair, reason: str, now: Instant, number: int = 0) -> None:
+        """A valid pair is nominated, by us or by the other side; `number` counts where such are in use.
+
+        USE-CANDIDATE without a number is number 1, and a number that is not the highest says nothing any more.
+        """
         pair.nominate_on_success = False
-        if pair.nominated or not pair.valid:
+        if not pair.valid:
             return
-        self._nominations += 1
-        pair.nominated_order = self._nominations
+        if self.renomination:
+            number = max(number, 1)
+            key = (pair.stream, pair.component)
+            if number < self._nominations.get(key, 0) or (pair.nominated and number == pair.nominated_order):
+                return
+            self._nominations[key] = pair.nominated_order = number
+            for other in self._checklists.lists[pair.stream].of(pair.component):
+                if other is not pair and other.nominated:
+                    self._journal.flag(other, f"pair {pair.id} was nominated in its place", now, nominated=False)
+        elif pair.nominated:
+            return
+        else:
+            pair.nominated_order = self._count(pair)
         self._journal.flag(pair, reason, now, nominated=True)
-        aggressive = self.aggressive and not self._role.controlling
+        higher_stays = self.renomination or (self.aggressive and not self._role.controlling)
         for other in self._checklists.lists[pair.stream].of(pair.component):
-            stays = aggressive and other.priority > pair.priority
+            stays = higher_stays and other.priority > pair.priority
             if other is not pair and other.state is PairState.IN_PROGRESS and not stays:
                 self._stop(other, now)
-        self._checklists.set_aside(pair, now, higher_stays=aggressive)
+        self._checklists.set_aside(pair, now, higher_stays=higher_stays)
+
+    def _count(self, pair: Pair) -> int:
+        key = (pair.stream, pair.component)
+        self._nominations[key] = self._nominations.get(key, 0) + 1
+        return self._nominations[key]
 
     def chosen(self, stream: int, component: int) -> Pair | None:
         """The nominated pair that counts.

@@ -1,0 +1,135 @@
+"""What can be seen of an agent: nothing here changes it.
+
+The agent is this and the calls that move it (`agent.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polynya.core.addresses import Address
+from polynya.core.errors import Attempt
+from polynya.core.flows import Flow
+from polynya.core.machine import Resolve
+
+from . import report
+from .candidates import LocalCandidate, LocalCandidates
+from .description import Description
+from .events import AgentState
+from .generation import Generation
+from .generations import Generations
+from .inbox import Inbox
+from .journal import Journal
+from .pairs import PairView
+from .prognosis import attempts
+from .report import Report
+from .roles import Role
+from .selection import Selections
+from .standing import Standing
+
+
+class Inspection:
+    """The read-only half of `IceAgent`."""
+
+    __slots__ = ("_generations", "_inbox", "_journal", "_locals", "_role", "_selections", "_standing")
+
+    _generations: Generations
+    _inbox: Inbox
+    _journal: Journal
+    _locals: LocalCandidates
+    _role: Role
+    _selections: Selections
+    _standing: Standing
+
+    @property
+    def state(self) -> AgentState:
+        return self._standing.state
+
+    @property
+    def reason(self) -> str:
+        """Why the agent is in its state."""
+        return self._standing.reason
+
+    @property
+    def local_description(self) -> Description:
+        """What to signal first."""
+        return self._generation.local
+
+    @property
+    def remote_description(self) -> Description | None:
+        return self._generation.remote
+
+    @property
+    def controlling(self) -> bool:
+        return self._role.controlling
+
+    @property
+    def _generation(self) -> Generation:
+        return self._generations.current
+
+    def expects(self, query: Resolve) -> bool:
+        """Whether the answer to a look-up is for this agent."""
+        return self._inbox.names.expects(query)
+
+    def owns_transaction(self, transaction_id: bytes) -> bool:
+        """Whether an answer with this id is for this agent."""
+        return any(transaction_id in generation.transactions for generation in self._generations.all())
+
+    @property
+    def local_ufrags(self) -> tuple[str, ...]:
+        """The ufrags that requests for this agent begin their USERNAME with: the current one first."""
+        return tuple(generation.local.ufrag for generation in self._generations.all())
+
+    def pairs(self) -> list[PairView]:
+        """Every pair as it is now, stream by stream, the highest priority first."""
+        return [pair.view(selected=self._selections.holds(pair)) for pair in self._generation.checklists]
+
+    def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
+        """Where a component's data goes now."""
+        selection = self._selections.by_key.get((stream, component))
+        return None if selection is None else selection.pair.view(selected=True)
+
+    def path(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
+        """The flow and remote address that a component's data is sent to, if it can be sent."""
+        selection = self._selections.by_key.get((stream, component))
+        return None if selection is None else selection.pair.path
+
+    def accepts(self, flow: Flow, remote: Address) -> tuple[int, int] | None:
+        """The stream and component that data from there is for; None where no authenticated check came from there."""
+        for generation in self._generations.all():
+            if (place := generation.authenticated.place((flow, remote))) is not None:
+                return place
+        return None
+
+    def now(self, pair: PairView) -> PairView:
+        """The same pair as it is now, or `pair` itself when it is gone."""
+        return next((view for view in self.pairs() if view.id == pair.id), pair)
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Every pair that does not work, and why."""
+        return attempts(self._generation)
+
+    def local_candidates(self) -> list[LocalCandidate]:
+        return list(self._locals.all)
+
+    def why(self) -> Report:
+        """What happened and why, down to each transition of each pair."""
+        return report.agent_report(
+            state=self.state.value,
+            reason=self.reason,
+            role=self._role.name,
+            generation=self._generation,
+            locals_=self._locals.all,
+            selected=[selection.pair for selection in self._selections.by_key.values()],
+            counters=self.stats(),
+            history=self._standing.history,
+        )
+
+    def pair_stats(self) -> list[dict[str, Any]]:
+        """Every pair in the terms of W3C's webrtc-stats."""
+        return [report.pair_stats(pair, selected=self._selections.holds(pair)) for pair in self._generation.checklists]
+
+    def stats(self) -> Mapping[str, int]:
+        """What was counted."""
+        return dict(self._journal.counters)
