@@ -34,9 +34,18 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--controlling", action="store_true")
     parser.add_argument("--family", type=int, choices=[4, 6], required=True)
+    parser.add_argument("--relay", nargs=4, metavar=("HOST", "PORT", "USER", "PASSWORD"), help="by this server only")
+    parser.add_argument("--tcp", action="store_true", help="go to it over TCP")
     arguments = parser.parse_args()
+    relayed: dict[str, Any] = {}
+    if arguments.relay:
+        host, port, user, password = arguments.relay
+        relayed = {
+            "turn_server": (host, int(port)), "turn_username": user, "turn_password": password,
+            "turn_transport": "tcp" if arguments.tcp else "udp", "transport_policy": aioice.TransportPolicy.RELAY,
+        }  # fmt: skip
     connection = aioice.Connection(
-        ice_controlling=arguments.controlling, use_ipv4=arguments.family == 4, use_ipv6=arguments.family == 6
+        ice_controlling=arguments.controlling, use_ipv4=arguments.family == 4, use_ipv6=arguments.family == 6, **relayed
     )
     await connection.gather_candidates()
     say(

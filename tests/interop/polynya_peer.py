@@ -90,10 +90,19 @@ async def main() -> None:
     parser.add_argument("--lite", action="store_true")
     parser.add_argument("--whole", action="store_true", help="do not say that candidates may follow")
     parser.add_argument("--server", action="append", default=[])
+    parser.add_argument("--relay", nargs=4, metavar=("HOST", "PORT", "USER", "PASSWORD"), help="by this server only")
+    parser.add_argument("--tcp", action="store_true", help="go to it over TCP")
     arguments = parser.parse_args()
     options = ("ice2",) if arguments.whole else ("ice2", "trickle")
     ice = IceConfig(controlling=arguments.controlling, lite=arguments.lite, options=options)
-    async with polynya.Agent(ice=ice, families=(arguments.family,), servers=arguments.server) as agent:
+    relayed: dict[str, Any] = {}
+    servers = arguments.server
+    if arguments.relay:
+        host, port, user, password = arguments.relay
+        uri = f"turn:{host}:{port}?transport={'tcp' if arguments.tcp else 'udp'}"
+        servers = [*servers, polynya.IceServer(uri, user, password)]
+        relayed = {"policy": "relay", "loopback": True}
+    async with polynya.Agent(ice=ice, families=(arguments.family,), servers=servers, **relayed) as agent:
         connected: asyncio.Future[polynya.Connection] = asyncio.get_running_loop().create_future()
         tasks = [asyncio.create_task(watch(agent)), asyncio.create_task(trickle(agent))]
         reader = await commands()
