@@ -246,7 +246,7 @@ class Relays:
     def close(self, now: Instant) -> list[Output]:
         """Free every allocation; the outputs that do so. No answer is waited for."""
         for relay in list(self._relays):
-            relay.client.close(now)
+            relay.client.close(now, wait=False)
             self._outputs += relay.client.outputs()
         self._relays.clear()
         self._discoveries.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from random import Random
 
@@ -351,6 +352,30 @@ def test_closing_at_any_time_leaves_nothing_behind(at: float, transport: Transpo
     assert len(world.of(Released)) == 1 and world.relay.allocations == {}
     assert world.client.state is State.CLOSED and world.client.next_timer() is None
     assert len(world.closes) == len(world.opens)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.03, 0.05, 0.07, 0.09, 0.11, 0.13, 1.0])
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
+def test_closing_without_waiting_frees_it_all_the_same(at: float, transport: Transport) -> None:
+    world = World(transport=transport)
+    world.run(at)
+    world.do(partial(world.client.close, wait=False))
+    assert world.client.state is State.CLOSED and world.client.next_timer() is None
+    assert len(world.of(Released)) == 1 and len(world.closes) == len(world.opens)
+    world.run(1)
+    assert world.relay.allocations == {}
+
+
+def test_the_last_request_waits_for_no_slot() -> None:
+    """Several clients close at one moment: whoever drives them may be gone before the pacer has slots for all."""
+    pacer = Pacer()
+    worlds = [World(pacer=pacer) for _ in range(3)]
+    for world in worlds:
+        world.run(1)
+    for world in worlds:
+        world.do(partial(world.client.close, wait=False))
+        world.run(0.1)
+        assert world.relay.allocations == {}
 
 
 def test_closing_takes_five_seconds_at_most() -> None:

@@ -151,6 +151,16 @@ class Allocation:
         elif self.state in (State.NEW, State.OPENING, State.ALLOCATING):
             self._released("closed here before there was an allocation", now)
 
+    def free_unseen(self) -> None:
+        """An Allocate is under way that the server may grant: free what it gives, after it."""
+        if not self.relayed:
+            self._asks.append(self._release())
+
+    def leave(self, now: Instant) -> None:
+        """Wait no longer to hear that it is freed."""
+        if self.state is State.CLOSING:
+            self._released("closed here; no answer was waited for", now)
+
     def opened(self, flow: Flow, now: Instant) -> None:
         """Our own flow is open."""
         if self.state is State.OPENING and flow == self.flow:
@@ -375,7 +385,7 @@ class Allocation:
 
     @staticmethod
     def _release() -> Ask:
-        return Ask(Method.REFRESH, {LIFETIME: 0})
+        return Ask(Method.REFRESH, {LIFETIME: 0}, last=True)
 
     # ------------------------------------------------------------------------------------------------------------ end
 

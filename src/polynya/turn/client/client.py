@@ -125,9 +125,16 @@ class TurnClient:
         self._requests.set_credentials(credentials, now)
         self._collect(now)
 
-    def close(self, now: Instant) -> None:
-        """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds."""
+    def close(self, now: Instant, *, wait: bool = True) -> None:
+        """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds.
+
+        Without `wait` it follows at once: the server is told, and a flow of our own is closed.
+        """
         self._allocation.close(now, may_stand=self._requests.signed_under_way)
+        if not wait and self.state is State.CLOSING:
+            self._allocation.free_unseen()
+            self._collect(now)
+            self._allocation.leave(now)
         self._collect(now)
 
     @property

@@ -48,6 +48,8 @@ class Ask:
     signature: Signature | None = None
     note: str = ""
     """What an answer said that could not be believed."""
+    last: bool = False
+    """Nothing follows it: it waits for no slot of the pacer, since whoever asks may be gone by then."""
 
 
 @dataclass(slots=True)
@@ -103,6 +105,9 @@ class Requests:
 
     def ask(self, ask: Ask, now: Instant) -> None:
         """Send the request as soon as the pacer has a slot."""
+        if ask.last:
+            self._send(ask, now)
+            return
         slot = self._pacer.reserve(now) if self._pacer is not None else now
         self._paced.append((slot, ask))
         self._send_due(now)
