@@ -18,6 +18,8 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 class Timers(Generic[KeyT]):
     """Timers by key. All calls are O(log n); cancelled entries are swept when they outnumber the live ones."""
 
+    __slots__ = ("_entries", "_heap", "_sets")
+
     def __init__(self) -> None:
         self._entries: dict[KeyT, tuple[Instant, int]] = {}
         self._heap: list[tuple[Instant, int, KeyT]] = []

@@ -105,8 +105,8 @@ class Tracer:
         self.machine = machine
 
     def of(self, machine: str) -> Tracer:
-        """The same sink and node for another machine."""
-        return Tracer(self._sink, self.node, machine)
+        """The same sink and node for another machine; without a sink there is nothing to tell apart."""
+        return self if self._sink is None else Tracer(self._sink, self.node, machine)
 
     def at_node(self, node: str, machine: str = "") -> Tracer:
         """The same sink for another node."""

@@ -245,15 +245,16 @@ def _family_number(family: int) -> bytes:
     return _FAMILY_NUMBERS[family]
 
 
-@lru_cache(maxsize=4096)
-def _address_of(packed: bytes, port: int) -> Address:
-    return Address.from_packed(packed, port)
+@lru_cache(maxsize=1024)
+def _host_of(packed: bytes) -> str:
+    """Hosts repeat, their ports less so: the same texts are shared."""
+    return Address.from_packed(packed, 0).host
 
 
 def _decode_address(value: bytes, _: bytes) -> Address:
     if len(value) < 8 or len(value) != {1: 8, 2: 20}.get(value[1]):
         raise DecodeError(f"{value[:20].hex()} is not an address of family 1 or 2")
-    return _address_of(value[4:], value[2] << 8 | value[3])
+    return Address(_host_of(value[4:]), value[2] << 8 | value[3])
 
 
 def _encode_address(value: Address, _: bytes) -> bytes:
