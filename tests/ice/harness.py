@@ -156,6 +156,8 @@ class World:
         self.packets: list[Packet] = []
         self.dropped: list[tuple[Packet, str]] = []
         self.blocked: Callable[[Packet], bool] = lambda _: False
+        self.agreed: tuple[int, ...] | None = None
+        """The components that signaling says with each description."""
         self.trace: list[TraceEvent] = []
         tracer = Tracer(self.trace.append)
         pacer = pacer or Pacer()
@@ -189,7 +191,8 @@ class World:
     def describe(self, side: Side) -> None:
         """Signal a side's description, with the delay of signaling."""
         other, description = self.other(side), side.agent.local_description
-        self.later(self.signaling, lambda: other.agent.set_remote(description, self.now))
+        agreed = self.agreed
+        self.later(self.signaling, lambda: other.agent.set_remote(description, self.now, agreed))
 
     def _signal(self, side: Side, event: Any) -> None:
         other = self.other(side)

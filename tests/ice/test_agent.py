@@ -256,8 +256,6 @@ def test_a_closed_agent_does_nothing_and_says_so() -> None:
 def test_wrong_options_and_calls_are_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigurationError, match="ufrag and password together"):
         IceConfig(ufrag="abcd")
-    with pytest.raises(ConfigurationError, match="a lite agent is controlled"):
-        IceConfig(controlling=True, lite=True)
     with pytest.raises(ConfigurationError, match="components"):
         IceConfig(components=())
     world = World()

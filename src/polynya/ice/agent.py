@@ -27,7 +27,7 @@ from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
-from .config import IceConfig
+from .config import IceConfig, check_components
 from .description import Description, negotiated_pacing
 from .events import AgentState, IceEvent
 from .generations import Answer, Generations
@@ -37,8 +37,8 @@ from .journal import Journal
 from .pacing import Pacing
 from .prognosis import conclude
 from .roles import Role
-from .scheduling import nominate, nominate_by_hand, run_checks
-from .selection import Key, Selections
+from .scheduling import choose_unchecked, nominate, nominate_by_hand, run_checks
+from .selection import Selections
 from .signals import Signals
 from .standing import Standing
 
@@ -50,7 +50,7 @@ class IceAgent(Inspection):
     and `events`. `random` makes credentials, transaction ids and jitter; `pacer` is the process's.
     """
 
-    __slots__ = ("_keys", "_look_at", "_nominate_at", "_pacing", "_signals", "config")
+    __slots__ = ("_look_at", "_nominate_at", "_pacing", "_signals", "config")
 
     def __init__(self, config: IceConfig, *, random: Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
         self.config = config
@@ -67,16 +67,13 @@ class IceAgent(Inspection):
         self._pacing = Pacing(pacer, config.pacing)
         self._nominate_at: Instant | None = None
         self._look_at: Instant | None = None
-        self._keys: tuple[Key, ...] = tuple(
-            (stream, component + 1) for stream, count in enumerate(config.components) for component in range(count)
-        )
 
     # ------------------------------------------------------------------------------------------------- what we signal
 
     def add_local(self, gathered: Gathered, now: Instant) -> LocalCandidate | None:
         """An address was found. Returns the candidate, or None when it is redundant."""
         self._must_be_open("add_local")
-        if (gathered.stream, gathered.component) not in self._keys:
+        if (gathered.stream, gathered.component) not in self._generation.keys:
             raise UsageError(f"there is no stream {gathered.stream} with a component {gathered.component}")
         known = self._locals.base(gathered.flow)
         local = self._signals.candidate(gathered, now)
@@ -93,25 +90,36 @@ class IceAgent(Inspection):
 
     # ------------------------------------------------------------------------------------------- what was signalled
 
-    def set_remote(self, description: Description, now: Instant) -> None:
-        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9)."""
+    def set_remote(
+        self, description: Description, now: Instant, components: tuple[int, ...] | None = None
+    ) -> None:  # fmt: skip
+        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9).
+
+        `components` says how many components each stream has from now on, where that was agreed on with this
+        description: 0 for a stream that is removed or refused, more of them for streams that are added.
+        """
         self._must_be_open("set_remote")
+        if components is not None:
+            check_components(components)
         match self._generations.judge(description):
             case Answer.IGNORE:
                 return
             case Answer.RESTART:
                 number = description.generation
                 ours = self._generation.number
-                self._restart("the other side restarted", now, number if number > ours else ours + 1)
+                number = number if number > ours else ours + 1
+                self._restart("the other side restarted", now, number, components)
             case Answer.REPLACE:
-                self._generations.replace()
+                self._generations.replace(components)
             case Answer.TAKE:
-                pass
+                if components is not None:
+                    self._generations.replace(components)
         if self._journal.trace.enabled:
             ufrag, number = description.ufrag, description.generation
             self._journal.trace(now, "description", side="remote", ufrag=ufrag, generation=number)
-        if description.lite and not self.config.lite and not self._role.controlling:
-            self._generations.switch_role(True, "the other side is lite", now)
+        if description.lite != self.config.lite and self._role.controlling == self.config.lite:
+            what = "lite" if description.lite else "full"
+            self._generations.switch_role(not self.config.lite, f"the other side is {what}", now)
         self._pacing.interval = negotiated_pacing(self.config.pacing, description, self.config.silent_pacing)
         self._generation.set_remote(description, now)
         self._evaluate(now)
@@ -143,21 +151,29 @@ class IceAgent(Inspection):
     def set_controlling(self, controlling: bool, now: Instant) -> None:
         """Choose the role, before the other side is known or when a restart decides it anew (section 6.1.1)."""
         self._must_be_open("set_controlling")
-        if controlling and self.config.lite:
+        remote = self._generation.remote
+        if remote is not None and remote.lite != self.config.lite and controlling == self.config.lite:
             raise UsageError("a lite agent is controlled by a full one")
         if controlling != self._role.controlling:
             self._generations.switch_role(controlling, "as asked for", now)
             self._evaluate(now)
 
-    def restart(self, now: Instant, *, more_to_come: bool = False) -> Description:
+    def restart(
+        self, now: Instant, *, more_to_come: bool = False, components: tuple[int, ...] | None = None
+    ) -> Description:  # fmt: skip
         """Begin a new generation; signal the description that is returned, and the candidates that follow as events.
 
         The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9). With
         `more_to_come`, gathering goes on: `end_of_local_candidates` will be called again.
+
+        `components` adds and removes streams: the number of components of each, 0 for one that is removed (a stream
+        keeps its place). What belongs to a removed stream ends at once; its flows are the owner's to close.
         """
         self._must_be_open("restart")
+        if components is not None:
+            check_components(components)
         self._signals.ended = self._signals.ended and not more_to_come
-        self._restart("as asked for", now, self._generation.number + 1)
+        self._restart("as asked for", now, self._generation.number + 1, components)
         self._evaluate(now)
         return self._generation.local
 
@@ -172,8 +188,8 @@ class IceAgent(Inspection):
         nominate_by_hand(self._generation, pair_id, self._journal, now)
         self._evaluate(now)
 
-    def _restart(self, reason: str, now: Instant, number: int) -> None:
-        self._generations.restart(number, keep=self._selections.of(self._generation))
+    def _restart(self, reason: str, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
+        self._generations.restart(number, keep=self._selections.of(self._generation), components=components)
         self._signals.restarted(reason, now)
 
     def close(self, now: Instant) -> None:
@@ -229,8 +245,10 @@ class IceAgent(Inspection):
         """Derive from the pairs what holds for the agent. Called after whatever may have moved one."""
         if self._standing.closed:
             return
-        for key in self._keys:
-            self._selections.update(key, self._generation, now)
+        ended = self._signals.ended and self._generation.remote_ended
+        if ended:
+            choose_unchecked(self._generation, now)
+        self._selections.update(self._generation, now)
         previous = self._generations.previous
         if previous is not None and not self._selections.of(previous):
             self._generations.drop_previous()
@@ -238,20 +256,19 @@ class IceAgent(Inspection):
         if self._role.controlling and self._generation.remote is not None:
             self._nominate_at = nominate(
                 self._generation,
-                self._keys,
                 self.config.nomination,
                 self.config.renomination,
                 self._journal,
                 ta=self._pacing.interval,
-                more_may_come=not (self._signals.ended and self._generation.remote_ended),
+                more_may_come=not ended,
                 now=now,
             )
         conclusion = conclude(
             self._generation,
             self.config,
             self._journal,
+            self._locals,
             local_ended=self._signals.ended,
-            reachable=bool(self._locals.all),
             now=now,
         )
         self._look_at = conclusion.look_at

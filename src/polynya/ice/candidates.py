@@ -213,6 +213,14 @@ class LocalCandidates:
         self.all = [local for local in self.all if local.flow != flow]
         return gone
 
+    def retain(self, components: tuple[int, ...]) -> None:
+        """Forget every candidate of a stream or component that there is not: `components` of each stream, in order."""
+        self.all = [
+            local
+            for local in self.all
+            if local.stream < len(components) and local.component <= components[local.stream]
+        ]
+
     def _make(self, gathered: Gathered, base: Address) -> LocalCandidate:
         kind = gathered.type
         siblings = [local for local in self.all if local.place == (gathered.stream, gathered.component)]

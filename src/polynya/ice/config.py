@@ -28,7 +28,7 @@ class IceConfig:
     password: str | None = field(default=None, repr=False)
     lite: bool = False
     components: tuple[int, ...] = (1,)
-    """The number of components of each stream."""
+    """The number of components of each stream; a restart may change it."""
     pacing: int = OFFERED_PACING
     """Ta that is proposed by `ice-pacing`."""
     silent_pacing: int = DEFAULT_PACING
@@ -51,11 +51,17 @@ class IceConfig:
     def __post_init__(self) -> None:
         if (self.ufrag is None) != (self.password is None):
             raise ConfigurationError("give ufrag and password together, or neither")
-        if not self.components or not all(1 <= count <= 256 for count in self.components):
-            raise ConfigurationError(f"every stream has 1 to 256 components, not {self.components}")
+        check_components(self.components)
         if min(self.pacing, self.silent_pacing, self.patience, self.trickle_limit) < 0 or self.keepalive <= 0:
             raise ConfigurationError("pacing, patience, trickle_limit and keepalive are durations in nanoseconds")
         if self.pair_limit < 1:
             raise ConfigurationError(f"the limit of pairs is at least 1, not {self.pair_limit}")
-        if self.lite and self.controlling:
-            raise ConfigurationError("a lite agent is controlled: give controlling=False")
+
+
+def check_components(components: tuple[int, ...]) -> None:
+    """Raise ConfigurationError unless these are numbers of components of streams (RFC 8445, section 5.1.1.1).
+
+    0 stands for a stream that was removed or refused; at least one has to be there.
+    """
+    if not any(components) or not all(0 <= count <= 256 for count in components):
+        raise ConfigurationError(f"every stream has 1 to 256 components, 0 when it is removed; not {components}")

@@ -16,6 +16,7 @@ for ever.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from random import Random
 from typing import Final
 
@@ -42,6 +43,12 @@ REMOTE_LIMIT: Final = 256
 """Remote candidates of one stream."""
 
 
+@lru_cache(maxsize=64)
+def stream_components(components: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Every stream with each of its components."""
+    return tuple((stream, component + 1) for stream, count in enumerate(components) for component in range(count))
+
+
 class Generation:
     """The state of one pair of credentials."""
 
@@ -56,8 +63,10 @@ class Generation:
         "authenticated",
         "checklists",
         "client",
+        "components",
         "credentials",
         "extensions",
+        "keys",
         "local",
         "number",
         "remote",
@@ -88,6 +97,10 @@ class Generation:
         self.remote_ended = False
         self.started_at: Instant | None = None
         """When checks could begin: the patience of RFC 8863 counts from here."""
+        self.components = components
+        """The number of components of each stream."""
+        self.keys = stream_components(components)
+        """Every stream and component."""
         self.credentials = Credentials(local)
         self.checklists = ChecklistSet(components, journal, pair_limit, last_pair)
         self.transactions: Transactions[Check] = Transactions(journal.trace)
@@ -213,6 +226,8 @@ class Generation:
 
     def heard(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> None:
         """An authenticated check came (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
+        if (base.stream, base.component) not in self.keys:
+            return  # it came before the stream was removed
         self.authenticated.add(check.flow, check.remote, base)
         if self.remote is None or check.remote_ufrag != self.remote.ufrag:
             if len(self._early) < EARLY_LIMIT and not any(known == check for known, _ in self._early):

@@ -55,7 +55,7 @@ class Generations:
         self._journal = journal
         self._random = random
         self.previous: Generation | None = None
-        self.current = self._make(self._describe(0), 0)
+        self.current = self._make(self._describe(0), 0, config.components)
 
     def all(self) -> tuple[Generation, ...]:
         return (self.current,) if self.previous is None else (self.current, self.previous)
@@ -74,21 +74,24 @@ class Generations:
             return Answer.IGNORE
         return Answer.REPLACE if remote.generation > known.generation else Answer.RESTART
 
-    def restart(self, number: int, *, keep: bool) -> None:
-        """Begin generation `number` with credentials of its own; `keep` the present one, whose pairs carry data."""
+    def restart(self, number: int, *, keep: bool, components: tuple[int, ...] | None = None) -> None:
+        """Begin generation `number` with credentials of its own; `keep` the present one, whose pairs carry data.
+
+        `components` changes what the streams are made of.
+        """
         old = self.current
         if keep:
             self.drop_previous()
             self.previous = old
-        self.current = self._make(self._describe(number), old.checklists.last_id)
+        self.current = self._make(self._describe(number), old.checklists.last_id, self._keep(components))
         self.current.succeed(old, same_side=False)
         if not keep:
             old.end(self.current)
 
-    def replace(self) -> None:
-        """Begin the present generation again, for new credentials of the other side."""
+    def replace(self, components: tuple[int, ...] | None = None) -> None:
+        """Begin the present generation again, for new credentials of the other side or other components."""
         old = self.current
-        self.current = self._make(old.local, old.checklists.last_id)
+        self.current = self._make(old.local, old.checklists.last_id, self._keep(components))
         self.current.succeed(old, same_side=True)
         old.end(self.current)
 
@@ -126,11 +129,19 @@ class Generations:
             generation=number,
         )
 
-    def _make(self, local: Description, last_pair: int) -> Generation:
+    def _keep(self, components: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The components of the next generation; what we have for others is forgotten."""
+        if components is None:
+            return self.current.components
+        components += (0,) * (len(self.current.components) - len(components))  # a stream keeps its place
+        self._locals.retain(components)
+        return components
+
+    def _make(self, local: Description, last_pair: int, components: tuple[int, ...]) -> Generation:
         self._journal.label = local.ufrag
         return Generation(
             local,
-            components=self._config.components,
+            components=components,
             locals_=self._locals,
             role=self._role,
             journal=self._journal,

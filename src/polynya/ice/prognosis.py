@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from polynya.core.errors import Attempt
 from polynya.core.instants import Instant
 
-from .checklist import ChecklistState
+from .candidates import LocalCandidates
+from .checklist import Checklist, ChecklistState
 from .config import IceConfig
 from .events import AgentState
 from .generation import Generation
@@ -62,6 +63,22 @@ def attempts(generation: Generation) -> tuple[Attempt, ...]:
     return (Attempt("pairing", f"{told}, and none fits an address of ours"),)
 
 
+def _components(
+    generation: Generation, checklist: Checklist, locals_: LocalCandidates, *, local_ended: bool
+) -> int:  # fmt: skip
+    """How many components of a stream count: no more than either side has candidates for (RFC 8445, section 6.1.2.2).
+
+    It is known once a side's candidates have ended; a side without any gives nothing to go by.
+    """
+    count = checklist.components
+    if count > 1 and generation.remote_ended and checklist.remotes:
+        count = min(count, max(candidate.component for candidate in checklist.remotes))
+    if count > 1 and local_ended:
+        ours = [local.component for local in locals_.all if local.stream == checklist.stream]
+        count = min(count, max(ours, default=count))
+    return count
+
+
 @dataclass(slots=True)
 class Conclusion:
     """The state that the pairs amount to, and when to look again though nothing moved."""
@@ -72,15 +89,23 @@ class Conclusion:
 
 
 def conclude(
-    generation: Generation, config: IceConfig, journal: Journal, *, local_ended: bool, reachable: bool, now: Instant
+    generation: Generation,
+    config: IceConfig,
+    journal: Journal,
+    locals_: LocalCandidates,
+    *,
+    local_ended: bool,
+    now: Instant,
 ) -> Conclusion:
-    """The state of every checklist, which is set, and of the agent. `reachable`: it has an address of its own."""
+    """The state of every checklist, which is set, and of the agent."""
     failed: list[str] = []
     look_at: list[Instant] = []
-    valid = completed = 0
+    valid = completed = wanted = 0
     for checklist in generation.checklists.lists:
         done, hopeless = 0, False
-        for component in range(1, checklist.components + 1):
+        components = _components(generation, checklist, locals_, local_ended=local_ended)
+        wanted += components
+        for component in range(1, components + 1):
             if any(pair.valid for pair in checklist.of(component)):
                 valid += 1
                 done += checklist.nominated(component)
@@ -95,16 +120,16 @@ def conclude(
         if hopeless:
             journal.checklist(checklist, ChecklistState.FAILED, now)
         else:
-            complete = done == checklist.components
+            complete = done == components
             journal.checklist(checklist, ChecklistState.COMPLETED if complete else ChecklistState.RUNNING, now)
     again = min(look_at, default=None)
     if failed:
         return Conclusion(AgentState.FAILED, "; ".join(failed))
-    if completed == sum(config.components):
+    if completed == wanted:
         return Conclusion(AgentState.COMPLETED, "every component has a nominated pair")
-    if valid == sum(config.components):
+    if valid == wanted:
         return Conclusion(AgentState.CONNECTED, "every component has a valid pair", again)
-    if generation.remote is None or not reachable:
+    if generation.remote is None or not locals_.all:
         missing = "the other side's description" if generation.remote is None else "an address of ours"
         state = AgentState.CHECKING if generation.number else AgentState.NEW
         return Conclusion(state, f"{missing} is awaited", again)

@@ -16,12 +16,10 @@ from .journal import Journal
 from .nomination import Decision, NominationPolicy, Renomination
 from .pacing import Pacing
 from .pairs import Pair, PairState
-from .selection import Key
 
 
 def nominate(
     generation: Generation,
-    keys: Iterable[Key],
     policy: NominationPolicy,
     again: Renomination | None,
     journal: Journal,
@@ -35,7 +33,7 @@ def nominate(
     `again`: what is nominated may be changed, should the other side have signalled that it follows.
     """
     later: list[Instant] = []
-    for stream, component in keys:
+    for stream, component in generation.keys:
         pairs = list(generation.checklists.lists[stream].of(component))
         if any(pair.nominating for pair in pairs):
             continue
@@ -89,6 +87,21 @@ def _change(
     if generation.verdicts.superseded(nominated):
         return Decision(nominated, nominated.valid_at, "the nomination of another pair came to nothing")
     return again.decide(pairs, nominated)
+
+
+def choose_unchecked(generation: Generation, now: Instant) -> None:
+    """Between two lite agents nothing is checked: once all candidates are known, each component's best pair is taken.
+
+    RFC 8445, section 8.2 leaves the choice among several pairs to RFC 6724 and has the controlling agent reconcile the
+    two sides. The priority of a pair follows the same preferences and both sides compute it alike.
+    """
+    if generation.remote is None or not (generation.local.lite and generation.remote.lite):
+        return
+    for stream, component in generation.keys:
+        best = next(generation.checklists.lists[stream].of(component), None)
+        if best is not None and generation.verdicts.chosen(stream, component) is None:
+            generation.authenticated.add(*best.path, best.local)
+            generation.verdicts.trust(best, now)
 
 
 def run_checks(generation: Generation, pacing: Pacing, now: Instant) -> None:

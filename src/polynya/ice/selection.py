@@ -63,8 +63,15 @@ class Selections:
         selection = self.by_key.get((pair.stream, pair.component))
         return selection is not None and selection.pair is pair
 
-    def update(self, key: Key, current: Generation, now: Instant) -> None:
-        """Choose anew for one component, and say so when it changed."""
+    def update(self, current: Generation, now: Instant) -> None:
+        """Choose anew for every component, and say so where it changed."""
+        for key in [key for key in self.by_key if key not in current.keys]:
+            del self.by_key[key]
+            self._tell(key, None, "its stream was removed", now)
+        for key in current.keys:
+            self._update(key, current, now)
+
+    def _update(self, key: Key, current: Generation, now: Instant) -> None:
         selected = self.by_key.get(key)
         if selected is not None and not selected.pair.valid:
             self._lost(key, selected, now)

@@ -52,6 +52,14 @@ class Verdicts:
             self._journal.flag(pair, reason, now, writable=True, valid=True)
         self._checklists.unfreeze(pair.foundation, now)
 
+    def trust(self, pair: Pair, now: Instant) -> None:
+        """Take a pair between two lite agents without any check (section 8.2)."""
+        reason = "both sides are lite: chosen without a check"
+        pair.valid_at = now
+        self._journal.move(pair, PairEvent.ANSWERED, reason, now)
+        self._journal.flag(pair, reason, now, valid=True)
+        self.nominate(pair, reason, now)
+
     def number(self, pair: Pair) -> int:
         """What a nominating check of ours says: a new number unless it repeats what holds; 0 without numbers."""
         if not self.renomination:
