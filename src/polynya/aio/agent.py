@@ -138,7 +138,7 @@ class Agent:
         self._trace = trace
         self._capture = capture
         self._driver: Driver[Session] | None = None
-        self._candidates: list[tuple[int, Candidate]] = []
+        self._candidates: tuple[tuple[int, Candidate], ...] = ()
         # Few entries or none at all for most agents: tuples and shared empty mappings, replaced when they change.
         self._connections: tuple[Connection, ...] = ()
         self._relayed: Mapping[tuple[int, int], RelayedPath] = NOTHING
@@ -342,10 +342,10 @@ class Agent:
             case CredentialsWanted():
                 self._renew(event)
             case Restarted():
-                self._candidates.clear()
+                self._candidates = ()
                 self._failure = None
             case LocalCandidateAdded():
-                self._candidates.append((event.local.stream, event.candidate))
+                self._candidates += ((event.local.stream, event.candidate),)
             case RemoteAuthenticated():
                 connection = self._connection(event.stream, event.component)
                 self._running().accept_data(event.flow, event.remote, connection._deliver)
@@ -387,7 +387,7 @@ class Agent:
             sender = path.send
         elif pair is not None:
             sender = self._running().sender(pair.flow, pair.remote_address)
-        connection._move(pair, sender, event.reason)
+        connection._move(sender, event.reason)
 
     def _renew(self, wanted: CredentialsWanted) -> None:
         """Ask the user for credentials, one question for each server at a time."""
@@ -417,9 +417,9 @@ class Agent:
         self._connections = (*self._connections, connection)
         return connection
 
-    def now(self, pair: PairView) -> PairView:
-        """A pair that was seen before as it is now, or `pair` itself when it is gone."""
-        return self._session.agent.now(pair)
+    def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
+        """The pair that a component's data goes on now, if there is one."""
+        return self._session.agent.selected(stream, component)
 
     async def connection_closed(self) -> None:
         """A connection was closed by its user: with the last one the agent closes."""

@@ -50,8 +50,8 @@ class Path:
 class Owner(Protocol):
     """What a connection needs from its agent."""
 
-    def now(self, pair: PairView) -> PairView:
-        """The pair as it is now."""
+    def selected(self, stream: int, component: int) -> PairView | None:
+        """Where the component's data goes now."""
 
     async def connection_closed(self) -> None:
         """A connection was closed by its user."""
@@ -67,7 +67,6 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_closed",
-        "_pair",
         "_path_waiters",
         "_queue",
         "_queue_length",
@@ -100,7 +99,6 @@ class Connection:
         self._queue_length = queue_length
         self._receiver: asyncio.Future[None] | None = None
         self._path_waiters: tuple[asyncio.Future[None], ...] = ()
-        self._pair: PairView | None = None
         self._reason = ""
         self._send: Callable[[bytes], bool] | None = None
         self.owner = owner
@@ -157,9 +155,9 @@ class Connection:
     @property
     def path(self) -> Path:
         """The pair in use, as it is now. Raises ConnectionClosed when there is none any more."""
-        if self._pair is None:
+        pair = self.owner.selected(self.stream, self.component) if self._send is not None else None
+        if pair is None:
             raise ConnectionClosed(self._closed or "the connection has no path at this moment")
-        pair = self.owner.now(self._pair)
         return Path(
             local=pair.local,
             remote=pair.remote,
@@ -199,7 +197,7 @@ class Connection:
     @property
     def ready(self) -> bool:
         """Whether there is a pair to send on."""
-        return self._pair is not None
+        return self._send is not None
 
     @property
     def closed(self) -> bool:
@@ -232,9 +230,9 @@ class Connection:
         if receiver is not None and not receiver.done():
             receiver.set_result(None)
 
-    def _move(self, pair: PairView | None, send: Callable[[bytes], bool] | None, reason: str) -> None:
+    def _move(self, send: Callable[[bytes], bool] | None, reason: str) -> None:
         if self._closed is None:
-            self._pair, self._send, self._reason = pair, send, reason
+            self._send, self._reason = send, reason
             self._wake_path_waiters()
 
     def _end(self, reason: str) -> None:
@@ -242,7 +240,6 @@ class Connection:
             return
         self._closed = reason
         self._send = None
-        self._pair = None
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
         self._wake_path_waiters()

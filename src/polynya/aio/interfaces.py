@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -56,7 +57,13 @@ def list_interfaces() -> tuple[Interface, ...]:
                     point_to_point=bool(state is not None and state & _IFF_POINTOPOINT),
                 )
             )
-    return tuple(sorted(found, key=lambda interface: (interface.index, interface.name)))
+    return _shared(tuple(sorted(found, key=lambda interface: (interface.index, interface.name))))
+
+
+@lru_cache(maxsize=4)
+def _shared(interfaces: tuple[Interface, ...]) -> tuple[Interface, ...]:
+    """The same objects as long as nothing changes, so that agents do not each keep texts of their own."""
+    return interfaces
 
 
 def _addresses(flags: Mapping[tuple[str, str], int]) -> dict[str, tuple[InterfaceAddress, ...]]:

@@ -396,8 +396,8 @@ class _Guest:
         self._meeting = meeting
         self._agent = agent
 
-    def now(self, pair: PairView) -> PairView:
-        return self._agent.now(pair)
+    def selected(self, stream: int, component: int) -> PairView | None:
+        return self._agent.selected(stream, component)
 
     async def connection_closed(self) -> None:
         await self._meeting.close()  # which closes the agent too

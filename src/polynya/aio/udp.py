@@ -15,10 +15,11 @@ import asyncio
 import errno
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from polynya.core.addresses import Address, scope
+from polynya.core.empty import NOTHING
 from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
 from polynya.stun.message import is_stun
@@ -59,9 +60,11 @@ class UdpSocket:
 
     __slots__ = (
         "_bad_reads",
+        "_deliver",
         "_deliveries",
         "_epoll",
         "_loop",
+        "_remote",
         "_scope",
         "_sock",
         "closed",
@@ -78,7 +81,10 @@ class UdpSocket:
         self.owner = owner
         self._sock = sock
         self._scope: int = name[3] if len(name) > 3 and scope(self.local.host) == "link-local" else 0
-        self._deliveries: dict[tuple[object, ...], Deliver] = {}
+        self._remote: SockAddr | None = None
+        """The first remote whose data was accepted, and who gets it: most sockets have no other."""
+        self._deliver: Deliver | None = None
+        self._deliveries: Mapping[SockAddr, Deliver] = NOTHING
         self._loop: asyncio.AbstractEventLoop | None = None
         self._epoll: select.epoll | None = None
         self._bad_reads = 0
@@ -112,7 +118,7 @@ class UdpSocket:
             return
         self.owner.tally.kernel_drops += self.kernel_drops() or 0
         self.closed = True
-        self._deliveries.clear()
+        self._forget_remotes()
         if self._loop is not None:
             self._loop.remove_reader(self._epoll.fileno() if self._epoll is not None else self._sock)
             self._loop = None
@@ -140,15 +146,27 @@ class UdpSocket:
             return
         if self.owner.trace is not None:
             deliver = self._traced(remote, deliver, self.owner.trace)
-        self._deliveries[self._name(remote)] = deliver
+        name = self._name(remote)
+        if self._remote is None or self._remote == name:
+            self._remote, self._deliver = name, deliver
+        else:
+            self._deliveries = {**self._deliveries, name: deliver}
 
     def refuse(self, remote: Address) -> None:
         """What `remote` sends goes to the machine again."""
-        self._deliveries.pop(self._name(remote), None)
+        name = self._name(remote)
+        if self._remote == name:
+            self._remote = self._deliver = None
+        else:
+            self._deliveries = {other: each for other, each in self._deliveries.items() if other != name} or NOTHING
+
+    def _forget_remotes(self) -> None:
+        self._remote = self._deliver = None
+        self._deliveries = NOTHING
 
     def read(self) -> None:
         """Read a batch. Called by the event loop when the socket is readable or has an error pending."""
-        recvfrom, deliveries = self._sock.recvfrom, self._deliveries
+        recvfrom = self._sock.recvfrom
         count = size = 0
         try:
             for _ in range(BATCH):
@@ -164,10 +182,11 @@ class UdpSocket:
                     continue
                 count += 1
                 size += len(data)
-                if data >= _BEYOND_STUN and (deliver := deliveries.get(source)) is not None:
+                deliver = self._deliver if source == self._remote else self._deliveries.get(source)
+                if deliver is not None and data >= _BEYOND_STUN:
                     deliver(data)
                 else:
-                    self.dispatch(data, source)
+                    self.dispatch(data, source, deliver)
         finally:
             if count:
                 tally = self.owner.tally
@@ -190,11 +209,11 @@ class UdpSocket:
             self._bad_reads = 0
             self.owner.tally.datagrams_in += 1
             self.owner.tally.bytes_in += len(data)
-            self.dispatch(data, source, sockets.received_fields(messages))
+            deliver = self._deliver if source == self._remote else self._deliveries.get(source)
+            self.dispatch(data, source, deliver, sockets.received_fields(messages))
 
-    def dispatch(self, data: bytes, source: tuple[object, ...], ip: IpFields | None = None) -> None:
-        """Hand over one datagram that did not take the short way."""
-        deliver = self._deliveries.get(source)
+    def dispatch(self, data: bytes, source: SockAddr, deliver: Deliver | None, ip: IpFields | None = None) -> None:
+        """Hand over one datagram that did not take the short way; `deliver` is whom its data is for."""
         if deliver is not None and not is_stun(data):
             deliver(data)
             return
@@ -356,7 +375,7 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         self.owner.tally.datagrams_in += 1
         self.owner.tally.bytes_in += len(data)
-        self.dispatch(data, addr)
+        self.dispatch(data, addr, self._deliver if addr == self._remote else self._deliveries.get(addr))
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError) and not self.report_icmp():
@@ -375,5 +394,5 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
         if not self.closed:
             self.owner.tally.kernel_drops += self.kernel_drops() or 0
             self.closed = True
-            self._deliveries.clear()
+            self._forget_remotes()
             transport.abort()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from polynya.core.addresses import IPV4, IPV6, Address, pack_host, scope
 from polynya.core.errors import DecodeError
@@ -39,18 +40,27 @@ def choose_addresses(
             host, zone = _split_zone(address.host, interface)
             reason = judgement or ("it stands on another interface too" if (host, zone) in seen else None)
             if reason is not None:
-                refused.append(Refused(interface=interface.name, host=address.host, reason=reason))
+                refused.append(_refused(interface.name, address.host, reason))
                 continue
             seen.add((host, zone))
             chosen[IPV6 if ":" in host else IPV4].append(
-                HostAddress(
-                    address=Address.of(host, 0)._replace(zone=zone),
-                    interface=interface.name,
-                    temporary=address.temporary,
-                    loopback=interface.loopback,
-                )
+                _host_address(host, zone, interface.name, address.temporary, interface.loopback)
             )
     return tuple(_interleave([chosen[family] for family in config.families])), tuple(refused)
+
+
+# Agents of one process gather on the same addresses: they share what stands for them.
+
+
+@lru_cache(maxsize=256)
+def _host_address(host: str, zone: str, interface: str, temporary: bool, loopback: bool) -> HostAddress:
+    address = Address.of(host, 0)._replace(zone=zone)
+    return HostAddress(address=address, interface=interface, temporary=temporary, loopback=loopback)
+
+
+@lru_cache(maxsize=256)
+def _refused(interface: str, host: str, reason: str) -> Refused:
+    return Refused(interface=interface, host=host, reason=reason)
 
 
 def _judge(interface: Interface, config: SessionConfig) -> Iterator[tuple[InterfaceAddress, str | None]]:
