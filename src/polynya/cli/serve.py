@@ -56,6 +56,10 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate with its chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, PEM.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Processes that relay; 0, the default: the server's own does."),
+    ] = None,
     drain: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="For which allocations may go on after SIGTERM."),
@@ -105,6 +109,7 @@ def serve(
         ("turn", "relay_ips"): relay_ip,
         ("turn", "external_ips"): external_ip,
         ("turn", "ports"): ports,
+        ("turn", "workers"): workers,
         ("turn", "drain"): drain,
         ("turn", "peers", "allow"): allow_peer,
         ("signaling", "origins"): origin,

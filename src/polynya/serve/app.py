@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from hmac import compare_digest
 from typing import Final
 
@@ -29,7 +29,7 @@ def make_app(
     *,
     origins: Sequence[str],
     stopping: Callable[[], bool],
-    metrics: Callable[[], bytes],
+    metrics: Callable[[], Awaitable[bytes]],
     metrics_token: Callable[[], str],
 ) -> Starlette:
     """The application. `stopping` says whether new clients should go elsewhere."""
@@ -42,7 +42,7 @@ def make_app(
     async def show_metrics(request: Request) -> Response:
         if not _may_read(request, metrics_token()):
             return PlainTextResponse("not found\n", status_code=404)
-        return Response(metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
+        return Response(await metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
 
     async def signaling(websocket: WebSocket) -> None:
         header = websocket.headers.get("host", "")

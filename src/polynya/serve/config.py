@@ -27,6 +27,10 @@ class TurnOptions:
     """Any of them makes good credentials. Those that the signaling hands out are made with the first."""
     look_up: LookUpUser | None = None
     """Asked for users that are not known otherwise."""
+    workers: int = 0
+    """Processes of the data plane; 0: in the server's own."""
+    gather: float = 0.0
+    """Seconds that the data plane waits after a wake-up for more packets: cheaper, and so much later."""
     credential_lifetime: int = 86_400
     """Seconds for which the credentials are good that the signaling hands out."""
     drain: float = 0.0
@@ -41,6 +45,10 @@ class TurnOptions:
             raise ConfigurationError(
                 f"the lifetime of credentials is at least 60 seconds, not {self.credential_lifetime}"
             )
+        if not 0 <= self.workers <= 256:
+            raise ConfigurationError(f"there are 0 to 256 workers, not {self.workers}")
+        if not 0 <= self.gather <= 0.1:
+            raise ConfigurationError(f"a data plane gathers packets for 0 to 0.1 seconds, not {self.gather}")
         if not 0 <= self.drain <= 86_400:
             raise ConfigurationError(f"a drain takes 0 to 86,400 seconds, not {self.drain}")
         self.directory()  # what cannot be is told before anything is opened

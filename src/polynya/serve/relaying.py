@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from random import SystemRandom
 from typing import Any, Final
 
 from polynya.aio.driver import Driver
@@ -19,9 +18,9 @@ from polynya.turn.server.control import FIXED
 from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
 from polynya.turn.server.lookups import LookUp, UserFound
 from polynya.turn.server.policy import PeerPolicy
-from polynya.turn.server.relay_server import RelayServer
 
 from .config import LookUpUser, TurnOptions
+from .planes import DataPlane
 
 logger: Final = logging.getLogger("polynya.serve.turn")
 
@@ -55,11 +54,12 @@ class Carried:
 class Relaying:
     """A TURN server's machine and what is around it. `attach` it to the driver that runs its sockets."""
 
-    def __init__(self, options: TurnOptions, flow_ids: FlowIds, *, trace: Tracer = NO_TRACE) -> None:
+    def __init__(
+        self, options: TurnOptions, listen: Sequence[Address], flow_ids: FlowIds, *, trace: Tracer = NO_TRACE
+    ) -> None:
         self.options = options
-        self.machine = RelayServer(
-            options.config, options.directory(), flow_ids, random=SystemRandom(), trace=trace.of("turn-server")
-        )
+        self.data_plane = DataPlane(options, listen, flow_ids, trace.of("turn-server"))
+        self.machine = self.data_plane.machine
         self.created = 0
         """Allocations since the start."""
         self._ended = Carried()
@@ -74,6 +74,7 @@ class Relaying:
         """Begin: no peer may be one of the server's own `listeners`, under any of its `hosts`."""
         self._driver = driver
         self._listeners, self._hosts = listeners, hosts
+        self.data_plane.start(driver)
         self._call(self.machine.control.set_policy, self._policy())
         self._tell_time()
 
@@ -86,6 +87,7 @@ class Relaying:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
+        self.data_plane.close()
 
     async def drain(self, hurry: asyncio.Event) -> None:
         """Make no new allocations, and give those that are there the time to end; less when there is a `hurry`."""
@@ -106,6 +108,7 @@ class Relaying:
         old, new = self.options.config, options.config
         fixed = [name for name in FIXED if getattr(old, name) != getattr(new, name)]
         kept = replace(new, **{name: getattr(old, name) for name in fixed})
+        fixed += [name for name in ("workers", "gather") if getattr(self.options, name) != getattr(options, name)]
         self.options = replace(options, config=kept)
         self._call(self.machine.control.set_config, kept)
         self._call(self.machine.control.set_directory, self.options.directory())

@@ -92,6 +92,11 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[str, ...],
         _says("Secrets of time-limited credentials. All are good; the signaling hands out credentials of the first."),
     ] = ()
+    workers: Annotated[Count, _says("Processes that relay; 0: the server's own does.")] = 0
+    gather: Annotated[
+        Seconds,
+        _says("For which to wait for more packets after the first: cheaper on a busy server, and so much later."),
+    ] = 0
     credential_lifetime: Annotated[int, _says("For which credentials are good that the signaling hands out.")] = 86_400
     refuse_expired_refresh: Annotated[
         bool, _says("Whether time-limited credentials that have expired end their allocation at its next refresh.")

@@ -60,6 +60,7 @@ class Server:
         self._certificates: Certificates | None = None
         self._uvicorn: EmbeddedUvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._exposed: Metrics | None = None
         self._opening: list[asyncio.Future[Address]] = []
         self._places: list[Place] = []
 
@@ -106,8 +107,18 @@ class Server:
 
     @property
     def socket_counters(self) -> Mapping[str, int]:
-        """Datagrams and bytes of all sockets of STUN and TURN, relays included."""
-        return self._driver.counters if self._driver is not None else {}
+        """What the sockets of STUN and TURN count; of a portable data plane just kernel drops."""
+        if self._driver is None:
+            return {}
+        counted = dict(self._driver.counters)
+        if self.relaying is not None:
+            counted["kernel_drops"] += self.relaying.data_plane.kernel_drops
+        return counted
+
+    async def refresh(self) -> None:
+        """Let `counters` and the metrics tell what is true now."""
+        if self.relaying is not None:
+            await self.relaying.data_plane.refresh()
 
     @property
     def signaling_counters(self) -> Mapping[str, int]:
@@ -209,19 +220,19 @@ class Server:
 
     async def _open_listeners(self) -> None:
         config, turn = self.config, self.config.turn
-        plain = (Transport.UDP,) if turn is None else (Transport.UDP, Transport.TCP)
-        self._places = [Place(each, plain) for each in config.listen]
-        self._places += [Place(each, (Transport.TLS,)) for each in config.tls_listen]
-        if not self._places:
+        if not config.listen and not config.tls_listen:
             return
         tls: TlsContexts = system_tls
         if config.tls is not None:
             tls = self._certificates = Certificates(config.tls)
         flow_ids = FlowIds()
         machine: Any = self._binding
+        self._places = [Place(each, (Transport.UDP,)) for each in config.listen]
         if turn is not None:
-            self.relaying = Relaying(turn, flow_ids, trace=self._trace)
+            self.relaying = Relaying(turn, config.listen, flow_ids, trace=self._trace)
             machine = self.relaying.machine
+            self._places = list(self.relaying.data_plane.places)
+        self._places += [Place(each, (Transport.TLS,)) for each in config.tls_listen]
         listeners = Listeners(tuple(self._places), flow_ids, machine)
         loop = asyncio.get_running_loop()
         self._opening = [loop.create_future() for _ in self._places]
@@ -250,6 +261,12 @@ class Server:
         elif self.relaying is not None:
             self.relaying.on_event(event)
 
+    async def _metrics(self) -> bytes:
+        await self.refresh()
+        if self._exposed is None:
+            self._exposed = Metrics(self)
+        return self._exposed.text()
+
     async def _open_http(self, sockets: list[socket.socket]) -> None:
         self._links = Links(self.config.limits, trace=self._trace.of("signaling-server"))
         app = make_app(
@@ -257,7 +274,7 @@ class Server:
             self._offers,
             origins=self.config.origins,
             stopping=lambda: self.stopping,
-            metrics=Metrics(self).text,
+            metrics=self._metrics,
             metrics_token=lambda: self.config.metrics_token,
         )
         uvicorn = self._uvicorn = embedded(app, self.config)

@@ -143,6 +143,8 @@ def _turn(settings: Settings) -> TurnOptions | None:
         users=tuple(users),
         shared_secrets=asked.shared_secrets,
         look_up=UserDatabase(Path(asked.users_database), realm) if asked.users_database else None,
+        workers=asked.workers,
+        gather=asked.gather,
         credential_lifetime=asked.credential_lifetime,
         drain=asked.drain,
         alternates=_addresses("turn.alternates", asked.alternates),

@@ -1,0 +1,215 @@
+"""The data plane of the TURN server, its UDP listeners, and what runs it in the server's event loop.
+
+| where                          | plane                                                                     |
+|--------------------------------|---------------------------------------------------------------------------|
+| Linux, no workers              | portable, in the server's own loop                                        |
+| Linux, with workers            | portable, in processes of their own, the relays of streams in the loop    |
+| elsewhere, or when it is traced| the reference forwarder on the driver's sockets: slower, each packet seen |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import SystemRandom
+from typing import Any, Final, Protocol
+
+from polynya.aio import sockets
+from polynya.aio.driver import Driver
+from polynya.aio.icmp import read_errors
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.instants import Instant
+from polynya.core.machine import Counters, Machine
+from polynya.core.trace import Tracer
+from polynya.plane.portable import PortablePlane
+from polynya.plane.sockets import bind_listeners
+from polynya.plane.workers import WorkerPlane
+from polynya.stun.listeners import Place
+from polynya.turn.server.commands import Traffic
+from polynya.turn.server.control import TurnServer
+from polynya.turn.server.joined import JoinedServer
+from polynya.turn.server.relay_server import RelayServer
+
+from .config import TurnOptions
+
+logger: Final = logging.getLogger("polynya.serve.turn")
+
+CHECK_TIME: Final = 1.0
+"""Seconds after which workers are looked at even if they say nothing."""
+TRIES: Final = 16
+"""Ports that are tried where any will do and TCP finds it taken."""
+_ERRORS: Final = "polynya.aio.icmp:read_errors"
+
+
+class SeenPlane(Protocol):
+    """What logs and metrics look at."""
+
+    def traffic(self) -> list[Traffic]:
+        """What each open relay carried."""
+
+    @property
+    def counters(self) -> Counters:
+        """What was not forwarded, by why."""
+
+    @property
+    def size(self) -> Any:
+        """How much of everything is held."""
+
+
+class TurnMachine(Machine[Any, Any, Any], Protocol):
+    """A control plane joined with a data plane."""
+
+    control: TurnServer
+
+    @property
+    def plane(self) -> SeenPlane:
+        """The data plane."""
+
+    def settle(self, now: Instant) -> None:
+        """Carry out what a call of the control plane's own methods has set off."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The sockets of one UDP listener."""
+
+    local: Address
+    sockets: list[socket.socket]
+
+
+class DataPlane:
+    """The plane that suits this host and these options. Its listeners are bound when it is made.
+
+    Raises ConfigurationError, with nothing left open, when one cannot be.
+    """
+
+    def __init__(self, options: TurnOptions, listen: Sequence[Address], flow_ids: FlowIds, trace: Tracer) -> None:
+        random = SystemRandom()
+        config, directory = options.config, options.directory()
+        self.places: tuple[Place, ...]
+        """What is left for the driver to listen on."""
+        self.machine: TurnMachine
+        self._bound: dict[Flow, _Bound] = {}
+        self._portable: PortablePlane | None = None
+        self._workers: WorkerPlane | None = None
+        self._step: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if trace.enabled or not hasattr(select, "epoll"):
+            if options.workers:
+                raise ConfigurationError("workers need Linux, and cannot be traced: leave workers or the trace out")
+            self.places = tuple(Place(each, (Transport.UDP, Transport.TCP)) for each in listen)
+            self.machine = RelayServer(config, directory, flow_ids, random=random, trace=trace)
+            logger.info("data plane: reference")
+            return
+        try:
+            for address in listen:
+                self._bound[flow_ids.new()] = _bind(address, max(options.workers, 1))
+            by_flow = {flow: bound.sockets for flow, bound in self._bound.items()}
+            plane: PortablePlane | WorkerPlane
+            if options.workers:
+                plane = self._workers = WorkerPlane(
+                    by_flow, options.workers, gather=options.gather, errors=_ERRORS, read_errors=read_errors
+                )
+            else:
+                first = {flow: each[0] for flow, each in by_flow.items()}
+                plane = self._portable = PortablePlane(first, gather=options.gather, read_errors=read_errors)
+            self.machine = JoinedServer(TurnServer(config, directory, random=random, trace=trace), plane)
+        except BaseException:
+            self.close()
+            raise
+        self.places = tuple(Place(bound.local, (Transport.TCP,)) for bound in self._bound.values())
+        logger.info("data plane: portable, %s", f"{options.workers} workers" if options.workers else "in this process")
+
+    def start(self, driver: Driver[Any]) -> None:
+        """Run in the loop of this driver, which runs the machine's streams."""
+        plane = self._portable or self._workers
+        if plane is None:
+            return
+        loop, machine = asyncio.get_running_loop(), self.machine
+
+        def run() -> None:
+            plane.run(0)
+            # a portable plane alone has mostly nothing to say: no step for each packet
+            if self._portable is None or self._portable.relays.reports:
+                driver.call(machine.settle)
+
+        loop.add_reader(plane.fileno(), run)
+        self._step = run
+        if self._workers is not None:
+            self._look()
+
+    def _look(self) -> None:
+        if self._step is not None:
+            self._step()
+            self._timer = asyncio.get_running_loop().call_later(CHECK_TIME, self._look)
+
+    async def refresh(self) -> None:
+        """Let the figures be those of now, or of a moment ago."""
+        if self._workers is not None:
+            self._workers.ask_traffic()
+            await asyncio.sleep(0.05)
+
+    @property
+    def kernel_drops(self) -> int:
+        """Datagrams that found a listener's receive buffer full."""
+        bound = (sock for each in self._bound.values() for sock in each.sockets)
+        return sum(sockets.kernel_drops(sock) or 0 for sock in bound)
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """The workers' process ids."""
+        return self._workers.processes if self._workers is not None else ()
+
+    def close(self) -> None:
+        """Close relays and listeners, and end the workers. Safe to call twice."""
+        plane = self._portable or self._workers
+        if plane is not None:
+            if self._step is not None:
+                asyncio.get_running_loop().remove_reader(plane.fileno())
+            plane.close()
+        self._portable = self._workers = self._step = None
+        if self._timer is not None:
+            self._timer.cancel()
+        for bound in self._bound.values():
+            for sock in bound.sockets:
+                sock.close()
+        self._bound.clear()
+
+
+def _bind(address: Address, count: int) -> _Bound:
+    """The UDP sockets of an address; where any port will do, of one that is free for TCP, too."""
+    for tries in range(TRIES):
+        try:
+            made = bind_listeners(address, count)
+        except OSError as error:
+            raise ConfigurationError(f"cannot listen on udp {address}: {sockets.explain(error)}") from None
+        local = sockets.from_sockaddr(made[0].getsockname())
+        if address.port or tries == TRIES - 1 or _is_free(local):
+            return _Bound(local, made)
+        for sock in made:
+            sock.close()
+    raise AssertionError("the last try returns")
+
+
+def _is_free(address: Address) -> bool:
+    """Whether nothing listens on this address over TCP."""
+    family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind(sockets.to_sockaddr(address))
+            probe.listen(1)
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
+    return True

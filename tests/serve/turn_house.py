@@ -1,0 +1,92 @@
+"""A server with TURN on loopback, clients of it, and a peer that answers with what it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import polynya
+from polynya.aio.tcp import TlsContexts
+from polynya.core.addresses import Address
+from polynya.core.machine import Open
+from polynya.serve import Server, ServerConfig, TlsFiles, TurnOptions
+from polynya.turn.server.config import RelayHost, TurnConfig
+from polynya.turn.server.policy import PeerPolicy
+from polynya.turn.server.users import User
+
+ANY4, ANY6 = Address("127.0.0.1", 0), Address("::1", 0)
+REALM, NAME, PASSWORD = "example.org", "alice", "open sesame"
+ALICE = User.with_password(NAME, REALM, PASSWORD)
+LOOPBACK = PeerPolicy(allow=("127.0.0.0/8",))
+"""The tests' peers are on this host, which no server relays to unless it is told so by name."""
+
+
+def turn_config(**changes: Any) -> TurnConfig:
+    relays = (RelayHost(host="127.0.0.1"), RelayHost(host="::1"))
+    return TurnConfig(**({"realm": REALM, "relays": relays, "policy": LOOPBACK} | changes))
+
+
+def options(**changes: Any) -> TurnOptions:
+    return TurnOptions(**({"config": turn_config(), "users": (ALICE,)} | changes))
+
+
+def config(turn: TurnOptions | None = None, **changes: Any) -> ServerConfig:
+    return ServerConfig(**({"listen": (ANY4,), "http": (ANY4,), "turn": turn or options()} | changes))
+
+
+def tls_config(folder: Path, turn: TurnOptions | None = None, **changes: Any) -> ServerConfig:
+    files = TlsFiles(certificate=folder / "cert.pem", key=folder / "key.pem")
+    return config(turn, tls=files, tls_listen=(ANY4,), **changes)
+
+
+def trusting(certificate: Path) -> TlsContexts:
+    def make(request: Open) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=certificate)
+        context.set_alpn_protocols(list(request.alpn))
+        return context
+
+    return make
+
+
+def uri(server: Server, transport: str = "udp") -> str:
+    if transport == "tls":
+        return f"turns:localhost:{server.tls_addresses[0].port}"
+    return f"turn:127.0.0.1:{server.stun_addresses[0].port}?transport={transport}"
+
+
+def client(server: Server, transport: str = "udp", **changes: Any) -> polynya.TurnClient:
+    return polynya.TurnClient(uri(server, transport), **({"username": NAME, "password": PASSWORD} | changes))
+
+
+class _Echo(asyncio.DatagramProtocol):
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(b"echo " + data, addr)
+
+
+@asynccontextmanager
+async def echo() -> AsyncIterator[Address]:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(_Echo, local_addr=("127.0.0.1", 0))
+    try:
+        yield Address.of(*transport.get_extra_info("sockname")[:2])
+    finally:
+        transport.close()
+        await asyncio.sleep(0)
+
+
+async def works(relay: polynya.TurnClient, peer: Address, text: bytes = b"x") -> None:
+    relay.send(peer, text)
+    assert await relay.recv() == (b"echo " + text, peer)
+
+
+async def until(condition: Any) -> None:
+    """Until something holds that the server does by itself in a moment."""
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
