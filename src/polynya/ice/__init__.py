@@ -19,10 +19,13 @@ from .events import (
     RoleChanged,
     SelectedPairChanged,
 )
+from .fragments import Fragment
 from .inbox import IceInput
 from .nomination import NominationPolicy, Renomination
 from .pairs import PairState, PairView
 from .report import Report
+from .sdp import RemoteCandidate
+from .sections import Section
 
 __all__ = [
     "AgentState",
@@ -32,6 +35,7 @@ __all__ = [
     "ConsentLost",
     "Description",
     "Failed",
+    "Fragment",
     "Gathered",
     "IceAgent",
     "IceConfig",
@@ -45,11 +49,13 @@ __all__ = [
     "PairState",
     "PairView",
     "RemoteAuthenticated",
+    "RemoteCandidate",
     "RemoteRevoked",
     "Renomination",
     "Report",
     "Restarted",
     "RoleChanged",
+    "Section",
     "SelectedPairChanged",
     "TcpType",
 ]

@@ -6,9 +6,10 @@ A `Description` belongs to one generation: a restart makes a new one with new cr
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from polynya.core.errors import DecodeError
 from polynya.core.instants import MILLISECOND
@@ -39,12 +40,9 @@ class Description:
     """Counts restarts, for signaling that carries it; what makes a generation is its credentials."""
 
     def __post_init__(self) -> None:
-        if not _UFRAG.fullmatch(self.ufrag):
-            raise DecodeError(f"the ufrag {self.ufrag[:32]!r} is not 4 to 256 of A-Z a-z 0-9 + /")
-        if not _PASSWORD.fullmatch(self.password):
-            raise DecodeError("the password is not 22 to 256 of A-Z a-z 0-9 + /")
-        if len(self.options) > _MAX_OPTIONS or not all(_OPTION.fullmatch(option) for option in self.options):
-            raise DecodeError("the ICE options are not at most 32 tokens")
+        read_ufrag(self.ufrag)
+        read_password(self.password)
+        check_options(self.options)
         if self.pacing is not None and self.pacing < 0:
             raise DecodeError(f"a pacing of {self.pacing} ns is not zero or more")
 
@@ -71,7 +69,7 @@ class Description:
         if self.options:
             lines.append(f"ice-options:{' '.join(self.options)}")
         if self.pacing is not None:
-            lines.append(f"ice-pacing:{-(-self.pacing // MILLISECOND)}")
+            lines.append(f"ice-pacing:{format_pacing(self.pacing)}")
         if self.lite:
             lines.append("ice-lite")
         return "".join(f"a={line}\r\n" for line in lines)
@@ -79,29 +77,74 @@ class Description:
     @classmethod
     def parse(cls, text: str, generation: int = 0) -> Description:
         """Read the attribute lines out of SDP and pass over all others. DecodeError names the line that is wrong."""
-        found: dict[str, str] = {}
+        found: dict[str, Any] = {}
         for number, line in enumerate(text.splitlines(), start=1):
             name, _, value = line.strip().removeprefix("a=").partition(":")
-            if name in _ATTRIBUTES:
+            read = _ATTRIBUTES.get(name)
+            if read is not None:
                 if name in found:
                     raise DecodeError(f"line {number}: {name} is given twice")
-                found[name] = value.strip()
+                try:
+                    found[name] = read(value.strip())
+                except DecodeError as error:
+                    raise DecodeError(f"line {number}: {error}") from None
         if "ice-ufrag" not in found or "ice-pwd" not in found:
             raise DecodeError("the description lacks ice-ufrag or ice-pwd")
-        pacing = found.get("ice-pacing")
-        if pacing is not None and not (pacing.isascii() and pacing.isdigit() and len(pacing) <= 10):
-            raise DecodeError(f"ice-pacing {pacing[:32]!r} is not a number of milliseconds")
         return cls(
             ufrag=found["ice-ufrag"],
             password=found["ice-pwd"],
-            options=tuple(found.get("ice-options", "").split()),
+            options=found.get("ice-options", ()),
             lite="ice-lite" in found,
-            pacing=None if pacing is None else int(pacing) * MILLISECOND,
+            pacing=found.get("ice-pacing"),
             generation=generation,
         )
 
 
-_ATTRIBUTES: Final = ("ice-ufrag", "ice-pwd", "ice-options", "ice-pacing", "ice-lite")
+def read_ufrag(text: str) -> str:
+    """A ufrag (RFC 8839, section 5.4), or DecodeError."""
+    if not _UFRAG.fullmatch(text):
+        raise DecodeError(f"the ufrag {text[:32]!r} is not 4 to 256 of A-Z a-z 0-9 + /")
+    return text
+
+
+def read_password(text: str) -> str:
+    """A password (RFC 8839, section 5.4), or DecodeError, which does not show it."""
+    if not _PASSWORD.fullmatch(text):
+        raise DecodeError("the password is not 22 to 256 of A-Z a-z 0-9 + /")
+    return text
+
+
+def read_options(text: str) -> tuple[str, ...]:
+    """The tokens of `ice-options` (RFC 8839, section 5.6), or DecodeError."""
+    return check_options(tuple(text.split()))
+
+
+def check_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    """The same options, or DecodeError."""
+    if len(options) > _MAX_OPTIONS or not all(_OPTION.fullmatch(option) for option in options):
+        raise DecodeError(f"the ICE options are not at most {_MAX_OPTIONS} tokens")
+    return options
+
+
+def read_pacing(text: str) -> int:
+    """The nanoseconds of `ice-pacing`, which is in milliseconds (RFC 8839, section 5.7), or DecodeError."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise DecodeError(f"ice-pacing {text[:32]!r} is not a number of milliseconds")
+    return int(text) * MILLISECOND
+
+
+def format_pacing(pacing: int) -> str:
+    """Milliseconds, no fewer than `pacing` in nanoseconds."""
+    return str(-(-pacing // MILLISECOND))
+
+
+_ATTRIBUTES: Final[dict[str, Callable[[str], Any]]] = {
+    "ice-ufrag": read_ufrag,
+    "ice-pwd": read_password,
+    "ice-options": read_options,
+    "ice-pacing": read_pacing,
+    "ice-lite": bool,
+}
 
 
 def negotiated_pacing(ours: int, remote: Description, silent: int = DEFAULT_PACING) -> int:

@@ -1,6 +1,7 @@
-"""The text of a candidate (RFC 8839, section 5.1; RFC 6544, section 4.5 for TCP).
+"""The text of a candidate (RFC 8839, section 5.1; RFC 6544, section 4.5 for TCP) and of the remote candidates.
 
     candidate:FOUNDATION COMPONENT TRANSPORT PRIORITY ADDRESS PORT typ TYPE [raddr A rport P] [tcptype T] [NAME VALUE]*
+    remote-candidates:COMPONENT ADDRESS PORT [COMPONENT ADDRESS PORT]*
 
 The text comes from the other side by way of somebody's signaling: it is bounded, and what does not fit is refused
 with a `DecodeError` that says which part of the line is wrong. An extension that is not known is kept and written
@@ -10,7 +11,8 @@ again.
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
@@ -81,6 +83,33 @@ def format_candidate(candidate: Candidate) -> str:
         words.append(f"generation {candidate.generation}")
     words += [f"{name} {value}" for name, value in candidate.extensions]
     return " ".join(words)
+
+
+class RemoteCandidate(NamedTuple):
+    """Which candidate of the receiver the controlling agent ended on, for one component (RFC 8839, section 5.2)."""
+
+    component: int
+    address: Address
+
+
+def parse_remote_candidates(text: str) -> tuple[RemoteCandidate, ...]:
+    """Read the value of `remote-candidates`. Raises DecodeError."""
+    words = text.split(" ")
+    if len(text) > MAX_LINE or len(words) % 3:
+        raise DecodeError(f"remote-candidates are not components, addresses and ports in turn: {text[:120]!r}")
+    found = []
+    for component, host, port in zip(words[::3], words[1::3], words[2::3], strict=True):
+        if not all(word.isascii() and word.isdigit() and len(word) <= 5 for word in (component, port)):
+            raise DecodeError(f"remote-candidates have a component or port that is not a number: {text[:120]!r}")
+        if not 1 <= int(component) <= 256 or "%" in host:
+            raise DecodeError(f"remote-candidates have a component or address that cannot be: {text[:120]!r}")
+        found.append(RemoteCandidate(int(component), Address.of(host, int(port))))
+    return tuple(found)
+
+
+def format_remote_candidates(candidates: Iterable[RemoteCandidate]) -> str:
+    """The value of `remote-candidates`."""
+    return " ".join(f"{component} {address.host} {address.port}" for component, address in candidates)
 
 
 def _error(what: str, line: str) -> DecodeError:

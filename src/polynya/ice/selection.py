@@ -29,6 +29,8 @@ Key = tuple[int, int]
 
 _SILENT: Final = 1.5
 """After this many consent intervals without an answer the other valid pairs are asked as well."""
+_ASKED: Final = 12
+"""How many others: some may go by what the selected one went by, a relay that is gone."""
 _KEPT_ALIVE: Final = 3
 """Valid pairs of a component, besides the selected one, whose mappings are kept."""
 
@@ -162,7 +164,7 @@ class Selections:
             selection.generation.client.consent_check(pair, now)
             consent.sent(now)
             if pair.answered_at is not None and now - pair.answered_at > INTERVAL * _SILENT:
-                for other in self._others(pair, selection.generation):
+                for other in self._others(pair, selection.generation, _ASKED):
                     selection.generation.client.consent_check(other, now)
             if trace.enabled:
                 trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
@@ -171,13 +173,13 @@ class Selections:
         for selection in self.by_key.values():
             if selection.consent is None:
                 selection.generation.client.keepalive(selection.pair)
-            for pair in self._others(selection.pair, current):
+            for pair in self._others(selection.pair, current, _KEPT_ALIVE):
                 current.client.keepalive(pair)
 
-    def _others(self, selected: Pair, generation: Generation) -> list[Pair]:
+    def _others(self, selected: Pair, generation: Generation, count: int) -> list[Pair]:
         """The best of the component's other valid pairs."""
         pairs = generation.checklists.lists[selected.stream].of(selected.component)
-        return [pair for pair in pairs if pair.valid and pair is not selected][:_KEPT_ALIVE]
+        return [pair for pair in pairs if pair.valid and pair is not selected][:count]
 
     def next_timer(self) -> Instant | None:
         due = [s.consent.next_timer() for s in self.by_key.values() if s.consent is not None]

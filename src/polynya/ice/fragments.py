@@ -1,0 +1,139 @@
+"""ICE in whole session descriptions, and in the fragments that trickle candidates (RFC 8839; RFC 8840, section 9).
+
+    a=ice-ufrag:8hhY                                         the session: what holds for all media
+    a=ice-pwd:asd88fgpdd777uzjYhagZg
+    m=audio 9 RTP/AVP 0                                      a medium: the mid tells which, the line means nothing
+    a=mid:1
+    a=candidate:1 1 UDP 2130706431 192.0.2.1 5000 typ host
+    a=end-of-candidates
+
+`Fragment.parse` holds to the fragment's grammar, which has `a=` and `m=` lines only. `Fragment.of_session` picks the
+same out of a session description, whose other lines are none of ICE's business. A refusal names the line and says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from polynya.core.addresses import Address
+from polynya.core.errors import DecodeError
+
+from .candidates import Candidate
+from .sections import MAX_VALUE, Section, SectionReader
+
+MAX_TEXT: Final = 1 << 18
+"""Characters of a whole text."""
+MAX_MEDIA: Final = 128
+CONTENT_TYPE: Final = "application/trickle-ice-sdpfrag"
+
+
+class Signalled(NamedTuple):
+    """A candidate of a fragment, with the place of its medium (from 0) and its mid."""
+
+    stream: int
+    mid: str | None
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """The session's section and those of the media, in order."""
+
+    session: Section = Section()  # noqa: RUF009 - it is frozen
+    media: tuple[Section, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.session.media is not None or any(section.media is None for section in self.media):
+            raise DecodeError("the session has no m= line, and every medium has one")
+        if len(self.media) > MAX_MEDIA:
+            raise DecodeError(f"there are more than {MAX_MEDIA} media")
+        mids = [section.mid for section in self.media if section.mid is not None]
+        twice = next((mid for number, mid in enumerate(mids) if mid in mids[:number]), None)
+        if twice is not None:
+            raise DecodeError(f"the mid {twice!r} is given to two media")
+
+    @classmethod
+    def parse(cls, text: str) -> Fragment:
+        """Read a body of `application/trickle-ice-sdpfrag`. DecodeError names the line that is wrong."""
+        return _read(text, whole=False)
+
+    @classmethod
+    def of_session(cls, text: str) -> Fragment:
+        """Pick out of a session description what concerns ICE. DecodeError names the line that is wrong."""
+        return _read(text, whole=True)
+
+    def to_sdp(self) -> str:
+        """The body, each line ended by CR LF."""
+        return self.session.to_sdp() + "".join(section.to_sdp() for section in self.media)
+
+    def candidates(self) -> Iterator[Signalled]:
+        """Every candidate, with the ufrag of its medium as an extension, so that its generation is known."""
+        for stream, section in enumerate(self.media):
+            ufrag = section.ufrag or self.session.ufrag
+            for candidate in section.candidates:
+                if ufrag is not None and "ufrag" not in dict(candidate.extensions):
+                    candidate = replace(candidate, extensions=(*candidate.extensions, ("ufrag", ufrag)))  # noqa: PLW2901
+                yield Signalled(stream, section.mid, candidate)
+
+    def ended(self, stream: int) -> bool:
+        """Whether no more candidates follow for a medium."""
+        return self.session.ended or self.media[stream].ended
+
+
+def default_destination_is_candidate(section: Section, connection: str) -> bool:
+    """Whether the default destination of a medium, `m=` port and `c=` host, is one of its candidates.
+
+    If not, something between has rewritten the description, and the answer says `ice-mismatch` (RFC 8839, section
+    3.2.5). A trickled description has port 9 and an unspecified address instead (RFC 8840, section 4.3.1), a name or
+    a rejected medium is not judged.
+    """
+    port = section.port
+    try:
+        default = Address.of(connection, port)
+    except DecodeError:
+        return True
+    if section.rejected or (port == 9 and not any(default.packed)):
+        return True
+    known = [candidate for candidate in section.candidates if candidate.component == 1]
+    return any(candidate.host_name is not None or candidate.address == default for candidate in known)
+
+
+def _read(text: str, *, whole: bool) -> Fragment:
+    if len(text) > MAX_TEXT:
+        raise DecodeError(f"a description of {len(text)} characters is longer than {MAX_TEXT}")
+    readers = [SectionReader(None)]
+    for number, line in enumerate(_lines(text), start=1):
+        try:
+            _line(line, readers, whole=whole)
+        except DecodeError as error:
+            raise DecodeError(f"line {number}: {error}") from None
+    session, *media = [reader.done() for reader in readers]
+    return Fragment(session=session, media=tuple(media))
+
+
+def _lines(text: str) -> list[str]:
+    """The lines without their ends; what follows the last end is a line only if it is something."""
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def _line(line: str, readers: list[SectionReader], *, whole: bool) -> None:
+    kind, equals, value = line.partition("=")
+    if len(line) > MAX_VALUE:
+        raise DecodeError(f"it has {len(line)} characters, more than {MAX_VALUE}")
+    if kind == "a" and equals:
+        readers[-1].attribute(value)
+        mid = readers[-1].mid
+        if any(reader.mid == mid is not None for reader in readers[:-1]):
+            raise DecodeError(f"the mid {mid!r} is given to two media")
+    elif kind == "m" and equals:
+        if len(readers) > MAX_MEDIA:
+            raise DecodeError(f"there are more than {MAX_MEDIA} media")
+        Section(media=value)
+        readers.append(SectionReader(value))
+    elif not whole:
+        raise DecodeError(f"{line[:32]!r} is neither an a= nor an m= line")
+    elif len(kind) != 1 or not equals:
+        raise DecodeError(f"{line[:32]!r} is not a line of a session description")

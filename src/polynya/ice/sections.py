@@ -1,0 +1,215 @@
+"""The ICE attributes of one section of a session description: of the session itself, or of one `m=` line (RFC 8839).
+
+    attribute            level        what it says
+    ice-ufrag, ice-pwd   both         credentials; those of the media count for it (section 5.4)
+    ice-options          both         a session's, but written at either level in the field (5.6)
+    ice-pacing           session      the Ta that is proposed (5.7)
+    ice-lite             session      the sender is lite (5.3)
+    ice-mismatch         media        ICE is not used: the default destination was no candidate (5.3)
+    candidate            media        once for each (5.1)
+    remote-candidates    media        which candidates of the receiver the controlling agent ended on (5.2)
+    end-of-candidates    both         no more of them follow (RFC 8840, section 8.2)
+    mid                  media        the name of the section (RFC 5888)
+
+Attributes that are not known here are kept, in order, and written again. All is bounded, and a `Section` that was
+made by hand is held to the same rules as one that was read, so that nothing can be slipped into the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from polynya.core.errors import DecodeError
+
+from .candidates import Candidate
+from .description import (
+    Description,
+    check_options,
+    format_pacing,
+    read_options,
+    read_pacing,
+    read_password,
+    read_ufrag,
+)
+from .sdp import RemoteCandidate, format_remote_candidates, parse_candidate, parse_remote_candidates
+
+MAX_ATTRIBUTES: Final = 512
+"""Attributes of one section."""
+MAX_VALUE: Final = 4096
+"""Characters of one line."""
+PSEUDO_MEDIA: Final = "audio 9 RTP/AVP 0"
+"""What a fragment's `m=` line says when it says nothing (RFC 8840, section 9.1)."""
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
+_MEDIA = re.compile(r"[!-~]{1,64} [0-9]{1,5}(?:/[0-9]{1,5})? [!-~]{1,64}(?: [!-~]{1,64}){1,64}")
+_OTHER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}(?::[^\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """What one section says about ICE. `media` is the value of its `m=` line, None for the session."""
+
+    media: str | None = None
+    mid: str | None = None
+    ufrag: str | None = None
+    password: str | None = field(default=None, repr=False)
+    options: tuple[str, ...] = ()
+    pacing: int | None = None
+    """Nanoseconds, written as whole milliseconds."""
+    lite: bool = False
+    mismatch: bool = False
+    candidates: tuple[Candidate, ...] = ()
+    remote_candidates: tuple[RemoteCandidate, ...] = ()
+    ended: bool = False
+    """`end-of-candidates`: for the session, of all its media."""
+    other: tuple[str, ...] = ()
+    """Attributes that say nothing to ICE, without `a=`."""
+
+    def __post_init__(self) -> None:
+        if self.media is not None and (not _MEDIA.fullmatch(self.media) or self.port > 65535):
+            raise DecodeError(f"{self.media[:64]!r} is not the value of an m= line")
+        if self.mid is not None:
+            read_token(self.mid)
+        if self.ufrag is not None:
+            read_ufrag(self.ufrag)
+        if self.password is not None:
+            read_password(self.password)
+        check_options(self.options)
+        if len(self.candidates) + len(self.other) > MAX_ATTRIBUTES:
+            raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} attributes")
+        for text in self.other:
+            read_other(text)
+        if self.media is None and (self.mid is not None or self.mismatch or self.candidates or self.remote_candidates):
+            raise DecodeError("mid, ice-mismatch and candidates of either side belong to a medium")
+        if self.media is not None and (self.lite or self.pacing is not None):
+            raise DecodeError("ice-lite and ice-pacing belong to the session")
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the medium was refused or removed: its port is 0 (RFC 3264, section 6)."""
+        return self.media is not None and self.port == 0
+
+    @property
+    def port(self) -> int:
+        """The port of the `m=` line; 0 for the session, which has none."""
+        return 0 if self.media is None else int(self.media.split(" ")[1].partition("/")[0])
+
+    def description(self, session: Section, generation: int = 0) -> Description:
+        """The description that holds for this medium, the session's attributes filling in; DecodeError without one."""
+        ufrag, password = self.ufrag, self.password
+        if ufrag is None and password is None:
+            ufrag, password = session.ufrag, session.password
+        if ufrag is None or password is None:
+            raise DecodeError(f"ice-ufrag or ice-pwd is missing for {self.mid or self.media}")
+        return Description(
+            ufrag=ufrag,
+            password=password,
+            options=tuple(dict.fromkeys(session.options + self.options)),
+            lite=session.lite,
+            pacing=session.pacing,
+            generation=generation,
+        )
+
+    def to_sdp(self) -> str:
+        """The lines, each ended by CR LF."""
+        lines = [] if self.media is None else [f"m={self.media}"]
+        if self.mid is not None:
+            lines.append(f"a=mid:{self.mid}")
+        if self.lite:
+            lines.append("a=ice-lite")
+        if self.ufrag is not None:
+            lines.append(f"a=ice-ufrag:{self.ufrag}")
+        if self.password is not None:
+            lines.append(f"a=ice-pwd:{self.password}")
+        if self.options:
+            lines.append(f"a=ice-options:{' '.join(self.options)}")
+        if self.pacing is not None:
+            lines.append(f"a=ice-pacing:{format_pacing(self.pacing)}")
+        if self.mismatch:
+            lines.append("a=ice-mismatch")
+        lines += [f"a={text}" for text in self.other]
+        lines += [f"a={candidate}" for candidate in self.candidates]
+        if self.remote_candidates:
+            lines.append(f"a=remote-candidates:{format_remote_candidates(self.remote_candidates)}")
+        if self.ended:
+            lines.append("a=end-of-candidates")
+        return "".join(f"{line}\r\n" for line in lines)
+
+
+def read_token(text: str) -> str:
+    """A token such as the value of `mid`, or DecodeError."""
+    if not _TOKEN.fullmatch(text):
+        raise DecodeError(f"{text[:64]!r} is not a token")
+    return text
+
+
+def read_other(text: str) -> str:
+    """An attribute that says nothing to ICE, or DecodeError when it is malformed or does."""
+    if len(text) > MAX_VALUE or not _OTHER.fullmatch(text):
+        raise DecodeError(f"{text[:64]!r} is not an attribute")
+    if text.partition(":")[0] in KNOWN:
+        raise DecodeError(f"{text[:64]!r} has a field of its own")
+    return text
+
+
+class SectionReader:
+    """Builds a section out of its lines, one attribute at a time."""
+
+    def __init__(self, media: str | None) -> None:
+        self._media = media
+        self._fields: dict[str, Any] = {}
+        self._candidates: list[Candidate] = []
+        self._other: list[str] = []
+
+    def attribute(self, text: str) -> None:
+        """Take in what follows `a=`. Raises DecodeError."""
+        if len(self._candidates) + len(self._other) >= MAX_ATTRIBUTES:
+            raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} attributes")
+        name, colon, value = text.partition(":")
+        misplaced = _MEDIA_LEVEL if self._media is None else _SESSION_LEVEL
+        if name in misplaced:
+            where = "below an m= line" if self._media is None else "above the first m= line"
+            raise DecodeError(f"{name} stands {where} or nowhere")
+        if name == "candidate":
+            self._candidates.append(parse_candidate(text))
+        elif name in _FLAGS:
+            if colon:
+                raise DecodeError(f"{name} has no value")
+            self._once(name, _FLAGS[name], True)
+        elif name in _VALUES:
+            place, read = _VALUES[name]
+            self._once(name, place, read(value))
+        else:
+            self._other.append(read_other(text))
+
+    @property
+    def mid(self) -> str | None:
+        return self._fields.get("mid")
+
+    def _once(self, name: str, place: str, value: object) -> None:
+        if place in self._fields:
+            raise DecodeError(f"{name} is given twice")
+        self._fields[place] = value
+
+    def done(self) -> Section:
+        """The section. Raises DecodeError when its parts do not go together."""
+        return Section(
+            media=self._media, candidates=tuple(self._candidates), other=tuple(self._other), **self._fields
+        )  # fmt: skip
+
+
+_FLAGS: Final = {"ice-lite": "lite", "ice-mismatch": "mismatch", "end-of-candidates": "ended"}
+_VALUES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "ice-ufrag": ("ufrag", read_ufrag),
+    "ice-pwd": ("password", read_password),
+    "ice-options": ("options", read_options),
+    "ice-pacing": ("pacing", read_pacing),
+    "mid": ("mid", read_token),
+    "remote-candidates": ("remote_candidates", parse_remote_candidates),
+}
+KNOWN: Final = frozenset([*_FLAGS, *_VALUES, "candidate"])
+_SESSION_LEVEL: Final = frozenset(["ice-lite", "ice-pacing"])
+_MEDIA_LEVEL: Final = frozenset(["ice-mismatch", "candidate", "remote-candidates", "mid"])
