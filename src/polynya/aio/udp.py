@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import select
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
@@ -24,7 +23,7 @@ from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
 from polynya.stun.message import is_stun
 
-from . import sockets
+from . import poller, sockets
 from .icmp import read_errors
 from .packet_trace import PacketTrace
 from .sockets import SockAddr
@@ -62,7 +61,6 @@ class UdpSocket:
         "_bad_reads",
         "_deliver",
         "_deliveries",
-        "_epoll",
         "_loop",
         "_remote",
         "_scope",
@@ -86,7 +84,6 @@ class UdpSocket:
         self._deliver: Deliver | None = None
         self._deliveries: Mapping[SockAddr, Deliver] = NOTHING
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._epoll: select.epoll | None = None
         self._bad_reads = 0
 
     # ------------------------------------------------------------------------------------------- life
@@ -96,18 +93,7 @@ class UdpSocket:
 
         NotImplementedError where the loop cannot watch sockets.
         """
-        watched: socket.socket | int = self._sock
-        if not isinstance(loop, asyncio.SelectorEventLoop) and hasattr(select, "epoll"):
-            # libuv stops watching a socket that has an error pending, and a pending ICMP error is one. An epoll
-            # around the socket is merely readable then.
-            self._epoll = select.epoll()
-            self._epoll.register(self._sock.fileno(), select.EPOLLIN)
-            watched = self._epoll.fileno()
-        try:
-            loop.add_reader(watched, self.read_with_fields if ip_fields else self.read)
-        except BaseException:
-            self._close_epoll()
-            raise
+        poller.watch(loop, self._sock, _FieldReader(self) if ip_fields else self)
         self._loop = loop
         if ip_fields:
             sockets.request_fields(self._sock)
@@ -120,9 +106,8 @@ class UdpSocket:
         self.closed = True
         self._forget_remotes()
         if self._loop is not None:
-            self._loop.remove_reader(self._epoll.fileno() if self._epoll is not None else self._sock)
+            poller.unwatch(self._loop, self._sock)
             self._loop = None
-        self._close_epoll()
         self._sock.close()
 
     def kernel_drops(self) -> int | None:
@@ -132,11 +117,6 @@ class UdpSocket:
     def receive_buffer(self) -> int:
         """Bytes of receive buffer that the system granted."""
         return 0 if self.closed else sockets.receive_buffer(self._sock)
-
-    def _close_epoll(self) -> None:
-        if self._epoll is not None:
-            self._epoll.close()
-            self._epoll = None
 
     # ---------------------------------------------------------------------------------------- receive
 
@@ -326,6 +306,15 @@ class UdpSocket:
 
     def _name(self, remote: Address) -> SockAddr:
         return sockets.to_sockaddr(remote, self._scope)
+
+
+class _FieldReader:
+    """Reads a socket with the IP fields of what arrives."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, carrier: UdpSocket) -> None:
+        self.read = carrier.read_with_fields
 
 
 class Sender:
