@@ -249,7 +249,7 @@ class Transactions(Generic[ContextT]):
         self.by_id: dict[bytes, ClientTransaction[ContextT]] = {}
         """Read it, to find the owner of an answer; change it by the methods only."""
         self._next: Instant | None = None
-        """When the first of them is due, or 0 when that is to be looked for."""
+        """When the first of them is due."""
         self._outputs: list[Send] = []
         self._events: list[Ended[ContextT]] = []
         self._counters: Counters = NOTHING
@@ -352,9 +352,6 @@ class Transactions(Generic[ContextT]):
             self._drain(transaction, now, f"send {transaction.sends}")
 
     def next_timer(self) -> Instant | None:
-        if self._next == 0:
-            due = (transaction.next_timer() for transaction in self.by_id.values())
-            self._next = min((at for at in due if at is not None), default=None)
         return self._next
 
     def outputs(self) -> list[Send]:
@@ -382,7 +379,7 @@ class Transactions(Generic[ContextT]):
         if due is None:
             self._forget(transaction)
         else:
-            self._next = Instant(0)
+            self._find_next()
         for event in ended:
             what = event.reason
             if event.state is State.FAILED:
@@ -391,10 +388,13 @@ class Transactions(Generic[ContextT]):
 
     def _forget(self, transaction: ClientTransaction[ContextT]) -> None:
         self.by_id.pop(transaction.transaction_id, None)
-        self._next = Instant(0)
         if not self.by_id:
             self.by_id.clear()  # a dict that was emptied entry by entry keeps its table
-            self._next = None
+        self._find_next()
+
+    def _find_next(self) -> None:
+        due = (transaction.next_timer() for transaction in self.by_id.values())
+        self._next = min((at for at in due if at is not None), default=None)
 
     def _note(self, transaction: ClientTransaction[Any], now: Instant, reason: str) -> None:
         if self._trace.enabled:
