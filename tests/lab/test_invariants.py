@@ -52,13 +52,16 @@ def test_a_nominated_pair_that_is_not_valid_is_seen(peers: tuple[Peer, Peer]) ->
     assert [line for line in violations(peers) if "is not valid" in line]
 
 
-def test_sides_that_end_on_different_pairs_are_seen(peers: tuple[Peer, Peer]) -> None:
-    other = peers[1].selected
+def test_sides_that_end_on_different_pairs_are_seen(
+    peers: tuple[Peer, Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    mine, other = peers[0].selected, peers[1].selected
     assert other is not None
     moved = replace(other, remote_address=other.remote_address.with_port(1))
-    peers[1].session.agent.selected = lambda: moved  # type: ignore[method-assign,assignment,misc]
+    shown = {"alice": mine, "bob": moved}
+    monkeypatch.setattr(Peer, "selected", property(lambda peer: shown[peer.name]))
     assert disagreement(*peers).startswith("alice ended on")
-    peers[1].session.agent.selected = lambda: None  # type: ignore[method-assign,assignment,misc]
+    shown["bob"] = None
     assert disagreement(*peers) == "bob has no selected pair, the other side has one"
 
 
