@@ -34,6 +34,7 @@ from tests.serve.turn_house import (
     client,
     config,
     echo,
+    forbidden,
     options,
     tls_config,
     trusting,
@@ -147,13 +148,6 @@ def test_the_servers_own_listeners_are_denied_even_where_their_hosts_are_allowed
             await works(relay, peer)
 
     run(main())
-
-
-async def forbidden(server: Server) -> None:
-    """Until the data plane has refused one datagram for its peer."""
-    while server.counters.get("turn.not-forwarded.forbidden peer", 0) != 1:
-        await server.refresh()
-        await asyncio.sleep(0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------------- users

@@ -90,3 +90,10 @@ async def until(condition: Any) -> None:
     """Until something holds that the server does by itself in a moment."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
+
+
+async def forbidden(server: Server) -> None:
+    """Until the data plane has refused one datagram for its peer."""
+    while server.counters.get("turn.not-forwarded.forbidden peer", 0) != 1:
+        await server.refresh()
+        await asyncio.sleep(0.01)
