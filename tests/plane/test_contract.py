@@ -302,3 +302,29 @@ def test_an_icmp_error_of_a_permitted_peer_is_reported(bench: Any, scene: Scene)
     assert (error.client.remote, error.peer, error.kind) == (scene.client, scene.peer, IcmpKind.PORT_UNREACHABLE)
     other = bench.address()
     assert bench.say(scene.client, send(other, b"next")) == [(other, b"next")], "the error costs nobody a packet"
+
+
+def test_a_number_that_is_bound_anew_in_the_other_family_is_not_the_old_one_any_more(bench: Any) -> None:
+    """A dual allocation: what random requests against a model of the RFC found."""
+    client, peer = bench.address(), bench.address()
+    relay = bench.open(bench.free_port(), client)
+    old = bench.open(Address("::1", 40123), client)
+    bench.permit(relay, LOOPBACK)
+    bench.bind(old, 0x4001, Address("::1", 9), until=10)
+    bench.wait(11)
+    bench.bind(relay, 0x4001, peer)
+    assert bench.say(client, channel(0x4001, b"x")) == [(peer, b"x")]
+    bench.free(old)
+
+
+def test_a_peer_keeps_its_new_channel_when_its_old_number_goes_to_another(bench: Any, scene: Scene) -> None:
+    """What random requests against a model of the RFC found."""
+    other = bench.address()
+    bench.permit(scene.relay, LOOPBACK)
+    bench.bind(scene.relay, 0x4001, scene.peer, until=10)
+    bench.wait(11)
+    bench.bind(scene.relay, 0x4002, scene.peer)
+    bench.bind(scene.relay, 0x4001, other)
+    assert bench.reply(scene.relay, scene.peer, b"x") == [(scene.client, channel(0x4002, b"x"))]
+    assert bench.reply(scene.relay, other, b"y") == [(scene.client, channel(0x4001, b"y"))]
+    assert bench.say(scene.client, channel(0x4002, b"x")) == [(scene.peer, b"x")]

@@ -85,6 +85,12 @@ class Port:
         self.full_again = full_again
         return True
 
+    def unbind(self, channel: int) -> None:
+        """Forget a channel."""
+        bound = self.channels.pop(channel, None)
+        if bound is not None and self.peers.get(bound[0]) == channel:  # the peer may have another number by now
+            del self.peers[bound[0]]
+
     def count(self) -> Traffic:
         """The traffic so far."""
         for way in self.keys.values():

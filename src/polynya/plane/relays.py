@@ -111,13 +111,14 @@ class Relays:
         elif isinstance(command, Unpermit):
             for host in command.hosts:
                 port.permissions.pop(host, None)
+        elif isinstance(command, BindChannel):
+            for each in self.by_client.get(port.client, {}).values() if port.client is not None else ():
+                each.unbind(command.channel)  # a number stands for one peer, of whatever family
+            port.unbind(port.peers.get(command.peer, 0))
+            port.channels[command.channel] = command.peer, command.until
+            port.peers[command.peer] = command.channel
         else:
-            bound = port.channels.pop(command.channel, None)
-            if bound is not None:
-                port.peers.pop(bound[0], None)
-            if isinstance(command, BindChannel):
-                port.channels[command.channel] = command.peer, command.until
-                port.peers[command.peer] = command.channel
+            port.unbind(command.channel)
         self.reports.append(Done(number))
 
     def know(self, relay: Relay, external: Address) -> None:

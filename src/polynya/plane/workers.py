@@ -83,11 +83,13 @@ class _Record:
     def __post_init__(self) -> None:
         self.last = Traffic(relay=self.open.relay)
 
-    def replay(self) -> list[Command]:
-        """The commands that make it what it is, after its OpenRelay."""
+    def replay(self, at: Instant) -> list[Command]:
+        """The commands that make it what it is, after its OpenRelay; what has expired is left out."""
         relay = self.open.relay
         by_time: dict[Instant, list[str]] = {}
         for host, until in self.permissions.items():
+            if until <= at:
+                continue
             by_time.setdefault(until, []).append(host)
         commands: list[Command] = [
             Permit(number=_NOBODY, relay=relay, hosts=tuple(hosts), until=until) for until, hosts in by_time.items()
@@ -95,6 +97,7 @@ class _Record:
         return commands + [
             BindChannel(number=_NOBODY, relay=relay, channel=channel, peer=peer, until=until)
             for channel, (peer, until) in self.channels.items()
+            if until > at
         ]
 
 
@@ -338,7 +341,7 @@ class WorkerPlane:
             if command.number != _NOBODY:
                 worker.asked[command.number] = command
             worker.channel.send([command], (record.sock.fileno(),))
-            worker.channel.send(record.replay())
+            worker.channel.send(record.replay(now()))
             self._local.relays.know(command.relay, command.external)
         self._tell_others(index, KnowRelay(command.relay, command.external))
 
@@ -351,6 +354,8 @@ class WorkerPlane:
         if index == HERE:
             self._local.execute(command, now())
             if isinstance(command, FreeRelay):
+                for report in self._local.reports():  # its last traffic, while it is still known
+                    self._report(HERE, report)
                 self._erase(record)
         else:
             self._ask(self._workers[index], command)
@@ -369,6 +374,8 @@ class WorkerPlane:
             for host in command.hosts:
                 record.permissions.pop(host, None)
         elif isinstance(command, BindChannel):
+            for number in [number for number, bound in record.channels.items() if bound[0] == command.peer]:
+                del record.channels[number]
             record.channels[command.channel] = command.peer, command.until
         elif isinstance(command, UnbindChannel):
             record.channels.pop(command.channel, None)
@@ -496,7 +503,7 @@ class WorkerPlane:
         for record in self._records.values():
             if record.worker == dead.index:
                 worker.channel.send([replace(record.open, number=_NOBODY)], (record.sock.fileno(),))
-                worker.channel.send(record.replay())
+                worker.channel.send(record.replay(now()))
             elif record.worker != NOWHERE:
                 worker.channel.send([KnowRelay(record.open.relay, record.open.external)])
         for command in dead.asked.values():

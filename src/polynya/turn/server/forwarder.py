@@ -160,7 +160,9 @@ class Forwarder:
             for host in command.hosts:
                 port.permissions.pop(host, None)
         elif isinstance(command, BindChannel):
-            self._unbind(port, command.channel)
+            for each in self._by_client.get(port.client, {}).values() if port.client is not None else ():
+                self._unbind(each, command.channel)  # a number stands for one peer, of whatever family
+            self._unbind(port, port.peers.get(command.peer, 0))
             port.channels[command.channel] = command.peer, command.until
             port.peers[command.peer] = command.channel
         else:
@@ -195,8 +197,8 @@ class Forwarder:
 
     def _unbind(self, port: _Port, channel: int) -> None:
         bound = port.channels.pop(channel, None)
-        if bound is not None:
-            port.peers.pop(bound[0], None)
+        if bound is not None and port.peers.get(bound[0]) == channel:  # the peer may have another number by now
+            del port.peers[bound[0]]
 
     # --------------------------------------------------------------------------------------------------------- machine
 

@@ -1,0 +1,212 @@
+"""Hostile requests and ChannelData, against a whole server: `python -m tests.turn.server.mutations --count N`.
+
+Each case is a good packet of a person who has an allocation, or of one who wants one, after a few mutations; at times
+it is signed anew, so that it gets behind the first check. After so many cases all is let go, and nothing may be left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import struct
+import sys
+from collections.abc import Callable
+from zlib import crc32
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.machine import Closed, StreamData
+from polynya.stun import attributes as a
+from polynya.stun.framing import encode_channel_data
+from polynya.stun.message import Message
+from polynya.stun.registry import FINGERPRINT_XOR, Method
+from tests.turn.server.harness import CLIENT, PEER, PEER6, Person, Table, config
+
+PEERS = (PEER, PEER6, Address("10.0.0.1", 1), Address("::ffff:127.0.0.1", 80), Address("203.0.113.10", 0))
+ROUND = 2000
+"""Cases before everything is let go and looked for leaks."""
+
+
+class Assault:
+    """Case after case; the same seed gives the same cases."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.table = Table(config(ports=(50000, 50031)))
+        self.people: list[Person] = []
+        self.cases = 0
+        self.flow = 1000
+
+    def run(self, count: int) -> None:
+        """So many cases, in rounds that end with an empty server."""
+        while self.cases < count:
+            self._arrive()
+            for _ in range(min(ROUND, count - self.cases)):
+                self._case()
+                self.cases += 1
+            self._leave()
+
+    # ------------------------------------------------------------------------------------------------------------ cases
+
+    def _arrive(self) -> None:
+        self.people = []
+        for number in range(6):
+            address = Address(CLIENT.host, 1000 + number)
+            stream = None
+            if number >= 4:
+                self.flow += 1
+                stream = Flow(self.flow)
+                self.table.open_stream(stream, address)
+            person = Person(self.table, address, "alice" if number % 2 else "bob", stream=stream,
+                            algorithm=(2, 1, None)[number % 3])  # fmt: skip
+            person.learn(person.say(person.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
+            if number % 3:
+                person.allocate()
+                person.permit(PEER)
+                person.bind(0x4000)
+            self.people.append(person)
+        thief = Person(self.table, self.people[1].address, "bob")
+        thief.learn(thief.say(thief.build(Method.REFRESH)))
+        self.people.append(thief)
+
+    def _leave(self) -> None:
+        """Let all allocations end; then nothing may be left of anybody."""
+        table = self.table
+        for person in self.people:
+            if person.stream is not None:
+                table.give(Closed(flow=person.stream, reason="gone"))
+        table.run_for(7200)
+        control = table.server.control
+        allocations = control.allocations
+        left = {
+            "relay ports": len(table.flows),
+            "allocations": len(allocations.by_client) + len(allocations.by_relay) + len(allocations.relayed),
+            "claims": allocations.claimed + len(allocations._by_account) + len(allocations._by_source),
+            "live hosts": len(allocations._live_hosts),
+            "reservations": len(allocations.reservations),
+            "procedures": len(control._procedures) + len(control._busy),
+            "streams": len(control._streams),
+            "timers": 0 if control.next_timer() is None else 1,
+            **table.server.plane.size,
+        }
+        assert not any(left.values()), f"after {self.cases} cases: {left}"
+        for _, ports in allocations._hosts:
+            ports._wake(table.now)
+            assert ports.free == 32, "a relay port has leaked"
+        assert len(control.counters) < 200
+        table.sent.clear()
+        table.log.clear()
+
+    def _case(self) -> None:
+        chance = self.random
+        person = chance.choice(self.people)
+        if chance.random() < 0.02:
+            self.table.run_for(chance.choice((0.1, 1, 31, 299, 601)))
+        if chance.random() < 0.1:  # nonces grow old
+            person.nonce = b""
+            person.learn(person.say(person.build(Method.REFRESH)))
+        data = bytearray(self._packet(person))
+        for _ in range(chance.choice((0, 0, 1, 1, 2, 5))):
+            self._mutate(data)
+        if chance.random() < 0.8:
+            self._mend(data, person)
+        if person.stream is None:
+            self.table.from_client(bytes(data), person.address)
+        else:
+            self.table.give(StreamData(person.stream, bytes(data)))
+            if person.stream not in self.table.server.control._streams:
+                self.flow += 1
+                person.stream = Flow(self.flow)
+                self.table.open_stream(person.stream, person.address)
+        if person.relayed and chance.random() < 0.05:
+            self.table.from_peer(person.relayed[0], bytes(data), chance.choice(PEERS))
+
+    def _packet(self, person: Person) -> bytes:
+        chance = self.random
+        peers = tuple(chance.choice(PEERS) for _ in range(chance.choice((0, 1, 1, 2, 9))))
+        makers: list[Callable[[], bytes]] = [
+            lambda: person.build(Method.ALLOCATE, self._wish()),
+            lambda: person.build(Method.REFRESH, chance.choice(({}, {a.LIFETIME: 0}, {a.LIFETIME: 2**32 - 1}))),
+            lambda: person.build(Method.CREATE_PERMISSION, {a.XOR_PEER_ADDRESS: peers}),
+            lambda: person.build(
+                Method.CHANNEL_BIND, {a.CHANNEL_NUMBER: 0x4000 + chance.randrange(4), a.XOR_PEER_ADDRESS: peers}
+            ),
+            lambda: encode_channel_data(0x4000, chance.randbytes(chance.choice((0, 1, 50, 1500))), pad=True),
+            lambda: Message.indication(
+                Method.SEND, bytes(12), {a.XOR_PEER_ADDRESS: peers, a.DATA: chance.randbytes(20)}
+            ).encode(),
+            lambda: Message.request(Method.BINDING, chance.randbytes(12), {a.SOFTWARE: "x"}).encode(fingerprint=True),
+            lambda: chance.randbytes(chance.choice((0, 1, 4, 20, 200))),
+        ]
+        return chance.choice(makers)()
+
+    def _wish(self) -> dict:
+        chance = self.random
+        wish: dict = {a.REQUESTED_TRANSPORT: chance.choice((17, 17, 17, 6, 0))}
+        for attribute, values in (
+            (a.REQUESTED_ADDRESS_FAMILY, (4, 6)),
+            (a.ADDITIONAL_ADDRESS_FAMILY, (6, 4)),
+            (a.EVEN_PORT, (True, False)),
+            (a.RESERVATION_TOKEN, (bytes(8), *self.table.server.control.allocations.reservations)),
+            (a.LIFETIME, (0, 1, 700, 2**32 - 1)),
+            (a.DONT_FRAGMENT, (True,)),
+        ):
+            if chance.random() < 0.25:
+                wish[attribute] = chance.choice(values)
+        return wish
+
+    def _mutate(self, data: bytearray) -> None:
+        chance = self.random
+        if not data:
+            data += chance.randbytes(4)
+            return
+        where = chance.randrange(len(data))
+        match chance.randrange(6):
+            case 0:
+                data[where] ^= 1 << chance.randrange(8)
+            case 1:
+                data[where] = chance.choice((0, 1, 0x7F, 0x80, 0xFF))
+            case 2:
+                del data[where:]
+            case 3:
+                data[where:where] = chance.randbytes(chance.choice((1, 4, 8)))
+            case 4:
+                start = chance.randrange(len(data))
+                data[where:where] = data[start : start + 24]
+            case 5 if len(data) >= 24:
+                data[20 + (where & ~3) % max(len(data) - 20, 4) : 22] = chance.choice(
+                    (b"\0\x12", b"\0\x0d", b"\x7f\xff")
+                )
+
+    def _mend(self, data: bytearray, person: Person) -> None:
+        """Make length, signature and FINGERPRINT right again, so that it is read further."""
+        if len(data) < 20 or data[0] >> 6:
+            return
+        del data[len(data) & ~3 :]
+        data[4:8] = b"\x21\x12\xa4\x42"
+        strong = person.algorithm is not None
+        head, size = (b"\0\x1c\0\x20", 36) if strong else (b"\0\x08\0\x14", 24)
+        position = data.find(head, 20)
+        if position >= 0 and self.random.random() < 0.8:
+            del data[position:]
+            data[2:4] = struct.pack("!H", min(len(data) - 20 + size, 0xFFFF))
+            signature = person.key.sha256(bytes(data)) if strong else person.key.sha1(bytes(data))
+            data += head + signature
+        data[2:4] = struct.pack("!H", min(len(data) - 20, 0xFFFF))
+        if data[-8:-4] == b"\x80\x28\0\4":
+            data[-4:] = struct.pack("!I", crc32(bytes(data[:-8])) ^ FINGERPRINT_XOR)
+
+
+def main() -> None:
+    """Run until an assertion fails, or so many cases have passed; 0 is without end."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    options = parser.parse_args()
+    assault = Assault(options.seed)
+    assault.run(options.count or sys.maxsize)
+    print(f"{assault.cases} cases, seed {options.seed}: no crash, nothing left behind")
+
+
+if __name__ == "__main__":
+    main()

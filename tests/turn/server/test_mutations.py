@@ -1,0 +1,33 @@
+"""Mutated requests and ChannelData: no crash; no port, permission or memory is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.turn.server.harness import code
+from tests.turn.server.mutations import Assault
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_server_survives_what_is_mutated_and_keeps_nothing_of_it(seed: int) -> None:
+    assault = Assault(seed)
+    assault.run(5_000)
+    counters = assault.table.server.control.counters
+    assert counters["answers to ALLOCATE"] > 10, "some cases get through"
+    assert counters["answers to CREATE_PERMISSION"] > 10
+    assert {f"answers {number}" for number in (400, 401, 403, 420, 437, 441, 442, 443)} <= set(counters)
+
+
+def test_the_same_seed_gives_the_same_cases() -> None:
+    one, other = Assault(7), Assault(7)
+    one.run(300), other.run(300)
+    assert one.table.server.control.counters == other.table.server.control.counters
+
+
+def test_a_leak_would_be_seen() -> None:
+    assault = Assault(1)
+    assault._arrive()
+    assault.table.server.control.allocations.claimed += 1
+    with pytest.raises(AssertionError, match="claims"):
+        assault._leave()
+    assert code(None) == -1
