@@ -7,7 +7,8 @@
 
 Servers are asked at the pace of the process (RFC 8445, section 14), in parallel, and none is waited for: candidates are
 told as they come. One answer starts a grace period for the others; with no answer at all gathering ends after a
-patience, so that an interface whose packets vanish (a VPN, a bridge) delays no one (aiortc/aiortc#1183).
+patience, so that an interface whose packets vanish (a VPN, a bridge) delays no one (aiortc/aiortc#1183). A TURN server
+that has answered, and has not allocated yet, has until the patience ends.
 
 Until a pair is nominated a mapping must outlive the wait for the other side: a Binding indication to the server keeps
 it open (RFC 8445, sections 5.1.1.4 and 11).
@@ -116,6 +117,8 @@ class ServerAnswer:
     mapped: Address | None = None
     rtt: int | None = None
     reason: str = ""
+    lost: bool = False
+    """`mapped` was a relayed address, which is gone."""
 
 
 class _Wait(Enum):
@@ -134,6 +137,7 @@ class Gathering:
         "_opening",
         "_outputs",
         "_pacer",
+        "_patient_until",
         "_questions",
         "_random",
         "_resolving",
@@ -177,6 +181,7 @@ class Gathering:
         self._questions: Questions | None = None
         """Made for the first question, and left when the last one is answered and no mapping is kept."""
         self._deadline: tuple[Instant, _Wait] | None = None
+        self._patient_until = Instant(0)
         self._opening: Mapping[Flow, tuple[HostAddress, int, int]] = NOTHING
         self._resolving: Mapping[Resolve, StunUri] = NOTHING
         self._servers: Mapping[Address, str] = NOTHING
@@ -196,7 +201,7 @@ class Gathering:
         self._resolving = queries or NOTHING
         self._outputs += queries
         self.relays.start(now)
-        self._deadline = (Instant(now + self._config.patience), _Wait.PATIENCE)
+        self._await(now)
         self._finish_if_done(now)
 
     def update(self, interfaces: InterfacesChanged, now: Instant) -> list[Flow] | None:
@@ -227,7 +232,7 @@ class Gathering:
         self._open(new)
         for base in self.bases.values():
             self._ask_all(base, now)
-        self._deadline = (Instant(now + self._config.patience), _Wait.PATIENCE)
+        self._await(now)
         self._finish_if_done(now)
         return gone
 
@@ -252,6 +257,11 @@ class Gathering:
     def want(self, flow: Flow, peer: Address, now: Instant) -> None:
         """A path from a relay to a peer is to be used; `PathReady` or `PathRefused` follows."""
         self.relays.want(flow, peer, now)
+        self._collect(now)
+
+    def verify_relays(self, now: Instant) -> None:
+        """There is reason to doubt that the relays stand."""
+        self.relays.verify(now)
         self._collect(now)
 
     def bind(self, flow: Flow, peer: Address, now: Instant) -> None:
@@ -426,13 +436,22 @@ class Gathering:
             self._trace(now, "server", event.reason, server=event.server, state="failed")
         else:
             self._events.append(event)
-        if isinstance(event, RelayFound):
+        if isinstance(event, CredentialsWanted):
+            self.answers += (ServerAnswer(server=str(event.server.uri), reason=event.reason),)
+            self._trace(now, "server", event.reason, server=str(event.server.uri), state="credentials wanted")
+        elif isinstance(event, RelayLost):
+            lost = ServerAnswer(
+                server=event.server, base=event.base.local, mapped=event.relayed, reason=event.reason, lost=True
+            )
+            self.answers += (lost,)
+            self._trace(now, "server", event.reason, server=event.server, state="lost")
+        elif isinstance(event, RelayFound):
             answer = ServerAnswer(
                 server=str(event.server), base=event.base.local, mapped=event.relayed, reason="a relayed address"
             )
             self.answers += (answer,)
             self._trace(now, "server", "allocated", server=str(event.server), state="allocated", base=str(answer.base))
-            self._deadline = (Instant(now + self._config.grace), _Wait.GRACE)
+            self._grant_grace(now)
         self._finish_if_done(now)
 
     def _answered(self, ended: ProbeEnded, questions: Questions, now: Instant) -> None:
@@ -449,10 +468,20 @@ class Gathering:
             self._events.append(MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server))
             if ended.mapped != base.local:
                 questions.keep(ended.flow, ended.server, now)
-            self._deadline = (Instant(now + self._config.grace), _Wait.GRACE)
+            self._grant_grace(now)
         self._finish_if_done(now)
 
     # ----------------------------------------------------------------------------------------------------- the end
+
+    def _await(self, now: Instant) -> None:
+        """Somebody is asked: wait no longer than the patience."""
+        self._patient_until = Instant(now + self._config.patience)
+        self._deadline = (self._patient_until, _Wait.PATIENCE)
+
+    def _grant_grace(self, now: Instant) -> None:
+        """One has answered: the others have their time."""
+        if self.state is GatheringState.GATHERING:
+            self._deadline = (Instant(now + self._config.grace), _Wait.GRACE)
 
     def _give_up(self, timer: _Wait, now: Instant) -> None:
         wait = self._config.patience if timer is _Wait.PATIENCE else self._config.grace
@@ -462,11 +491,14 @@ class Gathering:
             if (base := self.bases.get(flow)) is not None:
                 reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
                 self.answers += (ServerAnswer(server=str(server), base=base.local, reason=reason),)
-        for base, turn_server in self.relays.abandon(now):
+        patient = timer is _Wait.GRACE and now < self._patient_until
+        for base, turn_server in self.relays.abandon(now, heard=not patient):
             reason = f"{turn_server} had not allocated {in_seconds(wait):g} s after {since}"
             self.answers += (ServerAnswer(server=str(turn_server), base=base.local, reason=reason),)
         self._abandon_opening()
         self._resolving = NOTHING
+        if patient and self.relays.open:
+            self._deadline = (self._patient_until, _Wait.PATIENCE)
         self._finish_if_done(now)
 
     def _abandon_opening(self) -> None:
@@ -484,7 +516,7 @@ class Gathering:
         if self.state is not GatheringState.GATHERING or pending:
             return
         self._deadline = None
-        mapped = sum(1 for answer in self.answers if answer.mapped)
+        mapped = sum(1 for answer in self.answers if answer.mapped and not answer.lost)
         self._change(GatheringState.COMPLETE, f"{len(self.bases)} sockets, {mapped} answers of servers", now)
 
     def _change(self, new: GatheringState, reason: str, now: Instant) -> None:

@@ -5,6 +5,9 @@ so that one answer gives a relayed candidate and the server-reflexive one that c
 a stream from the base's address. A relayed address is a flow of its own: what the agent sends on it goes through the
 client, and what a peer sends to it comes in as a datagram on it.
 
+A relay that is lost, because its server was started anew or its stream broke, is asked for again; what is found then is
+another relayed address.
+
 A peer must be permitted before anything is sent to it or taken from it. Whoever wants to use a path says `want`;
 `PathReady` tells when it can be used and `PathRefused` when the server will not have it.
 """
@@ -51,6 +54,7 @@ from polynya.turn.client.events import (
 )
 from polynya.turn.discovery import Discovered, Discovery
 
+from .losses import Losses, Way
 from .options import Base, RelayServer
 
 FIRST_TOKEN = 1 << 16
@@ -81,7 +85,10 @@ class RelayFailed:
 class RelayLost:
     """A relayed address is gone."""
 
+    base: Base
     flow: Flow
+    relayed: Address
+    server: str
     reason: str
 
 
@@ -126,6 +133,16 @@ class _Relay:
     """The flow of the relayed address of each family."""
     late: bool = False
     """It did not answer in time: what it allocates is freed again."""
+    again: bool = False
+    """It takes the place of one that was lost: gathering does not wait for it."""
+
+    @property
+    def awaited(self) -> bool:
+        return not (self.flows or self.late or self.again)
+
+    @property
+    def way(self) -> Way:
+        return self.base.flow, self.server.uri
 
 
 class Relays:
@@ -141,7 +158,9 @@ class Relays:
         "_events",
         "_families",
         "_flow_ids",
+        "_gone",
         "_inputs",
+        "_losses",
         "_outputs",
         "_pacer",
         "_random",
@@ -170,6 +189,8 @@ class Relays:
         self._discovered: dict[int, tuple[TurnServer, ...]] = {}
         self._bases: dict[Flow, Base] = {}
         self._relays: list[_Relay] = []
+        self._losses = Losses(random)
+        self._gone: set[Flow] = set()
         self._by_path: dict[tuple[Flow, Address], _Relay] = {}
         """Whose packets come by a flow from a server; on a stream the server is its remote address."""
         self._by_stream: dict[Flow, _Relay] = {}
@@ -198,6 +219,7 @@ class Relays:
     def remove_base(self, flow: Flow, reason: str) -> None:
         """A socket is gone, and every relay that was reached by it."""
         self._bases.pop(flow, None)
+        self._losses.forget(flow)
         for relay in [relay for relay in self._relays if relay.base.flow == flow]:
             self._drop(relay, reason)
 
@@ -218,13 +240,19 @@ class Relays:
             self._collect(relay, now)
 
     def owns(self, flow: Flow) -> bool:
-        """Whether a flow is a relay."""
-        return flow in self._by_flow
+        """Whether a flow is a relay, or was one: what is still sent on that goes nowhere."""
+        return flow in self._by_flow or flow in self._gone
 
     def client(self, flow: Flow) -> TurnClient | None:
         """The client behind a relay."""
         relay = self._by_flow.get(flow)
         return None if relay is None else relay.client
+
+    def verify(self, now: Instant) -> None:
+        """There is reason to doubt that the relays stand: have each of them refreshed."""
+        for relay in list(self._relays):
+            relay.client.renew(now)
+            self._collect(relay, now)
 
     def send(self, send: Send, now: Instant) -> None:
         """Carry a datagram that is sent on a relay."""
@@ -250,6 +278,7 @@ class Relays:
             self._outputs += relay.client.outputs()
         self._relays.clear()
         self._discoveries.clear()
+        self._losses.clear()
         for table in (self._by_path, self._by_stream, self._by_flow):
             table.clear()
         return self.outputs()
@@ -257,12 +286,15 @@ class Relays:
     @property
     def open(self) -> bool:
         """Whether a relay may still be found."""
-        return bool(self._discoveries) or any(not relay.flows and not relay.late for relay in self._relays)
+        return bool(self._discoveries) or any(relay.awaited for relay in self._relays)
 
-    def abandon(self, now: Instant) -> list[tuple[Base, TurnServer]]:
-        """Wait for no relay any more; who had not answered."""
+    def abandon(self, now: Instant, *, heard: bool = True) -> list[tuple[Base, TurnServer]]:
+        """Wait for no relay any more, or with `heard=False` for none of a server that is silent; who is not waited for.
+
+        An allocation takes a round trip more than a Binding, over TLS three more: who answers must be let finish.
+        """
         self._discoveries.clear()
-        late = [relay for relay in self._relays if not relay.flows and not relay.late]
+        late = [relay for relay in self._relays if relay.awaited and (heard or not relay.client.heard)]
         for relay in late:
             relay.late = True
             relay.client.close(now)
@@ -296,6 +328,8 @@ class Relays:
             self._collect(relay, now)
 
     def tick(self, now: Instant) -> None:
+        for way in self._losses.due(now):
+            self._ask_again(way, now)
         for relay in list(self._relays):
             due = relay.client.next_timer()
             if due is not None and due <= now:
@@ -303,7 +337,8 @@ class Relays:
                 self._collect(relay, now)
 
     def next_timer(self) -> Instant | None:
-        due = (relay.client.next_timer() for relay in self._relays)
+        due = [relay.client.next_timer() for relay in self._relays]
+        due.append(self._losses.next_timer())
         return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Output]:
@@ -347,6 +382,14 @@ class Relays:
         if left and local != "link-local":
             self._try(base, server, left, now)
 
+    def _ask_again(self, way: Way, now: Instant) -> None:
+        """A relay was lost on this way, and it is time to have another."""
+        flow, uri = way
+        base = self._bases.get(flow)
+        index = next((index for index, server in enumerate(self._servers) if server.uri == uri), None)
+        if base is not None and index is not None:
+            self._allocate(base, self._servers[index], list(self._discovered.get(index, ())), now)
+
     def _try(self, base: Base, server: RelayServer, left: list[TurnServer], now: Instant) -> None:
         chosen, *rest = left
         shared = chosen.transport is Transport.UDP
@@ -360,7 +403,7 @@ class Relays:
             pacer=self._pacer,
             trace=self._trace,
         )
-        relay = _Relay(base, server, rest, client, {})
+        relay = _Relay(base, server, rest, client, {}, again=(base.flow, server.uri) in self._losses)
         self._relays.append(relay)
         client.start(now)
         self._collect(relay, now)
@@ -388,6 +431,8 @@ class Relays:
                 self._forget(relay)
                 if relay.left and not relay.late:
                     self._try(relay.base, relay.server, relay.left, now)
+                elif relay.again:
+                    self._losses.lost(relay.way, now)
             case Permitted():
                 for flow, peer in self._paths(relay, event.peers):
                     self._events.append(PathReady(flow=flow, host=peer.host))
@@ -399,6 +444,7 @@ class Relays:
                 self._inputs.append(IcmpError(flow=flow, remote=event.peer, kind=event.kind, mtu=event.mtu))
             case Lost():
                 self._drop(relay, event.reason)
+                self._losses.lost(relay.way, now)
             case CredentialsNeeded():
                 wanted = CredentialsWanted(server=relay.server, realm=event.realm, reason=event.reason)
                 self._events.append(wanted)
@@ -413,6 +459,8 @@ class Relays:
             self._by_stream[chosen.flow] = relay
 
     def _allocated(self, relay: _Relay, allocated: Allocated) -> None:
+        self._losses.found(relay.way)
+        relay.again = False
         shared = allocated.flow == relay.base.flow
         for relayed in allocated.relayed:
             flow = self._flow_ids.new()
@@ -432,8 +480,11 @@ class Relays:
 
     def _drop(self, relay: _Relay, reason: str) -> None:
         """A relay is gone: its flows with it."""
-        for flow in relay.flows.values():
-            self._events.append(RelayLost(flow=flow, reason=reason))
+        server = str(relay.client.server)
+        for relayed in relay.client.relayed:
+            flow = relay.flows[relayed.family]
+            lost = RelayLost(base=relay.base, flow=flow, relayed=relayed, server=server, reason=reason)
+            self._events.append(lost)
         self._forget(relay)
 
     def _forget(self, relay: _Relay) -> None:
@@ -441,6 +492,7 @@ class Relays:
             self._relays.remove(relay)
         for flow in relay.flows.values():
             self._by_flow.pop(flow, None)
+            self._gone.add(flow)
         self._unaim(relay)
 
     def _unaim(self, relay: _Relay) -> None:

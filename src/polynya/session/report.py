@@ -45,6 +45,7 @@ def _answer(answer: ServerAnswer) -> dict[str, Any]:
         "base": None if answer.base is None else str(answer.base),
         "mapped": None if answer.mapped is None else str(answer.mapped),
         "rtt": None if answer.rtt is None else answer.rtt / MILLISECOND,
+        "lost": answer.lost,
         "reason": answer.reason,
     }
 
@@ -55,5 +56,6 @@ def _lines(gathering: dict[str, Any]) -> list[str]:
     lines += [f"  {no['interface']}: {no['host']} is not used: {no['reason']}" for no in gathering["refused"]]
     for answer in gathering["servers"]:
         asked = answer["server"] if answer["base"] is None else f"{answer['server']} asked from {answer['base']}"
-        lines.append(f"  {asked}: {answer['mapped'] or 'no answer'} ({answer['reason']})")
+        lost = " is lost" if answer["lost"] else ""
+        lines.append(f"  {asked}: {answer['mapped'] or 'no answer'}{lost} ({answer['reason']})")
     return lines

@@ -44,8 +44,10 @@ from polynya.ice.description import Description
 from polynya.ice.events import (
     AgentState,
     AgentStateChanged,
+    ConsentLost,
     IceEvent,
     PathWanted,
+    Restarted,
     SelectedPairChanged,
 )
 from polynya.stun.message import Received, decode, is_stun
@@ -366,6 +368,8 @@ class Session:
                 self.gathering.bind(event.pair.flow, event.pair.remote_address, now)
             case PathWanted():
                 self.gathering.want(event.flow, event.remote, now)
+            case ConsentLost() | Restarted():
+                self.gathering.verify_relays(now)
             case AgentStateChanged(new=AgentState.COMPLETED | AgentState.FAILED | AgentState.CLOSED):
                 self.gathering.stop_keepalives()
             case _:

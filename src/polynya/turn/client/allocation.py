@@ -151,6 +151,12 @@ class Allocation:
         elif self.state in (State.NEW, State.OPENING, State.ALLOCATING):
             self._released("closed here before there was an allocation", now)
 
+    def renew(self, now: Instant) -> None:
+        """Refresh it now: there is reason to doubt that it stands."""
+        if self.state is State.ALLOCATED:
+            self._timers.set(_Timer.RENEW, now)
+            self.tick(now)
+
     def free_unseen(self) -> None:
         """An Allocate is under way that the server may grant: free what it gives, after it."""
         if not self.relayed:

@@ -125,6 +125,11 @@ class TurnClient:
         self._requests.set_credentials(credentials, now)
         self._collect(now)
 
+    def renew(self, now: Instant) -> None:
+        """Refresh the allocation now: there is reason to doubt that it stands. `Lost` follows if it does not."""
+        self._allocation.renew(now)
+        self._collect(now)
+
     def close(self, now: Instant, *, wait: bool = True) -> None:
         """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds.
 
@@ -149,6 +154,11 @@ class TurnClient:
     @property
     def flow(self) -> Flow | None:
         return self._allocation.flow
+
+    @property
+    def heard(self) -> bool:
+        """Whether the server has answered anything, or has accepted our stream."""
+        return self._requests.heard or (self.server.transport.reliable and self.state is State.ALLOCATING)
 
     @property
     def relayed(self) -> tuple[Address, ...]:

@@ -90,6 +90,8 @@ class Requests:
         self._server: TurnServer | None = None
         self._paced: deque[tuple[Instant, Ask]] = deque()
         self._parked: list[Ask] = []
+        self.heard = False
+        """Whether the server that is asked has answered anything."""
         self._counters: Counter[str] = Counter()
         self._events: list[Answer | CredentialsNeeded] = []
 
@@ -101,6 +103,7 @@ class Requests:
         if self._server is None or server.address != self._server.address:
             self._authentication.forget()
         self._flow, self._server = flow, server
+        self.heard = False
         self._schedule = RELIABLE if server.transport.reliable else self._udp_schedule
 
     def ask(self, ask: Ask, now: Instant) -> None:
@@ -152,6 +155,7 @@ class Requests:
         transaction = self._transactions.match(message.transaction_id, flow, remote)
         if transaction is None:
             return
+        self.heard = True
         ask = transaction.context
         if message.method != ask.method:
             self._counters["answers to another method"] += 1
