@@ -21,6 +21,8 @@ from polynya.ice.events import AgentState, PairChanged
 
 from .exchange import Peer
 
+_UNJUDGED = (AgentState.COMPLETED.value, AgentState.CLOSED.value)
+
 
 def violations(peers: Sequence[Peer], trace: Iterable[TraceEvent] = ()) -> list[str]:
     """Everything that did not hold, as sentences. Call it when the run is over and the peers are closed.
@@ -71,14 +73,15 @@ def _of_peer(peer: Peer) -> list[str]:
 def unpaced(trace: Iterable[TraceEvent], interval: int = MINIMUM_INTERVAL) -> list[str]:
     """New transactions that began too soon after the last of the same node, one process being on each.
 
-    Consent checks have a pace of their own (RFC 7675, section 5.1): a node is judged until its agent has completed.
+    Consent checks have a pace of their own (RFC 7675, section 5.1), and what is freed at the end waits for nothing: a
+    node is judged until its agent has completed or is closed.
     """
     last: dict[str, Instant] = {}
     done: dict[str, bool] = {}
     found = []
     for event in trace:
         if event.kind == "agent":
-            done[event.node] = event.fields["new"] == AgentState.COMPLETED.value
+            done[event.node] = event.fields["new"] in _UNJUDGED
         if event.kind != "transaction" or event.fields.get("sends") != 1 or event.fields["state"] != "sent":
             continue
         if done.get(event.node):

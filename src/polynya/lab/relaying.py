@@ -1,62 +1,163 @@
-"""A TURN server in the virtual network, and agents that know it."""
+"""TURN servers in the virtual network, and agents that know them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from polynya.core.addresses import Address
-from polynya.core.instants import MILLISECOND
+from polynya.core.flows import Transport
+from polynya.core.instants import MILLISECOND, SECOND
+from polynya.core.machine import Open
 from polynya.ice.config import IceConfig
 from polynya.session.options import Policy, RelayServer, SessionConfig
 from polynya.stun.uris import StunUri, TurnUri
+from polynya.turn.client.allocation import ALPN
 from polynya.turn.server.config import RelayHost, TurnConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.relay_server import RelayServer as TurnMachine
-from polynya.turn.server.users import StaticUsers, User
+from polynya.turn.server.users import (
+    Directories,
+    Directory,
+    SharedSecrets,
+    StaticUsers,
+    User,
+    time_limited_password,
+)
 
+from .hosts import Host
 from .network import Network
 from .nodes import Node
 from .processes import Process
 from .programs import Listening
-from .topologies import STUN_PORT, Topology
+from .topologies import Topology
 
 TURN_SERVER: Final = ("203.0.113.9", "2001:db8:100::9")
 REALM: Final = "lab.example"
 USER: Final = ("lab", "a password of the lab")
-PEERS: Final = ("192.0.2.0/24", "198.51.100.0/24", "2001:db8::/32")
+SECRET: Final = "a secret of the lab"  # noqa: S105
+PEERS: Final = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 """The lab's public addresses are documentation's, which no server relays to unless it is told so by name."""
+UNIX_TIME: Final = 1_800_000_000
+"""The time of day at the virtual clock's zero, for credentials that expire."""
+LISTENERS: Final = (
+    (Transport.UDP, 3478),
+    (Transport.TCP, 3478),
+    (Transport.TLS, 5349),
+    (Transport.TLS, 443),
+)
 
 
-def turn_server(network: Network, internet: Node, *, delay: int = 5 * MILLISECOND) -> Process:
-    """A host `turn` with a TURN server on IPv4 and IPv6, in its default policy but for the lab's own addresses."""
-    host = network.host("turn", TURN_SERVER, internet, delay=delay)
-    users = StaticUsers(REALM, [User.with_password(USER[0], REALM, USER[1])])
-    config = TurnConfig(
-        realm=REALM,
-        relays=tuple(RelayHost(host=each) for each in TURN_SERVER),
-        policy=PeerPolicy(allow=PEERS),
-    )
-    machine = TurnMachine(
-        config,
-        users,
-        network.flow_ids,
-        random=network.chance_of("turn"),
-        trace=network.trace.at_node("turn", "turn-server"),
-    )
-    sockets = {network.flow_ids.new(): Address(each, STUN_PORT) for each in TURN_SERVER}
-    return host.run(Listening(machine, sockets))
+class TurnService:
+    """A TURN server on a host, in its default policy but for the lab's own addresses.
+
+    It is started anew without its memory: allocations, nonces and streams are gone, as after a real restart.
+    """
+
+    def __init__(
+        self, host: Host, *, config: TurnConfig, directory: Directory, listeners: Sequence[tuple[Transport, int]]
+    ) -> None:
+        self.host = host
+        self.config = config
+        self.process: Process | None = None
+        self.machine: TurnMachine | None = None
+        self._directory = directory
+        self._listeners = tuple(listeners)
+        self._starts = 0
+
+    def start(self) -> TurnMachine:
+        """Run it; a second time it is another process that knows nothing of the first."""
+        host, network = self.host, self.host.network
+        self._starts += 1
+        self.machine = TurnMachine(
+            self.config,
+            self._directory,
+            network.flow_ids,
+            random=network.chance_of(f"{host.name}/{self._starts}"),
+            trace=network.trace.at_node(host.name, "turn-server"),
+        )
+        self.machine.control.set_unix_time(UNIX_TIME + network.now // SECOND, network.now)
+        opens = [
+            Open(
+                flow=network.flow_ids.new(),
+                transport=transport,
+                local=Address(relay.host, port),
+                alpn=ALPN if transport.secure else (),
+            )
+            for relay in self.config.relays
+            for transport, port in self._listeners
+        ]
+        self.process = host.run(Listening(self.machine, opens=opens))
+        return self.machine
+
+    def stop(self, *, silently: bool = False) -> None:
+        """End it as a crash does; `silently`, its streams just stop, as when the power fails."""
+        if self.process is not None:
+            self.process.stop(silently=silently)
+
+    @property
+    def allocations(self) -> int:
+        """How many allocations stand."""
+        return 0 if self.machine is None else len(self.machine.control.allocations.by_client)
 
 
-def relayed_configs(topology: Topology, policy: Policy = Policy.ALL) -> tuple[SessionConfig, SessionConfig]:
-    """Two agents that know the topology's STUN server and the TURN server; the first controls."""
-    server = RelayServer(TurnUri.parse(f"turn:{TURN_SERVER[0]}"), *USER)
+def turn_server(
+    network: Network,
+    internet: Node,
+    *,
+    name: str = "turn",
+    addresses: Sequence[str] = TURN_SERVER,
+    delay: int = 5 * MILLISECOND,
+    listeners: Sequence[tuple[Transport, int]] = LISTENERS,
+    directory: Directory | None = None,
+    config: TurnConfig | None = None,
+) -> TurnService:
+    """A host with a TURN server that is running: UDP, TCP and TLS on each of its addresses."""
+    host = network.host(name, addresses, internet, delay=delay)
+    relays = tuple(RelayHost(host=each) for each in addresses)
+    if config is None:
+        config = TurnConfig(realm=REALM, relays=relays, policy=PeerPolicy(allow=PEERS))
+    else:
+        config = replace(config, relays=relays)
+    users = StaticUsers(REALM, [User.with_password(*_named(USER))])
+    service = TurnService(host, config=config, directory=directory or users, listeners=listeners)
+    service.start()
+    return service
+
+
+def expiring_users() -> Directory:
+    """The lab's user, and everybody whose time-limited credentials the lab's secret made."""
+    users = StaticUsers(REALM, [User.with_password(*_named(USER))])
+    return Directories([SharedSecrets(REALM, [SECRET]), users])
+
+
+def time_limited(network: Network, seconds: int, name: str = "guest") -> tuple[str, str]:
+    """A user name and password that are good for so long from now."""
+    username = f"{UNIX_TIME + network.now // SECOND + seconds}:{name}"
+    return username, time_limited_password(username, SECRET.encode())
+
+
+def relay(uri: str = f"turn:{TURN_SERVER[0]}", user: tuple[str, str] = USER) -> RelayServer:
+    """A TURN server as an agent is told of it."""
+    return RelayServer(TurnUri.parse(uri), *user)
+
+
+def relayed_configs(
+    topology: Topology, policy: Policy = Policy.ALL, servers: Sequence[RelayServer] | None = None
+) -> tuple[SessionConfig, SessionConfig]:
+    """Two agents that know the topology's STUN server and the TURN servers; the first controls."""
     one, other = (
         SessionConfig(
             ice=IceConfig(controlling=controlling),
             stun_servers=(StunUri.parse(topology.stun),),
-            turn_servers=(server,),
+            turn_servers=(relay(),) if servers is None else tuple(servers),
             policy=policy,
         )
         for controlling in (True, False)
     )
     return one, other
+
+
+def _named(user: tuple[str, str]) -> tuple[str, str, str]:
+    return user[0], REALM, user[1]

@@ -1,0 +1,251 @@
+"""Issue C: TURN servers that die, come back without memory, or take the credentials no longer; nothing is silent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
+from polynya.lab.exchange import Peer
+from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
+from polynya.session.options import Policy, RelayServer
+from polynya.session.relays import CredentialsWanted
+from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
+
+FAR = "turn:203.0.113.10"
+
+
+def states(peer: Peer, since: Instant) -> list[AgentState]:
+    """The states that the agent came into after `since`."""
+    assert peer.process is not None
+    return [event.new for at, event in peer.process.log if at > since and isinstance(event, AgentStateChanged)]
+
+
+def with_second_server(scene_uri: str = UDP) -> Scene:
+    made = nats(CLOSED, CLOSED)
+    turn_server(made.network, made.internet, name="turn-two", addresses=SECOND_SERVER, delay=20 * MILLISECOND)
+    return Scene(made, servers=[scene_uri, FAR])
+
+
+@pytest.mark.parametrize("silently", [False, True], ids=["crash", "power cut"])
+@pytest.mark.parametrize("uri", [UDP, TCP, TLS])
+def test_a_direct_connection_does_not_notice_that_the_server_dies(uri: str, silently: bool) -> None:
+    scene = Scene(nats(OPEN, OPEN), servers=[uri])
+    assert scene.start()
+    since = scene.net.now
+    scene.turn.stop(silently=silently)
+    assert scene.talk(120) == (120, 120)
+    assert all(states(peer, since) == [] for peer in scene.peers)
+    assert scene.end() == []
+
+
+@pytest.mark.parametrize("silently", [False, True], ids=["crash", "power cut"])
+@pytest.mark.parametrize("uri", [UDP, TCP, TLS])
+def test_a_relayed_connection_goes_on_by_the_second_server(uri: str, silently: bool) -> None:
+    scene = with_second_server(uri)
+    assert scene.start()
+    since = scene.net.now
+    scene.turn.stop(silently=silently)
+    scene.talk(40)
+    assert scene.talk(60) == (60, 60)
+    for peer in scene.peers:
+        assert AgentState.FAILED not in states(peer, since)
+        pair = peer.selected
+        assert pair is not None
+        assert pair.nominated
+        assert {"203.0.113.10"} == {
+            candidate.address.host for candidate in (pair.local, pair.remote) if candidate.type.value == "relay"
+        }
+    assert scene.end() == []
+
+
+def test_without_another_path_it_fails_within_the_time_of_consent_and_says_why() -> None:
+    """RFC 7675: 30 s after the last answer nothing may be sent any more."""
+    scene = Scene(nats(CLOSED, CLOSED))
+    assert scene.start()
+    since = scene.net.now
+    scene.turn.stop()
+    for peer in scene.peers:
+        scene.net.run_until(lambda peer=peer: peer.state is AgentState.FAILED, Instant(since + 60 * SECOND))
+        assert peer.state is AgentState.FAILED
+        assert peer.events(ConsentLost)
+        assert not peer.send(b"to nowhere")
+        assert "no answer to a consent check for 30 s" in str(peer.session.why())
+    assert scene.net.now < since + 36 * SECOND
+    assert scene.end() == []
+
+
+@pytest.mark.parametrize("silently", [False, True], ids=["crash", "power cut"])
+@pytest.mark.parametrize("uri", [UDP, TCP, TLS])
+def test_a_restart_connects_again_by_the_server_that_came_back(uri: str, silently: bool) -> None:
+    """The allocation is gone with the server's memory: the client finds out and makes another."""
+    scene = Scene(nats(CLOSED, CLOSED), policy=Policy.RELAY, servers=[uri])
+    assert scene.start()
+    old = {str(local.candidate.address) for local in scene.one.session.agent.local_candidates()}
+    scene.turn.stop(silently=silently)
+    scene.net.run_for(3 * SECOND)
+    scene.turn.start()
+    scene.net.run_for(60 * SECOND)
+    scene.one.call(scene.one.session.restart)
+    scene.net.run_for(5 * SECOND)
+    assert scene.one.state is scene.other.state is AgentState.COMPLETED
+    assert scene.talk(60) == (60, 60)
+    for peer in scene.peers:
+        pair = peer.selected
+        assert pair is not None
+        assert str(pair.local.address) not in old
+        told = [line for line in str(peer.session.why()).splitlines() if " is lost (" in line]
+        assert told
+    assert scene.end() == []
+    assert scene.turn.allocations == 0
+
+
+def test_what_was_lost_is_asked_for_again_ever_more_rarely() -> None:
+    scene = Scene(nats(OPEN, OPEN), servers=[TCP])
+    assert scene.start()
+    scene.turn.stop()
+    scene.net.run_for(600 * SECOND)
+    for host in ("198.51.100.1", "198.51.100.2"):
+        tries = [
+            drop.at
+            for drop in scene.net.drops
+            if drop.node == "turn" and drop.source.host == host and drop.destination.port == 3478
+        ]
+        gaps = [(after - before) / SECOND for before, after in pairwise(tries)]
+        assert 10 <= len(tries) <= 20, "over ten minutes"
+        assert gaps[0] <= 1.1
+        assert max(gaps) <= 64.1
+    scene.turn.start()
+    scene.net.run_for(65 * SECOND)
+    assert scene.turn.allocations == 2
+    assert scene.end() == []
+
+
+def test_a_server_that_frees_the_allocations_is_found_out_when_consent_is_lost() -> None:
+    """The administrator's `close_all`, a lost relay port: over UDP the client hears nothing of it."""
+    scene = Scene(nats(CLOSED, CLOSED), policy=Policy.RELAY)
+    assert scene.start()
+    machine = scene.turn.machine
+    assert machine is not None
+    assert scene.turn.process is not None
+    machine.control.close_all("maintenance", scene.net.now)
+    machine.settle(scene.net.now)
+    scene.turn.process.drain()
+    scene.net.run_for(60 * SECOND)
+    assert scene.turn.allocations == 2, "others were made"
+    for peer in scene.peers:
+        assert "437" in str(peer.session.why())
+    scene.one.call(scene.one.session.restart)
+    scene.net.run_for(5 * SECOND)
+    assert scene.talk(30) == (30, 30)
+    assert scene.end() == []
+
+
+# ----------------------------------------------------------------------------------------------------- credentials
+
+
+def expiring(seconds: int, *, refuse: bool = True) -> Scene:
+    """Both hold credentials that are good for so long; `refuse`: the server ends allocations with them."""
+    made = nats(CLOSED, CLOSED)
+    turn = turn_server(made.network, made.internet, directory=expiring_users())
+    turn.stop()
+    turn.config = replace(turn.config, refuse_expired_refresh=refuse)
+    turn.start()
+    servers = [relay(UDP, time_limited(made.network, seconds))]
+    return Scene(made, policy=Policy.RELAY, servers=servers, turn=turn)
+
+
+def renew(scene: Scene, peer: Peer, seconds: int) -> None:
+    name, password = time_limited(scene.net, seconds)
+    [known] = peer.session.config.turn_servers
+    peer.call(peer.session.set_credentials, RelayServer(known.uri, name, password))
+
+
+def test_credentials_that_expire_are_asked_for_and_renewed_ones_keep_the_relay() -> None:
+    scene = expiring(700)
+    assert scene.start()
+    for peer in scene.peers:
+        told = peer.signal
+        assert told is not None
+
+        def answer(event: object, peer: Peer = peer, told: object = told) -> None:
+            told(event)  # type: ignore[operator]
+            if isinstance(event, CredentialsWanted):
+                scene.net.clock.after(SECOND, renew, scene, peer, 700)  # an application asks its own server first
+
+        peer.signal = answer
+    since = scene.net.now
+    assert scene.talk(3600, every=10 * SECOND) == (360, 360)
+    for peer in scene.peers:
+        assert states(peer, since) == []
+        assert len(peer.events(CredentialsWanted)) == 3
+    assert scene.end() == []
+    assert scene.turn.allocations == 0
+
+
+def test_credentials_that_are_renewed_before_they_expire_are_never_asked_for() -> None:
+    scene = expiring(700)
+    assert scene.start()
+    for _ in range(6):
+        assert scene.talk(600, every=10 * SECOND) == (60, 60)
+        for peer in scene.peers:
+            renew(scene, peer, 700)
+    assert all(peer.events(CredentialsWanted) == [] for peer in scene.peers)
+    assert scene.end() == []
+
+
+def test_credentials_that_nobody_renews_end_the_relay_and_it_says_so() -> None:
+    scene = expiring(700)
+    assert scene.start()
+    since = scene.net.now
+    scene.talk(3600, every=10 * SECOND)
+    for peer in scene.peers:
+        assert peer.events(CredentialsWanted)
+        assert peer.state is AgentState.FAILED
+        assert AgentState.FAILED in states(peer, since)
+        told = str(peer.session.why())
+        assert "turn:203.0.113.9: no answer (" in told
+        assert "could not be refreshed before its lifetime ended" in told
+    assert scene.turn.allocations == 0
+    for peer in scene.peers:
+        renew(scene, peer, 10_000)
+    scene.net.run_for(70 * SECOND)
+    scene.one.call(scene.one.session.restart)
+    scene.net.run_for(5 * SECOND)
+    assert scene.talk(30) == (30, 30), "with new ones it begins again"
+    assert scene.end() == []
+
+
+def test_a_server_that_lets_expired_credentials_refresh_keeps_the_relay() -> None:
+    scene = expiring(700, refuse=False)
+    assert scene.start()
+    assert scene.talk(3600, every=10 * SECOND) == (360, 360)
+    assert scene.end() == []
+
+
+def test_wrong_credentials_give_no_relay_and_cost_nothing_else() -> None:
+    scene = Scene(nats(OPEN, OPEN), servers=[relay(UDP, ("lab", "a wrong password"))])
+    assert scene.start()
+    assert not scene.relayed
+    assert scene.turn.allocations == 0
+    for peer in scene.peers:
+        [wanted] = peer.events(CredentialsWanted)
+        assert wanted.server.uri.host == "203.0.113.9"
+    assert scene.end() == []
+
+
+def test_credentials_that_come_late_still_give_a_relay() -> None:
+    scene = Scene(nats(CLOSED, CLOSED), servers=[relay(UDP, ("", ""))])
+    scene.exchange.start()
+    scene.net.run_for(2 * SECOND)
+    assert scene.turn.allocations == 0
+    for peer in scene.peers:
+        assert peer.events(CredentialsWanted)
+        peer.call(peer.session.set_credentials, relay(UDP))
+    scene.net.run_until(lambda: scene.one.settled and scene.other.settled, Instant(30 * SECOND))
+    assert scene.relayed
+    assert scene.talk(30) == (30, 30)
+    assert scene.end() == []
