@@ -4,8 +4,8 @@ The vocabulary lives with the control plane (`turn.server.commands`), which spea
 
     execute(command)     carried out in the order given; each leads to exactly one Done or Refused
     execute(Forward)     a frame of a client's stream, treated as that client's datagram; not acknowledged
-    reports()            drained: acknowledgements, packets that the plane does not know, Traffic, PeerError, RelayLost, and for
-                         streams that the plane does not have the frames that go to their clients, as `Send`
+    reports()            drained: acknowledgements, packets that the plane does not know, Traffic, PeerError, RelayLost,
+                         and as `Send` the frames for streams that the plane itself does not have
 
 Whatever the plane is made of, these hold, and `tests/plane` asks each plane for all of them:
 
