@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,8 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.ice.candidates import CandidateType
-from polynya.ice.pairs import HISTORY, TRANSITIONS, Pair, PairEvent, PairState
+from polynya.ice.history import LENGTH
+from polynya.ice.pairs import TRANSITIONS, Pair, PairEvent, PairState
 from polynya.ice.priorities import pair_priority
 from tests.ice.conftest import Make
 
@@ -40,8 +43,8 @@ def pair(make: Make, state: PairState = S.FROZEN) -> Pair:
 @pytest.mark.parametrize(("old", "event", "new"), ALLOWED)
 def test_the_moves_of_the_rfc(make: Make, old: PairState, event: PairEvent, new: PairState) -> None:
     moved = pair(make, old)
-    transition = moved.apply(event, "because", NOW)
-    assert transition is not None
+    assert moved.apply(event, "because", NOW) is old
+    [transition] = moved.history.transitions()
     assert (transition.old, transition.new, transition.reason) == (old, new, "because")
     assert (moved.state, moved.reason) == (new, "because")
 
@@ -61,7 +64,7 @@ def test_the_moves_of_the_rfc(make: Make, old: PairState, event: PairEvent, new:
 def test_what_is_not_in_the_table_changes_nothing(make: Make, state: PairState, event: PairEvent) -> None:
     kept = pair(make, state)
     assert kept.apply(event, "no", NOW) is None
-    assert (kept.state, kept.reason, kept.history) == (state, "new", [])
+    assert (kept.state, kept.reason, kept.history.transitions()) == (state, "new", [])
 
 
 def test_an_answer_counts_in_every_state() -> None:
@@ -74,11 +77,12 @@ def test_the_table_is_closed_and_history_bounded(events: list[PairEvent]) -> Non
     made = pair(Make())
     for at, event in enumerate(events):
         before = made.state
-        transition = made.apply(event, event.value, Instant(at))
+        left = made.apply(event, event.value, Instant(at))
         assert made.state is TRANSITIONS[before].get(event, before)
-        assert (transition is None) == (event not in TRANSITIONS[before])
-    assert len(made.history) <= HISTORY
-    for first, second in zip(made.history[1:], made.history[2:], strict=False):
+        assert (left is None) == (event not in TRANSITIONS[before])
+    history = made.history.transitions()
+    assert len(history) <= LENGTH
+    for first, second in pairwise(history[1:]):
         assert first.new is second.old
 
 
@@ -86,8 +90,8 @@ def test_the_first_transition_is_remembered_for_good(make: Make) -> None:
     made = pair(make)
     for number in range(50):
         made.apply(E.TRIGGERED, f"check {number}", NOW)
-    assert made.history[0].reason == "check 0"
-    assert made.history[-1].reason == "check 49"
+    assert made.history.transitions()[0].reason == "check 0"
+    assert made.history.transitions()[-1].reason == "check 49"
 
 
 def test_flags_say_whether_they_changed(make: Make) -> None:

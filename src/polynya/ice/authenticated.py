@@ -9,6 +9,8 @@ from .candidates import LocalCandidate
 from .events import RemoteAuthenticated, RemoteRevoked
 from .journal import Journal
 
+Path = tuple[Flow, Address]
+
 
 class Authenticated:
     """The paths, and the events that tell of them."""
@@ -17,32 +19,30 @@ class Authenticated:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._paths: dict[tuple[Flow, Address], tuple[int, int]] = {}
+        self._paths: tuple[Path, ...] = ()
 
-    def __contains__(self, path: tuple[Flow, Address]) -> bool:
+    def __contains__(self, path: Path) -> bool:
         return path in self._paths
 
-    def place(self, path: tuple[Flow, Address]) -> tuple[int, int] | None:
-        """The stream and component that data on a path is for; None where it is to be refused."""
-        return self._paths.get(path)
-
-    def add(self, flow: Flow, remote: Address, base: LocalCandidate) -> None:
-        """An authenticated message came by `flow` from `remote`."""
-        if (flow, remote) not in self._paths:
-            self._paths[flow, remote] = base.place
+    def add(self, path: Path, base: LocalCandidate) -> None:
+        """An authenticated message came by a path."""
+        if path not in self._paths:
+            self._paths += (path,)
+            flow, remote = path
             self._journal.event(
                 RemoteAuthenticated(flow=flow, remote=remote, stream=base.stream, component=base.component)
             )
 
     def remove(self, flow: Flow) -> None:
         """A flow is gone."""
-        for path in [path for path in self._paths if path[0] == flow]:
-            del self._paths[path]
-            self._journal.event(RemoteRevoked(flow=flow, remote=path[1]))
+        gone = [path for path in self._paths if path[0] == flow]
+        self._paths = tuple(path for path in self._paths if path[0] != flow)
+        for _, remote in gone:
+            self._journal.event(RemoteRevoked(flow=flow, remote=remote))
 
     def revoke(self, keep: Authenticated | None) -> None:
         """The generation is over; what `keep` has stays."""
         for flow, remote in self._paths:
             if keep is None or (flow, remote) not in keep:
                 self._journal.event(RemoteRevoked(flow=flow, remote=remote))
-        self._paths.clear()
+        self._paths = ()

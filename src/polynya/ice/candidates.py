@@ -157,11 +157,22 @@ class LocalCandidate:
 class LocalCandidates:
     """All candidates of this agent: gives foundations and priorities, and drops what is redundant."""
 
-    __slots__ = ("_foundations", "all")
+    __slots__ = ("_extensions", "_foundations", "_generation", "all")
 
     def __init__(self) -> None:
         self.all: list[LocalCandidate] = []
         self._foundations = 0
+        self._generation = 0
+        self._extensions: tuple[tuple[str, str], ...] = ()
+
+    def renew(self, generation: int, ufrag: str) -> None:
+        """A generation begins: its candidates say to which they belong (RFC 8838, section 13)."""
+        self._generation = generation
+        self._extensions = (("ufrag", ufrag),)
+        self.all = [
+            replace(local, candidate=replace(local.candidate, generation=generation, extensions=self._extensions))
+            for local in self.all
+        ]
 
     def add(self, gathered: Gathered) -> LocalCandidate | str:
         """The new candidate, or why it is redundant (RFC 8445, section 5.1.3)."""
@@ -244,6 +255,8 @@ class LocalCandidates:
             transport=gathered.transport,
             host_name=gathered.host_name,
             related=related,
+            generation=self._generation,
+            extensions=self._extensions,
         )
         return LocalCandidate(
             candidate=candidate,

@@ -170,7 +170,7 @@ class CheckClient:
             return
         base = pair.local
         pair.seen = self._locals.peer_reflexive(base, mapped, check.priority)
-        self._authenticated.add(*pair.path, base)
+        self._authenticated.add(pair.path, base)
         if check.nominate:
             pair.nominating = False
         self._verdicts.succeeded(pair, "its check was answered", now, received.packet)

@@ -65,7 +65,6 @@ class Generation:
         "client",
         "components",
         "credentials",
-        "extensions",
         "keys",
         "local",
         "number",
@@ -91,8 +90,6 @@ class Generation:
     ) -> None:
         self.number = local.generation
         self.local = local
-        self.extensions = (("ufrag", local.ufrag),)
-        """What every candidate of ours says of the generation that it belongs to (RFC 8838, section 4.1)."""
         self.remote: Description | None = None
         self.remote_ended = False
         self.started_at: Instant | None = None
@@ -228,7 +225,8 @@ class Generation:
         """An authenticated check came (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
         if (base.stream, base.component) not in self.keys:
             return  # it came before the stream was removed
-        self.authenticated.add(check.flow, check.remote, base)
+        known = self.checklists.lists[base.stream].at(check.flow, check.remote)
+        self.authenticated.add((check.flow, check.remote) if known is None else known.path, base)
         if self.remote is None or check.remote_ufrag != self.remote.ufrag:
             if len(self._early) < EARLY_LIMIT and not any(known == check for known, _ in self._early):
                 self._early += ((check, base),)

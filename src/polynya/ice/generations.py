@@ -139,6 +139,7 @@ class Generations:
 
     def _make(self, local: Description, last_pair: int, components: tuple[int, ...]) -> Generation:
         self._journal.label = local.ufrag
+        self._locals.renew(local.generation, local.ufrag)
         return Generation(
             local,
             components=components,

@@ -87,20 +87,20 @@ class Inspection:
 
     def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
         """Where a component's data goes now."""
-        selection = self._selections.by_key.get((stream, component))
+        selection = self._selections.at((stream, component))
         return None if selection is None else selection.pair.view(selected=True)
 
     def path(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
         """The flow and remote address that a component's data is sent to, if it can be sent."""
-        selection = self._selections.by_key.get((stream, component))
+        selection = self._selections.at((stream, component))
         return None if selection is None else selection.pair.path
 
     def accepts(self, flow: Flow, remote: Address) -> tuple[int, int] | None:
         """The stream and component that data from there is for; None where no authenticated check came from there."""
-        for generation in self._generations.all():
-            if (place := generation.authenticated.place((flow, remote))) is not None:
-                return place
-        return None
+        if not any((flow, remote) in generation.authenticated for generation in self._generations.all()):
+            return None
+        base = self._locals.base(flow)
+        return None if base is None else base.place
 
     def now(self, pair: PairView) -> PairView:
         """The same pair as it is now, or `pair` itself when it is gone."""
@@ -121,7 +121,7 @@ class Inspection:
             role=self._role.name,
             generation=self._generation,
             locals_=self._locals.all,
-            selected=[selection.pair for selection in self._selections.by_key.values()],
+            selected=[selection.pair for selection in self._selections.all],
             counters=self.stats(),
             history=self._standing.history,
         )

@@ -63,10 +63,10 @@ class Journal:
 
     def move(self, pair: Pair, event: PairEvent, reason: str, now: Instant, packet: int = 0) -> bool:
         """Let `event` move the pair; whether its table has such a move. Staying in a state is not told to the user."""
-        transition = pair.apply(event, reason, now, packet)
-        if transition is None:
+        old = pair.apply(event, reason, now, packet)
+        if old is None:
             return False
-        if transition.old is not transition.new:
+        if old is not pair.state:
             if self.trace.enabled:
                 self.trace(
                     now,
@@ -75,14 +75,14 @@ class Journal:
                     pair=pair.id,
                     local=pair.seen_local.candidate.place,
                     remote=pair.remote.place,
-                    old=transition.old.value,
-                    new=transition.new.value,
+                    old=old.value,
+                    new=pair.state.value,
                     stream=pair.stream,
                     component=pair.component,
                     packet=packet,
                     agent=self.label,
                 )
-            self.event(PairChanged(pair=pair.view(), old=transition.old, new=transition.new, reason=reason))
+            self.event(PairChanged(pair=pair.view(), old=old, new=pair.state, reason=reason))
         return True
 
     def new_pair(self, pair: Pair, reason: str, now: Instant) -> None:

@@ -31,10 +31,8 @@ from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 
 from .candidates import Candidate, CandidateType, LocalCandidate
+from .history import History
 from .priorities import pair_priority
-
-HISTORY: Final = 16
-"""How many transitions of a pair are remembered; the oldest but the first are dropped."""
 
 
 class PairState(Enum):
@@ -83,17 +81,6 @@ TRANSITIONS: Final[dict[PairState, dict[PairEvent, PairState]]] = {
         PairEvent.TRIGGERED: PairState.WAITING,
     },
 }
-
-
-@dataclass(slots=True)
-class Transition:
-    """One change of a pair, for `why()`. `packet` is the trace's id of the packet that caused it, or 0."""
-
-    at: Instant
-    old: PairState
-    new: PairState
-    reason: str
-    packet: int = 0
 
 
 class Pair:
@@ -162,7 +149,7 @@ class Pair:
         self.nomination = 0
         """The number of the nomination that is asked for or under way, where such numbers are in use."""
         self.nominated_order = 0
-        self.history: list[Transition] = []
+        self.history: History[PairState] = History()
         self.tried_at: Instant | None = None
         self.valid_at: Instant | None = None
         self.answered_at: Instant | None = None
@@ -202,21 +189,19 @@ class Pair:
     def prioritise(self, controlling: bool) -> None:
         """Compute the priorities anew: the role or a candidate changed."""
         ours, seen, theirs = self.local.candidate.priority, self.seen_local.candidate.priority, self.remote.priority
-        self.priority = pair_priority(ours, theirs) if controlling else pair_priority(theirs, ours)
-        self.valid_priority = pair_priority(seen, theirs) if controlling else pair_priority(theirs, seen)
+        self.priority = self.valid_priority = _priority(ours, theirs, controlling)
+        if seen != ours:
+            self.valid_priority = _priority(seen, theirs, controlling)
 
-    def apply(self, event: PairEvent, reason: str, now: Instant, packet: int = 0) -> Transition | None:
-        """Let `event` move the state; the transition, or None where the table has none."""
-        new = TRANSITIONS[self.state].get(event)
+    def apply(self, event: PairEvent, reason: str, now: Instant, packet: int = 0) -> PairState | None:
+        """Let `event` move the state; the one it leaves, or None where the table has no such move."""
+        old, new = self.state, TRANSITIONS[self.state].get(event)
         if new is None:
             return None
-        transition = Transition(now, self.state, new, reason, packet)
+        self.history.add(now, old, new, reason, packet)
         self.state = new
         self.reason = reason
-        self.history.append(transition)
-        if len(self.history) > HISTORY:
-            del self.history[1]
-        return transition
+        return old
 
     def flag(
         self,
@@ -271,6 +256,10 @@ class Pair:
             rtt=self.rtt,
             reason=self.reason,
         )
+
+
+def _priority(ours: int, theirs: int, controlling: bool) -> int:
+    return pair_priority(ours, theirs) if controlling else pair_priority(theirs, ours)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

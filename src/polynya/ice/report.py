@@ -9,7 +9,9 @@ from typing import Any
 from polynya.core.instants import MILLISECOND, Instant, in_seconds
 
 from .candidates import LocalCandidate
+from .events import AgentState
 from .generation import Generation
+from .history import History
 from .pairs import Pair
 
 
@@ -55,7 +57,7 @@ def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]
                 "reason": transition.reason,
                 "packet": transition.packet,
             }
-            for transition in pair.history
+            for transition in pair.history.transitions()
         ],
     }
 
@@ -88,11 +90,11 @@ def agent_report(
     locals_: Iterable[LocalCandidate],
     selected: Iterable[Pair],
     counters: Mapping[str, int],
-    history: Iterable[tuple[Instant, str, str, str]],
+    history: History[AgentState],
 ) -> Report:
     """The whole agent."""
-    changes = list(history)
-    since = changes[0][0] if changes else generation.started_at or Instant(0)
+    changes = history.transitions()
+    since = changes[0].at if changes else generation.started_at or Instant(0)
     chosen = list(selected)
     return Report(
         {
@@ -111,7 +113,13 @@ def agent_report(
                 for pair in generation.checklists
             ],
             "history": [
-                {"at": in_seconds(at - since), "old": old, "new": new, "reason": why} for at, old, new, why in changes
+                {
+                    "at": in_seconds(change.at - since),
+                    "old": change.old.value,
+                    "new": change.new.value,
+                    "reason": change.reason,
+                }
+                for change in changes
             ],
             "counters": dict(counters),
         }

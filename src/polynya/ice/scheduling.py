@@ -100,7 +100,7 @@ def choose_unchecked(generation: Generation, now: Instant) -> None:
     for stream, component in generation.keys:
         best = next(generation.checklists.lists[stream].of(component), None)
         if best is not None and generation.verdicts.chosen(stream, component) is None:
-            generation.authenticated.add(*best.path, best.local)
+            generation.authenticated.add(best.path, best.local)
             generation.verdicts.trust(best, now)
 
 

@@ -44,48 +44,59 @@ class Selection:
     nominated: bool
     consent: Consent | None
 
+    @property
+    def key(self) -> Key:
+        return self.pair.stream, self.pair.component
+
 
 class Selections:
     """The selected pair of every component."""
 
-    __slots__ = ("_config", "_journal", "_keepalive_at", "_random", "by_key")
+    __slots__ = ("_config", "_journal", "_keepalive_at", "_random", "all")
 
     def __init__(self, config: IceConfig, journal: Journal, random: Random) -> None:
-        self.by_key: dict[Key, Selection] = {}
+        self.all: tuple[Selection, ...] = ()
         self._config = config
         self._journal = journal
         self._random = random
         self._keepalive_at: Instant | None = None
 
+    def at(self, key: Key) -> Selection | None:
+        """Where a component's data goes."""
+        return next((selection for selection in self.all if selection.key == key), None)
+
     def of(self, generation: Generation) -> bool:
         """Whether some component's data goes on a pair of this generation."""
-        return any(selection.generation is generation for selection in self.by_key.values())
+        return any(selection.generation is generation for selection in self.all)
 
     def holds(self, pair: Pair) -> bool:
-        selection = self.by_key.get((pair.stream, pair.component))
-        return selection is not None and selection.pair is pair
+        return any(selection.pair is pair for selection in self.all)
 
     def update(self, current: Generation, now: Instant) -> None:
         """Choose anew for every component, and say so where it changed."""
-        for key in [key for key in self.by_key if key not in current.keys]:
-            del self.by_key[key]
-            self._tell(key, None, "its stream was removed", now)
+        for selection in self.all:
+            if selection.key not in current.keys:
+                self._remove(selection)
+                self._tell(selection.key, None, "its stream was removed", now)
         for key in current.keys:
             self._update(key, current, now)
 
     def _update(self, key: Key, current: Generation, now: Instant) -> None:
-        selected = self.by_key.get(key)
+        selected = self.at(key)
         if selected is not None and not selected.pair.valid:
             self._lost(key, selected, now)
         pair, generation, reason = self._choose(key, current, selected)
         if pair is None:
             if selected is not None:
-                del self.by_key[key]
+                self._remove(selected)
                 self._tell(key, None, selected.pair.reason, now)
             return
         if selected is None or selected.pair is not pair:
             consent = Consent(pair, self._random, now) if self._config.consent and not self._config.lite else None
-            self.by_key[key] = selection = Selection(pair, generation, pair.nominated, consent)
+            selection = Selection(pair, generation, pair.nominated, consent)
+            if selected is not None:
+                self._remove(selected)
+            self.all += (selection,)
             self._tell(key, pair, reason, now)
             if consent is not None:
                 self._ask(selection, consent, now)
@@ -94,6 +105,9 @@ class Selections:
             self._tell(key, pair, reason, now)
         if self._keepalive_at is None:
             self._keepalive_at = Instant(now + self._config.keepalive)
+
+    def _remove(self, selection: Selection) -> None:
+        self.all = tuple(other for other in self.all if other is not selection)
 
     def _choose(
         self, key: Key, current: Generation, selected: Selection | None
@@ -148,7 +162,7 @@ class Selections:
 
     def tick(self, current: Generation, now: Instant) -> None:
         """Ask for consent where it is due; what has had no answer for too long is lost."""
-        for selection in list(self.by_key.values()):
+        for selection in self.all:
             if selection.consent is not None and selection.pair.valid:
                 self._ask(selection, selection.consent, now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
@@ -170,7 +184,7 @@ class Selections:
                 trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
 
     def _keep_alive(self, current: Generation) -> None:
-        for selection in self.by_key.values():
+        for selection in self.all:
             if selection.consent is None:
                 selection.generation.client.keepalive(selection.pair)
             for pair in self._others(selection.pair, current, _KEPT_ALIVE):
@@ -182,11 +196,11 @@ class Selections:
         return [pair for pair in pairs if pair.valid and pair is not selected][:count]
 
     def next_timer(self) -> Instant | None:
-        due = [s.consent.next_timer() for s in self.by_key.values() if s.consent is not None]
-        if self._keepalive_at is not None and self.by_key:
+        due = [s.consent.next_timer() for s in self.all if s.consent is not None]
+        if self._keepalive_at is not None and self.all:
             due.append(self._keepalive_at)
         return min(due, default=None)
 
     def clear(self) -> None:
-        self.by_key.clear()
+        self.all = ()
         self._keepalive_at = None

@@ -6,8 +6,6 @@ Every generation tells all of it anew, with credentials of its own: a candidate 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from polynya.core.instants import Instant
 
 from .candidates import Gathered, LocalCandidate, LocalCandidates
@@ -59,5 +57,4 @@ class Signals:
         generation = self._generations.current
         generation.note_candidate("local", local.candidate, "gathered", now)
         if local.advertise:
-            candidate = replace(local.candidate, generation=generation.number, extensions=generation.extensions)
-            self._journal.event(LocalCandidateAdded(candidate=candidate, local=local))
+            self._journal.event(LocalCandidateAdded(candidate=local.candidate, local=local))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from polynya.core.instants import Instant
 
 from .events import AgentState, AgentStateChanged, Failed
 from .generation import Generation
+from .history import History
 from .journal import Journal
 from .prognosis import attempts
-
-_HISTORY: Final = 16
-"""Changes that are remembered; the oldest but the first are dropped."""
 
 
 class Standing:
@@ -23,8 +19,7 @@ class Standing:
     def __init__(self, journal: Journal) -> None:
         self.state = AgentState.NEW
         self.reason = "new"
-        self.history: list[tuple[Instant, str, str, str]] = []
-        """When, from what, to what, and why."""
+        self.history: History[AgentState] = History()
         self._journal = journal
 
     @property
@@ -37,9 +32,7 @@ class Standing:
         if state is old:
             return
         self.state, self.reason = state, reason
-        self.history.append((now, old.value, state.value, reason))
-        if len(self.history) > _HISTORY:
-            del self.history[1]
+        self.history.add(now, old, state, reason)
         if self._journal.trace.enabled:
             self._journal.trace(now, "agent", reason, old=old.value, new=state.value, agent=self._journal.label)
         self._journal.event(AgentStateChanged(old=old, new=state, reason=reason))

@@ -250,8 +250,8 @@ class Transactions(Generic[ContextT]):
         """Read it, to find the owner of an answer; change it by the methods only."""
         self._next: Instant | None = None
         """When the first of them is due."""
-        self._outputs: list[Send] = []
-        self._events: list[Ended[ContextT]] = []
+        self._outputs: tuple[Send, ...] = ()
+        self._events: tuple[Ended[ContextT], ...] = ()
         self._counters: Counters = NOTHING
         self._trace = trace
 
@@ -316,8 +316,7 @@ class Transactions(Generic[ContextT]):
         """Forget all."""
         self.by_id.clear()
         self._next = None
-        self._outputs.clear()
-        self._events.clear()
+        self._outputs, self._events = (), ()
 
     def receive(self, input: IcmpError | SendFailed | Closed, now: Instant) -> None:
         """A hard ICMP error ends every transaction with that remote, a closed flow every one of its own.
@@ -355,12 +354,12 @@ class Transactions(Generic[ContextT]):
         return self._next
 
     def outputs(self) -> list[Send]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        drained, self._outputs = self._outputs, ()
+        return list(drained)
 
     def events(self) -> list[Ended[ContextT]]:
-        drained, self._events = self._events, []
-        return drained
+        drained, self._events = self._events, ()
+        return list(drained)
 
     @property
     def counters(self) -> Counters:
@@ -373,7 +372,7 @@ class Transactions(Generic[ContextT]):
         return len(self.by_id)
 
     def _drain(self, transaction: ClientTransaction[ContextT], now: Instant, what: str = "") -> None:
-        self._outputs += transaction.outputs()
+        self._outputs += tuple(transaction.outputs())
         ended = transaction.events()
         due = transaction.next_timer()
         if due is None:
@@ -383,7 +382,7 @@ class Transactions(Generic[ContextT]):
         for event in ended:
             what = event.reason
             if event.state is State.FAILED:
-                self._events.append(event)
+                self._events += (event,)
         self._note(transaction, now, what)
 
     def _forget(self, transaction: ClientTransaction[ContextT]) -> None:
