@@ -109,6 +109,11 @@ def _rank(pair: Pair) -> tuple[int, int]:
     return -pair.priority, pair.id
 
 
+def _place(pair: Pair) -> tuple[int, int, int, int]:
+    """Which pair of a foundation goes first: the lowest component, then the highest priority."""
+    return pair.component, -pair.priority, pair.stream, pair.id
+
+
 class ChecklistSet:
     """The checklists of all streams of one generation."""
 
@@ -180,21 +185,20 @@ class ChecklistSet:
         return force and not any(known.state in _EXPENDABLE for known in checklist.pairs)
 
     def _first_state(self, pair: Pair, now: Instant) -> None:
-        """Waiting for the first pair of a foundation, Frozen for the rest (RFC 8445, 6.1.2.6; RFC 8838, section 12)."""
+        """Waiting where its foundation succeeded or it comes first in it, else Frozen (6.1.2.6; RFC 8838, section 12).
+
+        The one that was first until now waits its turn again, as if both had been there from the start.
+        """
         if not self.lists[pair.stream].wants(pair):
             return
-        for other in self:
-            if other is pair or other.foundation != pair.foundation or other.state not in _ACTIVE:
-                continue
-            untried = other.state is PairState.WAITING and other not in self.lists[other.stream].triggered
-            if not untried or (other.stream, other.component, *_rank(other)) < (
-                pair.stream,
-                pair.component,
-                *_rank(pair),
-            ):
-                return
-            self.journal.move(other, PairEvent.SET_ASIDE, "another pair of its foundation goes first", now)
-        self.journal.move(pair, PairEvent.UNFREEZE, "the first of its foundation", now)
+        group = [other for other in self if other.foundation == pair.foundation and other is not pair]
+        if any(other.state is PairState.SUCCEEDED for other in group):
+            self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now)
+        elif all(_place(pair) < _place(other) for other in group):
+            for other in group:
+                if other.state is PairState.WAITING and other not in self.lists[other.stream].triggered:
+                    self.journal.move(other, PairEvent.SET_ASIDE, "another pair of its foundation goes first", now)
+            self.journal.move(pair, PairEvent.UNFREEZE, "the first of its foundation", now)
 
     def prioritise(self, controlling: bool) -> None:
         """Compute all priorities anew: the role changed (RFC 8445, section 7.3.1.1)."""
@@ -220,9 +224,21 @@ class ChecklistSet:
                 return pair, True
             pair = self._best(checklist)
             if pair is not None:
-                self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now)
+                if pair.state is PairState.FROZEN:
+                    self._thaw(checklist, now)
                 return pair, False
         return None
+
+    def _thaw(self, checklist: Checklist, now: Instant) -> None:
+        """Nothing of a checklist is Waiting: a Frozen pair of each foundation that is idle is from now on."""
+        for pair in checklist.pairs:
+            if (
+                pair.state is PairState.FROZEN
+                and not pair.gated
+                and checklist.wants(pair)
+                and self._idle(pair.foundation)
+            ):
+                self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now)
 
     def _best(self, checklist: Checklist) -> Pair | None:
         """The best Waiting pair, else the best Frozen one of an idle foundation."""

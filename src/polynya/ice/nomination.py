@@ -9,6 +9,9 @@ much:
    time of one answer. While a better pair has not been tried at all, it is waited for.
 3. Never later than `bound` after the first valid pair, whatever is still open: a dead candidate must not hold up the
    rest.
+4. A relay is second best: between two NATs the first check of a direct pair may do no more than open a filter, and the
+   next one, an RTO later, gets through. While all valid pairs are relayed, a direct pair that was tried has the time of
+   that second check too, and the bound is `direct_bound`.
 
 A pair is only looked at once *our own* check on it was answered: a one-way path is never nominated.
 
@@ -49,15 +52,19 @@ class NominationPolicy:
     """The least settling time, nanoseconds; Ta counts when it is more."""
     bound: int = SECOND
     """The longest wait after a component's first valid pair, nanoseconds. 0 nominates the first valid pair at once."""
+    second_check: int = SECOND // 2
+    """When a direct pair's second check follows the first, nanoseconds: the RTO."""
+    direct_bound: int = 2 * SECOND
+    """As `bound`, while all valid pairs are relayed and a direct one is open; no less than `bound`."""
 
     def __post_init__(self) -> None:
-        if self.round_trips < 0 or self.minimum < 0 or self.bound < 0:
+        if min(self.round_trips, self.minimum, self.bound, self.second_check, self.direct_bound) < 0:
             raise ValueError("the terms of a nomination policy are zero or more")
 
     @classmethod
     def immediate(cls) -> NominationPolicy:
         """Wait for nothing, as fits an agent that has only relayed candidates."""
-        return cls(round_trips=0.0, bound=0)
+        return cls(round_trips=0.0, bound=0, second_check=0, direct_bound=0)
 
     def decide(self, pairs: Iterable[Pair], *, ta: int, more_may_come: bool) -> Decision | None:
         """What to nominate and when, from all pairs of one component, the best first; None without a valid pair."""
@@ -74,11 +81,13 @@ class NominationPolicy:
             return None
         if not better and not more_may_come:
             return Decision(best, best.valid_at, "no better pair can come")
-        latest = Instant(first + self.bound)
+        direct = best.relayed and any(not pair.relayed for pair in better)
+        latest = Instant(first + (max(self.bound, self.direct_bound) if direct else self.bound))
         if any(pair.state in _UNTRIED for pair in better):
             return Decision(best, latest, "better pairs are not tried yet, but have waited long enough")
         since = max([best.valid_at, *(pair.tried_at for pair in better if pair.tried_at is not None)])
         settle = max(ta, self.minimum, round(self.round_trips * (best.rtt or 0)))
+        settle += self.second_check if direct else 0
         if since + settle < latest:
             return Decision(best, Instant(since + settle), "nothing better was answered within a round trip")
         return Decision(best, latest, "better pairs are still unanswered, but have waited long enough")
