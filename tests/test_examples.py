@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def example(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Start an example in a process of its own; a warning of Python's is an error there."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", EXAMPLES / name, *arguments],
+        [sys.executable, "-b", "-W", "error", EXAMPLES / name, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with process:
