@@ -6,6 +6,7 @@ A line of its own in a page is replaced:
     ::: trace-kinds             the table of trace events and the fields that each must carry
     ::: errors                  the tree of errors
     ::: cli                     every command of `polynya` with its options
+    ::: configuration           every key of the server's configuration file
     ::: states:polynya.ice.pairs.TRANSITIONS    a table of states, as the machine itself uses it
 """
 
@@ -34,7 +35,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def render(directive: str) -> str:
     """The Markdown that a directive stands for; raises for one that names nothing."""
-    special = {"trace-kinds": trace_kinds, "errors": errors, "cli": commands}
+    special = {"trace-kinds": trace_kinds, "errors": errors, "cli": commands, "configuration": configuration}
     if directive in special:
         return special[directive]()
     if directive.startswith("states:"):
@@ -150,6 +151,20 @@ def commands() -> str:
     root = typer.main.get_command(importlib.import_module("polynya.cli.app").app)
     context = typer.Context(root, info_name="polynya")
     return "\n".join(_command(context, root, name) for name in root.list_commands(context))
+
+
+def configuration() -> str:
+    """Every key of the server's file, table by table, with its default."""
+    schema = importlib.import_module("polynya.serve.schema")
+    settings = importlib.import_module("polynya.serve.settings")
+    lines = []
+    for path, kind in schema.TABLES.items():
+        lines += [f"## `{path}`" if path else "## At the top", "", inspect.getdoc(kind) or "", ""]
+        lines += ["| key | default | |", "|---|---|---|"]
+        for key, about, default in settings.defaults(kind):
+            lines.append(f"| `{key}` | `{default}` | {about} |".replace(" `` ", " "))
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _command(parent: Any, group: Any, name: str) -> str:

@@ -91,9 +91,11 @@ def test_what_needs_a_restart_is_named_and_stays(run: Run) -> None:
     async def main() -> None:
         async with Server(config()) as server, echo() as peer, client(server) as relay:
             moved = options(config=turn_config(ports=(50000, 50001)), workers=3)
-            changed = config(moved, listen=(ANY4, ANY4), origins=("https://example.org",))
-            assert server.reload(changed) == ["listen", "origins", "turn.ports", "turn.workers"]
-            assert server.reload(ServerConfig(listen=(ANY4, ANY4), http=(ANY4,))) == ["origins", "turn"]
+            changed = config(moved, listen=(ANY4, ANY4), trusted_proxies=("127.0.0.1",))
+            named = ["listen", "signaling.trusted_proxies", "turn.ports", "turn.workers"]
+            assert server.reload(changed) == named
+            assert server.reload(changed) == named, "as long as it is so"
+            assert server.reload(ServerConfig(listen=(ANY4,), http=(ANY4,))) == ["turn"]
             await relay.permit(peer)
             await works(relay, peer)
             async with client(server):

@@ -27,7 +27,7 @@ def make_app(
     links: Links,
     offers: Offers,
     *,
-    origins: Sequence[str],
+    origins: Callable[[], Sequence[str]],
     stopping: Callable[[], bool],
     metrics: Callable[[], Awaitable[bytes]],
     metrics_token: Callable[[], str],
@@ -46,7 +46,7 @@ def make_app(
 
     async def signaling(websocket: WebSocket) -> None:
         header = websocket.headers.get("host", "")
-        if not _may_use(websocket.headers.get("origin"), header, origins):
+        if not _may_use(websocket.headers.get("origin"), header, origins()):
             await websocket.close()  # before it is accepted: 403
             return
         await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,8 +25,12 @@ from .planes import DataPlane
 
 logger: Final = logging.getLogger("polynya.serve.turn")
 
+CLOSE_TIME: Final = 1.0
+"""Seconds that the data plane gets to say what each allocation carried, at the end."""
 TELL_TIME: Final = 60.0
 """Seconds between two looks at the time of day, which may be set while the server runs."""
+_KEYS: Final = {"relays": "relay_ips or external_ips"}
+"""How the file calls what the machine calls otherwise."""
 _EXPECTED: Final = frozenset({"no credentials", "stale nonce"})
 """Refusals that are part of every client's first steps."""
 
@@ -69,6 +74,9 @@ class Relaying:
         self._timer: asyncio.TimerHandle | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._drained = asyncio.Event()
+        self._leaving = 0
+        """Allocations that are still to end before all is closed."""
+        self._left = asyncio.Event()
 
     def attach(self, driver: Driver[Any], listeners: tuple[Address, ...], hosts: tuple[str, ...]) -> None:
         """Begin: no peer may be one of the server's own `listeners`, under any of its `hosts`."""
@@ -80,14 +88,20 @@ class Relaying:
 
     async def aclose(self) -> None:
         """End every allocation, and what goes on beside the machine."""
-        self._call(self.machine.control.close_all, "the server stops")
         if self._timer is not None:
             self._timer.cancel()
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-        self.data_plane.close()
+        try:
+            await asyncio.gather(*asking, return_exceptions=True)
+            self._leaving = self.allocations
+            if self._leaving and self._driver is not None:
+                self._call(self.machine.control.close_all, "the server stops")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._left.wait(), CLOSE_TIME)
+        finally:
+            self.data_plane.close()
 
     async def drain(self, hurry: asyncio.Event) -> None:
         """Make no new allocations, and give those that are there the time to end; less when there is a `hurry`."""
@@ -104,16 +118,16 @@ class Relaying:
                 each.cancel()
 
     def reload(self, options: TurnOptions) -> list[str]:
-        """Go by new options at once; sessions go on. Returns the names of settings that need a restart to change."""
+        """Go by new options at once; sessions go on. Returns the keys that need a restart to change."""
         old, new = self.options.config, options.config
         fixed = [name for name in FIXED if getattr(old, name) != getattr(new, name)]
         kept = replace(new, **{name: getattr(old, name) for name in fixed})
-        fixed += [name for name in ("workers", "gather") if getattr(self.options, name) != getattr(options, name)]
-        self.options = replace(options, config=kept)
+        ours = [name for name in ("workers", "gather") if getattr(self.options, name) != getattr(options, name)]
+        self.options = replace(options, config=kept, **{name: getattr(self.options, name) for name in ours})
         self._call(self.machine.control.set_config, kept)
         self._call(self.machine.control.set_directory, self.options.directory())
         self._call(self.machine.control.set_policy, self._policy())
-        return fixed
+        return [_KEYS.get(name, name) for name in (*fixed, *ours)]
 
     # --------------------------------------------------------------------------------------------------------- figures
 
@@ -137,6 +151,9 @@ class Relaying:
                 relayed = ", ".join(map(str, event.relayed))
                 logger.info("allocation for %s, user %s: %s", event.client, event.user, relayed)
             case AllocationEnded():
+                self._leaving -= 1
+                if not self._leaving:
+                    self._left.set()
                 self._ended.add(event.traffic)
                 carried = Carried().add(event.traffic)
                 logger.info(

@@ -124,7 +124,7 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     alternates: Annotated[tuple[str, ...], _says("ADDR:PORT of servers that clients are sent to meanwhile.")] = ()
     peers: Peers = Peers()
     limits: TurnLimits = TurnLimits()
-    users: Annotated[tuple[User, ...], _says("One table for each user.")] = ()
+    users: tuple[User, ...] = ()
 
 
 class SignalingLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -183,6 +183,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     signaling: Signaling = Signaling()
     metrics: Metrics = Metrics()
 
+
+TABLES: Final[dict[str, type[Struct]]] = {
+    "": Settings,
+    "[tls]": Tls,
+    "[turn]": Turn,
+    "[[turn.users]]": User,
+    "[turn.peers]": Peers,
+    "[turn.limits]": TurnLimits,
+    "[signaling]": Signaling,
+    "[signaling.limits]": SignalingLimits,
+    "[metrics]": Metrics,
+}
+"""Every table by its heading in the file."""
 
 SECRETS: Final = frozenset({"password", "keys", "shared_secrets", "token"})
 """Keys whose values are never shown."""

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final
 
@@ -33,6 +34,16 @@ from .reach import http_url, uri
 from .relaying import Relaying
 
 logger: Final = logging.getLogger("polynya.serve")
+
+
+_FIXED: Final = {
+    "listen": "listen",
+    "tls_listen": "tls_listen",
+    "http": "http",
+    "limits": "signaling.limits",
+    "trusted_proxies": "signaling.trusted_proxies",
+}
+"""What of the configuration stays for the life of a server, by the key of the file."""
 
 
 class Server:
@@ -175,24 +186,22 @@ class Server:
     def reload(self, config: ServerConfig) -> list[str]:
         """Go by a new configuration without ending any session: users, secrets, peer policy, limits, certificates.
 
-        Returns what differs and needs a restart. Raises ConfigurationError, with nothing changed, when the certificate
-        cannot be used.
+        Returns the keys that differ and need a restart. Raises ConfigurationError, with nothing changed, when the
+        certificate cannot be used.
         """
         old = self.config
         if self._certificates is not None and config.tls is not None:
             self._certificates.reload(config.tls)
-        fixed = [
-            name
-            for name in ("listen", "tls_listen", "http", "limits", "origins", "trusted_proxies")
-            if getattr(old, name) != getattr(config, name)
-        ]
+        fixed = [name for name in _FIXED if getattr(old, name) != getattr(config, name)]
+        turn: list[str] = []
         if (self.relaying is None) != (config.turn is None):
             fixed.append("turn")
         elif self.relaying is not None and config.turn is not None:
-            fixed += [f"turn.{name}" for name in self.relaying.reload(config.turn)]
+            turn = self.relaying.reload(config.turn)
             self._offers.take(config.turn, config.tls)
-        self.config = config
-        return fixed
+        # what is fixed stays what it is, so that the next reload names it again
+        self.config = replace(config, **{name: getattr(old, name) for name in fixed})
+        return [_FIXED.get(name, name) for name in fixed] + [f"turn.{name}" for name in turn]
 
     async def aclose(self) -> None:
         """Tell the members, then close everything. Safe to call twice."""
@@ -209,12 +218,14 @@ class Server:
             serving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await serving
-        relaying, self.relaying = self.relaying, None
-        if relaying is not None:
-            await relaying.aclose()
         driver, self._driver = self._driver, None
-        if driver is not None:
-            await driver.aclose()
+        try:
+            if self.relaying is not None:
+                await self.relaying.aclose()  # it still hears how each allocation ends
+        finally:
+            self.relaying = None
+            if driver is not None:
+                await driver.aclose()
 
     # ------------------------------------------------------------------------------------------------------ opening
 
@@ -272,7 +283,7 @@ class Server:
         app = make_app(
             self._links,
             self._offers,
-            origins=self.config.origins,
+            origins=lambda: self.config.origins,
             stopping=lambda: self.stopping,
             metrics=self._metrics,
             metrics_token=lambda: self.config.metrics_token,

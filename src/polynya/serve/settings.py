@@ -236,11 +236,10 @@ def show(settings: Settings) -> str:
 def _table(table: msgspec.Struct, path: str) -> Iterator[str]:
     below = []
     for key, about, value in keys_of(table):
-        if isinstance(value, msgspec.Struct) or _is_tables(value):
-            below.append((key, value))
+        if not about:
+            below.append((key, value))  # a table, or several
             continue
-        if about:
-            yield f"# {about}"
+        yield f"# {about}"
         if value is None:
             yield f"# {key} ="
         elif value and key in SECRETS:
@@ -269,8 +268,12 @@ def described(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
         yield field.name, said.get("description", "")
 
 
-def _is_tables(value: object) -> bool:
-    return isinstance(value, tuple) and bool(value) and isinstance(value[0], msgspec.Struct)
+def defaults(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str, str]]:
+    """Each key that is no table, what it means, and its default as the file has it; empty where it must be given."""
+    for field, (key, about) in zip(msgspec.structs.fields(kind), described(kind), strict=True):
+        if about:
+            given = field.default is not msgspec.NODEFAULT and field.default is not None
+            yield key, about, _toml(field.default) if given else ""
 
 
 def _toml(value: Any) -> str:

@@ -1,0 +1,245 @@
+"""`polynya serve` as operators run it: files, flags, signals, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import polynya
+from polynya.core.errors import TransactionError
+from polynya.serve.users import SCHEMA, hash_line
+from tests.cli.conftest import Process, start
+from tests.cli.conftest import polynya as run
+from tests.interop.coturn import make_certificate
+from tests.serve.turn_house import echo, trusting, works
+
+__all__ = ["start"]
+
+Start = Callable[..., Process]
+LISTEN = ("--listen", "127.0.0.1:0")
+CONFIG = """
+listen = ["127.0.0.1:0"]
+http = ["127.0.0.1:0"]
+
+[turn]
+realm = "example.org"
+users_file = "{folder}/users"
+workers = {workers}
+drain = {drain}
+
+[turn.peers]
+allow = ["127.0.0.1"]
+"""
+
+
+def ready(process: Process) -> dict[str, str]:
+    parts = process.line().split()
+    assert parts[0] == "ready", parts
+    return dict(part.split("=", 1) for part in parts[1:])
+
+
+def configured(folder: Path, *, workers: int = 0, drain: float = 0) -> str:
+    (folder / "users").write_text(hash_line("alice", "example.org", "open sesame") + "\n")
+    (folder / "polynya.toml").write_text(CONFIG.format(folder=folder, workers=workers, drain=drain))
+    return str(folder / "polynya.toml")
+
+
+def client(address: str, password: str = "open sesame", name: str = "alice") -> polynya.TurnClient:
+    return polynya.TurnClient(f"turn:{address}", username=name, password=password)
+
+
+# ------------------------------------------------------------------------------------------------------ without serving
+
+
+def test_print_config_shows_what_would_be_used_without_secrets(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    flags = "--user bob:builder --shared-secret hidden --ports 50000-50009 --allow-peer 10.0.0.0/8"
+    addresses = ("--relay-ip", "127.0.0.1", "--external-ip", "192.0.2.1")
+    done = run("serve", "--config", path, *flags.split(), *addresses, "--print-config")
+    assert done.returncode == 0 and done.stderr == b""
+    assert b"builder" not in done.stdout and b"hidden" not in done.stdout
+    turn = tomllib.loads(done.stdout.decode())["turn"]
+    assert turn["realm"] == "example.org" and turn["ports"] == "50000-50009"
+    assert (turn["relay_ips"], turn["external_ips"]) == (["127.0.0.1"], ["192.0.2.1"])
+    assert turn["peers"]["allow"] == ["10.0.0.0/8"], "the flag, not the file"
+    assert [user["name"] for user in turn["users"]] == ["bob"]
+
+
+def test_check_config_tells_by_its_exit_code_and_opens_nothing(tmp_path: Path) -> None:
+    path = configured(tmp_path)
+    done = run("serve", "--config", path, "--check-config")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"the settings can be used\n")
+    for text, says in (
+        ("[turn]\nrelm = 1", "there is no key 'turn.relm'"),
+        ("[turn]\nusers_file = '/nowhere'", "cannot read the users"),
+        ("[tls]\ncertificate = '/nowhere/c'\nkey = '/nowhere/k'", "cannot be used: No such file"),
+    ):
+        (tmp_path / "wrong.toml").write_text(text)
+        done = run("serve", "--config", str(tmp_path / "wrong.toml"), "--check-config")
+        assert done.returncode == 2 and done.stdout == b""
+        assert done.stderr.startswith(b"polynya: ") and says in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_hash_user_prints_a_line_that_lets_the_user_in(tmp_path: Path) -> None:
+    done = run("serve", "--hash-user", "alice", "--realm", "example.org", input=b"open sesame\n")
+    assert done.returncode == 0
+    assert done.stdout.decode() == hash_line("alice", "example.org", "open sesame") + "\n"
+    for name, password in (("alice", b"\n"), ("a:b", b"x\n")):
+        done = run("serve", "--hash-user", name, input=password)
+        assert done.returncode == 2 and done.stdout == b"" and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--user", "alice"], "NAME:PASSWORD"),
+        (["--tls-listen", "127.0.0.1:0", "--user", "a:b"], "TLS needs a certificate"),
+        (["--realm", "x"], "nobody can use it"),
+        (["--user", "a:b", "--ports", "5"], "LOW-HIGH"),
+        (["--user", "a:b", "--allow-peer", "10.0.0.1/8"], "beyond its prefix"),
+        (["--user", "a:b", "--relay-ip", "::"], "no relay address"),
+        (["--user", "a:b", "--workers", "1", "--trace", os.devnull], "cannot be traced"),
+        (["--config", "/nowhere.toml"], "cannot read /nowhere.toml"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(flags: list[str], says: str) -> None:
+    done = run("serve", *LISTEN, *flags)
+    assert done.returncode == 2 and done.stdout == b""
+    assert says in " ".join(done.stderr.decode().split()) and b"Traceback" not in done.stderr
+
+
+# -------------------------------------------------------------------------------------------------------------- serving
+
+
+def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
+    make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    process = start(
+        "serve", *LISTEN, "--tls-listen", "127.0.0.1:0", "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key",
+        str(tmp_path / "key.pem"), "--user", "alice:open:sesame", "--allow-peer", "127.0.0.1",
+    )  # fmt: skip
+    where = ready(process)
+    assert list(where) == ["stun", "turn", "turns"] and where["stun"] == where["turn"]
+    uris = [f"turn:{where['turn']}", f"turn:{where['turn']}?transport=tcp", f"turns:localhost:{where['turns'][10:]}"]
+
+    async def main() -> None:
+        for uri in uris:
+            options = {"username": "alice", "password": "open:sesame", "tls": trusting(tmp_path / "cert.pem")}
+            async with echo() as peer, polynya.TurnClient(uri, **options) as relay:
+                await relay.permit(peer)
+                await works(relay, peer)
+
+    asyncio.run(main())
+    process.signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sighup_reads_everything_again_and_sessions_go_on(start: Start, tmp_path: Path, workers: int) -> None:
+    path = configured(tmp_path, workers=workers)
+    process = start("serve", "--config", path)
+    turn = ready(process)["turn"]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def reloaded() -> str:
+            process.signal(signal.SIGHUP)
+            return await loop.run_in_executor(None, process.until, "reloaded")
+
+        async with echo() as peer, client(turn) as relay:
+            await relay.permit(peer)
+            with (tmp_path / "users").open("a") as users:
+                users.write(hash_line("bob", "example.org", "builder") + "\n")
+            await reloaded()
+            async with client(turn, "builder", "bob"):
+                pass
+            await works(relay, peer)
+            (tmp_path / "users").write_text("nonsense")
+            assert "not reloaded, everything stays as it was: " in await reloaded()
+            async with client(turn, "builder", "bob"):
+                pass
+            configured(tmp_path, workers=workers)
+            text = (tmp_path / "polynya.toml").read_text().replace("example.org", "other.org")
+            (tmp_path / "polynya.toml").write_text(text.replace("[turn]", "[turn]\nshared_secrets = ['x']"))
+            await reloaded()
+            await loop.run_in_executor(None, process.until, "turn.realm has changed: that needs a restart")
+            with pytest.raises(TransactionError, match="401"):
+                await client(turn, "builder", "bob").allocate(5)
+            await works(relay, peer)
+
+    asyncio.run(main())
+    process.signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+
+
+def test_sigterm_drains_and_a_second_one_ends_it(start: Start, tmp_path: Path) -> None:
+    path = configured(tmp_path, drain=60)
+
+    async def session(process: Process, *, leave: bool) -> None:
+        loop = asyncio.get_running_loop()
+        async with echo() as peer:
+            relay = client(ready(process)["turn"])
+            await relay.allocate(10)
+            await relay.permit(peer)
+            process.signal(signal.SIGTERM)
+            await loop.run_in_executor(None, process.until, "draining 1 allocations for at most 60 s")
+            await works(relay, peer)
+            if leave:
+                await relay.close()
+            else:
+                process.signal(signal.SIGTERM)
+            assert await loop.run_in_executor(None, process.wait, 10) == 0
+            await relay.close()
+
+    for leave in (True, False):
+        began = time.monotonic()
+        asyncio.run(session(start("serve", "--config", path), leave=leave))
+        assert time.monotonic() - began < 30
+
+
+def test_without_a_drain_sigterm_ends_it_at_once_and_logs_the_end_of_each_allocation(
+    start: Start, tmp_path: Path
+) -> None:
+    process = start("serve", "--config", configured(tmp_path, workers=1))
+
+    async def main() -> None:
+        relay = client(ready(process)["turn"])
+        await relay.allocate(10)
+        process.signal(signal.SIGTERM)
+        assert await asyncio.get_running_loop().run_in_executor(None, process.wait, 5) == 0
+        await relay.close()
+
+    asyncio.run(main())
+    line = process.until("is over")
+    assert "user alice, is over: the server stops" in line
+
+
+def test_users_of_a_database_come_and_go_without_a_reload(start: Start, tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "users.db")
+    database.execute(SCHEMA)
+    database.commit()
+    (tmp_path / "polynya.toml").write_text(
+        f'listen = ["127.0.0.1:0"]\n[turn]\nrealm = "example.org"\nusers_database = "{tmp_path}/users.db"\n'
+    )
+    process = start("serve", "--config", str(tmp_path / "polynya.toml"))
+    turn = ready(process)["turn"]
+    _, realm, md5, sha256 = hash_line("dora", "example.org", "explorer").split(":")
+    with database:
+        database.execute("INSERT INTO turn_users VALUES (?, ?, ?, ?, NULL)", (realm, "dora", md5, sha256))
+    database.close()
+
+    async def main() -> None:
+        async with client(turn, "explorer", "dora"):
+            pass
+        with pytest.raises(TransactionError, match="401"):
+            await client(turn).allocate(5)
+
+    asyncio.run(main())
