@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from polynya.core.instants import MILLISECOND, SECOND, Instant
-from polynya.ice import NominationPolicy, PairState
+from polynya.ice import CandidateType, NominationPolicy, PairState
 from polynya.ice.nomination import Decision
 from polynya.ice.pairs import Pair
 from tests.ice.conftest import Make
@@ -73,6 +75,28 @@ def test_never_later_than_the_bound_after_the_first_valid_pair() -> None:
     best = pair(1, PairState.SUCCEEDED, valid_at=900, rtt=5_000)
     assert at(decide(best, first)) == 1100
     assert decide(best, first).pair is best  # type: ignore[union-attr]
+
+
+def relayed(n: int, **times: int) -> Pair:
+    """A valid pair by a relay of ours."""
+    made = pair(n, PairState.SUCCEEDED, **times)
+    made.local = replace(made.local, candidate=replace(made.local.candidate, type=CandidateType.RELAYED))
+    assert made.relayed
+    return made
+
+
+def test_a_direct_pair_has_the_time_of_a_second_check_before_a_relay_is_nominated() -> None:
+    """schollz/croc#104: everything was relayed, since the first check had only opened a filter."""
+    direct = pair(1, PairState.IN_PROGRESS, tried_at=250)
+    assert at(decide(direct, relayed(2, valid_at=100, rtt=80))) == 250 + 80 + 1000
+    assert at(decide(direct, relayed(2, valid_at=100, rtt=5_000))) == 2100, "no later than the bound for that"
+    assert at(decide(pair(1, PairState.FAILED), relayed(2, valid_at=100, rtt=80))) == 180
+
+
+def test_where_the_round_trip_is_not_known_it_is_no_more_than_the_wait_for_the_answer() -> None:
+    best = pair(2, PairState.SUCCEEDED, tried_at=100, valid_at=900)
+    best.rtt = None  # it was sent twice, and the answer may be to either
+    assert at(decide(pair(1, PairState.IN_PROGRESS, tried_at=950), best)) == 1750
 
 
 def test_the_best_valid_pair_is_nominated_not_the_first() -> None:

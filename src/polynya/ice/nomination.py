@@ -9,9 +9,9 @@ much:
    time of one answer. While a better pair has not been tried at all, it is waited for.
 3. Never later than `bound` after the first valid pair, whatever is still open: a dead candidate must not hold up the
    rest.
-4. A relay is second best: between two NATs the first check of a direct pair may do no more than open a filter, and the
-   next one, an RTO later, gets through. While all valid pairs are relayed, a direct pair that was tried has the time of
-   that second check too, and the bound is `direct_bound`.
+4. A relay is second best: between two NATs the first check of a direct pair may do no more than open a filter; the next
+   one, an RTO later, or the other side's first, which waits for signaling, gets through. While all valid pairs are
+   relayed, a direct pair that was tried has `second_check` more than a round trip, and the bound is `direct_bound`.
 
 A pair is only looked at once *our own* check on it was answered: a one-way path is never nominated.
 
@@ -52,8 +52,8 @@ class NominationPolicy:
     """The least settling time, nanoseconds; Ta counts when it is more."""
     bound: int = SECOND
     """The longest wait after a component's first valid pair, nanoseconds. 0 nominates the first valid pair at once."""
-    second_check: int = SECOND // 2
-    """When a direct pair's second check follows the first, nanoseconds: the RTO."""
+    second_check: int = SECOND
+    """What a direct pair has beyond a round trip, nanoseconds: an RTO and half a second."""
     direct_bound: int = 2 * SECOND
     """As `bound`, while all valid pairs are relayed and a direct one is open; no less than `bound`."""
 
@@ -86,11 +86,18 @@ class NominationPolicy:
         if any(pair.state in _UNTRIED for pair in better):
             return Decision(best, latest, "better pairs are not tried yet, but have waited long enough")
         since = max([best.valid_at, *(pair.tried_at for pair in better if pair.tried_at is not None)])
-        settle = max(ta, self.minimum, round(self.round_trips * (best.rtt or 0)))
+        settle = max(ta, self.minimum, round(self.round_trips * _round_trip(best)))
         settle += self.second_check if direct else 0
         if since + settle < latest:
             return Decision(best, Instant(since + settle), "nothing better was answered within a round trip")
         return Decision(best, latest, "better pairs are still unanswered, but have waited long enough")
+
+
+def _round_trip(pair: Pair) -> int:
+    """What was measured, or where the answer may be to any of several sends, no less than it."""
+    if pair.rtt is not None:
+        return pair.rtt
+    return 0 if pair.valid_at is None or pair.tried_at is None else pair.valid_at - pair.tried_at
 
 
 REGULAR: Final = NominationPolicy()

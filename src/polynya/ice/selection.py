@@ -29,8 +29,8 @@ Key = tuple[int, int]
 
 _SILENT: Final = 1.5
 """After this many consent intervals without an answer the other valid pairs are asked as well."""
-_ASKED: Final = 12
-"""How many others: some may go by what the selected one went by, a relay that is gone."""
+_ASKED: Final = 3
+"""How many others at a time: the best first, then those that follow. Some go by what is gone, such as a relay."""
 _KEPT_ALIVE: Final = 3
 """Valid pairs of a component, besides the selected one, whose mappings are kept."""
 
@@ -43,6 +43,8 @@ class Selection:
     generation: Generation
     nominated: bool
     consent: Consent | None
+    asked: int = 0
+    """How many of the others were asked, since the selected pair fell silent."""
 
     @property
     def key(self) -> Key:
@@ -178,8 +180,10 @@ class Selections:
             selection.generation.client.consent_check(pair, now)
             consent.sent(now)
             if pair.answered_at is not None and now - pair.answered_at > INTERVAL * _SILENT:
-                for other in self._others(pair, selection.generation, _ASKED):
+                for other in self._next_others(selection):
                     selection.generation.client.consent_check(other, now)
+            else:
+                selection.asked = 0
             if trace.enabled:
                 trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
 
@@ -187,13 +191,20 @@ class Selections:
         for selection in self.all:
             if selection.consent is None:
                 selection.generation.client.keepalive(selection.pair)
-            for pair in self._others(selection.pair, current, _KEPT_ALIVE):
+            for pair in self._others(selection.pair, current)[:_KEPT_ALIVE]:
                 current.client.keepalive(pair)
 
-    def _others(self, selected: Pair, generation: Generation, count: int) -> list[Pair]:
+    def _next_others(self, selection: Selection) -> list[Pair]:
+        """Whom to ask now: a few, those that were not asked yet, all of them again and again."""
+        others = self._others(selection.pair, selection.generation)
+        start = selection.asked % len(others) if others else 0
+        selection.asked = start + _ASKED
+        return (others[start:] + others[:start])[:_ASKED]
+
+    def _others(self, selected: Pair, generation: Generation) -> list[Pair]:
         """The best of the component's other valid pairs."""
         pairs = generation.checklists.lists[selected.stream].of(selected.component)
-        return [pair for pair in pairs if pair.valid and pair is not selected][:count]
+        return [pair for pair in pairs if pair.valid and pair is not selected]
 
     def next_timer(self) -> Instant | None:
         due = [s.consent.next_timer() for s in self.all if s.consent is not None]
