@@ -141,6 +141,10 @@ class _Relay:
         return not (self.flows or self.late or self.again)
 
     @property
+    def silent(self) -> bool:
+        return not (self.client.heard or self.client.server.transport.reliable)
+
+    @property
     def way(self) -> Way:
         return self.base.flow, self.server.uri
 
@@ -291,10 +295,11 @@ class Relays:
     def abandon(self, now: Instant, *, heard: bool = True) -> list[tuple[Base, TurnServer]]:
         """Wait for no relay any more, or with `heard=False` for none of a server that is silent; who is not waited for.
 
-        An allocation takes a round trip more than a Binding, over TLS three more: who answers must be let finish.
+        An allocation takes a round trip more than a Binding, over TLS three more: who answers must be let finish. Of a
+        stream nothing is heard before it is open, so its server is no silent one.
         """
         self._discoveries.clear()
-        late = [relay for relay in self._relays if relay.awaited and (heard or not relay.client.heard)]
+        late = [relay for relay in self._relays if relay.awaited and (heard or relay.silent)]
         for relay in late:
             relay.late = True
             relay.client.close(now)

@@ -157,8 +157,8 @@ class TurnClient:
 
     @property
     def heard(self) -> bool:
-        """Whether the server has answered anything, or has accepted our stream."""
-        return self._requests.heard or (self.server.transport.reliable and self.state is State.ALLOCATING)
+        """Whether the server has answered anything."""
+        return self._requests.heard
 
     @property
     def relayed(self) -> tuple[Address, ...]:
