@@ -33,6 +33,8 @@ class Peer:
         self.host = host
         self.closed_at: Instant | None = None
         self.sent_before_close = 0
+        self.received: list[bytes] = []
+        """Application data that came, oldest first."""
         self.signal: Callable[[Any], None] | None = None
         """Is told of every event, to pass on what is for the other side."""
         self.session = Session(
@@ -79,11 +81,6 @@ class Peer:
         """Where data goes now."""
         return self.session.agent.selected()
 
-    @property
-    def received(self) -> list[bytes]:
-        """Application data that came, oldest first."""
-        return [event.data for event in self.events(DataReceived)]
-
     def events(self, kind: type[R]) -> list[R]:
         """Logged events of one kind, oldest first."""
         return self.process.events(kind) if self.process is not None else []
@@ -94,7 +91,9 @@ class Peer:
         return next((at for at, event in log if getattr(event, "new", None) is state), None)
 
     def _on_event(self, event: Any) -> None:
-        if self.signal is not None:
+        if isinstance(event, DataReceived):
+            self.received.append(event.data)
+        elif self.signal is not None:
             self.signal(event)
 
 

@@ -17,11 +17,18 @@ from collections.abc import Iterable, Sequence
 from polynya.core.instants import MILLISECOND, Instant, in_seconds
 from polynya.core.pacer import MINIMUM_INTERVAL
 from polynya.core.trace import TraceEvent
+from polynya.ice.consent import INTERVAL, SPREAD
 from polynya.ice.events import AgentState, PairChanged
 
 from .exchange import Peer
 
-_UNJUDGED = (AgentState.COMPLETED.value, AgentState.CLOSED.value)
+_FIRST_CONSENT = round(INTERVAL * (1 - SPREAD))
+_JUDGED_FOR = {state.value: 1 << 62 for state in AgentState} | {
+    AgentState.CONNECTED.value: _FIRST_CONSENT,
+    AgentState.COMPLETED.value: -1,
+    AgentState.CLOSED.value: -1,
+}
+"""For how long the pace of a node is judged from when its agent came into a state."""
 
 
 def violations(peers: Sequence[Peer], trace: Iterable[TraceEvent] = ()) -> list[str]:
@@ -74,17 +81,17 @@ def unpaced(trace: Iterable[TraceEvent], interval: int = MINIMUM_INTERVAL) -> li
     """New transactions that began too soon after the last of the same node, one process being on each.
 
     Consent checks have a pace of their own (RFC 7675, section 5.1), and what is freed at the end waits for nothing: a
-    node is judged until its agent has completed or is closed.
+    node is judged until its agent has completed or is closed, or may begin to ask for consent.
     """
     last: dict[str, Instant] = {}
-    done: dict[str, bool] = {}
+    until: dict[str, int] = {}
     found = []
     for event in trace:
         if event.kind == "agent":
-            done[event.node] = event.fields["new"] in _UNJUDGED
+            until[event.node] = event.at + _JUDGED_FOR[str(event.fields["new"])]
         if event.kind != "transaction" or event.fields.get("sends") != 1 or event.fields["state"] != "sent":
             continue
-        if done.get(event.node):
+        if event.at > until.get(event.node, event.at):
             continue
         before = last.get(event.node)
         if before is not None and event.at - before < interval:

@@ -35,6 +35,8 @@ _WRITE_LIMIT: Final = 1 << 20
 _EPHEMERAL: Final = (49152, 65535)
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104
 
+_OPENING: Final = TcpFlags.SYN | TcpFlags.ACK | TcpFlags.RST
+
 Endpoints = tuple[Address, Address]
 """Local and remote."""
 
@@ -196,7 +198,7 @@ class Streams:
         assert tcp is not None
         stream = self._connected.get((packet.destination, packet.source))
         listener = None
-        if stream is None and tcp.flags & (TcpFlags.SYN | TcpFlags.ACK | TcpFlags.RST) == TcpFlags.SYN:
+        if stream is None and tcp.flags & _OPENING == TcpFlags.SYN:
             listener = self._listener_at(packet.destination)
         if stream is None and listener is None:
             what = "listens" if tcp.flags & TcpFlags.SYN else "has a connection"
@@ -354,5 +356,8 @@ class Streams:
         return self.host.routes.find(stream.remote.host)
 
 
+_SHOWN: Final = tuple("+".join(flag.name or "" for flag in TcpFlags(number)) for number in range(32))
+
+
 def _shown(flags: TcpFlags) -> str:
-    return "+".join(flag.name or "" for flag in flags)
+    return _SHOWN[flags]

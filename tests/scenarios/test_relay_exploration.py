@@ -1,0 +1,149 @@
+"""Seeded runs over random networks with TURN servers: every run connects, directly exactly where the rules allow it.
+
+3,000 seeds; every thirtieth runs on for 30 virtual minutes with data. The pacing is judged from the trace, which
+costs time: every fourth seed is traced. A failure names its seed: `run(SEED)` replays it, byte for byte.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import pytest
+
+from polynya.core.instants import SECOND, Instant
+from polynya.core.trace import TraceEvent, Tracer, TraceWriter
+from polynya.ice.events import AgentState
+from polynya.lab import Network
+from polynya.lab.exchange import Exchange, Peer
+from polynya.lab.exploring import Relayed, random_relayed
+from polynya.lab.invariants import disagreement, unpaced, violations
+
+SEEDS, SHARDS = 3000, 10
+LONG = 30
+"""Of so many seeds of a shard one goes on for half an hour."""
+TRACED = 4
+LOSSY = 100
+
+
+class Run:
+    """One seed: what was made, what came of it, and every fault."""
+
+    def __init__(self, seed: int, *, lossy: bool = False, trace: Tracer | None = None) -> None:
+        self.seed = seed
+        self.events: list[TraceEvent] = []
+        self.net = Network(seed, trace=trace or Tracer(None if seed % TRACED else self.events.append))
+        self.made: Relayed = random_relayed(self.net, lossy=lossy)
+        topology, configs = self.made.topology, self.made.configs
+        self.one, self.other = self.peers = (
+            Peer(self.net, topology.one, configs[0]),
+            Peer(self.net, topology.other, configs[1]),
+        )
+        self.faults: list[str] = []
+        self.connected = False
+        self.relayed = False
+
+    def play(self, *, minutes: int = 0) -> Run:
+        net, made = self.net, self.made
+        exchange = Exchange(net, *self.peers, delay=made.signaling_delay, jitter=made.signaling_jitter)
+        exchange.start(made.later)
+        net.run_until(lambda: self.one.settled and self.other.settled, Instant(120 * SECOND))
+        self.connected = all(peer.state is AgentState.COMPLETED for peer in self.peers)
+        if not self.connected:
+            self.fault(f"not connected: {[peer.state.value for peer in self.peers]}")
+        else:
+            if made.renomination:
+                net.run_for(5 * SECOND)  # for what is found after the first nomination
+            if why := disagreement(*self.peers):
+                self.fault(why)
+            self.relayed = any(pair.relayed for peer in self.peers if (pair := peer.selected) is not None)
+            self._talk(2)
+            if minutes:
+                self._go_on(minutes)
+        self._end()
+        return self
+
+    def fault(self, what: str) -> None:
+        self.faults.append(f"seed {self.seed}: {what} {self.made.description}")
+
+    def _talk(self, count: int) -> None:
+        """On a clean network every datagram arrives, once or (where the links say so) twice, in either order."""
+        before = [len(peer.received) for peer in self.peers]
+        sent = [b"%d of %d" % (number, self.net.now) for number in range(count)]
+        for data in sent:
+            for peer in self.peers:
+                peer.send(data)
+        self.net.run_for(2 * SECOND)
+        for peer, known in zip(self.peers, before, strict=True):
+            if {*peer.received[known:]} != {*sent}:
+                self.fault(f"{peer.name} got {len(peer.received) - known} of {count} datagrams at {self.net.now}")
+
+    def _go_on(self, minutes: int) -> None:
+        since = self.net.now
+        while self.net.now < since + minutes * 60 * SECOND:
+            self._talk(2)
+            self.net.run_for(28 * SECOND)
+        for peer in self.peers:
+            if peer.state is not AgentState.COMPLETED:
+                self.fault(f"{peer.name} is {peer.state.value} after {minutes} minutes")
+
+    def _end(self) -> None:
+        for peer in self.peers:
+            peer.close()
+        self.net.run_for(5 * SECOND)
+        for fault in (*violations(self.peers), *unpaced(self.events)):
+            self.fault(fault)
+
+
+def run(seed: int) -> Run:
+    return Run(seed).play(minutes=0 if seed // SHARDS % LONG else 30)
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_every_run_connects_directly_where_the_rules_allow_it_and_by_a_relay_elsewhere(shard: int) -> None:
+    faults: list[str] = []
+    outcomes: Counter[tuple[bool | None, bool]] = Counter()
+    for seed in range(shard, SEEDS, SHARDS):
+        made = run(seed)
+        expected = made.made.topology.expected
+        if made.connected and expected is not None and made.relayed is expected:
+            made.fault(f"{'relayed' if made.relayed else 'direct'}, against the rules")
+        outcomes[expected, made.relayed] += 1
+        faults += made.faults
+    assert faults == []
+    assert outcomes[True, False] > 100
+    assert outcomes[False, True] > 50
+    assert outcomes[None, True] > 0
+
+
+def test_with_loss_everything_still_holds_and_nearly_all_connect() -> None:
+    missed = 0
+    faults: list[str] = []
+    for seed in range(10_000, 10_000 + LOSSY):
+        made = Run(seed, lossy=True).play()
+        missed += not made.connected
+        faults += [fault for fault in made.faults if "not connected" not in fault and " datagrams at " not in fault]
+        if made.connected and made.made.topology.expected is False and not made.relayed:
+            faults.append(f"seed {seed}: direct, against the rules")
+    assert faults == []
+    assert missed <= LOSSY // 50
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    def trace(seed: int) -> str:
+        file = io.StringIO()
+        Run(seed, trace=Tracer(TraceWriter(file))).play()
+        return file.getvalue()
+
+    for seed in range(6):
+        assert trace(seed) == trace(seed)
+    assert trace(1) != trace(2)
+
+
+def test_a_run_ends_whatever_happens() -> None:
+    for seed in range(20):
+        made = Run(seed, trace=Tracer()).play()
+        assert all(peer.process is not None and not peer.process.sockets for peer in made.peers)
+        made.net.run_for(3 * 3600 * SECOND)
+        assert (seed, made.made.allocations) == (seed, 0)
+        assert (seed, made.net.clock.waiting) == (seed, 0)
