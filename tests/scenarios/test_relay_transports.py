@@ -160,6 +160,18 @@ def test_several_servers_are_asked_at_once_and_the_nearest_connects() -> None:
     assert scene.end() == []
 
 
+@pytest.mark.parametrize("uri", [UDP, TCP, TLS])
+def test_a_far_server_is_let_finish_though_a_near_one_has_answered_long_ago(uri: str) -> None:
+    """Four round trips of 0.6 s are more than the grace after the STUN server's answer: the only relay was given up."""
+    made = nats(CLOSED, CLOSED)
+    turn = turn_server(made.network, made.internet, delay=290 * MILLISECOND)
+    scene = Scene(made, servers=[uri], turn=turn)
+    assert scene.start()
+    assert scene.relayed
+    assert scene.talk(30)[0] >= 28
+    assert scene.end() == []
+
+
 def test_a_server_is_reached_by_ipv6_and_relays_ipv4() -> None:
     made = dual_stack(CLOSED)
     server = "turn:[2001:db8:100::9]"
