@@ -25,6 +25,7 @@ from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed, 
 from polynya.core.packets import Protocol as IpProtocol
 
 from . import sockets
+from .handshakes import Handshakes
 from .packet_trace import PacketTrace
 from .tally import Tally
 
@@ -232,6 +233,7 @@ class Listener:
         self._flow_ids = flow_ids
         self._server: asyncio.Server | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._handshakes: Handshakes | None = None
 
     def listen(self, request: Open, tls: TlsContexts) -> None:
         """Begin to listen; the end of it is `Opened`.
@@ -255,12 +257,14 @@ class Listener:
         if self.closed:
             sock.close()
             return
-        server = await loop.create_server(self._accept, sock=sock, ssl=context, backlog=BACKLOG)
-        self._server = server
-        if self._is_closed():
-            server.close()
+        if context is not None:
+            self._handshakes = Handshakes(sock, context, self._accept)
         else:
-            self._owner.opened(Opened(flow=self.flow, local=local), self._kind)
+            self._server = server = await loop.create_server(self._accept, sock=sock, backlog=BACKLOG)
+            if self._is_closed():
+                server.close()
+                return
+        self._owner.opened(Opened(flow=self.flow, local=local), self._kind)
 
     def _is_closed(self) -> bool:
         return self.closed  # which a call of `close` may have set while the loop was waited for
@@ -282,14 +286,18 @@ class Listener:
         self.closed = True
         if self._server is not None:
             self._server.close()
+        if self._handshakes is not None:
+            self._handshakes.close()
 
     def abort(self) -> None:
         self.close()
 
     async def wait_closed(self) -> None:
-        """Until the listening task is over."""
+        """Until the listening task and every handshake are over."""
         if self._opening is not None:
             await asyncio.wait([self._opening])
+        if self._handshakes is not None:
+            await self._handshakes.wait_closed()
 
 
 def make_stream_socket(request: Open, remote: Address | None) -> socket.socket:

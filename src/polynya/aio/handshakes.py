@@ -1,0 +1,88 @@
+"""A TLS listener's connections: accepted one by one, and their handshakes capped and timed.
+
+    accepted --too many handshakes are under way--> closed
+    accepted --> SHAKING --done in time--> the protocol's `connection_made`
+                 SHAKING --error, timeout, the listener closes--> closed
+
+So who connects and says nothing costs little, and is nobody that a machine hears of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+TIMEOUT: Final = 10.0
+"""Seconds for a handshake."""
+AT_ONCE: Final = 512
+"""Handshakes of one listener that may be under way."""
+PAUSE: Final = 0.2
+"""Seconds to wait when the system has nothing left to make a connection with."""
+_GONE_AGAIN: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
+
+
+class Handshakes:
+    """Accepts from a listening socket, which is its own from now on. `make` gives each connection's protocol."""
+
+    def __init__(self, listening: socket.socket, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol]) -> None:
+        self.refused = 0
+        """Connections that were one too many."""
+        self.closed = False
+        self._listening = listening
+        self._context = context
+        self._make = make
+        self._loop = asyncio.get_running_loop()
+        self._shaking: set[asyncio.Task[None]] = set()
+        self._accepting = self._loop.create_task(self._accept(), name="accept TLS connections")
+        self._accepting.add_done_callback(lambda _: listening.close())
+
+    def close(self) -> None:
+        """Accept no more and drop what is under way. Streams that were accepted live on."""
+        self.closed = True
+        self._accepting.cancel()
+        for task in self._shaking:
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Until nothing is under way."""
+        await asyncio.wait([self._accepting, *self._shaking])
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                accepted, _ = await self._loop.sock_accept(self._listening)
+            except OSError as error:
+                await asyncio.sleep(0 if error.errno in _GONE_AGAIN else PAUSE)
+                continue
+            if len(self._shaking) >= AT_ONCE:
+                self.refused += 1
+                accepted.close()
+                continue
+            self._begin(accepted)
+
+    def _begin(self, accepted: socket.socket) -> None:
+        begun = False
+
+        async def shake() -> None:
+            nonlocal begun
+            begun = True
+            try:
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await self._loop.connect_accepted_socket(
+                    self._make, accepted, ssl=self._context, ssl_handshake_timeout=TIMEOUT
+                )
+            except OSError:  # which SSLError and the timeout are, too; the loop has closed the socket
+                pass
+
+        def dispose(task: asyncio.Task[None]) -> None:
+            self._shaking.discard(task)
+            if not begun:  # cancelled before its first step
+                accepted.close()
+
+        task = self._loop.create_task(shake(), name="TLS handshake")
+        self._shaking.add(task)
+        task.add_done_callback(dispose)

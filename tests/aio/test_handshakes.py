@@ -1,0 +1,135 @@
+"""Connections to a TLS listener that do not get on with it: few, and not for long (security.md, line 4)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from polynya.aio import handshakes
+from polynya.aio.handshakes import Handshakes
+from tests.aio.conftest import Run
+from tests.interop.coturn import make_certificate
+
+
+class Heard(asyncio.Protocol):
+    """Sends back what it hears, and is counted."""
+
+    count = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        Heard.count += 1
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)  # type: ignore[attr-defined]
+
+
+class House:
+    """A TLS listener on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        make_certificate(folder / "cert.pem", folder / "key.pem")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+        self.trusting = ssl.create_default_context(cafile=folder / "cert.pem")
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        self.port = listening.getsockname()[1]
+        self.handshakes = Handshakes(listening, context, Heard)
+        Heard.count = 0
+
+    async def silent(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port)
+
+    async def echo(self) -> None:
+        reader, writer = await asyncio.open_connection("localhost", self.port, ssl=self.trusting, family=socket.AF_INET)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        writer.close()
+        await writer.wait_closed()
+
+    async def close(self) -> None:
+        self.handshakes.close()
+        await self.handshakes.wait_closed()
+        with pytest.raises(ConnectionRefusedError):
+            await self.silent()
+
+
+async def gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Until the other side has closed."""
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    writer.close()
+
+
+def test_who_shakes_hands_is_heard(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        await asyncio.gather(*(house.echo() for _ in range(5)))
+        assert Heard.count == 5
+        await house.close()
+
+    run(main())
+
+
+def test_who_says_nothing_or_nonsense_is_dropped_and_never_heard_of(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "TIMEOUT", 0.2)
+
+    async def main() -> None:
+        house = House(tmp_path)
+        silent, hostile = await house.silent(), await house.silent()
+        hostile[1].write(b"GET / HTTP/1.1\r\n\r\n")
+        await gone(*hostile)
+        await gone(*silent)
+        await house.echo()
+        assert Heard.count == 1
+        await house.close()
+
+    run(main())
+
+
+def test_only_so_many_may_be_half_open(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshakes, "AT_ONCE", 3)
+
+    async def main() -> None:
+        house = House(tmp_path)
+        first = [await house.silent() for _ in range(3)]
+        await gone(*await house.silent())
+        assert house.handshakes.refused == 1
+        for _, writer in first:
+            writer.close()
+        async with asyncio.timeout(5):
+            while Heard.count == 0:
+                try:
+                    await house.echo()
+                except (ConnectionError, asyncio.IncompleteReadError):
+                    await asyncio.sleep(0.01)
+        await house.close()
+
+    run(main())
+
+
+def test_closing_drops_what_is_half_open_and_lets_streams_live(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        house = House(tmp_path)
+        reader, writer = await asyncio.open_connection(
+            "localhost", house.port, ssl=house.trusting, family=socket.AF_INET
+        )
+        silent = await house.silent()
+        await asyncio.sleep(0.05)
+        unread = await house.silent()  # accepted by the system only
+        await house.close()
+        await gone(*silent)
+        await gone(*unread)
+        writer.write(b"still here")
+        assert await reader.readexactly(10) == b"still here"
+        writer.close()
+        await writer.wait_closed()
+
+    run(main())
