@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from polynya.core.instants import MILLISECOND
+from polynya.core.instants import MILLISECOND, SECOND
 from polynya.ice import (
     AgentState,
     Description,
     IceConfig,
     LocalCandidateAdded,
     LocalCandidatesEnded,
+    NominationPolicy,
     RemoteRevoked,
     Restarted,
     SelectedPairChanged,
@@ -101,6 +102,37 @@ def test_restarts_that_cross_end_on_one_generation(apart: int) -> None:
     world.later(apart * MILLISECOND, lambda: world.b.agent.restart(world.now) and None)
     assert settled(world)
     assert sum(len(side.of(Restarted)) for side in (world.a, world.b)) <= 4
+
+
+def test_descriptions_that_overtake_each_other_lose_no_nomination() -> None:
+    """Found by exploration (seed 34): the check that nominates came before its description, an older one in between."""
+    world = plain(signaling=1000 * MILLISECOND)
+    assert settled(world)
+    world.b.agent.restart(world.now)
+    world.run(0.877)
+    world.b.agent.restart(world.now)
+    assert settled(world)
+    assert generations(world) == (2, 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_role_that_changes_during_a_restart_does_not_stop_it(who: str, seed: int) -> None:
+    """Found by exploration (seeds 1467, 2234): all pairs had succeeded, and only old checks still told the role."""
+    slow = NominationPolicy(minimum=SECOND)
+    world = World(
+        seed, a=IceConfig(controlling=True, nomination=slow), b=IceConfig(controlling=False, nomination=slow)
+    )  # fmt: skip
+    world.a.host("192.168.0.1")
+    world.b.host("192.168.0.2")
+    assert settled(world)
+    world.b.agent.restart(world.now)
+    world.run(0.5)
+    assert world.a.agent.state is world.b.agent.state is AgentState.CONNECTED
+    side = world.a if who == "a" else world.b
+    side.agent.set_controlling(not side.agent.controlling, world.now)
+    assert settled(world, 40)
+    assert world.a.agent.controlling is not world.b.agent.controlling
 
 
 def test_restarts_before_anything_is_known_end_too() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
+from polynya.core.instants import MILLISECOND
 from polynya.ice import AgentState, IceConfig, RoleChanged
 from polynya.ice.roles import Conflict, Role
 from polynya.stun.attributes import ERROR_CODE, ICE_CONTROLLED, ICE_CONTROLLING
@@ -120,6 +122,43 @@ def test_a_487_that_comes_after_the_conflict_was_decided_does_not_undo_it() -> N
     world.later(0, lambda: world._arrive(held[0]))
     world.run(10)
     assert (world.a.agent.controlling, world.b.agent.controlling) == (False, True)
+    assert world.same_path()
+
+
+def test_a_487_counts_wherever_it_comes_from() -> None:
+    """A NAT that answers from another address must not hide the conflict: section 7.2.5.1 comes before 7.2.5.2.1.
+
+    Else both keep one role, if checks arrive one way only until the other side has learnt where they come from.
+    """
+    world = conflicting(True, "b")
+    world.blocked = lambda packet: (
+        packet.sender == "b" and (packet.message.cls is Class.REQUEST or packet.message.cls is Class.ERROR)
+    )
+    world.run(0.2)
+    refusal = next(packet for packet in world.packets if packet.sender == "b" and packet.message.cls is Class.ERROR)
+    elsewhere = replace(refusal, source=refusal.source.with_port(999))
+    world._arrive(elsewhere)
+    world.drain()
+    assert [event.reason for event in world.a.of(RoleChanged)] == ["the other side answered 487"]
+    world.blocked = lambda _: False
+    assert world.connect(5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("late", [0.0, 0.04, 0.06, 0.08, 0.2, 1.0])
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_a_role_that_changes_while_a_nomination_is_under_way_leaves_both_on_one_pair(
+    who: str, late: float, seed: int
+) -> None:
+    """Found by exploration (seed 12): one side took the pair as nominated, the other waited for a nomination."""
+    world = plain(seed, delay=20 * MILLISECOND)
+    world.run(late)
+    side = world.a if who == "a" else world.b
+    side.agent.set_controlling(not side.agent.controlling, world.now)
+    assert world.connect(30)
+    world.run(20)
+    assert world.a.agent.state is world.b.agent.state is AgentState.COMPLETED
+    assert world.a.agent.controlling is not world.b.agent.controlling
     assert world.same_path()
 
 

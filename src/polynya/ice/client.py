@@ -142,12 +142,13 @@ class CheckClient:
         check = transaction.context
         pair = check.pair
         if not message.verify(key):
-            error = message.get(ERROR_CODE)
-            if error is not None:
-                pair.hint(f"an unsigned answer {_phrase(error)}")
+            if (unsigned := message.get(ERROR_CODE)) is not None:
+                pair.hint(f"an unsigned answer {_phrase(unsigned)}")
             self._journal.dropped(received.remote, "an answer with wrong or no integrity", now, received.packet)
             return
-        if (received.flow, received.remote) != pair.path:
+        error = message.get(ERROR_CODE)
+        conflict = error is not None and error.code == ErrorCode.ROLE_CONFLICT
+        if (received.flow, received.remote) != pair.path and not conflict:  # whose turn it is, is said from anywhere
             self._journal.dropped(received.remote, "an answer from elsewhere than asked", now, received.packet)
             if not check.consent:  # section 7.2.5.2.1
                 self.transactions.drop(message.transaction_id)
@@ -163,7 +164,7 @@ class CheckClient:
             pair.rtt = transaction.rtt
             pair.rtt_total += transaction.rtt
         if message.cls is not Class.SUCCESS or mapped is None:
-            self._refused(check, message.get(ERROR_CODE), now, received.packet, on_conflict)
+            self._refused(check, error, now, received.packet, on_conflict)
             return
         if check.consent:
             pair.answered_at = now
@@ -174,7 +175,7 @@ class CheckClient:
         if check.nominate:
             pair.nominating = False
         self._verdicts.succeeded(pair, "its check was answered", now, received.packet)
-        if check.nominate and check.controlling and self._role.controlling:
+        if check.nominate and check.controlling:  # the other side has accepted it, whatever our role is by now
             self._verdicts.nominate(pair, "the check that nominates it was answered", now, check.nomination)
         elif pair.nominate_on_success and not self._role.controlling:
             self._verdicts.nominate(pair, "the other side had nominated it", now, pair.nomination)

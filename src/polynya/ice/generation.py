@@ -141,8 +141,7 @@ class Generation:
             self.add_remote(candidate, stream, now)
         early, self._early = self._early, ()
         for check, base in early:
-            if check.remote_ufrag == remote.ufrag:
-                self.heard(check, base, now)
+            self.heard(check, base, now)  # those of a description that is not here yet are kept on
 
     def succeed(self, old: Generation, *, same_side: bool) -> None:
         """Take over what came early, for a description that was not here yet.
@@ -228,8 +227,7 @@ class Generation:
         known = self.checklists.lists[base.stream].at(check.flow, check.remote)
         self.authenticated.add((check.flow, check.remote) if known is None else known.path, base)
         if self.remote is None or check.remote_ufrag != self.remote.ufrag:
-            if len(self._early) < EARLY_LIMIT and not any(known == check for known, _ in self._early):
-                self._early += ((check, base),)
+            self._keep(check, base)
             return
         pair = self._pair_of(check, base, now)
         if pair is None:
@@ -252,6 +250,16 @@ class Generation:
                 pair.nomination = max(pair.nomination, check.nomination)
         if not pair.revoked:
             self._trigger(pair, now, check.packet)
+
+    def _keep(self, check: InboundCheck, base: LocalCandidate) -> None:
+        """Keep a check until the description that its ufrag is of arrives; one a path, with all that it said."""
+        for known, _ in self._early:
+            if (known.flow, known.remote, known.remote_ufrag) == (check.flow, check.remote, check.remote_ufrag):
+                known.nominate |= check.nominate
+                known.nomination = max(known.nomination, check.nomination)
+                return
+        if len(self._early) < EARLY_LIMIT:
+            self._early += ((check, base),)
 
     def _pair_of(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> Pair | None:
         checklist = self.checklists.lists[base.stream]

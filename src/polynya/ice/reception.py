@@ -45,7 +45,11 @@ class Reception:
         switch_role: Callable[[str, Instant], None],
         now: Instant,
     ) -> None:
-        """Answer a Binding request. Checks of the previous generation are answered, and nothing follows from them."""
+        """Answer a Binding request. Checks of the previous generation say no more than the role of the other side.
+
+        A restart leaves roles as they are (section 9), and until the new generation has its pair, only the consent
+        checks of the old one may be left to show a conflict.
+        """
         message = received.message
         names = checks.username_of(message)
         old = previous is not None and names is not None and names[0] == previous.local.ufrag
@@ -61,16 +65,15 @@ class Reception:
                 self._journal.send(received.flow, received.remote, verdict.answer)
             return
         self._journal.count("checks received")
-        if not old:
-            # RFC 8445, 6.1.1: between two lite agents, and of a lite one, roles are not argued about
-            conflict = Conflict.NONE if generation.local.lite else self._role.judge(message)
-            if conflict is Conflict.REFUSE:
-                answer = checks.refuse(message, generation.credentials, ErrorCode.ROLE_CONFLICT)
-                self._journal.send(received.flow, received.remote, answer)
-                self._journal.dropped(received.remote, "a role conflict: it gives way", now, received.packet)
-                return
-            if conflict is Conflict.SWITCH:
-                switch_role("a role conflict: we give way", now)
+        # RFC 8445, 6.1.1: between two lite agents, and of a lite one, roles are not argued about
+        conflict = Conflict.NONE if generation.local.lite else self._role.judge(message)
+        if conflict is Conflict.REFUSE:
+            answer = checks.refuse(message, generation.credentials, ErrorCode.ROLE_CONFLICT)
+            self._journal.send(received.flow, received.remote, answer)
+            self._journal.dropped(received.remote, "a role conflict: it gives way", now, received.packet)
+            return
+        if conflict is Conflict.SWITCH:
+            switch_role("a role conflict: we give way", now)
         self._journal.send(received.flow, received.remote, checks.accept(received, generation.credentials))
         if not old:
             generation.heard(verdict, base, now)
