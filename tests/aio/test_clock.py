@@ -24,8 +24,8 @@ def test_all_drivers_of_a_loop_share_one_watch_and_it_rests_when_the_last_leaves
         watch = clock.watch(loop)
         assert clock.watch(loop) is watch
         one, two = object(), object()
-        watch.subscribe(one, lambda: None)
-        watch.subscribe(two, lambda: None)
+        watch.subscribe(one, lambda _: None)
+        watch.subscribe(two, lambda _: None)
         watch.unsubscribe(one)
         assert clock.watch(loop) is watch
         watch.unsubscribe(two)
@@ -41,8 +41,8 @@ def test_a_jump_is_told_to_every_subscriber_once(run: Run, monkeypatch: pytest.M
         real, told = clock.now, []
         watch = clock.JumpWatch(asyncio.get_running_loop())
         heard = asyncio.Event()
-        watch.subscribe("one", lambda: told.append("one"))
-        watch.subscribe("two", lambda: (told.append("two"), heard.set()))
+        watch.subscribe("one", lambda _: told.append("one"))
+        watch.subscribe("two", lambda _: (told.append("two"), heard.set()))
         monkeypatch.setattr(clock, "now", lambda: Instant(real() + 60 * SECOND))
         await heard.wait()
         await asyncio.sleep(0.03)

@@ -188,7 +188,7 @@ def test_a_nomination_sets_aside_what_is_open_for_its_component_only(make: Make)
     lists.lists[0].trigger(other)
     lists.set_aside(chosen, NOW, higher_stays=False)
     assert (other.state, elsewhere.state) == (PairState.FROZEN, PairState.WAITING)
-    assert lists.lists[0].triggered == []
+    assert lists.lists[0].triggered == ()
     assert lists.next_check(NOW) == (elsewhere, False)
 
 

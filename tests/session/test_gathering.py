@@ -259,7 +259,7 @@ def test_a_new_interface_is_gathered_on_and_the_agent_restarts(bench) -> None:
 def test_an_address_that_is_gone_takes_its_socket_along(bench) -> None:
     b = bench()
     b.start(ETH0, WLAN0)
-    [eth_flow, _] = b.session.gathering.bases
+    eth_flow = b.session.gathering.bases[0].flow
     assert b.session.interfaces_changed(InterfacesChanged(interfaces=(WLAN0,)), b.now)
     b.drain()
     assert b.take(Close) == [Close(flow=eth_flow)]

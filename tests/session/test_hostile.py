@@ -38,7 +38,7 @@ def test_hostile_packets_neither_raise_nor_end_a_connection(policy: Policy) -> N
 
     chance, fuzzer = random.Random(11), Fuzzer(11)
     session = one.session
-    flows = [*session.gathering.bases, *(pair.flow for pair in session.agent.pairs())]
+    flows = [*(base.flow for base in session.gathering.bases), *(pair.flow for pair in session.agent.pairs())]
     remotes = [pair.remote_address for pair in session.agent.pairs()]
     remotes += [Address("203.0.113.9", 3478), Address("203.0.113.1", 3478), Address("192.0.2.66", 6666)]
     for _ in range(CASES):

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, Literal
 
@@ -15,7 +16,7 @@ from polynya.core.flows import FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
-from polynya.ice.candidates import Candidate
+from polynya.ice.candidates import Candidate, LocalCandidate
 from polynya.ice.config import IceConfig
 from polynya.ice.description import Description
 from polynya.ice.events import (
@@ -58,6 +59,12 @@ AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
 
 _ICE: Final = {controlling: IceConfig(controlling=controlling) for controlling in (True, False)}
 """The usual options; agents share them."""
+
+
+@lru_cache(maxsize=16)
+def _shared(config: SessionConfig) -> SessionConfig:
+    """Agents with equal options share them. Not for those that hold a password."""
+    return config
 
 
 class Agent:
@@ -132,13 +139,15 @@ class Agent:
             loopback=loopback,
             ports=ports,
         )
+        if not turn_servers:
+            config = _shared(config)
         flow_ids = FlowIds()
         self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
         self._trace = trace
         self._capture = capture
         self._driver: Driver[Session] | None = None
-        self._candidates: tuple[tuple[int, Candidate], ...] = ()
+        self._candidates: tuple[LocalCandidate, ...] = ()
         # Few entries or none at all for most agents: tuples and shared empty mappings, replaced when they change.
         self._connections: tuple[Connection, ...] = ()
         self._relayed: Mapping[tuple[int, int], RelayedPath] = NOTHING
@@ -222,9 +231,9 @@ class Agent:
                 told, generation = 0, self.description.generation
             while told < len(self._candidates):
                 told += 1
-                of, candidate = self._candidates[told - 1]
-                if of == stream:
-                    yield candidate
+                local = self._candidates[told - 1]
+                if local.stream == stream:
+                    yield local.candidate
             if self._closed or self.gathering_state is GatheringState.COMPLETE:
                 return
             await self._changed()
@@ -337,7 +346,7 @@ class Agent:
     def _on_event(self, event: SessionEvent) -> None:
         match event:
             case DataReceived():
-                self._connection(event.stream, event.component)._deliver(event.data)
+                self._connection(event.stream, event.component).deliver(event.data)
                 return
             case CredentialsWanted():
                 self._renew(event)
@@ -345,10 +354,10 @@ class Agent:
                 self._candidates = ()
                 self._failure = None
             case LocalCandidateAdded():
-                self._candidates += ((event.local.stream, event.candidate),)
+                self._candidates += (event.local,)
             case RemoteAuthenticated():
                 connection = self._connection(event.stream, event.component)
-                self._running().accept_data(event.flow, event.remote, connection._deliver)
+                self._running().accept_data(event.flow, event.remote, connection.deliver)
             case RemoteRevoked():
                 if self._driver is not None:
                     self._driver.refuse_data(event.flow, event.remote)
@@ -379,7 +388,7 @@ class Agent:
                 self._running(),
                 pair.flow,
                 pair.remote_address,
-                connection._deliver,
+                connection.deliver,
                 stream=event.stream,
                 component=event.component,
             )

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from polynya.core.instants import MILLISECOND, SECOND, Instant
+
+WhoT = TypeVar("WhoT")
 
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at the clocks."""
@@ -38,12 +40,12 @@ class JumpWatch:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers: dict[Any, Callable[[Any], None]] = {}
         self._handle: asyncio.TimerHandle | None = None
         self._offset = 0
 
-    def subscribe(self, who: object, on_jump: Callable[[], None]) -> None:
-        """Call `on_jump` after every jump until `who` unsubscribes."""
+    def subscribe(self, who: WhoT, on_jump: Callable[[WhoT], None]) -> None:
+        """Call `on_jump(who)` after every jump until `who` unsubscribes."""
         self._subscribers[who] = on_jump
         if self._handle is None:
             self._offset = self._measure()
@@ -65,8 +67,8 @@ class JumpWatch:
         jumped, self._offset = abs(offset - self._offset) > JUMP, offset
         self._handle = self._loop.call_later(LOOK_INTERVAL, self._look)
         if jumped:
-            for on_jump in list(self._subscribers.values()):
-                on_jump()
+            for who, on_jump in list(self._subscribers.items()):
+                on_jump(who)
 
 
 def watch(loop: asyncio.AbstractEventLoop) -> JumpWatch:

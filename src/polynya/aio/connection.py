@@ -77,6 +77,7 @@ class Connection:
         "datagrams_dropped",
         "datagrams_received",
         "datagrams_sent",
+        "deliver",
         "owner",
         "stream",
     )
@@ -104,6 +105,8 @@ class Connection:
         self.owner = owner
         """Its agent; who puts another in place is told of the end instead."""
         self._closed: str | None = None
+        self.deliver = self._deliver
+        """For whatever data arrives; made once, as it is kept wherever data may come from."""
 
     # ---------------------------------------------------------------------------------------------------------- data
 

@@ -100,7 +100,7 @@ class Driver(Generic[MachineT]):
             trace=PacketTrace(trace, capture) if trace.enabled else None,
         )
         self._watch = clock.watch(self._loop)
-        self._watch.subscribe(self, self._on_jump)
+        self._watch.subscribe(self, Driver._on_jump)
 
     # ------------------------------------------------------------------------------------------- user
 

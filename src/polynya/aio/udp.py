@@ -255,7 +255,7 @@ class UdpSocket:
 
     def sender(self, remote: Address) -> SendData:
         """A function that sends data to `remote` and says whether the system took it."""
-        return Sender(self, remote, self._name(remote)).send
+        return Sender(self, remote, self._name(remote))
 
     def _transmit(self, data: bytes, remote: Address, ip: IpFields | None) -> bool:
         try:
@@ -327,7 +327,7 @@ class Sender:
         self._remote = remote
         self._name = name
 
-    def send(self, data: bytes) -> bool:
+    def __call__(self, data: bytes) -> bool:
         """Send `data` now; whether the system took it."""
         carrier = self._carrier
         owner = carrier.owner

@@ -45,22 +45,25 @@ class ChecklistState(Enum):
 class Checklist:
     """The pairs of one stream."""
 
-    __slots__ = ("_by_path", "components", "pairs", "remotes", "state", "stream", "triggered", "upgrades")
+    __slots__ = ("components", "pairs", "remotes", "state", "stream", "triggered", "upgrades")
 
     def __init__(self, stream: int, components: int) -> None:
         self.stream = stream
         self.components = components
         self.state = ChecklistState.RUNNING
         self.pairs: list[Pair] = []
-        self.triggered: list[Pair] = []
+        self.triggered: tuple[Pair, ...] = ()
         self.remotes: list[Candidate] = []
         self.upgrades = False
         """Pairs better than the nominated one are checked on: both sides have signalled `renomination`."""
-        self._by_path: dict[tuple[Flow, Address], Pair] = {}
 
     def at(self, flow: Flow, remote: Address) -> Pair | None:
         """The pair of a path."""
-        return self._by_path.get((flow, remote))
+        path = (flow, remote)
+        for pair in self.pairs:
+            if pair.path == path:
+                return pair
+        return None
 
     def remote_at(self, component: int, address: Address) -> Candidate | None:
         """The remote candidate of an address (without zone)."""
@@ -84,22 +87,24 @@ class Checklist:
     def trigger(self, pair: Pair) -> None:
         """Queue a triggered check; a pair is queued once (RFC 8445, section 6.1.4.1)."""
         if pair not in self.triggered:
-            self.triggered.append(pair)
+            self.triggered += (pair,)
+
+    def untrigger(self, pair: Pair) -> None:
+        """A pair needs no triggered check (any more)."""
+        if pair in self.triggered:
+            self.triggered = tuple(other for other in self.triggered if other is not pair)
 
     def next_triggered(self) -> Pair | None:
         """The first triggered check that can be sent."""
         return next((pair for pair in self.triggered if not pair.gated), None)
 
     def add(self, pair: Pair) -> None:
-        self._by_path[pair.path] = pair
         self.pairs.append(pair)
         self.sort()
 
     def remove(self, pair: Pair) -> None:
-        del self._by_path[pair.path]
         self.pairs.remove(pair)
-        if pair in self.triggered:
-            self.triggered.remove(pair)
+        self.untrigger(pair)
 
     def sort(self) -> None:
         self.pairs.sort(key=_rank)
@@ -220,7 +225,7 @@ class ChecklistSet:
             self._turn = (self._turn + 1) % len(self.lists)
             pair = checklist.next_triggered()
             if pair is not None:
-                checklist.triggered.remove(pair)
+                checklist.untrigger(pair)
                 return pair, True
             pair = self._best(checklist)
             if pair is not None:
@@ -277,8 +282,7 @@ class ChecklistSet:
                 and pair.state in _ACTIVE
                 and (not higher_stays or pair.priority < nominated.priority)
             ):
-                if pair in checklist.triggered:
-                    checklist.triggered.remove(pair)
+                checklist.untrigger(pair)
                 self.journal.move(pair, PairEvent.SET_ASIDE, f"not needed: pair {nominated.id} was nominated", now)
 
 

@@ -81,20 +81,22 @@ class Refusal:
 class Credentials:
     """The keys of one generation. Ours are there from the start, the other side's come with its description."""
 
-    __slots__ = ("local_key", "local_ufrag", "remote_key", "remote_ufrag", "username")
+    __slots__ = ("local_key", "local_ufrag", "remote_key", "remote_ufrag")
 
     def __init__(self, local: Description) -> None:
         self.local_ufrag = local.ufrag
         self.local_key = IntegrityKey.short_term(local.password)
         self.remote_ufrag: str | None = None
         self.remote_key: IntegrityKey | None = None
-        self.username = ""
+
+    @property
+    def username(self) -> str:
         """What our requests say: the other side's ufrag, a colon, ours (section 7.2.2)."""
+        return f"{self.remote_ufrag}:{self.local_ufrag}"
 
     def set_remote(self, remote: Description) -> None:
         self.remote_ufrag = remote.ufrag
         self.remote_key = IntegrityKey.short_term(remote.password)
-        self.username = f"{remote.ufrag}:{self.local_ufrag}"
 
 
 def reflexive_priority(pair: Pair) -> int:

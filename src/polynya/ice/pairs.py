@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from polynya.core.addresses import Address
@@ -132,7 +133,7 @@ class Pair:
         self.component = local.component
         self.path: tuple[Flow, Address] = (local.flow, address)
         """Where packets go: the flow, and the remote address with the zone that the flow needs."""
-        self.foundation = (local.candidate.foundation, remote.foundation)
+        self.foundation = _foundation(local.candidate.foundation, remote.foundation)
         self.priority = 0
         self.valid_priority = 0
         self.state = PairState.FROZEN
@@ -234,7 +235,7 @@ class Pair:
     def readopt(self, remote: Candidate) -> None:
         """The other side has signalled the candidate that we had learnt: everything else is kept."""
         self.remote = remote
-        self.foundation = (self.local.candidate.foundation, remote.foundation)
+        self.foundation = _foundation(self.local.candidate.foundation, remote.foundation)
 
     def view(self, *, selected: bool = False) -> PairView:
         return PairView(
@@ -256,6 +257,12 @@ class Pair:
             rtt=self.rtt,
             reason=self.reason,
         )
+
+
+@lru_cache(maxsize=256)
+def _foundation(ours: str, theirs: str) -> tuple[str, str]:
+    """The foundation of a pair: few differ, so they are shared."""
+    return ours, theirs
 
 
 def _priority(ours: int, theirs: int, controlling: bool) -> int:

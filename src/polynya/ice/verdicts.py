@@ -6,6 +6,9 @@ comes with its reason; the journal tells it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from polynya.core.empty import NOTHING
 from polynya.core.instants import Instant
 from polynya.stun.transactions import Transactions
 
@@ -28,8 +31,8 @@ class Verdicts:
         self._transactions = transactions
         self._role = role
         self._journal = journal
-        self._nominations: dict[tuple[int, int], int] = {}
-        """The number of the last nomination, by stream and component."""
+        self._nominations: Mapping[tuple[int, int], int] = NOTHING
+        """The number of the last nomination, by stream and component, where such numbers are in use."""
         self.aggressive = False
         """The other side may nominate aggressively: it does not speak RFC 8445."""
         self.renomination = False
@@ -43,8 +46,7 @@ class Verdicts:
         pair.prioritise(self._role.controlling)
         checklist = self._checklists.lists[pair.stream]
         if not pair.nominating:  # else what is queued or under way is the check that nominates it
-            if pair in checklist.triggered:
-                checklist.triggered.remove(pair)
+            checklist.untrigger(pair)
             self._stop(pair, now)
         self._journal.move(pair, PairEvent.ANSWERED, reason, now, packet)
         if not pair.valid:
@@ -86,7 +88,8 @@ class Verdicts:
             key = (pair.stream, pair.component)
             if number < self._nominations.get(key, 0) or (pair.nominated and number == pair.nominated_order):
                 return
-            self._nominations[key] = pair.nominated_order = number
+            self._nominations = {**self._nominations, key: number}
+            pair.nominated_order = number
             for other in self._checklists.lists[pair.stream].of(pair.component):
                 if other is not pair and other.nominated:
                     self._journal.flag(other, f"pair {pair.id} was nominated in its place", now, nominated=False)
@@ -104,8 +107,10 @@ class Verdicts:
 
     def _count(self, pair: Pair) -> int:
         key = (pair.stream, pair.component)
-        self._nominations[key] = self._nominations.get(key, 0) + 1
-        return self._nominations[key]
+        if self.renomination:
+            self._nominations = {**self._nominations, key: self._nominations.get(key, 0) + 1}
+            return self._nominations[key]
+        return 1 + max(other.nominated_order for other in self._checklists.lists[pair.stream].of(pair.component))
 
     def chosen(self, stream: int, component: int) -> Pair | None:
         """The nominated pair that counts.
@@ -123,8 +128,7 @@ class Verdicts:
         """A pair does not work (any more)."""
         reason = pair.explain(reason)
         checklist = self._checklists.lists[pair.stream]
-        if pair in checklist.triggered:
-            checklist.triggered.remove(pair)
+        checklist.untrigger(pair)
         if pair.transaction is not None:
             self._transactions.drop(pair.transaction)
             pair.transaction = None
@@ -138,10 +142,17 @@ class Verdicts:
         self.fail(pair, reason, now)
 
     def role_changed(self) -> None:
-        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make."""
-        self._checklists.prioritise(self._role.controlling)
+        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make.
+
+        Whoever controls from now on repeats the nomination that holds here: the other side may not know of it.
+        """
+        controlling = self._role.controlling
+        self._checklists.prioritise(controlling)
         for pair in self._checklists:
-            pair.nominating = pair.nominate_on_success = False
+            pair.nominate_on_success = False
+            pair.nominating = controlling and pair is self.chosen(pair.stream, pair.component)
+            if pair.nominating:
+                self._checklists.lists[pair.stream].trigger(pair)
 
     def _stop(self, pair: Pair, now: Instant) -> None:
         """Resend the pair's check no more; an answer still counts."""

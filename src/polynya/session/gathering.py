@@ -8,7 +8,7 @@
 Servers are asked at the pace of the process (RFC 8445, section 14), in parallel, and none is waited for: candidates are
 told as they come. One answer starts a grace period for the others; with no answer at all gathering ends after a
 patience, so that an interface whose packets vanish (a VPN, a bridge) delays no one (aiortc/aiortc#1183). A TURN server
-that has answered, and has not allocated yet, has until the patience ends.
+that has answered and has not allocated yet, or is reached by a stream, has until the patience ends.
 
 Until a pair is nominated a mapping must outlive the wait for the other side: a Binding indication to the server keeps
 it open (RFC 8445, sections 5.1.1.4 and 11).
@@ -162,7 +162,7 @@ class Gathering:
         self.state = GatheringState.NEW
         self.answers: tuple[ServerAnswer, ...] = ()
         self.refused: tuple[Refused, ...] = ()
-        self.bases: dict[Flow, Base] = {}
+        self.bases: tuple[Base, ...] = ()
         self._config = config
         self._random = random
         self._pacer = pacer
@@ -185,8 +185,8 @@ class Gathering:
         self._opening: Mapping[Flow, tuple[HostAddress, int, int]] = NOTHING
         self._resolving: Mapping[Resolve, StunUri] = NOTHING
         self._servers: Mapping[Address, str] = NOTHING
-        self._outputs: list[Output] = []
-        self._events: list[GatheringEvent] = []
+        self._outputs: tuple[Output, ...] = ()
+        self._events: tuple[GatheringEvent, ...] = ()
 
     # -------------------------------------------------------------------------------------------------------- calls
 
@@ -199,7 +199,7 @@ class Gathering:
         self._open(chosen)
         queries = {Resolve(name=uri.host, token=token): uri for token, uri in enumerate(self._config.stun_servers)}
         self._resolving = queries or NOTHING
-        self._outputs += queries
+        self._outputs += tuple(queries)
         self.relays.start(now)
         self._await(now)
         self._finish_if_done(now)
@@ -212,11 +212,9 @@ class Gathering:
         if self.state is GatheringState.NEW:
             raise RuntimeError("gathering has not been started")
         chosen, self.refused = choose_addresses(interfaces.interfaces, self._config)
-        standing = [base.host.address for base in self.bases.values()] + [
-            host[0].address for host in self._opening.values()
-        ]
+        standing = [base.host.address for base in self.bases] + [host[0].address for host in self._opening.values()]
         addresses = [host.address for host in chosen]
-        gone = [flow for flow, base in self.bases.items() if base.host.address not in addresses]
+        gone = [base.flow for base in self.bases if base.host.address not in addresses]
         new = [host for host in chosen if host.address not in standing]
         if not gone and not new:
             return None
@@ -224,13 +222,13 @@ class Gathering:
             GatheringState.GATHERING, f"{len(new)} local addresses are new, {len(gone)} sockets lost theirs", now
         )
         for flow in gone:
-            self._outputs.append(Close(flow=flow))
+            self._outputs += (Close(flow=flow),)
             if self._questions is not None:
                 self._questions.forget(flow)
             self.relays.remove_base(flow, "its address is gone from this host")
-            del self.bases[flow]
+        self.bases = tuple(base for base in self.bases if base.flow not in gone)
         self._open(new)
-        for base in self.bases.values():
+        for base in self.bases:
             self._ask_all(base, now)
         self._await(now)
         self._finish_if_done(now)
@@ -243,11 +241,12 @@ class Gathering:
 
     def close(self, now: Instant) -> None:
         """Free every relay, close every socket and forget every question."""
-        self._outputs = self.relays.close(now)
+        self._outputs = tuple(self.relays.close(now))
         self._deadline = self._questions = None
-        self._outputs += [Close(flow=flow) for flow in (*self._opening, *self.bases)]
+        flows = (*self._opening, *(base.flow for base in self.bases))
+        self._outputs += tuple(Close(flow=flow) for flow in flows)
         self._resolving = self._opening = NOTHING
-        self.bases.clear()
+        self.bases = ()
 
     def set_credentials(self, server: RelayServer, now: Instant) -> None:
         """Use these for the TURN server of the same URI from now on."""
@@ -269,6 +268,10 @@ class Gathering:
         self.relays.bind(flow, peer, now)
         self._collect(now)
 
+    def base(self, flow: Flow) -> Base | None:
+        """The base that a flow is, if it is one."""
+        return next((base for base in self.bases if base.flow == flow), None)
+
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` belongs to a question asked here."""
         asked = self._questions is not None and self._questions.expects(flow, remote)
@@ -289,7 +292,7 @@ class Gathering:
                 self._collect(now)
             case Opened() if input.flow in self._opening:
                 self._base_opened(input, now)
-            case Closed() if input.flow in self._opening or input.flow in self.bases:
+            case Closed() if input.flow in self._opening or self.base(input.flow) is not None:
                 self._base_failed(input, now)
             case Resolved() if input.query in self._resolving:
                 self._resolved(input, now)
@@ -322,7 +325,7 @@ class Gathering:
         return bool(self._events)
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
+        drained, self._outputs = list(self._outputs), ()
         if self._questions is not None:
             drained += self._questions.outputs()
             if self._questions.idle:
@@ -331,7 +334,7 @@ class Gathering:
         return drained
 
     def events(self) -> list[GatheringEvent]:
-        drained, self._events = self._events, []
+        drained, self._events = list(self._events), ()
         return drained
 
     # --------------------------------------------------------------------------------------------- bases and servers
@@ -342,9 +345,8 @@ class Gathering:
             for stream, component in self._components():
                 flow = self._flow_ids.new()
                 self._opening = {**self._opening, flow: (host, stream, component)}
-                self._outputs.append(
-                    Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports)
-                )
+                opening = Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports)
+                self._outputs += (opening,)
 
     def _components(self) -> Iterator[tuple[int, int]]:
         for stream, count in enumerate(self._config.ice.components):
@@ -362,8 +364,8 @@ class Gathering:
             return
         host, stream, component = opening
         base = Base(flow=opened.flow, host=host, local=opened.local, stream=stream, component=component)
-        self.bases[opened.flow] = base
-        self._events.append(BaseOpened(base=base))
+        self.bases += (base,)
+        self._events += (BaseOpened(base=base),)
         self._ask_all(base, now)
         self.relays.add_base(base, now)
         self._collect(now)
@@ -371,7 +373,8 @@ class Gathering:
 
     def _base_failed(self, closed: Closed, now: Instant) -> None:
         opening = self._take_opening(closed.flow)
-        base = self.bases.pop(closed.flow, None)
+        base = self.base(closed.flow)
+        self.bases = tuple(other for other in self.bases if other is not base)
         host = opening[0] if opening is not None else base.host if base is not None else None
         if host is None:
             return
@@ -398,7 +401,7 @@ class Gathering:
                 continue
             families.add(server.family)
             self._servers = {**self._servers, server: str(uri)}
-            for base in self.bases.values():
+            for base in self.bases:
                 self._ask(base, server, now)
         self._finish_if_done(now)
 
@@ -435,7 +438,7 @@ class Gathering:
             self.answers += (ServerAnswer(server=event.server, base=base, reason=event.reason),)
             self._trace(now, "server", event.reason, server=event.server, state="failed")
         else:
-            self._events.append(event)
+            self._events += (event,)
         if isinstance(event, CredentialsWanted):
             self.answers += (ServerAnswer(server=str(event.server.uri), reason=event.reason),)
             self._trace(now, "server", event.reason, server=str(event.server.uri), state="credentials wanted")
@@ -455,7 +458,7 @@ class Gathering:
         self._finish_if_done(now)
 
     def _answered(self, ended: ProbeEnded, questions: Questions, now: Instant) -> None:
-        base = self.bases.get(ended.flow)
+        base = self.base(ended.flow)
         if base is None:
             return
         answer = ServerAnswer(
@@ -465,7 +468,7 @@ class Gathering:
         state = "answered" if ended.mapped else "failed"
         self._trace(now, "server", ended.reason, server=str(ended.server), state=state, base=str(base.local))
         if ended.mapped is not None and self.state is GatheringState.GATHERING:
-            self._events.append(MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server))
+            self._events += (MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server),)
             if ended.mapped != base.local:
                 questions.keep(ended.flow, ended.server, now)
             self._grant_grace(now)
@@ -488,7 +491,7 @@ class Gathering:
         since = "gathering began" if timer is _Wait.PATIENCE else "the last answer came"
         self._deadline = None
         for flow, server in [] if self._questions is None else self._questions.abandon():
-            if (base := self.bases.get(flow)) is not None:
+            if (base := self.base(flow)) is not None:
                 reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
                 self.answers += (ServerAnswer(server=str(server), base=base.local, reason=reason),)
         patient = timer is _Wait.GRACE and now < self._patient_until
@@ -503,7 +506,7 @@ class Gathering:
 
     def _abandon_opening(self) -> None:
         for flow, (host, _, _) in self._opening.items():
-            self._outputs.append(Close(flow=flow))
+            self._outputs += (Close(flow=flow),)
             refusal = Refused(
                 interface=host.interface, host=host.address.host, reason="its socket was not opened in time"
             )
@@ -522,4 +525,4 @@ class Gathering:
     def _change(self, new: GatheringState, reason: str, now: Instant) -> None:
         old, self.state = self.state, new
         self._trace(now, "gathering", reason, old=old.value, new=new.value)
-        self._events.append(GatheringStateChanged(old=old, new=new, reason=reason))
+        self._events += (GatheringStateChanged(old=old, new=new, reason=reason),)

@@ -56,7 +56,7 @@ class SessionConfig:
     """Whether loopback addresses are gathered; they connect programs on one host and no others."""
     ports: tuple[int, int] | None = None
     """The lowest and highest local port that may be used; any port when it is None."""
-    external: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    external: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
     """Local host to external one, of NATs that map 1:1 with the same ports: candidates without asking a server."""
     addresses_per_interface: int = 3
     """How many IPv6 addresses of one interface are gathered (RFC 8421, section 4 asks to bound them)."""

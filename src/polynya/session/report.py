@@ -28,9 +28,7 @@ def session_report(gathering: Gathering, agent: IceAgent) -> SessionReport:
     data = {
         "gathering": {
             "state": gathering.state.value,
-            "sockets": [
-                {"interface": base.host.interface, "local": str(base.local)} for base in gathering.bases.values()
-            ],
+            "sockets": [{"interface": base.host.interface, "local": str(base.local)} for base in gathering.bases],
             "refused": [{"interface": no.interface, "host": no.host, "reason": no.reason} for no in gathering.refused],
             "servers": [_answer(answer) for answer in gathering.answers],
         },

@@ -97,8 +97,8 @@ class Session:
         self.agent = IceAgent(config.ice, random=random, pacer=pacer, trace=trace.of("ice"))
         self.gathering = Gathering(config, random=random, pacer=pacer, flow_ids=flow_ids, trace=trace.of("gathering"))
         self._trace = trace.of("session")
-        self._outputs: list[Output] = []
-        self._events: list[SessionEvent] = []
+        self._outputs: tuple[Output, ...] = ()
+        self._events: tuple[SessionEvent, ...] = ()
 
     # -------------------------------------------------------------------------------------------------------- calls
 
@@ -160,16 +160,16 @@ class Session:
         output = Send(flow, remote, data)
         if self.gathering.relays.owns(flow):
             self.gathering.relays.send(output, now)
-            self._outputs += self.gathering.outputs()
+            self._outputs += tuple(self.gathering.outputs())
         else:
-            self._outputs.append(output)
+            self._outputs += (output,)
         return True
 
     def close(self, now: Instant) -> None:
         """End the agent and close every flow. Nothing leaves after the outputs of this call."""
         self.agent.close(now)
         self._collect(now)
-        self._outputs = [output for output in self._outputs if not isinstance(output, Send)]
+        self._outputs = tuple(output for output in self._outputs if not isinstance(output, Send))
         self.gathering.close(now)
         self._collect(now)
 
@@ -212,11 +212,11 @@ class Session:
         return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
+        drained, self._outputs = list(self._outputs), ()
         return drained
 
     def events(self) -> list[SessionEvent]:
-        drained, self._events = self._events, []
+        drained, self._events = list(self._events), ()
         return drained
 
     # ------------------------------------------------------------------------------------------------------ packets
@@ -255,7 +255,7 @@ class Session:
         if self._trace.enabled:
             remote = str(datagram.remote)
             self._trace(now, "data", "received", flow=datagram.flow.id, remote=remote, length=len(datagram.data))
-        self._events.append(DataReceived(*place, datagram.data))
+        self._events += (DataReceived(*place, datagram.data),)
 
     def _drop(self, count: str, datagram: Datagram, reason: str, now: Instant) -> None:
         self.counters = {**self.counters, count: self.counters.get(count, 0) + 1}
@@ -291,20 +291,20 @@ class Session:
                 case PathRefused():
                     self.agent.path_refused(found.flow, found.host, found.reason, now)
                 case CredentialsWanted():
-                    self._events.append(found)
+                    self._events += (found,)
                 case GatheringStateChanged():
-                    self._events.append(found)
+                    self._events += (found,)
                     if found.new is GatheringState.COMPLETE:
                         self.agent.end_of_local_candidates(now)
         for event in self.agent.events():
             self._note(event, now)
-            self._events.append(event)
+            self._events += (event,)
         for output in self.agent.outputs():
             if isinstance(output, Send) and self.gathering.relays.owns(output.flow):
                 self.gathering.relays.send(output, now)
             else:
-                self._outputs.append(output)
-        self._outputs += self.gathering.outputs()
+                self._outputs += (output,)
+        self._outputs += tuple(self.gathering.outputs())
 
     def _add_host(self, base: Base, now: Instant) -> None:
         gathered = Gathered(
@@ -324,7 +324,7 @@ class Session:
             self._add_reflexive(base, Address(external, base.local.port), "nat-1to1", now)
 
     def _add_mapping(self, found: MappingFound, now: Instant) -> None:
-        base = self.gathering.bases.get(found.flow)
+        base = self.gathering.base(found.flow)
         if base is not None and self.config.policy is not Policy.RELAY:
             self._add_reflexive(base, found.mapped, str(found.server), now)
 
