@@ -6,9 +6,9 @@ import pytest
 
 from polynya.core.addresses import Address
 from polynya.stun import attributes as a
+from polynya.stun.budget import Budget, source_of
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
-from polynya.turn.server.budget import Budget, source_of
 from polynya.turn.server.config import Limits
 from tests.turn.server.harness import CLIENT, OTHER, Person, Table, code, config
 

@@ -11,7 +11,7 @@ from typing import Final
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.signaling.messages import IceServer
-from polynya.turn.server.budget import source_of
+from polynya.stun.budget import source_of
 from polynya.turn.server.users import time_limited_password
 
 from .config import TlsFiles, TurnOptions

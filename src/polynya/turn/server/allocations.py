@@ -14,8 +14,8 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.instants import Instant
 from polynya.core.timers import Timers
+from polynya.stun.budget import source_of
 
-from .budget import source_of
 from .commands import Client, Peer, Relay, Traffic
 from .config import RelayHost, TurnConfig
 from .ports import RelayPorts

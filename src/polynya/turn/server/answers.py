@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 from polynya.core.instants import Instant
+from polynya.stun.budget import Budget, source_of
 from polynya.stun.message import Message
 
 from .authentication import Authenticator, Denied
-from .budget import Budget, source_of
 from .commands import Client
 from .config import Limits
 from .events import RequestRefused

@@ -28,6 +28,7 @@ from polynya.core.machine import Close, Closed, Counters, Datagram, Opened, Send
 from polynya.core.machine import Input as CoreInput
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.attributes import UNKNOWN_ATTRIBUTES
+from polynya.stun.budget import Budget, source_of
 from polynya.stun.framing import is_channel_data
 from polynya.stun.message import Message, Received, decode
 from polynya.stun.registry import Class, ErrorCode, Method
@@ -38,7 +39,6 @@ from .allocating import Allocating
 from .allocations import Allocation, Allocations
 from .answers import Answers
 from .authentication import Authenticator, Denied, Granted, MustAsk
-from .budget import Budget, source_of
 from .commands import Client, Command, Done, Forward, PeerError, Refused, RelayLost, Report, SetPolicy, Traffic
 from .config import TurnConfig
 from .events import Drained, TurnEvent

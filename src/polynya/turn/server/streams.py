@@ -12,9 +12,9 @@ from typing import Final
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.core.timers import Timers
+from polynya.stun.budget import source_of
 from polynya.stun.framing import StreamFramer
 
-from .budget import source_of
 from .commands import Client
 from .config import Limits
 
