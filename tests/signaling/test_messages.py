@@ -84,6 +84,18 @@ def test_a_body_is_carried_as_it_is_with_what_the_server_does_not_know() -> None
     assert body in m.encode(m.Signal(peer=OTHER, body=message.body))
 
 
+@pytest.mark.parametrize(("depth", "good"), [(m.NESTING - 2, True), (m.NESTING - 1, False)])
+def test_nesting_is_bounded_alike_everywhere(depth: int, good: bool) -> None:
+    """Not by what the interpreter's stack bears: a server would pass on what some members cannot read."""
+    inner = '{"a":' * depth + '"[[[[\\"{{{{"' + "}" * depth
+    text = f'{{"type":"signal","peer":"{ID}","body":{{"wide":[{"[]," * 100}0],"a":{inner}}}}}'
+    if good:
+        assert isinstance(m.decode_from_member(text), m.Signal)
+    else:
+        with pytest.raises(DecodeError, match="nested at most 64 deep"):
+            m.decode_from_member(text)
+
+
 def test_fields_that_are_not_known_are_ignored() -> None:
     assert m.decode_from_member('{"type":"leave","mood":"good"}') == m.Leave()
     assert m.decode_body(msgspec.Raw(b'{"kind":"candidate","candidate":null,"mid":"0"}')) == m.Candidate(candidate=None)

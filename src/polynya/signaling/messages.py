@@ -15,6 +15,8 @@ Every decoder here raises DecodeError and nothing else.
 
 from __future__ import annotations
 
+import re
+from itertools import accumulate
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -28,6 +30,8 @@ PATH: Final = "/signaling"
 SUBPROTOCOL: Final = "polynya.signaling"
 MESSAGE_BYTES: Final = 16_384
 """No message of this protocol is longer, whatever the server's own limit."""
+NESTING: Final = 64
+"""No message is nested deeper, so that every member can read what a server passes on, whatever its own limit."""
 
 PeerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """128 random bits in lower-case hexadecimal, given out by the server. Ids compare as text: the larger one controls."""
@@ -216,6 +220,18 @@ def decode_body(raw: msgspec.Raw) -> Body:
     return body
 
 
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"')
+_STEPS: Final = {"{": 1, "[": 1, "}": -1, "]": -1}
+
+
+def _too_deep(text: str) -> bool:
+    """Whether JSON is nested deeper than NESTING; brackets inside strings do not count."""
+    if text.count("{") + text.count("[") <= NESTING:
+        return False
+    steps = (_STEPS[character] for character in _STRING.sub("", text) if character in _STEPS)
+    return max(accumulate(steps), default=0) > NESTING
+
+
 def _check_object(raw: msgspec.Raw) -> None:
     if not bytes(raw).startswith(b"{"):
         raise DecodeError("the body of a signal is an object")
@@ -226,10 +242,10 @@ def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
         raise DecodeError("a message is text, not binary")
     if len(text) > MESSAGE_BYTES:
         raise DecodeError(f"a message has at most {MESSAGE_BYTES} bytes")
+    if _too_deep(text if isinstance(text, str) else text.decode("latin-1")):
+        raise DecodeError(f"a message is nested at most {NESTING} deep")
     try:
         return decoder.decode(text)
-    except RecursionError:
-        raise DecodeError("a message is not nested as deeply as this") from None
     except (msgspec.MsgspecError, ValueError) as error:
         # the decoder quotes what it was given: keep it short and printable
         raise DecodeError(ascii(str(error))[1:161]) from None
