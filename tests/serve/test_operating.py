@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,24 @@ from polynya.turn.server.config import Limits
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User, time_limited_password
 from tests.interop.coturn import make_certificate
+from tests.serve import turn_house
 from tests.serve.conftest import Run
 from tests.serve.turn_house import (
     ALICE,
     ANY4,
     REALM,
     client,
-    config,
     echo,
     forbidden,
     options,
-    tls_config,
     trusting,
     turn_config,
     until,
     works,
 )
+
+config = partial(turn_house.config, http=(ANY4,))
+tls_config = partial(turn_house.tls_config, http=(ANY4,))
 
 
 async def get(server: Server, path: str, *headers: str, host: str | None = None) -> tuple[int, str]:

@@ -35,7 +35,7 @@ def options(**changes: Any) -> TurnOptions:
 
 
 def config(turn: TurnOptions | None = None, **changes: Any) -> ServerConfig:
-    return ServerConfig(**({"listen": (ANY4,), "http": (ANY4,), "turn": turn or options()} | changes))
+    return ServerConfig(**({"listen": (ANY4,), "turn": turn or options()} | changes))
 
 
 def tls_config(folder: Path, turn: TurnOptions | None = None, **changes: Any) -> ServerConfig:
