@@ -52,6 +52,7 @@ from polynya.turn.client.events import (
     TurnEvent,
     TurnServer,
 )
+from polynya.turn.client.search import others
 from polynya.turn.discovery import Discovered, Discovery
 
 from .losses import Losses, Way
@@ -434,10 +435,11 @@ class Relays:
                 failed = RelayFailed(base=relay.base, server=str(event.server), reason=event.reason)
                 self._events.append(failed)
                 self._forget(relay)
-                if relay.left and not relay.late:
-                    self._try(relay.base, relay.server, relay.left, now)
+                left = others(relay.left, event)
+                if left and not relay.late:
+                    self._try(relay.base, relay.server, left, now)
                 elif relay.again:
-                    self._losses.lost(relay.way, now)
+                    self._losses.refused(relay.way, now, event.code)
             case Permitted():
                 for flow, peer in self._paths(relay, event.peers):
                     self._events.append(PathReady(flow=flow, host=peer.host))

@@ -71,6 +71,8 @@ class Relay:
     realm: str = "example.org"
     authenticate: bool = True
     sha256: bool = False
+    md5_first: bool = False
+    """Whether MD5 stands before SHA-256 in the offer."""
     anonymity: bool = False
     nonce_lifetime: int = 3600 * SECOND
     lifetime: int = 600
@@ -139,7 +141,7 @@ class Relay:
             nonce = nonce_with_features(features, nonce)
         values: dict[Attribute[Any], Any] = {REALM: self.realm, NONCE: nonce}
         if self.sha256:
-            values[PASSWORD_ALGORITHMS] = (PasswordAlgorithm(2), PasswordAlgorithm(1))
+            values[PASSWORD_ALGORITHMS] = tuple(map(PasswordAlgorithm, (1, 2) if self.md5_first else (2, 1)))
         return values
 
     def key(self, username: str) -> IntegrityKey:

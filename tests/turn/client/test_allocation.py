@@ -251,6 +251,9 @@ def test_a_family_that_was_not_asked_for_is_no_success() -> None:
     world = World(Relay(authenticate=False, trouble=lambda request, source: wrong_family(request)))
     world.run(1)
     assert "no relayed address that was asked for" in world.of(AllocationFailed)[0].reason
+    freed = decode(world.out[-1][1])
+    assert freed.method == Method.REFRESH and freed[LIFETIME] == 0, "section 7.3: it is given back"
+    assert world.closes == [world.client.flow]
 
 
 def wrong_family(request: Message) -> bytes:

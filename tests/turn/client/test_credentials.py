@@ -8,7 +8,7 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Transport
 from polynya.core.instants import SECOND
-from polynya.stun.attributes import NONCE, PASSWORD_ALGORITHMS, REALM, USERHASH, USERNAME
+from polynya.stun.attributes import NONCE, PASSWORD_ALGORITHM, PASSWORD_ALGORITHMS, REALM, USERHASH, USERNAME
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
 from polynya.stun.security import SecurityFeature, nonce_with_features
@@ -87,6 +87,16 @@ def test_sha_256_is_used_when_it_is_offered(transport: Transport, anonymity: boo
     assert request.has_integrity_sha256 and not request.has_integrity
     assert (USERHASH in request, USERNAME in request) == (anonymity, not anonymity)
     assert request[PASSWORD_ALGORITHMS] == ((2, b""), (1, b""))
+
+
+def test_sha_256_is_used_whatever_stands_before_it_in_the_offer() -> None:
+    """RFC 8656, section 6, where RFC 8489 alone would take the server's first."""
+    world = World(Relay(sha256=True, md5_first=True))
+    world.run(1)
+    assert world.of(Allocated)
+    request = world.relay.requests[1]
+    assert request[PASSWORD_ALGORITHMS] == ((1, b""), (2, b"")) and request[PASSWORD_ALGORITHM] == (2, b"")
+    assert request.has_integrity_sha256 and not request.has_integrity
 
 
 def test_an_offer_that_was_taken_out_on_the_way_is_not_answered() -> None:

@@ -86,6 +86,22 @@ def test_a_server_that_refuses_makes_room_for_the_next_at_once() -> None:
     assert "440" in attempt.reason
 
 
+def test_a_server_that_refuses_is_not_asked_the_same_by_another_transport() -> None:
+    """RFC 8656, section 7.4: the transport is not what it minds."""
+    zone = {
+        "_turn._udp.example.org": ("0 0 3478 a.example",),
+        "_turn._tcp.example.org": ("0 0 3478 a.example",),
+        "a.example": ("203.0.113.1",),
+    }
+    world = SearchWorld(Relay(FIRST, families=(6,)), uri="turn:example.org", zone=zone)
+    world.run(5)
+    [failed] = world.of(AllocationFailed)
+    assert failed.code == 440 and [each.transport for each in world.opens] == [Transport.UDP]
+    silent = SearchWorld(Relay(SECOND_), uri="turn:example.org", zone=zone)
+    silent.run(50)
+    assert [each.transport for each in silent.opens] == [Transport.UDP, Transport.TCP], "nobody answered by UDP"
+
+
 def test_when_all_have_failed_it_says_why_each_did() -> None:
     relays = [Relay(address, families=(6,)) for address in (FIRST, SECOND_)]
     world = SearchWorld(*relays, uri="turn:example.org:3478", zone=ZONE)

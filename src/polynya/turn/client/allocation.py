@@ -332,6 +332,7 @@ class Allocation:
         if not relayed or not lifetime:
             what = "a lifetime of zero" if relayed else "no relayed address that was asked for"
             self._end(None, f"{self.server} answered with success and {what}", now)
+            self._asks.append(self._release())  # RFC 8656, section 7.3: what cannot be used is given back
             return
         self.relayed = tuple(relayed)
         self.mapped = message.get(XOR_MAPPED_ADDRESS)

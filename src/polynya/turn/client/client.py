@@ -333,12 +333,12 @@ class TurnClient:
                 self._answered(answer, now)
             if not asks and not answers:
                 break
+        self._outputs += self._requests.outputs()
         if self.state in ENDED:
             for part in (self._keepalive, self._requests, self._permissions, self._channels):
                 part.clear()
         self._events += self._permissions.events()
         self._events += self._channels.events()
-        self._outputs += self._requests.outputs()
         self._outputs += self._allocation.outputs()
         timed = (self._requests, self._allocation, self._permissions, self._channels, self._keepalive)
         due = [part.next_timer() for part in timed]

@@ -38,6 +38,8 @@ from polynya.stun.security import SecurityFeature, bid_down, choose_algorithm, f
 if TYPE_CHECKING:
     from polynya.stun.message import Message
 
+_SHA256 = PasswordAlgorithm(PasswordAlgorithmNumber.SHA256)
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
@@ -154,7 +156,7 @@ class Authentication:
 
     def _current(self) -> Signature | None:
         if self._signature is None and self._credentials is not None and self._realm is not None:
-            algorithm = choose_algorithm(self._offered) if self._offered else None
+            algorithm = _choose(self._offered) if self._offered else None
             number = algorithm.number if algorithm is not None else PasswordAlgorithmNumber.MD5
             key = IntegrityKey.long_term(self._credentials.username, self._realm, self._credentials.password, number)
             self._signature = Signature(self._credentials, self._realm, key, algorithm)
@@ -193,8 +195,13 @@ class Authentication:
             return f"its realm cannot be used: {error}"
         if bid_down(nonce, offered) or (self._offered and not offered):
             return "its offer of SHA-256 was taken out on the way (bid-down)"
-        if offered and choose_algorithm(offered) is None:
+        if offered and _choose(offered) is None:
             return "it offers no password algorithm that is known"
         if offered is not None and not offered:
             return "its list of password algorithms is empty"
         return ""
+
+
+def _choose(offered: tuple[PasswordAlgorithm, ...]) -> PasswordAlgorithm | None:
+    """SHA-256 wherever it is offered, whatever stands before it (RFC 8656, section 6); None when none is known."""
+    return _SHA256 if _SHA256 in offered else choose_algorithm(offered)

@@ -11,6 +11,7 @@ The next server is tried when one has failed or PATIENCE after the last was; tho
 from __future__ import annotations
 
 import random as random_module
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
@@ -183,6 +184,7 @@ class RelaySearch:
         elif isinstance(event, AllocationFailed):
             self.attempts.append(Attempt(str(event.server), event.reason))
             self._last = event
+            self._left = others(self._left, event)
             self._try_next(now)
         elif isinstance(event, CredentialsNeeded):
             if not self._asked_for_credentials:
@@ -201,3 +203,13 @@ class RelaySearch:
         self.state = State.ENDED
         reason = "; ".join(attempt.reason for attempt in self.attempts)
         self._events.append(AllocationFailed(code=self._last.code, reason=reason, server=self._last.server))
+
+
+def others(servers: Iterable[TurnServer], failed: AllocationFailed) -> list[TurnServer]:
+    """Those of `servers` that are worth asking: who has refused is not asked the same by another transport.
+
+    RFC 8656, section 7.4: not for a minute after 486 or 508, for two after 437, and never again after most.
+    """
+    if failed.code is None or failed.server is None:
+        return list(servers)
+    return [each for each in servers if each.address != failed.server.address]
