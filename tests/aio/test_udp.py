@@ -574,10 +574,13 @@ from tests.aio.conftest import driving, open_udp
 
 async def main():
     async with driving() as driver:
-        one = await open_udp(driver, "10.7.0.1", interface="pn0")
-        other = await open_udp(driver, "10.7.0.1", interface="pn0")
-        driver.call(driver.machine.put, Send(one.flow, other.local, b"neighbour"))
-        assert (await driver.machine.received(Datagram)).data == b"neighbour"
+        for host in ("10.7.0.1", "fd00::1"):
+            one = await open_udp(driver, host, interface="pn0")
+            other = await open_udp(driver, host, interface="pn0")
+            assert (one.note, other.note) == ("", "")
+            driver.machine.inputs.clear()
+            driver.call(driver.machine.put, Send(one.flow, other.local, b"neighbour"))
+            assert (await driver.machine.received(Datagram)).data == b"neighbour"
 
 asyncio.run(asyncio.wait_for(main(), 10))
 """
@@ -651,8 +654,18 @@ def test_a_link_local_remote_needs_no_zone_on_a_socket_that_has_one() -> None:
 @pytest.mark.root
 @pytest.mark.peer("ip")
 def test_two_programs_of_one_host_reach_each_other_though_pinned_to_an_interface() -> None:
-    with alone(["10.7.0.1/24"]) as here:
+    """What goes from one to the other comes by the loopback interface, whatever their addresses are."""
+    with alone(["10.7.0.1/24", "fd00::1/64"]) as here:
         here.run(sys.executable, "-c", SAME_HOST)
+
+
+@pytest.mark.skipif(not sockets.LINUX, reason="interfaces are chosen on Linux only")
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_an_interface_that_cannot_be_chosen_is_told_and_the_socket_serves_all_the_same(family: int) -> None:
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        said = sockets.pin(sock, family, "no-such-dev")
+        assert said.startswith("may leave by other interfaces than no-such-dev: "), said
+        sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
 
 
 @pytest.mark.root

@@ -16,6 +16,7 @@ from polynya.core.machine import (
     InterfaceAddress,
     InterfacesChanged,
     Open,
+    Opened,
     Send,
 )
 from polynya.ice.candidates import CandidateType
@@ -272,3 +273,30 @@ def test_interfaces_that_did_not_change_restart_nothing(bench) -> None:
     before = b.session.agent.local_description
     assert not b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0,)), b.now)
     assert b.session.agent.local_description == before
+
+
+def test_sockets_are_pinned_to_their_interface_but_for_those_that_nothing_leaves_by(bench) -> None:
+    """A bound source address does not choose the route; an address on lo or a dummy is left by another interface."""
+    lo = Interface(
+        name="lo", index=1, addresses=(InterfaceAddress(host="127.0.0.1", prefix_length=8),), loopback=True
+    )  # fmt: skip
+    dummy = Interface(
+        name="service0", index=9, addresses=(InterfaceAddress(host="192.0.2.77", prefix_length=32),), dead_end=True
+    )  # fmt: skip
+    b = bench(loopback=True)
+    b.start(ETH0, lo, dummy, answer=False)
+    pinned = {str(opening.local): opening.interface for opening in b.take(Open)}
+    assert pinned == {"10.0.0.2:0": "eth0", "127.0.0.1:0": None, "192.0.2.77:0": None}
+
+
+def test_what_a_socket_could_not_be_given_is_told(bench) -> None:
+    b = bench()
+    b.start(ETH0, answer=False)
+    [opening] = b.take(Open)
+    note = "may leave by other interfaces than eth0: Operation not permitted"
+    b.session.receive(Opened(flow=opening.flow, local=Address("10.0.0.2", 5000), note=note), b.now)
+    why = b.session.why()
+    assert why.data["gathering"]["sockets"] == [{"interface": "eth0", "local": "10.0.0.2:5000", "note": note}]
+    assert f"eth0: 10.0.0.2:5000 ({note})" in str(why)
+    b.drain()
+    assert ended(b), "it is used all the same"

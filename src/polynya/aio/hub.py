@@ -99,26 +99,26 @@ class Hub:
             raise
 
     def _open_udp(self, output: Open) -> None:
-        sock = sockets.open_udp(output)
+        sock, note = sockets.open_udp(output)
         carrier = UdpSocket(sock, output.flow, self)
         try:
             carrier.watch(self._loop, ip_fields=self._ip_fields)
         except NotImplementedError:
             endpoint = UdpEndpoint(sock, output.flow, self)
             self._carriers[output.flow] = endpoint
-            self._owner.start(self._attach(endpoint), f"open {output.flow}")
+            self._owner.start(self._attach(endpoint, note), f"open {output.flow}")
         else:
             self._carriers[output.flow] = carrier
-            self.opened(Opened(flow=carrier.flow, local=carrier.local), Transport.UDP)
+            self.opened(Opened(flow=carrier.flow, local=carrier.local, note=note), Transport.UDP)
 
-    async def _attach(self, endpoint: UdpEndpoint) -> None:
+    async def _attach(self, endpoint: UdpEndpoint, note: str) -> None:
         try:
             await endpoint.attach(self._loop)
         except OSError as error:
             endpoint.give_up(error)
         else:
             if not endpoint.closed:
-                self.opened(Opened(flow=endpoint.flow, local=endpoint.local), Transport.UDP)
+                self.opened(Opened(flow=endpoint.flow, local=endpoint.local, note=note), Transport.UDP)
 
     def close(self, flow: Flow) -> None:
         """Close a flow. Streams write what waits first."""

@@ -39,7 +39,6 @@ IP_RECVTTL: Final = 12
 IP_UNICAST_IF: Final = 50
 IPV6_MTU_DISCOVER: Final = 23
 IPV6_RECVERR: Final = 25
-IPV6_UNICAST_IF: Final = 76
 PMTUDISC_DONT: Final = 0
 PMTUDISC_WANT: Final = 1
 PMTUDISC_PROBE: Final = 3
@@ -51,9 +50,6 @@ _IPV6_TCLASS: Final = getattr(socket, "IPV6_TCLASS", -1)
 _IPV6_HOPLIMIT: Final = getattr(socket, "IPV6_HOPLIMIT", -1)
 _TRAFFIC_CLASSES: Final = {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, _IPV6_TCLASS)}
 _HOP_LIMITS: Final = {(socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, _IPV6_HOPLIMIT)}
-# macOS's.
-IP_BOUND_IF: Final = 25
-IPV6_BOUND_IF: Final = 125
 
 _ADVICE: Final = {
     errno.EADDRINUSE: "the port is in use: choose another, or 0 for any",
@@ -125,8 +121,8 @@ def from_sockaddr(name: tuple[object, ...], implied_scope: int = 0) -> Address:
 # ------------------------------------------------------------------------------------------------------------ making
 
 
-def open_udp(request: Open) -> socket.socket:
-    """A bound, non-blocking UDP socket with its buffers and error reports set.
+def open_udp(request: Open) -> tuple[socket.socket, str]:
+    """A bound, non-blocking UDP socket with its buffers and error reports set, and what it could not be given.
 
     Raises OSError as the system does, after every port of a range was tried; ConfigurationError when the output cannot
     be carried out at all.
@@ -139,13 +135,12 @@ def open_udp(request: Open) -> socket.socket:
     try:
         sock.setblocking(False)
         _prepare_udp(sock, family)
-        if request.interface:
-            pin(sock, family, request.interface)
+        note = pin(sock, family, request.interface) if request.interface else ""
         bind(sock, local, request.ports)
     except BaseException:
         sock.close()
         raise
-    return sock
+    return sock, note
 
 
 def bind(sock: socket.socket, local: Address, ports: tuple[int, int] | None) -> None:
@@ -186,29 +181,33 @@ def _prepare_udp(sock: socket.socket, family: int) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
 
 
-def pin(sock: socket.socket, family: int, interface: str) -> None:
-    """Let what is sent leave by this interface, where the system can and permits it.
+def pin(sock: socket.socket, family: int, interface: str) -> str:
+    """Let what is sent leave by this interface. Returns why it may not, where the system refuses or cannot.
 
-    Not SO_BINDTODEVICE: it would refuse what arrives by another way, and packets between two programs of one host
-    arrive by the loopback interface whatever their addresses are.
+    A bound source address does not choose the route: without this all interfaces' packets leave by the best route, most
+    with another interface's address, and a second way out is never tried. Of Linux' two means each family has the one
+    that does no harm:
+
+    IPv4, IP_UNICAST_IF: routes are looked up as if only this interface were there, and what arrives may come by any (a
+    host answers for its addresses on all of its interfaces). SO_BINDTODEVICE would refuse what arrives from another
+    program of this host, for that comes by the loopback interface.
+
+    IPv6, SO_BINDTODEVICE: IPV6_UNICAST_IF is a mere hint, which loses against a route of a better metric. Packets from
+    this host count as arriving by the interface of their address here, so they are not refused.
+
+    Both keep networks with the same addresses apart, and fail at once or after the neighbour search where the interface
+    leads nowhere near the destination, which is one pair that fails.
     """
-    index = interface_index(interface)
-    if not index:
-        return
-    six = family == socket.AF_INET6
-    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
-    if LINUX:
-        option, value = (IPV6_UNICAST_IF if six else IP_UNICAST_IF), socket.htonl(index)
-    elif sys.platform == "darwin":
-        option, value = (IPV6_BOUND_IF if six else IP_BOUND_IF), index
-    elif sys.platform == "win32":
-        option, value = 31, (index if six else socket.htonl(index))
-    else:
-        return
+    if not LINUX:
+        return f"may leave by other interfaces than {interface}: this system's way to choose is not used"
     try:
-        sock.setsockopt(level, option, value)
-    except OSError:
-        return  # the route decides, as it would without
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_UNICAST_IF, socket.htonl(socket.if_nametoindex(interface)))
+    except OSError as error:
+        return f"may leave by other interfaces than {interface}: {error.strerror}"  # the route decides
+    return ""
 
 
 def kernel_drops(sock: socket.socket) -> int | None:

@@ -83,6 +83,8 @@ class Opened:
     remote: Address | None = None
     listener: Flow | None = None
     alpn: str | None = None
+    note: str = ""
+    """What could not be had as it was asked for, though the flow can be used."""
 
 
 @dataclass(slots=True)
@@ -174,6 +176,8 @@ class Interface:
     mtu: int = 1500
     loopback: bool = False
     point_to_point: bool = False
+    dead_end: bool = False
+    """Nothing leaves by it (Linux' dummy and its like): packets from its addresses take another interface."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -345,7 +345,13 @@ class Gathering:
             for stream, component in self._components():
                 flow = self._flow_ids.new()
                 self._opening = {**self._opening, flow: (host, stream, component)}
-                opening = Open(flow=flow, transport=Transport.UDP, local=host.address, ports=self._config.ports)
+                opening = Open(
+                    flow=flow,
+                    transport=Transport.UDP,
+                    local=host.address,
+                    ports=self._config.ports,
+                    interface=host.interface if host.pinned else None,
+                )
                 self._outputs += (opening,)
 
     def _components(self) -> Iterator[tuple[int, int]]:
@@ -363,7 +369,9 @@ class Gathering:
         if opening is None:
             return
         host, stream, component = opening
-        base = Base(flow=opened.flow, host=host, local=opened.local, stream=stream, component=component)
+        base = Base(
+            flow=opened.flow, host=host, local=opened.local, stream=stream, component=component, note=opened.note
+        )
         self.bases += (base,)
         self._events += (BaseOpened(base=base),)
         self._ask_all(base, now)

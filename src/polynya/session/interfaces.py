@@ -43,9 +43,7 @@ def choose_addresses(
                 refused.append(_refused(interface.name, address.host, reason))
                 continue
             seen.add((host, zone))
-            chosen[IPV6 if ":" in host else IPV4].append(
-                _host_address(host, zone, interface.name, address.temporary, interface.loopback)
-            )
+            chosen[IPV6 if ":" in host else IPV4].append(_host_address(host, zone, interface, address.temporary))
     return tuple(_interleave([chosen[family] for family in config.families])), tuple(refused)
 
 
@@ -53,9 +51,14 @@ def choose_addresses(
 
 
 @lru_cache(maxsize=256)
-def _host_address(host: str, zone: str, interface: str, temporary: bool, loopback: bool) -> HostAddress:
-    address = Address.of(host, 0)._replace(zone=zone)
-    return HostAddress(address=address, interface=interface, temporary=temporary, loopback=loopback)
+def _host_address(host: str, zone: str, interface: Interface, temporary: bool) -> HostAddress:
+    return HostAddress(
+        address=Address.of(host, 0)._replace(zone=zone),
+        interface=interface.name,
+        temporary=temporary,
+        loopback=interface.loopback,
+        pinned=not (interface.loopback or interface.dead_end),
+    )
 
 
 @lru_cache(maxsize=256)

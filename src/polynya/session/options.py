@@ -96,6 +96,8 @@ class HostAddress:
     interface: str
     temporary: bool = False
     loopback: bool = False
+    pinned: bool = True
+    """Whether what is sent from it should leave by its interface, whatever other routes say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,3 +109,5 @@ class Base:
     local: Address
     stream: int = 0
     component: int = 1
+    note: str = ""
+    """What the socket could not be given."""

@@ -28,7 +28,10 @@ def session_report(gathering: Gathering, agent: IceAgent) -> SessionReport:
     data = {
         "gathering": {
             "state": gathering.state.value,
-            "sockets": [{"interface": base.host.interface, "local": str(base.local)} for base in gathering.bases],
+            "sockets": [
+                {"interface": base.host.interface, "local": str(base.local), "note": base.note}
+                for base in gathering.bases
+            ],
             "refused": [{"interface": no.interface, "host": no.host, "reason": no.reason} for no in gathering.refused],
             "servers": [_answer(answer) for answer in gathering.answers],
         },
@@ -50,7 +53,10 @@ def _answer(answer: ServerAnswer) -> dict[str, Any]:
 
 def _lines(gathering: dict[str, Any]) -> list[str]:
     lines = [f"gathering {gathering['state']}"]
-    lines += [f"  {socket['interface']}: {socket['local']}" for socket in gathering["sockets"]]
+    lines += [
+        f"  {socket['interface']}: {socket['local']}" + (f" ({socket['note']})" if socket["note"] else "")
+        for socket in gathering["sockets"]
+    ]
     lines += [f"  {no['interface']}: {no['host']} is not used: {no['reason']}" for no in gathering["refused"]]
     for answer in gathering["servers"]:
         asked = answer["server"] if answer["base"] is None else f"{answer['server']} asked from {answer['base']}"

@@ -1,0 +1,195 @@
+"""The interfaces of a Linux host, asked of the kernel: a dump of its links and one of its addresses (rtnetlink).
+
+Only here are all flags of an address to be had in one answer: temporary, deprecated, tentative, optimistic, and the
+preferred lifetime. Why not pyroute2, which can do all of this: its import takes a fifth of a second and a listing two
+milliseconds, a tenth of what two agents need to connect; both dumps here take a twentieth of one.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from polynya.core.machine import Interface, InterfaceAddress
+
+# linux/netlink.h and linux/rtnetlink.h
+_HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_ATTRIBUTE: Final = struct.Struct("=HH")  # length, type
+_LINK: Final = struct.Struct("=BxHiII")  # family, hardware type, index, IFF flags, change mask
+_ADDRESS: Final = struct.Struct("=BBBBI")  # family, prefix length, the flags' low byte, scope, index
+_GET_LINK: Final = 18
+_GET_ADDRESS: Final = 22
+_NEW_LINK: Final = 16
+_NEW_ADDRESS: Final = 20
+_ERROR: Final = 2
+_DONE: Final = 3
+_REQUEST_DUMP: Final = 0x301
+_INTERRUPTED: Final = 0x10
+_TYPE_MASK: Final = 0x3FFF  # two bits are flags
+# linux/if_link.h
+_IFLA_IFNAME: Final = 3
+_IFLA_MTU: Final = 4
+_IFLA_EXT_MASK: Final = 29
+_SKIP_STATISTICS: Final = 8
+# linux/if_addr.h
+_IFA_ADDRESS: Final = 1
+_IFA_LOCAL: Final = 2
+_IFA_CACHEINFO: Final = 6
+_IFA_FLAGS: Final = 8
+# net/if.h
+IFF_UP: Final = 0x1
+IFF_LOOPBACK: Final = 0x8
+IFF_POINTOPOINT: Final = 0x10
+IFF_NOARP: Final = 0x80
+# linux/if_addr.h, of an address
+IFA_TEMPORARY: Final = 0x01
+IFA_OPTIMISTIC: Final = 0x04
+IFA_DADFAILED: Final = 0x08
+IFA_DEPRECATED: Final = 0x20
+IFA_TENTATIVE: Final = 0x40
+
+_TIMEOUT: Final = 1.0
+"""Seconds; the kernel answers within the call that asks."""
+_ATTEMPTS: Final = 3
+"""A dump that a change interrupted is taken anew, but not for ever."""
+_BUFFER: Final = 1 << 16
+_ERRNO: Final = struct.Struct("=i")
+_WORD: Final = struct.Struct("=I")
+
+
+class _InterruptedDump(Exception):
+    """What is told may be half old and half new."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    name: str
+    flags: int
+    mtu: int
+
+
+def list_interfaces() -> list[Interface]:
+    """Every interface that is up and has an address. Raises OSError where the kernel does not answer."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as asking:
+        asking.settimeout(_TIMEOUT)
+        for _ in range(_ATTEMPTS):
+            try:
+                return _list(asking)
+            except _InterruptedDump:
+                continue
+    raise OSError("the interfaces change faster than they can be listed")
+
+
+def ipv6_address(host: str, prefix_length: int, flags: int, *, preferred: bool = True) -> InterfaceAddress:
+    """An IPv6 address with what the kernel's flags mean to ICE.
+
+    An optimistic address may be used while its duplicates are still looked for (RFC 4429); a duplicate may not.
+    """
+    tentative = flags & IFA_TENTATIVE and not flags & IFA_OPTIMISTIC
+    return InterfaceAddress(
+        host=host,
+        prefix_length=prefix_length,
+        temporary=bool(flags & IFA_TEMPORARY),
+        deprecated=bool(flags & IFA_DEPRECATED) or not preferred,
+        tentative=bool(tentative or flags & IFA_DADFAILED),
+    )
+
+
+def is_dead_end(flags: int) -> bool:
+    """Whether an interface has neither neighbours nor one other end: services keep addresses on such ones."""
+    return bool(flags & IFF_NOARP) and not flags & (IFF_POINTOPOINT | IFF_LOOPBACK)
+
+
+def _list(asking: socket.socket) -> list[Interface]:
+    links: dict[int, _Link] = {}
+    mask = _ATTRIBUTE.pack(8, _IFLA_EXT_MASK) + _WORD.pack(_SKIP_STATISTICS)
+    for kind, body in _dump(asking, _GET_LINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + mask):
+        if kind == _NEW_LINK:
+            index, link = _link(body)
+            links[index] = link
+    addresses: dict[int, list[InterfaceAddress]] = {}
+    for kind, body in _dump(asking, _GET_ADDRESS, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        if kind == _NEW_ADDRESS:
+            index, address = _address(body)
+            if address is not None:
+                addresses.setdefault(index, []).append(address)
+    return [
+        Interface(
+            name=link.name,
+            index=index,
+            addresses=tuple(addresses[index]),
+            mtu=link.mtu,
+            loopback=bool(link.flags & IFF_LOOPBACK),
+            point_to_point=bool(link.flags & IFF_POINTOPOINT),
+            dead_end=is_dead_end(link.flags),
+        )
+        for index, link in links.items()
+        if link.flags & IFF_UP and index in addresses
+    ]
+
+
+def _dump(asking: socket.socket, request: int, body: bytes) -> Iterator[tuple[int, memoryview]]:
+    """Type and body of each message of the answer."""
+    asking.send(_HEADER.pack(_HEADER.size + len(body), request, _REQUEST_DUMP, request, 0) + body)
+    interrupted = False
+    while True:
+        answer = memoryview(asking.recv(_BUFFER))
+        while answer:
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(answer)
+            message, answer = answer[_HEADER.size : length], answer[(length + 3) & ~3 :]
+            if sequence != request:
+                continue  # the rest of a dump that was given up
+            interrupted = interrupted or bool(flags & _INTERRUPTED)
+            if kind == _DONE:
+                if interrupted:
+                    raise _InterruptedDump
+                return
+            if kind == _ERROR:
+                number = -_ERRNO.unpack_from(message)[0]
+                raise OSError(number, "the kernel does not list its interfaces")
+            yield kind, message
+
+
+def _attributes(body: memoryview) -> Iterator[tuple[int, memoryview]]:
+    while len(body) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(body)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & _TYPE_MASK, body[_ATTRIBUTE.size : length]
+        body = body[(length + 3) & ~3 :]
+
+
+def _link(body: memoryview) -> tuple[int, _Link]:
+    _, _, index, flags, _ = _LINK.unpack_from(body)
+    name, mtu = str(index), 0
+    for kind, value in _attributes(body[_LINK.size :]):
+        if kind == _IFLA_IFNAME:
+            name = bytes(value).rstrip(b"\0").decode(errors="replace")
+        elif kind == _IFLA_MTU:
+            mtu = _WORD.unpack_from(value)[0]
+    return index, _Link(name, flags, mtu)
+
+
+def _address(body: memoryview) -> tuple[int, InterfaceAddress | None]:
+    """The interface's index and the address; None for a family that ICE has no use for."""
+    family, prefix_length, flags, _, index = _ADDRESS.unpack_from(body)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        return index, None
+    packed, local, preferred = b"", b"", True
+    for kind, value in _attributes(body[_ADDRESS.size :]):
+        if kind == _IFA_ADDRESS:
+            packed = bytes(value)
+        elif kind == _IFA_LOCAL:  # our own end of a point-to-point link, whose other end is the address
+            local = bytes(value)
+        elif kind == _IFA_FLAGS:
+            flags = _WORD.unpack_from(value)[0]
+        elif kind == _IFA_CACHEINFO:
+            preferred = bool(_WORD.unpack_from(value)[0])
+    host = socket.inet_ntop(family, local or packed)
+    if family == socket.AF_INET6:
+        return index, ipv6_address(host, prefix_length, flags, preferred=preferred)
+    # IPv4 knows no temporary addresses; the bit means another thing there.
+    return index, InterfaceAddress(host=host, prefix_length=prefix_length, deprecated=bool(flags & IFA_DEPRECATED))

@@ -1,0 +1,176 @@
+"""A host with two ways out: each address' packets leave by its own interface, whatever the routes prefer.
+
+    me  a0 10.1.0.2, fd01::2  ----  router  ----  peer 10.3.0.2, fd03::2
+        b0 10.2.0.2, fd02::2  ----
+
+Both interfaces have a default route, that by b0 being the better one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.real.netns import End, Namespace, cable, namespace
+
+pytestmark = [pytest.mark.root, pytest.mark.peer("ip")]
+
+SIGNALING = 9000
+ADDRESSES = {("a0", 4): "10.1.0.2", ("a0", 6): "fd01::2", ("b0", 4): "10.2.0.2", ("b0", 6): "fd02::2"}
+
+PEER = """
+import asyncio, json, sys
+import polynya
+
+async def signal(agent, reader, writer):
+    async def tell():
+        writer.write(json.dumps(agent.description.to_sdp()).encode() + b"\\n")
+        async for candidate in agent.candidates():
+            writer.write(json.dumps(str(candidate)).encode() + b"\\n")
+        writer.write(b"null\\n")
+    telling = asyncio.ensure_future(tell())
+    agent.set_remote(polynya.Description.parse(json.loads(await reader.readline())))
+    while line := await reader.readline():
+        agent.add_candidate(json.loads(line))
+        if line == b"null\\n":
+            break
+    await telling
+
+async def meet(reader, writer, **options):
+    async with polynya.Agent(**options) as agent:
+        await signal(agent, reader, writer)
+        connection = await agent.connect(timeout=20)
+        await connection.nominated()
+        connection.send(b"by " + str(connection.path.local.address.host).encode())
+        heard = (await connection.recv()).decode()
+        writer.write(b"done\\n")  # the other side may still wait for an answer of ours
+        await reader.readline()
+        return heard, agent.why()
+"""
+
+LISTEN = (
+    PEER
+    + """
+async def main():
+    met = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda *streams: met.set_result(streams), None, int(sys.argv[1]))
+    print("ready", flush=True)
+    reader, writer = await met
+    print((await meet(reader, writer, controlling=False))[0], flush=True)
+    writer.close()
+    server.close()
+
+asyncio.run(asyncio.wait_for(main(), 30))
+"""
+)
+
+DIAL = (
+    PEER
+    + """
+import socket
+
+def recorder(interface):
+    # every packet that leaves by it: ETH_P_ALL
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    sock.bind((interface, 0))
+    sock.setblocking(False)
+    return sock
+
+def sources(sock):
+    found = set()
+    while True:
+        try:
+            frame, origin = sock.recvfrom(2048)
+        except BlockingIOError:
+            return sorted(found)
+        if origin[2] != socket.PACKET_OUTGOING:
+            continue
+        if frame[12:14] == b"\\x08\\x00" and frame[23] == 17:
+            found.add(socket.inet_ntop(socket.AF_INET, frame[26:30]))
+        elif frame[12:14] == b"\\x86\\xdd" and frame[20] == 17:
+            found.add(socket.inet_ntop(socket.AF_INET6, frame[22:38]))
+
+async def main():
+    interfaces, families, host, port = json.loads(sys.argv[1])
+    recorders = {name: recorder(name) for name in ("a0", "b0")}
+    # A positive control: a socket that is merely bound to an address of a0.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    bound.bind(("10.1.0.2", 0))
+    bound.sendto(b"unpinned", ("10.3.0.2", 9))
+    await asyncio.sleep(0.1)
+    unpinned = {name: sources(sock) for name, sock in recorders.items()}
+    reader, writer = await asyncio.open_connection(host, port)
+    heard, why = await meet(reader, writer, controlling=True, interfaces=interfaces, families=families)
+    writer.close()
+    pinned = {name: sources(sock) for name, sock in recorders.items()}
+    print(json.dumps({"unpinned": unpinned, "pinned": pinned, "heard": heard, "why": why.data}))
+
+asyncio.run(asyncio.wait_for(main(), 30))
+"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    me: Namespace
+    peer: Namespace
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Hosts]:
+    with ExitStack() as stack:
+        me, router, peer = (stack.enter_context(namespace(name)) for name in ("me", "router", "peer"))
+        router.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        cable(End(me, "a0", ["10.1.0.2/24", "fd01::2/64"]), End(router, "a0", ["10.1.0.1/24", "fd01::1/64"]))
+        cable(End(me, "b0", ["10.2.0.2/24", "fd02::2/64"]), End(router, "b0", ["10.2.0.1/24", "fd02::1/64"]))
+        cable(End(peer, "p0", ["10.3.0.2/24", "fd03::2/64"]), End(router, "p0", ["10.3.0.1/24", "fd03::1/64"]))
+        peer.ip("route", "add", "default", "via", "10.3.0.1")
+        peer.ip("-6", "route", "add", "default", "via", "fd03::1")
+        for number, metric in (("1", "600"), ("2", "100")):
+            me.ip("route", "add", "default", "via", f"10.{number}.0.1", "metric", metric)
+            me.ip("-6", "route", "add", "default", "via", f"fd0{number}::1", "metric", metric)
+        yield Hosts(me, peer)
+
+
+def connect(hosts: Hosts, interfaces: list[str], families: list[int]) -> dict[str, Any]:
+    """What the dialling side saw, and in `reached` what the other one heard."""
+    listener = hosts.peer.popen(sys.executable, "-c", LISTEN, str(SIGNALING), stdout=subprocess.PIPE, text=True)
+    with listener:
+        try:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "ready\n"
+            options = json.dumps([interfaces, families, "10.3.0.2", SIGNALING])
+            seen: dict[str, Any] = json.loads(hosts.me.run(sys.executable, "-c", DIAL, options, timeout=40).stdout)
+            seen["reached"] = listener.stdout.readline().strip()
+        finally:
+            listener.kill()
+    return seen
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("interface", ["a0", "b0"])
+def test_an_address_is_left_by_its_own_interface_though_another_has_the_better_route(
+    hosts: Hosts, interface: str, family: int
+) -> None:
+    """RFC 8445, section 5.1.1.1 has a candidate of every address; each is a way of its own only where it leaves so."""
+    seen = connect(hosts, [interface], [family])
+    own, other = ADDRESSES[interface, family], {"a0": "b0", "b0": "a0"}[interface]
+    assert seen["unpinned"]["b0"] == ["10.1.0.2"], "the source address alone does not choose the route"
+    assert seen["reached"] == f"by {own}"
+    assert seen["pinned"][interface] == [own]
+    assert seen["pinned"][other] == []
+    assert [socket["note"] for socket in seen["why"]["gathering"]["sockets"]] == [""]
+
+
+def test_with_both_interfaces_each_has_its_own_packets(hosts: Hosts) -> None:
+    seen = connect(hosts, ["a0", "b0"], [4, 6])
+    assert set(seen["pinned"]["a0"]) <= {"10.1.0.2", "fd01::2"}
+    assert set(seen["pinned"]["b0"]) <= {"10.2.0.2", "fd02::2"}
+    assert seen["reached"].removeprefix("by ") in ADDRESSES.values()
