@@ -14,6 +14,7 @@ from polynya.stun.attributes import (
     DATA,
     ERROR_CODE,
     ICE_CONTROLLING,
+    LIFETIME,
     MAPPED_ADDRESS,
     PRIORITY,
     SOFTWARE,
@@ -162,6 +163,20 @@ def test_a_known_attribute_with_an_impossible_value_spoils_the_message() -> None
         decode(raw("00240003 00000000"))
     with pytest.raises(DecodeError, match="USERNAME"):
         decode(raw("00060001 ff000000"))
+
+
+def test_who_is_lenient_reads_the_rest_and_is_told_what_cannot_be_read() -> None:
+    """RFC 8656, sections 7.2 and 10.2: a malformed attribute is answered with 400, once it is known who asks."""
+    bad = raw("0019000211000000 000d000400000258", 3)  # a REQUESTED-TRANSPORT of two bytes, and a LIFETIME
+    data = bad[:2] + (16 + 36).to_bytes(2, "big") + bad[4:]
+    data += bytes.fromhex("001c0020") + KEY.sha256(data)
+    with pytest.raises(DecodeError, match="REQUESTED-TRANSPORT"):
+        decode(data)
+    for _ in range(3):  # it is not learnt as a layout either
+        message = decode(data, lenient=True)
+        assert "REQUESTED-TRANSPORT" in message.malformed and message.verify(KEY)
+        assert message.attributes == {LIFETIME: 600}
+    assert decode(raw("000d000400000258", 3), lenient=True).malformed == ""
 
 
 def test_an_optional_one_is_passed_over_as_if_it_were_unknown() -> None:

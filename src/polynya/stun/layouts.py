@@ -44,6 +44,8 @@ class Frame(NamedTuple):
     sha256_head: bytes = b""
     sha256_size: int = 0
     """Bytes of its possibly truncated value."""
+    malformed: str = ""
+    """Which comprehension-required attribute cannot be read, and why."""
 
 
 BUILT: Final = Frame()

@@ -179,6 +179,11 @@ class Message:
         return self._frame.unknown_required
 
     @property
+    def malformed(self) -> str:
+        """Which comprehension-required attribute could not be read and why; "" unless `decode` was lenient."""
+        return self._frame.malformed
+
+    @property
     def has_fingerprint(self) -> bool:
         """Whether a FINGERPRINT was there; `decode` has found it right."""
         return self._frame.fingerprint
@@ -242,19 +247,20 @@ def is_stun(data: bytes) -> bool:
     )
 
 
-def decode(data: bytes, *, legacy: bool = False) -> Message:
+def decode(data: bytes, *, legacy: bool = False, lenient: bool = False) -> Message:
     """Read one whole message. Raises DecodeError, and nothing else, for bytes that are not one.
 
-    With `legacy`, a message without the magic cookie is taken as one of RFC 3489.
+    With `legacy`, a message without the magic cookie is taken as one of RFC 3489. With `lenient`, one with an attribute
+    that cannot be read is a message without it: a server says so, once it knows who asks (`Message.malformed`).
     """
     layout = _layout_of(layout_key(data)) if len(data) > HEADER_LENGTH + 3 else None
     if layout is None:
-        return _walk(data, legacy=legacy)
+        return _walk(data, legacy=legacy, lenient=lenient)
     unpack, words, method, cls, template, integers, texts, others, fingerprint, frame = layout
     try:
         fields = unpack(data)
         if fields[::2] != words or (fingerprint and crc32(data[:-8]) ^ FINGERPRINT_XOR != fields[-1]):
-            return _walk(data, legacy=legacy)
+            return _walk(data, legacy=legacy, lenient=lenient)
         attributes = template.copy()
         for attribute, index in integers:
             attributes[attribute] = fields[index]
@@ -263,11 +269,11 @@ def decode(data: bytes, *, legacy: bool = False) -> Message:
         for attribute, index, read in others:
             attributes[attribute] = read(fields[index], data[4:20])
     except (struct.error, UnicodeDecodeError, DecodeError):
-        return _walk(data, legacy=legacy)  # which says what is wrong, or what can be made of it
+        return _walk(data, legacy=legacy, lenient=lenient)  # which says what is wrong, or what can be made of it
     return Message(method, cls, fields[1], attributes, data, frame)
 
 
-def _walk(data: bytes, *, legacy: bool) -> Message:
+def _walk(data: bytes, *, legacy: bool, lenient: bool = False) -> Message:
     """Read a message attribute by attribute: the long way, which knows all the rules."""
     size = len(data)
     if size < HEADER_LENGTH:
@@ -282,6 +288,7 @@ def _walk(data: bytes, *, legacy: bool) -> Message:
     unknown: tuple[int, ...] = ()
     integrity = sha256 = sha256_size = 0
     fingerprint = repeated = False
+    malformed = ""
     position = HEADER_LENGTH
     while position < size:
         number, length = _TYPE_AND_LENGTH(data, position)
@@ -315,7 +322,9 @@ def _walk(data: bytes, *, legacy: bool) -> Message:
                 value = attribute.decode(data[start:end], mask)
             except DecodeError as error:
                 if number < COMPREHENSION_OPTIONAL:
-                    raise DecodeError(f"{attribute.name}: {error}") from None
+                    if not lenient:
+                        raise DecodeError(f"{attribute.name}: {error}") from None
+                    malformed = malformed or f"{attribute.name}: {error}"
             else:
                 if attribute.repeats:
                     repeated = True
@@ -332,7 +341,7 @@ def _walk(data: bytes, *, legacy: bool) -> Message:
         frame = Frame(True, fingerprint, unknown)
         return Message(method, cls, mask, attributes, data, frame)
     frame = BUILT
-    if integrity or sha256 or fingerprint or unknown:
+    if integrity or sha256 or fingerprint or unknown or malformed:
         frame = Frame(
             False,
             fingerprint,
@@ -342,8 +351,9 @@ def _walk(data: bytes, *, legacy: bool) -> Message:
             sha256,
             _PAIR(kind, sha256 + sha256_size - 16) if sha256 else b"",
             sha256_size,
+            malformed,
         )
-    if HEADER_LENGTH < size <= MAX_SIZE:
+    if HEADER_LENGTH < size <= MAX_SIZE and not malformed:
         _layouts.offer(data, attributes, method, cls, frame)
     return Message(method, cls, data[8:HEADER_LENGTH], attributes, data, frame)
 

@@ -165,6 +165,15 @@ class Person:
             return request.encode(sha256=self.key)
         return request.encode(integrity=self.key)
 
+    def build_raw(self, method: Method, attributes: str) -> bytes:
+        """A signed request with attributes in hex before all others."""
+        signed = self.build(method)
+        size = 36 if decode(signed).has_integrity_sha256 else 24
+        data = signed[:20] + bytes.fromhex(attributes) + signed[20:-size]
+        data = data[:2] + (len(data) - 20 + size).to_bytes(2, "big") + data[4:]
+        head = signed[-size : 4 - size]
+        return data + head + (self.key.sha256(data) if size == 36 else self.key.sha1(data))
+
     def say(self, data: bytes) -> Message | None:
         """Send bytes; the answer to them, if any came to this client."""
         if self.stream is not None:

@@ -10,7 +10,6 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, StreamData
 from polynya.stun import attributes as a
-from polynya.stun.integrity import IntegrityKey
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.server.config import ChannelRange, Limits, RelayHost
@@ -143,17 +142,44 @@ def test_an_unknown_family_is_answered_with_440() -> None:
 def test_unknown_required_attributes_are_answered_with_420_once_the_client_is_known(table: Table) -> None:
     alice = Person(table)
     alice.allocate()
-    request = Message.request(Method.REFRESH, alice.transaction_id(), {})
-    unknown = bytes.fromhex("7ffe0000")
-    request.attributes |= {a.USERNAME: "alice", a.REALM: "example.org", a.NONCE: alice.nonce}
-    key = IntegrityKey.long_term("alice", "example.org", "wonder")
-    plain = request.encode()
-    body = plain[20:] + unknown
-    head = plain[:2] + (len(body) + 24).to_bytes(2, "big") + plain[4:20]
-    answer = alice.say(head + body + bytes.fromhex("00080014") + key.sha1(head + body))
+    answer = alice.say(alice.build_raw(Method.REFRESH, "7ffe0000"))
     assert code(answer) == 420
     assert answer is not None and answer[a.UNKNOWN_ATTRIBUTES] == (0x7FFE,)
-    assert answer.verify(key)
+    assert answer.verify(alice.key)
+
+
+@pytest.mark.parametrize(
+    ("method", "attributes"),
+    [
+        (Method.ALLOCATE, "0019000211000000"),
+        (Method.ALLOCATE, "0019000411000000 0022000401020304"),
+        (Method.REFRESH, "000d000203840000"),
+        (Method.CREATE_PERMISSION, "0012000800051388cb007109"),
+        (Method.CREATE_PERMISSION, "00120008000132990a127b4b 0012000400010000"),
+        (Method.CHANNEL_BIND, "000c000240000000 00120008000132990a127b4b"),
+    ],
+    ids=["REQUESTED-TRANSPORT", "RESERVATION-TOKEN", "LIFETIME", "of no family", "second peer", "CHANNEL-NUMBER"],
+)
+def test_a_malformed_attribute_is_answered_with_400_once_the_client_is_known(
+    table: Table, method: Method, attributes: str
+) -> None:
+    """RFC 8656, sections 7.2 and 10.2. Silence would let the client ask for 39.5 seconds."""
+    alice = Person(table)
+    if method == Method.ALLOCATE:
+        assert alice.learn(alice.say(alice.build(method)))
+    else:
+        alice.allocate()
+    answer = alice.say(alice.build_raw(method, attributes))
+    assert code(answer) == 400 and answer is not None and answer.verify(alice.key)
+    assert "answers to CREATE_PERMISSION" not in table.server.control.counters
+    assert len(table.flows) == (method != Method.ALLOCATE)
+
+
+def test_a_malformed_request_of_a_stranger_is_a_strangers_request(table: Table) -> None:
+    data = Message.request(Method.ALLOCATE, bytes(12)).encode()
+    [sent] = table.from_client(data[:2] + b"\0\x08" + data[4:] + bytes.fromhex("0019000211000000"))
+    assert code(decode(sent.data)) == 401
+    assert table.from_client(bytes.fromhex("000100082112a442") + bytes(12) + bytes.fromhex("0003000211000000")) == []
 
 
 def test_ipv6_alone(table: Table) -> None:

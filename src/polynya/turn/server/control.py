@@ -230,7 +230,7 @@ class TurnServer:
             self._drop(client, "too many requests", now, datagram.packet)
             return
         try:
-            message = decode(datagram.data, legacy=True)
+            message = decode(datagram.data, legacy=True, lenient=True)
         except DecodeError as error:
             self._drop(client, f"not STUN: {error}", now, datagram.packet)
             return
@@ -286,7 +286,7 @@ class TurnServer:
     def _message(self, message: Message, client: Client, now: Instant, *, stream: bool) -> None:
         if message.cls is not Class.REQUEST:
             self._drop(client, f"nothing to answer: {message.method!r} {message.cls.name}", now)
-        elif message.method == Method.BINDING:
+        elif message.method == Method.BINDING and not message.malformed:
             self._bind(message, client, now)
         elif message.legacy or message.method not in self._handlers:
             self._drop(client, f"not a request that is answered here: {message.method!r}", now)
@@ -344,6 +344,9 @@ class TurnServer:
 
     def _run(self, ask: Ask, now: Instant) -> None:
         message = ask.message
+        if message.malformed:
+            self._finish(Outcome(ask, refusal=Refusal(ErrorCode.BAD_REQUEST, message.malformed)), now)
+            return
         if message.unknown_required:
             listed = tuple(dict.fromkeys(message.unknown_required))[:MAX_UNKNOWN]
             refusal = Refusal(ErrorCode.UNKNOWN_ATTRIBUTE, "unknown attributes", {UNKNOWN_ATTRIBUTES: listed})
