@@ -11,6 +11,7 @@ import pytest
 
 from polynya.aio import handshakes
 from polynya.aio.handshakes import Handshakes
+from polynya.aio.tally import Tally
 from tests.aio.conftest import Run
 from tests.interop.coturn import make_certificate
 
@@ -39,7 +40,8 @@ class House:
         listening = socket.create_server(("127.0.0.1", 0))
         listening.setblocking(False)
         self.port = listening.getsockname()[1]
-        self.handshakes = Handshakes(listening, context, Heard)
+        self.tally = Tally()
+        self.handshakes = Handshakes(listening, context, Heard, self.tally)
         Heard.count = 0
 
     async def silent(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -89,6 +91,7 @@ def test_who_says_nothing_or_nonsense_is_dropped_and_never_heard_of(
         await gone(*silent)
         await house.echo()
         assert Heard.count == 1
+        assert (house.tally.handshakes_failed, house.tally.handshakes_refused) == (2, 0)
         await house.close()
 
     run(main())
@@ -101,7 +104,7 @@ def test_only_so_many_may_be_half_open(run: Run, tmp_path: Path, monkeypatch: py
         house = House(tmp_path)
         first = [await house.silent() for _ in range(3)]
         await gone(*await house.silent())
-        assert house.handshakes.refused == 1
+        assert house.tally.handshakes_refused == 1
         for _, writer in first:
             writer.close()
         async with asyncio.timeout(5):
@@ -111,6 +114,26 @@ def test_only_so_many_may_be_half_open(run: Run, tmp_path: Path, monkeypatch: py
                 except (ConnectionError, asyncio.IncompleteReadError):
                     await asyncio.sleep(0.01)
         await house.close()
+
+    run(main())
+
+
+def test_one_host_cannot_keep_the_others_out(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshakes, "AT_ONCE_OF_ONE", 2)
+
+    async def main() -> None:
+        house = House(tmp_path)
+        first = [await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)) for _ in range(2)]
+        await gone(*await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)))
+        assert house.tally.handshakes_refused == 1
+        await house.echo()
+        first[0][1].close()
+        async with asyncio.timeout(5):
+            while house.handshakes._by_source != {"127.0.0.2": 1}:
+                await asyncio.sleep(0.01)
+        first[1][1].close()
+        await house.close()
+        assert house.handshakes._by_source == {}
 
     run(main())
 

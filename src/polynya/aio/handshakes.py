@@ -1,6 +1,6 @@
 """A TLS listener's connections: accepted one by one, and their handshakes capped and timed.
 
-    accepted --too many handshakes are under way--> closed
+    accepted --too many are under way, in all or from this address--> closed
     accepted --> SHAKING --done in time--> the protocol's `connection_made`
                  SHAKING --error, timeout, the listener closes--> closed
 
@@ -16,10 +16,16 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from polynya.stun.budget import source_of
+
+from .tally import Tally
+
 TIMEOUT: Final = 10.0
 """Seconds for a handshake."""
 AT_ONCE: Final = 512
 """Handshakes of one listener that may be under way."""
+AT_ONCE_OF_ONE: Final = 64
+"""Of these from one IPv4 address or IPv6 /64, so that no single host keeps all others out."""
 PAUSE: Final = 0.2
 """Seconds to wait when the system has nothing left to make a connection with."""
 _GONE_AGAIN: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
@@ -28,15 +34,17 @@ _GONE_AGAIN: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
 class Handshakes:
     """Accepts from a listening socket, which is its own from now on. `make` gives each connection's protocol."""
 
-    def __init__(self, listening: socket.socket, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol]) -> None:
-        self.refused = 0
-        """Connections that were one too many."""
+    def __init__(
+        self, listening: socket.socket, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol], tally: Tally
+    ) -> None:
         self.closed = False
+        self._tally = tally
         self._listening = listening
         self._context = context
         self._make = make
         self._loop = asyncio.get_running_loop()
         self._shaking: set[asyncio.Task[None]] = set()
+        self._by_source: dict[str, int] = {}
         self._accepting = self._loop.create_task(self._accept(), name="accept TLS connections")
         self._accepting.add_done_callback(lambda _: listening.close())
 
@@ -54,18 +62,20 @@ class Handshakes:
     async def _accept(self) -> None:
         while True:
             try:
-                accepted, _ = await self._loop.sock_accept(self._listening)
+                accepted, address = await self._loop.sock_accept(self._listening)
             except OSError as error:
                 await asyncio.sleep(0 if error.errno in _GONE_AGAIN else PAUSE)
                 continue
-            if len(self._shaking) >= AT_ONCE:
-                self.refused += 1
+            source = source_of(address[0].partition("%")[0])
+            if len(self._shaking) >= AT_ONCE or self._by_source.get(source, 0) >= AT_ONCE_OF_ONE:
+                self._tally.handshakes_refused += 1
                 accepted.close()
                 continue
-            self._begin(accepted)
+            self._begin(accepted, source)
 
-    def _begin(self, accepted: socket.socket) -> None:
+    def _begin(self, accepted: socket.socket, source: str) -> None:
         begun = False
+        self._by_source[source] = self._by_source.get(source, 0) + 1
 
         async def shake() -> None:
             nonlocal begun
@@ -76,10 +86,13 @@ class Handshakes:
                     self._make, accepted, ssl=self._context, ssl_handshake_timeout=TIMEOUT
                 )
             except OSError:  # which SSLError and the timeout are, too; the loop has closed the socket
-                pass
+                self._tally.handshakes_failed += 1
 
         def dispose(task: asyncio.Task[None]) -> None:
             self._shaking.discard(task)
+            self._by_source[source] -= 1
+            if not self._by_source[source]:
+                del self._by_source[source]
             if not begun:  # cancelled before its first step
                 accepted.close()
 

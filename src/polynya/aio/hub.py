@@ -179,6 +179,8 @@ class Hub:
             "bytes_in": tally.bytes_in,
             "bytes_out": tally.bytes_out,
             "kernel_drops": tally.kernel_drops + sum(drops),
+            "handshakes_refused": tally.handshakes_refused,
+            "handshakes_failed": tally.handshakes_failed,
             **{f"send_failed_{name}": count for name, count in (tally.failures or {}).items()},
         }
 

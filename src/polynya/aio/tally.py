@@ -17,6 +17,10 @@ class Tally:
     bytes_out: int = 0
     kernel_drops: int = 0
     """Of closed sockets; open ones are asked when somebody wants to know."""
+    handshakes_refused: int = 0
+    """TLS connections that were one too many, in all or from one address."""
+    handshakes_failed: int = 0
+    """TLS connections that came to nothing, in time or by an error."""
     failures: dict[str, int] | None = None
     """None while nothing was refused, as it is for most."""
 

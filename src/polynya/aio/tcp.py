@@ -258,7 +258,7 @@ class Listener:
             sock.close()
             return
         if context is not None:
-            self._handshakes = Handshakes(sock, context, self._accept)
+            self._handshakes = Handshakes(sock, context, self._accept, self._owner.tally)
         else:
             self._server = server = await loop.create_server(self._accept, sock=sock, backlog=BACKLOG)
             if self._is_closed():
