@@ -129,7 +129,7 @@ def test_one_host_cannot_keep_the_others_out(run: Run, tmp_path: Path, monkeypat
         await house.echo()
         first[0][1].close()
         async with asyncio.timeout(5):
-            while house.handshakes._by_source != {"127.0.0.2": 1}:
+            while house.handshakes._by_source != {"127.0.0.2": 1}:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         first[1][1].close()
         await house.close()

@@ -89,7 +89,7 @@ def test_no_two_servers_share_their_nonces() -> None:
 def test_nobody_is_looked_up_for_a_forged_source() -> None:
     table = Table(config(), AskedUsers())
     alice = Person(table)
-    alice.nonce = b"obMatJos2AAABAAAAAAAAAAAAAAAA"
+    alice.nonce = b"obMatJos2AAADAAAAAAAAAAA"
     assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) == 438
     assert table.log[:-1] == []
     assert not any(type(event).__name__ == "LookUp" for event in table.log)

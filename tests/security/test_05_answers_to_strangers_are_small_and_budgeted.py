@@ -25,7 +25,7 @@ def provoke(table: Table, kind: int, client: Address, number: int) -> bytes:
         return bytes.fromhex("000100042112a442") + number.to_bytes(12, "big") + bytes.fromhex("7ffe0000")
     if kind == 400:
         return Message.request(Method.ALLOCATE, number.to_bytes(12, "big"), ALLOCATE).encode(integrity=person.key)
-    person.nonce = b"obMatJos2AAABAAAAAAAAAAAAAAAA"
+    person.nonce = b"obMatJos2AAADAAAAAAAAAAA"
     return person.build(Method.ALLOCATE, ALLOCATE)
 
 

@@ -119,7 +119,7 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ("sha256", "md5")
     default_lifetime: Annotated[Seconds, _says("Of an allocation, where the client wishes for less or nothing.")] = 600
     max_lifetime: Annotated[Seconds, _says("Of an allocation between two refreshes.")] = 3600
-    nonce_lifetime: Annotated[Seconds, _says("Of a nonce.")] = 600
+    nonce_lifetime: Annotated[Seconds, _says("Of a nonce; at most an hour.")] = 600
     drain: Annotated[Seconds, _says("For which allocations may go on after SIGTERM; a second one ends them.")] = 0
     alternates: Annotated[tuple[str, ...], _says("ADDR:PORT of servers that clients are sent to meanwhile.")] = ()
     peers: Peers = Peers()

@@ -121,12 +121,14 @@ class TurnConfig:
         if len(dict.fromkeys(hosts)) != len(hosts):
             raise ConfigurationError("two relay addresses are the same, inside or outside")
         low, high = self.ports
-        if not 1 <= low <= high <= 65535:
-            raise ConfigurationError(f"relay ports {low}-{high} are not a range within 1-65535")
+        if not 1024 <= low <= high <= 65535:  # well-known ports would let clients pose as services (RFC 8656, 7.2)
+            raise ConfigurationError(f"relay ports {low}-{high} are not a range within 1024-65535")
         if not self.algorithms or any(each not in list(PasswordAlgorithmNumber) for each in self.algorithms):
             raise ConfigurationError("the password algorithms are 1 (MD5) and 2 (SHA-256), at least one of them")
-        if not 0 < self.default_lifetime <= self.max_lifetime or self.nonce_lifetime <= 0 or self.port_rest < 0:
+        if not 0 < self.default_lifetime <= self.max_lifetime or self.port_rest < 0:
             raise ConfigurationError("lifetimes are positive, and the default not above the maximum")
+        if not SECOND <= self.nonce_lifetime <= 3600 * SECOND:
+            raise ConfigurationError("a nonce lives between a second and an hour (RFC 8656, section 5)")
 
     @property
     def families(self) -> tuple[int, ...]:
