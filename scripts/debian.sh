@@ -4,7 +4,7 @@
 set -u
 
 # program:package
-wanted="turnserver:coturn turnutils_stunclient:coturn tshark:tshark ip:iproute2 nft:nftables iptables:iptables"
+wanted="turnserver:coturn turnutils_stunclient:coturn tshark:tshark stun:stun-client ip:iproute2 nft:nftables iptables:iptables"
 # packages that bring no program
 libraries="gir1.2-nice-0.1 python3-gi"
 

@@ -72,6 +72,7 @@ PEERS: dict[str, Callable[[], Lack | None]] = {
     "coturn": _program("turnserver", "coturn"),
     "libnice": _libnice,
     "turnutils": _program("turnutils_stunclient", "coturn"),
+    "stun": _program("stun", "stun-client"),
     "tshark": _program("tshark", "tshark"),
     "ip": _program("ip", "iproute2"),
     "nft": _program("nft", "nftables"),

@@ -36,6 +36,10 @@ certificate = "cert.pem"
 key = "key.pem"
 server_name = "turn.example.org"
 
+[stun]
+alternates = ["127.0.0.2:3479"]
+external_ips = ["203.0.113.5/127.0.0.1", "203.0.113.6/127.0.0.2"]
+
 [turn]
 realm = "example.org"
 shared_secrets = ["new one", "old one"]
@@ -105,6 +109,8 @@ def test_every_key_reaches_the_server(write: Any) -> None:
     assert made.metrics_token == "for prometheus"
     assert made.limits == SignalingLimits(room_members=4)
     assert made.origins == ("https://example.org",) and made.trusted_proxies == ("127.0.0.1",)
+    assert made.alternates == (Address("127.0.0.2", 3479),)
+    assert made.external_ips == {"127.0.0.1": "203.0.113.5", "127.0.0.2": "203.0.113.6"}
     turn = made.turn
     assert turn is not None
     assert turn.config == TurnConfig(

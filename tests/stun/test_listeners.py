@@ -40,7 +40,7 @@ def test_each_place_is_opened_told_and_answered_by() -> None:
     listeners.receive(Opened(flow=one.flow, local=ANY.with_port(5000)), NOW)
     listeners.receive(Closed(flow=two.flow, reason="no such address", errno=errno.EADDRNOTAVAIL), NOW)
     assert listeners.events() == [
-        ListenerOpened(place=0, local=ANY.with_port(5000)),
+        ListenerOpened(place=0, local=ANY.with_port(5000), flows=(one.flow,)),
         ListenerFailed(place=1, transport=UDP, reason="no such address"),
     ]
     listeners.receive(Datagram(one.flow, CLIENT, REQUEST), NOW)
@@ -58,7 +58,7 @@ def test_transports_of_a_place_share_the_port_that_the_first_one_got() -> None:
     assert (tcp.transport, tcp.local) == (TCP, ANY.with_port(5000))
     assert listeners.events() == [], "not before both accept"
     listeners.receive(Opened(flow=tcp.flow, local=ANY.with_port(5000)), NOW)
-    assert listeners.events() == [ListenerOpened(place=0, local=ANY.with_port(5000))]
+    assert listeners.events() == [ListenerOpened(place=0, local=ANY.with_port(5000), flows=(udp.flow, tcp.flow))]
 
 
 def test_a_stream_that_was_accepted_is_the_machines() -> None:
@@ -71,7 +71,7 @@ def test_a_stream_that_was_accepted_is_the_machines() -> None:
     [answer] = listeners.outputs()
     assert isinstance(answer, Send) and answer.flow == stream
     listeners.receive(Closed(flow=stream, reason="closed"), NOW)
-    assert listeners.events() == [ListenerOpened(place=0, local=FIXED)], "the listener stays"
+    assert listeners.events() == [ListenerOpened(place=0, local=FIXED, flows=(tcp.flow,))], "the listener stays"
 
 
 def test_where_any_port_will_do_another_is_tried_when_one_transport_finds_it_taken() -> None:

@@ -37,6 +37,12 @@ def serve(
     http: Annotated[
         Some, typer.Option(metavar="ADDR:PORT", help="Signaling, /healthz and /metrics here; may be repeated.")
     ] = None,
+    stun_alternate: Annotated[
+        Some,
+        typer.Option(
+            metavar="ADDR:PORT", help="Another address and port: serve NAT behaviour discovery; one for each family."
+        ),
+    ] = None,
     user: Annotated[Some, typer.Option(metavar="NAME:PASSWORD", help="Who may use TURN; may be repeated.")] = None,
     shared_secret: Annotated[
         Some, typer.Option(metavar="SECRET", help="Makes time-limited TURN credentials; may be repeated.")
@@ -101,6 +107,7 @@ def serve(
         ("listen",): listen,
         ("tls_listen",): tls_listen,
         ("http",): http,
+        ("stun", "alternates"): stun_alternate,
         ("log_level",): log_level.lower() if log_level else None,
         ("tls", "certificate"): str(tls_cert) if tls_cert else None,
         ("tls", "key"): str(tls_key) if tls_key else None,

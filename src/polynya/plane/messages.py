@@ -36,6 +36,8 @@ class Setup:
     gather: float = 0.0
     errors: str = ""
     """`module:function` that empties error queues, empty for none."""
+    origins: tuple[tuple[Flow, bytes], ...] = ()
+    """What answers to Binding requests have besides, for listeners that serve behaviour discovery."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,8 @@ class PortablePlane:
     """A data plane on sockets. `listeners` are bound UDP sockets that stay their owner's.
 
     `gather` is how many seconds to wait after a wake-up for more packets to come, so that one wake-up serves several:
-    fewer cycles below saturation, and so much more delay.
+    fewer cycles below saturation, and so much more delay. `origins` are encoded attributes that a listener's answers to
+    Binding requests have beside the mapped addresses: it serves behaviour discovery then (RFC 5780, section 6.1).
     """
 
     def __init__(
@@ -87,11 +88,13 @@ class PortablePlane:
         listeners: Mapping[Flow, socket.socket],
         *,
         gather: float = 0.0,
+        origins: Mapping[Flow, bytes] | None = None,
         read_errors: ReadErrors | None = None,
         draw: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], Instant] = now,
     ) -> None:
         self._gather = gather
+        self._origins = dict(origins or {})
         self._read_errors = read_errors
         self._draw = draw
         self._clock = clock
@@ -247,7 +250,7 @@ class PortablePlane:
         """A client's datagram that no way is known for: find one, answer it, or hand it up."""
         frame = self._view[:size]
         if size == 20 and frame[:8] == _BINDING_REQUEST:
-            self._answer_binding(listener, source)
+            self._answer_binding(flow, listener, source)
             return
         client = Client(flow, address_of(source))
         ports = self.relays.by_client.get(client)
@@ -320,24 +323,19 @@ class PortablePlane:
         way.packets += 1
         way.bytes += len(data)
 
-    def _answer_binding(self, listener: socket.socket, source: SockAddr) -> None:
-        """A Binding request without any attribute: the mapped address and nothing else (RFC 8489, section 14.2)."""
+    def _answer_binding(self, flow: Flow, listener: socket.socket, source: SockAddr) -> None:
+        """A Binding request without any attribute: the mapped address (RFC 8489, section 14.2) and the origin."""
         address = address_of(source)
         packed = pack_host(address.host)
         size, mask = len(packed), bytes(self._view[4:20])
+        head = (4 + size).to_bytes(2, "big") + bytes((0, 1 if size == 4 else 2))
+        port = (address.port ^ 0x2112).to_bytes(2, "big")
         host = int.from_bytes(packed, "big") ^ int.from_bytes(mask[:size], "big")
-        answer = b"".join(
-            (
-                b"\x01\x01",
-                (8 + size).to_bytes(2, "big"),
-                mask,
-                b"\0\x20",
-                (4 + size).to_bytes(2, "big"),
-                bytes((0, 1 if size == 4 else 2)),
-                (address.port ^ 0x2112).to_bytes(2, "big"),
-                host.to_bytes(size, "big"),
-            )
-        )
+        told = b"\0\x20" + head + port + host.to_bytes(size, "big")
+        origin = self._origins.get(flow)
+        if origin is not None:
+            told += b"\0\x01" + head + address.port.to_bytes(2, "big") + packed + origin
+        answer = b"\x01\x01" + len(told).to_bytes(2, "big") + mask + told
         try:
             listener.sendto(answer, source)
         except OSError:

@@ -50,7 +50,7 @@ def _plane(setup: Setup) -> PortablePlane:
     if setup.errors:
         module, _, name = setup.errors.partition(":")
         errors = getattr(importlib.import_module(module), name)
-    return PortablePlane(listeners, gather=setup.gather, read_errors=errors)
+    return PortablePlane(listeners, gather=setup.gather, origins=dict(setup.origins), read_errors=errors)
 
 
 def _obey(plane: PortablePlane, channel: Channel) -> bool:

@@ -146,6 +146,7 @@ class WorkerPlane:
         workers: int,
         *,
         gather: float = 0.0,
+        origins: Mapping[Flow, bytes] | None = None,
         errors: str = "",
         read_errors: ReadErrors | None = None,
     ) -> None:
@@ -154,6 +155,7 @@ class WorkerPlane:
         self.restarts = 0
         self._listeners = {flow: list(sockets) for flow, sockets in listeners.items()}
         self._gather = gather
+        self._origins = tuple((origins or {}).items())
         self._errors = errors
         self._wants_errors = read_errors is not None
         self._policy: SetPolicy | None = None
@@ -479,7 +481,9 @@ class WorkerPlane:
 
     def _start(self, index: int) -> _Worker:
         listeners = [(flow, sockets[index]) for flow, sockets in self._listeners.items()]
-        setup = Setup(tuple((flow, sock.fileno()) for flow, sock in listeners), self._gather, self._errors)
+        setup = Setup(
+            tuple((flow, sock.fileno()) for flow, sock in listeners), self._gather, self._errors, self._origins
+        )
         worker = _Worker(index, listeners, setup)
         self._epoll.register(worker.channel.sock.fileno(), select.EPOLLIN)
         self._by_fd[worker.channel.sock.fileno()] = worker

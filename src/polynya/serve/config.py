@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from polynya.core.errors import ConfigurationError
 from polynya.signaling.limits import Limits
 from polynya.turn.server.config import TurnConfig
 from polynya.turn.server.users import AskedUsers, Directories, Directory, SharedSecrets, StaticUsers, User
+
+from .discovery import Discovery
 
 LookUpUser = Callable[[str], Awaitable[User | None]]
 """Given a user's name, answers with the user, or None for a stranger. What it raises counts as a stranger."""
@@ -85,6 +87,10 @@ class ServerConfig:
     """For TURN over TLS."""
     http: tuple[Address, ...] = ()
     """For signaling, /healthz and /metrics, without TLS: put a proxy in front for that."""
+    alternates: tuple[Address, ...] = ()
+    """Another address and port, one for a family at most, from which STUN is answered for those who ask for that."""
+    external_ips: Mapping[str, str] = field(default_factory=dict)
+    """What addresses of `listen` and `alternates` are called outside a NAT; behaviour discovery tells them."""
     turn: TurnOptions | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)
@@ -108,6 +114,7 @@ class ServerConfig:
             raise ConfigurationError("TLS needs a certificate and its key")
         if self.turn is not None and not self.listen and not self.tls_listen:
             raise ConfigurationError("a TURN server without an address to listen on: give listen or tls_listen")
+        Discovery(self.listen, self.alternates, self.external_ips)  # what cannot be is told
         for seconds in (self.request_timeout, self.stop_timeout):
             if not 0 < seconds <= 3600:
                 raise ConfigurationError(f"a timeout is more than 0 and at most 3600 seconds, not {seconds}")

@@ -39,6 +39,7 @@ from polynya.turn.server.joined import JoinedServer
 from polynya.turn.server.relay_server import RelayServer
 
 from .config import TurnOptions
+from .discovery import Discovery
 
 logger: Final = logging.getLogger("polynya.serve.turn")
 
@@ -91,11 +92,15 @@ class DataPlane:
     Raises ConfigurationError, with nothing left open, when one cannot be.
     """
 
-    def __init__(self, options: TurnOptions, listen: Sequence[Address], flow_ids: FlowIds, trace: Tracer) -> None:
+    def __init__(
+        self, options: TurnOptions, listen: Sequence[Address], discovery: Discovery, flow_ids: FlowIds, trace: Tracer
+    ) -> None:  # fmt: skip
         random = SystemRandom()
         config, directory = options.config, options.directory()
         self.places: tuple[Place, ...]
-        """What is left for the driver to listen on."""
+        """What is left for the driver to listen on, for each of `listen` in their order."""
+        self.more: tuple[Place, ...] = ()
+        """And for behaviour discovery."""
         self.machine: TurnMachine
         self._bound: dict[Flow, _Bound] = {}
         self._portable: PortablePlane | None = None
@@ -106,26 +111,35 @@ class DataPlane:
             if options.workers:
                 raise ConfigurationError("workers need Linux, and cannot be traced: leave workers or the trace out")
             self.places = tuple(Place(each, (Transport.UDP, Transport.TCP)) for each in listen)
+            self.more = tuple(Place(each, (Transport.UDP,)) for each in discovery.more)
             self.machine = RelayServer(config, directory, flow_ids, random=random, trace=trace)
             logger.info("data plane: reference")
             return
         try:
-            for address in listen:
+            for address in (*listen, *discovery.more):
                 self._bound[flow_ids.new()] = _bind(address, max(options.workers, 1))
             by_flow = {flow: bound.sockets for flow, bound in self._bound.items()}
+            origins = {flow: origin.told for flow, origin in discovery.origins(self.udp).items()}
             plane: PortablePlane | WorkerPlane
             if options.workers:
                 plane = self._workers = WorkerPlane(
-                    by_flow, options.workers, gather=options.gather, errors=_ERRORS, read_errors=read_errors
+                    by_flow,
+                    options.workers,
+                    gather=options.gather,
+                    origins=origins,
+                    errors=_ERRORS,
+                    read_errors=read_errors,
                 )
             else:
                 first = {flow: each[0] for flow, each in by_flow.items()}
-                plane = self._portable = PortablePlane(first, gather=options.gather, read_errors=read_errors)
+                plane = self._portable = PortablePlane(
+                    first, gather=options.gather, origins=origins, read_errors=read_errors
+                )
             self.machine = JoinedServer(TurnServer(config, directory, random=random, trace=trace), plane)
         except BaseException:
             self.close()
             raise
-        self.places = tuple(Place(bound.local, (Transport.TCP,)) for bound in self._bound.values())
+        self.places = tuple(Place(bound.local, (Transport.TCP,)) for bound in list(self._bound.values())[: len(listen)])
         logger.info("data plane: portable, %s", f"{options.workers} workers" if options.workers else "in this process")
 
     def start(self, driver: Driver[Any]) -> None:
@@ -156,6 +170,11 @@ class DataPlane:
         if self._workers is not None:
             self._workers.ask_traffic()
             await asyncio.sleep(0.05)
+
+    @property
+    def udp(self) -> dict[Flow, Address]:
+        """The UDP listeners that are the plane's own."""
+        return {flow: bound.local for flow, bound in self._bound.items()}
 
     @property
     def kernel_drops(self) -> int:

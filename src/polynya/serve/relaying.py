@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from polynya.aio.driver import Driver
 from polynya.core.addresses import Address
-from polynya.core.flows import FlowIds
+from polynya.core.flows import Flow, FlowIds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.turn.server.commands import Traffic
 from polynya.turn.server.control import FIXED
@@ -21,6 +21,7 @@ from polynya.turn.server.lookups import LookUp, UserFound
 from polynya.turn.server.policy import PeerPolicy
 
 from .config import LookUpUser, TurnOptions
+from .discovery import Discovery
 from .planes import DataPlane
 
 logger: Final = logging.getLogger("polynya.serve.turn")
@@ -60,10 +61,17 @@ class Relaying:
     """A TURN server's machine and what is around it. `attach` it to the driver that runs its sockets."""
 
     def __init__(
-        self, options: TurnOptions, listen: Sequence[Address], flow_ids: FlowIds, *, trace: Tracer = NO_TRACE
+        self,
+        options: TurnOptions,
+        listen: Sequence[Address],
+        discovery: Discovery,
+        flow_ids: FlowIds,
+        *,
+        trace: Tracer = NO_TRACE,
     ) -> None:
         self.options = options
-        self.data_plane = DataPlane(options, listen, flow_ids, trace.of("turn-server"))
+        self._discovery = discovery
+        self.data_plane = DataPlane(options, listen, discovery, flow_ids, trace.of("turn-server"))
         self.machine = self.data_plane.machine
         self.created = 0
         """Allocations since the start."""
@@ -78,9 +86,15 @@ class Relaying:
         """Allocations that are still to end before all is closed."""
         self._left = asyncio.Event()
 
-    def attach(self, driver: Driver[Any], listeners: tuple[Address, ...], hosts: tuple[str, ...]) -> None:
-        """Begin: no peer may be one of the server's own `listeners`, under any of its `hosts`."""
+    def attach(
+        self, driver: Driver[Any], listeners: tuple[Address, ...], hosts: tuple[str, ...], udp: Mapping[Flow, Address]
+    ) -> None:  # fmt: skip
+        """Begin: no peer may be one of the server's own `listeners`, under any of its `hosts`.
+
+        `udp` are the listeners that the driver has; the others are the data plane's.
+        """
         self._driver = driver
+        self._call(self.machine.control.set_origins, self._discovery.origins({**udp, **self.data_plane.udp}))
         self._listeners, self._hosts = listeners, hosts
         self.data_plane.start(driver)
         self._call(self.machine.control.set_policy, self._policy())

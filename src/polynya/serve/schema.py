@@ -82,6 +82,21 @@ class TurnLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lookup_patience: Annotated[Seconds, _says("For which they wait.")] = _turn.lookup_patience / _SECOND
 
 
+class Stun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """STUN answers on every `listen`. With an alternate it also serves NAT behaviour discovery (RFC 5780)."""
+
+    alternates: Annotated[
+        tuple[str, ...],
+        _says(
+            "ADDR:PORT, one for each family: another address of this host and another port than listen has. "
+            "Another port alone lets clients find out less."
+        ),
+    ] = ()
+    external_ips: Annotated[
+        tuple[str, ...], _says("EXTERNAL/ADDR: what these addresses are called outside a NAT.")
+    ] = ()
+
+
 class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """TURN is on when somebody can use it: `users`, `users_file`, `users_database` or `shared_secrets`."""
 
@@ -179,6 +194,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     http: Annotated[tuple[str, ...], _says("ADDR:PORT for signaling, /healthz and /metrics, without TLS.")] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _says("How much is logged.")] = "info"
     tls: Tls = Tls()
+    stun: Stun = Stun()
     turn: Turn = Turn()
     signaling: Signaling = Signaling()
     metrics: Metrics = Metrics()
@@ -187,6 +203,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 TABLES: Final[dict[str, type[Struct]]] = {
     "": Settings,
     "[tls]": Tls,
+    "[stun]": Stun,
     "[turn]": Turn,
     "[[turn.users]]": User,
     "[turn.peers]": Peers,

@@ -18,7 +18,7 @@ from polynya.aio.interfaces import list_interfaces
 from polynya.aio.tcp import TlsContexts, system_tls
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, UsageError
-from polynya.core.flows import FlowIds, Transport
+from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.listeners import ListenerFailed, ListenerOpened, Listeners, Place
 from polynya.stun.server import BindingServer
@@ -27,6 +27,7 @@ from .app import make_app
 from .certificates import Certificates
 from .config import ServerConfig, TurnOptions
 from .credentials import Offers
+from .discovery import Discovery
 from .http import EmbeddedUvicorn, embedded
 from .links import Links
 from .metrics import Metrics
@@ -40,6 +41,8 @@ _FIXED: Final = {
     "listen": "listen",
     "tls_listen": "tls_listen",
     "http": "http",
+    "alternates": "stun.alternates",
+    "external_ips": "stun.external_ips",
     "limits": "signaling.limits",
     "trusted_proxies": "signaling.trusted_proxies",
 }
@@ -74,6 +77,8 @@ class Server:
         self._exposed: Metrics | None = None
         self._opening: list[asyncio.Future[Address]] = []
         self._places: list[Place] = []
+        self._udp: dict[Flow, Address] = {}
+        """The UDP listeners that the driver has."""
 
     # --------------------------------------------------------------------------------------------------------- seeing
 
@@ -237,30 +242,39 @@ class Server:
         if config.tls is not None:
             tls = self._certificates = Certificates(config.tls)
         flow_ids = FlowIds()
+        discovery = Discovery(config.listen, config.alternates, config.external_ips)
         machine: Any = self._binding
         self._places = [Place(each, (Transport.UDP,)) for each in config.listen]
+        more = [Place(each, (Transport.UDP,)) for each in discovery.more]
         if turn is not None:
-            self.relaying = Relaying(turn, config.listen, flow_ids, trace=self._trace)
+            self.relaying = Relaying(turn, config.listen, discovery, flow_ids, trace=self._trace)
             machine = self.relaying.machine
             self._places = list(self.relaying.data_plane.places)
+            more = list(self.relaying.data_plane.more)
         self._places += [Place(each, (Transport.TLS,)) for each in config.tls_listen]
+        self._places += more
         listeners = Listeners(tuple(self._places), flow_ids, machine)
         loop = asyncio.get_running_loop()
         self._opening = [loop.create_future() for _ in self._places]
         self._driver = Driver(listeners, on_event=self._on_event, flow_ids=flow_ids, trace=self._trace, tls=tls)
         self._driver.call(listeners.start)
         opened = tuple(await asyncio.gather(*self._opening))
-        self.stun_addresses, self.tls_addresses = opened[: len(config.listen)], opened[len(config.listen) :]
+        plain, secure = len(config.listen), len(config.tls_listen)
+        self.stun_addresses, self.tls_addresses = opened[:plain], opened[plain : plain + secure]
         if self.relaying is not None and turn is not None:
-            self.relaying.attach(self._driver, (*opened, *self.http_addresses), _own_hosts(turn))
+            listening = (*opened, *discovery.more, *self.http_addresses)
+            self.relaying.attach(self._driver, listening, _own_hosts(turn), self._udp)
             self._offers = Offers(self.stun_addresses, self.stun_addresses, self.tls_addresses)
             self._offers.take(turn, config.tls)
         else:
+            self._binding.origins = discovery.origins(self._udp)
             self._offers = Offers(self.stun_addresses)
 
     def _on_event(self, event: object) -> None:
         if isinstance(event, ListenerOpened):
             opening = self._opening[event.place]
+            if self._places[event.place].transports[0] is Transport.UDP:
+                self._udp[event.flows[0]] = event.local
             if not opening.done():
                 opening.set_result(event.local)
         elif isinstance(event, ListenerFailed):

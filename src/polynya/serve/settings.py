@@ -98,6 +98,8 @@ def server_config(settings: Settings) -> ServerConfig:
         listen=_addresses("listen", settings.listen),
         tls_listen=_addresses("tls_listen", settings.tls_listen),
         http=_addresses("http", settings.http),
+        alternates=_addresses("stun.alternates", settings.stun.alternates),
+        external_ips=_external_ips(settings.stun.external_ips),
         turn=_turn(settings),
         tls=_tls(settings.tls),
         limits=signaling.Limits(**msgspec.structs.asdict(settings.signaling.limits)),
@@ -113,6 +115,16 @@ def _tls(tls: schema.Tls) -> TlsFiles | None:
     if not tls.certificate or not tls.key:
         raise ConfigurationError("tls needs both: certificate and key")
     return TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), server_name=tls.server_name)
+
+
+def _external_ips(texts: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        outside, slash, inside = text.partition("/")
+        if not slash or not outside or not inside or inside in found:
+            raise ConfigurationError(f"stun.external_ips: write EXTERNAL/ADDR, once for each address, not {text!r}")
+        found[inside] = outside
+    return found
 
 
 def _turn(settings: Settings) -> TurnOptions | None:

@@ -34,10 +34,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOpened:
-    """A place accepts by all its transports. `local` has the port that it got."""
+    """A place accepts by all its transports. `local` has the port that it got, `flows` stand in their order."""
 
     place: int
     local: Address
+    flows: tuple[Flow, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +119,7 @@ class Listeners:
             self._open_next(index)
         else:
             opening.ready = True
-            self._events.append(ListenerOpened(place=index, local=local))
+            self._events.append(ListenerOpened(place=index, local=local, flows=tuple(opening.flows)))
 
     def _failed(self, index: int, closed: Closed) -> None:
         opening = self._places[index]

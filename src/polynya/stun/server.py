@@ -5,10 +5,24 @@ reason phrases, so that a forged source gets little more than the forger sent. R
 answered as RFC 3489 had it, with MAPPED-ADDRESS; libnice's discovery sends such. Everything that is not a request is
 dropped and counted.
 
-Over streams each flow has its own framer; a stream that loses step, or sends ChannelData, is closed.
+A listener with an `Origin` serves behaviour discovery, too (RFC 5780):
+
+    | the request has         | the answer                                                                            |
+    |-------------------------|---------------------------------------------------------------------------------------|
+    | nothing of it           | MAPPED-ADDRESS beside XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN, OTHER-ADDRESS               |
+    | CHANGE-REQUEST          | comes from the address and port that it asks for; 420 where there is none such         |
+    | RESPONSE-PORT           | goes to that port of the host that asked                                              |
+    | PADDING                 | has PADDING, too, as much as the request and no more than a large packet's             |
+    | PADDING, RESPONSE-PORT  | 400: a small packet must not bring large ones to where it did not come from           |
+
+An answer to one of the last four, and every error, takes from a budget of the source that asked. Over streams each flow
+has its own framer; a stream that loses step, or sends ChannelData, is closed. Behaviour discovery is for datagrams.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
@@ -19,16 +33,24 @@ from polynya.core.trace import NO_TRACE, Tracer
 
 from .attributes import (
     CHANGE_REQUEST,
+    CHANGED_ADDRESS,
     MAPPED_ADDRESS,
+    OTHER_ADDRESS,
     PADDING,
+    RESPONSE_ORIGIN,
     RESPONSE_PORT,
+    SOURCE_ADDRESS,
     TRANSACTION_TRANSMIT_COUNTER,
     UNKNOWN_ATTRIBUTES,
     XOR_MAPPED_ADDRESS,
+    Attribute,
+    ChangeRequest,
     TransmitCounter,
 )
+from .budget import Budget, source_of
 from .framing import StreamFramer
 from .message import Message, Received, decode
+from .origins import Origin
 from .registry import Class, ErrorCode, Method
 
 MAX_REQUEST = 1500
@@ -37,14 +59,25 @@ MAX_STREAMS = 1024
 """Streams that are open at once; the next one is closed."""
 MAX_UNKNOWN = 16
 """How many unknown attributes an answer lists: the answer must not outgrow the request's use."""
-_STATELESS = 0xFF
+MAX_PADDING: Final = 1500
+"""Bytes of PADDING in an answer: what makes it two packets on any usual link."""
+BUDGET: Final = (100, 200)
+"""Answers a second, and at once, that one source can get besides plain ones."""
+_DISCOVERY: Final[tuple[Attribute[Any], ...]] = (CHANGE_REQUEST, RESPONSE_PORT, PADDING)
+_STATELESS: Final = 0xFF
 """What a server that does not count its responses says in TRANSACTION-TRANSMIT-COUNTER (RFC 7982)."""
 
 
 class BindingServer:
     """A machine: datagrams and stream data in, answers out. It has no timers and no events."""
 
-    def __init__(self, *, trace: Tracer = NO_TRACE, max_streams: int = MAX_STREAMS) -> None:
+    def __init__(
+        self, *, trace: Tracer = NO_TRACE, max_streams: int = MAX_STREAMS, budget: Budget | None = None
+    ) -> None:  # fmt: skip
+        self.budget = Budget(*BUDGET) if budget is None else budget
+        """For errors and for what behaviour discovery asks for."""
+        self.origins: Mapping[Flow, Origin] = {}
+        """The listeners that serve behaviour discovery."""
         self._trace = trace
         self._max_streams = max_streams
         self._streams: dict[Flow, tuple[Address, StreamFramer]] = {}
@@ -121,18 +154,32 @@ class BindingServer:
         if message.cls is not Class.REQUEST or message.method != Method.BINDING:
             self._drop(remote, f"not a Binding request: {message.method!r} {message.cls.name}", now, packet)
             return
-        unknown = message.unknown_required + _unsupported(message)
-        if unknown:
+        origin = self.origins.get(flow)
+        asked = [each for each in _DISCOVERY if each in message and message[each] != ChangeRequest()]
+        by: Flow | None = flow
+        if CHANGE_REQUEST in asked:
+            by = origin.elsewhere.get(message[CHANGE_REQUEST]) if origin is not None else None
+        refused = asked if origin is None else [CHANGE_REQUEST] if by is None else []
+        unknown = (*message.unknown_required, *(each.number for each in refused))
+        if (asked or unknown) and not self.budget.take(source_of(remote.host), now):
+            self._drop(remote, "too many answers to one source", now, packet)
+        elif unknown or by is None:
             listed = tuple(dict.fromkeys(unknown))[:MAX_UNKNOWN]
-            answer = Message.error(message, ErrorCode.UNKNOWN_ATTRIBUTE, "", {UNKNOWN_ATTRIBUTES: listed})
-            self._count("errors")
+            self._refuse(flow, remote, message, ErrorCode.UNKNOWN_ATTRIBUTE, {UNKNOWN_ATTRIBUTES: listed})
+        elif message.get(RESPONSE_PORT) == 0 or (RESPONSE_PORT in message and PADDING in message):
+            self._refuse(flow, remote, message, ErrorCode.BAD_REQUEST, {})
         else:
-            answer = Message.success(message, {MAPPED_ADDRESS if message.legacy else XOR_MAPPED_ADDRESS: remote})
-            counter = message.get(TRANSACTION_TRANSMIT_COUNTER)
-            if counter is not None:
-                answer.attributes[TRANSACTION_TRANSMIT_COUNTER] = TransmitCounter(counter.request, _STATELESS)
+            answer = Message.success(message, _told(message, remote, origin, self.origins.get(by)))
+            to = remote.with_port(message.get(RESPONSE_PORT) or remote.port)
+            self._outputs.append(Send(by, to, answer.encode(fingerprint=message.has_fingerprint)))
             self._count("answers")
+
+    def _refuse(
+        self, flow: Flow, remote: Address, message: Message, code: ErrorCode, attributes: dict[Attribute[Any], Any]
+    ) -> None:
+        answer = Message.error(message, code, "", attributes)
         self._outputs.append(Send(flow, remote, answer.encode(fingerprint=message.has_fingerprint)))
+        self._count("errors")
 
     def _drop(self, remote: Address, reason: str, now: Instant, packet: int = 0) -> None:
         self._count("dropped")
@@ -143,13 +190,18 @@ class BindingServer:
         self._counters[what] = self._counters.get(what, 0) + 1
 
 
-def _unsupported(message: Message) -> tuple[int, ...]:
-    """Attributes that ask for an answer from or to elsewhere: one from here would be taken for what it is not.
-
-    A CHANGE-REQUEST that asks for nothing is what RFC 3489 clients send at first.
-    """
-    asked: list[int] = [attribute.number for attribute in (RESPONSE_PORT, PADDING) if attribute in message]
-    change = message.get(CHANGE_REQUEST)
-    if change is not None and (change.address or change.port):
-        asked.append(CHANGE_REQUEST.number)
-    return tuple(asked)
+def _told(message: Message, remote: Address, asked: Origin | None, by: Origin | None) -> dict[Attribute[Any], Any]:
+    """What a success response holds that leaves `by` a listener and was `asked` of another, or of the same."""
+    told: dict[Attribute[Any], Any] = {MAPPED_ADDRESS if message.legacy else XOR_MAPPED_ADDRESS: remote}
+    if asked is not None and by is not None:
+        told[MAPPED_ADDRESS] = remote
+        told[SOURCE_ADDRESS if message.legacy else RESPONSE_ORIGIN] = by.address
+        if asked.other is not None:
+            told[CHANGED_ADDRESS if message.legacy else OTHER_ADDRESS] = asked.other
+        padding = message.get(PADDING)
+        if padding is not None:
+            told[PADDING] = bytes(min(len(padding), MAX_PADDING))
+    counter = message.get(TRANSACTION_TRANSMIT_COUNTER)
+    if counter is not None:
+        told[TRANSACTION_TRANSMIT_COUNTER] = TransmitCounter(counter.request, _STATELESS)
+    return told

@@ -26,13 +26,14 @@ class Answers:
     """Builds answers; None where the budget is used up."""
 
     def __init__(self, limits: Limits) -> None:
-        self._budget = Budget(limits.unauthenticated_answers_per_second, limits.unauthenticated_burst)
+        self.budget = Budget(limits.unauthenticated_answers_per_second, limits.unauthenticated_burst)
+        """What strangers may be sent; the Binding server takes from it, too."""
         self.refused: list[RequestRefused] = []
         """Drained by the owner."""
 
     def may_answer(self, client: Client, now: Instant) -> bool:
         """Use one unit of what a stranger may be sent."""
-        return self._budget.take(source_of(client.remote.host), now)
+        return self.budget.take(source_of(client.remote.host), now)
 
     def success(self, ask: Ask, attributes: Attributes) -> bytes:
         """A signed success response."""

@@ -15,7 +15,7 @@ commands and look-ups. It forwards nothing itself.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from random import Random
 from typing import Final
@@ -31,6 +31,7 @@ from polynya.stun.attributes import UNKNOWN_ATTRIBUTES
 from polynya.stun.budget import Budget, source_of
 from polynya.stun.framing import is_channel_data
 from polynya.stun.message import Message, Received, decode
+from polynya.stun.origins import Origin
 from polynya.stun.registry import Class, ErrorCode, Method
 from polynya.stun.server import MAX_UNKNOWN, BindingServer
 
@@ -61,7 +62,6 @@ FIXED: Final = ("realm", "relays", "ports", "port_rest", "algorithms")
 _FAREWELLS: Final = 4096
 _FAREWELL_KEPT: Final = 40 * SECOND
 """How long a client may send again what it did not hear the answer to (RFC 8489, section 6.3.1)."""
-_ERROR_BITS: Final = 0x0110
 
 
 class TurnServer:
@@ -89,8 +89,8 @@ class TurnServer:
         self._farewells: OrderedDict[tuple[Client, bytes], tuple[Instant, bytes]] = OrderedDict()
         self._lookups = LookUps(config.limits)
         self._streams = Streams(config.limits)
-        self._binding = BindingServer(trace=trace)
         self._answers = Answers(config.limits)
+        self._binding = BindingServer(trace=trace, budget=self._answers.budget)
         self._requests = Budget(config.limits.requests_per_second)
         self._unix_offset: int | None = None
         self._outputs: list[TurnOutput] = []
@@ -126,7 +126,12 @@ class TurnServer:
         self._allocating.config = config
         self._permitting.configure(config)
         self._answers = Answers(config.limits)
+        self._binding.budget = self._answers.budget
         self._requests = Budget(config.limits.requests_per_second)
+
+    def set_origins(self, origins: Mapping[Flow, Origin], now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+        """Serve behaviour discovery (RFC 5780) on these listeners."""
+        self._binding.origins = origins
 
     def set_directory(self, directory: Directory, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
         """Use another user directory. Allocations go on; nonces stay good."""
@@ -310,10 +315,7 @@ class TurnServer:
     def _bind(self, message: Message, client: Client, now: Instant) -> None:
         self._binding.receive(Received(client.flow, client.remote, message, b""), now)
         for output in self._binding.outputs():
-            if not isinstance(output, Send):
-                continue
-            kind = int.from_bytes(output.data[:2], "big")
-            if kind & _ERROR_BITS != _ERROR_BITS or self._answers.may_answer(client, now):
+            if isinstance(output, Send):
                 self._count("binding answers")
                 self._outputs.append(output)
 

@@ -1,0 +1,171 @@
+"""RFC 5780 by `polynya serve`: four listeners, by each data plane; what cannot be is told before anything is opened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError
+from polynya.core.trace import Tracer
+from polynya.serve import Server, ServerConfig
+from polynya.serve.settings import load, server_config
+from polynya.stun.attributes import (
+    CHANGE_REQUEST,
+    ERROR_CODE,
+    MAPPED_ADDRESS,
+    OTHER_ADDRESS,
+    PADDING,
+    RESPONSE_ORIGIN,
+    RESPONSE_PORT,
+    XOR_MAPPED_ADDRESS,
+    ChangeRequest,
+)
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Method
+from tests.serve.conftest import Run
+from tests.serve.turn_house import options
+
+# loopback addresses of this process, so that other servers on this host are not in the way
+_OWN = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}"
+FIRST, OTHER = Address(f"{_OWN}.1", 23478), Address(f"{_OWN}.2", 23479)
+PLANES = {
+    "STUN only": {},
+    "portable": {"turn": options()},
+    "two workers": {"turn": options(workers=2)},
+    "reference": {"turn": options(), "trace": True},
+}
+
+
+@contextmanager
+def client() -> Iterator[socket.socket]:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.bind((f"{_OWN}.9", 0))
+        yield sock
+
+
+def own(sock: socket.socket) -> Address:
+    return Address(*sock.getsockname())
+
+
+async def ask(
+    sock: socket.socket,
+    server: Address,
+    attributes: dict[Any, Any] | None = None,
+    *,
+    hears: socket.socket | None = None,
+) -> tuple[Address, Message]:
+    """From where the answer came, and what it is."""
+    request = Message.request(Method.BINDING, os.urandom(12), attributes)
+    sock.sendto(request.encode(), (server.host, server.port))
+    data, source = await asyncio.to_thread((hears or sock).recvfrom, 4096)
+    answer = decode(data)
+    assert answer.transaction_id == request.transaction_id
+    return Address(*source), answer
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_every_listener_tells_the_others_and_answers_from_them(run: Run, plane: str) -> None:
+    made = {**PLANES[plane]}
+    trace = Tracer(lambda event: None, "server", "") if made.pop("trace", False) else None
+    config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), **made)
+
+    async def test() -> None:
+        async with Server(config, **({"trace": trace} if trace else {})) as server:
+            assert server.stun_addresses == (FIRST,)
+            with client() as sock, client() as second:
+                for here in (FIRST, FIRST.with_port(OTHER.port), OTHER, OTHER.with_port(FIRST.port)):
+                    there = OTHER if here.host == FIRST.host else FIRST
+                    port = FIRST.port if here.port == OTHER.port else OTHER.port
+                    for change in [None, *(ChangeRequest(host, port) for host in (0, 1) for port in (0, 1))]:
+                        source, answer = await ask(sock, here, {CHANGE_REQUEST: change} if change else None)
+                        moved = change or ChangeRequest()
+                        assert source == Address(
+                            there.host if moved.address else here.host, port if moved.port else here.port
+                        )
+                        assert answer.attributes == {
+                            XOR_MAPPED_ADDRESS: own(sock),
+                            MAPPED_ADDRESS: own(sock),
+                            RESPONSE_ORIGIN: source,
+                            OTHER_ADDRESS: Address(there.host, port),
+                        }
+                source, answer = await ask(sock, FIRST, {RESPONSE_PORT: own(second).port}, hears=second)
+                assert (source, answer[XOR_MAPPED_ADDRESS]) == (FIRST, own(sock))
+                source, answer = await ask(sock, OTHER, {PADDING: bytes(1500)})
+                assert (source, len(answer[PADDING])) == (OTHER, 1500)
+
+    run(test())
+
+
+def test_a_nats_name_is_told_for_every_address(run: Run) -> None:
+    outside = {FIRST.host: "192.0.2.1", OTHER.host: "192.0.2.2"}
+
+    async def test() -> None:
+        config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), external_ips=outside, turn=options())
+        async with Server(config):
+            with client() as sock:
+                source, answer = await ask(sock, FIRST)
+                assert source == FIRST
+                assert answer[RESPONSE_ORIGIN] == Address("192.0.2.1", FIRST.port)
+                assert answer[OTHER_ADDRESS] == Address("192.0.2.2", OTHER.port)
+                source, answer = await ask(sock, FIRST, {CHANGE_REQUEST: ChangeRequest(address=True)})
+                assert answer[RESPONSE_ORIGIN] == Address("192.0.2.2", FIRST.port)
+
+    run(test())
+
+
+@pytest.mark.parametrize("turn", [None, options()], ids=["STUN only", "with TURN"])
+def test_without_an_alternate_nothing_is_promised(run: Run, turn: Any) -> None:
+    async def test() -> None:
+        async with Server(ServerConfig(listen=(FIRST,), turn=turn)):
+            with client() as sock:
+                for attributes in ({CHANGE_REQUEST: ChangeRequest(port=True)}, {RESPONSE_PORT: 5}, {PADDING: b"1234"}):
+                    _, answer = await ask(sock, FIRST, attributes)
+                    assert answer[ERROR_CODE].code == 420
+                _, answer = await ask(sock, FIRST)
+                assert answer.attributes == {XOR_MAPPED_ADDRESS: own(sock)}
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ('listen = ["0.0.0.0:3478"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "is no certain address"),
+        ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["0.0.0.0:3479"]', "is no certain address"),
+        ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.2:3478"]', "needs another port"),
+        ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.1:3478"]', "needs another port"),
+        ('listen = ["192.0.2.1:0"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "known beforehand"),
+        (
+            'listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["[2001:db8::2]:3479"]',
+            "of its family, not 0",
+        ),
+        ('listen = ["192.0.2.1:1", "192.0.2.3:1"]\n[stun]\nalternates = ["192.0.2.2:3"]', "family, not 2"),
+        ('listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3", "192.0.2.3:3"]', "two STUN alternates"),
+        ('listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["stun.example.org:3"]', "stun.alternates"),
+        (
+            'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["198.51.100.1/192.0.2.9"]',
+            "where no STUN alternate listens",
+        ),
+        (
+            'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["2001:db8::1/192.0.2.1"]',
+            "two families",
+        ),
+        (
+            'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["here/192.0.2.1"]',
+            "not an IP address",
+        ),
+        ('listen = ["192.0.2.1:1"]\n[stun]\nexternal_ips = ["198.51.100.1"]', "write EXTERNAL/ADDR"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Any, file: str, told: str) -> None:
+    (tmp_path / "polynya.toml").write_text(file)
+    with pytest.raises(ConfigurationError, match=told):
+        server_config(load(tmp_path / "polynya.toml"))
