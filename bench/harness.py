@@ -37,11 +37,13 @@ class Figure:
     key: str
     title: str
     unit: str
-    goal: float
-    """With `more_is_better` ours / theirs must be at least this; without, at most."""
+    goal: float | None = None
+    """With `more_is_better` ours / theirs must be at least this; without, at most. None where nothing was asked for."""
     more_is_better: bool = True
     scale: float = 1.0
     """What a value is multiplied by to be shown in `unit`."""
+    against: str = ""
+    """The key of the other side's value, where that is called otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,12 @@ class Result:
     @property
     def ratio(self) -> float:
         """Ours to theirs."""
-        return self.ours.median / self.theirs.median
+        return self.ours.median / self.theirs.median if self.theirs.median else float(self.ours.median > 0)
 
     @property
     def met(self) -> bool:
+        if self.figure.goal is None:
+            return True
         return self.ratio >= self.figure.goal if self.figure.more_is_better else self.ratio <= self.figure.goal
 
 
@@ -102,8 +106,8 @@ def compare(
         Result(
             figure,
             *(
-                Sample(tuple(values[figure.key] * figure.scale for values in taken[side.name]))
-                for side in (ours, theirs)
+                Sample(tuple(values[key] * figure.scale for values in taken[side.name]))
+                for side, key in ((ours, figure.key), (theirs, figure.against or figure.key))
             ),
         )
         for figure in figures
@@ -124,10 +128,13 @@ def table(results: Sequence[Result], ours: str, theirs: str) -> str:
     lines = [f"| measured | {ours} | {theirs} | ratio | asked for | |", "|---|---|---|---|---|---|"]
     for result in results:
         figure = result.figure
-        asked = f"{'at least' if figure.more_is_better else 'at most'} {figure.goal:g}"
+        asked = verdict = ""
+        if figure.goal is not None:
+            asked = f"{'at least' if figure.more_is_better else 'at most'} {figure.goal:g}"
+            verdict = "met" if result.met else "**missed**"
         lines.append(
             f"| {figure.title}, {figure.unit} | {show(result.ours)} | {show(result.theirs)} "
-            f"| {result.ratio:.2f} | {asked} | {'met' if result.met else '**missed**'} |"
+            f"| {result.ratio:.2f} | {asked} | {verdict} |"
         )
     return "\n".join(lines)
 
@@ -152,6 +159,12 @@ def version_of(python: Path, package: str) -> str:
     if done.returncode != 0:
         raise RuntimeError(f"{package} is not in {python.parent.parent.name}: run `make setup`")
     return f"{package} {done.stdout.strip()}"
+
+
+def coturn_version() -> str:
+    """`coturn VERSION`."""
+    done = subprocess.run(["turnserver", "--version"], capture_output=True, text=True, check=False)
+    return f"coturn {done.stdout.strip().splitlines()[-1]}"
 
 
 def commit() -> str:

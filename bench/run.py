@@ -1,4 +1,4 @@
-"""All measurements, side by side with aioice; writes docs/benchmarks.md.
+"""All measurements, side by side with aioice and coturn; writes docs/benchmarks.md.
 
     make bench                              everything, five rounds each
     .venv/bin/python -m bench.run --rounds 3 --only connect memory --json -
@@ -36,6 +36,7 @@ from bench.harness import (
     as_json,
     commit,
     compare,
+    coturn_version,
     machine,
     table,
     version_of,
@@ -61,6 +62,9 @@ class Measurement:
     """Rounds of its own where one takes long."""
     allocations: bool = False
     """Whether the script itself can say, with `--allocations`, where its memory goes; else its time is profiled."""
+    server: bool = False
+    """Whether a server is measured: then the other side is coturn, and the script says with `--profile` where the
+    time of ours goes."""
 
 
 MEASUREMENTS: dict[str, Measurement] = {
@@ -111,16 +115,77 @@ MEASUREMENTS: dict[str, Measurement] = {
         allocations=True,
     ),
 }
-if shutil.which("turnserver"):
-    MEASUREMENTS["relay"] = Measurement(
-        title="A client's datagram through a TURN channel",
-        about="100 bytes to a peer and back through coturn's channel, ten under way at once; CPU time of the client's "
-        "process, asyncio's own loop.",
-        script="bench/relay_client.py",
-        ours=["--library", "polynya"],
-        theirs=["--library", "aioice"],
-        figures=[Figure("relayed", "there and back", "us", 1 / 3, more_is_better=False)],
-    )
+if shutil.which("turnserver") and shutil.which("taskset"):
+    MEASUREMENTS |= {
+        "relay": Measurement(
+            title="A client's datagram through a TURN channel",
+            about="100 bytes to a peer and back through coturn's channel, ten under way at once; CPU time of the "
+            "client's process, asyncio's own loop.",
+            script="bench/relay_client.py",
+            ours=["--library", "polynya"],
+            theirs=["--library", "aioice"],
+            figures=[Figure("relayed", "there and back", "us", 1 / 3, more_is_better=False)],
+        ),
+        "relayed": Measurement(
+            title="What a relayed datagram costs a busy TURN server",
+            about="100 flows of 120 bytes, each client from a host of its own, through channels in both directions at "
+            "once, as many as come through; each server as it is shipped, with users, a realm and one allowed peer "
+            "network, pinned to one processor and the load to another. CPU time, user and system, of all its "
+            "processes for each datagram that has arrived. *Busy* is the part of its processor that it used.",
+            script="bench/relay_server.py",
+            ours=["--server", "polynya", "--measure", "saturated"],
+            theirs=["--server", "coturn", "--measure", "saturated"],
+            figures=[
+                Figure("cpu", "CPU of a datagram", "us", 1.6, more_is_better=False),
+                Figure("cpu_worker", "the same with `workers = 1`", "us", more_is_better=False, against="cpu"),
+                Figure("rate", "relayed at that", "thousand/s", scale=1e-3),
+                Figure("busy", "busy", "%", scale=100),
+                Figure("lost", "lost", "datagrams", more_is_better=False),
+            ],
+            server=True,
+        ),
+        "gathered": Measurement(
+            title="What a relayed datagram costs a TURN server that is not busy",
+            about="1,000 flows of 120 bytes, 20,000 datagrams a second in both directions together, evenly, so that "
+            "most of the cost is waking up. *Gathered*: `gather = 0.001`, off by default. The latency is from "
+            "one end to the other.",
+            script="bench/relay_server.py",
+            ours=["--server", "polynya", "--measure", "paced"],
+            theirs=["--server", "coturn", "--measure", "paced"],
+            figures=[
+                Figure("cpu", "CPU of a datagram, gathered", "us", 1.0, more_is_better=False),
+                Figure("cpu_at_once", "CPU of a datagram, at once", "us", more_is_better=False, against="cpu"),
+                Figure("latency", "median latency, gathered", "us", more_is_better=False),
+                Figure("latency_at_once", "median latency, at once", "us", more_is_better=False, against="latency"),
+                Figure("lost", "lost", "datagrams", more_is_better=False),
+            ],
+            server=True,
+        ),
+        "allocated": Measurement(
+            title="Allocations made and freed",
+            about="200 clients at a time, each new and from a host of its own: refused for want of credentials, then "
+            "allocated, then freed. Cycles a second of CPU time of the server on one processor.",
+            script="bench/relay_server.py",
+            ours=["--server", "polynya", "--measure", "cycles"],
+            theirs=["--server", "coturn", "--measure", "cycles"],
+            figures=[
+                Figure("cycles", "cycles", "thousand/s", 1.0, scale=1e-3),
+                Figure("busy", "busy", "%", scale=100),
+            ],
+            server=True,
+        ),
+        "idle": Measurement(
+            title="Memory of an idle allocation",
+            about="3,000 allocations of as many clients, after the first 500 have shown the server what it needs "
+            "anyway; growth of the anonymous memory of its processes for each.",
+            script="bench/relay_server.py",
+            ours=["--server", "polynya", "--measure", "memory"],
+            theirs=["--server", "coturn", "--measure", "memory"],
+            figures=[Figure("bytes", "memory", "KiB", 0.5, more_is_better=False, scale=1 / 1024)],
+            rounds=3,
+            server=True,
+        ),
+    }
 
 
 def main() -> None:
@@ -132,7 +197,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     versions = {"polynya": version_of(OURS, "polynya"), "aioice": version_of(AIOICE, "aioice")}
-    print(f"{versions['polynya']} against {versions['aioice']} on {machine()}", file=sys.stderr)
+    if any(MEASUREMENTS[name].server for name in arguments.only):
+        versions["coturn"] = coturn_version()
+    against = " and ".join(each for name, each in versions.items() if name != "polynya")
+    print(f"{versions['polynya']} against {against} on {machine()}", file=sys.stderr)
     results: dict[str, list[Result]] = {}
     profiles: dict[str, str] = {}
     with ExitStack() as stack:
@@ -140,15 +208,16 @@ def main() -> None:
         for name in arguments.only:
             measurement = MEASUREMENTS[name]
             print(measurement.title, file=sys.stderr)
+            peer, interpreter = ("coturn", OURS) if measurement.server else ("aioice", AIOICE)
             results[name] = compare(
                 Side(versions["polynya"], [OURS, measurement.script, *measurement.ours]),
-                Side(versions["aioice"], [AIOICE, measurement.script, *measurement.theirs]),
+                Side(versions[peer], [interpreter, measurement.script, *measurement.theirs]),
                 measurement.figures,
                 rounds=min(arguments.rounds, measurement.rounds or arguments.rounds),
                 timeout=measurement.timeout,
                 wrap=wrap,
             )
-            print(table(results[name], "polynya", "aioice"), file=sys.stderr)
+            print(table(results[name], "polynya", peer), file=sys.stderr)
             if not all(result.met for result in results[name]):
                 profiles[name] = profile(measurement)
 
@@ -171,10 +240,16 @@ def _place(stack: ExitStack) -> tuple[Wrap, str]:
 
 def profile(measurement: Measurement) -> str:
     """Where the time of our side goes, from one more run under cProfile; or its memory, from tracemalloc."""
-    if measurement.allocations:
-        command = [OURS, measurement.script, *measurement.ours, "--count", "100", "--allocations"]
+    if measurement.allocations or measurement.server:
+        more = ["--profile"] if measurement.server else ["--count", "100", "--allocations"]
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=measurement.timeout
+            [OURS, measurement.script, *measurement.ours, *more],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=measurement.timeout,
         )
         return _without_folders(done.stdout.rpartition("{")[0])
     profiler, said, arguments = cProfile.Profile(), io.StringIO(), sys.argv
@@ -205,13 +280,17 @@ def report(
     facts = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}",
         f"{machine()}, {where}",
-        f"{versions['polynya']} against {versions['aioice']}",
+        f"{versions['polynya']} against {' and '.join(each for name, each in versions.items() if name != 'polynya')}",
         f"`{command}`",
     ]
     parts = ["# Benchmarks", how, "\n".join(f"- {fact}" for fact in facts)]
     for name, group in results.items():
         measurement = MEASUREMENTS[name]
-        parts += [f"## {measurement.title}", measurement.about, table(group, versions["polynya"], versions["aioice"])]
+        parts += [
+            f"## {measurement.title}",
+            measurement.about,
+            table(group, versions["polynya"], versions["coturn" if measurement.server else "aioice"]),
+        ]
         if name in profiles:
             parts += [f"Short of what was asked for. Where it goes:\n\n```text\n{profiles[name]}\n```"]
     return "\n\n".join(parts) + "\n"
