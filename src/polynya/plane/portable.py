@@ -108,6 +108,10 @@ class PortablePlane:
         self._payload = self._view[4:]
         self.relays = Relays(self._by_flow, self._epoll, errors=read_errors is not None)
         """The relay ports; changed by commands only."""
+        self.found = False
+        """Whether the last `run` had something to do."""
+        self.behind = False
+        """Whether it has left packets where they came, for others to have their turn."""
         for listener in listeners.values():
             listener.setblocking(False)
             self._epoll.register(listener.fileno(), select.EPOLLIN)
@@ -125,11 +129,13 @@ class PortablePlane:
     def run(self, timeout: float | None) -> list[int]:
         """Serve what is there, after waiting for it for at most so many seconds. Returns what else is ready."""
         events = self._epoll.poll(timeout)
+        self.found = bool(events)
         if not events:
             return []
-        if self._gather:
+        if self._gather and not self.behind:
             time.sleep(self._gather)
             events = self._epoll.poll(0)
+        self.behind = False
         at = self._clock()
         self._round += 1
         port_of, listeners, others = self.relays.by_fd.get, self._listeners, []
@@ -245,6 +251,7 @@ class PortablePlane:
                     self._send_failed(way, data, error, at)
                 way.packets += 1
                 way.bytes += length
+        self.behind = True
 
     def _unusual(self, flow: Flow, listener: socket.socket, source: SockAddr, size: int, at: int) -> None:
         """A client's datagram that no way is known for: find one, answer it, or hand it up."""
@@ -373,6 +380,7 @@ class PortablePlane:
             back.bytes += size
         if again:  # it was readable two rounds in a row: more comes than one a round
             port.batch = min(BATCH, batch * 2)
+            self.behind = True
 
     def _unusual_peer(self, port: Port, source: SockAddr, size: int, at: int) -> None:
         """A peer's datagram for which no channel is known."""

@@ -40,6 +40,7 @@ from polynya.turn.server.relay_server import RelayServer
 
 from .config import TurnOptions
 from .discovery import Discovery
+from .rounds import Rounds
 
 logger: Final = logging.getLogger("polynya.serve.turn")
 
@@ -105,6 +106,8 @@ class DataPlane:
         self._bound: dict[Flow, _Bound] = {}
         self._portable: PortablePlane | None = None
         self._workers: WorkerPlane | None = None
+        self._gather = options.gather
+        self._rounds: Rounds | None = None
         self._step: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         if trace.enabled or not hasattr(select, "epoll"):
@@ -144,20 +147,24 @@ class DataPlane:
 
     def start(self, driver: Driver[Any]) -> None:
         """Run in the loop of this driver, which runs the machine's streams."""
-        plane = self._portable or self._workers
-        if plane is None:
-            return
         loop, machine = asyncio.get_running_loop(), self.machine
+        if self._portable is not None:
+            relays = self._portable.relays
 
-        def run() -> None:
-            plane.run(0)
-            # a portable plane alone has mostly nothing to say: no step for each packet
-            if self._portable is None or self._portable.relays.reports:
+            def heard() -> None:
+                if relays.reports:  # mostly it has nothing to say: no step for each packet
+                    driver.call(machine.settle)
+
+            self._rounds = Rounds(self._portable, self._gather, heard, loop)
+        elif self._workers is not None:
+            workers = self._workers
+
+            def run() -> None:
+                workers.run(0)
                 driver.call(machine.settle)
 
-        loop.add_reader(plane.fileno(), run)
-        self._step = run
-        if self._workers is not None:
+            loop.add_reader(workers.fileno(), run)
+            self._step = run
             self._look()
 
     def _look(self) -> None:
@@ -189,12 +196,14 @@ class DataPlane:
 
     def close(self) -> None:
         """Close relays and listeners, and end the workers. Safe to call twice."""
-        plane = self._portable or self._workers
-        if plane is not None:
-            if self._step is not None:
-                asyncio.get_running_loop().remove_reader(plane.fileno())
-            plane.close()
-        self._portable = self._workers = self._step = None
+        if self._rounds is not None:
+            self._rounds.close()
+        if self._workers is not None and self._step is not None:
+            asyncio.get_running_loop().remove_reader(self._workers.fileno())
+        for plane in (self._portable, self._workers):
+            if plane is not None:
+                plane.close()
+        self._portable = self._workers = self._rounds = self._step = None
         if self._timer is not None:
             self._timer.cancel()
         for bound in self._bound.values():

@@ -110,7 +110,10 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     workers: Annotated[Count, _says("Processes that relay; 0: the server's own does.")] = 0
     gather: Annotated[
         Seconds,
-        _says("For which to wait for more packets after the first: cheaper on a busy server, and so much later."),
+        _says(
+            "For which to wait for more packets after the first: cheaper where packets come one by one, and so much "
+            "later; without workers in whole milliseconds."
+        ),
     ] = 0
     credential_lifetime: Annotated[int, _says("For which credentials are good that the signaling hands out.")] = 86_400
     refuse_expired_refresh: Annotated[
