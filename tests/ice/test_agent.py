@@ -283,13 +283,51 @@ def test_pairs_are_counted_in_the_terms_of_webrtc_stats() -> None:
     world = plain()
     world.connect(5)
     world.run(61)
-    [stats] = world.a.agent.pair_stats()
+    statistics = world.a.agent.statistics()
+    [stats] = [members for members in statistics.values() if members["type"] == "candidate-pair"]
     assert stats["state"] == "succeeded" and stats["nominated"] and stats["selected"]
     assert stats["requestsSent"] in (2, 3) and 10 <= stats["consentRequestsSent"] <= 16
     assert stats["responsesReceived"] == stats["requestsSent"] + stats["consentRequestsSent"]
     assert stats["currentRoundTripTime"] == 0.04
     assert stats["totalRoundTripTime"] == pytest.approx(0.04 * stats["responsesReceived"])
     assert stats["requestsReceived"] >= 11 and stats["responsesSent"] == stats["requestsReceived"]
+
+
+def test_candidates_and_transports_are_told_in_the_terms_of_webrtc_stats() -> None:
+    """RTCIceCandidateStats, RTCTransportStats; ids lead from the transport to its pair, and from that to both ends."""
+    world = plain()
+    world.connect(5)
+    world.run(2)
+    statistics = world.a.agent.statistics()
+    transport = statistics["transport-0-1"]
+    assert (transport["iceRole"], transport["iceState"]) == ("controlling", "completed")
+    assert transport["iceLocalUsernameFragment"] == world.a.agent.local_description.ufrag
+    pair = statistics[transport["selectedCandidatePairId"]]
+    assert pair["transportId"] == "transport-0-1" and pair["selected"]
+    local, remote = statistics[pair["localCandidateId"]], statistics[pair["remoteCandidateId"]]
+    assert (local["type"], remote["type"]) == ("local-candidate", "remote-candidate")
+    view = world.a.agent.selected()
+    assert view is not None
+    for told, candidate, ufrag in (
+        (local, view.local, world.a.agent.local_description.ufrag),
+        (remote, view.remote, world.b.agent.local_description.ufrag),
+    ):
+        assert (told["address"], told["port"]) == candidate.address[:2]
+        assert (told["protocol"], told["candidateType"]) == ("udp", candidate.type.value)
+        assert (told["priority"], told["foundation"]) == (candidate.priority, candidate.foundation)
+        assert told["usernameFragment"] == ufrag
+        assert told.get("relatedPort") == (candidate.related.port if candidate.related else None)
+
+
+def test_after_a_restart_the_statistics_have_the_old_pair_for_as_long_as_it_carries_data() -> None:
+    world = plain()
+    world.connect(5)
+    world.run(2)
+    old = world.a.agent.statistics()["transport-0-1"]["selectedCandidatePairId"]
+    world.a.agent.restart(world.now)
+    statistics = world.a.agent.statistics()
+    assert statistics["transport-0-1"]["selectedCandidatePairId"] == old and statistics[old]["selected"]
+    assert statistics["transport-0-1"]["iceLocalUsernameFragment"] == world.a.agent.local_description.ufrag
 
 
 def test_the_timer_is_pure_and_ticks_are_safe_at_any_time() -> None:

@@ -300,3 +300,15 @@ def test_what_a_socket_could_not_be_given_is_told(bench) -> None:
     assert f"eth0: 10.0.0.2:5000 ({note})" in str(why)
     b.drain()
     assert ended(b), "it is used all the same"
+
+
+def test_the_statistics_name_the_server_that_a_candidate_is_from(bench) -> None:
+    """RTCIceCandidateStats: `url`."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    [question] = b.take(Send)
+    b.answer_question(question, MAPPED)
+    told = {each["candidateType"]: each for each in b.session.agent.statistics().values() if "candidateType" in each}
+    assert "url" not in told["host"] and told["host"]["interface"] == "eth0"
+    assert told["srflx"]["url"] == "stun:192.0.2.1:3478"
+    assert (told["srflx"]["relatedAddress"], told["srflx"]["relatedPort"]) == ("10.0.0.2", 5000)

@@ -43,6 +43,7 @@ from .interfaces import list_interfaces
 from .packet_trace import Capture
 from .relaying import RelayedPath
 from .servers import IceServer, split_servers
+from .statistics import whole_statistics
 
 EVENTS_KEPT: Final = 4096
 """Events that wait for a slow reader of `Agent.events` before its oldest are dropped."""
@@ -314,11 +315,15 @@ class Agent:
         """Why it is as it is: what was gathered and what not, and each pair with every transition's reason."""
         return self._session.why()
 
-    def pair_stats(self) -> list[dict[str, Any]]:
-        """Each pair in the terms of W3C's webrtc-stats, where those exist."""
-        return self._session.agent.pair_stats()
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Pairs, candidates and transports in the terms of W3C's webrtc-stats, by their ids; each has a `type`.
 
-    def stats(self) -> dict[str, int]:
+        Durations are seconds, but `timestamp`, which is milliseconds since 1970 as it is there.
+        """
+        return whole_statistics(self._session.agent.statistics(), self._connections)
+
+    @property
+    def counters(self) -> dict[str, int]:
         """What was counted since the start: by the agent, by what found each packet's machine, and by the sockets."""
         counted = Counter(self._session.agent.stats())
         counted.update(self._session.counters)
@@ -396,7 +401,7 @@ class Agent:
             sender = path.send
         elif pair is not None:
             sender = self._running().sender(pair.flow, pair.remote_address)
-        connection._move(sender, event.reason)
+        connection._move(sender, 0 if pair is None else pair.id, event.reason)
 
     def _renew(self, wanted: CredentialsWanted) -> None:
         """Ask the user for credentials, one question for each server at a time."""

@@ -7,10 +7,11 @@ them is bounded; what finds it full is dropped and counted, as on any link.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol
 
+from polynya.core.empty import NOTHING
 from polynya.core.errors import ConnectionClosed, UsageError
 from polynya.core.instants import in_seconds
 from polynya.ice.candidates import Candidate
@@ -47,6 +48,18 @@ class Path:
         return f"{self.local.place} -> {self.remote.place} ({kind}, {settled})"
 
 
+class Traffic(NamedTuple):
+    """Application data of a connection, or of one of its pairs."""
+
+    packets_sent: int = 0
+    bytes_sent: int = 0
+    packets_received: int = 0
+    bytes_received: int = 0
+
+
+_NONE: Final = Traffic()
+
+
 class Owner(Protocol):
     """What a connection needs from its agent."""
 
@@ -67,18 +80,24 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_closed",
+        "_moved_at",
+        "_pair",
         "_path_waiters",
         "_queue",
         "_queue_length",
         "_reason",
         "_receiver",
         "_send",
+        "_settled",
+        "bytes_received",
+        "bytes_sent",
         "component",
         "datagrams_dropped",
         "datagrams_received",
         "datagrams_sent",
         "deliver",
         "owner",
+        "pair_changes",
         "stream",
     )
 
@@ -94,12 +113,21 @@ class Connection:
         self.component = component
         self.datagrams_sent = 0
         self.datagrams_received = 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
         self.datagrams_dropped = 0
         """Arrived while `queue_length` others waited for `recv`."""
         self._queue: list[bytes] = []  # a tenth of an empty deque, and as fast at these lengths
         self._queue_length = queue_length
         self._receiver: asyncio.Future[None] | None = None
         self._path_waiters: tuple[asyncio.Future[None], ...] = ()
+        self.pair_changes = 0
+        """How often data was moved to another pair, the first one included."""
+        self._pair = 0
+        """The pair that data goes on, by its id, and what was counted when it was moved there."""
+        self._moved_at = _NONE
+        self._settled: Mapping[int, Traffic] = NOTHING
+        """What went over the pairs before it."""
         self._reason = ""
         self._send: Callable[[bytes], bool] | None = None
         self.owner = owner
@@ -118,6 +146,7 @@ class Connection:
         """
         if self._send is not None:
             self.datagrams_sent += 1
+            self.bytes_sent += len(data)
             return self._send(data)
         if self._closed is not None:
             raise ConnectionClosed(self._closed)
@@ -228,15 +257,34 @@ class Connection:
             self.datagrams_dropped += 1
             return
         self.datagrams_received += 1
+        self.bytes_received += len(data)
         queue.append(data)
         receiver = self._receiver
         if receiver is not None and not receiver.done():
             receiver.set_result(None)
 
-    def _move(self, send: Callable[[bytes], bool] | None, reason: str) -> None:
+    def _move(self, send: Callable[[bytes], bool] | None, pair: int, reason: str) -> None:
         if self._closed is None:
+            if pair != self._pair:
+                if self._pair:  # else what came before there was a pair counts for the first one
+                    self._settled, self._moved_at = self.traffic_by_pair(), self.traffic
+                self._pair = pair
+                self.pair_changes += bool(pair)
             self._send, self._reason = send, reason
             self._wake_path_waiters()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was sent and received since the start, over all pairs."""
+        return Traffic(self.datagrams_sent, self.bytes_sent, self.datagrams_received, self.bytes_received)
+
+    def traffic_by_pair(self) -> Mapping[int, Traffic]:
+        """What went over each pair, by its id. What arrives counts for the pair that is selected at that time."""
+        if not self._pair:
+            return self._settled
+        before = self._settled.get(self._pair, _NONE)
+        counted = zip(before, self.traffic, self._moved_at, strict=True)
+        return {**self._settled, self._pair: Traffic(*(old + now - then for old, now, then in counted))}
 
     def _end(self, reason: str) -> None:
         if self._closed is not None:

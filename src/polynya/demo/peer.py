@@ -120,7 +120,7 @@ def _outcome(meeting: Meeting, dialogue: Dialogue, error: str) -> Outcome:
         remote_candidates=why.data["ice"]["remote_candidates"],
         pairs=_pairs(agent),
         servers=why.data["gathering"]["servers"],
-        counters=agent.stats(),
+        counters=agent.counters,
         why=str(why),
     )
 

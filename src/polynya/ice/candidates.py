@@ -104,6 +104,8 @@ class Gathered:
     transport: str = "udp"
     server: str | None = None
     """The STUN or TURN server that told it."""
+    url: str = ""
+    """The same as a URI (RFC 7064, 7065), of the very address and transport."""
     related: Address | None = None
     """What to tell the other side in `raddr`; left out, the base of a reflexive candidate."""
     interface: str = ""
@@ -126,6 +128,7 @@ class LocalCandidate:
     flow: Flow
     stream: int = 0
     server: str | None = None
+    url: str = ""
     interface: str = ""
     preference: int = 0
     advertise: bool = True
@@ -201,7 +204,7 @@ class LocalCandidates:
             transport=base.candidate.transport,
             related=base.base,
         )
-        local = replace(base, candidate=candidate, server=None, advertise=False)
+        local = replace(base, candidate=candidate, server=None, url="", advertise=False)
         self.all.append(local)
         return local
 
@@ -264,6 +267,7 @@ class LocalCandidates:
             flow=gathered.flow,
             stream=gathered.stream,
             server=gathered.server,
+            url=gathered.url,
             interface=gathered.interface,
             preference=preference,
             advertise=gathered.advertise,

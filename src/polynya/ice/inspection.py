@@ -6,7 +6,6 @@ The agent is this and the calls that move it (`agent.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from polynya.core.addresses import Address
 from polynya.core.errors import Attempt
@@ -27,6 +26,7 @@ from .report import Report
 from .roles import Role
 from .selection import Selections
 from .standing import Standing
+from .statistics import Statistics, agent_statistics
 
 
 class Inspection:
@@ -126,9 +126,11 @@ class Inspection:
             history=self._standing.history,
         )
 
-    def pair_stats(self) -> list[dict[str, Any]]:
-        """Every pair in the terms of W3C's webrtc-stats."""
-        return [report.pair_stats(pair, selected=self._selections.holds(pair)) for pair in self._generation.checklists]
+    def statistics(self) -> Statistics:
+        """Every pair, candidate and transport in the terms of W3C's webrtc-stats, by their ids."""
+        return agent_statistics(
+            self._generations.all(), self._locals.all, self._selections, state=self.state.value, role=self._role.name
+        )
 
     def stats(self) -> Mapping[str, int]:
         """What was counted."""

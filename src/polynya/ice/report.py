@@ -62,25 +62,6 @@ def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]
     }
 
 
-def pair_stats(pair: Pair, *, selected: bool) -> dict[str, Any]:
-    """A pair in the terms of W3C's webrtc-stats (RTCIceCandidatePairStats); times are seconds."""
-    return {
-        "localCandidateId": str(pair.seen_local.candidate.address),
-        "remoteCandidateId": str(pair.remote.address),
-        "state": pair.state.value,
-        "nominated": pair.nominated,
-        "selected": selected,
-        "priority": pair.priority,
-        "requestsSent": pair.requests_sent,
-        "responsesReceived": pair.responses_received,
-        "requestsReceived": pair.requests_received,
-        "responsesSent": pair.responses_sent,
-        "consentRequestsSent": pair.consent_requests_sent,
-        "currentRoundTripTime": None if pair.rtt is None else in_seconds(pair.rtt),
-        "totalRoundTripTime": in_seconds(pair.rtt_total),
-    }
-
-
 def agent_report(
     *,
     state: str,
@@ -135,5 +116,7 @@ def _lines(data: dict[str, Any]) -> list[str]:
         rtt = "" if pair["rtt"] is None else f", {pair['rtt']:.1f} ms"
         lines.append(f"pair {pair['id']}: {pair['local']} -> {pair['remote']}")
         lines.append(f"  {pair['state']}{rtt} [{' '.join(flags)}]: {pair['reason']}")
-        lines += [f"  {step['at']:8.3f} s  {step['new']}: {step['reason']}" for step in pair["transitions"]]
+        for step in pair["transitions"]:
+            packet = f" (packet {step['packet']})" if step["packet"] else ""
+            lines.append(f"  {step['at']:8.3f} s  {step['new']}: {step['reason']}{packet}")
     return lines

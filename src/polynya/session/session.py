@@ -321,18 +321,18 @@ class Session:
         self.agent.add_local(gathered, now)
         external = self.config.external.get(base.local.host)
         if external is not None:
-            self._add_reflexive(base, Address(external, base.local.port), "nat-1to1", now)
+            self._add_reflexive(base, Address(external, base.local.port), "nat-1to1", "", now)
 
     def _add_mapping(self, found: MappingFound, now: Instant) -> None:
         base = self.gathering.base(found.flow)
         if base is not None and self.config.policy is not Policy.RELAY:
-            self._add_reflexive(base, found.mapped, str(found.server), now)
+            self._add_reflexive(base, found.mapped, str(found.server), f"stun:{found.server}", now)
 
     def _add_relay(self, found: RelayFound, now: Instant) -> None:
         """A relayed candidate, and the server-reflexive one that comes with it (RFC 8445, section 5.1.1.2)."""
         base = found.base
         if found.mapped is not None and self.config.policy is not Policy.RELAY:
-            self._add_reflexive(base, found.mapped, str(found.server.address), now)
+            self._add_reflexive(base, found.mapped, str(found.server.address), found.server.uri, now)
         related = found.mapped if self.config.policy is Policy.ALL else None
         gathered = Gathered(
             type=CandidateType.RELAYED,
@@ -341,6 +341,7 @@ class Session:
             stream=base.stream,
             component=base.component,
             server=str(found.server),
+            url=found.server.uri,
             related=related or UNSPECIFIED[found.relayed.family],
             interface=base.host.interface,
             preference=RELAY_PREFERENCE[found.server.transport],
@@ -348,7 +349,7 @@ class Session:
         )
         self.agent.add_local(gathered, now)
 
-    def _add_reflexive(self, base: Base, mapped: Address, server: str, now: Instant) -> None:
+    def _add_reflexive(self, base: Base, mapped: Address, server: str, url: str, now: Instant) -> None:
         gathered = Gathered(
             type=CandidateType.SERVER_REFLEXIVE,
             address=mapped,
@@ -357,6 +358,7 @@ class Session:
             stream=base.stream,
             component=base.component,
             server=server,
+            url=url,
             related=UNSPECIFIED[base.local.family] if self.config.policy is Policy.NO_HOST else None,
             interface=base.host.interface,
         )

@@ -22,6 +22,13 @@ class TurnServer:
         name = f" ({self.name})" if self.name and self.name != self.address.host else ""
         return f"{self.address}{name} over {self.transport.value}"
 
+    @property
+    def uri(self) -> str:
+        """The very server as a URI (RFC 7065)."""
+        where = f"{self.name}:{self.address.port}" if self.name else str(self.address)
+        transport = "udp" if self.transport in (Transport.UDP, Transport.DTLS) else "tcp"
+        return f"turn{'s' if self.transport.secure else ''}:{where}?transport={transport}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerChosen:

@@ -1,0 +1,76 @@
+"""`Agent.stats()`: webrtc-stats with the application data that went over each pair."""
+
+from __future__ import annotations
+
+import time
+
+import polynya
+from polynya.aio.connection import Connection, Traffic
+from tests.aio.conftest import Run
+from tests.aio.test_agent import connected
+
+
+class Nobody:
+    """An owner that knows of no pair."""
+
+    def selected(self, stream: int, component: int) -> None:
+        return None
+
+    async def connection_closed(self) -> None:
+        return
+
+
+def test_the_selected_pair_has_what_was_sent_and_received(run: Run) -> None:
+    async def main() -> None:
+        async with connected() as (one, other):
+            await one.nominated()
+            for text in (b"one", b"three", b"seven"):
+                one.send(text)
+                assert await other.recv() == text
+            other.send(b"thanks")
+            await one.recv()
+            agent = one.owner
+            assert isinstance(agent, polynya.Agent)
+            before = time.time() * 1000
+            report = agent.stats()
+            assert all(members["id"] == name for name, members in report.items())
+            assert all(before <= members["timestamp"] <= time.time() * 1000 for members in report.values())
+            transport = report["transport-0-1"]
+            pair = report[transport["selectedCandidatePairId"]]
+            for members in (transport, pair):
+                assert (members["packetsSent"], members["bytesSent"]) == (3, 13), members
+                assert (members["packetsReceived"], members["bytesReceived"]) == (1, 6), members
+            assert transport["selectedCandidatePairChanges"] == one.pair_changes >= 1
+            assert pair["nominated"] and pair["state"] == "succeeded" and 0 < pair["currentRoundTripTime"] < 10
+            assert report[pair["localCandidateId"]]["interface"] == "lo"
+            others = [each for each in report.values() if each["type"] == "candidate-pair" and each is not pair]
+            assert all((each["packetsSent"], each["bytesReceived"]) == (0, 0) for each in others)
+
+    run(main())
+
+
+def test_each_pair_keeps_what_went_over_it() -> None:
+    """Moved from one pair to another and back, and without any in between."""
+    connection = Connection(stream=0, component=1, owner=Nobody())
+    connection.deliver(b"early")  # the other side was authenticated before a check of ours was answered
+    for pair, sent in ((7, b"a"), (8, b"bb"), (0, None), (7, b"cccc")):
+        connection._move(None if sent is None else lambda _: True, pair, "a test")
+        if sent is not None:
+            connection.send(sent)
+        connection.deliver(b"in")
+    assert connection.traffic_by_pair() == {
+        7: Traffic(packets_sent=2, bytes_sent=5, packets_received=4, bytes_received=11),
+        8: Traffic(packets_sent=1, bytes_sent=2, packets_received=1, bytes_received=2),
+    }
+    assert connection.traffic == Traffic(3, 7, 5, 13)
+    assert connection.pair_changes == 3
+
+
+def test_counters_tell_of_packets_and_sockets(run: Run) -> None:
+    async def main() -> None:
+        async with connected() as (one, _):
+            agent = one.owner
+            assert isinstance(agent, polynya.Agent)
+            assert agent.counters["datagrams_out"] >= 1 and agent.counters["bytes_in"] >= 20
+
+    run(main())
