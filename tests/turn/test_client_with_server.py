@@ -14,7 +14,7 @@ from polynya.core.addresses import Address
 from polynya.core.instants import MILLISECOND, SECOND
 from polynya.lab import Host, Network, Process, Profile
 from polynya.lab.programs import Listening
-from polynya.nat.config import Behaviour, NatConfig, PortAssignment
+from polynya.nat import Behaviour, NatConfig, PortAssignment
 from polynya.stun.registry import PasswordAlgorithmNumber
 from polynya.turn.client import (
     Allocated,

@@ -1,8 +1,9 @@
 """Network address translation as a machine: mapping, filtering, ports, hairpinning, timers (RFC 4787, 5382, 5508)."""
 
+from polynya.core.behaviour import Behaviour
+
 from .config import (
     PRESETS,
-    Behaviour,
     FilterScope,
     Hairpinning,
     NatConfig,

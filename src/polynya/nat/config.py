@@ -12,15 +12,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
+from polynya.core.behaviour import Behaviour
 from polynya.core.instants import SECOND
-
-
-class Behaviour(Enum):
-    """How much of the remote endpoint counts (RFC 4787, sections 4.1 and 5)."""
-
-    EI = "endpoint-independent"
-    AD = "address-dependent"
-    APD = "address-and-port-dependent"
 
 
 class FilterScope(Enum):

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from polynya.core.addresses import Address
+from polynya.core.behaviour import Behaviour
 from polynya.core.instants import SECOND, Instant
 from polynya.core.packets import Protocol
 from polynya.core.trace import Json
 
-from .config import Behaviour, FilterScope
+from .config import FilterScope
 from .mapping import Mapping, RemoteKey, key_text, remote_key
 
 Scope = tuple[Protocol, Address]

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from polynya.core.addresses import Address
+from polynya.core.behaviour import Behaviour
 from polynya.core.instants import Instant
 from polynya.core.packets import Protocol, TcpFlags
 from polynya.core.trace import Json
 
-from .config import Behaviour, NatConfig
+from .config import NatConfig
 from .tcp import Connection
 
 RemoteKey = tuple[()] | tuple[str] | tuple[str, int]

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from polynya.core.addresses import Address
+from polynya.core.behaviour import Behaviour
 from polynya.core.instants import Instant
 from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFields, TcpFlags
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Json, Tracer
 
-from .config import Behaviour, Hairpinning, NatConfig, UnsolicitedSyn
+from .config import Hairpinning, NatConfig, UnsolicitedSyn
 from .filtering import Filter
 from .fragments import Reassembler
 from .mapping import Mapping, MappingTable

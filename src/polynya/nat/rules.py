@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .config import Behaviour, FilterScope, NatConfig
+from polynya.core.behaviour import Behaviour
+
+from .config import FilterScope, NatConfig
 
 Endpoint = tuple[Any, ...]
 """`(side, key)`: an external endpoint, named by the mapping that holds it."""

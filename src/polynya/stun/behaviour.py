@@ -1,0 +1,282 @@
+"""What kind of NAT is in the way, asked of a STUN server with two addresses (RFC 5780, sections 4.2 to 4.5).
+
+Mapping and filtering are asked by a flow each, since what a NAT lets in depends on where a flow has sent to:
+
+    mapping   I    ask A1:P1             no OTHER-ADDRESS: not known; mapped as sent: no NAT, endpoint-independent
+              II   ask A2:P1             mapped as in I: endpoint-independent
+              III  ask A2:P2             mapped as in II: address-dependent; else address-and-port-dependent
+    filtering I    ask A1:P1
+              II   answer from A2:P2!    it comes: endpoint-independent
+              III  answer from A1:P2!    it comes, II does not: address-dependent; neither: address-and-port-dependent
+    hairpin        both flows send to each other's mapped address, some times: the first packets open filters
+
+A server with two ports of one address leaves the mapping open, and of the filtering it tells whether the port counts.
+Filtering's II and III go on at once, for silence takes its time. The results are of this moment: under load a NAT may
+become stricter than it was seen, never less strict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from random import Random
+from typing import Any, Final
+
+from polynya.core.addresses import Address, scope
+from polynya.core.behaviour import Behaviour
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.instants import Instant
+from polynya.core.machine import Close, Closed, Counters, Datagram, IcmpError, Input, Open, Opened, Send, SendFailed
+from polynya.core.trace import NO_TRACE, Tracer
+
+from .attributes import MAPPED_ADDRESS, OTHER_ADDRESS, XOR_MAPPED_ADDRESS, ChangeRequest
+from .questions import Answer, Question, Questions, Returned
+from .transactions import Schedule
+
+PATIENT: Final = Schedule(sends=5, last_wait=8)
+"""11.5 s: five losses in a row would pass for a filter."""
+BRIEF: Final = Schedule(sends=4, last_wait=2)
+"""4.5 s, for packets that turn round at the NAT."""
+
+
+class Test(Enum):
+    """A question, as the RFC numbers them."""
+
+    MAPPING_1 = "mapping, test I"
+    MAPPING_2 = "mapping, test II"
+    MAPPING_3 = "mapping, test III"
+    FILTERING_1 = "filtering, test I"
+    FILTERING_2 = "filtering, test II"
+    FILTERING_3 = "filtering, test III"
+    HAIRPIN = "hairpinning"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BehaviourReport:
+    """What was found out, None where it could not be. Each `..._reason` says why in either case, for people."""
+
+    server: Address
+    local: Address | None = None
+    """From where the mapping was asked."""
+    mapped: Address | None = None
+    """What the server saw of it."""
+    other: Address | None = None
+    """The server's other address and port."""
+    translated: bool | None = None
+    """Whether there is a NAT; None also where we are bound to no certain address."""
+    mapping: Behaviour | None = None
+    mapping_reason: str = ""
+    filtering: Behaviour | None = None
+    """Also that of a firewall that translates nothing."""
+    filtering_reason: str = ""
+    hairpinning: bool | None = None
+    """Whether two flows behind the NAT reach each other by their mapped addresses. A NAT that filters and whose mapping
+    depends on the remote endpoint may hairpin and not be seen to."""
+    hairpinning_reason: str = ""
+    rewrites: bool = False
+    """Something in the way changes addresses within packets (section 3.6)."""
+
+
+class BehaviourDiscovery:
+    """A machine: opens two flows, asks, closes them, and says what it found by one event, a `BehaviourReport`.
+
+    `local` is where to ask from, with port 0: an address of this host, or its family's unspecified one.
+    """
+
+    def __init__(
+        self,
+        *,
+        server: Address,
+        local: Address,
+        flow_ids: FlowIds,
+        random: Random,
+        schedule: Schedule = PATIENT,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        self.report = BehaviourReport(server=server)
+        """What is known so far."""
+        self._server = server
+        self._bind = local
+        self._schedule = schedule
+        self._questions: Questions[Test] = Questions(random, trace)
+        self._flows = {Test.MAPPING_1: flow_ids.new(), Test.FILTERING_1: flow_ids.new()}
+        self._open: dict[Flow, Address] = {}
+        self._mapped: dict[Test, Address] = {}
+        """What the server saw, by test."""
+        self._passed: dict[Test, bool] = {}
+        """Which of filtering's tests II and III were let in."""
+        self._outputs: list[Open | Close | Send] = []
+        self._events: list[BehaviourReport] = []
+        self._two_addresses = False
+        self._hairpinning = False
+        self._ended = False
+
+    # --------------------------------------------------------------------------------------------------------- machine
+
+    def start(self, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
+        """Open the flows; what follows comes of itself."""
+        self._outputs += [Open(flow=flow, transport=Transport.UDP, local=self._bind) for flow in self._flows.values()]
+
+    def receive(self, input: Input, now: Instant) -> None:
+        """Take in an answer, a request that came back, an error, or what became of a flow."""
+        match input:
+            case Opened():
+                for test, flow in self._flows.items():
+                    if flow == input.flow:
+                        self._open[flow] = input.local
+                        self._ask(test, self._server, now)
+            case Closed() if input.flow not in self._open:
+                for test, flow in self._flows.items():
+                    if flow == input.flow:
+                        self._failed(test, f"no socket: {input.reason}")
+            case Datagram() | IcmpError() | SendFailed() | Closed():
+                self._questions.receive(input, now)
+            case _:
+                pass
+        self._go_on(now)
+
+    def tick(self, now: Instant) -> None:
+        self._questions.tick(now)
+        self._go_on(now)
+
+    def next_timer(self) -> Instant | None:
+        return self._questions.next_timer()
+
+    def outputs(self) -> list[Open | Close | Send]:
+        drained, self._outputs = self._outputs, []
+        return drained
+
+    def events(self) -> list[BehaviourReport]:
+        drained, self._events = self._events, []
+        return drained
+
+    @property
+    def counters(self) -> Counters:
+        """What was received and not used, by why."""
+        return self._questions.counters
+
+    # ----------------------------------------------------------------------------------------------------------- steps
+
+    def _go_on(self, now: Instant) -> None:
+        if self._ended:
+            return
+        for event in self._questions.events():
+            if isinstance(event, Returned):
+                self._note(hairpinning=True, hairpinning_reason=f"a request came back from {event.source}")
+            elif event.message is None:
+                self._failed(event.question.test, event.reason, silent=event.silent)
+            else:
+                self._answered(event, now)
+        if self.report.mapping_reason and self.report.filtering_reason and not self._hairpinning:
+            self._hairpinning = True
+            self._begin_hairpin(now)
+        self._outputs += self._questions.outputs()
+        if self.report.hairpinning_reason:
+            self._ended = True
+            self._questions.forget()
+            self._outputs += [Close(flow=flow) for flow in self._open]
+            self._events.append(self.report)
+
+    def _ask(self, test: Test, to: Address, now: Instant, change: ChangeRequest | None = None) -> None:
+        first = Test.MAPPING_1 if test in _MAPPING else Test.FILTERING_1
+        self._questions.ask(
+            Question(test=test, flow=self._flows[first], to=to, change=change, schedule=self._schedule), now
+        )
+
+    def _answered(self, answer: Answer[Test], now: Instant) -> None:
+        """A success response, from where it was asked to come from."""
+        test, message = answer.question.test, answer.message
+        assert message is not None
+        mapped = self._mapped[test] = message[XOR_MAPPED_ADDRESS]
+        if message.get(MAPPED_ADDRESS) not in (None, mapped):
+            self._note(rewrites=True)
+        match test:
+            case Test.MAPPING_1:
+                self._first_mapping(mapped, self._other(message.get(OTHER_ADDRESS)), now)
+            case Test.MAPPING_2 | Test.MAPPING_3:
+                self._judge_mapping(test, now)
+            case Test.FILTERING_1:
+                self._two_addresses = self._other(message.get(OTHER_ADDRESS)) is not None
+                if self._two_addresses:
+                    self._ask(Test.FILTERING_2, self._server, now, ChangeRequest(address=True, port=True))
+                self._ask(Test.FILTERING_3, self._server, now, ChangeRequest(port=True))
+            case Test.FILTERING_2 | Test.FILTERING_3:
+                self._passed[test] = True
+                self._judge_filtering()
+            case Test.HAIRPIN:
+                pass  # somebody else has our mapped address: another NAT is in front of this one
+
+    def _other(self, other: Address | None) -> Address | None:
+        """OTHER-ADDRESS, where it is what it must be: another address and another port."""
+        here = self._server
+        usable = other is not None and other.family == here.family and other.port and other.port != here.port
+        return other if usable and other is not None and other.host != here.host else None
+
+    def _failed(self, test: Test, reason: str, *, silent: bool = False) -> None:
+        """No success response. Of the filtering's tests, silence is what was asked for."""
+        if test is Test.HAIRPIN:
+            if not self.report.hairpinning:
+                self._note(hairpinning=False, hairpinning_reason="no request came back")
+        elif test in _MAPPING:
+            self._note(mapping_reason=f"{test.value}: {reason}")
+        elif test is Test.FILTERING_1 or not silent:
+            self._note(filtering_reason=self.report.filtering_reason or f"{test.value}: {reason}")
+        else:
+            self._passed[test] = False
+            self._judge_filtering()
+
+    def _first_mapping(self, mapped: Address, other: Address | None, now: Instant) -> None:
+        local = self._open[self._flows[Test.MAPPING_1]]
+        here = mapped == Address(local.host, local.port)
+        certain = scope(local.host) != "unspecified"
+        self._note(local=local, mapped=mapped, other=other, translated=not here if certain else None)
+        if here and certain:
+            self._note(mapping=Behaviour.EI, mapping_reason=f"{mapped} is what we have: there is no NAT")
+        elif other is None:
+            self._note(mapping_reason=f"{self._server} names no other address")
+        else:
+            self._ask(Test.MAPPING_2, other.with_port(self._server.port), now)
+
+    def _judge_mapping(self, test: Test, now: Instant) -> None:
+        seen, other = self._mapped, self.report.other
+        first, second = seen[Test.MAPPING_1], seen[Test.MAPPING_2]
+        if first == second:
+            self._note(mapping=Behaviour.EI, mapping_reason=f"{first} towards both addresses")
+        elif test is Test.MAPPING_2 and other is not None:
+            self._ask(Test.MAPPING_3, other, now)
+        else:
+            third = seen[Test.MAPPING_3]
+            kind = Behaviour.AD if second == third else Behaviour.APD
+            reason = f"{first} towards one address, {second} and {third} towards two ports of another"
+            self._note(mapping=kind, mapping_reason=reason)
+
+    def _judge_filtering(self) -> None:
+        from_all, from_port = self._passed.get(Test.FILTERING_2), self._passed.get(Test.FILTERING_3)
+        if from_all:
+            self._note(filtering=Behaviour.EI, filtering_reason="an answer from another address and port came in")
+        elif from_port is None or (from_all is None and self._two_addresses):
+            return
+        elif not from_port:
+            self._note(filtering=Behaviour.APD, filtering_reason="no answer from elsewhere came in")
+        elif self._two_addresses:
+            reason = "an answer from another port came in, none from another address"
+            self._note(filtering=Behaviour.AD, filtering_reason=reason)
+        else:
+            reason = f"an answer from another port came in; {self._server} has no other address to answer from"
+            self._note(filtering_reason=reason)
+
+    def _begin_hairpin(self, now: Instant) -> None:
+        ends = [self._mapped.get(test) for test in self._flows]
+        if self.report.translated is False or None in ends:
+            reason = "there is no NAT" if self.report.translated is False else "our mapped addresses are not known"
+            self._note(hairpinning_reason=reason)
+            return
+        for flow, to in zip(self._flows.values(), reversed(ends), strict=True):
+            if to is not None:
+                self._questions.ask(Question(test=Test.HAIRPIN, flow=flow, to=to, schedule=BRIEF), now)
+
+    def _note(self, **found: Any) -> None:
+        self.report = replace(self.report, **found)
+
+
+_MAPPING: Final = (Test.MAPPING_1, Test.MAPPING_2, Test.MAPPING_3)
