@@ -36,7 +36,7 @@ lint: $(VENV) ## ruff (format and rules), mypy strict
 bench: $(VENV) peers ## measure against other programs; writes docs/benchmarks.md
 	$(BIN)/python -m bench.run $(ARGS)
 
-fuzz: $(VENV) ## mutate messages without end against the decoders (ARGS="--seed 7 --count 100000")
+fuzz: $(VENV) ## mutate messages without end against the decoders, or a TURN server (ARGS="turn --seed 7 --count 100000")
 	$(BIN)/python scripts/fuzz.py $(ARGS)
 
 docs: $(VENV) ## build the documentation into site/, broken links being errors

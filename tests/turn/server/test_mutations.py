@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.turn.server.harness import code
-from tests.turn.server.mutations import Assault
+from polynya.turn.server.ports import RelayPorts
+from tests.turn.server.mutations import WARM, Assault
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_server_survives_what_is_mutated_and_keeps_nothing_of_it(seed: int) -> None:
     assault = Assault(seed)
-    assault.run(5_000)
+    assault.run(40_000)
     counters = assault.table.server.control.counters
     assert counters["answers to ALLOCATE"] > 10, "some cases get through"
     assert counters["answers to CREATE_PERMISSION"] > 10
@@ -30,4 +30,17 @@ def test_a_leak_would_be_seen() -> None:
     assault.table.server.control.allocations.claimed += 1
     with pytest.raises(AssertionError, match="claims"):
         assault._leave()
-    assert code(None) == -1
+
+
+def test_a_leak_of_memory_would_be_seen() -> None:
+    assault = Assault(1)
+    assault.objects = [10_000] * (WARM + 1)
+    with pytest.raises(AssertionError, match="more objects"):
+        assault.run(100)
+
+
+def test_a_fault_in_the_server_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that is not given back when its Allocate is refused late."""
+    monkeypatch.setattr(RelayPorts, "release", lambda *_: None)
+    with pytest.raises(AssertionError, match="port has leaked"):
+        Assault(1).run(100)
