@@ -59,7 +59,7 @@ class StreamFramer:
                 frames.append(bytes(buffer[position : position + size]))
                 position += size + (-size & 3)
         except DecodeError as error:
-            self.error = error
+            self.error = error.with_traceback(None)  # which would hold this framer, and what it buffers
             buffer.clear()
             return frames
         del buffer[:position]
