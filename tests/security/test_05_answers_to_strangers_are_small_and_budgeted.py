@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from polynya.core.addresses import Address
@@ -10,10 +12,11 @@ from polynya.stun.budget import Budget, source_of
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from polynya.turn.server.config import Limits
+from tests.security import amplification
 from tests.turn.server.harness import CLIENT, OTHER, Person, Table, code, config
 
 ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
-UDP_IP = 28
+PAGE = Path(__file__).parent.parent.parent / "docs" / "explanation" / "security.md"
 
 
 def provoke(table: Table, kind: int, client: Address, number: int) -> bytes:
@@ -37,8 +40,20 @@ def test_they_say_what_is_needed_and_no_more(kind: int) -> None:
     answer = decode(send.data)
     assert answer[a.ERROR_CODE] == (kind, "")
     assert a.SOFTWARE not in answer and not answer.has_integrity
-    assert (len(send.data) + UDP_IP) / (len(request) + UDP_IP) < 2.3, "on the wire"
-    assert len(send.data) <= 100
+    assert len(send.data) <= 84
+
+
+def test_nothing_that_a_stranger_says_is_answered_with_much_more() -> None:
+    """coturn/coturn#1588, #2025: 2.4 to 5.4 : 1 there."""
+    rows = amplification.measure()
+    assert max(row.on_the_wire for row in rows) < 2.4
+    usual = next(row for row in rows if row.request == "Allocate, as clients send it")
+    assert usual.on_the_wire == 2.0
+    assert {row.answer for row in rows} == {"success", "400", "401", "420", "438", "nothing"}
+
+
+def test_the_documentation_tells_what_is_measured() -> None:
+    assert amplification.table() in PAGE.read_text(encoding="utf-8"), "python -m tests.security.amplification"
 
 
 @pytest.mark.parametrize("kind", [400, 401, 420, 438])

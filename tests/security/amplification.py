@@ -1,0 +1,116 @@
+"""What a stranger's packets make the server send: measured, as the table of docs/explanation/security.md.
+
+`python -m tests.security.amplification` prints the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from polynya.core.addresses import Address
+from polynya.stun import attributes as a
+from polynya.stun.framing import encode_channel_data
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Class, Method
+from tests.turn.server.harness import CLIENT, PEER, Person, Table, config
+
+UDP_IP = 28
+"""Bytes of the IPv4 and UDP headers, which every packet has."""
+CLIENT6 = Address("2001:db8:7::1", 40000)
+ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
+GUESSED = b"obMatJos2AAADAAAAAAAAAAA"
+"""A nonce of the right form."""
+
+
+class Row(NamedTuple):
+    request: str
+    sent: int
+    """Bytes of UDP payload, as are those of the answer."""
+    answer: str
+    answered: int
+
+    @property
+    def bare(self) -> float:
+        return self.answered / self.sent
+
+    @property
+    def on_the_wire(self) -> float:
+        return (self.answered + UDP_IP) / (self.sent + UDP_IP) if self.answered else 0.0
+
+
+def stranger() -> Person:
+    """Whoever has a user's name and nothing else."""
+    person = Person(Table(config()), CLIENT, "alice", "a guess")
+    person.nonce = GUESSED
+    return person
+
+
+def requests() -> Iterator[tuple[str, bytes, Address]]:
+    """Everything that can be said without a password, the shortest form of each, and what clients usually send."""
+    number = iter(range(100))
+
+    def request(method: Method, attributes: dict | None = None, **options: bool) -> bytes:
+        return Message.request(method, next(number).to_bytes(12, "big"), attributes or {}).encode(**options)
+
+    person = stranger()
+    yield "Binding", request(Method.BINDING), CLIENT
+    yield "Binding with FINGERPRINT", request(Method.BINDING, fingerprint=True), CLIENT
+    yield "Binding of RFC 3489", bytes.fromhex("00010000") + bytes(16), CLIENT
+    yield "Binding with an unknown attribute", bytes.fromhex("000100042112a442") + bytes(12) + b"\x7f\xfe\0\0", CLIENT
+    yield "Allocate, as clients send it", request(Method.ALLOCATE, ALLOCATE), CLIENT
+    for method in (Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION, Method.CHANNEL_BIND):
+        name = "".join(word.title() for word in method.name.split("_"))
+        yield f"{name}, the shortest", request(method), CLIENT
+    yield (
+        "Allocate, signed and nothing else",
+        Message.request(Method.ALLOCATE, bytes(12)).encode(integrity=person.key),
+        CLIENT,
+    )
+    yield "Allocate, signed, with a nonce of another", person.build(Method.ALLOCATE, ALLOCATE), CLIENT
+    yield "Binding over IPv6", request(Method.BINDING), CLIENT6
+    for kind in (Class.INDICATION, Class.SUCCESS, Class.ERROR):
+        data = bytearray(request(Method.ALLOCATE))
+        data[0] |= (kind.value & 2) >> 1
+        data[1] |= (kind.value & 1) << 4
+        yield f"any {kind.name.lower()}", bytes(data), CLIENT
+    send = {a.XOR_PEER_ADDRESS: (PEER,), a.DATA: b"data"}
+    yield "Send without an allocation", Message.indication(Method.SEND, bytes(12), send).encode(), CLIENT
+    yield "ChannelData without an allocation", encode_channel_data(0x4000, b"data", pad=False), CLIENT
+    yield "a method that is not served", request(Method.CONNECT), CLIENT
+    yield "what is not STUN", b"\0\1" + bytes(26), CLIENT
+
+
+def measure() -> list[Row]:
+    """Each asked of a server of its own, realm `example.org`."""
+    rows = []
+    for name, data, client in requests():
+        sent = Table(config()).from_client(data, client)
+        assert all(each.remote == client for each in sent)
+        answer = "nothing"
+        if sent:
+            message = decode(sent[0].data, legacy=True)
+            answer = "success" if message.cls is Class.SUCCESS else str(int(message[a.ERROR_CODE].code))
+        rows.append(Row(name, len(data), answer, sum(len(each.data) for each in sent)))
+    return rows
+
+
+def table() -> str:
+    """The rows as Markdown; those without an answer share one."""
+    lines = [
+        "| request | bytes | answer | bytes | bare | with IPv4 and UDP headers |",
+        "|---|---|---|---|---|---|",
+    ]
+    silent = []
+    for row in measure():
+        if row.answered:
+            factors = f"{row.bare:.2f} : 1 | {row.on_the_wire:.2f} : 1"
+            lines.append(f"| {row.request} | {row.sent} | {row.answer} | {row.answered} | {factors} |")
+        else:
+            silent.append(row.request)
+    lines.append(f"| {', '.join(silent)} | | nothing | 0 | 0 | 0 |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
