@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gc
+from pathlib import Path
 
+import pytest
+
+from polynya.aio import handshakes
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND
+from polynya.serve import Server
 from polynya.stun import attributes as a
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
 from polynya.turn.server.config import Limits
 from polynya.turn.server.users import AskedUsers
+from tests.interop.coturn import make_certificate
+from tests.serve.conftest import Run
+from tests.serve.turn_house import client, options, tls_config, trusting, turn_config, until
 from tests.turn.server.harness import CLIENT, OTHER, Person, Table, code, config
 
 ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
@@ -107,3 +117,33 @@ def test_streams_are_capped_in_all_and_for_each_address_and_timed() -> None:
     assert sorted(table.closed) == [Flow(each) for each in (700, 701, 702, 710, 711, 712)]
     table.open_stream(Flow(720), CLIENT)
     assert Flow(720) not in table.closed
+
+
+def test_half_open_tls_and_silent_tcp_are_capped_timed_and_counted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "TIMEOUT", 0.5)
+    monkeypatch.setattr(handshakes, "AT_ONCE_OF_ONE", 3)
+    make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    limits = Limits(streams_per_address=2, stream_patience=SECOND // 2)
+
+    async def ended(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read(1) == b""
+        writer.close()
+
+    async def main() -> None:
+        async with Server(tls_config(tmp_path, options(config=turn_config(limits=limits)))) as server:
+            tls, plain = server.tls_addresses[0], server.stun_addresses[0]
+            silent = [await asyncio.open_connection(tls.host, tls.port) for _ in range(4)]
+            await asyncio.gather(*(ended(*each) for each in silent))
+            counted = server.socket_counters
+            assert (counted["handshakes_refused"], counted["handshakes_failed"]) == (1, 3)
+            idle = [await asyncio.open_connection(plain.host, plain.port) for _ in range(3)]
+            await asyncio.gather(*(ended(*each) for each in idle))
+            await until(lambda: server.counters.get("turn.streams closed: no allocation") == 2)
+            assert server.counters["turn.streams refused"] == 1
+            async with client(server, "tls", tls=trusting(tmp_path / "cert.pem")) as relay:
+                assert relay.relayed, "who means it comes in"
+
+    run(main())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
+
+import polynya
 from polynya.core.addresses import Address
 from polynya.core.flows import FlowIds
 from polynya.stun import attributes as a
@@ -46,3 +51,27 @@ def test_the_systems_randomness_fits() -> None:
     assert len(set(ports)) == 50
     steps = [second - first for first, second in pairwise(ports)]
     assert len(set(steps)) > 40, "not one after the other"
+
+
+SHELLS = sorted(
+    path
+    for folder in ("aio", "serve", "stream", "cli", "plane", "compat", "demo")
+    for path in (Path(polynya.__file__).parent / folder).rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("path", SHELLS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_shells_know_no_other_randomness_than_the_systems(path: Path) -> None:
+    """Whatever a shell draws or gives a machine to draw from is `SystemRandom`, `secrets` or `os.urandom`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        called = node.func if isinstance(node, ast.Call) else None
+        name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+        assert name != "Random", f"{path.name}:{node.lineno} makes a generator that can be guessed"
+        of = called.value if isinstance(called, ast.Attribute) else None
+        assert not (isinstance(of, ast.Name) and of.id == "random" and name != "SystemRandom"), (
+            f"{path.name}:{node.lineno} draws from the module's own generator"
+        )
+
+
+def test_the_scan_finds_the_shells() -> None:
+    assert {"planes.py", "links.py", "agent.py", "turn.py", "signaling.py"} <= {path.name for path in SHELLS}

@@ -1,10 +1,24 @@
-"""security.md, line 11: what is counted has names of our own, however clients call themselves."""
+"""security.md, line 11: what is counted has names of our own, however clients call themselves.
+
+Log lines are bounded and escaped; the admin interface is for this host, or asks for a token.
+"""
 
 from __future__ import annotations
 
+import io
+import logging
+
+import pytest
+from starlette.requests import Request
+
 from polynya.core.addresses import Address
+from polynya.serve.app import _may_read
+from polynya.serve.log import LINE_LENGTH, FloodFilter, LineFormatter
+from polynya.serve.relaying import Relaying
 from polynya.stun.registry import Method
-from tests.turn.server.harness import CLIENT, Person, Table, config
+from polynya.turn.server.commands import Client
+from polynya.turn.server.events import RequestRefused
+from tests.turn.server.harness import CLIENT, LISTENER, Person, Table, config
 
 
 def test_counters_have_a_bounded_set_of_names() -> None:
@@ -23,3 +37,57 @@ def test_counters_have_a_bounded_set_of_names() -> None:
     visit(50)
     assert set(table.server.control.counters) | set(table.server.plane.counters) == names
     assert not any("user-" in name or CLIENT.host in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\nALLOCATE from 192.0.2.1:1 refused: 401", "\x1b[2J", "x" * 100_000, "\u202egnp.exe", "\0"],
+)
+def test_a_users_name_cannot_leave_its_line(name: str) -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LineFormatter())
+    logger = logging.getLogger("polynya.serve.turn")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        refused = RequestRefused(
+            client=Client(LISTENER, CLIENT), method="REFRESH", code=437, reason="no allocation", user=name
+        )
+        Relaying.on_event(None, refused)  # type: ignore[arg-type]  # what is refused is only logged
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    [line] = stream.getvalue().splitlines()
+    assert f"REFRESH from {CLIENT}, user " in line and len(line) <= LINE_LENGTH
+    assert line.isascii() and line.isprintable()
+
+
+def test_a_flood_of_refusals_does_not_fill_the_disk() -> None:
+    now = 0.0
+    flood = FloodFilter(clock=lambda: now)
+    record = logging.LogRecord("polynya.serve.turn", logging.INFO, "x.py", 1, "refused", (), None)
+    assert sum(flood.filter(record) for _ in range(100_000)) == 100
+
+
+@pytest.mark.parametrize(
+    ("client", "host", "headers", "token", "may"),
+    [
+        ("127.0.0.1", "localhost:8080", {}, "", True),
+        ("::1", "[::1]:8080", {}, "", True),
+        ("198.51.100.1", "localhost:8080", {}, "", False),
+        ("127.0.0.1", "attacker.example", {}, "", False),
+        ("127.0.0.1", "localhost:8080", {"x-forwarded-for": "198.51.100.1"}, "", False),
+        ("127.0.0.1", "localhost:8080", {}, "secret", False),
+        ("127.0.0.1", "localhost:8080", {"authorization": "Bearer secrex"}, "secret", False),
+        ("198.51.100.1", "stun.example.org", {"authorization": "Bearer secret"}, "secret", True),
+    ],
+)
+def test_the_figures_are_for_this_host_or_for_who_shows_the_token(
+    client: str, host: str, headers: dict[str, str], token: str, may: bool
+) -> None:
+    """Not for a page that renamed this host to its own (DNS rebinding), nor by way of a proxy on this host."""
+    raw = [(name.encode(), value.encode()) for name, value in {"host": host, **headers}.items()]
+    request = Request({"type": "http", "client": (client, 4000), "headers": raw})
+    assert _may_read(request, token) == may

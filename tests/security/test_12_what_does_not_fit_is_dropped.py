@@ -1,10 +1,15 @@
-"""security.md, line 12, the server's part: a bad MAC is answered 401, responses are dropped, all else lives on."""
+"""security.md, line 12: a bad MAC is answered 401, what does not fit is dropped on both sides, all else lives on."""
 
 from __future__ import annotations
 
+import pytest
+
+from polynya.core.addresses import Address
 from polynya.stun import attributes as a
 from polynya.stun.message import Message
-from polynya.stun.registry import Method
+from polynya.stun.registry import Class, Method
+from polynya.turn.client import State
+from tests.turn.client.relay import SERVER, USER, Relay, World
 from tests.turn.server.harness import OTHER, PEER, Person, Table, code, config
 
 
@@ -41,3 +46,36 @@ def test_nobody_else_can_send_by_an_allocation() -> None:
     alice.allocate(), alice.bind(0x4000)
     mallory = Person(table, OTHER, "bob")
     assert mallory.channel(0x4000, b"x") == [] and mallory.send(b"x") == []
+
+
+@pytest.mark.parametrize("cls", [Class.SUCCESS, Class.ERROR])
+@pytest.mark.parametrize("wrong", ["transaction id", "source", "integrity", "no integrity", "method"])
+def test_a_client_acts_on_no_answer_that_does_not_fit(cls: Class, wrong: str) -> None:
+    """An answer to the Refresh that is under way, which would end the allocation if it were believed."""
+    world = World()
+    world.run(1)
+    world.lose = lambda data, outward: not outward and data[:2] in (b"\x01\x04", b"\x01\x14") and data not in forged
+    forged: list[bytes] = []
+    world.do(world.client.renew)
+    request = world.relay.requests
+    world.run(0.1)
+    real = request[-1]
+    assert real.method == Method.REFRESH
+    asked = Message.request(
+        Method.CREATE_PERMISSION if wrong == "method" else Method.REFRESH,
+        bytes(12) if wrong == "transaction id" else real.transaction_id,
+    )
+    answer = Message.success(asked, {a.LIFETIME: 0}) if cls is Class.SUCCESS else Message.error(asked, 437)
+    key = None if wrong == "no integrity" else Relay().key(USER.username)
+    data = answer.encode(integrity=key)
+    if wrong == "integrity":
+        data = data[:-1] + bytes((data[-1] ^ 1,))
+    forged.append(data)
+    source = Address("198.51.100.66", 3478) if wrong == "source" else SERVER
+    assert world.client.flow is not None
+    world.inward(world.client.flow, source, data)
+    world.run(1)
+    assert world.client.state is State.ALLOCATED
+    world.lose = lambda data, outward: False
+    world.run(3600)
+    assert world.client.state is State.ALLOCATED, "and it lives on"

@@ -208,4 +208,3 @@ class Assault:
         data[2:4] = struct.pack("!H", min(len(data) - 20, 0xFFFF))
         if data[-8:-4] == b"\x80\x28\0\4":
             data[-4:] = struct.pack("!I", crc32(bytes(data[:-8])) ^ FINGERPRINT_XOR)
-
