@@ -6,6 +6,7 @@ import pytest
 
 from polynya.core.addresses import Address
 from polynya.core.instants import SECOND
+from polynya.core.pacer import Pacer
 from polynya.stun.attributes import XOR_PEER_ADDRESS
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
@@ -27,6 +28,39 @@ def test_many_peers_go_into_one_request_and_what_is_too_many_into_the_next() -> 
     assert [len(peers) for peers in permissions(world)] == [16, 16, 8]
     assert [peer for event in world.of(Permitted) for peer in event.peers] == PEERS
     assert max(len(data) for _, data in world.out) < 1200
+
+
+def test_what_is_wanted_while_a_request_waits_for_its_slot_goes_along() -> None:
+    """As candidates come one by one, faster than transactions may begin."""
+    world = World(pacer=Pacer(SECOND // 10))
+    world.run(1)
+    for peer in PEERS[:20]:
+        world.do(world.client.permit, [peer])
+    world.run(1)
+    assert permissions(world) == [(PEERS[0],), tuple(PEERS[1:17]), tuple(PEERS[17:20])]
+    assert [peer for event in world.of(Permitted) for peer in event.peers] == PEERS[:20]
+    world.do(world.client.permit, [PEERS[20]])
+    world.run(1)
+    assert permissions(world)[3:] == [(PEERS[20],)], "what was sent is sent"
+
+
+def test_before_there_is_an_allocation_all_are_gathered_in_one() -> None:
+    world = World()
+    for peer in PEERS[:5]:
+        world.do(world.client.permit, [peer])
+    world.run(1)
+    assert permissions(world) == [tuple(PEERS[:5])]
+
+
+def test_what_was_refused_together_is_asked_for_alone_and_nothing_joins_it() -> None:
+    world = World(Relay(forbidden=("192.0.2.51",)), pacer=Pacer(SECOND // 10))
+    world.run(1)
+    world.do(world.client.permit, PEERS[:3])
+    world.run(0.09)  # refused, and two of the three wait for their slots
+    world.do(world.client.permit, PEERS[3:5])
+    world.run(2)
+    assert permissions(world) == [tuple(PEERS[:3]), *((peer,) for peer in PEERS[:3]), tuple(PEERS[3:5])]
+    assert [event.peers for event in world.of(PermissionFailed)] == [(PEERS[1],)]
 
 
 def test_a_host_is_asked_for_once_whatever_its_ports() -> None:

@@ -6,8 +6,9 @@
     ASKED     |        | INSTALLED              | (none)               | (none)            |             |
     INSTALLED |        | INSTALLED              | (none)               | INSTALLED, later  | asks again  | (none)
 
-A permission is for a host, whatever the port. Many go into one request. The server installs none when it forbids one,
-so a refused request for several is made again for each alone. Renewals that are due soon travel together.
+A permission is for a host, whatever the port. Many go into one request: those that are asked for together, and those
+that are wanted while a request waits for its slot. The server installs none when it forbids one, so a refused request
+for several is made again for each alone. Renewals that are due soon travel together.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class Permissions:
         self._by_host: dict[str, _Permission] = {}
         self._timers: Timers[tuple[_Timer, str]] = Timers()
         self._asks: list[Ask] = []
+        self._last: Ask | None = None
+        """Takes more hosts until it is sent."""
         self._events: list[Permitted | PermissionFailed] = []
 
     # ---------------------------------------------------------------------------------------------------------- calls
@@ -106,6 +109,7 @@ class Permissions:
         self._by_host.clear()
         self._timers.clear()
         self._asks.clear()
+        self._last = None
 
     def states(self) -> dict[str, str]:
         """Each host with its state, for `why()`."""
@@ -120,7 +124,8 @@ class Permissions:
             self._install(hosts, answer.sent_at)
         elif answer.code not in TEMPORARY and len(answer.ask.subject) > 1:
             for host in hosts:
-                self._ask([host])
+                self._new_ask((host,))
+            self._last = None
         else:
             for host in hosts:
                 self._failed(host, answer.code, answer.reason, now)
@@ -154,10 +159,21 @@ class Permissions:
     # --------------------------------------------------------------------------------------------------------- inside
 
     def _ask(self, hosts: list[str]) -> None:
+        last = self._last
+        if last is not None and not last.tries:
+            room = MAX_PEERS - len(last.subject)
+            last.subject += tuple(hosts[:room])
+            last.attributes[XOR_PEER_ADDRESS] += self._addresses(hosts[:room])
+            hosts = hosts[room:]
         for start in range(0, len(hosts), MAX_PEERS):
-            some = tuple(hosts[start : start + MAX_PEERS])
-            addresses = tuple(next(iter(self._by_host[host].peers)) for host in some)
-            self._asks.append(Ask(Method.CREATE_PERMISSION, {XOR_PEER_ADDRESS: addresses}, some))
+            self._new_ask(tuple(hosts[start : start + MAX_PEERS]))
+
+    def _new_ask(self, hosts: tuple[str, ...]) -> None:
+        self._last = Ask(Method.CREATE_PERMISSION, {XOR_PEER_ADDRESS: self._addresses(hosts)}, hosts)
+        self._asks.append(self._last)
+
+    def _addresses(self, hosts: Iterable[str]) -> tuple[Address, ...]:
+        return tuple(next(iter(self._by_host[host].peers)) for host in hosts)
 
     def _install(self, hosts: list[str], sent_at: Instant) -> None:
         told: list[Address] = []
