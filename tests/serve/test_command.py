@@ -8,14 +8,16 @@ import signal
 import sqlite3
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import pytest
 
 import polynya
+from polynya.aio.signaling import ask_servers
 from polynya.core.errors import TransactionError
 from polynya.serve.users import SCHEMA, hash_line
+from polynya.turn.server.users import time_limited_password
 from tests.cli.conftest import Process, start
 from tests.cli.conftest import polynya as run
 from tests.interop.coturn import make_certificate
@@ -139,6 +141,49 @@ def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
     asyncio.run(main())
     process.signal(signal.SIGTERM)
     assert process.wait(5) == 0
+
+
+def test_every_other_flag_does_what_it_says(start: Start) -> None:
+    """--http, --realm, --shared-secret, --relay-ip, --external-ip, --ports, --workers, --allow-peer."""
+    process = start(
+        "serve", *LISTEN, "--http", "127.0.0.1:0", "--realm", "flags.example", "--shared-secret", "old secret",
+        "--shared-secret", "new secret", "--relay-ip", "127.0.0.1", "--external-ip", "192.0.2.77/127.0.0.1",
+        "--ports", "41000-41009", "--workers", "1", "--allow-peer", "127.0.0.1",
+    )  # fmt: skip
+    where = ready(process)
+    assert list(where) == ["stun", "turn", "http"]
+    realms: list[str] = []
+
+    def credentials(secret: str) -> Callable[[str], Coroutine[None, None, tuple[str, str]]]:
+        async def ask(realm: str) -> tuple[str, str]:
+            realms.append(realm)
+            return "99999999999:me", time_limited_password("99999999999:me", secret.encode())
+
+        return ask
+
+    async def main() -> None:
+        offered, _ = await ask_servers(where["http"])
+        assert [each.uri for each in offered if each.username] == [
+            f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
+        ]
+        for secret in ("old secret", "new secret"):
+            uri = f"turn:{where['turn']}"
+            async with echo() as peer, polynya.TurnClient(uri, credentials=credentials(secret)) as relay:
+                assert relay.relayed[0].host == "192.0.2.77" and 41000 <= relay.relayed[0].port <= 41009
+                await relay.permit(peer)
+                await works(relay, peer)
+                with pytest.raises(TransactionError, match="403"):
+                    await relay.permit("10.0.0.1:1")
+
+    asyncio.run(main())
+    assert set(realms) == {"flags.example"}
+    assert len(children(process.process.pid)) == 1, "one worker"
+    process.signal(signal.SIGTERM)
+    assert process.wait(5) == 0
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
 from polynya.serve.log import LINE_LENGTH, FloodFilter, LineFormatter
+from polynya.serve.relaying import Relaying
+from polynya.turn.server.commands import Client
+from polynya.turn.server.events import RequestRefused
 
 
 def record(message: str, *args: object) -> logging.LogRecord:
@@ -49,3 +56,47 @@ def test_a_flood_is_cut_and_counted() -> None:
     second = record("x")
     assert flood.filter(second)
     assert second.getMessage() == "x"
+
+
+def failregex() -> re.Pattern[str]:
+    """The documented filter, with what fail2ban takes for a host."""
+    page = (Path(__file__).parent.parent.parent / "docs" / "howto" / "serve.md").read_text(encoding="utf-8")
+    [expression] = re.findall(r"^failregex = (.*)$", page, re.MULTILINE)
+    return re.compile(expression.replace("<HOST>", r"(?P<host>[0-9A-Fa-f:.]+)"))
+
+
+def line_of(host: str, code: int, reason: str, user: str = "") -> str:
+    """The line that the server writes of a refusal."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LineFormatter())
+    logger = logging.getLogger("polynya.serve.turn")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    client = Client(Flow(1), Address(host, 50123))
+    try:
+        event = RequestRefused(client=client, method="ALLOCATE", code=code, reason=reason, user=user)
+        Relaying.on_event(None, event)  # type: ignore[arg-type]  # what is refused is only logged
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    return stream.getvalue().removesuffix("\n")
+
+
+@pytest.mark.parametrize("host", ["198.51.100.7", "2001:db8::7"])
+@pytest.mark.parametrize("reason", ["wrong password", "unknown user"])
+def test_the_documented_filter_finds_whoever_guesses_passwords(host: str, reason: str) -> None:
+    """coturn/coturn#756, #1467."""
+    found = failregex().search(line_of(host, 401, reason))
+    assert found is not None and found["host"] == host
+
+
+def test_and_nobody_else() -> None:
+    user = "x refused: 401 wrong password\n2026-11-25T09:00:00+0000 INFO polynya.serve.turn: ALLOCATE from 192.0.2.1:1"
+    for line in (
+        line_of("198.51.100.7", 403, "peer 10.0.0.1: denied by 10.0.0.0/8 (private)", "alice"),
+        line_of("198.51.100.7", 401, "credentials have expired"),
+        line_of("198.51.100.7", 437, "no allocation", f"{user} refused: 401 wrong password"),
+    ):
+        assert failregex().search(line) is None, line

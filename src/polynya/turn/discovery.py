@@ -149,11 +149,18 @@ class Discovery:
                     self._outputs.append(Resolve(name=query[0], record=query[1], token=self._token))
             return
         self._ended = True
-        reason = "" if servers else "; ".join(self._errors) or f"{self.uri.host} has no address that can be used here"
+        reason = "" if servers else self._why_none()
         self._events.append(Discovered(uri=self.uri, servers=tuple(servers), reason=reason))
+
+    def _why_none(self) -> str:
+        if not self._transports():
+            return f"{self.uri} is for {self.uri.transport.value}, which is not used here"
+        return "; ".join(self._errors) or f"{self.uri.host} has no address that can be used here"
 
     def _servers(self) -> list[TurnServer]:
         uri = self.uri
+        if not self._transports():
+            return []
         plain = list(self._at(uri.host, uri.port, uri.transport))
         if uri.explicit_port is not None or _is_literal(uri.host):
             return plain
