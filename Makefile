@@ -9,6 +9,7 @@ BIN := .venv/bin
 VENV := .venv/.installed
 AIOICE := .peers/aioice/.installed
 AIOICE_VERSION := 0.13.0
+PION := .peers/pion/.installed
 
 .PHONY: help setup debian peers demo test lint bench fuzz docs clean
 .DEFAULT_GOAL := help
@@ -51,7 +52,8 @@ debian:
 
 # A peer that cannot be installed is no failure: its tests skip and say so.
 peers: $(VENV)
-	@$(MAKE) --no-print-directory $(AIOICE) || echo "aioice could not be installed; its tests and benches will be skipped"
+	@$(MAKE) -s --no-print-directory $(AIOICE) || echo "aioice could not be installed; its tests and benches will be skipped"
+	@$(MAKE) -s --no-print-directory $(PION) || echo "pion could not be built; its tests will be skipped"
 
 $(VENV): pyproject.toml constraints.txt
 	@python=$$(sh scripts/find_python.sh "$(PYTHON)") && \
@@ -61,4 +63,8 @@ $(VENV): pyproject.toml constraints.txt
 $(AIOICE): Makefile
 	@python=$$(sh scripts/find_python.sh "$(PYTHON)") && \
 		sh scripts/venv.sh "$$python" .peers/aioice aioice==$(AIOICE_VERSION)
+	@touch $@
+
+$(PION): scripts/pion.sh tests/interop/pion/go.mod $(wildcard tests/interop/pion/*/*.go)
+	@python=$$(sh scripts/find_python.sh "$(PYTHON)") && sh scripts/pion.sh "$$python"
 	@touch $@

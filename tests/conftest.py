@@ -58,6 +58,14 @@ def _python_peer(name: str, module: str) -> Callable[[], Lack | None]:
     return lack
 
 
+def _pion() -> Lack | None:
+    """Our Go programs around pion's libraries."""
+    program = ROOT / ".peers" / "pion" / "turn"
+    if program.exists() and subprocess.run([program, "-h"], capture_output=True, check=False).returncode == 0:
+        return None
+    return Lack("pion is not built in .peers/pion", "make setup, which gets Go where it has to")
+
+
 def _libnice() -> Lack | None:
     """libnice is driven from Debian's own Python, by introspection."""
     load = "import gi; gi.require_version('Nice', '0.1'); from gi.repository import Nice"
@@ -71,6 +79,7 @@ PEERS: dict[str, Callable[[], Lack | None]] = {
     "aioice": _python_peer("aioice", "aioice"),
     "coturn": _program("turnserver", "coturn"),
     "libnice": _libnice,
+    "pion": _pion,
     "turnutils": _program("turnutils_stunclient", "coturn"),
     "stun": _program("stun", "stun-client"),
     "tshark": _program("tshark", "tshark"),

@@ -1,0 +1,83 @@
+"""`polynya serve` in a process of its own, for as long as a test needs it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.interop.coturn import make_certificate
+
+LISTENERS = ("udp", "udp6", "tls", "http")
+USER, PASSWORD = "alice", "open sesame"
+CONFIG = """
+listen = ["127.0.0.1:0", "[::1]:0"]
+tls_listen = ["127.0.0.1:0"]
+http = ["127.0.0.1:0"]
+log_level = "debug"
+
+[tls]
+certificate = "{folder}/cert.pem"
+key = "{folder}/key.pem"
+
+[turn]
+realm = "example.org"
+users = [{{ name = "alice", password = "open sesame" }}]
+peers = {{ allow = ["127.0.0.1", "::1"] }}
+{turn}
+"""
+"""Default-deny, but for the loopback addresses on which the tests' peers are."""
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    folder: Path
+    ports: dict[str, int]
+    """By the names in LISTENERS; TCP has that of UDP."""
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "cert.pem"
+
+    def place(self, transport: str = "udp") -> str:
+        """HOST:PORT, where the certificate's name is used for TLS."""
+        return f"localhost:{self.ports['tls']}" if transport == "tls" else f"127.0.0.1:{self.ports['udp']}"
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def counted(self, metric: str) -> dict[str, float]:
+        """A metric's values by the value of its one label, empty where it has none."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        lines = re.findall(rf'^{metric}(?:\{{\w+="([^"]*)"\}})? (\S+)$', text, re.MULTILINE)
+        return {label: float(value) for label, value in lines}
+
+
+@contextmanager
+def serving(folder: Path, turn: str = "", *options: str) -> Iterator[Server]:
+    """A server with `turn` as more keys of its table, and further flags. It has to end in good order."""
+    folder.mkdir(exist_ok=True)
+    make_certificate(folder / "cert.pem", folder / "key.pem")
+    (folder / "polynya.toml").write_text(CONFIG.format(folder=folder, turn=turn))
+    command = [sys.executable, "-m", "polynya", "serve", "--config", str(folder / "polynya.toml"), *options]
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            ports = re.findall(r" (?:turns?|http)=(?:http://)?\S+:(\d+)", ready)
+            assert len(ports) == len(LISTENERS), ready or (folder / "log").read_text()
+            yield Server(process, folder, dict(zip(LISTENERS, map(int, ports), strict=True)))
+        finally:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=15) == 0
