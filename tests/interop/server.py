@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,10 @@ key = "{folder}/key.pem"
 [turn]
 realm = "example.org"
 users = [{{ name = "alice", password = "open sesame" }}]
-peers = {{ allow = ["127.0.0.1", "::1"] }}
+peers = {{ allow = {allow} }}
 {turn}
 """
-"""Default-deny, but for the loopback addresses on which the tests' peers are."""
+"""Default-deny, but for the loopback addresses on which the tests' peers are, which are named."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, turn: str = "", *options: str) -> Iterator[Server]:
+def serving(folder: Path, turn: str = "", *options: str, allow: Sequence[str] = ("127.0.0.1",)) -> Iterator[Server]:
     """A server with `turn` as more keys of its table, and further flags. It has to end in good order."""
     folder.mkdir(exist_ok=True)
     make_certificate(folder / "cert.pem", folder / "key.pem")
-    (folder / "polynya.toml").write_text(CONFIG.format(folder=folder, turn=turn))
+    (folder / "polynya.toml").write_text(CONFIG.format(folder=folder, turn=turn, allow=list(allow)))
     command = [sys.executable, "-m", "polynya", "serve", "--config", str(folder / "polynya.toml"), *options]
     with (
         (folder / "log").open("w") as log,

@@ -28,7 +28,8 @@ TRANSPORTS = ["udp", "tcp", "tls"]
 @pytest.fixture(scope="module", params=["0", "2"], ids=["no workers", "two workers"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     secrets = 'shared_secrets = ["south", "north"]'
-    with serving(tmp_path_factory.mktemp("pion"), secrets, "--workers", request.param) as running:
+    workers, allow = ("--workers", request.param), ("127.0.0.1", "::1")
+    with serving(tmp_path_factory.mktemp("pion"), secrets, *workers, allow=allow) as running:
         yield running
 
 
