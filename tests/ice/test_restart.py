@@ -135,6 +135,24 @@ def test_a_role_that_changes_during_a_restart_does_not_stop_it(who: str, seed: i
     assert world.a.agent.controlling is not world.b.agent.controlling
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_nomination_that_came_while_the_role_was_another_is_repeated(seed: int) -> None:
+    """Found by exploration (seeds 203465, 207532, 208981, 209625): the check that nominates was kept for a description
+    that came after a change of role, which a 487 then undid; only the one that nominates knew of the nomination."""
+    world = World(seed, signaling=1000 * MILLISECOND, a=IceConfig(controlling=False), b=IceConfig(controlling=True))
+    world.a.agent._role.tie_breaker, world.b.agent._role.tie_breaker = 1, 2
+    world.a.host("192.168.0.1")
+    world.b.host("192.168.0.2")
+    assert settled(world)
+    world.a.agent.restart(world.now)
+    assert world.run(3, lambda: generations(world)[1] == 1 and world.b.agent.state is AgentState.COMPLETED)
+    world.run(0.1)
+    assert world.a.agent.remote_description is None
+    world.a.agent.set_controlling(True, world.now)
+    assert settled(world)
+    assert not world.a.agent.controlling and world.b.agent.controlling
+
+
 def test_restarts_before_anything_is_known_end_too() -> None:
     world = plain(signaling=100 * MILLISECOND)
     world.a.agent.restart(world.now)

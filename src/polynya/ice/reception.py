@@ -71,6 +71,8 @@ class Reception:
             answer = checks.refuse(message, generation.credentials, ErrorCode.ROLE_CONFLICT)
             self._journal.send(received.flow, received.remote, answer)
             self._journal.dropped(received.remote, "a role conflict: it gives way", now, received.packet)
+            if self._role.controlling:
+                current.verdicts.repeat()
             return
         if conflict is Conflict.SWITCH:
             switch_role("a role conflict: we give way", now)

@@ -142,16 +142,22 @@ class Verdicts:
         self.fail(pair, reason, now)
 
     def role_changed(self) -> None:
-        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make.
-
-        Whoever controls from now on repeats the nomination that holds here: the other side may not know of it.
-        """
+        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make."""
         controlling = self._role.controlling
         self._checklists.prioritise(controlling)
         for pair in self._checklists:
-            pair.nominate_on_success = False
-            pair.nominating = controlling and pair is self.chosen(pair.stream, pair.component)
-            if pair.nominating:
+            pair.nominate_on_success = pair.nominating = False
+        if controlling:
+            self.repeat()
+
+    def repeat(self) -> None:
+        """As the controlling agent, repeat the nominations that hold: the other side may not know of them.
+
+        It was of our role for a while, by the time our nominating check came or was taken up.
+        """
+        for pair in self._checklists:
+            if pair.nominated and not pair.nominating and pair is self.chosen(pair.stream, pair.component):
+                pair.nominating = True
                 self._checklists.lists[pair.stream].trigger(pair)
 
     def _stop(self, pair: Pair, now: Instant) -> None:
