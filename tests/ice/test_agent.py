@@ -358,6 +358,12 @@ def test_answers_come_from_where_the_check_went_or_fail_the_pair() -> None:
     [view] = world.a.agent.pairs()
     assert view.state is PairState.FAILED
     assert view.reason == "it was answered from 192.168.0.2:7777"
+    world.blocked = lambda packet: packet.sender == "b" and packet.message.cls is not Class.REQUEST
+    sent = len([packet for packet in world.packets if packet.sender == "a" and packet.message.cls is Class.REQUEST])
+    world.run(10)
+    assert world.a.agent.stats()["checks received"] >= 2
+    assert world.a.agent.pairs()[0].state is PairState.FAILED  # nor do checks that come by it revive it
+    assert len([p for p in world.packets if p.sender == "a" and p.message.cls is Class.REQUEST]) == sent
 
 
 def test_a_spoofed_answer_without_integrity_is_dropped_and_the_check_goes_on() -> None:

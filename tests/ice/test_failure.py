@@ -20,7 +20,7 @@ from polynya.ice import (
     RemoteRevoked,
     SelectedPairChanged,
 )
-from tests.ice.harness import World, plain
+from tests.ice.harness import Nat, World, behind_nats, plain
 
 A, B = Address("192.168.0.1", 5000), Address("192.168.0.2", 5000)
 
@@ -228,3 +228,20 @@ def test_when_the_selected_path_dies_a_path_that_still_answers_carries_on() -> N
     assert "192.168.0.11" in world.a.path and world.same_path()
     assert world.connect(5)
     assert not world.a.of(Failed) and not world.b.of(Failed)
+
+
+def test_a_chain_of_mappings_that_lead_nowhere_ends() -> None:
+    """RFC 8445, section 7.2.5.2.1: where both NATs map by remote address, answers come from elsewhere.
+
+    Each check comes from a port that nobody has seen: were every one of them to be checked in turn, neither side would
+    ever be through.
+    """
+    world = behind_nats(
+        nat_a=Nat("198.51.100.1", symmetric=True, filtering=False),
+        nat_b=Nat("198.51.100.2", symmetric=True, filtering=False),
+        loss=0.05,
+    )
+    assert world.run(120, lambda: all(side.agent.state is AgentState.FAILED for side in (world.a, world.b)))
+    assert len(world.packets) < 6000
+    asked = [view for view in world.a.agent.pairs() if "it was answered from" in view.reason]
+    assert asked and all(view.state is PairState.FAILED for view in asked)

@@ -217,6 +217,18 @@ def test_any_number_of_sources_makes_a_bounded_number_of_pairs() -> None:
     assert len(made._generation.checklists.lists[0].remotes) <= 256
 
 
+def test_sources_that_return_again_and_again_make_no_more_pairs_either() -> None:
+    """A pair that went for the limit is made anew some times, not for ever: two agents have to come to an end."""
+    made = agent(pair_limit=10)
+    for turn in range(40):
+        for port in range(1, 21):
+            answers(made, request(turn * 100 + port), Address(THERE.host, port))
+            for pair in list(made._generation.checklists):
+                made._generation.verdicts.fail(pair, "for the test", NOW)
+    assert made.stats()["checks received"] == 800
+    assert made._generation.checklists.last_id <= 256
+
+
 def test_a_retransmitted_check_does_not_restart_a_fresh_triggered_one() -> None:
     """Two agents would otherwise trigger each other for ever; a deviation that generation.py explains."""
     made = agent()

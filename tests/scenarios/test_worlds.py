@@ -17,6 +17,23 @@ EXCUSED = 0.05
 """The largest share of worlds with loss that may fail for it."""
 
 
+FOUND = {
+    203465: "a nomination that came during a change of role was lost",
+    207532: "the same",
+    208981: "the same",
+    209625: "the same",
+    300036: "an endless chain of peer-reflexive candidates between two symmetric NATs without filters by port",
+    300153: "a question to the STUN server lost every transmission: excused",
+    300829: "an endless chain of peer-reflexive candidates",
+}
+"""Seeds that have shown a fault, and which."""
+
+
+@pytest.mark.parametrize("seed", FOUND)
+def test_what_a_seed_has_shown_does_not_come_back(seed: int) -> None:
+    assert explore(seed, lossy=seed >= 300_000).faults == []
+
+
 @pytest.mark.parametrize("shard", range(SHARDS))
 def test_without_loss_everything_holds_and_connects_exactly_where_the_rules_allow(shard: int) -> None:
     size = CLEAN // SHARDS

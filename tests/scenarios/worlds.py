@@ -25,7 +25,7 @@ from polynya.ice.events import AgentState, ConsentLost, Failed
 from polynya.lab import Network
 from polynya.lab.exchange import Exchange, Peer
 from polynya.lab.invariants import disagreement, unpaced, violations
-from polynya.lab.topologies import Topology, random_topology
+from polynya.lab.topologies import STUN_PORT, Topology, random_topology
 from polynya.session.options import SessionConfig
 from polynya.stun.message import is_stun
 from polynya.stun.uris import StunUri
@@ -40,7 +40,8 @@ class Transmissions:
 
     requests: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     answers: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    senders: dict[bytes, str] = field(default_factory=dict)
+    asked: dict[bytes, None] = field(default_factory=dict)
+    """Those of a STUN server, which gathering does not wait for to their end."""
 
     def write(
         self, at: Instant, interface: str, packet: IpPacket, *, outbound: bool | None = None, comment: str = ""
@@ -53,15 +54,20 @@ class Transmissions:
         kind = self.answers if data[0] & 1 else self.requests
         if packet.id not in kind[transaction]:
             kind[transaction].append(packet.id)
-            self.senders.setdefault(transaction, interface)
+        if packet.destination.port == STUN_PORT:
+            self.asked[transaction] = None
 
     def silenced(self, lost: dict[int, None]) -> Iterator[bytes]:
-        """The transactions that were sent at least four times and of which nothing came back, all for loss."""
+        """The transactions that were sent four times, twice to a server, and of which nothing came back, all for loss.
+
+        Gathering gives the slower questions a second after the first answer, and so two sends.
+        """
         for transaction, sent in self.requests.items():
             answers = self.answers.get(transaction, [])
             arrived = [one for one in sent if one not in lost]
             came_back = [one for one in answers if one not in lost]
-            if len(sent) >= 4 and not came_back and len(answers) >= len(arrived):
+            enough = 2 if transaction in self.asked else 4
+            if len(sent) >= enough and not came_back and len(answers) >= len(arrived):
                 yield transaction
 
 

@@ -152,6 +152,7 @@ class CheckClient:
             self._journal.dropped(received.remote, "an answer from elsewhere than asked", now, received.packet)
             if not check.consent:  # section 7.2.5.2.1
                 self.transactions.drop(message.transaction_id)
+                pair.asymmetric = True
                 self._verdicts.fail(pair, f"it was answered from {received.remote}", now, received.packet)
             return
         mapped = checks.mapped_address(message)

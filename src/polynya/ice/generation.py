@@ -11,6 +11,11 @@ has signalled it; the pair is made when there is none, and a triggered check is 
 A check of ours that is under way is given up for the triggered one (it probably met a closed filter that is open
 now), but not when it is itself a triggered check younger than one RTO: two agents would otherwise trigger each other
 for ever.
+
+Nor may they by the detour of NATs. Where both map each remote address to a port of its own and let in whatever comes
+from a known host, every check comes from a new port and is answered from yet another one: an endless chain of
+peer-reflexive candidates, each of them good for nothing. So a pair that was answered from elsewhere is not revived, and
+the number of pairs that checks may make is bounded for a whole generation.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ from .verdicts import Verdicts
 EARLY_LIMIT: Final = 16
 """Checks that are kept until the other side's description arrives."""
 REMOTE_LIMIT: Final = 256
-"""Remote candidates of one stream."""
+"""Remote candidates of one stream; and pairs that checks may make, over a whole generation."""
 
 
 @lru_cache(maxsize=64)
@@ -55,9 +60,9 @@ class Generation:
     __slots__ = (
         "_early",
         "_journal",
+        "_learnt",
         "_locals",
         "_pending",
-        "_reflexive",
         "_role",
         "_schedule",
         "authenticated",
@@ -121,7 +126,7 @@ class Generation:
         self._schedule = schedule
         self._pending: tuple[tuple[Candidate, int], ...] = ()
         self._early: tuple[tuple[InboundCheck, LocalCandidate], ...] = ()
-        self._reflexive = 0
+        self._learnt = 0
 
     # ------------------------------------------------------------------------------------------------------ candidates
 
@@ -248,7 +253,7 @@ class Generation:
             else:
                 pair.nominate_on_success = True
                 pair.nomination = max(pair.nomination, check.nomination)
-        if not pair.revoked:
+        if not (pair.revoked or pair.asymmetric):
             self._trigger(pair, now, check.packet)
 
     def _keep(self, check: InboundCheck, base: LocalCandidate) -> None:
@@ -266,14 +271,16 @@ class Generation:
         pair = checklist.at(check.flow, check.remote)
         if pair is not None:
             return pair
+        if self._learnt >= REMOTE_LIMIT:
+            return None
+        self._learnt += 1
         address = Address(check.remote.host, check.remote.port)
         remote = checklist.remote_at(base.component, address)
         if remote is None:
             if len(checklist.remotes) >= REMOTE_LIMIT:
                 return None
-            self._reflexive += 1
             remote = Candidate(
-                foundation=f"prflx{self._reflexive}",
+                foundation=f"prflx{self._learnt}",
                 component=base.component,
                 priority=check.priority,
                 address=address,

@@ -89,6 +89,7 @@ class Pair:
 
     __slots__ = (
         "answered_at",
+        "asymmetric",
         "component",
         "consent_requests_sent",
         "foundation",
@@ -162,6 +163,8 @@ class Pair:
         """What happened on the way that did not decide anything but may explain a failure, and how often."""
         self.transaction: bytes | None = None
         """The check that is under way."""
+        self.asymmetric = False
+        """It was answered from elsewhere than asked: no check on it can succeed, whatever comes by it."""
         self.revoked = False
         """Consent was lost: these credentials are not used on this path again (RFC 7675, section 5.1)."""
 
