@@ -1,0 +1,73 @@
+"""What kind of NAT is in the way, asked by sockets of this host (RFC 5780)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from random import SystemRandom
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError, ConnectError
+from polynya.core.flows import FlowIds, Transport
+from polynya.core.machine import Resolve
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.behaviour import PATIENT, BehaviourDiscovery, BehaviourReport
+from polynya.stun.transactions import Schedule
+from polynya.stun.uris import StunUri
+
+from .dns import Resolver
+from .driver import Driver
+from .sockets import from_sockaddr, to_sockaddr
+
+
+async def discover_behaviour(
+    server: str, *, local: str = "", schedule: Schedule = PATIENT, trace: Tracer = NO_TRACE
+) -> BehaviourReport:
+    """Ask a STUN server, as a URI (`stun:HOST:PORT`), how the NATs on the way to it map, filter and hairpin.
+
+    `local` is the address to ask from; left out, the one that this host would use. It takes from a few round trips,
+    where everything comes in, to some 20 s, where silence is the answer. What cannot be found out is None in the
+    report, with the reason; all of it, when the server does not answer.
+
+    Raises ConfigurationError for a URI that cannot be used, ConnectError when the server has no address that this host
+    could send to.
+    """
+    uri = StunUri.parse(server)
+    if uri.transport is not Transport.UDP:
+        raise ConfigurationError(f"behaviour discovery goes by UDP: {server} does not")
+    resolved = await Resolver().resolve(Resolve(name=uri.host))
+    if resolved.error:
+        raise ConnectError(f"the STUN server is not known: {resolved.error}")
+    fitting = [host for host in resolved.hosts if not local or (":" in host) == (":" in local)]
+    if not fitting:
+        raise ConnectError(f"{server} has no address of the family of {local}")
+    place = Address.of(fitting[0], uri.port)
+    flow_ids = FlowIds()
+    found: asyncio.Future[BehaviourReport] = asyncio.get_running_loop().create_future()
+    machine = BehaviourDiscovery(
+        server=place,
+        local=_local(place, local),
+        flow_ids=flow_ids,
+        random=SystemRandom(),
+        schedule=schedule,
+        trace=trace,
+    )
+    driver = Driver(machine, on_event=found.set_result, flow_ids=flow_ids, trace=trace)
+    try:
+        driver.call(machine.start)
+        return await found
+    finally:
+        await driver.aclose()
+
+
+def _local(server: Address, host: str) -> Address:
+    """The address to ask from."""
+    if host:
+        return Address.of(host, 0)
+    family = socket.AF_INET6 if server.family == 6 else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(to_sockaddr(server))
+            return from_sockaddr(probe.getsockname()).with_port(0)
+    except OSError as error:
+        raise ConnectError(f"there is no way to {server}: {error.strerror or error}") from None
