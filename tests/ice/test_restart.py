@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from polynya.core.instants import MILLISECOND, SECOND
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow
+from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.ice import (
     AgentState,
     Description,
@@ -16,7 +20,9 @@ from polynya.ice import (
     Restarted,
     SelectedPairChanged,
 )
-from tests.ice.harness import World, plain
+from polynya.stun.attributes import USERNAME
+from polynya.stun.registry import Class
+from tests.ice.harness import Side, World, plain
 
 
 def generations(world: World) -> tuple[int, int]:
@@ -215,3 +221,79 @@ def test_after_consent_is_lost_a_restart_brings_the_path_back() -> None:
     assert world.a.agent.state is AgentState.FAILED
     world.a.agent.restart(world.now)
     assert settled(world)
+
+
+class Talk:
+    """Every millisecond each side sends data on its selected pair: who of the two did not take what came, and when."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.refused: list[tuple[str, Instant]] = []
+        self._say()
+
+    def _say(self) -> None:
+        world = self.world
+        for side in (world.a, world.b):
+            ends = world.ends(side)
+            if ends is not None:
+                world.later(world.delay, partial(self._arrive, world.other(side), ends))
+        world.later(MILLISECOND, self._say)
+
+    def _arrive(self, side: Side, ends: tuple[Flow, Address]) -> None:
+        if side.agent.accepts(*ends) is None or ends not in side.accepted:
+            self.refused.append((side.name, self.world.now))
+
+
+@pytest.mark.parametrize("who", ["a", "b", "both"])
+@pytest.mark.parametrize("lossy", [False, True], ids=["no loss", "loss"])
+def test_what_is_on_its_way_over_the_old_pair_is_taken_though_the_new_one_is_nominated(who: str, lossy: bool) -> None:
+    """RFC 8445, section 9: the old pair carries data until the new one is nominated, which the sides learn one by one.
+
+    Found over real sockets: of the datagrams that flowed through a restart one was refused, which had been sent while
+    the answer to the nomination was on its way. With loss that answer may take seconds.
+    """
+    world = World(3, delay=100 * MILLISECOND)
+    world.a.host("192.168.0.1")
+    world.a.host("192.168.1.1")
+    world.b.host("192.168.0.2")
+    world.a.end()
+    world.b.end()
+    assert settled(world)
+    before = world.ends(world.a)
+    began = world.now
+    world.loss = 0.2 if lossy else 0.0
+    # The way that was good is closed to the new generation's checks, so that it ends on the other one.
+    closed = world.a.sockets[world.a.agent.selected().flow]  # type: ignore[union-attr]
+    old = {world.a.agent.local_description.ufrag, world.b.agent.local_description.ufrag}
+    world.blocked = lambda packet: (
+        packet.message.cls is Class.REQUEST
+        and closed in (packet.source, packet.destination)
+        and (packet.message.get(USERNAME) or "").partition(":")[0] not in old
+    )
+    talk = Talk(world)
+    for side in (world.a, world.b) if who == "both" else (world.a if who == "a" else world.b,):
+        side.agent.restart(world.now)
+    assert settled(world, 60) and generations(world) == (1, 1)
+    assert world.ends(world.a) != before
+    world.run(5)
+    assert talk.refused == [], f"data was refused {[(name, (at - began) / SECOND) for name, at in talk.refused][:5]}"
+
+
+def test_the_old_paths_are_refused_after_the_time_of_a_consent() -> None:
+    """RFC 7675, section 5.1: by then the other side has ceased to send on them."""
+    world = World(3)
+    world.a.host("192.168.0.1")
+    world.a.host("192.168.1.1")
+    world.b.host("192.168.0.2")
+    world.a.end()
+    world.b.end()
+    assert settled(world)
+    closed = world.a.sockets[world.a.agent.selected().flow]  # type: ignore[union-attr]
+    world.a.agent.restart(world.now)
+    world.blocked = lambda packet: closed in (packet.source, packet.destination)
+    assert settled(world)
+    replaced = world.now
+    assert world.run(60, lambda: bool(world.b.of(RemoteRevoked)))
+    assert [event.remote for event in world.b.of(RemoteRevoked)] == [closed]
+    assert 29 <= (world.now - replaced) / SECOND <= 30
+    assert world.same_path()

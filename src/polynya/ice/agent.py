@@ -110,10 +110,10 @@ class IceAgent(Inspection):
                 number = number if number > ours else ours + 1
                 self._restart("the other side restarted", now, number, components)
             case Answer.REPLACE:
-                self._generations.replace(components)
+                self._generations.replace(components, now)
             case Answer.TAKE:
                 if components is not None:
-                    self._generations.replace(components)
+                    self._generations.replace(components, now)
         if self._journal.trace.enabled:
             ufrag, number = description.ufrag, description.generation
             self._journal.trace(now, "description", side="remote", ufrag=ufrag, generation=number)
@@ -189,14 +189,15 @@ class IceAgent(Inspection):
         self._evaluate(now)
 
     def _restart(self, reason: str, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
-        self._generations.restart(number, keep=self._selections.of(self._generation), components=components)
+        keep = self._selections.of(self._generation)
+        self._generations.restart(number, keep=keep, components=components, now=now)
         self._signals.restarted(reason, now)
 
     def close(self, now: Instant) -> None:
         """The end: nothing is sent, waited for or accepted any more."""
         if self._standing.closed:
             return
-        self._generations.end()
+        self._generations.end(now)
         self._selections.clear()
         self._nominate_at = self._look_at = None
         self._pacing.idle()
@@ -223,12 +224,14 @@ class IceAgent(Inspection):
             return
         for generation in self._generations.all():
             generation.client.tick(now)
+            generation.authenticated.tick(now)
         self._selections.tick(self._generation, now)
         self._evaluate(now)
 
     def next_timer(self) -> Instant | None:
         due = [self._nominate_at, self._look_at, self._pacing.next_timer(), self._selections.next_timer()]
-        due += [generation.transactions.next_timer() for generation in self._generations.all()]
+        for generation in self._generations.all():
+            due += (generation.transactions.next_timer(), generation.authenticated.next_timer())
         return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Output]:
@@ -251,7 +254,7 @@ class IceAgent(Inspection):
         self._selections.update(self._generation, now)
         previous = self._generations.previous
         if previous is not None and not self._selections.of(previous):
-            self._generations.drop_previous()
+            self._generations.drop_previous(now)
         self._nominate_at = None
         if self._role.controlling and self._generation.remote is not None:
             self._nominate_at = nominate(

@@ -306,10 +306,18 @@ class Generation:
         self._journal.move(pair, PairEvent.TRIGGERED, "the other side's check arrived", now, packet)
         self.checklists.lists[pair.stream].trigger(pair)
 
-    def end(self, successor: Generation | None) -> None:
-        """It is over: what was accepted by its credentials alone is refused from now on."""
+    def end(self, successor: Generation | None, now: Instant) -> None:
+        """It is over. Data on its way is still taken if there is a successor."""
         self.transactions.clear()
-        self.authenticated.revoke(None if successor is None else successor.authenticated)
+        if successor is None:
+            self.authenticated.revoke()
+        else:
+            self.authenticated.bequeath(successor.authenticated, successor.has_flow, now)
+
+    def has_flow(self, flow: Flow) -> bool:
+        """Whether a flow belongs to one of the streams that there are."""
+        base = self._locals.base(flow)
+        return base is not None and base.place in self.keys
 
     def note_candidate(self, side: str, candidate: Candidate, reason: str, now: Instant) -> None:
         """Write a candidate into the trace."""

@@ -74,26 +74,28 @@ class Generations:
             return Answer.IGNORE
         return Answer.REPLACE if remote.generation > known.generation else Answer.RESTART
 
-    def restart(self, number: int, *, keep: bool, components: tuple[int, ...] | None = None) -> None:
+    def restart(
+        self, number: int, *, keep: bool, components: tuple[int, ...] | None = None, now: Instant
+    ) -> None:  # fmt: skip
         """Begin generation `number` with credentials of its own; `keep` the present one, whose pairs carry data.
 
         `components` changes what the streams are made of.
         """
         old = self.current
         if keep:
-            self.drop_previous()
+            self.drop_previous(now)
             self.previous = old
         self.current = self._make(self._describe(number), old.checklists.last_id, self._keep(components))
         self.current.succeed(old, same_side=False)
         if not keep:
-            old.end(self.current)
+            old.end(self.current, now)
 
-    def replace(self, components: tuple[int, ...] | None = None) -> None:
+    def replace(self, components: tuple[int, ...] | None, now: Instant) -> None:
         """Begin the present generation again, for new credentials of the other side or other components."""
         old = self.current
         self.current = self._make(old.local, old.checklists.last_id, self._keep(components))
         self.current.succeed(old, same_side=True)
-        old.end(self.current)
+        old.end(self.current, now)
 
     def switch_role(self, controlling: bool, reason: str, now: Instant) -> None:
         """Take the other role, for all streams (section 6.1.1): the pairs of the present generation follow."""
@@ -104,16 +106,16 @@ class Generations:
         self.current.verdicts.role_changed()
         self._journal.event(RoleChanged(controlling=controlling, reason=reason))
 
-    def drop_previous(self) -> None:
+    def drop_previous(self, now: Instant) -> None:
         """The generation before is of no use any more."""
         if self.previous is not None:
-            self.previous.end(self.current)
+            self.previous.end(self.current, now)
             self.previous = None
 
-    def end(self) -> None:
+    def end(self, now: Instant) -> None:
         """Everything is over."""
-        self.drop_previous()
-        self.current.end(None)
+        self.drop_previous(now)
+        self.current.end(None, now)
 
     def _describe(self, number: int) -> Description:
         config = self._config
