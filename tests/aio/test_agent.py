@@ -247,8 +247,13 @@ def test_wrong_use_raises_at_once_and_says_what_to_do() -> None:
         with pytest.raises(polynya.UsageError, match="async with"):
             agent.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
         async with agent:
-            with pytest.raises(polynya.UsageError, match="set_remote"):
-                await agent.connect(1)
+            with pytest.raises(polynya.UsageError, match="a timeout"):
+                await agent.connect()
+            with pytest.raises(polynya.ConnectError, match="did not describe itself"):
+                await agent.connect(0.01)
+            for stream, component in ((0, 0), (0, 2), (1, 1), (-1, 1)):
+                with pytest.raises(polynya.UsageError, match="components="):
+                    agent.connection(stream, component)
             with pytest.raises(polynya.UsageError, match="started before"):
                 agent.start()
             with pytest.raises(polynya.DecodeError):

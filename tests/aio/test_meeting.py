@@ -13,6 +13,7 @@ from polynya.aio.meeting import Meeting, PeerFound, PeerGone, RoomEntered, Signa
 from polynya.aio.signaling import Signaling, connect_room
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, ConnectError, ConnectionClosed, SignalingError, UsageError
+from polynya.core.machine import Interface, InterfaceAddress
 from polynya.serve import Server, ServerConfig
 from polynya.signaling.limits import Limits
 
@@ -188,5 +189,116 @@ def test_wrong_use_is_told_before_anybody_is_waited_for(run: Run) -> None:
         with pytest.raises(UsageError, match="async with"):
             await meeting.connect()
         await meeting.close()
+
+    run(main())
+
+
+async def settled(*connections: polynya.Connection, generation: int) -> None:
+    """Until data goes over a nominated pair of this generation at every end."""
+
+    def there(connection: polynya.Connection) -> bool:
+        return connection.ready and connection.path.nominated and connection.path.local.generation == generation
+
+    for connection in connections:
+        while not there(connection):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # real sockets
+
+
+class Talk:
+    """Numbered datagrams from one end to the other, all the while."""
+
+    def __init__(self, source: polynya.Connection, target: polynya.Connection) -> None:
+        self.sent = 0
+        self.heard: list[bytes] = []
+        self._tasks = [asyncio.create_task(self._send(source)), asyncio.create_task(self._hear(target))]
+
+    async def _send(self, source: polynya.Connection) -> None:
+        while True:
+            source.send(b"%d" % self.sent)
+            self.sent += 1
+            await asyncio.sleep(0.001)
+
+    async def _hear(self, target: polynya.Connection) -> None:
+        async for datagram in target:
+            self.heard.append(datagram)
+
+    async def end(self) -> None:
+        self._tasks[0].cancel()
+        while len(self.heard) < self.sent:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        self._tasks[1].cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("who", ["the first", "the second", "both at once"])
+def test_a_restart_is_signalled_and_loses_no_datagram(run: Run, who: str) -> None:
+    """aiortc/aiortc#211, #1367. RFC 8445, section 9: the old pair carries data until the new one is nominated.
+
+    Three times over, so that generations count on; restarts of both sides cross in the signaling server.
+    """
+
+    async def main() -> None:
+        async with server() as house:
+            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+            async with one, two:
+                await settled(one, two, generation=0)
+                talks = [Talk(one, two), Talk(two, one)]
+                for generation in (1, 2, 3):
+                    for restarting in (one, two):
+                        if who == "both at once" or restarting is (one if who == "the first" else two):
+                            restarting.agent.restart()
+                    await settled(one, two, generation=generation)
+                for talk in talks:
+                    await talk.end()
+                    assert talk.heard == [b"%d" % number for number in range(talk.sent)]
+                assert one.pair_changes >= 4 and two.pair_changes >= 4, "each generation has its pair"
+
+    run(main())
+
+
+def test_a_changed_network_is_signalled_and_followed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`interfaces_changed()` by hand: the address in use is gone, and the other side learns of the one that came."""
+
+    def only(host: str) -> None:
+        address = InterfaceAddress(host=host, prefix_length=8)
+        there = (Interface(name="lo", index=1, addresses=(address,), loopback=True),)
+        monkeypatch.setattr("polynya.aio.agent.list_interfaces", lambda: there)
+
+    async def main() -> None:
+        only("127.0.0.1")
+        async with server() as house:
+            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+            async with one, two:
+                await settled(one, two, generation=0)
+                only("127.0.0.2")
+                assert one.agent.interfaces_changed()
+                await settled(one, two, generation=1)
+                assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
+                one.send(b"from the new address")
+                assert await two.recv() == b"from the new address"
+                assert not one.agent.interfaces_changed(), "nothing has changed since"
+
+    run(main())
+
+
+def test_a_restart_without_its_signaling_server_leaves_the_connection_as_it_is(run: Run) -> None:
+    async def main() -> None:
+        told: list[Step] = []
+        async with server() as house:
+            one, two = Meeting(house.url, "r", tell=told.append), Meeting(house.url, "r")
+            await one.__aenter__()
+            await two.__aenter__()
+            one.signaling._machine._patience = two.signaling._machine._patience = no_patience()
+            first, second = await asyncio.gather(one.connect(), two.connect())
+            await settled(first, second, generation=0)
+        while not any(isinstance(step, SignalingLost) for step in told):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        first.agent.restart()
+        for number in range(20):
+            first.send(b"%d" % number)
+            assert await second.recv() == b"%d" % number
+            await asyncio.sleep(0.01)
+        await one.close()
+        await two.close()
 
     run(main())

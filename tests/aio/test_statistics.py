@@ -29,7 +29,7 @@ def test_the_selected_pair_has_what_was_sent_and_received(run: Run) -> None:
                 assert await other.recv() == text
             other.send(b"thanks")
             await one.recv()
-            agent = one.owner
+            agent = one.agent
             assert isinstance(agent, polynya.Agent)
             before = time.time() * 1000
             report = agent.stats()
@@ -51,7 +51,7 @@ def test_the_selected_pair_has_what_was_sent_and_received(run: Run) -> None:
 
 def test_each_pair_keeps_what_went_over_it() -> None:
     """Moved from one pair to another and back, and without any in between."""
-    connection = Connection(stream=0, component=1, owner=Nobody())
+    connection = Connection(stream=0, component=1, agent=Nobody())
     connection.deliver(b"early")  # the other side was authenticated before a check of ours was answered
     for pair, sent in ((7, b"a"), (8, b"bb"), (0, None), (7, b"cccc")):
         connection._move(None if sent is None else lambda _: True, pair, "a test")
@@ -69,7 +69,7 @@ def test_each_pair_keeps_what_went_over_it() -> None:
 def test_counters_tell_of_packets_and_sockets(run: Run) -> None:
     async def main() -> None:
         async with connected() as (one, _):
-            agent = one.owner
+            agent = one.agent
             assert isinstance(agent, polynya.Agent)
             assert agent.counters["datagrams_out"] >= 1 and agent.counters["bytes_in"] >= 20
 

@@ -6,12 +6,11 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 from types import TracebackType
 from typing import Any, Final, Literal
 
 from polynya.core.empty import NOTHING
-from polynya.core.errors import Attempt, ConfigurationError, ConnectError, PolynyaError, UsageError
+from polynya.core.errors import Attempt, ConnectError, PolynyaError, UsageError
 from polynya.core.flows import FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
@@ -31,18 +30,19 @@ from polynya.ice.events import (
 )
 from polynya.ice.pairs import PairView
 from polynya.session.gathering import GatheringState
-from polynya.session.options import AddressFilter, InterfaceFilter, Policy, RelayServer, SessionConfig
+from polynya.session.options import AddressFilter, InterfaceFilter, RelayServer
 from polynya.session.relays import CredentialsWanted
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, Session, SessionEvent
+from polynya.session.signals import read_signal, write_signal
 
 from .connection import Connection
 from .driver import Driver
-from .filters import address_filter, interface_filter
 from .interfaces import list_interfaces
+from .options import session_config
 from .packet_trace import Capture
 from .relaying import RelayedPath
-from .servers import IceServer, split_servers
+from .servers import IceServer
 from .statistics import whole_statistics
 
 EVENTS_KEPT: Final = 4096
@@ -58,15 +58,6 @@ PACER: Final = Pacer()
 AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
 """Given a TURN server's URI and its realm, answers with a user name and password."""
 
-_ICE: Final = {controlling: IceConfig(controlling=controlling) for controlling in (True, False)}
-"""The usual options; agents share them."""
-
-
-@lru_cache(maxsize=16)
-def _shared(config: SessionConfig) -> SessionConfig:
-    """Agents with equal options share them. Not for those that hold a password."""
-    return config
-
 
 class Agent:
     """One end of a connection that is to be: gathers, checks, and hands out connections.
@@ -79,12 +70,20 @@ class Agent:
             ...
             connection = await agent.connect(timeout=30)
 
-    `servers` are URIs (RFC 7064, 7065), TURN servers as `IceServer(uri, username, password)`. `credentials` is asked
-    for others, with URI and realm, when a TURN server takes those no longer. `controlling`: one side should be, the
-    other not; if both say the same, one more round trip decides. `policy`: `all`, `no-host` (host addresses are told to
-    nobody) or `relay`. `interfaces` and `addresses` say which to use: names, or a callable that is asked for each.
-    `families`: 4 and 6, best first. `ports`: the lowest and the highest local port. `loopback`: also gather loopback
-    addresses, which only reach this host. Raises ConfigurationError, before anything is opened, for what cannot be.
+    `servers`     URIs (RFC 7064, 7065); a TURN server as `IceServer(uri, username, password)`
+    `controlling` one side should be, the other not; if both say the same, one more round trip decides
+    `components`  how many each stream has: `(1,)` is one stream of one, `(2, 1)` are two streams
+    `policy`      `all`, `no-host` (host addresses are told to nobody) or `relay` (no address of this host is)
+    `interfaces`, `addresses`  which to use: names, or a callable that is asked for each
+    `families`    4 and 6, best first
+    `ports`       the lowest and the highest local port
+    `loopback`    also gather loopback addresses, which only reach this host
+    `external`    local address to external one, of a NAT that maps 1:1: a candidate without a STUN server
+    `ice`         everything else about ICE, as an IceConfig; what is given above goes first
+    `credentials` is asked for others, with URI and realm, when a TURN server takes those that it had no longer
+    `trace`, `capture`  what is told of everything that happens, and what gets the packets
+
+    Raises ConfigurationError, before anything is opened, for what cannot be.
     """
 
     __slots__ = (
@@ -110,38 +109,33 @@ class Agent:
         self,
         *,
         servers: Iterable[str | IceServer] = (),
-        controlling: bool = True,
+        controlling: bool | None = None,
+        components: Sequence[int] | None = None,
         policy: Literal["all", "no-host", "relay"] = "all",
         interfaces: Sequence[str] | InterfaceFilter | None = None,
         addresses: Sequence[str] | AddressFilter | None = None,
         families: Sequence[int] = (4, 6),
         ports: tuple[int, int] | None = None,
         loopback: bool = False,
+        external: Mapping[str, str] | None = None,
         ice: IceConfig | None = None,
         credentials: AskCredentials | None = None,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
-        try:
-            chosen_policy = Policy(policy)
-        except ValueError:
-            raise ConfigurationError(f"a policy is all, no-host or relay, not {policy!r}") from None
-        if isinstance(servers, str):
-            raise ConfigurationError(f'servers is a list of URIs: write servers=["{servers}"]')
-        stun_servers, turn_servers = split_servers(servers)
-        config = SessionConfig(
-            ice=ice or _ICE[bool(controlling)],
-            stun_servers=stun_servers,
-            turn_servers=turn_servers,
-            policy=chosen_policy,
-            families=tuple(families),
-            interfaces=interface_filter(interfaces),
-            addresses=address_filter(addresses),
-            loopback=loopback,
+        config = session_config(
+            servers=servers,
+            controlling=controlling,
+            components=components,
+            policy=policy,
+            interfaces=interfaces,
+            addresses=addresses,
+            families=families,
             ports=ports,
+            loopback=loopback,
+            external=external,
+            ice=ice,
         )
-        if not turn_servers:
-            config = _shared(config)
         flow_ids = FlowIds()
         self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
@@ -239,6 +233,46 @@ class Agent:
                 return
             await self._changed()
 
+    async def to_signal(self) -> AsyncIterator[Description | LocalCandidate | None]:
+        """What `signals` tells, as objects: the description, each candidate, None when they have all been told."""
+        self._running()
+        told, generation, ended = 0, -1, False
+        while not self._closed:
+            if generation != self.description.generation:
+                told, generation, ended = 0, self.description.generation, False
+                yield self.description
+            elif told < len(self._candidates):
+                told += 1
+                yield self._candidates[told - 1]
+            elif not ended and self.gathering_state is GatheringState.COMPLETE:
+                ended = True
+                yield None
+            else:
+                await self._changed()
+
+    async def signals(self) -> AsyncIterator[str]:
+        """Everything that the other side has to be told, as texts for its `signalled`, for the life of the agent.
+
+        The description comes first, each candidate when it is found (RFC 8838), at last that there are no more; after
+        a restart of either side all of it again. Each text is a fragment as in RFC 8840. Any channel will do that keeps
+        others from reading it: the texts hold the password of the checks.
+        """
+        async for signal in self.to_signal():
+            if isinstance(signal, LocalCandidate):
+                yield write_signal(self.description, [(signal.stream, signal.candidate)], ended=False)
+            else:
+                yield write_signal(self.description, ended=signal is None)
+
+    def signalled(self, text: str) -> None:
+        """What the other side's `signals` told, in any order, any number of times. DecodeError for what is none."""
+        signal, driver = read_signal(text), self._running()
+        self.set_remote(signal.description)
+        for stream, candidate in signal.candidates:
+            driver.call(self._session.add_remote, candidate, stream)
+        remote = self._session.agent.remote_description
+        if signal.ended and signal.description.same_credentials(remote):
+            driver.call(self._session.add_remote, None)
+
     @property
     def gathering_state(self) -> GatheringState:
         return self._session.gathering.state
@@ -255,8 +289,7 @@ class Agent:
         """
         if isinstance(candidate, str):
             candidate = Candidate.parse(candidate)
-        driver = self._running()
-        driver.call(lambda now: self._session.add_remote(candidate, now, stream))
+        self._running().call(self._session.add_remote, candidate, stream)
 
     # ------------------------------------------------------------------------------------------------------ restart
 
@@ -280,22 +313,32 @@ class Agent:
     async def connect(self, timeout: float | None = None, *, stream: int = 0, component: int = 1) -> Connection:
         """Wait for the first valid pair and return the connection over it; its path may improve until it is nominated.
 
-        `timeout` is in seconds; without one the agent decides when nothing can come any more. Raises ConnectError with
-        every attempt and why it failed. Cancelling leaves the agent as it is: `connect` may be called again.
+        `timeout` is in seconds, for the other side to describe itself and the checks to work; without one the agent
+        decides when nothing can come any more. Raises ConnectError with every attempt and why it failed. Cancelling
+        leaves the agent as it is: `connect` may be called again.
         """
-        self._running()
-        if not self._described:
-            raise UsageError("the other side is not known: call set_remote(description) before connect()")
+        connection = self.connection(stream, component)
+        if not self._described and timeout is None:
+            raise UsageError("the other side is not known: give what it signals first, or connect() a timeout")
         try:
             async with asyncio.timeout(timeout):
-                while not (connection := self._connection(stream, component)).ready:
+                while not connection.ready:
                     if self._failure is not None:
                         raise self._failure
                     self._running()
                     await self._changed()
         except TimeoutError:
-            raise ConnectError(f"no pair worked within {timeout:g} s", self.attempts()) from None
+            what = "no pair worked" if self._described else "the other side did not describe itself"
+            raise ConnectError(f"{what} within {timeout:g} s", self.attempts()) from None
         return connection
+
+    def connection(self, stream: int = 0, component: int = 1) -> Connection:
+        """The connection of a component of a stream, be it ready or not; UsageError where there is no such one."""
+        self._running()
+        streams = self._session.agent.components
+        if not 0 <= stream < len(streams) or not 1 <= component <= streams[stream]:
+            raise UsageError(f"there is no stream {stream} with a component {component}: give Agent(components=...)")
+        return self._connection(stream, component)
 
     # ------------------------------------------------------------------------------------------------------- seeing
 
@@ -427,7 +470,7 @@ class Agent:
         for known in self._connections:
             if known.stream == stream and known.component == component:
                 return known
-        connection = Connection(stream=stream, component=component, owner=self)
+        connection = Connection(stream=stream, component=component, agent=self)
         self._connections = (*self._connections, connection)
         return connection
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from polynya.core.empty import NOTHING
 from polynya.core.errors import ConnectionClosed, UsageError
 from polynya.core.instants import in_seconds
 from polynya.ice.candidates import Candidate
-from polynya.ice.pairs import PairView
+
+if TYPE_CHECKING:
+    from .agent import Agent
 
 QUEUE_LENGTH = 1024
 """Datagrams that wait for `recv` before more are dropped."""
@@ -61,10 +63,7 @@ _NONE: Final = Traffic()
 
 
 class Owner(Protocol):
-    """What a connection needs from its agent."""
-
-    def selected(self, stream: int, component: int) -> PairView | None:
-        """Where the component's data goes now."""
+    """Who is told that a connection ends."""
 
     async def connection_closed(self) -> None:
         """A connection was closed by its user."""
@@ -89,6 +88,7 @@ class Connection:
         "_receiver",
         "_send",
         "_settled",
+        "agent",
         "bytes_received",
         "bytes_sent",
         "component",
@@ -106,7 +106,7 @@ class Connection:
         *,
         stream: int,
         component: int,
-        owner: Owner,
+        agent: Agent,
         queue_length: int = QUEUE_LENGTH,
     ) -> None:
         self.stream = stream
@@ -130,8 +130,10 @@ class Connection:
         """What went over the pairs before it."""
         self._reason = ""
         self._send: Callable[[bytes], bool] | None = None
-        self.owner = owner
-        """Its agent; who puts another in place is told of the end instead."""
+        self.agent = agent
+        """The agent whose connection it is: it knows `why`, counts (`stats`) and begins anew (`restart`)."""
+        self.owner: Owner = agent
+        """Who is told of the end: its agent, or who was put in its place."""
         self._closed: str | None = None
         self.deliver = self._deliver
         """For whatever data arrives; made once, as it is kept wherever data may come from."""
@@ -187,7 +189,7 @@ class Connection:
     @property
     def path(self) -> Path:
         """The pair in use, as it is now. Raises ConnectionClosed when there is none any more."""
-        pair = self.owner.selected(self.stream, self.component) if self._send is not None else None
+        pair = self.agent.selected(self.stream, self.component) if self._send is not None else None
         if pair is None:
             raise ConnectionClosed(self._closed or "the connection has no path at this moment")
         return Path(

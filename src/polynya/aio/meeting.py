@@ -2,7 +2,8 @@
 
 It waits for the first other member of the room, takes the role that the two ids give, and lets both agents trickle. A
 peer that leaves before a connection stands is given up and the next one waited for. Once it stands, signaling goes on
-beside it: late candidates reach the agent, and a signaling server that goes away takes nothing along.
+beside it: late candidates reach the agent, a restart of either side and a change of the network are told to the other,
+and a signaling server that goes away takes nothing along.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from polynya.core.errors import ConnectError, SignalingError, UsageError
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
+from polynya.ice.description import Description
 from polynya.ice.events import AgentState
 from polynya.stun.uris import TurnUri
 
@@ -210,13 +212,15 @@ class Meeting:
         return await agent.connect()
 
     async def _trickle(self, agent: Agent, peer: str) -> None:
+        """Tell the peer all there is to signal, for the life of the agent: after a restart all of it anew."""
         try:
-            await self.signaling.send_description(peer, agent.description)
-            async for candidate in agent.candidates():
-                await self.signaling.send_candidate(peer, candidate)
-                self._tell(LocalCandidateSent(candidate=candidate))
-            await self.signaling.send_candidate(peer, None)
-            self._tell(LocalCandidateSent(candidate=None))
+            async for signal in agent.to_signal():
+                if isinstance(signal, Description):
+                    await self.signaling.send_description(peer, signal)
+                else:
+                    candidate = None if signal is None else signal.candidate
+                    await self.signaling.send_candidate(peer, candidate)
+                    self._tell(LocalCandidateSent(candidate=candidate))
         except SignalingError:
             return  # the hearing task tells it
 

@@ -26,7 +26,6 @@ from polynya.core.instants import MILLISECOND, SECOND, nanoseconds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
-from polynya.ice.pairs import PairView
 from polynya.signaling import messages
 from polynya.signaling.client import (
     BodyReceived,
@@ -44,7 +43,7 @@ from polynya.signaling.links import CloseLink, LinkClosed, LinkOutput, OpenLink,
 from polynya.signaling.messages import IceServer as OfferedServer
 
 from . import clock
-from .connection import Connection, Owner
+from .connection import Connection
 from .servers import IceServer, usable
 from .websocket import Link, websocket_url
 
@@ -369,10 +368,13 @@ async def connect_room(
         async with await polynya.connect_room("http://signal.example.org", "kitchen") as connection:
             connection.send(b"hello")
 
-    The room is for two. `timeout` is in seconds, for the other side to come and the connection to stand. The STUN and
-    TURN servers that the signaling server tells are used besides `servers`; `loopback` left out means: when the
-    signaling server is on this host. The other options are `Agent`'s. Raises ConfigurationError, SignalingError or
-    ConnectError, with nothing left open.
+    The room is for two. Signaling stays beside the connection: when `connection.agent` restarts, or follows a change of
+    the network (`interfaces_changed`), the other side is told.
+
+    `timeout` is in seconds, for the other side to come and the connection to stand. The STUN and TURN servers that the
+    signaling server tells are used besides `servers`; `loopback` left out means: when the signaling server is on this
+    host. The other options are `Agent`'s. Raises ConfigurationError, SignalingError or ConnectError, with nothing left
+    open.
     """
     from .meeting import Meeting  # noqa: PLC0415 - it needs this module
 
@@ -383,21 +385,17 @@ async def connect_room(
     except BaseException:
         await meeting.close()
         raise
-    connection.owner = _Guest(meeting, connection.owner)
+    connection.owner = _Guest(meeting)
     return connection
 
 
 class _Guest:
     """The owner of a connection that came about in a room: leaves the room with it."""
 
-    __slots__ = ("_agent", "_meeting")
+    __slots__ = ("_meeting",)
 
-    def __init__(self, meeting: Meeting, agent: Owner) -> None:
+    def __init__(self, meeting: Meeting) -> None:
         self._meeting = meeting
-        self._agent = agent
-
-    def selected(self, stream: int, component: int) -> PairView | None:
-        return self._agent.selected(stream, component)
 
     async def connection_closed(self) -> None:
         await self._meeting.close()  # which closes the agent too

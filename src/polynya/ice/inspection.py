@@ -65,6 +65,11 @@ class Inspection:
         return self._role.controlling
 
     @property
+    def components(self) -> tuple[int, ...]:
+        """The number of components of each stream, 0 for one that was removed."""
+        return self._generation.components
+
+    @property
     def _generation(self) -> Generation:
         return self._generations.current
 

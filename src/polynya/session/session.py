@@ -112,7 +112,7 @@ class Session:
         self.agent.set_remote(description, now)
         self._collect(now)
 
-    def add_remote(self, candidate: Candidate | None, now: Instant, stream: int = 0) -> None:
+    def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None:
         """A candidate of the other side, or None: there are no more of this generation, for any stream."""
         if candidate is None:
             self.agent.end_of_remote_candidates(now)

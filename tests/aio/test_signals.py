@@ -1,0 +1,177 @@
+"""`Agent.signals` and `Agent.signalled`: one channel of texts carries all there is to tell, restarts too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+import polynya
+from polynya.ice.events import AgentState
+from polynya.session.signals import read_signal
+from tests.aio.conftest import Run
+from tests.aio.test_agent import local_agent
+
+Change = Callable[[list[str]], list[str]]
+CREDENTIALS = "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\n"
+
+
+async def carry(source: polynya.Agent, target: polynya.Agent) -> None:
+    async for text in source.signals():
+        target.signalled(text)
+
+
+@asynccontextmanager
+async def carried(a: polynya.Agent, b: polynya.Agent) -> AsyncIterator[None]:
+    """The channel between two agents, while the block runs."""
+    async with a, b:
+        carrying = [asyncio.create_task(carry(*each)) for each in ((a, b), (b, a))]
+        try:
+            yield
+        finally:
+            for task in carrying:
+                task.cancel()
+            await asyncio.gather(*carrying, return_exceptions=True)
+
+
+async def settled(*agents: polynya.Agent, generation: int) -> None:
+    for agent in agents:
+        while agent.state is not AgentState.COMPLETED or agent.description.generation < generation:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # real sockets
+
+
+def test_two_agents_connect_with_nothing_but_a_channel_of_texts(run: Run) -> None:
+    """aiortc/aioice#4. `connect` is called before anything was signalled."""
+
+    async def main() -> None:
+        a, b = local_agent(controlling=True), local_agent(controlling=False)
+        async with carried(a, b):
+            one, two = await asyncio.gather(a.connect(timeout=9), b.connect(timeout=9))
+            one.send(b"hello")
+            assert await two.recv() == b"hello"
+
+    run(main())
+
+
+@pytest.mark.parametrize("who", ["one", "the other", "both at once"])
+def test_the_channel_carries_restarts_and_data_goes_on_all_the_while(run: Run, who: str) -> None:
+    """RFC 8445, section 9; aiortc/aiortc#211, #1367. Restarts that cross end in one generation."""
+
+    async def main() -> None:
+        a, b = local_agent(controlling=True), local_agent(controlling=False)
+        async with carried(a, b):
+            one, two = await asyncio.gather(a.connect(timeout=9), b.connect(timeout=9))
+            await settled(a, b, generation=0)
+            if who != "the other":
+                a.restart()
+            if who != "one":
+                b.restart()
+            one.send(b"over the old pair")
+            assert await two.recv() == b"over the old pair"
+            await settled(a, b, generation=1)
+            assert a.description.generation == b.description.generation == 1
+            two.send(b"over the new one")
+            assert await one.recv() == b"over the new one"
+
+    run(main())
+
+
+async def told_by(agent: polynya.Agent) -> list[str]:
+    """What an agent tells until it has told all."""
+    texts = []
+    async for text in agent.signals():
+        texts.append(text)
+        if read_signal(text).ended:
+            break
+    return texts
+
+
+@pytest.mark.parametrize(
+    "change", [lambda texts: texts[::-1], lambda texts: texts * 2, lambda texts: texts[1:]],
+    ids=["in the wrong order", "twice", "without the first"],
+)  # fmt: skip
+def test_texts_may_come_in_any_order_twice_and_not_all(run: Run, change: Change) -> None:
+    """Each text has the description in it, so none of them is needed for another."""
+
+    async def main() -> None:
+        a, b = local_agent(controlling=True), local_agent(controlling=False)
+        async with a, b:
+            for source, target in ((a, b), (b, a)):
+                for text in change(await told_by(source)):
+                    target.signalled(text)
+            await asyncio.gather(a.connect(timeout=9), b.connect(timeout=9))
+
+    run(main())
+
+
+def test_a_late_end_of_an_old_generation_does_not_end_the_new_one(run: Run) -> None:
+    async def main() -> None:
+        a, b = local_agent(controlling=True), local_agent(controlling=False)
+        async with a, b:
+            old_end = (await told_by(b))[-1]
+            b.restart()
+            new_description = (await told_by(b))[0]
+            a.signalled(new_description)
+            a.signalled(old_end)
+            assert a._session.agent.remote_description == b.description
+            assert not a._session.agent._generation.remote_ended
+
+    run(main())
+
+
+def test_every_stream_is_told_apart(run: Run) -> None:
+    async def main() -> None:
+        a = local_agent(controlling=True, components=(1, 2), families=(4,))
+        b = local_agent(controlling=False, components=(1, 2), families=(4,))
+        async with carried(a, b):
+            for stream, component in ((0, 1), (1, 1), (1, 2)):
+                one, two = await asyncio.gather(
+                    a.connect(9, stream=stream, component=component), b.connect(9, stream=stream, component=component)
+                )
+                assert one is a.connection(stream, component)
+                one.send(b"%d %d" % (stream, component))
+                assert await two.recv() == b"%d %d" % (stream, component)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "missing"),
+        ("v=0\r\n", "line 1"),
+        (
+            "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=candidate:1 1 UDP 1 192.0.2.1 1 typ host",
+            "line 3",
+        ),
+        ("a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=polynya-generation:-1\r\n", "generation"),
+        ("a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=polynya-generation:" + "9" * 40, "generation"),
+    ],
+)
+def test_what_is_no_such_text_is_refused_and_changes_nothing(run: Run, text: str, what: str) -> None:
+    async def main() -> None:
+        async with local_agent() as agent:
+            with pytest.raises(polynya.DecodeError, match=what):
+                agent.signalled(text)
+            assert agent._session.agent.remote_description is None
+
+    run(main())
+
+
+def test_a_fragment_of_another_program_is_understood(run: Run) -> None:
+    """RFC 8840, section 9: credentials and the end may stand below the medium, whose mid is any name."""
+
+    async def main() -> None:
+        async with local_agent(components=(1, 1)) as agent:
+            agent.signalled(
+                "a=ice-options:trickle ice2\r\n"
+                "m=audio 9 RTP/AVP 0\r\na=mid:left\r\na=ice-ufrag:8hhY\r\na=ice-pwd:asd88fgpdd777uzjYhagZg\r\n"
+                "m=audio 9 RTP/AVP 0\r\na=mid:right\r\na=candidate:1 1 UDP 2130706431 192.0.2.1 5000 typ host\r\n"
+            )
+            remote = agent._session.agent.remote_description
+            assert remote is not None and (remote.ufrag, remote.trickle) == ("8hhY", True)
+            assert agent.stats()["remote-0-1-1-host-192.0.2.1:5000"]["port"] == 5000
+
+    run(main())
