@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from polynya.core.addresses import Address
+from polynya.core.flows import Flow
 from polynya.stun import attributes as a
 from polynya.stun.framing import encode_channel_data
 from polynya.stun.message import Message, decode
+from polynya.stun.origins import corners, origins
 from polynya.stun.registry import Class, Method
-from tests.turn.server.harness import CLIENT, PEER, Person, Table, config
+from tests.turn.server.harness import CLIENT, LISTENER, PEER, Person, Table, config
 
-UDP_IP = 28
-"""Bytes of the IPv4 and UDP headers, which every packet has."""
+UDP_IP = {4: 28, 6: 48}
+"""Bytes of the IP and UDP headers, which every packet has."""
 CLIENT6 = Address("2001:db8:7::1", 40000)
 ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
 GUESSED = b"obMatJos2AAADAAAAAAAAAAA"
@@ -29,6 +31,7 @@ class Row(NamedTuple):
     """Bytes of UDP payload, as are those of the answer."""
     answer: str
     answered: int
+    family: int = 4
 
     @property
     def bare(self) -> float:
@@ -36,7 +39,8 @@ class Row(NamedTuple):
 
     @property
     def on_the_wire(self) -> float:
-        return (self.answered + UDP_IP) / (self.sent + UDP_IP) if self.answered else 0.0
+        headers = UDP_IP[self.family]
+        return (self.answered + headers) / (self.sent + headers) if self.answered else 0.0
 
 
 def stranger() -> Person:
@@ -81,36 +85,65 @@ def requests() -> Iterator[tuple[str, bytes, Address]]:
     yield "what is not STUN", b"\0\1" + bytes(26), CLIENT
 
 
+def discovery() -> Iterator[tuple[str, bytes, Address]]:
+    """What can be said where behaviour discovery is served."""
+
+    def request(attributes: dict | None = None) -> bytes:
+        return Message.request(Method.BINDING, bytes(12), attributes or {}).encode()
+
+    yield "Binding", request(), CLIENT
+    yield "Binding of RFC 3489", bytes.fromhex("00010000") + bytes(16), CLIENT
+    yield "Binding with CHANGE-REQUEST", request({a.CHANGE_REQUEST: a.ChangeRequest(port=True)}), CLIENT
+    yield "Binding with RESPONSE-PORT", request({a.RESPONSE_PORT: 5000}), CLIENT
+    yield "Binding with 1,200 bytes of PADDING", request({a.PADDING: bytes(1200)}), CLIENT
+    yield "Binding over IPv6", request(), CLIENT6
+
+
+def discovering(family: int) -> Table:
+    """A server on two addresses of a family."""
+    hosts = {4: ("192.0.2.15", "192.0.2.16"), 6: ("2001:db8::15", "2001:db8::16")}
+    first, other = (Address(host, 3478 + number) for number, host in enumerate(hosts[family]))
+    places = (first, *corners(first, other))
+    flows = {Flow(LISTENER.id + 10 * number): each for number, each in enumerate(places)}
+    table = Table(config())
+    table.server.control.set_origins(origins(flows), table.now)
+    return table
+
+
 def measure() -> list[Row]:
     """Each asked of a server of its own, realm `example.org`."""
-    rows = []
-    for name, data, client in requests():
-        sent = Table(config()).from_client(data, client)
-        assert all(each.remote == client for each in sent)
-        answer = "nothing"
-        if sent:
-            message = decode(sent[0].data, legacy=True)
-            answer = "success" if message.cls is Class.SUCCESS else str(int(message[a.ERROR_CODE].code))
-        rows.append(Row(name, len(data), answer, sum(len(each.data) for each in sent)))
-    return rows
+    return [_row(Table(config()), *each) for each in requests()]
 
 
-def table() -> str:
+def measure_discovery() -> list[Row]:
+    """Each asked of a server that serves behaviour discovery."""
+    return [_row(discovering(client.family), name, data, client) for name, data, client in discovery()]
+
+
+def _row(table: Table, name: str, data: bytes, client: Address) -> Row:
+    sent = table.from_client(data, client)
+    assert all(each.remote.host == client.host for each in sent)
+    answer = "nothing"
+    if sent:
+        message = decode(sent[0].data, legacy=True)
+        answer = "success" if message.cls is Class.SUCCESS else str(int(message[a.ERROR_CODE].code))
+    return Row(name, len(data), answer, sum(len(each.data) for each in sent), client.family)
+
+
+def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown; those without an answer share one."""
-    lines = [
-        "| request | bytes | answer | bytes | bare | with IPv4 and UDP headers |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = ["| request | bytes | answer | bytes | bare | with IP and UDP headers |", "|---|---|---|---|---|---|"]
     silent = []
-    for row in measure():
+    for row in rows:
         if row.answered:
             factors = f"{row.bare:.2f} : 1 | {row.on_the_wire:.2f} : 1"
             lines.append(f"| {row.request} | {row.sent} | {row.answer} | {row.answered} | {factors} |")
         else:
             silent.append(row.request)
-    lines.append(f"| {', '.join(silent)} | | nothing | 0 | 0 | 0 |")
+    if silent:
+        lines.append(f"| {', '.join(silent)} | | nothing | 0 | 0 | 0 |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(measure()), table(measure_discovery()), sep="\n\n")

@@ -53,7 +53,34 @@ def test_nothing_that_a_stranger_says_is_answered_with_much_more() -> None:
 
 
 def test_the_documentation_tells_what_is_measured() -> None:
-    assert amplification.table() in PAGE.read_text(encoding="utf-8"), "python -m tests.security.amplification"
+    page = PAGE.read_text(encoding="utf-8")
+    for rows in (amplification.measure(), amplification.measure_discovery()):
+        assert amplification.table(rows) in page, "python -m tests.security.amplification"
+
+
+def test_behaviour_discovery_costs_what_its_rfc_asks_for_and_no_more() -> None:
+    """RFC 5780, section 6.1: four addresses in each answer. PADDING is no lever, nor is another port or address."""
+    rows = amplification.measure_discovery()
+    assert max(row.on_the_wire for row in rows) < 2.5
+    assert {row.answer for row in rows} == {"success"}
+    [padded] = [row for row in rows if "PADDING" in row.request]
+    assert padded.on_the_wire < 1.1
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{a.CHANGE_REQUEST: a.ChangeRequest(port=True)}, {a.RESPONSE_PORT: 5000}, {a.PADDING: bytes(100)}],
+    ids=["CHANGE-REQUEST", "RESPONSE-PORT", "PADDING"],
+)
+def test_answers_that_go_or_come_from_elsewhere_share_the_budget(attributes: dict) -> None:
+    table = amplification.discovering(4)
+    limits = Limits(unauthenticated_answers_per_second=10, unauthenticated_burst=20)
+    table.server.control.set_config(config(limits=limits), now=table.now)
+    request = Message.request(Method.BINDING, bytes(12), attributes).encode()
+    assert sum(len(table.from_client(request, CLIENT)) for _ in range(100)) == 20
+    assert table.from_client(provoke(table, 401, CLIENT, 1)) == [], "the budget is one"
+    table.run_for(1)
+    assert sum(len(table.from_client(request, CLIENT)) for _ in range(100)) == 10
 
 
 @pytest.mark.parametrize("kind", [400, 401, 420, 438])
