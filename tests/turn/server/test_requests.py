@@ -1,4 +1,4 @@
-"""RFC 8656, sections 7 to 12: what the server answers."""
+"""RFC 8656, sections 5 to 8: how allocations are made, kept and ended; clients on streams."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import errno
 import pytest
 
 from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow
+from polynya.core.instants import SECOND
 from polynya.core.machine import Closed, Datagram, StreamData
 from polynya.stun import attributes as a
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
-from polynya.turn.server.config import ChannelRange, Limits, RelayHost
+from polynya.turn.server.config import Limits, RelayHost, TurnConfig
 from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
 from tests.turn.server.harness import (
     CLIENT,
@@ -27,19 +29,6 @@ from tests.turn.server.harness import (
     code,
     config,
 )
-
-
-@pytest.fixture
-def table() -> Table:
-    return Table(config())
-
-
-@pytest.fixture
-def alice(table: Table) -> Person:
-    person = Person(table)
-    assert code(person.allocate()) == 0
-    return person
-
 
 # ----------------------------------------------------------------------------------------------------------- allocate
 
@@ -338,116 +327,6 @@ def test_a_lost_relay_port_ends_the_allocation(table: Table, alice: Person) -> N
     assert table.server.control.allocations.claimed == 0
 
 
-# -------------------------------------------------------------------------------------------- permissions, channels
-
-
-def test_a_permission_is_for_a_host_in_both_directions(table: Table, alice: Person) -> None:
-    [relay] = alice.relayed
-    assert alice.send(b"before") == [] and table.from_peer(relay, b"before") == []
-    assert code(alice.permit(PEER)) == 0
-    elsewhere = PEER.with_port(6000)
-    assert [(each.remote, each.data) for each in alice.send(b"x", elsewhere)] == [(elsewhere, b"x")]
-    [back] = table.from_peer(relay, b"y", elsewhere)
-    message = decode(back.data)
-    assert (message.method, message.cls) == (Method.DATA, Class.INDICATION)
-    assert (message[a.XOR_PEER_ADDRESS], message[a.DATA]) == ((elsewhere,), b"y")
-    assert (back.flow, back.remote) == (LISTENER, CLIENT)
-
-
-def test_a_permission_lasts_300_seconds_and_data_does_not_renew_it(table: Table, alice: Person) -> None:
-    [relay] = alice.relayed
-    alice.permit(PEER)
-    for _ in range(2):
-        table.run_for(149)
-        assert len(alice.send(b"x")) == 1
-    table.run_for(3)
-    assert alice.send(b"x") == [] and table.from_peer(relay, b"y") == []
-    alice.permit(PEER)
-    assert len(alice.send(b"x")) == 1
-
-
-def test_a_permission_needs_a_peer(alice: Person) -> None:
-    assert code(alice.ask(Method.CREATE_PERMISSION, {})) == 400
-
-
-def test_peers_of_a_family_that_is_not_allocated_are_refused_with_443(alice: Person) -> None:
-    assert code(alice.permit(PEER6)) == 443
-    assert code(alice.permit(PEER, PEER6)) == 443
-    assert code(alice.bind(0x4000, PEER6)) == 443
-    assert alice.send(b"x") == [], "the good one of the two was not installed"
-
-
-def test_channel_data_goes_both_ways(table: Table, alice: Person) -> None:
-    [relay] = alice.relayed
-    assert code(alice.bind(0x4000)) == 0
-    assert [(each.remote, each.data) for each in alice.channel(0x4000, b"to")] == [(PEER, b"to")]
-    [back] = table.from_peer(relay, b"back")
-    assert back.data == b"\x40\x00\x00\x04back"
-    other_port = PEER.with_port(5001)
-    [wrapped] = table.from_peer(relay, b"z", other_port)
-    assert decode(wrapped.data)[a.XOR_PEER_ADDRESS] == (other_port,), "no channel, but the host has a permission"
-
-
-def test_channel_data_may_be_padded_or_empty_but_not_short(table: Table, alice: Person) -> None:
-    alice.bind(0x4000)
-    assert [each.data for each in table.from_client(b"\x40\x00\x00\x01x\0\0\0")] == [b"x"]
-    assert [each.data for each in table.from_client(b"\x40\x00\x00\x00")] == [b""]
-    assert table.from_client(b"\x40\x00\x00\x05abcd") == []
-    assert table.from_client(b"\x40\x01\x00\x01x") == []
-    assert table.from_client(b"\x40\x00\x00\x01x", OTHER) == []
-
-
-def test_a_channel_outlives_its_permission_only_in_name(table: Table, alice: Person) -> None:
-    alice.bind(0x4000)
-    table.run_for(301)
-    assert alice.channel(0x4000, b"x") == []
-    alice.permit(PEER)
-    assert len(alice.channel(0x4000, b"x")) == 1
-    table.run_for(250)
-    alice.permit(PEER)
-    alice.refresh()
-    table.run_for(60)
-    assert alice.channel(0x4000, b"x") == [], "600 s are over"
-    assert alice.bind(0x4000).cls is Class.SUCCESS
-    assert len(alice.channel(0x4000, b"x")) == 1
-
-
-@pytest.mark.parametrize(("kind", "last"), [(ChannelRange.RFC8656, 0x4FFF), (ChannelRange.RFC5766, 0x7FFF)])
-def test_the_channel_numbers_that_may_be_bound(kind: ChannelRange, last: int) -> None:
-    alice = Person(Table(config(channel_range=kind)))
-    alice.allocate()
-    assert code(alice.bind(last)) == 0
-    for wrong in (0x3FFF, last + 1, 0, 0xFFFF):
-        assert code(alice.bind(wrong, PEER.with_port(wrong or 1))) == 400
-
-
-def test_neither_number_nor_peer_is_bound_to_another_before_it_has_rested(table: Table, alice: Person) -> None:
-    second = PEER.with_port(7000)
-    alice.bind(0x4000)
-    assert code(alice.bind(0x4000, second)) == 400
-    assert code(alice.bind(0x4001)) == 400
-    for _ in range(2):
-        table.run_for(449)
-        alice.refresh(3600)
-        assert code(alice.bind(0x4000, second)) == 400 and code(alice.bind(0x4001)) == 400
-    table.run_for(3)
-    assert code(alice.bind(0x4000, second)) == 0 and code(alice.bind(0x4001)) == 0
-
-
-@pytest.mark.parametrize("missing", [a.CHANNEL_NUMBER, a.XOR_PEER_ADDRESS])
-def test_a_channel_needs_number_and_peer(alice: Person, missing: a.Attribute) -> None:
-    values = {a.CHANNEL_NUMBER: 0x4000, a.XOR_PEER_ADDRESS: (PEER,)}
-    del values[missing]
-    assert code(alice.ask(Method.CHANNEL_BIND, values)) == 400
-
-
-def test_dont_fragment_is_carried_out(alice: Person) -> None:
-    alice.permit(PEER)
-    [plain] = alice.send(b"x")
-    [whole] = alice.send(b"x", extra={a.DONT_FRAGMENT: True})
-    assert plain.ip is None and whole.ip is not None and whole.ip.dont_fragment is True
-
-
 # ------------------------------------------------------------------------------------------------------------ streams
 
 
@@ -545,3 +424,14 @@ def test_the_last_traffic_comes_with_the_end(table: Table, alice: Person) -> Non
 def test_limits_are_checked_when_they_are_given() -> None:
     with pytest.raises(ValueError, match="permissions"):
         Limits(permissions=-1)
+
+
+def test_what_the_rfc_recommends_is_the_default_and_what_it_warns_of_is_refused() -> None:
+    """RFC 8656, sections 5 and 7.2."""
+    usual = TurnConfig(realm="example.org", relays=(RelayHost(host=HOST),))
+    assert usual.ports == (49152, 65535)
+    assert (usual.default_lifetime, usual.max_lifetime) == (600 * SECOND, 3600 * SECOND)
+    assert usual.nonce_lifetime <= 3600 * SECOND
+    for changes in ({"ports": (1023, 2000)}, {"ports": (80, 80)}, {"nonce_lifetime": 3601 * SECOND}):
+        with pytest.raises(ConfigurationError):
+            config(**changes)
