@@ -34,7 +34,7 @@ RULES = list(rules())
 
 
 @cache
-def tests_of(path: str) -> frozenset[str]:
+def defined_in(path: str) -> frozenset[str]:
     """The names that a test file defines at its top."""
     file = ROOT / path
     if not file.exists():
@@ -53,7 +53,7 @@ def test_every_rule_names_a_test_that_exists(where: str, cells: list[str]) -> No
     named = NAMED.findall(cells[-1])
     assert named or DEVIATION.search(cells[-1]), f"{where} names neither a test nor a deviation"
     for path, name in named:
-        assert name in tests_of(path), f"{where}: {path} has no {name}"
+        assert name in defined_in(path), f"{where}: {path} has no {name}"
 
 
 @pytest.mark.parametrize(("where", "cells"), RULES, ids=[where for where, _ in RULES])
