@@ -258,6 +258,7 @@ def test_wrong_use_raises_at_once_and_says_what_to_do() -> None:
                 agent.start()
             with pytest.raises(polynya.DecodeError):
                 agent.add_candidate("candidate:nonsense")
+            agent.add_candidate("candidate:1 1 udp 1 192.0.2.1 1 typ future")  # RFC 8839, section 5.1: ignored
         with pytest.raises(polynya.UsageError, match="closed"):
             agent.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
 

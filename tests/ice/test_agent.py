@@ -256,6 +256,8 @@ def test_a_closed_agent_does_nothing_and_says_so() -> None:
 def test_wrong_options_and_calls_are_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigurationError, match="ufrag and password together"):
         IceConfig(ufrag="abcd")
+    with pytest.raises(ConfigurationError, match="at most 32 characters"):  # RFC 8839, section 5.4
+        IceConfig(ufrag="a" * 33, password="a" * 22)
     with pytest.raises(ConfigurationError, match="components"):
         IceConfig(components=())
     world = World()

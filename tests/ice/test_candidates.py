@@ -60,6 +60,19 @@ def test_the_same_address_with_the_same_base_is_redundant() -> None:
     assert len(candidates.all) == 2
 
 
+def test_a_relayed_candidate_that_is_a_host_candidate_is_discarded() -> None:
+    """Section 5.1.1.2: a TURN server on this very host may hand out an address that we have bound."""
+    candidates = LocalCandidates()
+    host = Gathered(type=CandidateType.HOST, address=Address("192.0.2.1", 5000), flow=Flow(1))
+    candidates.add(host)
+    relayed = Gathered(type=CandidateType.RELAYED, address=Address("192.0.2.1", 5000), flow=Flow(2))
+    assert candidates.add(relayed) == "a relayed address that is our own host 192.0.2.1:5000"
+    assert isinstance(
+        candidates.add(Gathered(type=CandidateType.RELAYED, address=Address("192.0.2.1", 6000), flow=Flow(2))),
+        LocalCandidate,
+    )
+
+
 def test_a_reflexive_candidate_tells_its_base_and_ranks_with_it() -> None:
     one, two, of_two = added(
         host(), host(Address("10.0.0.2", 5000), 2), reflexive(base=Address("10.0.0.2", 5000), flow=2)

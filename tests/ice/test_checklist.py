@@ -80,6 +80,16 @@ def test_the_limit_drops_the_pairs_of_lowest_priority(make: Make) -> None:
     assert lists.journal.counters["pairs over the limit"] == 2
 
 
+def test_failed_pairs_make_room_before_any_other(make: Make) -> None:
+    """RFC 8838, sections 10 and 11: whatever their priority; but not the one whose consent was lost (RFC 7675, 5.1)."""
+    lists = checklists(limit=3)
+    lost, failed, waiting = (add(lists, make.local(n), make.remote(n)) for n in (1, 2, 3))
+    lost.state = failed.state = PairState.FAILED
+    lost.revoked = True
+    added = add(lists, make.local(9), make.remote(9))
+    assert list(lists) == [lost, waiting, added]
+
+
 def test_the_limit_never_drops_what_is_under_way_or_valid_and_an_authenticated_check_gets_its_pair(make: Make) -> None:
     lists = checklists(limit=2)
     best, worst = add(lists, make.local(1), make.remote(1)), add(lists, make.local(8), make.remote(8))
@@ -97,6 +107,10 @@ def test_the_limit_is_shared_by_the_checklists(make: Make) -> None:
     for n in range(1, 6):
         lists.pair(make.local(n), make.remote(n), True, "", NOW)
     assert len(lists.lists[0].pairs) == 2
+    one_was_removed = checklists(2, 0, limit=4)
+    for n in range(1, 6):
+        one_was_removed.pair(make.local(n), make.remote(n), True, "", NOW)
+    assert len(one_was_removed.lists[0].pairs) == 4
 
 
 # ------------------------------------------------------------------------------------------------------------- freezing

@@ -85,6 +85,27 @@ def test_credentials_are_not_used_again_where_consent_was_lost() -> None:
     assert [view.state for view in world.a.agent.pairs()] == [PairState.FAILED]
 
 
+def test_answers_after_consent_has_expired_do_not_bring_it_back() -> None:
+    """RFC 7675, section 5.1: all outstanding consent transactions are discarded with it."""
+    world = connected()
+    held: list[Packet] = []
+
+    def hold(packet: Packet) -> bool:
+        late = packet.sender == "b" and packet.message.cls is Class.SUCCESS
+        held.extend([packet] if late else [])
+        return late
+
+    world.blocked = hold
+    assert world.run(60, lambda: bool(world.a.of(ConsentLost)))
+    assert len(world.a.agent._generation.transactions) == 0
+    for packet in held:
+        world._arrive(packet)
+        world.drain()
+    [view] = world.a.agent.pairs()
+    assert not view.valid and world.a.agent.path() is None
+    assert world.a.agent.state is AgentState.FAILED
+
+
 def test_a_link_with_a_round_trip_of_1500_ms_lives() -> None:
     """An answer to any outstanding check counts, however late (aioice closes a link of 600 ms)."""
     world = connected(delay=750 * MILLISECOND)

@@ -83,6 +83,18 @@ def test_credentials_of_the_media_count_before_those_of_the_session() -> None:
     assert ufrags == [UFRAG, UFRAG, "9uB6"]
 
 
+def test_a_candidate_that_means_something_unknown_is_ignored_and_spoils_nothing() -> None:
+    """RFC 8839, section 5.1: unknown types and addresses without meaning here; kept for whoever passes it on."""
+    new = "candidate:9 1 UDP 1 192.0.2.9 9 typ future x-y z"
+    zoned = "candidate:9 1 UDP 1 fe80::1%eth0 9 typ host"
+    known = "candidate:1 1 udp 1 192.0.2.1 1 typ host"
+    text = f"m={PSEUDO_MEDIA}\r\na={known}\r\na={new}\r\na={zoned}\r\n"
+    fragment = Fragment.parse(text)
+    assert [str(found.candidate) for found in fragment.candidates()] == [known]
+    assert fragment.media[0].unsupported == (new, zoned)
+    assert fragment.to_sdp() == text
+
+
 def test_half_a_pair_of_credentials_is_refused() -> None:
     fragment = Fragment.parse(
         f"a=ice-ufrag:{UFRAG}\na=ice-pwd:{PASSWORD}\nm={PSEUDO_MEDIA}\na=mid:x\na=ice-ufrag:otherone\n"
@@ -158,7 +170,7 @@ def test_attributes_of_the_session_and_of_the_media_are_all_understood() -> None
         (f"m={PSEUDO_MEDIA}\na=mid:a b", "line 2: 'a b' is not a token"),
         (f"m={PSEUDO_MEDIA}\na=mid:1\nm={PSEUDO_MEDIA}\na=mid:1", "line 4: the mid '1' is given to two media"),
         (f"m={PSEUDO_MEDIA}\na=mid:1\na=mid:2", "line 3: mid is given twice"),
-        (f"m={PSEUDO_MEDIA}\na=candidate:1 1 udp 1 192.0.2.1 1 typ wrong", "line 2: a candidate has the unknown type"),
+        (f"m={PSEUDO_MEDIA}\na=candidate:1 1 udp 1 192.0.2.1 1 typ [", "line 2: a candidate has a type that is not"),
         (f"m={PSEUDO_MEDIA}\na=remote-candidates:1 192.0.2.1", "line 2: remote-candidates are not"),
         (f"m={PSEUDO_MEDIA}\na=remote-candidates:0 192.0.2.1 1", "line 2: remote-candidates have a component"),
         (f"m={PSEUDO_MEDIA}\na=remote-candidates:1 fe80::1%eth0 1", "line 2"),
@@ -204,6 +216,10 @@ def test_the_password_of_a_refused_line_is_not_told() -> None:
         {"ufrag": "a b c d"},
         {"password": "short"},
         {"options": ("a b",)},
+        {"media": PSEUDO_MEDIA, "unsupported": ("candidate:1 1 udp 1 192.0.2.1 1 typ host",)},
+        {"media": PSEUDO_MEDIA, "unsupported": ("candidate:1 1 udp 1 192.0.2.1 1 typ new\r\na=x",)},
+        {"media": PSEUDO_MEDIA, "unsupported": ("x",)},
+        {"unsupported": ("candidate:1 1 udp 1 192.0.2.1 1 typ new",)},
     ],
 )
 def test_nothing_can_be_slipped_into_a_section_that_is_made_by_hand(fields: dict[str, Any]) -> None:
@@ -251,7 +267,7 @@ candidates = st.builds(
     address=addresses,
     type=st.sampled_from(CandidateType),
     transport=st.sampled_from(["udp", "tcp"]),
-    related=st.none() | addresses,
+    related=st.none() | addresses.filter(lambda address: address.port != 9),
     tcp_type=st.none() | st.sampled_from(TcpType),
     extensions=st.lists(st.tuples(tokens.map(lambda name: f"x-{name}"), tokens), max_size=3).map(tuple),
     generation=st.integers(0, 9),

@@ -7,10 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from polynya.core.errors import UsageError
+from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, SECOND
 from polynya.ice import AgentState, IceConfig, NominationPolicy, PairView, Renomination
-from polynya.stun.attributes import NOMINATION, USE_CANDIDATE
-from polynya.stun.registry import Class
+from polynya.ice.checks import InboundCheck, examine
+from polynya.stun.attributes import ICE_CONTROLLING, NOMINATION, PRIORITY, USE_CANDIDATE, USERNAME
+from polynya.stun.message import Message, Received, decode
+from polynya.stun.registry import Class, Method
 from tests.ice.harness import Packet, Side, World
 
 BY_HAND = Renomination(automatic=False)
@@ -254,3 +257,21 @@ def test_each_component_counts_for_itself() -> None:
 def test_the_settling_time_is_a_duration() -> None:
     with pytest.raises(ValueError, match="zero or more"):
         Renomination(settle=-1)
+
+
+def test_the_number_of_a_nomination_has_24_bits() -> None:
+    """draft-thatcher-ice-renomination, section 4: what stands above them says nothing."""
+    world = pair_of_worlds(a=BY_HAND, b=BY_HAND)
+    assert world.connect(10)
+    [nominated] = [view for view in world.a.agent.pairs() if view.nominated]
+    keys = world.b.agent._generation.credentials
+    for number, counts in ((0xFF000001, 1), (0xFF000002, 2)):
+        message = Message.request(
+            Method.BINDING,
+            number.to_bytes(12, "big"),
+            {USERNAME: f"{keys.local_ufrag}:{keys.remote_ufrag}", PRIORITY: 1, ICE_CONTROLLING: 1, NOMINATION: number},
+        )
+        data = message.encode(integrity=keys.local_key, fingerprint=True)
+        verdict = examine(Received(Flow(1), nominated.base, decode(data), data), keys)
+        assert isinstance(verdict, InboundCheck)
+        assert verdict.nomination == counts

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.ice import Candidate, CandidateType, TcpType
+from polynya.ice import Candidate, CandidateType, TcpType, UnsupportedCandidate
 
 BROWSER = (
     "candidate:842163049 1 udp 1677729535 198.51.100.7 46154 typ srflx raddr 0.0.0.0 rport 0 generation 2 ufrag EsAw "
@@ -56,6 +56,25 @@ def test_a_name_in_place_of_an_address_is_kept_for_whoever_resolves_it() -> None
     candidate = Candidate.parse(LINES[6])
     assert candidate.host_name == "8a3c9d3e-6b1f-4f63-9dbb-3f1d1f2d4b10.local"
     assert candidate.address.port == 51213
+
+
+@pytest.mark.parametrize(("host", "hidden"), [("192.0.2.1", "0.0.0.0"), ("2001:db8::1", "::")])
+def test_a_related_address_that_is_not_told_is_written_as_the_rfc_says(host: str, hidden: str) -> None:
+    """RFC 8839, section 5.1: reflexive and relayed candidates always have one, host candidates never."""
+    line = f"candidate:1 1 udp 1 {host} 5000 typ relay raddr {hidden} rport 9"
+    candidate = Candidate.parse(f"candidate:1 1 udp 1 {host} 5000 typ relay")
+    assert candidate.related is None and str(candidate) == line
+    assert Candidate.parse(line) == candidate
+    assert "raddr" not in str(Candidate.parse(f"candidate:1 1 udp 1 {host} 5000 typ host"))
+
+
+@pytest.mark.parametrize(
+    "line", ["candidate:1 1 udp 1 192.0.2.1 1 typ future", "candidate:1 1 udp 1 fe80::1%eth0 1 typ host"]
+)
+def test_what_is_unknown_and_well_formed_is_told_apart_from_what_is_wrong(line: str) -> None:
+    """RFC 8839, section 5.1: such a line is to be ignored."""
+    with pytest.raises(UnsupportedCandidate):
+        Candidate.parse(line)
 
 
 def test_addresses_become_canonical_and_transports_lower_case() -> None:
@@ -131,7 +150,7 @@ extensions = st.tuples(
         priority=st.integers(0, 2**32 - 1),
         address=addresses,
         type=st.sampled_from(CandidateType),
-        related=st.none() | addresses,
+        related=st.none() | addresses.filter(lambda address: address.port != 9),
         tcp_type=st.none() | st.sampled_from(TcpType),
         generation=st.integers(0, 999_999_999),
         extensions=st.lists(extensions, max_size=5).map(tuple),

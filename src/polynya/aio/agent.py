@@ -29,6 +29,7 @@ from polynya.ice.events import (
     SelectedPairChanged,
 )
 from polynya.ice.pairs import PairView
+from polynya.ice.sdp import UnsupportedCandidate
 from polynya.session.gathering import GatheringState
 from polynya.session.options import AddressFilter, InterfaceFilter, RelayServer
 from polynya.session.relays import CredentialsWanted
@@ -285,10 +286,14 @@ class Agent:
     def add_candidate(self, candidate: Candidate | str | None, stream: int = 0) -> None:
         """A candidate of the other side, as an object or its SDP line; None: it has told all, for every stream.
 
-        Raises DecodeError, with what is wrong, for a line that cannot be read.
+        Raises DecodeError, with what is wrong, for a line that cannot be read. One of an unknown type is ignored (RFC
+        8839, section 5.1).
         """
         if isinstance(candidate, str):
-            candidate = Candidate.parse(candidate)
+            try:
+                candidate = Candidate.parse(candidate)
+            except UnsupportedCandidate:
+                return
         self._running().call(self._session.add_remote, candidate, stream)
 
     # ------------------------------------------------------------------------------------------------------ restart

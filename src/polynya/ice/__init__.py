@@ -24,7 +24,7 @@ from .inbox import IceInput
 from .nomination import NominationPolicy, Renomination
 from .pairs import PairState, PairView
 from .report import Report
-from .sdp import RemoteCandidate
+from .sdp import RemoteCandidate, UnsupportedCandidate
 from .sections import Section
 
 __all__ = [
@@ -58,4 +58,5 @@ __all__ = [
     "Section",
     "SelectedPairChanged",
     "TcpType",
+    "UnsupportedCandidate",
 ]

@@ -178,11 +178,15 @@ class LocalCandidates:
         ]
 
     def add(self, gathered: Gathered) -> LocalCandidate | str:
-        """The new candidate, or why it is redundant (RFC 8445, section 5.1.3)."""
+        """The new candidate, or why it is redundant (RFC 8445, sections 5.1.3 and 5.1.1.2)."""
         base = gathered.base or gathered.address
         for known in self.of_flow(gathered.flow):
             if known.address == gathered.address and known.base == base:
                 return f"redundant with {known.candidate.place}"
+        if gathered.type is CandidateType.RELAYED:
+            for known in self.all:
+                if known.type is CandidateType.HOST and known.address == gathered.address:
+                    return f"a relayed address that is our own {known.candidate.place}"
         local = self._make(gathered, base)
         self.all.append(local)
         return local

@@ -176,18 +176,24 @@ class ChecklistSet:
         return pair
 
     def _make_room(self, checklist: Checklist, pair: Pair, force: bool, now: Instant) -> bool:
-        """Keep to the limit by dropping the pair of lowest priority (RFC 8445, section 6.1.2.5)."""
-        if len(checklist.pairs) < max(self.limit // len(self.lists), 1):
+        """Keep to the limit: a failed pair goes first, then the one of lowest priority.
+
+        RFC 8445, section 6.1.2.5, and RFC 8838, sections 10 and 11. Where consent was lost that is remembered.
+        """
+        shares = sum(other.components > 0 for other in self.lists)
+        if len(checklist.pairs) < max(self.limit // shares, 1):
             return True
-        for worst in reversed(checklist.pairs):
-            if worst.state in _EXPENDABLE and (force or _rank(worst) > _rank(pair)):
-                checklist.remove(worst)
-                self.journal.count("pairs over the limit")
-                if worst.state is not PairState.FAILED:
-                    self.journal.move(worst, PairEvent.FAILED, "dropped: the checklist is full", now)
-                return True
         self.journal.count("pairs over the limit")
-        return force and not any(known.state in _EXPENDABLE for known in checklist.pairs)
+        expendable = [one for one in checklist.pairs if one.state in _EXPENDABLE and not one.revoked]
+        failed = [one for one in expendable if one.state is PairState.FAILED]
+        if not expendable:
+            return force
+        worst = (failed or expendable)[-1]
+        if not (failed or force or _rank(worst) > _rank(pair)):
+            return False
+        checklist.remove(worst)
+        self.journal.move(worst, PairEvent.FAILED, "dropped: the checklist is full", now)
+        return True
 
     def _first_state(self, pair: Pair, now: Instant) -> None:
         """Waiting where its foundation succeeded or it comes first in it, else Frozen (6.1.2.6; RFC 8838, section 12).

@@ -35,6 +35,8 @@ from .priorities import PEER_REFLEXIVE, candidate_priority
 from .roles import Role
 
 MAX_PRIORITY: Final = 2**31 - 1
+MAX_NOMINATION: Final = 2**24 - 1
+"""A nomination's number has 24 bits; those above them say nothing."""
 
 
 @dataclass(slots=True)
@@ -150,7 +152,7 @@ def examine(received: Received, credentials: Credentials) -> InboundCheck | Refu
     if priority is None or not 0 < priority <= MAX_PRIORITY:
         answer = refuse(message, credentials, ErrorCode.BAD_REQUEST)
         return Refusal("a check without a usable PRIORITY", answer, signed=True)
-    nominate, nomination = USE_CANDIDATE in message, message.get(NOMINATION) or 0
+    nominate, nomination = USE_CANDIDATE in message, (message.get(NOMINATION) or 0) & MAX_NOMINATION
     return InboundCheck(
         received.flow, received.remote, names[1], priority, nominate, received.packet, nomination
     )  # fmt: skip

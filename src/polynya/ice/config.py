@@ -17,6 +17,9 @@ from .nomination import REGULAR, NominationPolicy, Renomination
 PATIENCE: Final = 39_500 * MILLISECOND
 """How long an agent goes on hoping, although every pair has failed (RFC 8863, section 4): one STUN transaction."""
 
+MAX_UFRAG: Final = 32
+"""Characters of a ufrag that is sent; up to 256 are received (RFC 8839, section 5.4)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IceConfig:
@@ -51,6 +54,8 @@ class IceConfig:
     def __post_init__(self) -> None:
         if (self.ufrag is None) != (self.password is None):
             raise ConfigurationError("give ufrag and password together, or neither")
+        if self.ufrag is not None and len(self.ufrag) > MAX_UFRAG:
+            raise ConfigurationError(f"a ufrag that is sent has at most {MAX_UFRAG} characters, not {len(self.ufrag)}")
         check_components(self.components)
         if min(self.pacing, self.silent_pacing, self.patience, self.trickle_limit) < 0 or self.keepalive <= 0:
             raise ConfigurationError("pacing, patience, trickle_limit and keepalive are durations in nanoseconds")

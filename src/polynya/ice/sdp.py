@@ -5,7 +5,10 @@
 
 The text comes from the other side by way of somebody's signaling: it is bounded, and what does not fit is refused
 with a `DecodeError` that says which part of the line is wrong. An extension that is not known is kept and written
-again.
+again. A line that is well-formed and means something that is not known here, a new type say, is to be ignored and not
+to spoil the others: `UnsupportedCandidate` tells it apart.
+
+Whoever does not tell the related address of a reflexive or relayed candidate writes `raddr 0.0.0.0 rport 9`, or `::`.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ import re
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import IPV6, Address
 from polynya.core.errors import DecodeError
 
 from .candidates import Candidate, CandidateType, TcpType
 
 MAX_LINE: Final = 1024
 UNRESOLVED: Final = "0.0.0.0"  # noqa: S104 - stands in an address whose host is still a name
+
+HIDDEN_PORT: Final = 9
 
 _FOUNDATION = re.compile(r"[A-Za-z0-9+/]{1,32}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
@@ -31,6 +36,10 @@ _NAME = re.compile(
 _NUMERIC = re.compile(r"[0-9.]+")
 _TYPES: Final = {kind.value: kind for kind in CandidateType}
 _TCP_TYPES: Final = {kind.value: kind for kind in TcpType}
+
+
+class UnsupportedCandidate(DecodeError):
+    """A well-formed candidate that cannot be used here: ignore it (RFC 8839, section 5.1)."""
 
 
 def parse_candidate(line: str) -> Candidate:
@@ -49,8 +58,10 @@ def parse_candidate(line: str) -> Candidate:
         raise _error("has a foundation that is not 1 to 32 of A-Z a-z 0-9 + /", line)
     if not _TOKEN.fullmatch(transport):
         raise _error("has a transport that is not a token", line)
+    if not _TOKEN.fullmatch(kind):
+        raise _error("has a type that is not a token", line)
     if kind not in _TYPES:
-        raise _error(f"has the unknown type {kind[:32]!r}", line)
+        raise UnsupportedCandidate(f"a candidate has the unknown type {kind[:32]!r}: {line[:120]!r}")
     address, host_name = _host(host, _number(port, 65535, "port", line), line)
     pairs = _extensions(words[8:], line)
     return Candidate(
@@ -75,8 +86,11 @@ def format_candidate(candidate: Candidate) -> str:
         f"candidate:{candidate.foundation} {candidate.component} {candidate.transport} {candidate.priority}",
         f"{host} {candidate.address.port} typ {candidate.type.value}",
     ]
-    if candidate.related is not None:
-        words.append(f"raddr {candidate.related.host} rport {candidate.related.port}")
+    related = candidate.related
+    if related is None and candidate.type is not CandidateType.HOST:
+        related = Address("::" if candidate.address.family == IPV6 else UNRESOLVED, HIDDEN_PORT)
+    if related is not None:
+        words.append(f"raddr {related.host} rport {related.port}")
     if candidate.tcp_type is not None:
         words.append(f"tcptype {candidate.tcp_type.value}")
     if candidate.generation:
@@ -128,7 +142,8 @@ def _host(host: str, port: int, line: str) -> tuple[Address, str | None]:
             raise _error("has an address that is neither an IP address nor a name", line)
         return Address(UNRESOLVED, port), host
     if "%" in host:
-        raise _error("has an address with a zone, which means nothing on another host", line)
+        what = "an address with a zone, which means nothing on another host"
+        raise UnsupportedCandidate(f"a candidate has {what}: {line[:120]!r}")
     try:
         return Address.of(host, port), None
     except DecodeError:
@@ -159,9 +174,10 @@ def _related(pairs: list[tuple[str, str]], line: str) -> Address | None:
         return None  # it is for diagnosis only (RFC 8839, section 5.1)
     number = _number(port, 65535, "rport", line)
     try:
-        return Address.of(host, number)
+        related = Address.of(host, number)
     except DecodeError:
         return None  # a name, as libwebrtc writes for mDNS
+    return None if number == HIDDEN_PORT and not any(related.packed) else related
 
 
 def _tcp_type(pairs: list[tuple[str, str]], line: str) -> TcpType | None:

@@ -34,7 +34,13 @@ from .description import (
     read_password,
     read_ufrag,
 )
-from .sdp import RemoteCandidate, format_remote_candidates, parse_candidate, parse_remote_candidates
+from .sdp import (
+    RemoteCandidate,
+    UnsupportedCandidate,
+    format_remote_candidates,
+    parse_candidate,
+    parse_remote_candidates,
+)
 
 MAX_ATTRIBUTES: Final = 512
 """Attributes of one section."""
@@ -62,6 +68,8 @@ class Section:
     lite: bool = False
     mismatch: bool = False
     candidates: tuple[Candidate, ...] = ()
+    unsupported: tuple[str, ...] = ()
+    """Candidate lines, without `a=`, that are well-formed and to be ignored (5.1)."""
     remote_candidates: tuple[RemoteCandidate, ...] = ()
     ended: bool = False
     """`end-of-candidates`: for the session, of all its media."""
@@ -78,11 +86,15 @@ class Section:
         if self.password is not None:
             read_password(self.password)
         check_options(self.options)
-        if len(self.candidates) + len(self.other) > MAX_ATTRIBUTES:
+        if len(self.candidates) + len(self.unsupported) + len(self.other) > MAX_ATTRIBUTES:
             raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} attributes")
         for text in self.other:
             read_other(text)
-        if self.media is None and (self.mid is not None or self.mismatch or self.candidates or self.remote_candidates):
+        for text in self.unsupported:
+            _read_unsupported(text)
+        if self.media is None and (
+            self.mid is not None or self.mismatch or self.candidates or self.unsupported or self.remote_candidates
+        ):
             raise DecodeError("mid, ice-mismatch and candidates of either side belong to a medium")
         if self.media is not None and (self.lite or self.pacing is not None):
             raise DecodeError("ice-lite and ice-pacing belong to the session")
@@ -131,7 +143,7 @@ class Section:
         if self.mismatch:
             lines.append("a=ice-mismatch")
         lines += [f"a={text}" for text in self.other]
-        lines += [f"a={candidate}" for candidate in self.candidates]
+        lines += [f"a={candidate}" for candidate in (*self.candidates, *self.unsupported)]
         if self.remote_candidates:
             lines.append(f"a=remote-candidates:{format_remote_candidates(self.remote_candidates)}")
         if self.ended:
@@ -155,6 +167,16 @@ def read_other(text: str) -> str:
     return text
 
 
+def _read_unsupported(text: str) -> None:
+    """Raise DecodeError unless the line is one to be ignored and kept."""
+    try:
+        parse_candidate(text)
+    except UnsupportedCandidate:
+        if _OTHER.fullmatch(text):
+            return
+    raise DecodeError(f"{text[:64]!r} is not a candidate to be ignored")
+
+
 class SectionReader:
     """Builds a section out of its lines, one attribute at a time."""
 
@@ -162,11 +184,12 @@ class SectionReader:
         self._media = media
         self._fields: dict[str, Any] = {}
         self._candidates: list[Candidate] = []
+        self._unsupported: list[str] = []
         self._other: list[str] = []
 
     def attribute(self, text: str) -> None:
         """Take in what follows `a=`. Raises DecodeError."""
-        if len(self._candidates) + len(self._other) >= MAX_ATTRIBUTES:
+        if len(self._candidates) + len(self._unsupported) + len(self._other) >= MAX_ATTRIBUTES:
             raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} attributes")
         name, colon, value = text.partition(":")
         misplaced = _MEDIA_LEVEL if self._media is None else _SESSION_LEVEL
@@ -174,7 +197,10 @@ class SectionReader:
             where = "below an m= line" if self._media is None else "above the first m= line"
             raise DecodeError(f"{name} stands {where} or nowhere")
         if name == "candidate":
-            self._candidates.append(parse_candidate(text))
+            try:
+                self._candidates.append(parse_candidate(text))
+            except UnsupportedCandidate:
+                self._unsupported.append(text)
         elif name in _FLAGS:
             if colon:
                 raise DecodeError(f"{name} has no value")
@@ -197,8 +223,12 @@ class SectionReader:
     def done(self) -> Section:
         """The section. Raises DecodeError when its parts do not go together."""
         return Section(
-            media=self._media, candidates=tuple(self._candidates), other=tuple(self._other), **self._fields
-        )  # fmt: skip
+            media=self._media,
+            candidates=tuple(self._candidates),
+            unsupported=tuple(self._unsupported),
+            other=tuple(self._other),
+            **self._fields,
+        )
 
 
 _FLAGS: Final = {"ice-lite": "lite", "ice-mismatch": "mismatch", "end-of-candidates": "ended"}

@@ -139,6 +139,9 @@ class Verdicts:
     def revoke(self, pair: Pair, reason: str, now: Instant) -> None:
         """Consent to send on a pair is lost, and for these credentials for good (RFC 7675, section 5.1)."""
         pair.revoked = True
+        for transaction in list(self._transactions.by_id.values()):
+            if transaction.context.pair is pair:
+                self._transactions.drop(transaction.transaction_id)
         self.fail(pair, reason, now)
 
     def role_changed(self) -> None:
