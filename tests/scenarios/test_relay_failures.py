@@ -12,7 +12,7 @@ from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
 from polynya.session.options import Policy, RelayServer
-from polynya.session.relays import CredentialsWanted
+from polynya.session.relay_events import CredentialsWanted
 from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
 
 FAR = "turn:203.0.113.10"

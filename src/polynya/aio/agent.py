@@ -32,7 +32,7 @@ from polynya.ice.pairs import PairView
 from polynya.ice.sdp import UnsupportedCandidate
 from polynya.session.gathering import GatheringState
 from polynya.session.options import AddressFilter, InterfaceFilter, RelayServer
-from polynya.session.relays import CredentialsWanted
+from polynya.session.relay_events import CredentialsWanted
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, Session, SessionEvent
 from polynya.session.signals import read_signal, write_signal

@@ -49,17 +49,8 @@ from polynya.stun.uris import StunUri
 from .interfaces import Refused, choose_addresses
 from .options import Base, HostAddress, RelayServer, SessionConfig
 from .questions import Questions
-from .relays import (
-    NO_RELAYS,
-    CredentialsWanted,
-    PathReady,
-    PathRefused,
-    RelayEvent,
-    RelayFailed,
-    RelayFound,
-    RelayLost,
-    Relays,
-)
+from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost
+from .relays import NO_RELAYS, Relays
 
 
 class GatheringState(Enum):

@@ -57,69 +57,10 @@ from polynya.turn.discovery import Discovered, Discovery
 
 from .losses import Losses, Way
 from .options import Base, RelayServer
+from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost
 
 FIRST_TOKEN = 1 << 16
 """Names of TURN servers are looked up with tokens of their own, so that no answer meets another's question."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelayFound:
-    """A relayed address: `flow` stands for it. `mapped` is what the server saw of the base, over UDP."""
-
-    base: Base
-    flow: Flow
-    relayed: Address
-    mapped: Address | None
-    server: TurnServer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelayFailed:
-    """A server gives no relay to a base, and why."""
-
-    base: Base | None
-    server: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RelayLost:
-    """A relayed address is gone."""
-
-    base: Base
-    flow: Flow
-    relayed: Address
-    server: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathReady:
-    """Packets may go between a relay and this host."""
-
-    flow: Flow
-    host: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PathRefused:
-    """The server does not let the relay and this host exchange packets."""
-
-    flow: Flow
-    host: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CredentialsWanted:
-    """A server does not accept the credentials it was given, or wants some and was given none."""
-
-    server: RelayServer
-    realm: str
-    reason: str
-
-
-RelayEvent = RelayFound | RelayFailed | RelayLost | PathReady | PathRefused | CredentialsWanted
 
 
 @dataclass(slots=True, eq=False)

@@ -55,7 +55,7 @@ from polynya.stun.registry import Class, Method
 
 from .gathering import BaseOpened, Gathering, GatheringState, GatheringStateChanged, MappingFound
 from .options import Base, Policy, RelayServer, SessionConfig
-from .relays import CredentialsWanted, PathReady, PathRefused, RelayFound, RelayLost
+from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayFound, RelayLost
 from .report import SessionReport, session_report
 
 UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # told, never bound
