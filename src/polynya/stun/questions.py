@@ -19,7 +19,7 @@ from polynya.core.instants import MILLISECOND, Instant
 from polynya.core.machine import Closed, Counters, Datagram, IcmpError, Send, SendFailed
 from polynya.core.trace import NO_TRACE, Tracer
 
-from .attributes import CHANGE_REQUEST, ERROR_CODE, XOR_MAPPED_ADDRESS, Attribute, ChangeRequest
+from .attributes import CHANGE_REQUEST, ERROR_CODE, RESPONSE_PORT, XOR_MAPPED_ADDRESS, Attribute, ChangeRequest
 from .message import Message, decode
 from .registry import TRANSACTION_ID_LENGTH, Class, Method
 from .transactions import Schedule, Transactions
@@ -39,6 +39,10 @@ class Question(Generic[TestT]):
     to: Address
     schedule: Schedule
     change: ChangeRequest | None = None
+    response_port: int | None = None
+    """To which port of the host that asks the answer is to go."""
+    heard_by: Flow | None = None
+    """By which flow it will come then; None for the one that asks."""
 
     def fits(self, source: Address) -> bool:
         """Whether an answer comes from where it was asked to come from."""
@@ -126,6 +130,8 @@ class Questions(Generic[TestT]):
             attributes: dict[Attribute[Any], Any] = {}
             if question.change is not None:
                 attributes[CHANGE_REQUEST] = question.change
+            if question.response_port is not None:
+                attributes[RESPONSE_PORT] = question.response_port
             transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
             request = Message.request(Method.BINDING, transaction_id, attributes).encode(fingerprint=True)
             self._asked[transaction_id] = question
@@ -155,7 +161,7 @@ class Questions(Generic[TestT]):
         if transaction is None:
             self._count("answers to what has been answered")
             return
-        if transaction.flow != datagram.flow:
+        if message.cls is Class.SUCCESS and datagram.flow != (question.heard_by or question.flow):
             self._count("answers by another flow")
             return
         reason = ""
@@ -174,9 +180,8 @@ class Questions(Generic[TestT]):
     def _hear_silence(self) -> None:
         for ended in self._transactions.events():
             question = ended.context
-            silent = (
-                ended.sends == question.schedule.sends
-            )  # else the flow is gone, or a host said that nobody is there
+            # what ends sooner was ended by an ICMP error, or its flow is gone
+            silent = ended.sends == question.schedule.sends
             self._events.append(Answer(question=question, reason=ended.reason, silent=silent))
 
     def _count(self, what: str) -> None:
