@@ -75,12 +75,27 @@ def now() -> Instant:
     return Instant(time.clock_gettime_ns(_CLOCK))
 
 
+class _Listener:
+    """A listener, and how much has come to it."""
+
+    __slots__ = ("batch", "flow", "round", "sock")
+
+    def __init__(self, flow: Flow, sock: socket.socket) -> None:
+        self.flow = flow
+        self.sock = sock
+        self.batch = 1
+        """How many datagrams are read at once: more only while more are there."""
+        self.round = 0
+        """The round of the loop in which it was last read."""
+
+
 class PortablePlane:
     """A data plane on sockets. `listeners` are bound UDP sockets that stay their owner's.
 
-    `gather` is how many seconds to wait after a wake-up for more packets to come, so that one wake-up serves several:
-    fewer cycles below saturation, and so much more delay. `origins` are encoded attributes that a listener's answers to
-    Binding requests have beside the mapped addresses: it serves behaviour discovery then (RFC 5780, section 6.1).
+    `gather` is how many seconds `run` sleeps after a wake-up for more packets to come, so that one wake-up serves
+    several: fewer cycles below saturation, and so much more delay. That is for processes that do nothing else.
+    `origins` are encoded attributes that a listener's answers to Binding requests have beside the mapped addresses: it
+    serves behaviour discovery then (RFC 5780, section 6.1).
     """
 
     def __init__(
@@ -102,7 +117,7 @@ class PortablePlane:
         self._round = 0
         self._epoll = select.epoll()
         self._by_flow = dict(listeners)
-        self._listeners = {listener.fileno(): (flow, listener) for flow, listener in listeners.items()}
+        self._listeners = {listener.fileno(): _Listener(flow, listener) for flow, listener in listeners.items()}
         self._buffer = bytearray(LARGEST + 4)
         self._view = memoryview(self._buffer)
         self._payload = self._view[4:]
@@ -130,12 +145,12 @@ class PortablePlane:
         """Serve what is there, after waiting for it for at most so many seconds. Returns what else is ready."""
         events = self._epoll.poll(timeout)
         self.found = bool(events)
+        behind, self.behind = self.behind, False
         if not events:
             return []
-        if self._gather and not self.behind:
+        if self._gather and not behind:
             time.sleep(self._gather)
             events = self._epoll.poll(0)
-        self.behind = False
         at = self._clock()
         self._round += 1
         port_of, listeners, others = self.relays.by_fd.get, self._listeners, []
@@ -147,7 +162,7 @@ class PortablePlane:
                 if mask & select.EPOLLIN:
                     self._from_peers(port, at)
             elif fd in listeners:
-                self._from_clients(*listeners[fd], at)
+                self._from_clients(listeners[fd], at)
             else:
                 others.append(fd)
         return others
@@ -178,7 +193,7 @@ class PortablePlane:
         if listener is None:
             return False
         try:
-            listener.sendto(output.data, name_of(output.remote, listener))
+            listener.sendto(output.data, name_of(output.remote))
         except OSError:
             self.relays.count("answers refused by the system")
         return True
@@ -211,12 +226,16 @@ class PortablePlane:
 
     # ---------------------------------------------------------------------------------------------------- from clients
 
-    def _from_clients(self, flow: Flow, listener: socket.socket, at: int) -> None:
-        receive, buffer, view, find = listener.recvfrom_into, self._buffer, self._view, self.relays.ways.get
-        for _ in range(BATCH):
+    def _from_clients(self, listener: _Listener, at: int) -> None:
+        """Read what clients have sent: as much as came the last times, so that few reads find nothing."""
+        receive, buffer, view, find = listener.sock.recvfrom_into, self._buffer, self._view, self.relays.ways.get
+        batch = listener.batch
+        again, listener.round = listener.round + 1 == self._round, self._round
+        for count in range(batch):
             try:
                 size, source = receive(buffer)
             except BlockingIOError:
+                listener.batch = max(1, count)
                 return
             except OSError:
                 self.relays.count("reads that failed")
@@ -240,7 +259,7 @@ class PortablePlane:
                     start = 36
                     way = find((source, bytes(view[20:32])))
             if way is None or at >= way.until:
-                self._unusual(flow, listener, source, size, at)
+                self._unusual(listener.flow, listener.sock, source, size, at)
             elif way.limited and not way.port.within_rate(length, at):
                 self.relays.refuse(way.port, "too many bytes")
             else:
@@ -251,7 +270,9 @@ class PortablePlane:
                     self._send_failed(way, data, error, at)
                 way.packets += 1
                 way.bytes += length
-        self.behind = True
+        self.behind = True  # there may be more, and many clients wait for it
+        if again:  # it was readable two rounds in a row: more comes than that in a round
+            listener.batch = min(BATCH, batch * 2)
 
     def _unusual(self, flow: Flow, listener: socket.socket, source: SockAddr, size: int, at: int) -> None:
         """A client's datagram that no way is known for: find one, answer it, or hand it up."""
@@ -319,14 +340,14 @@ class PortablePlane:
             self.relays.refuse(port, "too many bytes")
             return
         if whole:
-            port.sock.setsockopt(*fragmentation(port.sock), DONT_FRAGMENT)
+            port.sock.setsockopt(*fragmentation(port.relay.family), DONT_FRAGMENT)
         try:
             way.sendto(data, way.name)
         except OSError as error:
             self._send_failed(way, data, error, at)
         finally:
             if whole:
-                port.sock.setsockopt(*fragmentation(port.sock), MAY_FRAGMENT)
+                port.sock.setsockopt(*fragmentation(port.relay.family), MAY_FRAGMENT)
         way.packets += 1
         way.bytes += len(data)
 

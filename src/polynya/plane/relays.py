@@ -195,7 +195,7 @@ class Relays:
         listener = self._listeners.get(client.flow)
         if listener is not None:
             port.sendto = listener.sendto
-            port.name = name_of(client.remote, listener)
+            port.name = name_of(client.remote)
         self.by_client.setdefault(client, {})[port.relay.family] = port
 
     def _flush(self, port: Port) -> None:
@@ -225,10 +225,10 @@ class Relays:
             if self.forbidden(peer):
                 self.refuse(port, "forbidden peer")
                 return None
-            way = Way(port, name_of(peer, port.sock), min(permitted, port.until))
+            way = Way(port, name_of(peer), min(permitted, port.until))
             self._note_neighbour(peer, way, at)
             return way
-        way = Way(port, name_of(known.name, port.sock), min(permitted, port.until))
+        way = Way(port, name_of(known.name), min(permitted, port.until))
         known.ways = [each for each in known.ways if each.until > at]
         known.ways.append(way)
         return way

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import IPV6, Address
 from polynya.turn.server.commands import Relay
 
 SockAddr = tuple[Any, ...]
@@ -17,23 +17,33 @@ LISTENER_BUFFER: Final = 1 << 22
 """Bytes of receive buffer that are asked for, for each listener: what a busy server's lack loses is never told."""
 DONT_FRAGMENT: Final = 2
 MAY_FRAGMENT: Final = 0
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
+# Relay sockets are made and closed all the time, and a constant of `socket` is an enum that is converted at each use.
+_AF_INET, _AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
+_SOL_SOCKET, _SO_RCVBUF = int(socket.SOL_SOCKET), int(socket.SO_RCVBUF)
+_IPPROTO_IP, _IPPROTO_IPV6 = int(socket.IPPROTO_IP), int(socket.IPPROTO_IPV6)
+_BLOCKING = not hasattr(socket, "SOCK_NONBLOCK")
+_DATAGRAMS = int(socket.SOCK_DGRAM) | getattr(socket, "SOCK_NONBLOCK", 0)
+_FRAGMENTATION4 = _IPPROTO_IP, 10  # IP_MTU_DISCOVER
+_FRAGMENTATION6 = _IPPROTO_IPV6, 23  # IPV6_MTU_DISCOVER
 
 
 def bind_relay(relay: Relay, *, errors: bool) -> socket.socket:
     """A relay's socket: bound, without DF, with an error queue if `errors` are wanted. OSError as the system says."""
-    family = socket.AF_INET6 if ":" in relay.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = socket.socket(_AF_INET6 if ":" in relay.host else _AF_INET, _DATAGRAMS)
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RELAY_BUFFER)
-        if family == socket.AF_INET6:
+        if _BLOCKING:
+            sock.setblocking(False)
+        sock.setsockopt(_SOL_SOCKET, _SO_RCVBUF, RELAY_BUFFER)
+        if ":" in relay.host:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(*fragmentation(sock), MAY_FRAGMENT)
-        if errors:
-            level = socket.IPPROTO_IPV6 if family == socket.AF_INET6 else socket.IPPROTO_IP
-            sock.setsockopt(level, _IPV6_RECVERR if family == socket.AF_INET6 else _IP_RECVERR, 1)
+            sock.setsockopt(*_FRAGMENTATION6, MAY_FRAGMENT)
+            if errors:
+                sock.setsockopt(_IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        else:
+            sock.setsockopt(*_FRAGMENTATION4, MAY_FRAGMENT)
+            if errors:
+                sock.setsockopt(_IPPROTO_IP, _IP_RECVERR, 1)
         sock.bind((relay.host, relay.port))
     except BaseException:
         sock.close()
@@ -41,23 +51,25 @@ def bind_relay(relay: Relay, *, errors: bool) -> socket.socket:
     return sock
 
 
-def fragmentation(sock: socket.socket) -> tuple[int, int]:
-    if sock.family == socket.AF_INET6:
-        return socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER
-    return socket.IPPROTO_IP, _IP_MTU_DISCOVER
+def fragmentation(family: int) -> tuple[int, int]:
+    """The socket option that sets DF, for sockets of IPv4 or IPv6."""
+    return _FRAGMENTATION6 if family == IPV6 else _FRAGMENTATION4
 
 
-def name_of(address: Address, sock: socket.socket) -> SockAddr:
-    if sock.family == socket.AF_INET6:
-        scope = socket.if_nametoindex(address.zone) if address.zone else 0
-        return (address.host, address.port, 0, scope)
-    return (address.host, address.port)
+def name_of(address: Address) -> SockAddr:
+    """An address as sockets of its family write it."""
+    host, port, zone = address
+    if ":" not in host:
+        return (host, port)
+    return (host, port, 0, socket.if_nametoindex(zone) if zone else 0)
 
 
-def address_of(name: Sequence[object]) -> Address:
-    scope = name[3] if len(name) > 3 else 0
-    host, port = str(name[0]).partition("%")[0], int(str(name[1]))
-    return Address(host, port, socket.if_indextoname(scope) if isinstance(scope, int) and scope else "")
+def address_of(name: Sequence[Any]) -> Address:
+    """The address that a socket's name means."""
+    if len(name) == 2:
+        return Address(name[0], name[1])
+    scope = name[3]
+    return Address(name[0].partition("%")[0], name[1], socket.if_indextoname(scope) if scope else "")
 
 
 def bind_listeners(address: Address, count: int, buffer: int = LISTENER_BUFFER) -> list[socket.socket]:
@@ -78,7 +90,7 @@ def bind_listeners(address: Address, count: int, buffer: int = LISTENER_BUFFER) 
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             port = address.port or (made[0].getsockname()[1] if len(made) > 1 else 0)
-            sock.bind(name_of(address.with_port(port), sock))
+            sock.bind(name_of(address.with_port(port)))
     except BaseException:
         for sock in made:
             sock.close()

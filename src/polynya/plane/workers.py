@@ -213,7 +213,7 @@ class WorkerPlane:
         if sockets is None:
             return False
         try:
-            sockets[0].sendto(output.data, name_of(output.remote, sockets[0]))
+            sockets[0].sendto(output.data, name_of(output.remote))
         except OSError:
             self._local.relays.count("answers refused by the system")
         return True

@@ -44,12 +44,12 @@ class Rounds:
         self._loop.remove_reader(self._plane.fileno())
         self._timer = self._loop.call_later(self._pause, self._round)
 
-    def _round(self) -> None:
+    def _round(self, after_another: bool = False) -> None:
         self._timer = None
         self._run()
         if self._plane.behind:  # what is late already does not wait for more
-            self._timer = self._loop.call_soon(self._round)
-        elif self._plane.found:
+            self._timer = self._loop.call_soon(self._round, True)
+        elif self._plane.found or after_another:
             self._timer = self._loop.call_later(self._pause, self._round)
         else:
             self._watch()
