@@ -108,6 +108,24 @@ def peer(name: str, command: Sequence[str | Path]) -> Iterator[Peer]:
         started.kill()
 
 
+class Idle:
+    """Pairs of peers that are connected, and between which nothing is sent for longer than consent could be forgotten.
+
+    Made early, they need not be waited for: see `wait`.
+    """
+
+    LONG = 13.0
+    """Seconds: two consent checks of each side (RFC 7675, section 5.1)."""
+
+    def __init__(self, pairs: Sequence[tuple[Peer, Peer]]) -> None:
+        self.pairs = pairs
+        self._since = time.monotonic()
+
+    def wait(self) -> None:
+        """Until they were idle for long enough."""
+        time.sleep(max(0.0, self._since + self.LONG - time.monotonic()))
+
+
 def introduce(one: Peer, two: Peer, *, trickle: bool = True) -> None:
     """Hand each peer's description and candidates to the other until both have told the last."""
     with ThreadPoolExecutor(2) as threads:

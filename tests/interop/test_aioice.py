@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.interop.dialogue import Peer, introduce, peer, talk
+from tests.interop.dialogue import Idle, Peer, introduce, peer, talk
 from tests.real.netns import Namespace, joined
 
 pytestmark = [
@@ -68,6 +68,18 @@ def part(polynya: Peer, aioice: Peer) -> None:
     polynya.end()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def idle(ends: tuple[Namespace, Namespace]) -> Iterator[Idle]:
+    """Connections that nothing is sent on while the tests before the one that looks at them go on."""
+    with (
+        both(ends, 4, we_control=True, they_control=False) as full,
+        both(ends, 4, "--lite", we_control=False, they_control=True) as lite,
+    ):
+        for polynya, aioice in (full, lite):
+            meet(polynya, aioice, 4)
+        yield Idle((full, lite))
+
+
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "aioice controls"])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
@@ -98,21 +110,15 @@ def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], control:
         part(polynya, aioice)
 
 
-def test_consent_keeps_idle_connections_alive_on_both_sides(ends: tuple[Namespace, Namespace]) -> None:
+def test_consent_keeps_idle_connections_alive_on_both_sides(idle: Idle) -> None:
     """RFC 7675, section 5.1: both ask every 5 s +-20 %; aioice gives up after six that went unanswered.
 
-    A lite agent asks nothing; it answers. Both are idle at the same time.
+    A lite agent asks nothing; it answers.
     """
-    with (
-        both(ends, 4, we_control=True, they_control=False) as full,
-        both(ends, 4, "--lite", we_control=False, they_control=True) as lite,
-    ):
-        for polynya, aioice in (full, lite):
-            meet(polynya, aioice, 4)
-        full[0].stay_silent(13)
-        for polynya, aioice in (full, lite):
-            polynya.stay_silent(0)
-            aioice.stay_silent(0)
-            talk(polynya, aioice, "still here")
-            talk(aioice, polynya, "so are we")
-            part(polynya, aioice)
+    idle.wait()
+    for polynya, aioice in idle.pairs:
+        polynya.stay_silent(0)
+        aioice.stay_silent(0)
+        talk(polynya, aioice, "still here")
+        talk(aioice, polynya, "so are we")
+        part(polynya, aioice)
