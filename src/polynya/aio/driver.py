@@ -19,11 +19,11 @@ from typing import Any, Generic, Protocol, TypeVar
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, FlowIds
-from polynya.core.instants import MILLISECOND, Instant
 from polynya.core.machine import Close, Input, Machine, Open, Output, Resolve, Resolved, Send
 from polynya.core.trace import NO_TRACE, Tracer
 
 from . import clock
+from .alarm import alarm
 from .dns import Resolver
 from .hub import Hub
 from .packet_trace import Capture, PacketTrace
@@ -52,6 +52,7 @@ class Driver(Generic[MachineT]):
 
     __slots__ = (
         "__weakref__",
+        "_alarm",
         "_called_again",
         "_hub",
         "_inbox",
@@ -60,8 +61,6 @@ class Driver(Generic[MachineT]):
         "_resolver",
         "_stepping",
         "_tasks",
-        "_timer",
-        "_timer_at",
         "_watch",
         "closed",
         "flow_ids",
@@ -90,8 +89,7 @@ class Driver(Generic[MachineT]):
         self._inbox: list[Input] = []
         self._stepping = False
         self._called_again = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = Instant(0)
+        self._alarm = alarm(self._loop)
         self._hub = Hub(
             self._loop,
             self,
@@ -171,12 +169,11 @@ class Driver(Generic[MachineT]):
         await asyncio.sleep(0)  # transports close their sockets one turn later
 
     def _stop(self) -> None:
+        if not self.closed:
+            self._alarm.leave(self)
         self.closed = True
         self._inbox.clear()
         self._watch.unsubscribe(self)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         for task in self._tasks:
             task.cancel()
 
@@ -243,17 +240,16 @@ class Driver(Generic[MachineT]):
         if self.closed:
             return
         due = self.machine.next_timer()
-        if due is None or (self._timer is not None and self._timer_at <= due):
+        if due is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-        # Whole milliseconds, rounded up: what loops can wait for. A timer that fires early would only be set again.
-        delay = max(0, -((clock.now() - due) // MILLISECOND)) / 1000
-        self._timer_at = due
-        self._timer = self._loop.call_later(delay, self._on_timer)
+        earlier = self._alarm.at(self)
+        if earlier is None or earlier > due:
+            self._alarm.set(self, due)
 
-    def _on_timer(self) -> None:
-        self._timer = None
+    def ring(self) -> None:
+        """The timer is due."""
+        if self.closed:
+            return
         due = self.machine.next_timer()
         if due is None or clock.now() < due:
             self._set_timer()
@@ -262,9 +258,7 @@ class Driver(Generic[MachineT]):
 
     def _on_jump(self) -> None:
         """The clock ran on while the loop stood still: the timer is wrong, and much may be due."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._alarm.cancel(self)
         self.call(self.machine.tick)
 
     # ------------------------------------------------------------------------------------------ tasks

@@ -164,13 +164,15 @@ def _attributes(body: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 def _link(body: memoryview) -> tuple[int, _Link]:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    name, mtu = str(index), 0
+    name, mtu = "", 0
     for kind, value in _attributes(body[_LINK.size :]):
         if kind == _IFLA_IFNAME:
             name = bytes(value).rstrip(b"\0").decode(errors="replace")
         elif kind == _IFLA_MTU:
             mtu = _WORD.unpack_from(value)[0]
-    return index, _Link(name, flags, mtu)
+        if name and mtu:
+            break  # both stand at the front of some fifty
+    return index, _Link(name or str(index), flags, mtu)
 
 
 def _address(body: memoryview) -> tuple[int, InterfaceAddress | None]:

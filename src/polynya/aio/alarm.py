@@ -1,0 +1,158 @@
+"""When the drivers of an event loop wake: one timer of the system's for all of them, to the microsecond.
+
+Event loops wait in whole milliseconds, rounded up. Checks are 5 ms apart (RFC 8445, section 14.2), so each would come
+most of a millisecond late and push back all those of the process that follow it. Linux' timerfd has no such grain, its
+clock is the one that runs on while the machine sleeps, and it is watched like a socket. Elsewhere the loop's own timer
+serves.
+
+    driver --set(who, at)--> Timers --the first--> timerfd, or call_later --> ring --> who.ring() of all that are due
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import select
+import sys
+import time
+from collections.abc import Hashable
+from typing import Final, Protocol
+
+from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.timers import Timers
+
+from . import clock
+
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", 0)
+_ABSOLUTE: Final = 1  # TFD_TIMER_ABSTIME
+_FLAGS: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_RINGS: Final = 8
+"""Bytes that a timerfd counts its expirations in."""
+
+
+class Sleeper(Hashable, Protocol):
+    """Who is woken."""
+
+    def ring(self) -> None: ...
+
+
+_alarms: dict[asyncio.AbstractEventLoop, Alarm] = {}
+
+
+class Alarm:
+    """Wakes sleepers, each at one time. It is there as long as anybody has it."""
+
+    __slots__ = ("_armed", "_file", "_handle", "_holders", "_loop", "_timers")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._holders = 0
+        self._timers: Timers[Sleeper] = Timers()
+        self._armed: Instant | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self._file = _make_file()
+        if self._file is not None:
+            try:
+                loop.add_reader(self._file, self._ring)
+            except NotImplementedError:
+                os.close(self._file)
+                self._file = None
+
+    def set(self, who: Sleeper, at: Instant) -> None:
+        """Wake `who` at this time and no other."""
+        self._timers.set(who, at)
+        if self._armed is None or at < self._armed:
+            self._arm(at)
+
+    def at(self, who: Sleeper) -> Instant | None:
+        """When `who` is woken, if at all."""
+        return self._timers.at(who)
+
+    def cancel(self, who: Sleeper) -> None:
+        """Let `who` sleep."""
+        self._timers.cancel(who)
+
+    def hold(self) -> Alarm:
+        """Have it until `leave`."""
+        self._holders += 1
+        return self
+
+    def leave(self, who: Sleeper) -> None:
+        """Let `who` sleep, and have the alarm no more; to be called once. With the last one it is gone."""
+        self._timers.cancel(who)
+        self._holders -= 1
+        if self._holders:
+            return
+        del _alarms[self._loop]
+        if self._handle is not None:
+            self._handle.cancel()
+        if self._file is not None:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._file)
+            os.close(self._file)
+            self._file = None
+
+    def _arm(self, at: Instant) -> None:
+        self._armed = at
+        if self._file is not None:
+            _set_file(self._file, at)
+            return
+        if self._handle is not None:
+            self._handle.cancel()
+        # Some loops round to the nearest millisecond, and a timer that fires early would only be set again.
+        wait = max(0, -(-(at - clock.now()) // MILLISECOND)) * MILLISECOND
+        self._handle = self._loop.call_later(wait / SECOND, self._ring)
+
+    def _ring(self) -> None:
+        if self._file is not None:
+            try:
+                os.read(self._file, _RINGS)
+            except BlockingIOError:
+                return  # it was set anew meanwhile
+        self._armed = None
+        self._handle = None
+        for who in self._timers.due(clock.now()):
+            try:
+                who.ring()
+            except Exception as error:  # noqa: BLE001  # one's fault is not the others'
+                self._loop.call_exception_handler({"message": "a timer failed", "exception": error})
+        self._arm_next()
+
+    def _arm_next(self) -> None:
+        following = self._timers.next()
+        if following is not None and self._holders and (self._armed is None or following < self._armed):
+            self._arm(following)
+
+
+def alarm(loop: asyncio.AbstractEventLoop) -> Alarm:
+    """The alarm of this loop, to have until `leave`."""
+    found = _alarms.get(loop)
+    if found is None:
+        found = _alarms[loop] = Alarm(loop)
+    return found.hold()
+
+
+# ---------------------------------------------------------------------------------------------------------- the system
+
+_Times = ctypes.c_long * 4  # struct itimerspec: the interval, then the time, each of seconds and nanoseconds
+_library: Final = ctypes.CDLL(None) if hasattr(select, "epoll") else None
+
+
+def _make_file() -> int | None:
+    """A timerfd, or None where there is none to be had."""
+    if sys.version_info >= (3, 13):
+        try:
+            return os.timerfd_create(_CLOCK, flags=_FLAGS)
+        except (AttributeError, OSError):
+            return None
+    create = getattr(_library, "timerfd_create", None)
+    made = -1 if create is None else int(create(_CLOCK, _FLAGS))
+    return made if made >= 0 else None
+
+
+def _set_file(file: int, at: Instant) -> None:
+    if sys.version_info >= (3, 13):
+        os.timerfd_settime_ns(file, flags=_ABSOLUTE, initial=at)
+    elif _library is not None:
+        _library.timerfd_settime(file, _ABSOLUTE, ctypes.byref(_Times(0, 0, *divmod(at, SECOND))), None)
