@@ -30,6 +30,7 @@ from polynya.core.machine import Close, Closed, Counters, Datagram, IcmpError, I
 from polynya.core.trace import NO_TRACE, Tracer
 
 from .attributes import MAPPED_ADDRESS, OTHER_ADDRESS, XOR_MAPPED_ADDRESS, ChangeRequest
+from .message import Message
 from .questions import Answer, Question, Questions, Returned
 from .transactions import Schedule
 
@@ -49,6 +50,11 @@ class Test(Enum):
     FILTERING_2 = "filtering, test II"
     FILTERING_3 = "filtering, test III"
     HAIRPIN = "hairpinning"
+
+    @property
+    def of_mapping(self) -> bool:
+        """Whether the mapping's flow asks it."""
+        return self in (Test.MAPPING_1, Test.MAPPING_2, Test.MAPPING_3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +184,7 @@ class BehaviourDiscovery:
             self._events.append(self.report)
 
     def _ask(self, test: Test, to: Address, now: Instant, change: ChangeRequest | None = None) -> None:
-        first = Test.MAPPING_1 if test in _MAPPING else Test.FILTERING_1
+        first = Test.MAPPING_1 if test.of_mapping else Test.FILTERING_1
         self._questions.ask(
             Question(test=test, flow=self._flows[first], to=to, change=change, schedule=self._schedule), now
         )
@@ -192,11 +198,11 @@ class BehaviourDiscovery:
             self._note(rewrites=True)
         match test:
             case Test.MAPPING_1:
-                self._first_mapping(mapped, self._other(message.get(OTHER_ADDRESS)), now)
+                self._first_mapping(mapped, self._other(message), now)
             case Test.MAPPING_2 | Test.MAPPING_3:
                 self._judge_mapping(test, now)
             case Test.FILTERING_1:
-                self._two_addresses = self._other(message.get(OTHER_ADDRESS)) is not None
+                self._two_addresses = self._other(message) is not None
                 if self._two_addresses:
                     self._ask(Test.FILTERING_2, self._server, now, ChangeRequest(address=True, port=True))
                 self._ask(Test.FILTERING_3, self._server, now, ChangeRequest(port=True))
@@ -206,18 +212,19 @@ class BehaviourDiscovery:
             case Test.HAIRPIN:
                 pass  # somebody else has our mapped address: another NAT is in front of this one
 
-    def _other(self, other: Address | None) -> Address | None:
+    def _other(self, message: Message) -> Address | None:
         """OTHER-ADDRESS, where it is what it must be: another address and another port."""
-        here = self._server
-        usable = other is not None and other.family == here.family and other.port and other.port != here.port
-        return other if usable and other is not None and other.host != here.host else None
+        other, here = message.get(OTHER_ADDRESS), self._server
+        if other is None or other.family != here.family or other.host == here.host or other.port in (0, here.port):
+            return None
+        return other
 
     def _failed(self, test: Test, reason: str, *, silent: bool = False) -> None:
         """No success response. Of the filtering's tests, silence is what was asked for."""
         if test is Test.HAIRPIN:
             if not self.report.hairpinning:
                 self._note(hairpinning=False, hairpinning_reason="no request came back")
-        elif test in _MAPPING:
+        elif test.of_mapping:
             self._note(mapping_reason=f"{test.value}: {reason}")
         elif test is Test.FILTERING_1 or not silent:
             self._note(filtering_reason=self.report.filtering_reason or f"{test.value}: {reason}")
@@ -277,6 +284,3 @@ class BehaviourDiscovery:
 
     def _note(self, **found: Any) -> None:
         self.report = replace(self.report, **found)
-
-
-_MAPPING: Final = (Test.MAPPING_1, Test.MAPPING_2, Test.MAPPING_3)
