@@ -2,7 +2,8 @@
 
 The topology, the links (up to 500 ms one way, jitter, reordering, duplication, in some worlds loss), the signaling
 (slow, out of order), the options of both sides (both controlling or both controlled, an old dialect, renomination,
-other policies), restarts of either side and changes of role at random times.
+other policies, several streams and components, other paces, a lite side), restarts of either side and changes of role
+at random times.
 
 What must hold then is judged from outside: the invariants of `lab.invariants`, and the rules of NATs, which say whether
 a path exists. Without loss the outcome must be theirs. With loss a failure is excused only by a transaction of which
@@ -14,7 +15,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polynya.core.instants import MILLISECOND, SECOND, Instant
@@ -99,21 +100,26 @@ class _World:
     story: list[str]
 
 
-def build(seed: int, *, lossy: bool, trace: Tracer, capture: Transmissions | None = None) -> _World:
-    """The world of a seed, not yet begun."""
+def build(
+    seed: int, *, lossy: bool, trace: Tracer, capture: Transmissions | None = None, rich: bool = True
+) -> _World:  # fmt: skip
+    """The world of a seed, not yet begun. `rich`: also with what came to this generator later."""
     network = Network(seed, trace=trace, capture=capture)
     topology = random_topology(network, lossy=lossy)
     chance = network.chance_of("what happens")
     controlling = chance.random() < 0.5
     conflict = chance.random() < 0.25
-    one, other = (
-        Peer(network, host, _options(topology, chance, controlling=controls))
-        for host, controls in (
-            (topology.one, controlling),
-            (topology.other, controlling if conflict else not controlling),
-        )
-    )
+    configs = [
+        _options(topology, chance, controlling=controls)
+        for controls in (controlling, controlling if conflict else not controlling)
+    ]
     story = [*topology.description, "both controlling" if conflict and controlling else ""]
+    if rich:
+        configs, more = _enriched(topology, configs, network.chance_of("what else"))
+        story += more
+    one, other = (
+        Peer(network, host, config) for host, config in zip((topology.one, topology.other), configs, strict=True)
+    )
     exchange = Exchange(
         network,
         one,
@@ -151,21 +157,42 @@ def _options(topology: Topology, chance: random.Random, *, controlling: bool) ->
     )
 
 
+def _enriched(
+    topology: Topology, configs: list[SessionConfig], chance: random.Random
+) -> tuple[list[SessionConfig], list[str]]:  # fmt: skip
+    """The options with streams and components, paces of their own, and a side in the open that is lite."""
+    components = chance.choice(((1,), (1,), (1,), (1,), (1,), (2,), (1, 1), (2, 1)))
+    story = [f"components {components}"] if components != (1,) else []
+    made = []
+    lite = chance.random() < 0.3
+    for config, what in zip(configs, topology.description[:2], strict=True) if len(topology.description) == 2 else ():
+        ice = replace(config.ice, components=components, pacing=chance.choice((5, 5, 5, 20, 50)) * MILLISECOND)
+        if lite and what == "no NAT" and not story.count("lite"):
+            story.append("lite")
+            made.append(replace(config, ice=replace(ice, lite=True), stun_servers=()))
+        else:
+            made.append(replace(config, ice=ice))
+    if not made:
+        made = [replace(config, ice=replace(config.ice, components=components)) for config in configs]
+    return made, story
+
+
 def _restart(peer: Peer) -> None:
     if peer.closed_at is None:
         peer.call(peer.session.restart)
 
 
 def _turn(peer: Peer) -> None:
-    if peer.closed_at is None:
+    remote = peer.session.agent.remote_description
+    if peer.closed_at is None and not (peer.session.config.ice.lite or (remote and remote.lite)):
         peer.call(peer.session.set_controlling, not peer.session.agent.controlling)
 
 
-def explore(seed: int, *, lossy: bool = False) -> Outcome:
+def explore(seed: int, *, lossy: bool = False, rich: bool = True) -> Outcome:
     """Run the world of a seed to its end, and judge it."""
     events: list[TraceEvent] = []
     capture = Transmissions()
-    world = build(seed, lossy=lossy, trace=Tracer(events.append), capture=capture)
+    world = build(seed, lossy=lossy, trace=Tracer(events.append), capture=capture, rich=rich)
     network, peers = world.network, world.peers
     one, other = peers
     limit = Instant(world.quiet_at + LIMIT)
@@ -219,19 +246,27 @@ def _settled(one: Peer, other: Peer) -> bool:
     agents: list[Any] = [peer.session.agent for peer in (one, other)]
     numbers = [agent.local_description.generation for agent in agents]
     roles = [agent.controlling for agent in agents]
-    return numbers[0] == numbers[1] and roles[0] != roles[1] and all(agent.selected().nominated for agent in agents)
+    keys = agents[0]._generation.keys
+    return (
+        numbers[0] == numbers[1]
+        and roles[0] != roles[1]
+        and all(agent.selected(*key).nominated for agent in agents for key in keys)
+    )
 
 
 def _talk(network: Network, one: Peer, other: Peer) -> bool:
-    """Whether data goes both ways; on a lossy link it is sent again and again."""
-    before = len(one.received), len(other.received)
+    """Whether data goes both ways in every component; on a lossy link it is sent again and again."""
+    keys = one.session.agent._generation.keys
+    expected = {key: b"to component %d of stream %d" % key[::-1] for key in keys}
+
+    def all_there() -> bool:
+        return all(data in peer.received for data in expected.values() for peer in (one, other))
+
     for _ in range(20):
-        one.send(b"from one")
-        other.send(b"from other")
-        network.run_until(
-            lambda: len(one.received) > before[0] and len(other.received) > before[1],
-            Instant(network.now + 2 * SECOND),
-        )
-        if len(one.received) > before[0] and len(other.received) > before[1]:
+        for key, data in expected.items():
+            one.send(data, *key)
+            other.send(data, *key)
+        network.run_until(all_there, Instant(network.now + 2 * SECOND))
+        if all_there():
             return True
     return False

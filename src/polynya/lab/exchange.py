@@ -7,7 +7,7 @@ run. Each side is a peer: a session that runs on a host, as a process with a pac
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from polynya.core.instants import MILLISECOND, Instant
 from polynya.core.pacer import Pacer
@@ -56,9 +56,9 @@ class Peer:
             raise RuntimeError(f"{self.name} has not been started")
         return self.process.call(method, *args)
 
-    def send(self, data: bytes) -> bool:
-        """Send application data on the selected pair; False while there is none."""
-        return self.call(self.session.send, data)
+    def send(self, data: bytes, stream: int = 0, component: int = 1) -> bool:
+        """Send application data on the component's selected pair; False while there is none."""
+        return self.call(lambda now: self.session.send(data, now, stream, component))
 
     def close(self) -> None:
         """Close the session. Nothing may leave after this call."""
@@ -111,7 +111,7 @@ class Exchange:
         self._delay = delay
         self._jitter = jitter
         self._chance = network.chance_of("signaling")
-        self._early: dict[str, list[_Text | str | None]] = {one.name: [], other.name: []}
+        self._early: dict[str, list[_Message]] = {one.name: [], other.name: []}
         """What arrived before its receiver was started."""
         one.signal = lambda event: self._signal(one, other, event)
         other.signal = lambda event: self._signal(other, one, event)
@@ -137,17 +137,17 @@ class Exchange:
 
     def _signal(self, sender: Peer, receiver: Peer, event: Any) -> None:
         if isinstance(event, LocalCandidateAdded):
-            self._post(receiver, event.candidate.to_sdp())
+            self._post(receiver, _Line(event.candidate.to_sdp(), event.local.stream))
         elif isinstance(event, LocalCandidatesEnded):
             self._post(receiver, None)
         elif isinstance(event, Restarted):
             self._describe(sender, receiver)
 
-    def _post(self, receiver: Peer, message: _Text | str | None) -> None:
+    def _post(self, receiver: Peer, message: _Message) -> None:
         delay = self._delay + (self._chance.randrange(self._jitter + 1) if self._jitter else 0)
         self._clock.after(delay, self._deliver, receiver, message)
 
-    def _deliver(self, receiver: Peer, message: _Text | str | None) -> None:
+    def _deliver(self, receiver: Peer, message: _Message) -> None:
         if receiver.process is None:
             self._early[receiver.name].append(message)
         elif receiver.closed_at is not None:
@@ -155,16 +155,25 @@ class Exchange:
         elif isinstance(message, _Text):
             description = Description.parse(message.sdp, message.generation)
             receiver.call(receiver.session.set_remote, description)
+        elif message is None:
+            receiver.call(receiver.session.add_remote, None)
         else:
-            candidate = Candidate.parse(message) if message is not None else None
-            receiver.call(receiver.session.add_remote, candidate)
+            receiver.call(receiver.session.add_remote, Candidate.parse(message.sdp), message.stream)
 
 
-class _Text:
+class _Text(NamedTuple):
     """A description on its way."""
 
-    __slots__ = ("generation", "sdp")
+    sdp: str
+    generation: int
 
-    def __init__(self, sdp: str, generation: int) -> None:
-        self.sdp = sdp
-        self.generation = generation
+
+class _Line(NamedTuple):
+    """A candidate on its way."""
+
+    sdp: str
+    stream: int
+
+
+_Message = _Text | _Line | None
+"""None: no more candidates."""

@@ -41,8 +41,14 @@ def violations(peers: Sequence[Peer], trace: Iterable[TraceEvent] = ()) -> list[
 
 
 def disagreement(one: Peer, other: Peer) -> str:
-    """Why the two sides are not on one pair; empty when they are. Ask while both are connected."""
-    mine, theirs = one.selected, other.selected
+    """Why the two sides are not on one pair in some component; empty when they are. Ask while both are connected."""
+    components = one.session.agent.config.components
+    keys = [(stream, component + 1) for stream, count in enumerate(components) for component in range(count)]
+    return next((why for stream, component in keys if (why := _apart(one, other, stream, component))), "")
+
+
+def _apart(one: Peer, other: Peer, stream: int, component: int) -> str:
+    mine, theirs = (peer.session.agent.selected(stream, component) for peer in (one, other))
     if mine is None or theirs is None:
         nowhere = one.name if mine is None else other.name
         return f"{nowhere} has no selected pair, the other side has one" if mine is not theirs else ""
