@@ -39,13 +39,13 @@ def defined_in(path: str) -> frozenset[str]:
     file = ROOT / path
     if not file.exists():
         return frozenset()
-    body = ast.parse(file.read_text(encoding="utf-8")).body
-    return frozenset(
-        node.name
-        for node in body
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        and node.name.lower().startswith("test")
-    )
+    names: list[str] = []
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):  # as hypothesis' state machines become tests
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return frozenset(name for name in names if name.lower().startswith("test"))
 
 
 @pytest.mark.parametrize(("where", "cells"), RULES, ids=[where for where, _ in RULES])

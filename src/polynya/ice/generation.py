@@ -14,8 +14,10 @@ for ever.
 
 Nor may they by the detour of NATs. Where both map each remote address to a port of its own and let in whatever comes
 from a known host, every check comes from a new port and is answered from yet another one: an endless chain of
-peer-reflexive candidates, each of them good for nothing. So a pair that was answered from elsewhere is not revived, and
-the number of pairs that checks may make is bounded for a whole generation.
+peer-reflexive candidates, each of them good for nothing, and in the way of those that are. Where one of the two NATs is
+kinder, one or two links of such a chain lead to a pair that works. So a pair that was answered from elsewhere is not
+revived, after a few of them on one base no more are made towards that host, and the number of pairs that checks may
+make is bounded for a whole generation.
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ EARLY_LIMIT: Final = 16
 """Checks that are kept until the other side's description arrives."""
 REMOTE_LIMIT: Final = 256
 """Remote candidates of one stream; and pairs that checks may make, over a whole generation."""
+
+ELSEWHERE_LIMIT: Final = 8
+"""Pairs of one base and one host that were answered from elsewhere, until no more are made by checks."""
 
 
 @lru_cache(maxsize=64)
@@ -271,7 +276,7 @@ class Generation:
         pair = checklist.at(check.flow, check.remote)
         if pair is not None:
             return pair
-        if self._learnt >= REMOTE_LIMIT:
+        if self._learnt >= REMOTE_LIMIT or self._leads_nowhere(check):
             return None
         self._learnt += 1
         address = Address(check.remote.host, check.remote.port)
@@ -292,6 +297,14 @@ class Generation:
         return self.checklists.pair(
             base, remote, self._role.controlling, "the other side's check arrived", now, force=True
         )  # fmt: skip
+
+    def _leads_nowhere(self, check: InboundCheck) -> bool:
+        """Whether checks between this base and this host were answered from elsewhere again and again."""
+        found = 0
+        for pair in self.checklists:
+            if pair.asymmetric and pair.flow == check.flow and pair.remote_address.host == check.remote.host:
+                found += 1
+        return found >= ELSEWHERE_LIMIT
 
     def _trigger(self, pair: Pair, now: Instant, packet: int) -> None:
         """Queue a triggered check (section 7.3.1.4)."""

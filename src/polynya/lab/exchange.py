@@ -78,8 +78,12 @@ class Peer:
 
     @property
     def selected(self) -> PairView | None:
-        """Where data goes now."""
-        return self.session.agent.selected()
+        """Where data of the first component goes now."""
+        return self.selected_at(0, 1)
+
+    def selected_at(self, stream: int, component: int) -> PairView | None:
+        """Where data of a component goes now."""
+        return self.session.agent.selected(stream, component)
 
     def events(self, kind: type[R]) -> list[R]:
         """Logged events of one kind, oldest first."""

@@ -48,7 +48,7 @@ def disagreement(one: Peer, other: Peer) -> str:
 
 
 def _apart(one: Peer, other: Peer, stream: int, component: int) -> str:
-    mine, theirs = (peer.session.agent.selected(stream, component) for peer in (one, other))
+    mine, theirs = (peer.selected_at(stream, component) for peer in (one, other))
     if mine is None or theirs is None:
         nowhere = one.name if mine is None else other.name
         return f"{nowhere} has no selected pair, the other side has one" if mine is not theirs else ""
