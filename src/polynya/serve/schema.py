@@ -139,7 +139,10 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_lifetime: Annotated[Seconds, _says("Of an allocation between two refreshes.")] = 3600
     nonce_lifetime: Annotated[Seconds, _says("Of a nonce; at most an hour.")] = 600
     drain: Annotated[Seconds, _says("For which allocations may go on after SIGTERM; a second one ends them.")] = 0
-    alternates: Annotated[tuple[str, ...], _says("ADDR:PORT of servers that clients are sent to meanwhile.")] = ()
+    alternates: Annotated[
+        tuple[str, ...],
+        _says("ADDR:PORT of servers that clients are sent to meanwhile, each to one of its IP version."),
+    ] = ()
     peers: Peers = Peers()
     limits: TurnLimits = TurnLimits()
     users: tuple[User, ...] = ()

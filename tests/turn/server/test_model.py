@@ -10,10 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from polynya.core.addresses import Address
 from polynya.stun import attributes as a
-from polynya.stun.message import decode
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Method
 from tests.turn.server.harness import HOST, HOST6, Person, Table, code, config
 
-CLIENTS = [Address("198.51.100.1", 1000), Address("198.51.100.1", 1001), Address("2001:db8:7::1", 1000)]
+CLIENTS = [
+    Address("198.51.100.1", 1000), Address("198.51.100.1", 1001), Address("2001:db8:7::1", 1000),
+    Address("198.51.100.2", 1000), Address("198.51.100.3", 1000),
+]  # fmt: skip
 PEERS = [
     Address("203.0.113.1", 10), Address("203.0.113.1", 11), Address("203.0.113.2", 10), Address("2001:db8:9::1", 10),
     Address("2001:db8:9::2", 10), Address("10.0.0.1", 10), Address("::ffff:10.0.0.1", 10),
@@ -27,6 +31,15 @@ peers = st.sampled_from(PEERS[:2] * 4 + PEERS[2:4] * 2 + PEERS[4:])
 
 
 @dataclass
+class Token:
+    """A port that is held for a second allocation."""
+
+    owner: str
+    port: int
+    ends: int
+
+
+@dataclass
 class Model:
     """One allocation: the times are seconds at which things end."""
 
@@ -35,6 +48,11 @@ class Model:
     """By family."""
     permissions: dict[str, int] = field(default_factory=dict)
     channels: dict[int, tuple[Address, int]] = field(default_factory=dict)
+    request: bytes = b""
+    """The Allocate that made it,"""
+    answer: Message | None = None
+    """its answer, and whether anything was asked for since."""
+    fresh: bool = True
 
 
 class Requests(RuleBasedStateMachine):
@@ -45,6 +63,7 @@ class Requests(RuleBasedStateMachine):
         self.table = Table(config())
         self.people_: dict[tuple[int, str], Person] = {}
         self.models: dict[int, Model] = {}
+        self.tokens: dict[bytes, Token] = {}
         self.time = 0
 
     # ------------------------------------------------------------------------------------------------------- helpers
@@ -68,7 +87,24 @@ class Requests(RuleBasedStateMachine):
     def mismatch(self, client: int, name: str) -> int:
         """437 or 441, 0 when the allocation is there and its user's."""
         model = self.model(client)
-        return 437 if model is None else 441 if model.owner != name else 0
+        if model is None:
+            return 437
+        model.fresh = model.fresh and model.owner != name
+        return 441 if model.owner != name else 0
+
+    def held(self) -> dict[bytes, Token]:
+        self.tokens = {token: each for token, each in self.tokens.items() if each.ends > self.time}
+        return self.tokens
+
+    def asked(self, person: Person, wish: dict) -> tuple[bytes, Message]:
+        """An Allocate and its answer; a challenge is met once."""
+        for _ in range(2):
+            request = person.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17, **wish})
+            answer = person.say(request)
+            assert answer is not None
+            if code(answer) not in (401, 438) or not person.learn(answer):
+                break
+        return request, answer
 
     # --------------------------------------------------------------------------------------------------------- rules
 
@@ -89,7 +125,7 @@ class Requests(RuleBasedStateMachine):
         }[families]
         if lifetime is not None:
             wish |= {a.LIFETIME: lifetime}
-        answer = self.person(client, name).allocate(wish)
+        request, answer = self.asked(self.person(client, name), wish)
         if self.model(client) is not None:
             assert code(answer) == 437
             return
@@ -98,7 +134,67 @@ class Requests(RuleBasedStateMachine):
         expected = {"4": [HOST], "6": [HOST6], "46": [HOST, HOST6], "default": [HOST]}[families]
         assert answer[a.LIFETIME] == granted
         assert [each.host for each in answer[a.XOR_RELAYED_ADDRESS]] == expected
-        self.models[client] = Model(name, {6 if host == HOST6 else 4: self.time + granted for host in expected})
+        ends = {6 if host == HOST6 else 4: self.time + granted for host in expected}
+        self.models[client] = Model(name, ends, request=request, answer=answer)
+
+    @rule(client=clients, name=names)
+    def allocate_a_pair(self, client: int, name: str) -> None:
+        request, answer = self.asked(self.person(client, name), {a.EVEN_PORT: True})
+        if self.model(client) is not None:
+            assert code(answer) == 437
+            return
+        [relayed] = answer[a.XOR_RELAYED_ADDRESS]
+        assert relayed.port % 2 == 0
+        self.models[client] = Model(name, {4: self.time + 600}, request=request, answer=answer)
+        self.tokens[answer[a.RESERVATION_TOKEN]] = Token(name, relayed.port + 1, self.time + 30)
+
+    @rule(first=names, second=st.sampled_from(["alice", "bob"]), wait=st.sampled_from([0, 0, 29, 30]))
+    def a_pair_is_allocated_and_its_second_port_asked_for(self, first: str, second: str, wait: int) -> None:
+        for client in (3, 4):
+            model = self.model(client)
+            if model is not None:
+                self.refresh(client, model.owner, 0, None)
+        self.allocate_a_pair(3, first)
+        if wait:
+            self.time_passes(wait)
+        self.redeem(4, second, len(self.tokens) - 1)
+
+    @rule(client=st.sampled_from([0, 1, 2, 2, 2, 2]), name=st.sampled_from(["alice", "bob"]), which=st.integers(0, 3))
+    def redeem(self, client: int, name: str, which: int) -> None:
+        """A token that is good, is another's, has expired, or never was."""
+        known = [*self.tokens, bytes(8)]
+        token = known[which % len(known)]
+        request, answer = self.asked(self.person(client, name), {a.RESERVATION_TOKEN: token})
+        held = self.held().get(token)
+        if self.model(client) is not None:
+            assert code(answer) == 437
+        elif held is None or held.owner != name:
+            assert code(answer) == 508
+        else:
+            del self.tokens[token]
+            assert answer[a.XOR_RELAYED_ADDRESS] == (Address(HOST, held.port),)
+            self.models[client] = Model(name, {4: self.time + 600}, request=request, answer=answer)
+
+    @rule(client=clients)
+    def the_allocate_comes_again(self, client: int) -> None:
+        """Until the client has asked for something else, it may not have heard the answer."""
+        model = self.model(client)
+        if model is None or model.answer is None:
+            return
+        answer = self.person(client, model.owner).say(model.request)
+        if model.fresh:
+            assert answer is not None and answer.attributes == model.answer.attributes
+        else:
+            assert code(answer) in (437, 438), "an old nonce is told first"
+
+    @rule(client=clients, method=st.sampled_from([Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION]))
+    def somebody_guesses_the_password(self, client: int, method: Method) -> None:
+        """The invariants then say that nothing has changed."""
+        person = self.person(client, "alice")
+        forger = Person(self.table, CLIENTS[client], "alice", "a guess")
+        forger.nonce, forger.offered = person.nonce, person.offered
+        values = {a.REQUESTED_TRANSPORT: 17, a.LIFETIME: 0, a.XOR_PEER_ADDRESS: (PEERS[0],)}
+        assert code(forger.say(forger.build(method, values))) in (401, 438)
 
     @rule(
         client=clients,
@@ -160,6 +256,21 @@ class Requests(RuleBasedStateMachine):
             model.channels = {n: c for n, c in model.channels.items() if n in resting}
             model.channels[number] = peer, self.time + 600
 
+    @rule(client=clients, which=st.integers(0, 3), offset=st.sampled_from([-300, -299, -1, 0, 1]), peer=peers)
+    def a_channel_that_has_rested_is_bound_to_another(
+        self, client: int, which: int, offset: int, peer: Address
+    ) -> None:
+        """Or one that has not, quite."""
+        model = self.model(client)
+        if model is None or not model.channels:
+            return
+        number, (_, end) = list(model.channels.items())[which % len(model.channels)]
+        for _ in range(2):  # an allocation may have to be kept so long
+            self.refresh(client, model.owner, 3600, None)
+            if (seconds := end + 300 + offset - self.time) > 0:
+                self.time_passes(min(seconds, 3000))
+        self.channel_bind(client, model.owner, number, peer)
+
     @rule(client=clients, name=names, peer=peers, data=st.binary(max_size=40))
     def send(self, client: int, name: str, peer: Address, data: bytes) -> None:
         sent = self.person(client, name).send(data, peer)
@@ -208,6 +319,7 @@ class Requests(RuleBasedStateMachine):
         for model in self.models.values():
             edges += [*model.ends.values(), *model.permissions.values()]
             edges += [end + rest for _, end in model.channels.values() for rest in (0, 300)]
+        edges += [token.ends for token in self.tokens.values()]
         ahead = sorted(edge for edge in edges if edge > self.time)
         if ahead and (seconds := ahead[which % len(ahead)] + offset - self.time) > 0:
             self.time_passes(seconds)
@@ -235,11 +347,15 @@ class Requests(RuleBasedStateMachine):
 
     @invariant()
     def what_is_open_is_what_is_allocated(self) -> None:
+        held = len(self.held())
         expected = sum(len(model.ends) for client in range(len(CLIENTS)) if (model := self.model(client)) is not None)
+        expected += held
         assert len(self.table.flows) == expected
         allocations = self.table.server.control.allocations
-        assert len(allocations.by_relay) == len(allocations.relayed) == expected
-        assert allocations.claimed == len(self.models) == len(allocations.by_client)
+        assert len(allocations.by_relay) + held == len(allocations.relayed) == expected
+        assert allocations.claimed - held == len(self.models) == len(allocations.by_client)
+        used = sum(100 - ports._free - len(ports._resting) for _, ports in allocations._hosts)
+        assert used == expected, "a port that nobody has is free, or rests"
         assert len(self.table.server.control._procedures) == 0
 
 

@@ -272,6 +272,22 @@ def test_an_external_address_is_what_clients_are_told() -> None:
     assert bound.host == "10.0.0.5"
 
 
+def test_a_draining_server_spreads_its_clients_by_address_family() -> None:
+    """RFC 8489, section 14.15: a client is sent where it can get the way that it came."""
+    table = Table(config())
+    there = [Address(f"192.0.2.{number}", 3478) for number in (98, 99)]
+    there6 = Address("2001:db8::99", 3478)
+    for alternates, host, expected in (
+        ((*there, there6), OTHER.host, {*there}),
+        ((*there, there6), "2001:db8:7::1", {there6}),
+        ((there6,), OTHER.host, set()),
+    ):
+        table.server.control.drain(table.now, alternates)
+        answers = [Person(table, Address(host, 5000 + number)).allocate() for number in range(20)]
+        assert {code(answer) for answer in answers} == {300 if expected else 508}
+        assert {each for answer in answers for each in answer.get(a.ALTERNATE_SERVER) or ()} == expected
+
+
 def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table, alice: Person) -> None:
     table.server.control.drain(table.now, (Address("192.0.2.99", 3478),))
     answer = Person(table, OTHER).allocate()

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NoReturn
 
 from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.instants import SECOND, Instant
@@ -82,9 +82,7 @@ class Allocating:
     def _allocate(self, ask: Ask, now: Instant) -> Procedure:
         wish = self._wish(ask.message)
         if self.draining is not None:
-            alternates = {ALTERNATE_SERVER: self.draining[:1]} if self.draining else {}
-            code = ErrorCode.TRY_ALTERNATE if alternates else ErrorCode.INSUFFICIENT_CAPACITY
-            raise Refusal(code, "the server is draining", alternates)
+            self._send_away(ask, self.draining)
         lifetime = self._lifetime(ask.message)
         user = ask.granted.user
         reply: Attributes = {}
@@ -113,6 +111,14 @@ class Allocating:
             XOR_MAPPED_ADDRESS: ask.client.remote,
             **reply,
         }
+
+    def _send_away(self, ask: Ask, alternates: tuple[Address, ...]) -> NoReturn:
+        """To any of those that the client can reach as it reached us (RFC 8489, section 14.15)."""
+        fitting = [each for each in alternates if each.family == ask.client.remote.family]
+        if not fitting:
+            raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, "the server is draining")
+        chosen = self._allocations.any_of(fitting)
+        raise Refusal(ErrorCode.TRY_ALTERNATE, "the server is draining", {ALTERNATE_SERVER: (chosen,)})
 
     def _wish(self, message: Message) -> _Wish:
         transport = message.get(REQUESTED_TRANSPORT)

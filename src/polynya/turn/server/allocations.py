@@ -7,6 +7,7 @@ free--> nothing; the claim on the quota is held until then
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -166,6 +167,10 @@ class Allocations:
             if port is not None:
                 return host, ports, port
         return None
+
+    def any_of(self, addresses: Sequence[Address]) -> Address:
+        """One of these, by chance."""
+        return self._random.choice(addresses)
 
     def live_at(self, host: str) -> bool:
         """Whether a live relayed address has this host, inside or outside."""
