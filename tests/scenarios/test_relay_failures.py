@@ -11,6 +11,7 @@ from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
+from polynya.session.gathering import GatheringState
 from polynya.session.options import Policy, RelayServer
 from polynya.session.relay_events import CredentialsWanted
 from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
@@ -234,6 +235,29 @@ def test_wrong_credentials_give_no_relay_and_cost_nothing_else() -> None:
     for peer in scene.peers:
         [wanted] = peer.events(CredentialsWanted)
         assert wanted.server.uri.host == "203.0.113.9"
+    assert scene.end() == []
+
+
+@pytest.mark.parametrize("uri", [UDP, TCP, TLS])
+def test_where_there_are_no_other_credentials_the_server_is_not_waited_for(uri: str) -> None:
+    """A wrong password is told as soon as the server has refused it, and not after the patience of gathering."""
+    scene = Scene(nats(OPEN, OPEN), servers=[relay(uri, ("lab", "a wrong password"))], policy=Policy.RELAY)
+    for peer in scene.peers:
+        told = peer.signal
+        assert told is not None
+
+        def answer(event: object, peer: Peer = peer, told: object = told) -> None:
+            told(event)  # type: ignore[operator]
+            if isinstance(event, CredentialsWanted):
+                peer.call(peer.session.no_credentials, event)
+
+        peer.signal = answer
+    scene.exchange.start()
+    scene.net.run_for(SECOND)
+    for peer in scene.peers:
+        assert peer.session.gathering.state is GatheringState.COMPLETE
+        assert str(peer.session.why()).count("does not accept the credentials of 'lab'") == 1
+    assert scene.turn.allocations == 0
     assert scene.end() == []
 
 

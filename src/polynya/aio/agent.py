@@ -454,7 +454,9 @@ class Agent:
     def _renew(self, wanted: CredentialsWanted) -> None:
         """Ask the user for credentials, one question for each server at a time."""
         uri = str(wanted.server.uri)
-        if self._ask_credentials is not None and uri not in self._asking:
+        if self._ask_credentials is None:
+            self._running().call(self._session.no_credentials, wanted)
+        elif uri not in self._asking:
             task = asyncio.create_task(self._ask(wanted, self._ask_credentials), name=f"credentials for {uri}")
             self._asking = {**self._asking, uri: task}
             task.add_done_callback(self._asked)
@@ -465,8 +467,10 @@ class Agent:
     async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
         try:
             username, password = await ask(str(wanted.server.uri), wanted.realm)
-        except PolynyaError:
-            return  # there are none to be had: the relay ends at its time, and `why` tells what the server said
+        except PolynyaError:  # there are none to be had: a relay that stands ends at its time, and `why` tells
+            if not self._closed:
+                self._running().call(self._session.no_credentials, wanted)
+            return
         if not self._closed:
             server = RelayServer(wanted.server.uri, username, password)
             self._running().call(self._session.set_credentials, server)

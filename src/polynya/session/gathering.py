@@ -244,6 +244,12 @@ class Gathering:
         self.relays.set_credentials(server, now)
         self._collect(now)
 
+    def no_credentials(self, wanted: CredentialsWanted, now: Instant) -> None:
+        """There are none besides those that a TURN server does not accept."""
+        self.relays.no_credentials(wanted, now)
+        self._collect(now)
+        self._finish_if_done(now)
+
     def want(self, flow: Flow, peer: Address, now: Instant) -> None:
         """A path from a relay to a peer is to be used; `PathReady` or `PathRefused` follows."""
         self.relays.want(flow, peer, now)

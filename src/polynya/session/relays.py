@@ -217,6 +217,13 @@ class Relays:
                     relay.client.set_credentials(credentials, now)
                 self._collect(relay, now)
 
+    def no_credentials(self, wanted: CredentialsWanted, now: Instant) -> None:
+        """There are no others: what these could not allocate is not waited for."""
+        for relay in [each for each in self._relays if each.awaited and each.server.uri == wanted.server.uri]:
+            relay.client.close(now, wait=False)
+            self._outputs += relay.client.outputs()
+            self._forget(relay)
+
     def close(self, now: Instant) -> list[Output]:
         """Free every allocation; the outputs that do so. No answer is waited for."""
         for relay in list(self._relays):

@@ -129,6 +129,11 @@ class Session:
         self.gathering.set_credentials(server, now)
         self._collect(now)
 
+    def no_credentials(self, wanted: CredentialsWanted, now: Instant) -> None:
+        """The answer where there are no others: gathering goes on without this server, at once."""
+        self.gathering.no_credentials(wanted, now)
+        self._collect(now)
+
     def restart(self, now: Instant) -> Description:
         """Begin a new generation with the candidates there are (RFC 8445, section 9); signal what is returned."""
         description = self.agent.restart(now)
