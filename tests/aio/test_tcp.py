@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -381,6 +381,28 @@ def test_tls_checks_the_name_and_tells_the_protocol_that_was_chosen(
             await driver.machine.until(lambda: received(driver, accepted.flow) == b"secret")
 
     run(main())
+
+
+def test_a_transport_is_closed_once_and_then_aborted() -> None:
+    """TLS of Python 3.11.2, which is Debian 12's, raises AttributeError when it is aborted after a second close."""
+    calls: list[str] = []
+
+    class FakeTransport(asyncio.Transport):
+        def close(self) -> None:
+            calls.append("close")
+
+        def is_closing(self) -> bool:
+            return bool(calls)
+
+        def abort(self) -> None:
+            calls.append("abort")
+
+    stream = tcp.Stream(cast("tcp.Owner", None), Flow(1), Transport.TLS)
+    stream._transport = FakeTransport()
+    stream.close()
+    stream.close()
+    stream.abort()
+    assert calls == ["close", "abort"]
 
 
 def test_a_certificate_for_another_name_is_refused(run: Run, contexts: Contexts) -> None:

@@ -203,16 +203,22 @@ class Stream(asyncio.Protocol):
     def close(self) -> None:
         """Write what waits, then close. Nothing is heard of the flow any more."""
         self.closed = True
-        if self._transport is not None:
+        if self._transport is None:
+            self._cancel()
+        elif not self._transport.is_closing():  # Python 3.11.2's TLS cannot be aborted after it was closed twice
             self._transport.close()
-        elif self._opening is not None:
-            self._opening.cancel()
 
     def abort(self) -> None:
         """Close now, whatever waits to be written."""
-        self.close()
-        if self._transport is not None:
+        self.closed = True
+        if self._transport is None:
+            self._cancel()
+        else:
             self._transport.abort()
+
+    def _cancel(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
 
     async def wait_closed(self) -> None:
         """Until the system has the socket back."""
