@@ -112,11 +112,40 @@ def test_streams_are_capped_in_all_and_for_each_address_and_timed() -> None:
     assert table.closed == [Flow(702)]
     for number in range(3):
         table.open_stream(Flow(710 + number), Address(f"198.51.100.{10 + number}", 1))
-    assert table.closed == [Flow(702), Flow(712)]
+    assert table.closed == [Flow(702), Flow(700)], "the one that has waited longest"
     table.run_for(31)
     assert sorted(table.closed) == [Flow(each) for each in (700, 701, 702, 710, 711, 712)]
     table.open_stream(Flow(720), CLIENT)
     assert Flow(720) not in table.closed
+
+
+def test_streams_that_ask_for_nothing_keep_nobody_out_who_does() -> None:
+    table = Table(config(limits=Limits(streams=10, streams_per_address=4)))
+    alice = Person(table, Address("198.51.100.200", 1), stream=Flow(600))
+    table.open_stream(Flow(600), alice.address)
+    assert code(alice.allocate()) == 0
+    for number in range(30):  # from many addresses, again and again
+        table.open_stream(Flow(700 + number), Address(f"198.51.100.{number % 10}", 1000 + number))
+    assert table.closed == [Flow(700 + number) for number in range(21)], "who has waited longest goes first"
+    bob = Person(table, Address("198.51.100.201", 1), "bob", stream=Flow(601))
+    table.open_stream(Flow(601), bob.address)
+    assert code(bob.allocate()) == 0
+    assert code(alice.refresh()) == 0, "and nobody goes who has an allocation"
+    for number in range(8):
+        one = Person(table, Address(f"198.51.100.{210 + number}", 1), stream=Flow(610 + number))
+        table.open_stream(Flow(610 + number), one.address)
+        assert code(one.allocate()) == 0
+    table.open_stream(Flow(800), CLIENT)
+    assert table.closed[-1] == Flow(800), "none that waits is left to go"
+    assert table.server.control.counters["streams refused"] == 1
+
+
+def test_a_host_that_has_its_share_drives_nobody_out() -> None:
+    table = Table(config(limits=Limits(streams=3, streams_per_address=2)))
+    table.open_stream(Flow(700), OTHER)
+    for number in range(10):
+        table.open_stream(Flow(710 + number), Address(CLIENT.host, 1000 + number))
+    assert Flow(700) not in table.closed and len(table.closed) == 8
 
 
 def test_half_open_tls_and_silent_tcp_are_capped_timed_and_counted(

@@ -180,7 +180,11 @@ class TurnServer:
                 for waiting in self._lookups.found(input.name, users, now):
                     self._message(waiting.message, waiting.client, now, stream=waiting.stream)
             case Opened() if input.remote is not None:
-                if not self._streams.accept(Client(input.flow, input.remote), now):
+                client = Client(input.flow, input.remote)
+                if (oldest := self._streams.crowded_out(client)) is not None:
+                    self._count("streams closed: others came")
+                    self._close_stream(oldest, "others came, and it had no allocation", now)
+                if not self._streams.accept(client, now):
                     self._count("streams refused")
                     self._outputs.append(Close(flow=input.flow))
             case Closed():

@@ -1,8 +1,11 @@
 """Clients that come by TCP or TLS: their streams cut into frames, counted, and closed when nothing comes of them.
 
-accepted --too many--> closed
+accepted --too many of its address--> closed
+accepted --too many in all--> the one that has waited longest for an allocation is closed, or this one if none waits
 accepted --no allocation within the patience--> closed
 any      --lost step, a frame that is too long--> closed
+
+So whoever opens streams and asks for nothing keeps nobody out who does.
 """
 
 from __future__ import annotations
@@ -32,17 +35,28 @@ class Streams:
         self._open: dict[Flow, tuple[Client, StreamFramer]] = {}
         self._by_source: dict[str, int] = {}
         self._patience: Timers[Flow] = Timers()
+        self._waiting: dict[Flow, None] = {}
+        """Those without an allocation, in the order in which they came."""
+
+    def crowded_out(self, client: Client) -> Flow | None:
+        """The stream that must go before this client's is accepted; None where there is room, or none can go."""
+        limits = self.limits
+        if not limits.streams or len(self._open) < limits.streams or not self._may_have_more(client):
+            return None
+        return next(iter(self._waiting), None)
+
+    def _may_have_more(self, client: Client) -> bool:
+        """Whether its address may have one more."""
+        limit = self.limits.streams_per_address
+        return not limit or self._by_source.get(source_of(client.remote.host), 0) < limit
 
     def accept(self, client: Client, now: Instant) -> bool:
         """Take a stream; False when there are too many, in all or from this address."""
         limits, source = self.limits, source_of(client.remote.host)
-        held = self._by_source.get(source, 0)
-        if limits.streams and len(self._open) >= limits.streams:
-            return False
-        if limits.streams_per_address and held >= limits.streams_per_address:
+        if (limits.streams and len(self._open) >= limits.streams) or not self._may_have_more(client):
             return False
         self._open[client.flow] = client, StreamFramer(max_frame=MAX_FRAME)
-        self._by_source[source] = held + 1
+        self._by_source[source] = self._by_source.get(source, 0) + 1
         self.wait(client.flow, now)
         return True
 
@@ -54,17 +68,21 @@ class Streams:
         client, framer = stream
         frames = framer.feed(data)
         broken = str(framer.error or "")
-        if not broken and framer.pending > MAX_UNSETTLED and flow in self._patience:
+        if not broken and framer.pending > MAX_UNSETTLED and flow in self._waiting:
             broken = "a long frame before there is an allocation"
         return client, frames, broken
 
     def settle(self, flow: Flow) -> None:
         """The stream has an allocation: it may stay."""
         self._patience.cancel(flow)
+        self._waiting.pop(flow, None)
 
     def wait(self, flow: Flow, now: Instant) -> None:
         """The stream has no allocation, or none any more: it may stay for a while."""
-        if flow in self._open and self.limits.stream_patience:
+        if flow not in self._open:
+            return
+        self._waiting[flow] = None
+        if self.limits.stream_patience:
             self._patience.set(flow, Instant(now + self.limits.stream_patience))
 
     def close(self, flow: Flow) -> Client | None:
@@ -72,6 +90,7 @@ class Streams:
         stream = self._open.pop(flow, None)
         if stream is None:
             return None
+        self._waiting.pop(flow, None)
         client = stream[0]
         source = source_of(client.remote.host)
         if self._by_source[source] == 1:
