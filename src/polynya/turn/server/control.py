@@ -318,10 +318,9 @@ class TurnServer:
 
     def _bind(self, message: Message, client: Client, now: Instant) -> None:
         self._binding.receive(Received(client.flow, client.remote, message, b""), now)
-        for output in self._binding.outputs():
-            if isinstance(output, Send):
-                self._count("binding answers")
-                self._outputs.append(output)
+        answers = [output for output in self._binding.outputs() if isinstance(output, Send)]
+        self._count("binding answers" if answers else "dropped: too many answers to strangers")
+        self._outputs += answers
 
     def _authenticate(self, message: Message, client: Client, now: Instant, *, stream: bool) -> None:
         unix = None if self._unix_offset is None else now // SECOND + self._unix_offset
