@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sqlite3
 import time
@@ -16,6 +17,7 @@ import pytest
 import polynya
 from polynya.aio.signaling import ask_servers
 from polynya.core.errors import TransactionError
+from polynya.serve.descriptors import MOST
 from polynya.serve.users import SCHEMA, hash_line
 from polynya.turn.server.users import time_limited_password
 from tests.cli.conftest import Process, start
@@ -180,6 +182,20 @@ def test_every_other_flag_does_what_it_says(start: Start) -> None:
     assert len(children(process.process.pid)) == 1, "one worker"
     process.signal(signal.SIGTERM)
     assert process.wait(5) == 0
+
+
+def test_it_may_open_as_many_files_as_the_system_allows(start: Start) -> None:
+    """A relay port is a file, and a shell or systemd starts a program with 1,024 of them allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
+    try:
+        process = start("serve", *LISTEN, "--user", "alice:x")
+        ready(process)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    now, most = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
+    assert now == min(most, MOST) if most != resource.RLIM_INFINITY else now == MOST
+    assert f"{now} files may be open" in process.until("files may be open")
 
 
 def children(pid: int) -> list[int]:

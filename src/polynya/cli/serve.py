@@ -171,11 +171,13 @@ def _check(path: Path | None, flags: Flags) -> None:
 
 async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
     from polynya.serve import Server  # noqa: PLC0415
+    from polynya.serve.descriptors import raise_limit, tell  # noqa: PLC0415
     from polynya.serve.log import configure  # noqa: PLC0415
     from polynya.serve.settings import load, server_config  # noqa: PLC0415
 
     settings = load(path, flags)
     configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
+    files = raise_limit()
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -187,6 +189,7 @@ async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
     async with Server(server_config(settings), trace=trace) as server:
         loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, path, flags))
         print(server.ready_line, flush=True)
+        tell(files)
         await server.run_until(stop)
         await server.drain(hurry)
     return 0
