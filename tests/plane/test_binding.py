@@ -53,7 +53,7 @@ def test_its_answers_are_those_of_the_binding_server(family: int, discovery: boo
     """RFC 8489, section 14.2; RFC 5780, section 6.1: RESPONSE-ORIGIN and OTHER-ADDRESS are in every answer."""
     request = Message.request(Method.BINDING, bytes(range(12))).encode()
     with asking(family, discovery=discovery) as (plane, server, client, here):
-        client.sendto(request, name_of(here, client))
+        client.sendto(request, name_of(here))
         plane.run(5)
         answer = decode(client.recv(2048))
         assert plane.reports() == [] and plane.counters == {"binding answers": 1}
@@ -70,7 +70,7 @@ def test_what_asks_for_more_is_handed_up(discovery: bool) -> None:
     """By another flow than it came in by an answer is the control plane's to give."""
     asked = Message.request(Method.BINDING, bytes(12), {CHANGE_REQUEST: ChangeRequest(port=True)}).encode()
     with asking(4, discovery=discovery) as (plane, _, client, here):
-        client.sendto(asked, name_of(here, client))
+        client.sendto(asked, name_of(here))
         plane.run(5)
         [report] = plane.reports()
         assert report == Datagram(FLOW, address_of(client.getsockname()), asked)
