@@ -74,6 +74,9 @@ def test_when_no_port_can_be_opened_the_answer_is_508_and_nothing_is_held(table:
     for port in range(50000, 50100):
         table.taken[Address(HOST, port)] = errno.EMFILE
     assert code(Person(table).allocate()) == 508
+    assert "no relay port can be opened: in use" in table.events(RequestRefused)[-1].reason, (
+        "the log says what the system said"
+    )
     assert table.server.control.allocations.claimed == 0
     table.taken.clear()
     assert code(Person(table).allocate()) == 0

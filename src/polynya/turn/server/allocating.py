@@ -156,11 +156,12 @@ class Allocating:
         relays: list[Relayed] = []
         reply: Attributes = {}
         failed: AddressError | None = None
+        why = ""
         for family in (wish.family,) if wish.additional is None else (wish.family, wish.additional):
             if family not in self.config.families:
                 failed = AddressError(family, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED)
                 continue
-            opened, now = yield from self._open(ask, family, wish, lifetime, now)
+            opened, why, now = yield from self._open(ask, family, wish, lifetime, now)
             if not opened:
                 failed = AddressError(family, ErrorCode.INSUFFICIENT_CAPACITY)
                 continue
@@ -174,7 +175,7 @@ class Allocating:
                 reply[RESERVATION_TOKEN] = self._allocations.reserve(opened[1], second)
         if not relays:
             self._allocations.release(claim)
-            raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, "no relay port is free")
+            raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, why or "no relay port is free")
         if failed is not None:
             old = ADDITIONAL_ADDRESS_FAMILY not in ask.message  # who asks by the draft's number reads that one
             reply[SSODA_ADDRESS_ERROR_CODE if old else ADDRESS_ERROR_CODE] = failed
@@ -182,9 +183,10 @@ class Allocating:
 
     def _open(
         self, ask: Ask, family: int, wish: _Wish, lifetime: int, now: Instant
-    ) -> Generator[Order, Resumed, tuple[list[Relayed], Instant]]:
-        """One relay port, and the next one, held for later, when that is wished for; empty when none can be had."""
+    ) -> Generator[Order, Resumed, tuple[list[Relayed], str, Instant]]:
+        """One relay port, and the next one, held for later, when that is wished for; empty, and why, where none is."""
         pair = wish.reserve
+        why = ""
         for _ in range(_TRIES):
             taken = self._allocations.take_port(family, now, even=wish.even, pair=pair)
             if taken is None:
@@ -213,11 +215,12 @@ class Allocating:
                 opened.append(relayed)
                 self._allocations.relayed[relay] = relayed
             else:
-                return opened, now
+                return opened, "", now
             now = yield from self._free(opened, now)
+            why = f"no relay port can be opened: {refused.reason}"
             if refused.errno is not None and refused.errno not in _ELSEWHERE:
                 break
-        return [], now
+        return [], why, now
 
     def _assign(
         self, ask: Ask, relayed: Relayed, claim: Claim, lifetime: int, now: Instant
