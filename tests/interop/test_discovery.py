@@ -6,6 +6,7 @@ test that a server makes possible must say so: mapping and filtering endpoint-in
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -13,10 +14,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from tests.real.netns import PATH
+from tests.real.netns import PATH, alone
+
+HERE = Path(__file__).resolve().parent
 
 # loopback addresses of this process: what else runs on this host has other ones
 NET = f"127.{64 | os.getpid() >> 8 & 63}.{os.getpid() & 255}"
@@ -100,3 +104,22 @@ def test_with_one_address_natdiscovery_is_promised_nothing() -> None:
         said = natdiscovery("-m", "-f", server=alone)
     assert said.count("UDP reflexive addr") >= 2
     assert "RFC 5780" not in said and "NAT with" not in said and "Other addr" not in said
+
+
+@pytest.mark.root
+@pytest.mark.peer("ip", "turnutils")
+@pytest.mark.usefixtures("free_of_leftovers")
+def test_it_is_served_over_ipv6_as_well() -> None:
+    with alone(["fd80::1/64", "fd80::2/64", "fd80::9/64"]) as here:
+        serve = ["serve", "--listen", "[fd80::1]:3478", "--stun-alternate", "[fd80::2]:3479", "--user", "a:b"]
+        with here.popen(sys.executable, "-m", "polynya", *serve, stdout=subprocess.PIPE, text=True) as server:
+            try:
+                assert server.stdout.readline().startswith("ready ")
+                said = here.run("turnutils_natdiscovery", "-m", "-f", "-L", "fd80::9", "fd80::1").stdout
+                found = json.loads(here.run(sys.executable, HERE / "discovery_peer.py", "stun:[fd80::1]:3478").stdout)
+            finally:
+                server.terminate()
+            assert server.wait(timeout=10) == 0
+    assert "NAT with Endpoint Independent Mapping!" in said and "NAT with Endpoint Independent Filtering!" in said
+    assert re.search(r"Other addr: : \[?fd80::2\]?:3479", said)
+    assert (found["translated"], found["mapping"], found["filtering"]) == (False, "EI", "EI")
