@@ -51,7 +51,7 @@ FRAME = b"\x40\x01\x00\x04data"
 
 
 class Rig:
-    """A plane of two workers on the loopback interface."""
+    """A plane of some workers on the loopback interface."""
 
     def __init__(self, workers: int = 2) -> None:
         self.listeners = bind_listeners(Address(LOOPBACK, 0), workers)
@@ -199,6 +199,101 @@ def test_a_worker_that_dies_moves_nobody_elses_flows_and_its_own_go_on(rig: Rig)
     assert other.works()
     assert rig.plane.processes[0] != before[0] and rig.plane.processes[1] == before[1]
     assert (mine.worker, other.worker) == (0, 1)
+
+
+def test_under_load_a_worker_that_dies_costs_the_flows_of_the_others_nothing() -> None:
+    """Traffic in both directions through three workers, without a pause; one is killed in the midst of it.
+
+    What goes by the others arrives, all of it and in order. The dead one's flows stand still until its successor has
+    been told what it must know, and then go on, with the same relayed addresses, permissions and channels.
+    """
+    rig = Rig(3)
+    try:
+        loads = [Load(Talk(rig)) for _ in range(12)]
+        victim = loads[0].talk.worker
+        others = [each for each in loads if each.talk.worker != victim]
+        assert others, "the system sends all clients to one worker"
+        rig.wait(lambda: now() - rig.plane._workers[victim].started > SECOND)
+        for _ in range(20):
+            for load in loads:
+                load.send()
+            rig.wait(lambda: not [load for load in loads if not load.arrived()])
+        os.kill(rig.plane.processes[victim], signal.SIGKILL)
+        rounds = 0
+        while rig.plane.restarts == 0 or rounds < 100:
+            for load in loads:
+                load.send()
+            rig.wait(lambda: not [load for load in others if not load.arrived()])  # nothing is sent a second time
+            rounds += 1
+        rig.wait(lambda: not [load for load in loads if not load.resumed()])
+        assert [load.lost for load in others] == [0] * len(others)
+        assert {load.talk.worker for load in others} == {load.worker for load in others}, "nobody has moved"
+    finally:
+        rig.close()
+
+
+class Load:
+    """Numbered datagrams in both directions of a talk."""
+
+    def __init__(self, talk: Talk) -> None:
+        self.talk = talk
+        self.worker = talk.worker
+        self.lost = 0
+        self._sent = 0
+        self._at_peer = self._at_client = 0
+
+    def send(self) -> None:
+        talk = self.talk
+        self._sent += 1
+        number = self._sent.to_bytes(4, "big")
+        talk.client.sendto(b"\x40\x01\x00\x04" + number, talk.rig.address)
+        talk.peer.sendto(number, (talk.relay.host, talk.relay.port))
+
+    def arrived(self) -> bool:
+        """Whether all that was sent has come; what comes out of turn is counted as lost."""
+        for number in _all(self.talk.peer, b""):
+            self.lost += number != self._at_peer + 1
+            self._at_peer = number
+        for number in _all(self.talk.client, b"\x40\x01\x00\x04"):
+            self.lost += number != self._at_client + 1
+            self._at_client = number
+        return self._at_peer == self._at_client == self._sent
+
+    def resumed(self) -> bool:
+        """Whether data goes through again; if not, try once more."""
+        if self.arrived():
+            return True
+        self.send()
+        return False
+
+
+def _all(sock: socket.socket, head: bytes) -> Iterator[int]:
+    while True:
+        try:
+            data = sock.recv(2000)
+        except BlockingIOError:
+            return
+        assert data.startswith(head)
+        yield int.from_bytes(data[len(head) :], "big")
+
+
+def test_what_a_dead_worker_had_told_is_still_counted(rig: Rig) -> None:
+    mine, _ = on_each(rig)
+
+    def carried(number: int) -> bool:
+        rig.plane.ask_traffic()
+        told = next(each for each in rig.plane.traffic() if each.relay == mine.relay)
+        return (told.to_peers, told.bytes_from_peers) == (number, 4 * number)
+
+    assert all(mine.works() for _ in range(3))
+    mine.client.sendto(b"\x40\x02\x00\x01x", rig.address)  # no such channel
+    rig.wait(lambda: carried(3) and rig.plane.counters.get("the channel is not bound") == 1)
+    rig.wait(lambda: now() - rig.plane._workers[mine.worker].started > SECOND)
+    os.kill(rig.plane.processes[mine.worker], signal.SIGKILL)
+    rig.wait(lambda: rig.plane.restarts == 1)
+    assert mine.works(pause=20)
+    rig.wait(lambda: carried(4))
+    assert rig.plane.counters["the channel is not bound"] == 1
 
 
 def test_commands_that_died_with_a_worker_are_acknowledged_and_hold(rig: Rig) -> None:

@@ -166,6 +166,8 @@ class WorkerPlane:
         self._awaited: Counter[int] = Counter()
         """Acknowledgements that are still to come for a command that went to all."""
         self._counted: dict[int, Counted] = {}
+        self._counted_before: Counter[str] = Counter()
+        """What workers had told that have died."""
         self._reports: list[Report] = []
         self._local = PortablePlane({}, read_errors=read_errors)
         self._epoll = select.epoll()
@@ -232,7 +234,7 @@ class WorkerPlane:
     @property
     def counters(self) -> dict[str, int]:
         """What was not forwarded, by why, as of the last `ask_traffic`."""
-        total: Counter[str] = Counter(self._local.counters)
+        total: Counter[str] = Counter(self._local.counters) + self._counted_before
         for counted in self._counted.values():
             total.update(counted.counters)
         return {**total, "worker restarts": self.restarts}
@@ -501,11 +503,14 @@ class WorkerPlane:
             return
         dead.process.wait()
         self.restarts += 1
+        if (counted := self._counted.pop(dead.index, None)) is not None:
+            self._counted_before.update(counted.counters)
         worker = self._workers[dead.index] = self._start(dead.index)
         if self._policy is not None:
             worker.channel.send([replace(self._policy, number=_NOBODY)])
         for record in self._records.values():
             if record.worker == dead.index:
+                record.before = record.last  # what it has told since is not known, what it had told must not be lost
                 worker.channel.send([replace(record.open, number=_NOBODY)], (record.sock.fileno(),))
                 worker.channel.send(record.replay(now()))
             elif record.worker != NOWHERE:
