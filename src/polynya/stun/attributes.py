@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
-from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.addresses import IPV4, IPV6, Address, pack_host
 from polynya.core.errors import DecodeError
 
 from .registry import REASONS, AttributeType
@@ -29,6 +29,8 @@ Decoder = Callable[[bytes, bytes], T]
 Encoder = Callable[[T, bytes], bytes]
 
 _HEADER: Final = struct.Struct("!HH").pack
+_XOR4: Final = struct.Struct("!HHI").pack
+_WORD: Final = struct.Struct("!I").unpack_from
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 _MAX_TEXT: Final = 763
 """Bytes of REALM, SOFTWARE, NONCE and reason phrases: what RFC 5389 allowed; RFC 8489 asks for 509 and fewer."""
@@ -213,7 +215,16 @@ def _opaque(number: AttributeType, low: int = 0, high: int = 0xFFFF) -> Attribut
             raise ValueError(problem)
         return value
 
-    return Attribute(number, decode, encode)
+    def pack_opaque(value: bytes, _: bytes) -> bytes:
+        size = len(value)
+        if not low <= size <= high:
+            raise ValueError(check(value))
+        return _HEADER(plain_number, size) + value + _PADDING[size & 3]
+
+    plain_number = int(number)
+    attribute: Attribute[bytes] = Attribute(number, decode, encode)
+    attribute.pack = pack_opaque
+    return attribute
 
 
 def _leading(number: AttributeType, size: int, *, shorter: bool = False) -> Attribute[int]:
@@ -276,6 +287,10 @@ def _decode_xor_address(value: bytes, mask: bytes) -> Address:
 
 
 def _encode_xor_address(value: Address, mask: bytes) -> bytes:
+    host, port, _ = value
+    packed = pack_host(host)
+    if len(packed) == 4:
+        return _XOR4(1, port ^ (mask[0] << 8 | mask[1]), _WORD(packed)[0] ^ _WORD(mask)[0])
     return _masked(_encode_address(value, mask), mask)
 
 
@@ -297,6 +312,7 @@ def _decode_code(value: bytes) -> tuple[int, str]:
     return hundreds * 100 + rest, value[4:].decode("utf-8", "replace")
 
 
+@lru_cache(maxsize=256)
 def _encode_code(code: int, reason: str) -> bytes:
     encoded = reason.encode()
     if not 300 <= code <= 699 or len(encoded) > _MAX_TEXT:
@@ -334,10 +350,16 @@ def _decode_algorithms(value: bytes, _: bytes) -> tuple[PasswordAlgorithm, ...]:
     return tuple(algorithms)
 
 
-def _encode_algorithms(value: tuple[PasswordAlgorithm, ...], _: bytes) -> bytes:
+@lru_cache(maxsize=64)
+def _pack_algorithms(value: tuple[PasswordAlgorithm, ...]) -> bytes:
+    """A server offers the same ones to everybody."""
     return b"".join(
         _HEADER(number, len(parameters)) + parameters + _PADDING[len(parameters) & 3] for number, parameters in value
     )
+
+
+def _encode_algorithms(value: tuple[PasswordAlgorithm, ...], _: bytes) -> bytes:
+    return _pack_algorithms(value)
 
 
 def _decode_algorithm(value: bytes, mask: bytes) -> PasswordAlgorithm:
