@@ -6,12 +6,15 @@ The MAC covers the whole time, the features and the client's address, so a nonce
 longer than its lifetime: who answers with it has proven that it receives what is sent to that address. It is as short
 as that allows, for strangers are sent it: 48 bits are to be guessed within the lifetime, one request for each guess, by
 somebody who then still has no password.
+
+The MAC is keyed BLAKE2 (RFC 7693), a MAC by itself at a third of what HMAC costs; and every request is checked.
 """
 
 from __future__ import annotations
 
-import base64
-from hmac import compare_digest, digest
+from binascii import a2b_base64, b2a_base64
+from hashlib import blake2s
+from hmac import compare_digest
 from typing import Final
 
 from polynya.core.addresses import Address
@@ -32,9 +35,9 @@ class Nonces:
     """Makes and checks nonces with one key."""
 
     def __init__(self, key: bytes, features: SecurityFeature, lifetime: int) -> None:
-        self._key = key
         self._lifetime = lifetime // SECOND
         self._head = nonce_with_features(features, b"")
+        self._mac = blake2s(self._head, key=key, digest_size=_MAC)
 
     def make(self, client: Address, now: Instant) -> bytes:
         """A nonce for this client, from now on."""
@@ -45,13 +48,14 @@ class Nonces:
         if len(nonce) != _HEAD + _TAIL:
             return False
         try:
-            time = int.from_bytes(base64.b64decode(nonce[_HEAD:] + b"=", validate=True)[:_TIME], "big")
+            time = int.from_bytes(a2b_base64(nonce[_HEAD:] + b"=", strict_mode=True)[:_TIME], "big")
         except ValueError:
             return False
         age = (now // SECOND - time) % _WRAP
         return age < self._lifetime and compare_digest(nonce, self._made(client, now // SECOND - age))
 
     def _made(self, client: Address, seconds: int) -> bytes:
-        covered = seconds.to_bytes(8, "big", signed=True) + self._head + str(client).encode()
-        mac = digest(self._key, covered, "sha256")[:_MAC]
-        return self._head + base64.b64encode((seconds % _WRAP).to_bytes(_TIME, "big") + mac)[:_TAIL]
+        mac = self._mac.copy()
+        mac.update(f"{seconds} {client.host} {client.port} {client.zone}".encode())
+        said = (seconds % _WRAP).to_bytes(_TIME, "big") + mac.digest()
+        return self._head + b2a_base64(said, newline=False)[:_TAIL]
