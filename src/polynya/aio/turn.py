@@ -106,6 +106,9 @@ class TurnClient:
         self._allocated: Allocated | None = None
         self._machine: Machine | None = None
         self._send: Callable[[bytes], bool] | None = None
+        """To the server, over UDP; None without an allocation, and over streams."""
+        self._wrap: Callable[[Address, bytes], bytes | None]
+        self._unwrap: Callable[[bytes], tuple[Address, bytes] | None]
         self._ended: str | None = None
         self._queue: deque[tuple[bytes, Address]] = deque()
         self._receiver: asyncio.Future[None] | None = None
@@ -211,11 +214,12 @@ class TurnClient:
         Raises ConnectionClosed once the allocation is gone.
         """
         address = peer if isinstance(peer, Address) else _parse(peer)
-        driver, machine = self._running()
-        if self._send is not None and not dont_fragment:
-            frame = machine.wrap(address, data)
+        send = self._send
+        if send is not None and not dont_fragment:  # there is an allocation, and it has not ended
+            frame = self._wrap(address, data)
             if frame is not None:
-                return self._send(frame)
+                return send(frame)
+        driver, machine = self._running()
         return driver.call(partial(machine.send, address, data, dont_fragment=dont_fragment))
 
     async def recv(self) -> tuple[bytes, Address]:
@@ -298,7 +302,8 @@ class TurnClient:
 
     def _found(self, event: Allocated) -> None:
         driver, self._allocated, self._machine = self._driver, event, self._search.found
-        assert driver is not None
+        assert driver is not None and self._machine is not None
+        self._wrap, self._unwrap = self._machine.wrap, self._machine.unwrap
         if event.server.transport is Transport.UDP:
             self._send = driver.sender(event.flow, event.server.address)
             driver.accept_data(event.flow, event.server.address, self._channel_data)
@@ -307,8 +312,7 @@ class TurnClient:
 
     def _channel_data(self, data: bytes) -> None:
         """The short way for a datagram of the server that is not STUN."""
-        assert self._machine is not None
-        unwrapped = self._machine.unwrap(data)
+        unwrapped = self._unwrap(data)
         if unwrapped is None:
             self.datagrams_dropped += 1
         else:
