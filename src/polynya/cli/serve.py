@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from polynya.serve.settings import Flags
 
 Some = list[str] | None
+
+GARBAGE: Final = 20_000
+"""New objects between two searches for cycles: what a server makes for a request, and keeps a while, holds none."""
 
 
 def serve(
@@ -188,6 +192,8 @@ async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
         loop.add_signal_handler(number, end)
     async with Server(server_config(settings), trace=trace) as server:
         loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, path, flags))
+        gc.freeze()  # what is there by now stays to the end, and need not be looked at again and again
+        gc.set_threshold(GARBAGE)
         print(server.ready_line, flush=True)
         tell(files)
         await server.run_until(stop)

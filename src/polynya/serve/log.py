@@ -58,5 +58,8 @@ def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("polynya").setLevel(level)
+    # what no line shows need not be looked for: each client makes lines (see "Optimization" in logging's manual)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     # a client can make uvicorn warn at will: what matters of it is counted
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
