@@ -302,7 +302,8 @@ class TurnClient:
 
     def _found(self, event: Allocated) -> None:
         driver, self._allocated, self._machine = self._driver, event, self._search.found
-        assert driver is not None and self._machine is not None
+        assert driver is not None
+        assert self._machine is not None
         self._wrap, self._unwrap = self._machine.wrap, self._machine.unwrap
         if event.server.transport is Transport.UDP:
             self._send = driver.sender(event.flow, event.server.address)

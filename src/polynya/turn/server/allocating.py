@@ -56,6 +56,7 @@ class Allocating:
 
     def __init__(self, config: TurnConfig, allocations: Allocations) -> None:
         self.config = config
+        self._families = config.families
         self._allocations = allocations
         self._opening: dict[Client, None] = {}
         self._events: list[AllocationCreated | AllocationEnded] = []
@@ -64,6 +65,8 @@ class Allocating:
 
     def events(self) -> list[AllocationCreated | AllocationEnded]:
         """What became of allocations, oldest first; drained by the call."""
+        if not self._events:
+            return []
         drained, self._events = self._events, []
         return drained
 
@@ -121,23 +124,24 @@ class Allocating:
         raise Refusal(ErrorCode.TRY_ALTERNATE, "the server is draining", {ALTERNATE_SERVER: (chosen,)})
 
     def _wish(self, message: Message) -> _Wish:
-        transport = message.get(REQUESTED_TRANSPORT)
+        value = message.attributes.get
+        transport = value(REQUESTED_TRANSPORT)
         if transport is None:
             raise Refusal(ErrorCode.BAD_REQUEST, "REQUESTED-TRANSPORT is missing")
         if transport != UDP:
             raise Refusal(ErrorCode.UNSUPPORTED_TRANSPORT_PROTOCOL, f"transport protocol {transport} is not relayed")
-        even = message.get(EVEN_PORT)
-        token = message.get(RESERVATION_TOKEN)
-        family = message.get(REQUESTED_ADDRESS_FAMILY)
-        additional = message.get(ADDITIONAL_ADDRESS_FAMILY)
+        even = value(EVEN_PORT)
+        token = value(RESERVATION_TOKEN)
+        family = value(REQUESTED_ADDRESS_FAMILY)
+        additional = value(ADDITIONAL_ADDRESS_FAMILY)
         if additional is None:
-            additional = message.get(SSODA_ADDITIONAL_ADDRESS_FAMILY)
+            additional = value(SSODA_ADDITIONAL_ADDRESS_FAMILY)
         if token is not None and (even is not None or family is not None or additional is not None):
             raise Refusal(ErrorCode.BAD_REQUEST, "a reservation is not compatible with other wishes")
         if additional is not None and (family is not None or even or additional != IPV6):
             raise Refusal(ErrorCode.BAD_REQUEST, "ADDITIONAL-ADDRESS-FAMILY does not fit")
         family = IPV4 if family is None else family
-        available = self.config.families
+        available = self._families
         if token is None and family not in available and not (additional is not None and additional in available):
             raise Refusal(ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, f"address family {family} is not relayed")
         return _Wish(family, additional, even is not None, bool(even), token)
@@ -158,7 +162,7 @@ class Allocating:
         failed: AddressError | None = None
         why = ""
         for family in (wish.family,) if wish.additional is None else (wish.family, wish.additional):
-            if family not in self.config.families:
+            if family not in self._families:
                 failed = AddressError(family, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED)
                 continue
             opened, why, now = yield from self._open(ask, family, wish, lifetime, now)

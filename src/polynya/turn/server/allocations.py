@@ -126,6 +126,7 @@ class Allocations:
         self._hosts = [(each, RelayPorts(low, high, config.port_rest, random)) for each in config.relays]
         if any(ports.free < 1 for _, ports in self._hosts):
             raise ConfigurationError("the range of relay ports is empty")
+        self._by_family = {family: [each for each in self._hosts if each[0].family == family] for family in (4, 6)}
 
     # ---------------------------------------------------------------------------------------------------------- quotas
 
@@ -160,9 +161,11 @@ class Allocations:
         self, family: int, now: Instant, *, even: bool, pair: bool
     ) -> tuple[RelayHost, RelayPorts, int] | None:
         """A port of a host of this family; None when all are taken. With `pair` the next higher one is taken, too."""
-        hosts = [each for each in self._hosts if each[0].family == family]
-        start = self._random.randrange(len(hosts)) if len(hosts) > 1 else 0
-        for host, ports in hosts[start:] + hosts[:start]:
+        hosts = self._by_family[family]
+        if len(hosts) > 1:
+            start = self._random.randrange(len(hosts))
+            hosts = hosts[start:] + hosts[:start]
+        for host, ports in hosts:
             port = ports.take_even(now, pair=pair) if even else ports.take(now)
             if port is not None:
                 return host, ports, port

@@ -12,6 +12,7 @@ from typing import Final
 from polynya.core.instants import Instant
 from polynya.stun.budget import Budget, source_of
 from polynya.stun.message import Message
+from polynya.stun.registry import Method
 
 from .authentication import Authenticator, Denied
 from .commands import Client
@@ -19,6 +20,7 @@ from .config import Limits
 from .events import RequestRefused
 from .requests import Ask, Attributes, Refusal
 
+_NAMES: Final[dict[int, str]] = {method: method.name for method in Method}
 _BUDGETED: Final = frozenset({400, 401, 420, 437, 438, 441})
 
 
@@ -57,7 +59,8 @@ class Answers:
         return Message.error(message, denied.code, "", attributes).encode(fingerprint=message.has_fingerprint)
 
     def _note(self, message: Message, client: Client, code: int, reason: str, user: str) -> None:
-        name = getattr(message.method, "name", str(message.method))
+        method = message.method
+        name = _NAMES.get(method) or str(method)
         self.refused.append(RequestRefused(client=client, method=name, code=int(code), reason=reason, user=user))
 
 

@@ -42,7 +42,7 @@ from .users import ASK, Directory, User
 _DECOY: Final = IntegrityKey(b"nobody has this key")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Granted:
     """The request is its user's; `key` and `sha256` say how the answer is signed."""
 
@@ -51,7 +51,7 @@ class Granted:
     sha256: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Denied:
     """The request is refused; with a `challenge` the answer says what a client needs to try again."""
 
@@ -97,8 +97,8 @@ class Authenticator:
         """Whose request this is. `unix` is the time of day, None when nobody told; `known` who was found by asking."""
         if not (message.has_integrity or message.has_integrity_sha256):
             return Denied(ErrorCode.UNAUTHENTICATED, "no credentials")
-        name, hashed = message.get(USERNAME), message.get(USERHASH)
-        realm, nonce = message.get(REALM), message.get(NONCE)
+        value = message.attributes.get
+        name, hashed, realm, nonce = value(USERNAME), value(USERHASH), value(REALM), value(NONCE)
         if (name is None) == (hashed is None) or realm is None or nonce is None:
             return Denied(ErrorCode.BAD_REQUEST, "credentials are incomplete", challenge=False)
         if not self._nonces.valid(nonce, client.remote, now):

@@ -9,6 +9,8 @@ when it is read. A command about a relay that is not open is Refused, but for Fr
 
 The data plane enforces expiry by itself: what has `until` is over when the clock reads `until`. The control plane's and
 the plane's clock are one (CLOCK_BOOTTIME where there is one).
+
+Both are made for every request, so they are plain slotted dataclasses: build them and leave them be.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ Relay = NewType("Relay", Address)
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class OpenRelay:
     """Bind a relay port. Without a client it is only held: nothing is forwarded until `AssignRelay`."""
 
@@ -60,7 +62,7 @@ class OpenRelay:
     """In both directions together; 0 for no limit."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class AssignRelay:
     """Give a held relay port to a client."""
 
@@ -72,7 +74,7 @@ class AssignRelay:
     bytes_per_second: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class FreeRelay:
     """Close a relay port with all its permissions and channels. Its last `Traffic` comes before `Done`."""
 
@@ -80,7 +82,7 @@ class FreeRelay:
     relay: Relay
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SetExpiry:
     """The allocation of a relay now ends at `until`."""
 
@@ -89,7 +91,7 @@ class SetExpiry:
     until: Instant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Permit:
     """Let these hosts and the client reach each other until then. All of them or none."""
 
@@ -99,7 +101,7 @@ class Permit:
     until: Instant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Unpermit:
     """Take permissions back."""
 
@@ -108,7 +110,7 @@ class Unpermit:
     hosts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class BindChannel:
     """Let a channel number stand for a peer until then; its permission is a command of its own."""
 
@@ -119,7 +121,7 @@ class BindChannel:
     until: Instant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class UnbindChannel:
     """Take a channel back."""
 
@@ -128,7 +130,7 @@ class UnbindChannel:
     channel: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class SetPolicy:
     """From now on ask these rules of every peer. Before the first of these a plane reaches no peer at all."""
 
@@ -150,14 +152,14 @@ class Forward:
 # ------------------------------------------------------------------------------------------------------------- reports
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """A command was carried out."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Refused:
     """A command was not carried out, and changed nothing. `errno` is the system's, where there is one."""
 
@@ -166,7 +168,7 @@ class Refused:
     errno: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PeerError:
     """An ICMP error came back for what was sent to a peer that is permitted (RFC 8656, section 11.5)."""
 
@@ -188,7 +190,7 @@ class Traffic:
     dropped: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RelayLost:
     """A relay port is gone although nobody freed it. Nothing of it is left in the plane."""
 

@@ -59,6 +59,8 @@ TurnOutput = Send | Close | Command | Forward | LookUp
 FIXED: Final = ("realm", "relays", "ports", "port_rest", "algorithms")
 """What of its configuration a server keeps for its life; clients hold on to most of it."""
 
+_ERRORS: Final[dict[int, str]] = {code: f"answers {code:d}" for code in ErrorCode}
+_SUCCESSES: Final[dict[int, str]] = {method: f"answers to {method.name}" for method in Method}
 _FAREWELLS: Final = 4096
 _FAREWELL_KEPT: Final = 40 * SECOND
 """How long a client may send again what it did not hear the answer to (RFC 8489, section 6.3.1)."""
@@ -342,7 +344,7 @@ class TurnServer:
         if answer is None:
             self._drop(client, "too many answers to strangers", now)
             return
-        self._count(f"answers {denied.code:d}")
+        self._count(_ERRORS[denied.code])
         self._outputs.append(Send(client.flow, client.remote, answer))
 
     # ------------------------------------------------------------------------------------------------------ procedures
@@ -377,8 +379,9 @@ class TurnServer:
                 self._streams.wait(flow, now)
             if self._allocating.draining is not None and not self.allocations.claimed:
                 self._events.append(Drained())
-        refused, self._answers.refused = self._answers.refused, []
-        self._events += refused
+        if self._answers.refused:
+            refused, self._answers.refused = self._answers.refused, []
+            self._events += refused
 
     def _finish(self, outcome: Outcome[Ask | None], now: Instant) -> None:
         """Answer the request that a procedure was for."""
@@ -395,10 +398,10 @@ class TurnServer:
                 self._drop(client, "too many answers to one who only gets errors", now)
                 return
             answer = refused
-            self._count(f"answers {outcome.refusal.code:d}")
+            self._count(_ERRORS[outcome.refusal.code])
         else:
             answer = self._answers.success(ask, outcome.value)
-            self._count(f"answers to {Method(message.method).name}")
+            self._count(_SUCCESSES[message.method])
             self._remember(ask, answer, now)
         self._outputs.append(Send(client.flow, client.remote, answer))
 

@@ -6,12 +6,12 @@ start --a command--> WAITING --Done, Refused or too long--> resumed --a command-
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from polynya.core.instants import SECOND, Instant
-from polynya.core.timers import Timers
 
 from .commands import Command, Done, Refused
 from .requests import Order, Refusal, Resumed
@@ -37,7 +37,8 @@ class Procedures(Generic[ContextT]):
     def __init__(self) -> None:
         self._number = 0
         self._waiting: dict[int, tuple[Generator[Order, Resumed, Any], ContextT]] = {}
-        self._patience: Timers[int] = Timers()
+        self._patience: deque[tuple[Instant, int]] = deque()
+        """When each of them has waited for too long: all wait for as long, so the first to begin is the first."""
         self._commands: list[Command] = []
         self._outcomes: list[Outcome[ContextT]] = []
 
@@ -55,23 +56,30 @@ class Procedures(Generic[ContextT]):
         waiting = self._waiting.pop(report.number, None)
         if waiting is None:
             return False
-        self._patience.cancel(report.number)
         self._step(*waiting, (report, now), now)
         return True
 
     def tick(self, now: Instant) -> None:
         """Let those that waited too long go on as if the plane had refused."""
-        for number in self._patience.due(now):
-            self.take(Refused(number, "the data plane did not answer"), now)
+        while (due := self.next_timer()) is not None and due <= now:
+            self.take(Refused(self._patience.popleft()[1], "the data plane did not answer"), now)
 
     def next_timer(self) -> Instant | None:
-        return self._patience.next()
+        patience, waiting = self._patience, self._waiting
+        while patience:
+            due, number = patience[0]
+            if number in waiting:
+                return due
+            patience.popleft()
+        return None
 
     def commands(self) -> list[Command]:
         drained, self._commands = self._commands, []
         return drained
 
     def outcomes(self) -> list[Outcome[ContextT]]:
+        if not self._outcomes:
+            return []
         drained, self._outcomes = self._outcomes, []
         return drained
 
@@ -90,5 +98,5 @@ class Procedures(Generic[ContextT]):
         else:
             self._number += 1
             self._waiting[self._number] = procedure, context
-            self._patience.set(self._number, Instant(now + PATIENCE))
+            self._patience.append((Instant(now + PATIENCE), self._number))
             self._commands.append(order(number=self._number))
