@@ -16,6 +16,7 @@ from polynya.stun import attributes as a
 from polynya.stun.integrity import IntegrityKey, long_term_key
 from polynya.stun.registry import Method
 from polynya.stun.security import SecurityFeature, features_of
+from polynya.turn.server.config import Limits
 from polynya.turn.server.lookups import LookUp, UserFound
 from polynya.turn.server.users import AskedUsers, Directories, SharedSecrets, StaticUsers, User
 from tests.turn.server.harness import CLIENT, OTHER, PASSWORDS, REALM, Person, Table, code, config, users
@@ -207,3 +208,21 @@ def test_a_stranger_who_was_looked_up_is_refused_and_silence_ends() -> None:
     table.run_for(6)
     assert table.server.control.next_timer() is None, "the request that nobody answered for is dropped"
     assert table.now % SECOND == 0
+
+
+def test_one_source_cannot_use_up_the_look_ups_of_all() -> None:
+    """Who guesses names is asked about as often as it may be answered, and the others still come in."""
+    limits = Limits(unauthenticated_answers_per_second=10, unauthenticated_burst=20, pending_lookups=50)
+    table = Table(config(limits=limits), AskedUsers())
+    mallory = Person(table, OTHER, "mallory", "?")
+    assert mallory.learn(mallory.say(mallory.build(Method.ALLOCATE, ALLOCATE)))
+    for number in range(1000):
+        mallory.name = f"name {number}"
+        assert mallory.say(mallory.build(Method.ALLOCATE, ALLOCATE)) is None
+    assert len(table.events(LookUp)) == 19, "one unit went with the first answer"
+    carol = Person(table, name="carol", password="sea")
+    assert carol.learn(carol.say(carol.build(Method.ALLOCATE, ALLOCATE)))
+    carol.say(carol.build(Method.ALLOCATE, ALLOCATE))
+    assert table.events(LookUp)[-1] == LookUp("carol")
+    table.give(UserFound("carol", User.with_password("carol", REALM, "sea")))
+    assert len(table.flows) == 1

@@ -330,7 +330,9 @@ class TurnServer:
         if isinstance(verdict, MustAsk):
             known = self._lookups.known(verdict.name, now)
             if known is None:
-                if not self._lookups.wait(verdict.name, Waiting(message, client, stream), now):
+                if not self._answers.may_answer(client, now):  # who would be refused anyway costs no look-up
+                    self._drop(client, "too many look-ups for one source", now)
+                elif not self._lookups.wait(verdict.name, Waiting(message, client, stream), now):
                     self._drop(client, "too many look-ups", now)
                 return
             verdict = self._auth.check(message, client, now, unix, known)
