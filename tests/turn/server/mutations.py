@@ -20,8 +20,9 @@ from polynya.core.machine import Closed, StreamData
 from polynya.stun import attributes as a
 from polynya.stun.framing import encode_channel_data
 from polynya.stun.message import Message
+from polynya.stun.origins import origins
 from polynya.stun.registry import FINGERPRINT_XOR, Method
-from tests.turn.server.harness import CLIENT, PEER, PEER6, Person, Table, config
+from tests.turn.server.harness import CLIENT, HOST, LISTENER, PEER, PEER6, Person, Table, config
 
 PEERS = (PEER, PEER6, Address("10.0.0.1", 1), Address("::ffff:127.0.0.1", 80), Address("203.0.113.10", 0))
 ROUND: Final = 2000
@@ -38,6 +39,8 @@ class Assault:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.table = Table(config(ports=(50000, 50031)))
+        served = {LISTENER: Address(HOST, 3478), Flow(910): Address(HOST, 3479)}
+        self.table.server.control.set_origins(origins(served), self.table.now)
         self.people: list[Person] = []
         self.cases = 0
         self.objects: list[int] = []
@@ -149,9 +152,20 @@ class Assault:
                 Method.SEND, bytes(12), {a.XOR_PEER_ADDRESS: peers, a.DATA: chance.randbytes(20)}
             ).encode(),
             lambda: Message.request(Method.BINDING, chance.randbytes(12), {a.SOFTWARE: "x"}).encode(fingerprint=True),
+            lambda: Message.request(Method.BINDING, chance.randbytes(12), self._discovery()).encode(),
             lambda: chance.randbytes(chance.choice((0, 1, 4, 20, 200))),
         ]
         return chance.choice(makers)()
+
+    def _discovery(self) -> dict:
+        """Attributes of RFC 5780; the server's listener serves them."""
+        chance = self.random
+        asked = {
+            a.CHANGE_REQUEST: a.ChangeRequest(address=chance.random() < 0.5, port=chance.random() < 0.5),
+            a.RESPONSE_PORT: chance.choice((0, 1, 5000, 65535)),
+            a.PADDING: bytes(chance.choice((0, 3, 1500, 9000))),
+        }
+        return {attribute: value for attribute, value in asked.items() if chance.random() < 0.5}
 
     def _wish(self) -> dict:
         chance = self.random
