@@ -17,40 +17,27 @@ import polynya
 
 
 async def tell(agent: polynya.Agent, writer: asyncio.StreamWriter) -> None:
-    """Signal our description at once and each candidate when it is found."""
-
-    def line(**message: str | None) -> None:
-        writer.write(json.dumps(message).encode() + b"\n")
-
-    line(description=agent.description.to_sdp())
-    async for candidate in agent.candidates():
-        line(candidate=str(candidate))
-    line(candidate=None)
-    await writer.drain()
+    """Signal all there is, as long as the agent lives: our description, each candidate when it is found, restarts."""
+    async for text in agent.signals():
+        writer.write(json.dumps(text).encode() + b"\n")
+        await writer.drain()
 
 
-async def hear(agent: polynya.Agent, reader: asyncio.StreamReader, described: asyncio.Event) -> None:
+async def hear(agent: polynya.Agent, reader: asyncio.StreamReader) -> None:
     """Give the agent what the other side signals."""
     while line := await reader.readline():
-        message = json.loads(line)
-        if "description" in message:
-            agent.set_remote(polynya.Description.parse(message["description"]))
-            described.set()
-        elif "candidate" in message:
-            agent.add_candidate(message["candidate"])
+        agent.signalled(json.loads(line))
 
 
 async def talk(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, controlling: bool) -> None:
-    described = asyncio.Event()
     async with polynya.Agent(controlling=controlling, loopback=True) as agent, asyncio.TaskGroup() as tasks:
-        tasks.create_task(tell(agent, writer))
-        hearing = tasks.create_task(hear(agent, reader, described))
-        await described.wait()
+        signaling = [tasks.create_task(tell(agent, writer)), tasks.create_task(hear(agent, reader))]
         connection = await agent.connect(timeout=20)
         connection.send(f"hello from {name}".encode())
         print((await connection.recv()).decode())
         print(f"path: {connection.path}")
-        hearing.cancel()
+        for task in signaling:
+            task.cancel()
     writer.close()
 
 

@@ -103,6 +103,11 @@ def test_many_agents_share_a_process() -> None:
     assert re.fullmatch(r"40 agents made 20 connections: the first after [\d.]+ s, the last after [\d.]+ s", line)
 
 
+def test_a_server_has_one_port_for_all_clients_and_no_signaling() -> None:
+    [line] = run("one_port.py", "12")
+    assert re.fullmatch(r"12 clients were answered through port \d+", line)
+
+
 def test_every_example_is_run_here() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))

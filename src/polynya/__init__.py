@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.connection import Connection, Path
+    from .aio.mux import Mux, Stranger
+    from .aio.muxed import MuxedAgent
     from .aio.servers import IceServer
     from .aio.signaling import Signaling, connect_room
     from .aio.turn import TurnClient
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .ice.candidates import Candidate, CandidateType
+    from .ice.config import IceConfig
     from .ice.description import Description
 
     __version__: str
@@ -47,13 +50,17 @@ __all__ = [
     "ConnectionClosed",
     "DecodeError",
     "Description",
+    "IceConfig",
     "IceServer",
+    "Mux",
+    "MuxedAgent",
     "Path",
     "PolynyaError",
     "ProtocolError",
     "RemoteProtocolError",
     "Signaling",
     "SignalingError",
+    "Stranger",
     "TransactionError",
     "TurnClient",
     "UsageError",
@@ -63,6 +70,8 @@ __all__ = [
 _HOMES: Final = {
     "aio.agent": ("Agent",),
     "aio.connection": ("Connection", "Path"),
+    "aio.mux": ("Mux", "Stranger"),
+    "aio.muxed": ("MuxedAgent",),
     "aio.servers": ("IceServer",),
     "aio.signaling": ("Signaling", "connect_room"),
     "aio.turn": ("TurnClient",),
@@ -80,6 +89,7 @@ _HOMES: Final = {
         "UsageError",
     ),
     "ice.candidates": ("Candidate", "CandidateType"),
+    "ice.config": ("IceConfig",),
     "ice.description": ("Description",),
 }
 

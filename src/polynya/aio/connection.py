@@ -17,7 +17,7 @@ from polynya.core.instants import in_seconds
 from polynya.ice.candidates import Candidate
 
 if TYPE_CHECKING:
-    from .agent import Agent
+    from .endpoint import Endpoint
 
 QUEUE_LENGTH = 1024
 """Datagrams that wait for `recv` before more are dropped."""
@@ -106,7 +106,7 @@ class Connection:
         *,
         stream: int,
         component: int,
-        agent: Agent,
+        agent: Endpoint,
         queue_length: int = QUEUE_LENGTH,
     ) -> None:
         self.stream = stream

@@ -129,8 +129,10 @@ class UdpSocket:
         name = self._name(remote)
         if self._remote is None or self._remote == name:
             self._remote, self._deliver = name, deliver
+        elif isinstance(self._deliveries, dict):
+            self._deliveries[name] = deliver  # a shared socket has thousands
         else:
-            self._deliveries = {**self._deliveries, name: deliver}
+            self._deliveries = {name: deliver}
 
     def refuse(self, remote: Address) -> None:
         """What `remote` sends goes to the machine again."""
@@ -138,7 +140,9 @@ class UdpSocket:
         if self._remote == name:
             self._remote = self._deliver = None
         else:
-            self._deliveries = {other: each for other, each in self._deliveries.items() if other != name} or NOTHING
+            left = self._deliveries
+            if isinstance(left, dict) and left.pop(name, None) is not None and not left:
+                self._deliveries = NOTHING
 
     def _forget_remotes(self) -> None:
         self._remote = self._deliver = None

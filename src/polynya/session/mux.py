@@ -99,9 +99,13 @@ class Mux(Generic[NameT]):
 
     # ------------------------------------------------------------------------------------------------ sockets and data
 
-    def open(self, flow: Flow, local: Address) -> None:
-        """Ask for a shared UDP socket; `FlowOpened` or `FlowClosed` follows."""
-        self._outputs.append(Open(flow=flow, transport=Transport.UDP, local=local))
+    def open(
+        self, flow: Flow, local: Address, ports: tuple[int, int] | None = None, interface: str | None = None
+    ) -> None:  # fmt: skip
+        """Ask for a shared UDP socket, as an `Open` says; `FlowOpened` or `FlowClosed` follows."""
+        self._outputs.append(
+            Open(flow=flow, transport=Transport.UDP, local=local, ports=ports, interface=interface)
+        )  # fmt: skip
 
     def send(self, name: NameT, data: bytes, stream: int = 0, component: int = 1) -> bool:
         """Send application data to the peer of an agent, on its selected pair; False while there is none."""
@@ -146,6 +150,10 @@ class Mux(Generic[NameT]):
     def __getitem__(self, name: NameT) -> IceAgent:
         """An agent, to look at; what changes it goes through `call`."""
         return self._agents[name]
+
+    def knows(self, ufrag: str) -> bool:
+        """Whether an agent has this ufrag."""
+        return ufrag in self._ufrags
 
     def __contains__(self, name: object) -> bool:
         return name in self._agents

@@ -1,0 +1,250 @@
+"""Many agents on the sockets of one: a server that talks with thousands of peers through a single port.
+
+    async with polynya.Mux(port=5000) as mux, mux.agent() as agent:
+        asyncio.create_task(send_all(agent.signals(), channel))
+        ...
+        connection = await agent.connect(timeout=30)
+
+An agent of a mux is used like any other; it has the mux's addresses as its candidates and asks no server. Whose a
+packet is says its ufrag or where it came from (`session.mux`). A check for a ufrag that nobody has is a stranger's:
+`on_stranger` may make the agent that it is for, and the check is then answered (libp2p's WebRTC Direct is such a
+protocol: libp2p/py-libp2p#1352).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+from polynya.core.addresses import Address
+from polynya.core.errors import ConfigurationError, UsageError
+from polynya.core.flows import Flow, FlowIds
+from polynya.core.instants import Instant
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.ice.agent import IceAgent
+from polynya.ice.candidates import CandidateType, Gathered
+from polynya.ice.config import IceConfig
+from polynya.session.interfaces import choose_addresses
+from polynya.session.mux import AgentData, AgentEvent, FlowClosed, FlowOpened, UnknownUfrag
+from polynya.session.mux import Mux as MuxMachine
+from polynya.session.options import AddressFilter, HostAddress, InterfaceFilter
+from polynya.session.session import DataReceived
+
+from .agent import PACER, RANDOM
+from .driver import Driver
+from .interfaces import list_interfaces
+from .muxed import MuxedAgent
+from .options import session_config
+from .waiting import Waiting
+
+R = TypeVar("R")
+
+MuxEvent = FlowOpened | FlowClosed | AgentEvent[MuxedAgent] | AgentData[MuxedAgent] | UnknownUfrag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stranger:
+    """Somebody whose check is for a ufrag that no agent of the mux has. Nothing it says is proven yet."""
+
+    ufrag: str
+    """The one that it believes to be ours."""
+    remote_ufrag: str
+    """Its own."""
+    remote: Address
+
+
+class Mux(Waiting):
+    """Sockets, one on each chosen address of this host, that any number of agents share.
+
+    `port` is that of all of them, 0 for any. `interfaces`, `addresses`, `families`, `loopback` and `external` say which
+    addresses, as for an `Agent`. `on_stranger` is called for each check that is for nobody: it may make an agent with
+    `mux.agent(ice=IceConfig(ufrag=stranger.ufrag, ...))`, start it and `set_remote` what the ufrags stand for; so it
+    should be quick, and know which ufrags to believe. Entering raises ConfigurationError where no socket can be opened.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        interfaces: Sequence[str] | InterfaceFilter | None = None,
+        addresses: Sequence[str] | AddressFilter | None = None,
+        families: Sequence[int] = (4, 6),
+        loopback: bool = False,
+        external: Mapping[str, str] | None = None,
+        on_stranger: Callable[[Stranger], object] | None = None,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        super().__init__()
+        self._config = session_config(
+            servers=(),
+            controlling=None,
+            components=None,
+            policy="all",
+            interfaces=interfaces,
+            addresses=addresses,
+            families=families,
+            ports=(port, port) if port else None,
+            loopback=loopback,
+            external=external,
+            ice=None,
+        )
+        self._on_stranger = on_stranger
+        self._trace = trace
+        self._machine: MuxMachine[MuxedAgent] = MuxMachine(trace=trace)
+        self._driver: Driver[MuxMachine[MuxedAgent]] | None = None
+        self._opening: dict[Flow, HostAddress] = {}
+        self._open: dict[Flow, tuple[HostAddress, Address]] = {}
+        self._refused: list[str] = []
+        self._members: dict[MuxedAgent, None] = {}
+
+    # ------------------------------------------------------------------------------------------------------------ life
+
+    async def __aenter__(self) -> Mux:
+        if self._driver is not None:
+            raise UsageError("this mux was started before: make a new one")
+        flow_ids = FlowIds()
+        chosen, refused = choose_addresses(list_interfaces(), self._config)
+        self._refused = [f"{no.host}: {no.reason}" for no in refused]
+        driver = self._driver = Driver(self._machine, on_event=self._on_event, flow_ids=flow_ids, trace=self._trace)
+        try:
+            self._opening = {flow_ids.new(): host for host in chosen}
+            for flow, host in list(self._opening.items()):
+                interface = host.interface if host.pinned else None
+                self._ask(driver, flow, host.address, interface)
+            while self._opening:
+                await self._changed()
+        except BaseException:
+            await self.close()
+            raise
+        if not self._open:
+            await self.close()
+            raise ConfigurationError(f"no socket could be opened: {'; '.join(self._refused)}")
+        return self
+
+    def _ask(
+        self, driver: Driver[MuxMachine[MuxedAgent]], flow: Flow, local: Address, interface: str | None
+    ) -> None:  # fmt: skip
+        driver.call(lambda now: self._machine.open(flow, local, self._config.ports, interface))  # noqa: ARG005
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every agent, every connection and the sockets. Safe to call twice."""
+        for member in list(self._members):
+            await member.close()
+        if self._driver is not None:
+            await self._driver.aclose()
+
+    # ---------------------------------------------------------------------------------------------------------- agents
+
+    def agent(
+        self,
+        *,
+        controlling: bool | None = None,
+        ice: IceConfig | None = None,
+        trace: Tracer = NO_TRACE,
+    ) -> MuxedAgent:
+        """A new agent on these sockets. It is there for packets once it is started, as by entering its context."""
+        config = session_config(
+            servers=(),
+            controlling=controlling,
+            components=None,
+            policy="all",
+            interfaces=None,
+            addresses=None,
+            families=self._config.families,
+            ports=None,
+            loopback=False,
+            external=None,
+            ice=ice,
+        ).ice
+        if config.components != (1,):
+            raise ConfigurationError("an agent of a mux has one component: packets for others could not be told apart")
+        return MuxedAgent(self, IceAgent(config, random=RANDOM, pacer=PACER, trace=trace.of("ice")))
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the sockets stand."""
+        return tuple(local for _, local in self._open.values())
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What was dropped and why, and what the sockets counted, since the start."""
+        counted = Counter(self._machine.counters)
+        if self._driver is not None:
+            counted.update(self._driver.counters)
+        return dict(counted)
+
+    def __len__(self) -> int:
+        """How many agents there are."""
+        return len(self._members)
+
+    def join(self, member: MuxedAgent) -> Driver[MuxMachine[MuxedAgent]]:
+        """Let an agent's packets reach it; the driver that moves them. ValueError where another has its ufrag."""
+        if self._driver is None or self._driver.closed:
+            raise UsageError("the mux is not open: use it as `async with polynya.Mux(...) as mux`")
+        self._driver.call(self._add, member)
+        self._members[member] = None
+        return self._driver
+
+    def leave(self, member: MuxedAgent) -> None:
+        """Let an agent go; the sockets stay (pion/ice#550, #469)."""
+        if self._members.pop(member, 0) is None and self._driver is not None:
+            self._driver.call(self._machine.remove, member)
+
+    def _add(self, member: MuxedAgent, now: Instant) -> None:
+        self._machine.add(member, member.ice)
+        self._machine.call(member, lambda agent: self._tell_addresses(agent, now))
+
+    def _tell_addresses(self, agent: IceAgent, now: Instant) -> None:
+        for flow, (host, local) in self._open.items():
+            agent.add_local(
+                Gathered(type=CandidateType.HOST, address=local, flow=flow, interface=host.interface), now
+            )  # fmt: skip
+            external = self._config.external.get(local.host)
+            if external is not None:
+                mapped = Address(external, local.port)
+                agent.add_local(
+                    Gathered(
+                        type=CandidateType.SERVER_REFLEXIVE,
+                        address=mapped,
+                        base=local,
+                        flow=flow,
+                        server="nat-1to1",
+                        interface=host.interface,
+                    ),
+                    now,
+                )
+        agent.end_of_local_candidates(now)
+
+    # ---------------------------------------------------------------------------------------------------------- events
+
+    def _on_event(self, event: MuxEvent) -> None:
+        match event:
+            case AgentEvent():
+                event.name.take(event.event)
+            case AgentData():
+                event.name.take(DataReceived(event.stream, event.component, event.data))
+            case UnknownUfrag():
+                self._stranger(event)
+            case FlowOpened():
+                self._open[event.flow] = (self._opening.pop(event.flow), event.local)
+            case FlowClosed():
+                host = self._opening.pop(event.flow, None)
+                self._open.pop(event.flow, None)
+                self._refused.append(event.reason if host is None else f"{host.address.host}: {event.reason}")
+        self._wake()
+
+    def _stranger(self, unknown: UnknownUfrag) -> None:
+        if self._on_stranger is None or self._driver is None:
+            return
+        remote = unknown.packet.remote
+        self._on_stranger(Stranger(ufrag=unknown.ufrag, remote_ufrag=unknown.remote_ufrag, remote=remote))
+        if self._machine.knows(unknown.ufrag):
+            self._driver.take(unknown.packet)

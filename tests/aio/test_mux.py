@@ -1,0 +1,179 @@
+"""Many agents on the sockets of one `Mux`, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+import polynya
+from polynya.aio.endpoint import Endpoint
+from polynya.aio.mux import Mux, Stranger
+from tests.aio.conftest import Run
+from tests.aio.test_signals import carry
+
+
+def local_mux(**options: object) -> Mux:
+    return Mux(loopback=True, addresses=["127.0.0.1"], **options)  # type: ignore[arg-type]
+
+
+def client(**options: object) -> polynya.Agent:
+    return polynya.Agent(loopback=True, addresses=["127.0.0.1"], **options)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def carried(here: Endpoint, there: Endpoint) -> AsyncIterator[None]:
+    """A channel of texts between two agents that run, while the block does."""
+    carrying = [asyncio.create_task(carry(*each)) for each in ((here, there), (there, here))]  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for task in carrying:
+            task.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
+
+
+async def converse(mux: Mux, number: int) -> None:
+    """One peer of the mux comes, asks, is answered and goes."""
+    async with mux.agent(controlling=False) as here, client(controlling=True) as there, carried(here, there):
+        ours, theirs = await asyncio.gather(here.connect(9), there.connect(9))
+        theirs.send(b"question %d" % number)
+        assert await ours.recv() == b"question %d" % number
+        ours.send(b"answer %d" % number)
+        assert await theirs.recv() == b"answer %d" % number
+        assert ours.path.local.address in mux.addresses
+
+
+def test_many_peers_talk_through_one_socket_each_with_its_own_agent(run: Run) -> None:
+    """libp2p/py-libp2p#1352."""
+
+    async def main() -> None:
+        async with local_mux() as mux:
+            assert len(mux.addresses) == 1
+            await asyncio.gather(*(converse(mux, number) for number in range(20)))
+            assert len(mux) == 0
+            assert mux.counters["datagrams_in"] >= 60
+
+    run(main())
+
+
+def test_an_agent_that_leaves_takes_neither_the_socket_nor_its_neighbour_along(run: Run) -> None:
+    """pion/ice#550, #469."""
+
+    async def main() -> None:
+        async with (
+            local_mux() as mux,
+            mux.agent(controlling=False) as stays,
+            client() as peer,
+            carried(stays, peer),
+        ):
+            ours, theirs = await asyncio.gather(stays.connect(9), peer.connect(9))
+            await converse(mux, 1)
+            ours.send(b"still here")
+            assert await theirs.recv() == b"still here"
+            await ours.close()
+            assert len(mux) == 0
+            await converse(mux, 2)
+
+    run(main())
+
+
+def test_a_stranger_is_told_and_the_agent_that_is_made_for_it_answers(run: Run) -> None:
+    """libp2p/py-libp2p#1352: WebRTC Direct has no signaling; the ufrag of the first check stands for all of it."""
+    strangers: list[Stranger] = []
+    agents: list[Endpoint] = []
+
+    async def main() -> None:
+        def adopt(stranger: Stranger) -> None:
+            strangers.append(stranger)
+            if not stranger.ufrag.startswith("libp2p"):
+                return
+            secret = stranger.ufrag
+            agent = mux.agent(controlling=False, ice=polynya.IceConfig(ufrag=secret, password=secret))
+            agent.start()
+            agent.set_remote(polynya.Description(ufrag=stranger.remote_ufrag, password=secret))
+            agents.append(agent)
+
+        async with local_mux(on_stranger=adopt) as mux:
+            for name, known in (("nobody/v1/0123456789abcdef", False), ("libp2p/v1/0123456789abcdef", True)):
+                async with client(controlling=True, ice=polynya.IceConfig(ufrag=name, password=name)) as there:
+                    there.set_remote(polynya.Description(ufrag=name, password=name))
+                    there.add_candidate(
+                        f"candidate:1 1 udp 1 127.0.0.1 {mux.addresses[0].port} typ host"
+                    )  # fmt: skip
+                    if not known:
+                        with pytest.raises(polynya.ConnectError):
+                            await there.connect(0.3)
+                        assert mux.counters["unknown ufrag"] >= 1
+                        continue
+                    theirs = await there.connect(9)
+                    assert len(agents) == 1 == len(mux), "one check makes one agent"
+                    ours = await agents[0].connect(9)
+                    theirs.send(b"hello")
+                    assert await ours.recv() == b"hello"
+            assert {stranger.ufrag for stranger in strangers} == {
+                "nobody/v1/0123456789abcdef", "libp2p/v1/0123456789abcdef"
+            }  # fmt: skip
+            assert all(stranger.remote.host == "127.0.0.1" for stranger in strangers)
+
+    run(main())
+
+
+def test_a_restart_on_a_shared_socket_keeps_the_connection(run: Run) -> None:
+    async def main() -> None:
+        async with local_mux() as mux, mux.agent(controlling=False) as here, client() as there, carried(here, there):
+            ours, theirs = await asyncio.gather(here.connect(9), there.connect(9))
+            here.restart()
+            ours.send(b"meanwhile")
+            assert await theirs.recv() == b"meanwhile"
+            while not (theirs.path.nominated and theirs.path.local.generation == 1):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            theirs.send(b"after")
+            assert await ours.recv() == b"after"
+            assert "generation 1" in str(here.why()) and here.stats()["transport-0-1"]["iceRole"] == "controlled"
+            assert not here.interfaces_changed()
+
+    run(main())
+
+
+def test_an_external_address_is_told_as_well(run: Run) -> None:
+    async def main() -> None:
+        async with local_mux(external={"127.0.0.1": "198.51.100.1"}) as mux, mux.agent() as agent:
+            told = [candidate.place async for candidate in agent.candidates()]
+            port = mux.addresses[0].port
+            assert told == [f"host 127.0.0.1:{port}", f"srflx 198.51.100.1:{port}"]
+
+    run(main())
+
+
+def test_what_cannot_be_is_told(run: Run) -> None:
+    async def main() -> None:
+        with pytest.raises(polynya.ConfigurationError, match="loopback was not asked for"):
+            async with Mux(addresses=["127.0.0.1"]):
+                pass
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind(("127.0.0.1", 0))
+            with pytest.raises(polynya.ConfigurationError, match="in use"):
+                async with local_mux(port=taken.getsockname()[1]):
+                    pass
+        mux = local_mux()
+        with pytest.raises(polynya.UsageError, match="async with"):
+            mux.agent().start()
+        async with mux:
+            with pytest.raises(polynya.ConfigurationError, match="one component"):
+                mux.agent(ice=polynya.IceConfig(components=(2,)))
+            named = polynya.IceConfig(ufrag="same", password="0123456789012345678901")
+            async with mux.agent(ice=named) as agent:
+                with pytest.raises(polynya.ConfigurationError, match="this ufrag"):
+                    mux.agent(ice=named).start()
+                with pytest.raises(polynya.UsageError, match="started before"):
+                    agent.start()
+            with pytest.raises(polynya.UsageError, match="closed"):
+                agent.set_remote(agent.description)
+            with pytest.raises(polynya.UsageError, match="started before"):
+                await mux.__aenter__()
+
+    run(main())
