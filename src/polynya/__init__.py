@@ -4,7 +4,7 @@ async with polynya.Agent(servers=["stun:stun.example.org"]) as agent: ...      #
 connection = await polynya.connect_room("http://signal.example.org", "room")   # signaling is `polynya serve`
 
 Each name is imported when it is first asked for: a worker of the server, which needs two folders of all this, starts in
-a quarter of the time and holds 12 MB less.
+a third of the time and holds 12 MB less.
 """
 
 from __future__ import annotations

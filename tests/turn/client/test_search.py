@@ -66,6 +66,18 @@ def test_a_silent_server_is_not_waited_for() -> None:
     assert len(world.opens) == 2 and len(world.closes) == 1  # the silent one's flow
 
 
+def test_an_address_family_that_leads_nowhere_costs_a_quarter_of_a_second() -> None:
+    """RFC 8656, section 3.7."""
+    world = SearchWorld(
+        Relay(FIRST), uri="turn:example.org:3478", zone={"example.org": ("2001:db8::1", "203.0.113.1", "203.0.113.9")}
+    )
+    world.run(5)
+    [allocated] = world.of(Allocated)
+    assert allocated.server.address == FIRST
+    assert world.times[world.events.index(allocated)] - 10**15 < 0.5 * SECOND
+    assert len(world.opens) == 2, "the third was not needed"
+
+
 def test_a_server_that_answers_too_late_is_freed_again() -> None:
     slow, fast = Relay(FIRST), Relay(SECOND_)
     world = SearchWorld(slow, fast, uri="turn:example.org:3478", zone=ZONE)

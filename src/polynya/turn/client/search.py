@@ -4,7 +4,8 @@
                     |  none              |  all failed
                     +------> ENDED <-----+   also by `close`
 
-The next server is tried when one has failed or PATIENCE after the last was; those that are late are freed again. After
+The next server is tried when one has failed, or some time after the last was: soon where it is of the other address
+family, for a host may have one that leads nowhere (RFC 8656, section 3.7). Those that are late are freed again. After
 `found` all calls and events are those of that one client.
 """
 
@@ -18,7 +19,7 @@ from typing import Final
 from polynya.core.addresses import IPV4, IPV6
 from polynya.core.errors import Attempt
 from polynya.core.flows import FlowIds, Transport
-from polynya.core.instants import SECOND, Instant
+from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.machine import Input, Output
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -32,7 +33,9 @@ from .credentials import Credentials
 from .events import Allocated, AllocationFailed, CredentialsNeeded, ServerChosen, TurnEvent, TurnServer
 
 PATIENCE: Final = SECOND
-"""After this the next server is tried beside the last one."""
+"""After this the next server is tried beside the last one,"""
+PATIENCE_WITH_A_FAMILY: Final = 250 * MILLISECOND
+"""or after this, when it is of the other address family (RFC 8305, section 5)."""
 
 
 class State(Enum):
@@ -143,8 +146,9 @@ class RelaySearch:
         self._next = None
         if not self._left:
             return
+        server = self._left.pop(0)
         client = TurnClient(
-            self._left.pop(0),
+            server,
             self._config,
             random=self._random,
             flow_ids=self._flow_ids,
@@ -155,7 +159,8 @@ class RelaySearch:
         self._clients.append(client)
         client.start(now)
         if self._left:
-            self._next = Instant(now + PATIENCE)
+            same = self._left[0].address.family == server.address.family
+            self._next = Instant(now + (PATIENCE if same else PATIENCE_WITH_A_FAMILY))
 
     def _collect(self, now: Instant) -> None:
         self._outputs += self._discovery.outputs()
