@@ -17,6 +17,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from polynya.stun.message import Message
+from polynya.stun.registry import Method
+
 USER, PASSWORD, REALM = "alice", "open sesame", "example.org"
 
 
@@ -58,6 +61,7 @@ def coturn(folder: Path, *options: str, auth: bool = True) -> Iterator[Coturn]:
         try:
             for number in (port, tls_port):
                 _wait_for(number, process, log)
+            _wait_for(port, process, log, udp=True)
             yield Coturn(port, tls_port, certificate, log)
         finally:
             process.terminate()
@@ -68,17 +72,30 @@ def coturn(folder: Path, *options: str, auth: bool = True) -> Iterator[Coturn]:
                 process.wait()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, *, udp: bool = False) -> None:
     until = time.monotonic() + 10
     while time.monotonic() < until and process.poll() is None:
         try:
             for host in ("127.0.0.1", "::1"):
-                socket.create_connection((host, port), timeout=1).close()
+                if udp:
+                    _ask(host, port)
+                else:
+                    socket.create_connection((host, port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
     raise AssertionError(f"turnserver does not listen: {log.read_text(errors='replace')[-2000:]}")
+
+
+def _ask(host: str, port: int) -> None:
+    """A Binding request; OSError unless it is answered."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as asking:
+        asking.settimeout(1)
+        asking.connect((host, port))
+        asking.send(Message.request(Method.BINDING, bytes(12)).encode())
+        asking.recv(2048)
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
