@@ -40,7 +40,10 @@ BATCH: Final = 64
 """Datagrams that are read from one socket before the next one gets its turn."""
 LARGEST: Final = 65535
 
+_IN: Final = getattr(select, "EPOLLIN", 1)
 _HEAD: Final = Struct("!HH").pack_into
+_READ_HEAD: Final = Struct("!HH").unpack_from
+_SEND: Final = int.from_bytes(SEND_TYPE, "big")
 _COOKIE: Final = b"\x21\x12\xa4\x42"
 _BINDING_REQUEST: Final = b"\x00\x01\x00\x00" + _COOKIE
 _PEER4: Final = b"\0\x12\0\x08"
@@ -157,9 +160,12 @@ class PortablePlane:
         for fd, mask in events:
             port = port_of(fd)
             if port is not None:
+                if mask == _IN:
+                    self._from_peers(port, at)
+                    continue
                 if mask & select.EPOLLERR:
                     self._errors(port, at)
-                if mask & select.EPOLLIN:
+                if mask & _IN:
                     self._from_peers(port, at)
             elif fd in listeners:
                 self._from_clients(listeners[fd], at)
@@ -240,18 +246,17 @@ class PortablePlane:
             except OSError:
                 self.relays.count("reads that failed")
                 continue
-            way, start, length = None, 4, -1
-            first = buffer[0]
-            if first >> 6 == 1:
-                way = find((source, first << 8 | buffer[1]))
-                length = buffer[2] << 8 | buffer[3]
+            way, start = None, 4
+            kind, length = _READ_HEAD(buffer)
+            if kind >> 14 == 1:
+                way = find((source, kind))
                 if length > size - 4:
                     way = None
-            elif size >= 36 and view[:2] == SEND_TYPE:
+            elif size >= 36 and kind == _SEND:
                 # A peer of IPv4 and data, in this order and nothing else; whatever is different goes the long way.
-                length = buffer[34] << 8 | buffer[35]
+                rest, length = length, buffer[34] << 8 | buffer[35]
                 if (
-                    size == 36 + (length + 3 & ~3) == 20 + (buffer[2] << 8 | buffer[3])
+                    size == 36 + (length + 3 & ~3) == 20 + rest
                     and buffer[4:8] == _COOKIE
                     and buffer[32] == 0
                     and buffer[33] == 0x13
@@ -375,8 +380,7 @@ class PortablePlane:
 
     def _from_peers(self, port: Port, at: int) -> None:
         """Read what peers have sent: as much as came the last times, so that few reads find nothing."""
-        receive, buffer, view, find = port.sock.recvfrom_into, self._buffer, self._view, port.backs.get
-        payload, sendto, name, batch = self._payload, port.sendto, port.name, port.batch
+        receive, find, batch, payload = port.receive, port.backs.get, port.batch, self._payload
         again, port.round = port.round + 1 == self._round, self._round
         for count in range(batch):
             try:
@@ -389,12 +393,12 @@ class PortablePlane:
                     return
                 continue
             back = find(source)
-            if back is None or at >= back.until or not back.channel or sendto is None or back.limited:
+            if back is None or at >= back.until or back.short is None:
                 self._unusual_peer(port, source, size, at)
                 continue
-            _HEAD(buffer, 0, back.channel, size)
+            _HEAD(self._buffer, 0, back.channel, size)
             try:
-                sendto(view[: 4 + size], name)
+                back.short(self._view[: 4 + size], port.name)
             except OSError:
                 self.relays.count("sends refused by the system")
             back.packets += 1

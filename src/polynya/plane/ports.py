@@ -29,13 +29,15 @@ class Way:
 class Back:
     """From one peer to the client: by a channel, or with 0 by a Data indication."""
 
-    __slots__ = ("bytes", "channel", "limited", "packets", "peer", "until")
+    __slots__ = ("bytes", "channel", "limited", "packets", "peer", "short", "until")
 
-    def __init__(self, peer: Peer, channel: int, until: int, *, limited: bool) -> None:
+    def __init__(self, port: Port, peer: Peer, channel: int, until: int) -> None:
         self.peer = peer
         self.channel = channel
         self.until = until
-        self.limited = limited
+        self.limited = port.interval > 0
+        self.short = port.sendto if channel and not self.limited else None
+        """Sends ChannelData to the client; None where more must be asked or made for each datagram."""
         self.packets = 0
         self.bytes = 0
 
@@ -45,13 +47,14 @@ class Port:
 
     __slots__ = (
         "backs", "batch", "channels", "client", "external", "full_again", "interval", "keys", "name", "peers",
-        "permissions", "relay", "round", "sendto", "sock", "stream", "traffic", "until",
+        "permissions", "receive", "relay", "round", "sendto", "sock", "stream", "traffic", "until",
     )  # fmt: skip
 
     def __init__(self, command: OpenRelay, sock: socket.socket) -> None:
         self.relay = command.relay
         self.external = command.external
         self.sock = sock
+        self.receive = sock.recvfrom_into
         self.client = command.client
         self.stream = command.stream
         self.until = command.until

@@ -266,7 +266,7 @@ class Relays:
             self._flush(port)
         elif (old := port.backs.get(source)) is not None:
             port.settle_back(old)
-        back = port.backs[source] = Back(peer, channel, until, limited=port.interval > 0)
+        back = port.backs[source] = Back(port, peer, channel, until)
         if not inside:
             self._note_neighbour(peer, back, at)
         return back
