@@ -7,10 +7,12 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+import polynya
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.trace import Tracer
@@ -30,7 +32,7 @@ from polynya.stun.attributes import (
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from tests.serve.conftest import Run
-from tests.serve.turn_house import options
+from tests.serve.turn_house import NAME, PASSWORD, options
 
 # loopback addresses of this process, so that other servers on this host are not in the way
 _OWN = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}"
@@ -169,3 +171,46 @@ def test_what_cannot_be_is_refused(tmp_path: Any, file: str, told: str) -> None:
     (tmp_path / "polynya.toml").write_text(file)
     with pytest.raises(ConfigurationError, match=told):
         server_config(load(tmp_path / "polynya.toml"))
+
+
+def test_its_listeners_are_no_peers_for_clients_of_turn(run: Run) -> None:
+    """security.md, line 2: the server's own listeners are denied, though their hosts are allowed here."""
+
+    async def test() -> None:
+        config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), turn=options())
+        async with Server(config) as server:
+            uri = f"turn:{FIRST}"
+            async with polynya.TurnClient(uri, username=NAME, password=PASSWORD) as relay:
+                for own in (FIRST, OTHER, FIRST.with_port(OTHER.port), OTHER.with_port(FIRST.port)):
+                    with pytest.raises(polynya.TransactionError) as caught:
+                        await relay.bind(own)
+                    assert caught.value.code == 403
+            assert server.turn_uris == (uri,), "clients are told the usual listener only"
+
+    run(test())
+
+
+def test_other_alternates_need_a_restart(run: Run) -> None:
+    async def test() -> None:
+        config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
+        async with Server(config) as server:
+            assert server.reload(config) == []
+            assert server.reload(replace(config, alternates=(), external_ips={})) == [
+                "stun.alternates",
+                "stun.external_ips",
+            ]
+            with client() as sock:
+                _, answer = await ask(sock, FIRST)
+                assert answer[OTHER_ADDRESS] == OTHER, "it goes on as it was"
+
+    run(test())
+
+
+def test_an_address_that_is_not_here_stops_the_start(run: Run) -> None:
+    async def test() -> None:
+        for turn in (None, options()):
+            with pytest.raises(ConfigurationError, match=r"cannot listen on udp 192\.0\.2\.77"):
+                async with Server(ServerConfig(listen=(FIRST,), alternates=(Address("192.0.2.77", 5),), turn=turn)):
+                    pass
+
+    run(test())
