@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from polynya.aio.behaviour import discover_behaviour
+from polynya.aio.behaviour import discover_behaviour, discover_lifetime
 from polynya.core.addresses import Address
 from polynya.core.behaviour import Behaviour
 from polynya.core.errors import ConfigurationError, ConnectError
@@ -28,6 +28,15 @@ def test_a_server_with_two_addresses_tells_all_of_it() -> None:
             assert (report.translated, report.mapping, report.filtering) == (False, Behaviour.EI, Behaviour.EI)
             report = await discover_behaviour(f"stun:{OTHER}", local=f"{NET}.9")
             assert report.local is not None and report.local.host == f"{NET}.9" and report.other == FIRST
+
+    asyncio.run(main())
+
+
+def test_without_a_nat_nothing_is_forgotten() -> None:
+    async def main() -> None:
+        async with Server(ServerConfig(listen=(FIRST,), alternates=(OTHER,))):
+            report = await discover_lifetime(f"stun:{FIRST}", longest=0.1)
+            assert (report.survived, report.gone_after) == (100 * MILLISECOND, None)
 
     asyncio.run(main())
 

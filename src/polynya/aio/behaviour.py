@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from random import SystemRandom
+from typing import Any
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, ConnectError
 from polynya.core.flows import FlowIds, Transport
+from polynya.core.instants import nanoseconds
 from polynya.core.machine import Resolve
 from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun import lifetime
 from polynya.stun.behaviour import PATIENT, BehaviourDiscovery, BehaviourReport
+from polynya.stun.lifetime import LifetimeReport, MappingLifetime
 from polynya.stun.transactions import Schedule
 from polynya.stun.uris import StunUri
 
@@ -32,6 +36,63 @@ async def discover_behaviour(
     Raises ConfigurationError for a URI that cannot be used, ConnectError when the server has no address that this host
     could send to.
     """
+    place = await _place(server, local)
+    flow_ids = FlowIds()
+    machine = BehaviourDiscovery(
+        server=place,
+        local=_local(place, local),
+        flow_ids=flow_ids,
+        random=SystemRandom(),
+        schedule=schedule,
+        trace=trace,
+    )
+    report: BehaviourReport = await _run(machine, flow_ids, trace)
+    return report
+
+
+async def discover_lifetime(
+    server: str,
+    *,
+    local: str = "",
+    longest: float = 600.0,
+    resolution: float = 10.0,
+    schedule: Schedule = lifetime.PATIENT,
+    trace: Tracer = NO_TRACE,
+) -> LifetimeReport:
+    """Find out for how many seconds the NATs on the way to a STUN server keep a mapping that nobody uses.
+
+    Times up to `longest` are tried until it is known to `resolution`, which takes minutes: see `MappingLifetime`. The
+    times of the report are nanoseconds. Raises what `discover_behaviour` does.
+    """
+    place = await _place(server, local)
+    flow_ids = FlowIds()
+    machine = MappingLifetime(
+        server=place,
+        local=_local(place, local),
+        flow_ids=flow_ids,
+        random=SystemRandom(),
+        longest=nanoseconds(longest),
+        resolution=nanoseconds(resolution),
+        schedule=schedule,
+        trace=trace,
+    )
+    report: LifetimeReport = await _run(machine, flow_ids, trace)
+    return report
+
+
+async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer) -> Any:
+    """Let a machine run to its one event, which is its report."""
+    found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    driver = Driver(machine, on_event=found.set_result, flow_ids=flow_ids, trace=trace)
+    try:
+        driver.call(machine.start)
+        return await found
+    finally:
+        await driver.aclose()
+
+
+async def _place(server: str, local: str) -> Address:
+    """Where the server is, of the family of `local` if that is given."""
     uri = StunUri.parse(server)
     if uri.transport is not Transport.UDP:
         raise ConfigurationError(f"behaviour discovery goes by UDP: {server} does not")
@@ -41,23 +102,7 @@ async def discover_behaviour(
     fitting = [host for host in resolved.hosts if not local or (":" in host) == (":" in local)]
     if not fitting:
         raise ConnectError(f"{server} has no address of the family of {local}")
-    place = Address.of(fitting[0], uri.port)
-    flow_ids = FlowIds()
-    found: asyncio.Future[BehaviourReport] = asyncio.get_running_loop().create_future()
-    machine = BehaviourDiscovery(
-        server=place,
-        local=_local(place, local),
-        flow_ids=flow_ids,
-        random=SystemRandom(),
-        schedule=schedule,
-        trace=trace,
-    )
-    driver = Driver(machine, on_event=found.set_result, flow_ids=flow_ids, trace=trace)
-    try:
-        driver.call(machine.start)
-        return await found
-    finally:
-        await driver.aclose()
+    return Address.of(fitting[0], uri.port)
 
 
 def _local(server: Address, host: str) -> Address:
