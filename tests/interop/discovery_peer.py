@@ -1,22 +1,38 @@
-"""Our behaviour discovery as a program: `discovery_peer.py URI` prints what it found, as an object of JSON."""
+"""Our behaviour discovery as a program: `discovery_peer.py URI` prints what it found, as an object of JSON.
+
+`discovery_peer.py URI LONGEST RESOLUTION` finds out how long a mapping lives, in seconds.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import json
 import sys
+from typing import Any
 
-from polynya.aio.behaviour import discover_behaviour
+from polynya.aio.behaviour import discover_behaviour, discover_lifetime
+from polynya.core.instants import SECOND
 from polynya.stun.transactions import Schedule
 
-report = asyncio.run(discover_behaviour(sys.argv[1], schedule=Schedule(sends=4, last_wait=2)))
-print(
-    json.dumps(
-        {
-            "translated": report.translated,
-            "mapping": report.mapping and report.mapping.name,
-            "filtering": report.filtering and report.filtering.name,
-            "hairpinning": report.hairpinning,
-            "mapped": report.mapped and report.mapped.host,
-            "reasons": [report.mapping_reason, report.filtering_reason, report.hairpinning_reason],
-        }
-    )
-)
+
+async def behaviour(server: str) -> dict[str, Any]:
+    report = await discover_behaviour(server, schedule=Schedule(sends=4, last_wait=2))
+    return {
+        "translated": report.translated,
+        "mapping": report.mapping and report.mapping.name,
+        "filtering": report.filtering and report.filtering.name,
+        "hairpinning": report.hairpinning,
+        "mapped": report.mapped and report.mapped.host,
+        "reasons": [report.mapping_reason, report.filtering_reason, report.hairpinning_reason],
+    }
+
+
+async def lifetime(server: str, longest: float, resolution: float) -> dict[str, Any]:
+    schedule = Schedule(sends=2, last_wait=2)
+    report = await discover_lifetime(server, longest=longest, resolution=resolution, schedule=schedule)
+    times = {"survived": report.survived, "gone_after": report.gone_after}
+    return {**{name: time and time / SECOND for name, time in times.items()}, "reason": report.reason}
+
+
+uri, *times = sys.argv[1:]
+print(json.dumps(asyncio.run(lifetime(uri, *map(float, times)) if times else behaviour(uri))))

@@ -78,6 +78,7 @@ NAMES = {
     "AD": "Address Dependent",
     "APD": "Address and Port Dependent",
 }
+FORGETFUL, LIFE = "masquerade that forgets soon", 3
 RUNS = [(rules, server, client) for rules in RULES for server in SERVERS for client in ("polynya", "natdiscovery")]
 
 
@@ -91,11 +92,13 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Namesp
             hub.ip("address", "add", f"{host}/24", "dev", "net")
         hub.ip("link", "set", "net", "up")
         hosts = {rules: _behind(stack, hub, number, rules) for number, rules in enumerate(RULES, start=11)}
+        hosts[FORGETFUL] = _behind(stack, hub, 30, "masquerade", LIFE)
         _serve(stack, hub, tmp_path_factory.mktemp("discovery"))
         yield hosts
 
 
-def _behind(stack: ExitStack, hub: Namespace, number: int, rules: str) -> Namespace:
+def _behind(stack: ExitStack, hub: Namespace, number: int, rules: str, life: int = 0) -> Namespace:
+    """A host and its NAT, which keeps mappings for `life` seconds, or as long as the kernel does."""
     host, router = (stack.enter_context(namespace(f"{what}-{number}")) for what in ("host", "nat"))
     cable(End(host, "pn0", [f"{INSIDE}.2/24"]), End(router, "inner", [f"{INSIDE}.1/24"]))
     cable(End(router, "outer", [f"{OUTSIDE}.{number}/24"]), End(hub, f"to{number}"))
@@ -103,6 +106,8 @@ def _behind(stack: ExitStack, hub: Namespace, number: int, rules: str) -> Namesp
     host.ip("route", "add", "default", "via", f"{INSIDE}.1")
     router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
     router.run("nft", "-f", "-", input=RULES[rules])
+    for timer in ("udp_timeout", "udp_timeout_stream") if life else ():
+        router.run("sh", "-c", f"echo {life} > /proc/sys/net/netfilter/nf_conntrack_{timer}")
     return host
 
 
@@ -147,6 +152,11 @@ def runs(hosts: dict[str, Namespace]) -> Iterator[dict[tuple[str, str, str], sub
         started[rules, server, client] = hosts[rules].popen(
             *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+    uri = f"stun:{SERVERS['polynya'][0]}:{PORT}"
+    started[FORGETFUL, "polynya", "polynya"] = hosts[FORGETFUL].popen(
+        sys.executable, HERE / "discovery_peer.py", uri, "5", "2",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
     yield started
     for process in started.values():
         process.kill()
@@ -167,3 +177,12 @@ def test_the_kernels_nat_is_told_as_it_is(
     found = json.loads(said)
     assert (found["translated"], found["mapping"], found["filtering"]) == (True, mapping, filtering), found
     assert found["mapped"].startswith(OUTSIDE)
+
+
+@pytest.mark.usefixtures("free_of_leftovers")
+def test_the_kernels_timeout_is_found(runs: dict[tuple[str, str, str], subprocess.Popen[str]]) -> None:
+    """RFC 5780, section 4.6. A slow machine makes a rest longer than it was to be, and so the life seem shorter."""
+    said, _ = runs[FORGETFUL, "polynya", "polynya"].communicate(timeout=120)
+    found = json.loads(said)
+    assert found["survived"] is not None and found["survived"] <= LIFE, found
+    assert 0 < found["gone_after"] <= LIFE + 2, found
