@@ -9,11 +9,12 @@ import pytest
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
-from polynya.stun.attributes import DATA, XOR_PEER_ADDRESS
+from polynya.stun.attributes import ADDITIONAL_ADDRESS_FAMILY, DATA, XOR_PEER_ADDRESS
 from polynya.stun.message import decode
+from polynya.turn.server.commands import Client
 from polynya.turn.server.config import RelayHost
 from polynya.turn.server.policy import PeerPolicy
-from tests.turn.server.harness import OTHER, PEER, Person, Table, code, config
+from tests.turn.server.harness import CLIENT, LISTENER, OTHER, PEER, PEER6, Person, Table, code, config
 
 SPECIAL = [
     "0.0.0.1", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.255.255", "169.254.169.254",
@@ -160,3 +161,20 @@ def test_new_rules_take_permissions_back_at_once() -> None:
     assert alice.channel(0x4000, b"x") == [] and table.from_peer(alice.relayed[0], b"x") == []
     assert code(alice.permit(PEER)) == 403
     assert table.server.plane.size["permissions"] == 0
+
+
+def test_new_rules_leave_what_they_allow() -> None:
+    table = Table(config())
+    alice = Person(table)
+    alice.allocate({ADDITIONAL_ADDRESS_FAMILY: 6})
+    other, gone6 = Address("203.0.113.77", 1), Address("2001:db8:9::77", 1)
+    alice.permit(PEER, other, PEER6, gone6)
+    rules = PeerPolicy(allow=(PEER.host, PEER6.host))
+    table.server.control.set_policy(rules, table.now)
+    table.server.settle(table.now)
+    for peer, stays in ((PEER, True), (other, False), (PEER6, True), (gone6, False)):
+        assert (len(alice.send(b"x", peer)) == 1) == stays, peer
+    assert table.server.plane.size["permissions"] == 2
+    assert set(table.server.control.allocations.by_client[Client(LISTENER, CLIENT)].permissions) == {
+        PEER.host, PEER6.host
+    }  # fmt: skip

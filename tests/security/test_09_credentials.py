@@ -226,3 +226,13 @@ def test_one_source_cannot_use_up_the_look_ups_of_all() -> None:
     assert table.events(LookUp)[-1] == LookUp("carol")
     table.give(UserFound("carol", User.with_password("carol", REALM, "sea")))
     assert len(table.flows) == 1
+
+
+def test_all_sources_together_wait_for_so_many_look_ups_and_no_more() -> None:
+    table = Table(config(limits=Limits(pending_lookups=5)), AskedUsers())
+    for number in range(8):
+        person = Person(table, Address(f"198.51.100.{number}", 1000), f"name {number}", "?")
+        assert person.learn(person.say(person.build(Method.ALLOCATE, ALLOCATE)))
+        person.say(person.build(Method.ALLOCATE, ALLOCATE))
+    assert len(table.events(LookUp)) == 5
+    assert table.server.control.counters["dropped: too many look-ups"] == 3

@@ -94,6 +94,33 @@ def test_a_channel_outlives_its_permission_only_in_name(table: Table, alice: Per
     assert len(alice.channel(0x4000, b"x")) == 1
 
 
+def test_a_channel_ends_with_its_last_second_in_both_directions(table: Table, alice: Person) -> None:
+    alice.bind(0x4000)
+    table.run_for(299)
+    alice.permit(PEER)
+    table.run_for(299)
+    alice.permit(PEER), alice.refresh()
+    table.run_for(1)
+    [relay] = alice.relayed
+    [back] = table.from_peer(relay, b"x")
+    assert len(alice.channel(0x4000, b"x")) == 1 and back.data[:2] == b"\x40\0", "599 s"
+    table.run_for(1)
+    [back] = table.from_peer(relay, b"x")
+    assert alice.channel(0x4000, b"x") == [] and decode(back.data)[a.DATA] == b"x", "600 s"
+
+
+def test_what_fits_no_message_is_dropped(table: Table, alice: Person) -> None:
+    """The largest datagram of a peer, with what a Data indication or a channel puts before it."""
+    alice.permit(PEER)
+    [relay] = alice.relayed
+    assert table.from_peer(relay, bytes(65_507)) == []
+    [back] = table.from_peer(relay, bytes(65_000))
+    assert len(decode(back.data)[a.DATA]) == 65_000
+    alice.bind(0x4000)
+    assert table.from_peer(relay, bytes(65_507)) == []
+    assert table.server.plane.counters["too large to be wrapped"] == 2
+
+
 @pytest.mark.parametrize(("kind", "last"), [(ChannelRange.RFC8656, 0x4FFF), (ChannelRange.RFC5766, 0x7FFF)])
 def test_the_channel_numbers_that_may_be_bound(kind: ChannelRange, last: int) -> None:
     alice = Person(Table(config(channel_range=kind)))

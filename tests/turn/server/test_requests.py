@@ -10,10 +10,11 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND
-from polynya.core.machine import Closed, Datagram, StreamData
+from polynya.core.machine import Closed, Datagram, Send, StreamData
 from polynya.stun import attributes as a
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
+from polynya.turn.server.commands import Done, Relay, RelayLost, SetExpiry
 from polynya.turn.server.config import Limits, RelayHost, TurnConfig
 from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
 from tests.turn.server.harness import (
@@ -74,6 +75,7 @@ def test_when_no_port_can_be_opened_the_answer_is_508_and_nothing_is_held(table:
     for port in range(50000, 50100):
         table.taken[Address(HOST, port)] = errno.EMFILE
     assert code(Person(table).allocate()) == 508
+    assert len(table.server.control.allocations._hosts[0][1]._resting) == 1, "another port would fare no better"
     assert "no relay port can be opened: in use" in table.events(RequestRefused)[-1].reason, (
         "the log says what the system said"
     )
@@ -314,6 +316,18 @@ def test_refresh_prolongs_and_zero_ends(table: Table, alice: Person) -> None:
     assert table.flows == {}
     assert code(alice.refresh()) == 437
     assert code(alice.allocate()) == 0
+
+
+def test_a_refresh_that_meets_the_end_of_its_allocation_is_refused(table: Table, alice: Person) -> None:
+    """The port is lost while the plane is told of the new expiry."""
+    control, [relay] = table.server.control, alice.relayed
+    control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.REFRESH)), table.now)
+    [told] = control.outputs()
+    assert isinstance(told, SetExpiry)
+    control.receive(RelayLost(Relay(relay), "gone"), table.now)
+    control.receive(Done(told.number), table.now)
+    answers = [decode(output.data) for output in control.outputs() if isinstance(output, Send)]
+    assert [code(answer) for answer in answers] == [437]
 
 
 def test_an_ending_refresh_that_comes_again_is_answered_the_same(table: Table, alice: Person) -> None:
