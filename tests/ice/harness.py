@@ -131,6 +131,8 @@ class Side:
 class World:
     """Two agents, `a` and `b`, what lies between them, and the clock."""
 
+    traced = True
+
     def __init__(
         self,
         seed: int = 1,
@@ -159,7 +161,7 @@ class World:
         self.agreed: tuple[int, ...] | None = None
         """The components that signaling says with each description."""
         self.trace: list[TraceEvent] = []
-        tracer = Tracer(self.trace.append)
+        tracer = Tracer(self.trace.append if self.traced else None)
         pacer = pacer or Pacer()
         config_a = a or IceConfig(controlling=True)
         config_b = b or IceConfig(controlling=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polynya.core.addresses import Address
-from polynya.core.instants import Instant
+from polynya.core.instants import MILLISECOND, Instant
 from polynya.ice.candidates import Candidate, CandidateType, LocalCandidate
 from polynya.ice.checklist import ChecklistSet, path_address
 from polynya.ice.journal import Journal
@@ -161,14 +161,27 @@ def test_a_failed_foundation_goes_on_with_its_next_pair(make: Make) -> None:
     second = add(lists, make.local(2, foundation="f"), make.remote(2, foundation="g"))
     assert lists.next_check(NOW) == (first, False)
     lists.journal.move(first, PairEvent.CHECK_SENT, "", NOW)
-    assert lists.next_check(NOW) is None and not lists.has_work()
+    assert lists.next_check(NOW) is None and not lists.has_work(NOW)
     lists.journal.move(first, PairEvent.FAILED, "", NOW)
-    assert lists.has_work()
+    assert lists.has_work(NOW)
     assert lists.next_check(NOW) == (second, False)
     assert second.state is PairState.WAITING
 
 
 # ------------------------------------------------------------------------------------------------------------- schedule
+
+
+def test_a_check_that_is_under_way_for_an_rto_holds_up_nobody(make: Make) -> None:
+    """A deviation from section 6.1.4.2: one that cannot work runs for 39.5 s."""
+    lists = checklists()
+    first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
+    second = add(lists, make.local(2, foundation="f"), make.remote(2, foundation="g"))
+    assert lists.next_check(NOW) == (first, False)
+    first.apply(PairEvent.CHECK_SENT, "sent", NOW)
+    first.checked_at = NOW
+    before, after = Instant(NOW + 499 * MILLISECOND), Instant(NOW + 500 * MILLISECOND)
+    assert not lists.has_work(before) and lists.next_check(before) is None
+    assert lists.has_work(after) and lists.next_check(after) == (second, False)
 
 
 def test_triggered_checks_go_first_in_the_order_they_came(make: Make) -> None:

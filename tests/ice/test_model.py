@@ -128,8 +128,8 @@ class Model:
             return None
         for _ in COMPONENTS:
             stream = self.turn
-            chosen = self._pick(stream)
-            if chosen is None and not any(self._pick(other, dry=True) for other in (0, 1)):
+            chosen = self._pick(stream, now)
+            if chosen is None and not any(self._pick(other, now, dry=True) for other in (0, 1)):
                 return None  # nothing to check: the turn stays
             self.turn = (self.turn + 1) % len(COMPONENTS)
             if chosen is not None:
@@ -141,7 +141,7 @@ class Model:
                 return pair, pair.nominating
         return None
 
-    def _pick(self, stream: int, *, dry: bool = False) -> tuple[ModelPair, bool] | None:
+    def _pick(self, stream: int, now: int, *, dry: bool = False) -> tuple[ModelPair, bool] | None:
         if self.queues[stream]:
             return (self.queues[stream][0] if dry else self.queues[stream].pop(0)), True
         if all(self.concluded(stream, component) for component in range(1, COMPONENTS[stream] + 1)):
@@ -152,7 +152,9 @@ class Model:
             thawed: list[tuple[str, str]] = []
             for pair in mine:
                 idle = not any(
-                    other.state in (WAITING, IN_PROGRESS) for other in self.pairs if other.foundation == pair.foundation
+                    other.state == WAITING or (other.state == IN_PROGRESS and now - other.sent_at < RTO)  # a deviation
+                    for other in self.pairs
+                    if other.foundation == pair.foundation
                 )
                 open_ = not self.concluded(stream, pair.component)
                 if pair.state == FROZEN and idle and open_ and pair.foundation not in thawed:

@@ -16,7 +16,7 @@ from polynya.ice import (
 )
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
-from tests.ice.harness import Side, World
+from tests.ice.harness import Nat, Side, World
 
 
 def of(components: tuple[int, ...], **more: object) -> World:
@@ -297,3 +297,25 @@ def test_two_lite_agents_without_a_common_family_fail() -> None:
         side.end()
     world.run(60)
     assert world.a.agent.state is world.b.agent.state is AgentState.FAILED
+
+
+def test_no_component_waits_for_a_check_of_another_that_cannot_work() -> None:
+    """Found by exploration (seed 410843): behind a symmetric NAT what works is peer-reflexive, a foundation of its own.
+
+    The others of the first foundation used to be Frozen until its transaction had run out, 39.5 s later.
+    """
+    components = (2, 1)
+    world = World(
+        a=IceConfig(components=components),
+        b=IceConfig(controlling=False, components=components),
+        nat_a=Nat("198.51.100.1", symmetric=True),
+        nat_b=Nat("198.51.100.2", filtering=False),
+    )
+    for side, host in ((world.a, "10.1.0.2"), (world.b, "10.2.0.2")):
+        for port, (stream, component) in enumerate(((0, 1), (0, 2), (1, 1)), start=5000):
+            side.reflexive(
+                side.host(host, port, stream=stream, component=component), stream=stream, component=component
+            )
+        side.end()
+    assert world.connect(5)
+    assert world.elapsed() < 2.5

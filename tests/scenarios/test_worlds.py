@@ -25,6 +25,7 @@ FOUND = {
     300036: "an endless chain of peer-reflexive candidates between two symmetric NATs without filters by port",
     300153: "a question to the STUN server lost every transmission: excused",
     300829: "an endless chain of peer-reflexive candidates",
+    410843: "components and streams waited for a check of their foundation that could not work, and missed each other",
     403316: "such a chain on one path left no room for the pair that would have worked on another",
 }
 """Seeds that have shown a fault, and which."""

@@ -128,10 +128,10 @@ def check(kind: str, fields: Mapping[str, Json]) -> None:
     required = KINDS.get(kind)
     if required is None:
         raise ValueError(f"the trace has no kind {kind!r}")
-    if missing := sorted(required - fields.keys()):
-        raise ValueError(f"a trace event of kind {kind!r} lacks {', '.join(missing)}")
-    if secrets := sorted(SECRET_FIELDS & fields.keys()):
-        raise ValueError(f"a trace event must not carry {', '.join(secrets)}")
+    if not required <= fields.keys():
+        raise ValueError(f"a trace event of kind {kind!r} lacks {', '.join(sorted(required - fields.keys()))}")
+    if not SECRET_FIELDS.isdisjoint(fields):
+        raise ValueError(f"a trace event must not carry {', '.join(sorted(SECRET_FIELDS & fields.keys()))}")
 
 
 class TraceWriter:

@@ -3,7 +3,9 @@
 
 A checklist holds the pairs of one stream, highest priority first, and its triggered-check queue; the checklist set
 holds the checklists of all streams. A foundation is checked by one pair at a time over the whole set: the others
-stay Frozen until that one succeeded, or nothing of their foundation is waiting or under way any more.
+stay Frozen until that one succeeded, or nothing of their foundation is waiting or under way any more. A check that has
+been under way for an RTO holds up nobody: between NATs it may be one that cannot work, and whose transaction runs for
+39.5 s, while what works has a foundation of its own, that of a peer-reflexive candidate.
 
 The next check comes from the checklists in turn. In one checklist the triggered checks go first, then the best
 Waiting pair, then the best Frozen one whose foundation is idle. A checklist without anything to check uses up no
@@ -23,6 +25,7 @@ from typing import Final
 from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
+from polynya.stun.transactions import UNRELIABLE
 
 from .candidates import Candidate, LocalCandidate
 from .events import PathWanted
@@ -73,6 +76,8 @@ class Checklist:
 
     def of(self, component: int) -> Iterator[Pair]:
         """The pairs of a component, highest priority first."""
+        if self.components == 1:
+            return iter(self.pairs)
         return (pair for pair in self.pairs if pair.component == component)
 
     def nominated(self, component: int) -> bool:
@@ -122,14 +127,20 @@ def _place(pair: Pair) -> tuple[int, int, int, int]:
 class ChecklistSet:
     """The checklists of all streams of one generation."""
 
-    __slots__ = ("_last_id", "_turn", "journal", "limit", "lists")
+    __slots__ = ("_last_id", "_rto", "_turn", "journal", "limit", "lists")
 
     def __init__(
-        self, components: tuple[int, ...], journal: Journal, limit: int = PAIR_LIMIT, last_id: int = 0
+        self,
+        components: tuple[int, ...],
+        journal: Journal,
+        limit: int = PAIR_LIMIT,
+        last_id: int = 0,
+        rto: int = UNRELIABLE.rto,
     ) -> None:
         self.lists = [Checklist(stream, count) for stream, count in enumerate(components)]
         self.journal = journal
         self.limit = limit
+        self._rto = rto
         self._last_id = last_id
         self._turn = 0
 
@@ -220,9 +231,9 @@ class ChecklistSet:
 
     # -------------------------------------------------------------------------------------------------------- schedule
 
-    def has_work(self) -> bool:
+    def has_work(self, now: Instant) -> bool:
         """Whether a slot would be used."""
-        return any(checklist.next_triggered() or self._best(checklist) for checklist in self.lists)
+        return any(checklist.next_triggered() or self._best(checklist, now) for checklist in self.lists)
 
     def next_check(self, now: Instant) -> tuple[Pair, bool] | None:
         """Take the pair to check now, and whether it was triggered (RFC 8445, section 6.1.4.2)."""
@@ -233,7 +244,7 @@ class ChecklistSet:
             if pair is not None:
                 checklist.untrigger(pair)
                 return pair, True
-            pair = self._best(checklist)
+            pair = self._best(checklist, now)
             if pair is not None:
                 if pair.state is PairState.FROZEN:
                     self._thaw(checklist, now)
@@ -247,11 +258,11 @@ class ChecklistSet:
                 pair.state is PairState.FROZEN
                 and not pair.gated
                 and checklist.wants(pair)
-                and self._idle(pair.foundation)
+                and self._idle(pair.foundation, now)
             ):
                 self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now)
 
-    def _best(self, checklist: Checklist) -> Pair | None:
+    def _best(self, checklist: Checklist, now: Instant) -> Pair | None:
         """The best Waiting pair, else the best Frozen one of an idle foundation."""
         if checklist.state is ChecklistState.FAILED:
             return None
@@ -264,11 +275,17 @@ class ChecklistSet:
             if pair.state is PairState.WAITING:
                 return pair
             if frozen is None and pair.state is PairState.FROZEN and checklist.wants(pair):
-                frozen = pair if self._idle(pair.foundation) else None
+                frozen = pair if self._idle(pair.foundation, now) else None
         return frozen
 
-    def _idle(self, foundation: tuple[str, str]) -> bool:
-        return not any(pair.foundation == foundation and pair.state in _ACTIVE for pair in self)
+    def _idle(self, foundation: tuple[str, str], now: Instant) -> bool:
+        """Whether nothing of a foundation is Waiting, or was sent within an RTO and is not answered yet."""
+        return not any(
+            pair.foundation == foundation
+            and pair.state in _ACTIVE
+            and (pair.state is PairState.WAITING or pair.checked_at is None or now - pair.checked_at < self._rto)
+            for pair in self
+        )
 
     def unfreeze(self, foundation: tuple[str, str], now: Instant) -> None:
         """A pair of this foundation succeeded: the others are worth a check (RFC 8445, section 7.2.5.3.3)."""

@@ -75,6 +75,7 @@ class CheckClient:
     def check(self, pair: Pair, now: Instant, *, nominate: bool = False, triggered: bool = False) -> None:
         """Send a check on a pair; on a Succeeded one only to nominate it."""
         context = self._request(pair, now, nominate=nominate, triggered=triggered)
+        pair.checked_at = now
         if pair.tried_at is None:
             pair.tried_at = now
         self._journal.move(pair, PairEvent.CHECK_SENT, "a check was sent", now)

@@ -109,7 +109,7 @@ class Generation:
         self.keys = stream_components(components)
         """Every stream and component."""
         self.credentials = Credentials(local)
-        self.checklists = ChecklistSet(components, journal, pair_limit, last_pair)
+        self.checklists = ChecklistSet(components, journal, pair_limit, last_pair, schedule.rto)
         self.transactions: Transactions[Check] = Transactions(journal.trace)
         self.verdicts = Verdicts(self.checklists, self.transactions, role, journal)
         self.authenticated = Authenticated(journal)

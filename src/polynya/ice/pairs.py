@@ -90,6 +90,7 @@ class Pair:
     __slots__ = (
         "answered_at",
         "asymmetric",
+        "checked_at",
         "component",
         "consent_requests_sent",
         "foundation",
@@ -153,6 +154,8 @@ class Pair:
         self.nominated_order = 0
         self.history: History[PairState] = History()
         self.tried_at: Instant | None = None
+        """When the first check was sent, and when the last one."""
+        self.checked_at: Instant | None = None
         self.valid_at: Instant | None = None
         self.answered_at: Instant | None = None
         self.rtt: int | None = None

@@ -107,7 +107,7 @@ def choose_unchecked(generation: Generation, now: Instant) -> None:
 def run_checks(generation: Generation, pacing: Pacing, now: Instant) -> None:
     """Send the checks whose slot has come; without anything to check no slot is taken."""
     may_check = generation.remote is not None and not generation.local.lite
-    while may_check and generation.checklists.has_work():
+    while may_check and generation.checklists.has_work(now):
         if not pacing.ready(now):
             return
         found = generation.checklists.next_check(now)
