@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from polynya.core.addresses import Address
-from polynya.core.machine import IcmpError, IcmpKind
+from polynya.core.machine import Datagram, IcmpError, IcmpKind, Send
 from polynya.stun import attributes as a
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
+from polynya.turn.server.commands import Done, Refused
 from polynya.turn.server.config import ChannelRange
 from tests.turn.server.harness import (
     CLIENT,
@@ -140,6 +141,21 @@ def test_neither_number_nor_peer_is_bound_to_another_before_it_has_rested(table:
         alice.refresh(3600)
         assert code(alice.bind(0x4000, second)) == 400 and code(alice.bind(0x4001)) == 400
     table.run_for(3)
+    assert code(alice.bind(0x4000, second)) == 0 and code(alice.bind(0x4001)) == 0
+
+
+def test_a_channel_that_the_plane_refused_need_not_rest(table: Table, alice: Person) -> None:
+    control = table.server.control
+    control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.CHANNEL_BIND, {
+        a.CHANNEL_NUMBER: 0x4000, a.XOR_PEER_ADDRESS: (PEER,)
+    })), table.now)  # fmt: skip
+    [permit] = control.outputs()
+    control.receive(Done(permit.number), table.now)  # type: ignore[union-attr]
+    [bind] = control.outputs()
+    control.receive(Refused(bind.number, "no memory"), table.now)  # type: ignore[union-attr]
+    [answer] = control.outputs()
+    assert isinstance(answer, Send) and code(decode(answer.data)) == 508
+    second = PEER.with_port(7000)
     assert code(alice.bind(0x4000, second)) == 0 and code(alice.bind(0x4001)) == 0
 
 

@@ -9,8 +9,10 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.stun import attributes as a
+from polynya.stun.registry import Method
 from polynya.turn.server.config import ChannelRange, Limits, RelayHost
-from polynya.turn.server.users import StaticUsers, User
+from polynya.turn.server.lookups import UserFound
+from polynya.turn.server.users import AskedUsers, StaticUsers, User
 from tests.turn.server.harness import CLIENT, HOST, PEER, REALM, Person, Table, code, config
 
 
@@ -42,6 +44,19 @@ def test_users_may_change_and_allocations_go_on_until_their_next_request() -> No
     assert code(Person(table, Address(CLIENT.host, 1), "carol", "new").allocate()) == 0
     assert len(table.server.control.allocations.by_client) == 2
     assert code(alice.refresh(600)) == 401, "she is nobody now"
+
+
+def test_a_new_directory_is_asked_about_those_who_were_known() -> None:
+    table = Table(config(), AskedUsers())
+    carol = Person(table, name="carol", password="sea")
+    for _ in range(2):
+        carol.learn(carol.say(carol.build(Method.REFRESH)))
+    table.give(UserFound("carol", User.with_password("carol", REALM, "sea")))
+    assert code(carol.say(carol.build(Method.REFRESH))) == 437
+    table.server.control.set_directory(AskedUsers(), table.now)
+    assert carol.say(carol.build(Method.REFRESH)) is None, "she is looked up again"
+    table.give(UserFound("carol", None))
+    assert code(carol.say(carol.build(Method.REFRESH))) == 401
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,11 @@ def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table
     assert len(table.events(Drained)) == 1
 
 
+def test_a_server_that_does_not_drain_is_never_drained(table: Table, alice: Person) -> None:
+    alice.refresh(0)
+    assert table.events(Drained) == []
+
+
 # ------------------------------------------------------------------------------------------------------------ refresh
 
 
