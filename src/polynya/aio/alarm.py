@@ -27,6 +27,7 @@ from . import clock
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", 0)
 _ABSOLUTE: Final = 1  # TFD_TIMER_ABSTIME
 _FLAGS: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_FOREVER: Final = Instant(1 << 62)
 _RINGS: Final = 8
 """Bytes that a timerfd counts its expirations in."""
 
@@ -43,7 +44,7 @@ _alarms: dict[asyncio.AbstractEventLoop, Alarm] = {}
 class Alarm:
     """Wakes sleepers, each at one time. It is there as long as anybody has it."""
 
-    __slots__ = ("_armed", "_file", "_handle", "_holders", "_loop", "_timers")
+    __slots__ = ("_armed", "_file", "_handle", "_holders", "_loop", "_timers", "_watch")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -51,6 +52,8 @@ class Alarm:
         self._timers: Timers[Sleeper] = Timers()
         self._armed: Instant | None = None
         self._handle: asyncio.TimerHandle | None = None
+        self._watch = clock.watch(loop)
+        self._watch.subscribe(self, Alarm._on_jump)
         self._file = _make_file()
         if self._file is not None:
             try:
@@ -85,6 +88,7 @@ class Alarm:
         if self._holders:
             return
         del _alarms[self._loop]
+        self._watch.unsubscribe(self)
         if self._handle is not None:
             self._handle.cancel()
         if self._file is not None:
@@ -112,14 +116,21 @@ class Alarm:
                 return  # it was set anew meanwhile
         self._armed = None
         self._handle = None
-        for who in self._timers.due(clock.now()):
+        self._wake(self._timers.due(clock.now()))
+
+    def _on_jump(self) -> None:
+        """The clock ran on while the loop stood still: much may be due, whatever a timer says."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._armed = self._handle = None
+        self._wake(self._timers.due(_FOREVER))
+
+    def _wake(self, sleepers: list[Sleeper]) -> None:
+        for who in sleepers:
             try:
                 who.ring()
             except Exception as error:  # noqa: BLE001  # one's fault is not the others'
                 self._loop.call_exception_handler({"message": "a timer failed", "exception": error})
-        self._arm_next()
-
-    def _arm_next(self) -> None:
         following = self._timers.next()
         if following is not None and self._holders and (self._armed is None or following < self._armed):
             self._arm(following)

@@ -61,7 +61,6 @@ class Driver(Generic[MachineT]):
         "_resolver",
         "_stepping",
         "_tasks",
-        "_watch",
         "closed",
         "flow_ids",
         "machine",
@@ -86,7 +85,7 @@ class Driver(Generic[MachineT]):
         self._on_event = on_event
         self._resolver = resolver
         self._tasks: tuple[asyncio.Task[None], ...] = ()
-        self._inbox: list[Input] = []
+        self._inbox: tuple[Input, ...] = ()
         self._stepping = False
         self._called_again = False
         self._alarm = alarm(self._loop)
@@ -97,8 +96,6 @@ class Driver(Generic[MachineT]):
             ip_fields=ip_fields,
             trace=PacketTrace(trace, capture) if trace.enabled else None,
         )
-        self._watch = clock.watch(self._loop)
-        self._watch.subscribe(self, Driver._on_jump)
 
     # ------------------------------------------------------------------------------------------- user
 
@@ -121,9 +118,14 @@ class Driver(Generic[MachineT]):
         """Give the machine an input: now, or as soon as the step that is under way ends."""
         if self.closed:
             return
-        self._inbox.append(input)
-        if not self._stepping:
-            self._stepping = True
+        if self._stepping or self._inbox:
+            self._inbox += (input,)
+            self._resume()
+            return
+        self._stepping = True
+        try:
+            self.machine.receive(input, clock.now())
+        finally:
             self._finish_step()
 
     def accept_data(self, flow: Flow, remote: Address, deliver: Deliver) -> None:
@@ -172,8 +174,7 @@ class Driver(Generic[MachineT]):
         if not self.closed:
             self._alarm.leave(self)
         self.closed = True
-        self._inbox.clear()
-        self._watch.unsubscribe(self)
+        self._inbox = ()
         for task in self._tasks:
             task.cancel()
 
@@ -182,16 +183,18 @@ class Driver(Generic[MachineT]):
     def _finish_step(self) -> None:
         """Drain the machine, feed it what waits, and set the timer. The caller has set `_stepping`."""
         refusal: ConfigurationError | None = None
-        machine, inbox = self.machine, self._inbox
+        machine = self.machine
         try:
             while True:
                 refusal = self._drain() or refusal
-                if not inbox:
+                if not self._inbox:
                     break
-                machine.receive(inbox.pop(0), clock.now())
+                first, *rest = self._inbox
+                self._inbox = tuple(rest)
+                machine.receive(first, clock.now())
         finally:
             self._stepping = False
-            if inbox:  # the machine raised: what waits is not lost with it
+            if self._inbox:  # the machine raised: what waits is not lost with it
                 self._loop.call_soon(self._resume)
             self._set_timer()
         if refusal is not None:
@@ -255,11 +258,6 @@ class Driver(Generic[MachineT]):
             self._set_timer()
         else:
             self.call(self.machine.tick)
-
-    def _on_jump(self) -> None:
-        """The clock ran on while the loop stood still: the timer is wrong, and much may be due."""
-        self._alarm.cancel(self)
-        self.call(self.machine.tick)
 
     # ------------------------------------------------------------------------------------------ tasks
 

@@ -118,6 +118,12 @@ def from_sockaddr(name: tuple[object, ...], implied_scope: int = 0) -> Address:
     return Address(host, port)
 
 
+def local_address(sock: socket.socket) -> Address:
+    """Where a socket stands. Many stand on one host: its text is kept once."""
+    local = from_sockaddr(sock.getsockname())
+    return local._replace(host=sys.intern(local.host))
+
+
 # ------------------------------------------------------------------------------------------------------------ making
 
 

@@ -74,7 +74,7 @@ class UdpSocket:
     def __init__(self, sock: socket.socket, flow: Flow, owner: Owner) -> None:
         self.flow = flow
         name = sock.getsockname()
-        self.local = sockets.from_sockaddr(name)
+        self.local = sockets.local_address(sock)
         self.closed = False
         self.owner = owner
         self._sock = sock
@@ -259,7 +259,8 @@ class UdpSocket:
 
     def sender(self, remote: Address) -> SendData:
         """A function that sends data to `remote` and says whether the system took it."""
-        return Sender(self, remote, self._name(remote))
+        name = self._name(remote)
+        return Sender(self, remote, self._remote if self._remote == name else name)
 
     def _transmit(self, data: bytes, remote: Address, ip: IpFields | None) -> bool:
         try:

@@ -21,17 +21,18 @@ class Timers(Generic[KeyT]):
     __slots__ = ("_entries", "_heap", "_sets")
 
     def __init__(self) -> None:
-        self._entries: dict[KeyT, tuple[Instant, int]] = {}
+        self._entries: dict[KeyT, tuple[Instant, int, KeyT]] = {}
+        """The very tuples that are in the heap: what is there besides is no longer wanted."""
         self._heap: list[tuple[Instant, int, KeyT]] = []
         self._sets = 0
 
     def set(self, key: KeyT, at: Instant) -> None:
         """Let `key` be due at `at`, whatever it was before."""
         self._sets += 1
-        self._entries[key] = (at, self._sets)
-        heappush(self._heap, (at, self._sets, key))
+        self._entries[key] = entry = (at, self._sets, key)
+        heappush(self._heap, entry)
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._entries):
-            self._heap = [(at, order, key) for key, (at, order) in self._entries.items()]
+            self._heap = list(self._entries.values())
             heapify(self._heap)
 
     def cancel(self, key: KeyT) -> None:
@@ -52,9 +53,9 @@ class Timers(Generic[KeyT]):
         """When the first timer is due, or None."""
         heap, entries = self._heap, self._entries
         while heap:
-            at, order, key = heap[0]
-            if entries.get(key) == (at, order):
-                return at
+            entry = heap[0]
+            if entries.get(entry[2]) is entry:
+                return entry[0]
             heappop(heap)
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from polynya.core.addresses import Address
@@ -290,4 +291,9 @@ class LocalCandidates:
             ):
                 return local.candidate.foundation
         self._foundations += 1
-        return str(self._foundations)
+        return _foundation_text(self._foundations)
+
+
+@lru_cache(maxsize=64)
+def _foundation_text(number: int) -> str:
+    return str(number)

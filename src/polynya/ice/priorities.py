@@ -9,6 +9,7 @@ other (RFC 8421, section 4). Every candidate of a component gets a priority of i
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Final
 
 from polynya.core.addresses import IPV6, Address, scope
@@ -23,6 +24,10 @@ _STEP: Final = 256  # between two addresses; what lies between is for candidates
 _LINK_LOCAL: Final = 16384  # reaches no further than the link: after all that reaches further
 
 
+# The agents of a process have the same few priorities: their numbers are kept once for all of them.
+
+
+@lru_cache(maxsize=1024)
 def candidate_priority(type_preference: int, local_preference: int, component: int) -> int:
     """The priority of a candidate (RFC 8445, section 5.1.2.1); ValueError where a term is out of its range."""
     if not (0 <= type_preference <= 126 and 0 <= local_preference <= 65535 and 1 <= component <= 256):
@@ -35,6 +40,7 @@ def local_preference_of(priority: int) -> int:
     return (priority >> 8) & 0xFFFF
 
 
+@lru_cache(maxsize=1024)
 def pair_priority(controlling: int, controlled: int) -> int:
     """The priority of a pair from the candidate priorities of both sides (RFC 8445, section 6.1.2.3).
 
@@ -53,6 +59,11 @@ def next_preference(address: Address, taken: Collection[int]) -> int:
     preference = start - (0 if address.family == IPV6 else _STEP)
     while preference in taken and preference >= 2 * _STEP:
         preference -= 2 * _STEP
+    return _kept(preference)
+
+
+@lru_cache(maxsize=1024)
+def _kept(preference: int) -> int:
     return preference
 
 
