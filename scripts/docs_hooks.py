@@ -51,8 +51,8 @@ def document(name: str, thing: Any) -> Iterator[str]:
         if (signature := _signature(thing)) != "()":
             yield f"```python\n{name}{signature}\n```\n"
         yield _text(thing)
-        for member_name, member in vars(thing).items():
-            if member_name.startswith("_") or not inspect.getdoc(member):
+        for member_name, member in _members(thing).items():
+            if member_name.startswith("_") or not _documented(member_name, thing):
                 continue
             function = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
             if isinstance(member, property):
@@ -62,11 +62,26 @@ def document(name: str, thing: Any) -> Iterator[str]:
                 yield f"\n**`{awaited}{name}.{member_name}{' '.join(_signature(function).split())}`**\n"
             else:
                 continue
-            yield _text(member)
+            yield f"{_documented(member_name, thing)}\n"
     else:
         awaited = "await " if inspect.iscoroutinefunction(thing) else ""
         yield f"```python\n{awaited}{name}{_signature(thing)}\n```\n"
         yield _text(thing)
+
+
+def _members(thing: type) -> dict[str, Any]:
+    """What a class and those it is made of define, in the order of the code, the inherited first."""
+    found: dict[str, Any] = {}
+    for each in reversed(thing.__mro__):
+        if each.__module__.startswith("polynya."):
+            found.update(vars(each))
+    return found
+
+
+def _documented(name: str, thing: type) -> str:
+    """The docstring of a member, or that of what it overrides."""
+    texts = (inspect.getdoc(vars(each)[name]) for each in thing.__mro__ if name in vars(each))
+    return next((text for text in texts if text), "")
 
 
 def _signature(thing: Any) -> str:

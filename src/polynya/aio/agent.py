@@ -55,18 +55,18 @@ class Agent(Endpoint):
 
     Who has signaling of its own takes `description` and `candidates()`, `set_remote` and `add_candidate` instead.
 
-    `servers`     URIs (RFC 7064, 7065); a TURN server as `IceServer(uri, username, password)`
-    `controlling` one side should be, the other not; if both say the same, one more round trip decides
-    `components`  how many each stream has: `(1,)` is one stream of one, `(2, 1)` are two streams
-    `policy`      `all`, `no-host` (host addresses are told to nobody) or `relay` (no address of this host is)
-    `interfaces`, `addresses`  which to use: names, or a callable that is asked for each
-    `families`    4 and 6, best first
-    `ports`       the lowest and the highest local port
-    `loopback`    also gather loopback addresses, which only reach this host
-    `external`    local address to external one, of a NAT that maps 1:1: a candidate without a STUN server
-    `ice`         everything else about ICE, as an IceConfig; what is given above goes first
-    `credentials` is asked for others, with URI and realm, when a TURN server takes those that it had no longer
-    `trace`, `capture`  what is told of everything that happens, and what gets the packets
+    - `servers`: URIs (RFC 7064, 7065); a TURN server as `IceServer(uri, username, password)`.
+    - `controlling`: one side should be, the other not; if both say the same, one more round trip decides.
+    - `components`: how many each stream has: `(1,)` is one stream of one, `(2, 1)` are two streams.
+    - `policy`: `all`, `no-host` (host addresses are told to nobody) or `relay` (no address of this host is).
+    - `interfaces`, `addresses`: which to use: names, or a callable that is asked for each.
+    - `families`: 4 and 6, best first.
+    - `ports`: the lowest and the highest local port; the same twice is a fixed one.
+    - `loopback`: also gather loopback addresses, which only reach this host.
+    - `external`: local address to external one, of a NAT that maps 1:1: a candidate without a STUN server.
+    - `ice`: everything else about ICE, as an `IceConfig`; what is given above goes first.
+    - `credentials`: asked for others, with URI and realm, when a TURN server takes those that it had no longer.
+    - `trace`, `capture`: what is told of everything that happens, and what gets the packets.
 
     Raises ConfigurationError, before anything is opened, for what cannot be.
     """
