@@ -1,0 +1,47 @@
+"""docs/reference/metrics.md names every metric, with its type, labels and meaning, and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from polynya.serve import Server, ServerConfig
+from polynya.serve.metrics import Metrics
+from tests.serve.conftest import Run
+from tests.serve.turn_house import ANY4, client, config, echo, works
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "metrics.md"
+Rows = set[tuple[str, str, str, str]]
+
+
+def documented() -> Rows:
+    found = re.findall(
+        r"^\| `(\w+)` \| (\w+) \| (?:`(\w+)`)? ?\| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return set(found)
+
+
+def told(server: Server) -> Rows:
+    text = Metrics(server).text().decode()
+    helped = dict(re.findall(r"^# HELP (\w+) (.*)$", text, re.MULTILINE))
+    kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
+    labels = dict(re.findall(r"^(\w+)\{(\w+)=", text, re.MULTILINE))
+    own = [name for name in helped if not name.startswith("polynya_process_")]
+    return {(name, kinds[name], labels.get(name, ""), helped[name]) for name in own}
+
+
+def test_the_page_names_every_metric_and_no_other(run: Run) -> None:
+    async def main() -> None:
+        async with Server(ServerConfig(listen=(ANY4,), http=(ANY4,))) as server:
+            alone = told(server)
+        async with Server(config(http=(ANY4,))) as server, echo() as peer, client(server) as relay:
+            await relay.permit(peer)
+            await works(relay, peer)
+            both = alone | told(server)
+        page = documented()
+        assert {row[0] for row in page} == {row[0] for row in both}
+        # a family that has counted nothing yet shows no label
+        unlabelled = {(name, kind, "", meaning) for name, kind, _, meaning in page}
+        assert both <= page | unlabelled
+
+    run(main())
