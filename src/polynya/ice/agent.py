@@ -156,6 +156,7 @@ class IceAgent(Inspection):
             raise UsageError("a lite agent is controlled by a full one")
         if controlling != self._role.controlling:
             self._generations.switch_role(controlling, "as asked for", now)
+            self._selections.show_role(now)
             self._evaluate(now)
 
     def restart(

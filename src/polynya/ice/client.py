@@ -88,6 +88,12 @@ class CheckClient:
         context.consent = True
         self._start(context, now, ONCE)
 
+    def show_role(self, pair: Pair, now: Instant) -> None:
+        """Check a valid pair once more, now: the other side learns that our role is another, and may object."""
+        self.consent_check(pair, now)
+        if self._journal.trace.enabled:
+            self._journal.trace(now, "consent", "our role", pair=pair.id, state="granted", agent=self._journal.label)
+
     def keepalive(self, pair: Pair) -> None:
         """Keep the mapping of a pair that carries nothing else (section 11)."""
         self._journal.send(*pair.path, checks.keepalive(self.draw_id()))
@@ -181,6 +187,8 @@ class CheckClient:
             self._verdicts.nominate(pair, "the check that nominates it was answered", now, check.nomination)
         elif pair.nominate_on_success and not self._role.controlling:
             self._verdicts.nominate(pair, "the other side had nominated it", now, pair.nomination)
+        if check.controlling is not self._role.controlling:  # it said what was our role then
+            self.show_role(pair, now)
 
     def _refused(
         self,

@@ -187,6 +187,11 @@ class Selections:
             if trace.enabled:
                 trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
 
+    def show_role(self, now: Instant) -> None:
+        """Our role was changed by hand: the other side is to know of it at once."""
+        for selection in () if self._config.lite else self.all:
+            selection.generation.client.show_role(selection.pair, now)
+
     def _keep_alive(self, current: Generation) -> None:
         for selection in self.all:
             if selection.consent is None:
