@@ -31,4 +31,4 @@ rm -rf "$target"
 mkdir -p "$target"
 cp -r "$source" "$target/source"
 cd "$target/source"
-CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=mod GOWORK=off "$go" build -trimpath -o "$target/" ./turn ./ice
+CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS=-mod=mod GOWORK=off "$go" build -trimpath -o "$target/" ./turn ./ice ./server

@@ -10,32 +10,22 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from polynya.aio.tcp import TlsContexts
 from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.errors import TransactionError
-from polynya.core.machine import Open
 from polynya.turn.client import ChannelBound, Permitted
 from tests.interop.coturn import PASSWORD, REALM, USER, Coturn, coturn, free_port
+from tests.interop.exchange import echoing, exchange, run, trusting
 
 pytestmark = pytest.mark.peer("coturn")
 LOGIN = {"username": USER, "password": PASSWORD}
 TRANSPORTS = ["udp", "tcp", "tls"]
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    async def guarded() -> None:
-        async with asyncio.timeout(30):
-            await main
-
-    asyncio.run(guarded())
 
 
 @pytest.fixture(scope="module")
@@ -44,50 +34,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coturn]:
         yield running
 
 
-def trusting(certificate: Path) -> TlsContexts:
-    def make(request: Open) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=certificate)
-        context.set_alpn_protocols(list(request.alpn))
-        return context
-
-    return make
-
-
 def client(server: Coturn, transport: str = "udp", host: str = "127.0.0.1", **options: Any) -> TurnClient:
     place = f"[{host}]" if ":" in host else host
     uri = f"turn:{place}:{server.port}?transport={transport}"
     if transport == "tls":
         uri = f"turns:{place}:{server.tls_port}"
     return TurnClient(uri, **{**LOGIN, "tls": trusting(server.certificate), **options})
-
-
-class Echo(asyncio.DatagramProtocol):
-    """A peer that sends back what it gets."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        self.transport.sendto(data, addr)  # type: ignore[attr-defined]
-
-
-@asynccontextmanager
-async def echoing(host: str = "127.0.0.1") -> AsyncIterator[Address]:
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=(host, 0))
-    try:
-        yield Address(*transport.get_extra_info("sockname")[:2])
-    finally:
-        transport.close()
-
-
-async def exchange(relay: TurnClient, peer: Address, count: int = 100) -> None:
-    """Everything comes back, in its order. A few at a time, so that no buffer decides."""
-    for start in range(0, count, 10):
-        sent = [b"%d" % number + bytes(number % 7) for number in range(start, start + 10)]
-        for data in sent:
-            assert relay.send(peer, data)
-        assert [await relay.recv() for _ in sent] == [(data, peer) for data in sent]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
