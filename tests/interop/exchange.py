@@ -53,7 +53,7 @@ async def echoing(host: str = "127.0.0.1") -> AsyncIterator[Address]:
 
 
 async def exchange(relay: TurnClient, peer: Address, count: int = 100, least: int = 1) -> None:
-    """Everything comes back, in its order: a few at a time, so that no buffer decides, each of at least `least` bytes."""
+    """All comes back, in its order: a few at a time, so that no buffer decides, each of at least `least` bytes."""
     for start in range(0, count, 10):
         sent = [(b"%d" % number).ljust(least) + bytes(number % 7) for number in range(start, start + 10)]
         for data in sent:
