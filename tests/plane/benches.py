@@ -19,6 +19,7 @@ from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Closed, Datagram, IcmpError, IcmpKind, Open, Opened, Send
 from polynya.plane.portable import PortablePlane, now
+from polynya.plane.workers import WorkerPlane
 from polynya.turn.server.commands import (
     AssignRelay,
     BindChannel,
@@ -35,6 +36,7 @@ from polynya.turn.server.commands import (
     Report,
     SetExpiry,
     SetPolicy,
+    Traffic,
     UnbindChannel,
     Unpermit,
 )
@@ -57,6 +59,7 @@ class Bench:
         self.do(SetPolicy, policy=POLICY)
 
     now: Instant
+    plane: Any
 
     def execute(self, command: Command | Forward) -> None:
         raise NotImplementedError
@@ -111,6 +114,14 @@ class Bench:
 
     def free(self, relay: Relay) -> Report:
         return self.do(FreeRelay, relay=relay)
+
+    def traffic(self) -> list[Traffic]:
+        """What each open relay has carried."""
+        return list(self.plane.traffic())
+
+    def size(self) -> dict[str, int]:
+        """How much of everything the plane holds."""
+        return dict(self.plane.size)
 
 
 class ReferenceBench(Bench):
@@ -244,9 +255,7 @@ class PortableBench(Bench):
 
     def _settle(self) -> Seen:
         """Run until nothing moves: on the loopback what was sent is there when the call returns."""
-        seen: Seen = []
-        while select.select([self.plane.fileno()], [], [], 0)[0]:
-            self.plane.run(0)
+        seen: Seen = [(each.remote, each.data) for each in self._run()]
         for address, sock in self.sockets.items():
             while True:
                 try:
@@ -263,6 +272,102 @@ class PortableBench(Bench):
             else:
                 self.pending.append(report)
         return seen
+
+    def _run(self) -> list[Send]:
+        """Let the plane do what it has to; what it gave for streams."""
+        while select.select([self.plane.fileno()], [], [], 0)[0]:
+            self.plane.run(0)
+        return []
+
+
+class WorkersBench(PortableBench):
+    """A portable plane in another process. It lives by the system's clock: no test in which time passes asks it.
+
+    The process is one for all tests, which leave nothing in it.
+    """
+
+    ROUNDS = 8
+    """Of its loop, until nothing moves: through two relays and back to a client takes three."""
+    _shared: tuple[socket.socket, WorkerPlane] | None = None
+
+    def __init__(self) -> None:
+        self.skew = 0
+        self.sockets = {}
+        self.opened: list[Relay] = []
+        self.sent: list[Send] = []
+        if WorkersBench._shared is None:
+            listener = self._socket()
+            plane = WorkerPlane(
+                {LISTENER: [listener]}, 1, errors="polynya.aio.icmp:read_errors", read_errors=read_errors
+            )
+            WorkersBench._shared = listener, plane
+        self.listener, self.plane = WorkersBench._shared
+        self.listener_address = Address(*self.listener.getsockname())
+        Bench.__init__(self)
+
+    def collect(self) -> list[Report]:
+        self.plane.run(0.05)
+        return list(self.plane.reports())
+
+    def reports(self) -> list[Report]:
+        found, self.pending = self.pending, []  # all that was to come has come
+        return found
+
+    def open(self, relay: Address, client: Address | None, until: float = 600, **more: Any) -> Relay:
+        self.opened.append(super().open(relay, client, until, **more))
+        return self.opened[-1]
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("time passes in this test: say so by `time_passes`")
+
+    def traffic(self) -> list[Traffic]:
+        self._ask()
+        return super().traffic()
+
+    def size(self) -> dict[str, int]:
+        self._ask()
+        return super().size()
+
+    def close(self) -> None:
+        for relay in self.opened:
+            self.free(relay)
+        for sock in self.sockets.values():
+            sock.close()
+
+    @classmethod
+    def end(cls) -> None:
+        """End the process."""
+        if cls._shared is not None:
+            listener, plane = cls._shared
+            cls._shared = None
+            plane.close()
+            listener.close()
+
+    def _run(self) -> list[Send]:
+        """Each answer to a Binding request is one round of the worker's loop, or nearly always."""
+        with self._socket() as probe:
+            for number in range(self.ROUNDS):
+                probe.sendto(b"\0\1\0\0\x21\x12\xa4\x42" + bytes(11) + bytes((number,)), self.listener_address[:2])
+                assert select.select([probe], [], [], 60)[0], "the worker does not answer"
+                probe.recv(100)
+        self._ask()
+        sent, self.sent = self.sent, []
+        return sent
+
+    def _ask(self) -> None:
+        """Let it tell all that it knows."""
+        before = self.plane._counted.get(0)
+        self.plane.ask_traffic()
+        poll_until(lambda: self.plane.run(0.05) or self.plane._counted.get(0) is not before, 60)
+        told = [report for report in self.plane.reports() if not isinstance(report, Traffic)]
+        self.sent += [report for report in told if isinstance(report, Send)]
+        self.pending += [report for report in told if not isinstance(report, Send)]
+
+
+def time_passes(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that lets time pass: only planes that are told the time are asked."""
+    test.time_passes = True  # type: ignore[attr-defined]
+    return test
 
 
 def poll_until(done: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -13,7 +13,7 @@ from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.server.commands import Done, PeerError, Refused, Relay, SetPolicy, Traffic
 from polynya.turn.server.policy import PeerPolicy
-from tests.plane.benches import LISTENER, LOOPBACK, STREAM, Bench
+from tests.plane.benches import LISTENER, LOOPBACK, STREAM, Bench, time_passes
 
 
 class Scene:
@@ -88,6 +88,7 @@ def test_without_a_permission_nothing_passes(bench: Any, scene: Scene, known: bo
     assert bench.reply(scene.relay, scene.peer, b"x") == []
 
 
+@time_passes
 def test_a_permission_ends_at_its_time_even_where_packets_flow(bench: Any, scene: Scene) -> None:
     bench.permit(scene.relay, LOOPBACK, until=300)
     bench.bind(scene.relay, 0x4001, scene.peer)
@@ -105,6 +106,7 @@ def test_a_permission_ends_at_its_time_even_where_packets_flow(bench: Any, scene
     assert all(way() for way in ways)
 
 
+@time_passes
 def test_a_channel_ends_at_its_time_and_data_is_wrapped_again(bench: Any, scene: Scene) -> None:
     bench.permit(scene.relay, LOOPBACK, until=1000)
     bench.bind(scene.relay, 0x4001, scene.peer, until=600)
@@ -118,6 +120,7 @@ def test_a_channel_ends_at_its_time_and_data_is_wrapped_again(bench: Any, scene:
     assert bench.say(scene.client, channel(0x4001, b"x")) == [(scene.peer, b"x")]
 
 
+@time_passes
 def test_an_allocation_ends_at_its_time_and_can_be_prolonged(bench: Any, scene: Scene) -> None:
     bench.permit(scene.relay, LOOPBACK, until=10_000)
     bench.bind(scene.relay, 0x4001, scene.peer, until=10_000)
@@ -231,7 +234,7 @@ def test_a_freed_relay_is_gone_with_all_that_was_its(bench: Any, scene: Scene) -
     [traffic] = [report for report in bench.reports() if isinstance(report, Traffic)]
     assert (traffic.to_peers, traffic.bytes_to_peers, traffic.from_peers, traffic.bytes_from_peers) == (1, 5, 1, 3)
     assert bench.say(scene.client, channel(0x4001, b"x")) == [] == bench.reply(scene.relay, scene.peer, b"x")
-    assert set(bench.plane.size.values()) == {0}
+    assert set(bench.size().values()) == {0}
     assert isinstance(bench.free(scene.relay), Done), "freeing twice is no error"
 
 
@@ -265,12 +268,13 @@ def test_traffic_is_counted(bench: Any, scene: Scene) -> None:
         bench.reply(scene.relay, scene.peer, b"1")
     bench.unpermit(scene.relay, LOOPBACK)
     bench.reply(scene.relay, scene.peer, b"1")
-    [traffic] = bench.plane.traffic()
+    [traffic] = bench.traffic()
     assert traffic == Traffic(
         relay=scene.relay, to_peers=6, bytes_to_peers=18, from_peers=3, bytes_from_peers=3, dropped=1
     )
 
 
+@time_passes
 def test_a_limit_of_bytes_holds_on_every_way(bench: Any) -> None:
     scene = Scene(bench, bytes_per_second=10_000)
     bench.permit(scene.relay, LOOPBACK)
@@ -304,6 +308,7 @@ def test_an_icmp_error_of_a_permitted_peer_is_reported(bench: Any, scene: Scene)
     assert bench.say(scene.client, send(other, b"next")) == [(other, b"next")], "the error costs nobody a packet"
 
 
+@time_passes
 def test_a_number_that_is_bound_anew_in_the_other_family_is_not_the_old_one_any_more(bench: Any) -> None:
     """A dual allocation: what random requests against a model of the RFC found."""
     client, peer = bench.address(), bench.address()
@@ -317,6 +322,7 @@ def test_a_number_that_is_bound_anew_in_the_other_family_is_not_the_old_one_any_
     bench.free(old)
 
 
+@time_passes
 def test_a_peer_keeps_its_new_channel_when_its_old_number_goes_to_another(bench: Any, scene: Scene) -> None:
     """What random requests against a model of the RFC found."""
     other = bench.address()

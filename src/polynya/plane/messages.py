@@ -71,7 +71,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class AskTraffic:
-    """Say what each relay has carried, and `Counted`."""
+    """Say what each relay has carried, and then `Counted`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,8 @@ class Channel:
             data = pickle.dumps(batch, pickle.HIGHEST_PROTOCOL)
             if len(data) > LARGEST and len(batch) > 1:
                 for item in batch:
-                    self.send([item])
+                    self.send([item], fds)
+                    fds = ()
                 continue
             packets = all(isinstance(item, (Datagram, Packet)) for item in batch)
             if packets and len(self._waiting) >= _WAITING:

@@ -78,8 +78,8 @@ def _take(plane: PortablePlane, channel: Channel, item: Any, sockets: list[socke
         case ReleaseRelay():
             plane.release(item.relay)
         case AskTraffic():
-            plane.relays.reports += plane.traffic()
-            channel.send([Counted({**plane.counters, "packets lost between processes": channel.dropped}, plane.size)])
+            counted = Counted({**plane.counters, "packets lost between processes": channel.dropped}, plane.size)
+            channel.send([*plane.reports(), *plane.traffic(), counted])
         case _:
             plane.execute(item, now(), sockets.pop(0) if sockets else None)
 

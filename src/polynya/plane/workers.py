@@ -83,7 +83,11 @@ class _Record:
     def __post_init__(self) -> None:
         self.last = Traffic(relay=self.open.relay)
 
-    def replay(self, at: Instant) -> list[Command]:
+    def tell(self, channel: Channel, command: OpenRelay) -> None:
+        """Let a worker have it, with all that it is: in one go, or packets would come in between and be refused."""
+        channel.send([command, *self._replay(now())], (self.sock.fileno(),))
+
+    def _replay(self, at: Instant) -> list[Command]:
         """The commands that make it what it is, after its OpenRelay; what has expired is left out."""
         relay = self.open.relay
         by_time: dict[Instant, list[str]] = {}
@@ -344,8 +348,7 @@ class WorkerPlane:
             worker = self._workers[index]
             if command.number != _NOBODY:
                 worker.asked[command.number] = command
-            worker.channel.send([command], (record.sock.fileno(),))
-            worker.channel.send(record.replay(now()))
+            record.tell(worker.channel, command)
             self._local.relays.know(command.relay, command.external)
         self._tell_others(index, KnowRelay(command.relay, command.external))
 
@@ -511,8 +514,7 @@ class WorkerPlane:
         for record in self._records.values():
             if record.worker == dead.index:
                 record.before = record.last  # what it has told since is not known, what it had told must not be lost
-                worker.channel.send([replace(record.open, number=_NOBODY)], (record.sock.fileno(),))
-                worker.channel.send(record.replay(now()))
+                record.tell(worker.channel, replace(record.open, number=_NOBODY))
             elif record.worker != NOWHERE:
                 worker.channel.send([KnowRelay(record.open.relay, record.open.external)])
         for command in dead.asked.values():
