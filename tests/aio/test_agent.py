@@ -12,6 +12,7 @@ import pytest
 
 import polynya
 from polynya.aio.connection import QUEUE_LENGTH
+from polynya.core.machine import Interface, InterfaceAddress
 from polynya.ice.config import IceConfig
 from polynya.ice.events import AgentState, SelectedPairChanged
 
@@ -403,5 +404,55 @@ def test_interfaces_that_stayed_as_they_are_restart_nothing() -> None:
             before = agent.description
             assert not agent.interfaces_changed()
             assert agent.description == before
+
+    asyncio.run(main())
+
+
+def test_a_nat_that_maps_one_to_one_is_told_by_the_user() -> None:
+    async def main() -> None:
+        async with local_agent(families=(4,), external={"127.0.0.1": "198.51.100.7"}) as agent:
+            told = [candidate async for candidate in agent.candidates()]
+            assert [candidate.type.value for candidate in told] == ["host", "srflx"]
+            assert told[1].address == ("198.51.100.7", told[0].address.port, "")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "controlling", "components"),
+    [
+        ({}, True, (1,)),
+        ({"controlling": False}, False, (1,)),
+        ({"ice": IceConfig(controlling=False, components=(2,))}, False, (2,)),
+        (
+            {"ice": IceConfig(controlling=False, components=(2,)), "controlling": True, "components": [1, 1]},
+            True,
+            (1, 1),
+        ),
+    ],
+)
+def test_what_an_agent_is_given_goes_before_its_ice_options(
+    options: dict[str, object], controlling: bool, components: tuple[int, ...]
+) -> None:
+    agent = local_agent(**options)
+    assert agent.controlling is controlling
+    assert agent._session.agent.components == components
+
+
+def test_interfaces_and_addresses_are_chosen_by_callables() -> None:
+    """aiortc/aioice#2: choose the interface; each callable is asked with what it has to decide on."""
+
+    async def main() -> None:
+        asked: list[tuple[str, str]] = []
+
+        def only_ipv6(interface: Interface, address: InterfaceAddress) -> bool:
+            asked.append((interface.name, address.host))
+            return ":" in address.host
+
+        async with polynya.Agent(loopback=True, interfaces=lambda each: each.loopback, addresses=only_ipv6) as agent:
+            told = [candidate.address.host async for candidate in agent.candidates()]
+        assert set(told) == {"::1"}
+        assert {("lo", "127.0.0.1"), ("lo", "::1")} <= set(asked)
+        assert all(name == "lo" for name, _ in asked)
 
     asyncio.run(main())

@@ -175,3 +175,45 @@ def test_a_fragment_of_another_program_is_understood(run: Run) -> None:
             assert agent.stats()["remote-0-1-1-host-192.0.2.1:5000"]["port"] == 5000
 
     run(main())
+
+
+def test_a_stream_is_added_and_another_removed_in_a_restart(run: Run) -> None:
+    """RFC 8445, section 9 with RFC 8839, section 4.4: what goes on keeps its number, its socket and its data."""
+
+    async def main() -> None:
+        a = local_agent(controlling=True, components=(1, 1), families=(4,))
+        b = local_agent(controlling=False, components=(1, 1), families=(4,))
+        async with a, b:
+            tasks = [asyncio.create_task(carry(*each)) for each in ((a, b), (b, a))]
+            kept, removed = await asyncio.gather(a.connect(9, stream=1), a.connect(9, stream=0))
+            there, gone = await asyncio.gather(b.connect(9, stream=1), b.connect(9, stream=0))
+            sockets = {socket["local"] for socket in a.why().data["gathering"]["sockets"]}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+            agreed = (0, 1, 2)
+            b.set_remote(a.restart(agreed), agreed)
+            kept.send(b"over the old pair")
+            assert await there.recv() == b"over the old pair"
+            tasks = [asyncio.create_task(carry(*each)) for each in ((a, b), (b, a))]
+            for component in (1, 2):
+                ours, theirs = await asyncio.gather(
+                    a.connect(9, stream=2, component=component), b.connect(9, stream=2, component=component)
+                )
+                ours.send(b"%d" % component)
+                assert await theirs.recv() == b"%d" % component
+            for ended in (removed, gone):
+                with pytest.raises(polynya.ConnectionClosed, match="its stream was removed"):
+                    await ended.recv()
+            with pytest.raises(polynya.UsageError):
+                a.connection(0)
+            now = {socket["local"] for socket in a.why().data["gathering"]["sockets"]}
+            assert len(now) == 3 and len(now & sockets) == 1, "one closed, one stayed, two came"
+            there.send(b"still one")
+            assert await kept.recv() == b"still one"
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 from polynya.core.addresses import Address
@@ -54,13 +54,15 @@ class Speaks(Protocol):
     @property
     def counters(self) -> Mapping[str, int]: ...
 
-    def set_remote(self, description: Description, now: Instant) -> None: ...
+    def set_remote(
+        self, description: Description, components: tuple[int, ...] | None = None, *, now: Instant
+    ) -> None: ...
 
     def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None: ...
 
     def set_controlling(self, controlling: bool, now: Instant) -> None: ...
 
-    def restart(self, now: Instant) -> Description: ...
+    def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description: ...
 
 
 class Carries(Protocol):
@@ -206,9 +208,10 @@ class Endpoint(Waiting):
         if signal.ended and signal.description.same_credentials(remote):
             driver.call(self._speaker.add_remote, None)
 
-    def set_remote(self, description: Description) -> None:
-        """What the other side signalled as its `description`."""
-        self._running().call(self._speaker.set_remote, description)
+    def set_remote(self, description: Description, components: Sequence[int] | None = None) -> None:
+        """What the other side signalled as its `description`, and the `components` if it restarted with others."""
+        agreed = None if components is None else tuple(components)
+        self._running().call(self._speaker.set_remote, description, agreed)
         self._described = True
 
     def add_candidate(self, candidate: Candidate | str | None, stream: int = 0) -> None:
@@ -226,14 +229,17 @@ class Endpoint(Waiting):
 
     # ------------------------------------------------------------------------------------------------------ restart
 
-    def restart(self) -> Description:
+    def restart(self, components: Sequence[int] | None = None) -> Description:
         """Begin anew with new credentials (RFC 8445, section 9); signal what is returned, and `candidates()` again.
 
         Connections stay and go on over the old pair until a new one is nominated. When the other side restarts, giving
         its new description to `set_remote` does the same here: a `Restarted` event tells to signal `description` anew.
         `signals` and a room do all of it by themselves.
+
+        `components` adds and removes streams: how many components each has from now on, 0 for one that is removed (the
+        others keep their numbers). Both sides have to agree on it: it is not signalled.
         """
-        return self._running().call(self._speaker.restart)
+        return self._running().call(self._speaker.restart, None if components is None else tuple(components))
 
     # --------------------------------------------------------------------------------------------------- connecting
 
@@ -262,8 +268,7 @@ class Endpoint(Waiting):
     def connection(self, stream: int = 0, component: int = 1) -> Connection:
         """The connection of a component of a stream, be it ready or not; UsageError where there is no such one."""
         self._running()
-        streams = self._speaker.agent.components
-        if not 0 <= stream < len(streams) or not 1 <= component <= streams[stream]:
+        if not self._exists(stream, component):
             raise UsageError(f"there is no stream {stream} with a component {component}: give Agent(components=...)")
         return self._connection(stream, component)
 
@@ -322,6 +327,7 @@ class Endpoint(Waiting):
             case Restarted():
                 self._candidates = ()
                 self._failure = None
+                self._end_removed()
             case LocalCandidateAdded():
                 self._candidates += (event.local,)
             case RemoteAuthenticated():
@@ -375,6 +381,17 @@ class Endpoint(Waiting):
         if self._carrier is None:
             raise UsageError("the agent is not started: use it as `async with polynya.Agent(...) as agent`")
         return self._carrier
+
+    def _exists(self, stream: int, component: int) -> bool:
+        streams = self._speaker.agent.components
+        return 0 <= stream < len(streams) and 1 <= component <= streams[stream]
+
+    def _end_removed(self) -> None:
+        """A restart may have removed streams: their connections are over."""
+        for connection in self._connections:
+            if not self._exists(connection.stream, connection.component):
+                connection._end("its stream was removed")
+        self._connections = tuple(known for known in self._connections if not known.closed)
 
     def _end_connections(self, reason: str) -> None:
         for connection in self._connections:

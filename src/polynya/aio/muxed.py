@@ -108,7 +108,10 @@ class _Spoken:
     def __init__(self, agent: IceAgent) -> None:
         self.agent = agent
 
-    def set_remote(self, description: Description, now: Instant) -> None:
+    def set_remote(
+        self, description: Description, components: tuple[int, ...] | None = None, *, now: Instant
+    ) -> None:  # fmt: skip
+        _refuse_others(components)
         self.agent.set_remote(description, now)
 
     def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None:
@@ -120,8 +123,14 @@ class _Spoken:
     def set_controlling(self, controlling: bool, now: Instant) -> None:
         self.agent.set_controlling(controlling, now)
 
-    def restart(self, now: Instant) -> Description:
+    def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
+        _refuse_others(components)
         return self.agent.restart(now)
+
+
+def _refuse_others(components: tuple[int, ...] | None) -> None:
+    if components not in {None, (1,)}:
+        raise UsageError("an agent of a mux has one component: packets for others could not be told apart")
 
 
 class _Carried:

@@ -17,7 +17,7 @@ it open (RFC 8445, sections 5.1.1.4 and 11).
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -121,6 +121,7 @@ class Gathering:
     """A machine: core inputs in, `Open`, `Resolve` and `Send` out, `GatheringEvent`s for the session."""
 
     __slots__ = (
+        "_components",
         "_config",
         "_deadline",
         "_events",
@@ -155,6 +156,7 @@ class Gathering:
         self.refused: tuple[Refused, ...] = ()
         self.bases: tuple[Base, ...] = ()
         self._config = config
+        self._components = config.ice.components
         self._random = random
         self._pacer = pacer
         self._flow_ids = flow_ids
@@ -187,7 +189,7 @@ class Gathering:
             raise RuntimeError("gathering has been started")
         chosen, self.refused = choose_addresses(interfaces.interfaces, self._config)
         self._change(GatheringState.GATHERING, f"{len(chosen)} local addresses to gather on", now)
-        self._open(chosen)
+        self._open(chosen, self._places())
         queries = {Resolve(name=uri.host, token=token): uri for token, uri in enumerate(self._config.stun_servers)}
         self._resolving = queries or NOTHING
         self._outputs += tuple(queries)
@@ -212,18 +214,36 @@ class Gathering:
         self._change(
             GatheringState.GATHERING, f"{len(new)} local addresses are new, {len(gone)} sockets lost theirs", now
         )
-        for flow in gone:
-            self._outputs += (Close(flow=flow),)
-            if self._questions is not None:
-                self._questions.forget(flow)
-            self.relays.remove_base(flow, "its address is gone from this host")
-        self.bases = tuple(base for base in self.bases if base.flow not in gone)
-        self._open(new)
+        self._close(gone, "its address is gone from this host")
+        self._open(new, self._places())
         for base in self.bases:
             self._ask_all(base, now)
         self._await(now)
         self._finish_if_done(now)
         return gone
+
+    def set_components(self, components: tuple[int, ...], now: Instant) -> bool:
+        """The streams have these numbers of components from now on, none for one that is removed.
+
+        Sockets of what is removed close; whether sockets for what is added are opened, and candidates are to come.
+        """
+        hosts = dict.fromkeys(base.host for base in self.bases)
+        before = self._places()
+        self._components = components
+        after = self._places()
+        removed = [base.flow for base in self.bases if (base.stream, base.component) not in after]
+        for flow, (_, stream, component) in list(self._opening.items()):
+            if (stream, component) not in after:
+                self._take_opening(flow)
+                self._outputs += (Close(flow=flow),)
+        self._close(removed, "its stream was removed")
+        added = [place for place in after if place not in before]
+        if not added or not hosts or self.state is GatheringState.NEW:
+            return False
+        self._change(GatheringState.GATHERING, f"{len(added)} components are new", now)
+        self._open(hosts, added)
+        self._await(now)
+        return True
 
     def stop_keepalives(self) -> None:
         """A pair was nominated: checks and consent keep its path open, the other mappings may go."""
@@ -336,10 +356,19 @@ class Gathering:
 
     # --------------------------------------------------------------------------------------------- bases and servers
 
-    def _open(self, hosts: Iterable[HostAddress]) -> None:
-        """Ask for a socket on each address, for each component."""
+    def _close(self, flows: Collection[Flow], reason: str) -> None:
+        """Close sockets, with all that was asked and given by them."""
+        for flow in flows:
+            self._outputs += (Close(flow=flow),)
+            if self._questions is not None:
+                self._questions.forget(flow)
+            self.relays.remove_base(flow, reason)
+        self.bases = tuple(base for base in self.bases if base.flow not in flows)
+
+    def _open(self, hosts: Iterable[HostAddress], places: Iterable[tuple[int, int]]) -> None:
+        """Ask for a socket on each address, for each of these components."""
         for host in hosts:
-            for stream, component in self._components():
+            for stream, component in places:
                 flow = self._flow_ids.new()
                 self._opening = {**self._opening, flow: (host, stream, component)}
                 opening = Open(
@@ -351,9 +380,9 @@ class Gathering:
                 )
                 self._outputs += (opening,)
 
-    def _components(self) -> Iterator[tuple[int, int]]:
-        for stream, count in enumerate(self._config.ice.components):
-            yield from ((stream, component) for component in range(1, count + 1))
+    def _places(self) -> list[tuple[int, int]]:
+        """Stream and component of all that there are."""
+        return [(stream, number + 1) for stream, count in enumerate(self._components) for number in range(count)]
 
     def _take_opening(self, flow: Flow) -> tuple[HostAddress, int, int] | None:
         opening = self._opening.get(flow)

@@ -40,6 +40,7 @@ from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate, CandidateType, Gathered
+from polynya.ice.config import check_components
 from polynya.ice.description import Description
 from polynya.ice.events import (
     AgentState,
@@ -107,9 +108,16 @@ class Session:
         self.gathering.start(interfaces, now)
         self._collect(now)
 
-    def set_remote(self, description: Description, now: Instant) -> None:
-        """What the other side signalled: its credentials and options."""
-        self.agent.set_remote(description, now)
+    def set_remote(
+        self, description: Description, components: tuple[int, ...] | None = None, *, now: Instant
+    ) -> None:  # fmt: skip
+        """What the other side signalled: its credentials and options.
+
+        `components` says how many each stream has from now on, where that was agreed on with the description.
+        """
+        self.agent.set_remote(description, now, components)
+        if components is not None:
+            self.gathering.set_components(self.agent.components, now)
         self._collect(now)
 
     def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None:
@@ -134,9 +142,15 @@ class Session:
         self.gathering.no_credentials(wanted, now)
         self._collect(now)
 
-    def restart(self, now: Instant) -> Description:
-        """Begin a new generation with the candidates there are (RFC 8445, section 9); signal what is returned."""
-        description = self.agent.restart(now)
+    def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
+        """Begin a new generation with the candidates there are (RFC 8445, section 9); signal what is returned.
+
+        `components` adds and removes streams, as the agent's `restart` does, with their sockets.
+        """
+        if components is not None:
+            check_components(components)
+        more = components is not None and self.gathering.set_components(components, now)
+        description = self.agent.restart(now, more_to_come=more, components=components)
         self._collect(now)
         return description
 
