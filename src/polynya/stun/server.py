@@ -155,22 +155,24 @@ class BindingServer:
             self._drop(remote, f"not a Binding request: {message.method!r} {message.cls.name}", now, packet)
             return
         origin = self.origins.get(flow)
-        asked = [each for each in _DISCOVERY if each in message and message[each] != ChangeRequest()]
+        asked = _asked(message) if message.attributes else ()
+        unknown = message.unknown_required
         by: Flow | None = flow
-        if CHANGE_REQUEST in asked:
-            by = origin.elsewhere.get(message[CHANGE_REQUEST]) if origin is not None else None
-        refused = asked if origin is None else [CHANGE_REQUEST] if by is None else []
-        unknown = (*message.unknown_required, *(each.number for each in refused))
+        if asked:
+            if CHANGE_REQUEST in asked:
+                by = origin.elsewhere.get(message[CHANGE_REQUEST]) if origin is not None else None
+            refused = asked if origin is None else (CHANGE_REQUEST,) if by is None else ()
+            unknown += tuple(each.number for each in refused)
         if (asked or unknown) and not self.budget.take(source_of(remote.host), now):
             self._drop(remote, "too many answers to one source", now, packet)
         elif unknown or by is None:
             listed = tuple(dict.fromkeys(unknown))[:MAX_UNKNOWN]
             self._refuse(flow, remote, message, ErrorCode.UNKNOWN_ATTRIBUTE, {UNKNOWN_ATTRIBUTES: listed})
-        elif message.get(RESPONSE_PORT) == 0 or (RESPONSE_PORT in message and PADDING in message):
+        elif RESPONSE_PORT in asked and (message[RESPONSE_PORT] == 0 or PADDING in asked):
             self._refuse(flow, remote, message, ErrorCode.BAD_REQUEST, {})
         else:
             answer = Message.success(message, _told(message, remote, origin, self.origins.get(by)))
-            to = remote.with_port(message.get(RESPONSE_PORT) or remote.port)
+            to = remote.with_port(message[RESPONSE_PORT]) if RESPONSE_PORT in asked else remote
             self._outputs.append(Send(by, to, answer.encode(fingerprint=message.has_fingerprint)))
             self._count("answers")
 
@@ -190,6 +192,11 @@ class BindingServer:
         self._counters[what] = self._counters.get(what, 0) + 1
 
 
+def _asked(message: Message) -> tuple[Attribute[Any], ...]:
+    """What of behaviour discovery a request asks for; clients of RFC 3489 begin with a CHANGE-REQUEST of nothing."""
+    return tuple(each for each in _DISCOVERY if each in message and message[each] != ChangeRequest())
+
+
 def _told(message: Message, remote: Address, asked: Origin | None, by: Origin | None) -> dict[Attribute[Any], Any]:
     """What a success response holds that leaves `by` a listener and was `asked` of another, or of the same."""
     told: dict[Attribute[Any], Any] = {MAPPED_ADDRESS if message.legacy else XOR_MAPPED_ADDRESS: remote}
@@ -201,7 +208,7 @@ def _told(message: Message, remote: Address, asked: Origin | None, by: Origin | 
         padding = message.get(PADDING)
         if padding is not None:
             told[PADDING] = bytes(min(len(padding), MAX_PADDING))
-    counter = message.get(TRANSACTION_TRANSMIT_COUNTER)
+    counter = message.get(TRANSACTION_TRANSMIT_COUNTER) if message.attributes else None
     if counter is not None:
         told[TRANSACTION_TRANSMIT_COUNTER] = TransmitCounter(counter.request, _STATELESS)
     return told
