@@ -1,0 +1,120 @@
+"""Relayed candidates (RFC 8445, section 5.1.1.2): which servers are asked, in what order, and what is told of them."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from polynya.core.addresses import IPV4, Address
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.machine import Datagram, Open, Output, RecordType, Resolve, Resolved, Send
+from polynya.core.pacer import Pacer
+from polynya.session.options import Base, HostAddress, RelayServer
+from polynya.session.relay_events import RelayFailed
+from polynya.session.relays import Relays
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Method
+from polynya.stun.uris import TurnUri
+
+SERVER = Address("203.0.113.1", 3478)
+BASE = Base(flow=Flow(900), host=HostAddress(address=Address("192.0.2.9", 0), interface="eth0"),
+            local=Address("192.0.2.9", 5000))  # fmt: skip
+ZONE = {
+    ("_turn._udp.example.org", RecordType.SRV): ("0 0 3478 a.example",),
+    ("_turn._tcp.example.org", RecordType.SRV): ("0 0 3478 a.example", "1 0 443 b.example"),
+    ("a.example", RecordType.ADDRESS): ("203.0.113.1",),
+    ("b.example", RecordType.ADDRESS): ("203.0.113.2",),
+}
+
+
+class House:
+    """The machine with a name server, a clock, and whatever it sends kept."""
+
+    def __init__(self) -> None:
+        self.now = Instant(SECOND)
+        self.relays = Relays(
+            (RelayServer(TurnUri.parse("turn:example.org")),),
+            (IPV4,),
+            random=Random(1),
+            pacer=Pacer(),
+            flow_ids=FlowIds(),
+        )
+        self.sent: list[Send] = []
+        self.opened: list[Open] = []
+        self.events: list[object] = []
+        self.relays.start(self.now)
+        self.relays.add_base(BASE, self.now)
+        self.settle()
+
+    def settle(self) -> None:
+        while outputs := self.relays.outputs():
+            for output in outputs:
+                self._perform(output)
+        self.events += self.relays.events()
+
+    def _perform(self, output: Output) -> None:
+        if isinstance(output, Resolve):
+            hosts = ZONE.get((output.name, output.record), ())
+            self.relays.receive(Resolved(query=output, hosts=hosts, error="" if hosts else "no such name"), self.now)
+        elif isinstance(output, Send):
+            self.sent.append(output)
+        elif isinstance(output, Open):
+            self.opened.append(output)
+
+    def run(self, seconds: float) -> None:
+        end = Instant(self.now + round(seconds * SECOND))
+        while (due := self.relays.next_timer()) is not None and due <= end:
+            self.now = max(due, self.now)
+            self.relays.tick(self.now)
+            self.settle()
+        self.now = end
+
+    def refuse(self, code: int) -> None:
+        """The server answers the last Allocate with an error."""
+        request = decode(self.sent[-1].data)
+        assert request.method == Method.ALLOCATE
+        answer = Message.error(request, code).encode()
+        self.relays.receive(Datagram(BASE.flow, SERVER, answer), self.now)
+        self.settle()
+
+
+def test_udp_is_asked_first_by_the_bases_own_socket() -> None:
+    house = House()
+    house.run(0.1)
+    assert [(each.flow, each.remote) for each in house.sent] == [(BASE.flow, SERVER)] and house.opened == []
+
+
+@pytest.mark.parametrize("code", [403, 440, 442, 486, 508])
+def test_a_server_that_refuses_is_not_asked_by_another_transport_but_the_next_server_is(code: int) -> None:
+    """RFC 8656, section 7.4."""
+    house = House()
+    house.run(0.1)
+    house.refuse(code)
+    house.run(1)
+    [failed] = [event for event in house.events if isinstance(event, RelayFailed)]
+    assert str(code) in failed.reason
+    [stream] = house.opened
+    assert (stream.transport, stream.remote) == (Transport.TCP, Address("203.0.113.2", 443))
+    assert stream.local == Address("192.0.2.9", 0), "from the base's address"
+
+
+def test_a_server_that_is_silent_by_udp_is_asked_by_tcp() -> None:
+    """RFC 8656, section 7.4: with 408 the transport may be what is wrong."""
+    house = House()
+    house.run(39)
+    assert house.opened == []
+    house.run(2)
+    [stream] = house.opened
+    assert (stream.transport, stream.remote) == (Transport.TCP, SERVER)
+
+
+def test_it_is_open_until_the_last_server_has_failed() -> None:
+    house = House()
+    house.run(0.1)
+    assert house.relays.open
+    late = house.relays.abandon(Instant(house.now + MILLISECOND))
+    assert [(base.flow, server.address) for base, server in late] == [(BASE.flow, SERVER)]
+    house.run(60)
+    assert not house.relays.open and house.opened == [], "who is not waited for is not followed by another"
