@@ -9,11 +9,12 @@ import pytest
 from polynya.core.addresses import IPV4, Address
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import MILLISECOND, SECOND, Instant
-from polynya.core.machine import Datagram, Open, Output, RecordType, Resolve, Resolved, Send
+from polynya.core.machine import Close, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
 from polynya.session.options import Base, HostAddress, RelayServer
-from polynya.session.relay_events import RelayFailed
+from polynya.session.relay_events import RelayFailed, RelayFound
 from polynya.session.relays import Relays
+from polynya.stun.attributes import LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from polynya.stun.uris import TurnUri
@@ -43,6 +44,7 @@ class House:
         )
         self.sent: list[Send] = []
         self.opened: list[Open] = []
+        self.closed: list[Flow] = []
         self.events: list[object] = []
         self.relays.start(self.now)
         self.relays.add_base(BASE, self.now)
@@ -62,6 +64,8 @@ class House:
             self.sent.append(output)
         elif isinstance(output, Open):
             self.opened.append(output)
+        elif isinstance(output, Close):
+            self.closed.append(output.flow)
 
     def run(self, seconds: float) -> None:
         end = Instant(self.now + round(seconds * SECOND))
@@ -77,6 +81,13 @@ class House:
         assert request.method == Method.ALLOCATE
         answer = Message.error(request, code).encode()
         self.relays.receive(Datagram(BASE.flow, SERVER, answer), self.now)
+        self.settle()
+
+    def allocate(self) -> None:
+        """The server grants the last Allocate that was sent to it by UDP."""
+        request = decode(self.sent[-1].data)
+        values = {XOR_RELAYED_ADDRESS: (Address("203.0.113.1", 50000),), XOR_MAPPED_ADDRESS: BASE.local, LIFETIME: 600}
+        self.relays.receive(Datagram(BASE.flow, SERVER, Message.success(request, values).encode()), self.now)
         self.settle()
 
 
@@ -100,14 +111,45 @@ def test_a_server_that_refuses_is_not_asked_by_another_transport_but_the_next_se
     assert stream.local == Address("192.0.2.9", 0), "from the base's address"
 
 
-def test_a_server_that_is_silent_by_udp_is_asked_by_tcp() -> None:
-    """RFC 8656, section 7.4: with 408 the transport may be what is wrong."""
+def test_a_server_that_is_silent_by_udp_is_asked_by_tcp_beside_it() -> None:
+    """RFC 8656, section 7.4: with 408 the transport may be what is wrong; where UDP is blocked nobody waits 39.5 s."""
     house = House()
-    house.run(39)
+    house.run(0.9)
     assert house.opened == []
-    house.run(2)
+    house.run(0.2)
     [stream] = house.opened
     assert (stream.transport, stream.remote) == (Transport.TCP, SERVER)
+    house.run(1)
+    assert [each.remote for each in house.opened] == [SERVER, Address("203.0.113.2", 443)], "nor is that one heard of"
+    house.run(36)
+    assert [event for event in house.events if isinstance(event, RelayFailed)] == []
+    house.run(2)
+    [failed] = [event for event in house.events if isinstance(event, RelayFailed)]
+    assert "did not answer 7 sends" in failed.reason and house.relays.open, "two streams are still being opened"
+
+
+def test_the_first_to_allocate_is_kept_and_what_was_tried_beside_it_is_closed() -> None:
+    house = House()
+    house.run(1.1)
+    [stream] = house.opened
+    house.allocate()
+    [found] = [event for event in house.events if isinstance(event, RelayFound)]
+    assert found.server.transport is Transport.UDP and found.mapped == BASE.local
+    assert house.closed == [stream.flow] and not house.relays.open
+    house.run(60)
+    assert len(house.opened) == 1 and [event for event in house.events if isinstance(event, RelayFound)] == [found]
+
+
+def test_a_server_that_was_heard_of_is_let_finish_alone() -> None:
+    """Its challenge came: the rest takes a round trip more."""
+    house = House()
+    house.run(0.1)
+    request = decode(house.sent[-1].data)
+    challenge = Message.error(request, 401, None, {REALM: "example.org", NONCE: b"nonce"}).encode()
+    house.relays.receive(Datagram(BASE.flow, SERVER, challenge), house.now)
+    house.settle()
+    house.run(30)
+    assert house.opened == []
 
 
 def test_it_is_open_until_the_last_server_has_failed() -> None:

@@ -1,9 +1,10 @@
 """Relayed candidates: the TURN clients of a session, and the flows that their allocations are (RFC 8445, 5.1.1.2).
 
-Every TURN URI is asked from every base, all at once; none is waited for. Over UDP a client shares the base's socket,
-so that one answer gives a relayed candidate and the server-reflexive one that comes with it; over TCP and TLS it opens
-a stream from the base's address. A relayed address is a flow of its own: what the agent sends on it goes through the
-client, and what a peer sends to it comes in as a datagram on it.
+Every TURN URI is asked from every base, all at once; none is waited for. Of the servers that one URI stands for, the
+next is asked when one has failed, or beside it when nothing was heard of it for a second; the first to allocate stays.
+Over UDP a client shares the base's socket, so that one answer gives a relayed candidate and the server-reflexive one
+that comes with it; over TCP and TLS it opens a stream from the base's address. A relayed address is a flow of its own:
+what the agent sends on it goes through the client, and what a peer sends to it comes in as a datagram on it.
 
 A relay that is lost, because its server was started anew or its stream broke, is asked for again; what is found then is
 another relayed address.
@@ -52,7 +53,7 @@ from polynya.turn.client.events import (
     TurnEvent,
     TurnServer,
 )
-from polynya.turn.client.search import others
+from polynya.turn.client.search import PATIENCE, others
 from polynya.turn.discovery import Discovered, Discovery
 
 from .losses import Losses, Way
@@ -77,6 +78,8 @@ class _Relay:
     """It did not answer in time: what it allocates is freed again."""
     again: bool = False
     """It takes the place of one that was lost: gathering does not wait for it."""
+    next_at: Instant | None = None
+    """When the next server is tried beside it, unless this one has been heard of by then."""
 
     @property
     def awaited(self) -> bool:
@@ -250,9 +253,7 @@ class Relays:
         self._discoveries.clear()
         late = [relay for relay in self._relays if relay.awaited and (heard or relay.silent)]
         for relay in late:
-            relay.late = True
-            relay.client.close(now)
-            self._collect(relay, now)
+            self._give_up(relay, now)
         return [(relay.base, relay.client.server) for relay in late]
 
     def why(self) -> list[str]:
@@ -285,6 +286,8 @@ class Relays:
         for way in self._losses.due(now):
             self._ask_again(way, now)
         for relay in list(self._relays):
+            if relay.next_at is not None and relay.next_at <= now:
+                self._try_beside(relay, now)
             due = relay.client.next_timer()
             if due is not None and due <= now:
                 relay.client.tick(now)
@@ -292,6 +295,7 @@ class Relays:
 
     def next_timer(self) -> Instant | None:
         due = [relay.client.next_timer() for relay in self._relays]
+        due += [relay.next_at for relay in self._relays]
         due.append(self._losses.next_timer())
         return min((at for at in due if at is not None), default=None)
 
@@ -358,9 +362,21 @@ class Relays:
             trace=self._trace,
         )
         relay = _Relay(base, server, rest, client, {}, again=(base.flow, server.uri) in self._losses)
+        relay.next_at = Instant(now + PATIENCE) if rest else None
         self._relays.append(relay)
         client.start(now)
         self._collect(relay, now)
+
+    def _try_beside(self, relay: _Relay, now: Instant) -> None:
+        """A server that lets nobody hear of it may be one whose transport is blocked: another goes along."""
+        relay.next_at = None
+        if not (relay.client.heard or relay.late):
+            left, relay.left = relay.left, []
+            self._try(relay.base, relay.server, left, now)
+
+    def _others(self, relay: _Relay) -> list[_Relay]:
+        """What else is asked for the same way."""
+        return [each for each in self._relays if each is not relay and each.way == relay.way]
 
     def _collect(self, relay: _Relay, now: Instant) -> None:
         for event in relay.client.events():
@@ -379,6 +395,8 @@ class Relays:
                 self._aim(relay, event)
             case Allocated() if not relay.late:
                 self._allocated(relay, event)
+                for other in self._others(relay):
+                    self._give_up(other, now)
             case AllocationFailed():
                 failed = RelayFailed(base=relay.base, server=str(event.server), reason=event.reason)
                 self._events.append(failed)
@@ -386,7 +404,7 @@ class Relays:
                 left = others(relay.left, event)
                 if left and not relay.late:
                     self._try(relay.base, relay.server, left, now)
-                elif relay.again:
+                elif relay.again and not self._others(relay):
                     self._losses.refused(relay.way, now, event.code)
             case Permitted():
                 for flow, peer in self._paths(relay, event.peers):
@@ -405,6 +423,13 @@ class Relays:
                 self._events.append(wanted)
             case _:
                 pass
+
+    def _give_up(self, relay: _Relay, now: Instant) -> None:
+        """It is not waited for any more: what it still allocates is freed."""
+        relay.late = True
+        relay.next_at = None
+        relay.client.close(now)
+        self._collect(relay, now)
 
     def _aim(self, relay: _Relay, chosen: ServerChosen) -> None:
         self._unaim(relay)
