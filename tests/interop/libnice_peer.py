@@ -67,6 +67,11 @@ class Peer:
         self.agent.connect("new-selected-pair-full", self.on_pair)
         self.agent.connect("component-state-changed", self.on_state)
         self.stream = self.agent.add_stream(1)
+        if arguments.relay:
+            host, port, user, password = arguments.relay
+            kind = Nice.RelayType.TCP if arguments.tcp else Nice.RelayType.UDP
+            assert self.agent.set_relay_info(self.stream, COMPONENT, host, int(port), user, password, kind)
+            self.agent.props.force_relay = True
         self.path: dict[str, Any] = {}
         self.rest = b""
         self.answered = False
@@ -186,6 +191,8 @@ def main() -> None:
     parser.add_argument("--lite", action="store_true")
     parser.add_argument("--consent", action="store_true", help="RFC 7675")
     parser.add_argument("--server", help="HOST:PORT of a STUN server")
+    parser.add_argument("--relay", nargs=4, metavar=("HOST", "PORT", "USER", "PASSWORD"), help="by this server only")
+    parser.add_argument("--tcp", action="store_true", help="go to it over TCP")
     loop = GLib.MainLoop()
     peer = Peer(parser.parse_args(), loop)
     GLib.io_add_watch(0, GLib.PRIORITY_DEFAULT, GLib.IO_IN | GLib.IO_HUP, peer.on_input)
