@@ -7,11 +7,13 @@ from itertools import pairwise
 import pytest
 
 from polynya.core.instants import MILLISECOND, SECOND
+from polynya.core.machine import Closed
 from polynya.ice import (
     AgentState,
     ConsentLost,
     IceConfig,
     PairState,
+    Renomination,
     SelectedPairChanged,
 )
 from polynya.stun.attributes import ERROR_CODE, USE_CANDIDATE, StunError
@@ -208,7 +210,7 @@ def test_lite_agents_are_asked_with_the_nomination() -> None:
     assert not requests(world, "b", world.started)
 
 
-def test_mappings_of_other_valid_pairs_are_kept_by_indications() -> None:
+def test_mappings_and_consent_of_other_valid_pairs_are_kept() -> None:
     """RFC 8445, section 11: at least every 15 s where nothing else is sent."""
     world = World()
     world.a.host("192.168.0.1")
@@ -224,10 +226,58 @@ def test_mappings_of_other_valid_pairs_are_kept_by_indications() -> None:
     for view in valid:
         assert selected is not None
         kept = [p for p in world.packets if p.at > since and p.sender == "a" and p.source == view.base]
-        kinds = {packet.message.cls for packet in kept}
-        assert kinds == ({Class.REQUEST, Class.SUCCESS} if view.id == selected.id else {Class.INDICATION})
-        if view.id != selected.id:
-            assert all(second.at - first.at <= 15 * SECOND for first, second in pairwise(kept))
+        assert {packet.message.cls for packet in kept} == {Class.REQUEST, Class.SUCCESS}
+        asked = [packet for packet in kept if packet.message.cls is Class.REQUEST]
+        assert all(second.at - first.at <= 15 * SECOND for first, second in pairwise(asked))
+
+
+def two_paths(**options: object) -> World:
+    world = World(**options)  # type: ignore[arg-type]
+    world.a.host("192.168.0.1")
+    world.a.host("192.168.0.11")
+    world.b.host("192.168.0.2")
+    world.a.end()
+    world.b.end()
+    assert world.connect(10)
+    return world
+
+
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_after_minutes_another_pair_can_still_take_over(who: str) -> None:
+    """Its consent was as old as its first answer once, and so it was given up in the moment it was needed."""
+    world = two_paths()
+    world.run(300)
+    side = world.a if who == "a" else world.b
+    selected = side.agent.selected()
+    assert selected is not None
+    if who == "a":
+        side.agent.receive(Closed(flow=selected.flow, reason="unplugged"), world.now)
+        del side.sockets[selected.flow]
+        world.drain()
+    else:
+        world.blocked = lambda packet: selected.remote_address in (packet.source, packet.destination)
+    world.run(50)
+    assert side.agent.path() is not None and side.agent.selected().id != selected.id  # type: ignore[union-attr]
+    assert side.agent.state in (AgentState.CONNECTED, AgentState.COMPLETED)
+
+
+def test_a_pair_that_is_nominated_late_is_asked_anew_and_not_lost() -> None:
+    """Found by exploration (seed 502411): a pair was nominated 30 s after its last answer, and revoked."""
+    world = two_paths(
+        a=IceConfig(renomination=Renomination(automatic=False)),
+        b=IceConfig(controlling=False, renomination=Renomination(automatic=False)),
+    )
+    other = next(view for view in world.a.agent.pairs() if view.valid and not view.nominated)
+    world.run(1)
+    world.blocked = lambda packet: other.base in (packet.source, packet.destination)
+    world.run(60)
+    world.blocked = lambda _: False
+    world.a.agent.nominate(other.id, world.now)
+    world.run(0.2)
+    assert world.same_path()
+    assert world.b.agent.selected().remote_address == other.base  # type: ignore[union-attr]
+    world.run(60)
+    assert not world.b.of(ConsentLost) and world.same_path()
 
 
 def test_without_consent_the_selected_pair_is_kept_by_indications() -> None:

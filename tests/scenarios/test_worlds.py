@@ -26,6 +26,7 @@ FOUND = {
     300153: "a question to the STUN server lost every transmission: excused",
     300829: "an endless chain of peer-reflexive candidates",
     410843: "components and streams waited for a check of their foundation that could not work, and missed each other",
+    502411: "a pair that was nominated late was revoked at once, its last answer being old",
     403316: "such a chain on one path left no room for the pair that would have worked on another",
 }
 """Seeds that have shown a fault, and which."""
@@ -33,7 +34,7 @@ FOUND = {
 
 @pytest.mark.parametrize("seed", FOUND)
 def test_what_a_seed_has_shown_does_not_come_back(seed: int) -> None:
-    assert explore(seed, lossy=300_000 <= seed < 400_000, rich=seed >= 400_000).faults == []
+    assert explore(seed, lossy=seed // 100_000 in (3, 5), rich=seed >= 400_000).faults == []
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))

@@ -59,16 +59,20 @@ class Transmissions:
             self.asked[transaction] = None
 
     def silenced(self, lost: dict[int, None]) -> Iterator[bytes]:
-        """The transactions that were sent four times, twice to a server, and of which nothing came back, all for loss.
+        """The transactions that came to nothing for loss alone.
 
-        Gathering gives the slower questions a second after the first answer, and so two sends.
+        A check is sent seven times: at least four went out, and of them or their answers none arrived. A server is
+        asked no longer than a second after it has answered another question: two sends, and both or their answers lost.
         """
         for transaction, sent in self.requests.items():
             answers = self.answers.get(transaction, [])
+            if transaction in self.asked:
+                if sum(one in lost for one in (*sent, *answers)) >= 2:
+                    yield transaction
+                continue
             arrived = [one for one in sent if one not in lost]
             came_back = [one for one in answers if one not in lost]
-            enough = 2 if transaction in self.asked else 4
-            if len(sent) >= enough and not came_back and len(answers) >= len(arrived):
+            if len(sent) >= 4 and not came_back and len(answers) >= len(arrived):
                 yield transaction
 
 

@@ -81,18 +81,18 @@ class CheckClient:
         self._journal.move(pair, PairEvent.CHECK_SENT, "a check was sent", now)
         self._start(context, now, self._schedule)
 
-    def consent_check(self, pair: Pair, now: Instant) -> None:
-        """Ask for consent on a pair. Towards a lite agent it carries the nomination, which such agents go by."""
+    def consent_check(self, pair: Pair, now: Instant, reason: str = "asked for") -> None:
+        """Ask for consent on a pair, once. Towards a lite agent it carries the nomination, which such agents go by."""
         nominate = self._role.controlling and pair.nominated and self.remote_lite
         context = self._request(pair, now, nominate=nominate)
         context.consent = True
         self._start(context, now, ONCE)
+        if self._journal.trace.enabled:
+            self._journal.trace(now, "consent", reason, pair=pair.id, state="granted", agent=self._journal.label)
 
     def show_role(self, pair: Pair, now: Instant) -> None:
         """Check a valid pair once more, now: the other side learns that our role is another, and may object."""
-        self.consent_check(pair, now)
-        if self._journal.trace.enabled:
-            self._journal.trace(now, "consent", "our role", pair=pair.id, state="granted", agent=self._journal.label)
+        self.consent_check(pair, now, "our role has changed")
 
     def keepalive(self, pair: Pair) -> None:
         """Keep the mapping of a pair that carries nothing else (section 11)."""

@@ -7,7 +7,8 @@ outstanding renews the consent, however late it comes: a link with a long round 
     GRANTED -- an authenticated answer ------------------------------> GRANTED (30 s from now)
     GRANTED -- 30 s without one, or an authenticated 403 ------------> LOST
 
-What is lost stays lost: the credentials are not used on that path again (section 5.1).
+What is lost stays lost: the credentials are not used on that path again (section 5.1). But a pair that carried
+nothing has not lost what nobody asked for: when it is to carry data after all, it is asked at once and has 30 s.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ KEEPALIVE: Final = 15 * SECOND
 class Consent:
     """The consent of one pair that carries data. The pair's `answered_at` is what renews it."""
 
-    __slots__ = ("_random", "next_check", "pair")
+    __slots__ = ("_random", "_regained_from", "next_check", "pair")
 
     def __init__(self, pair: Pair, random: Random, now: Instant) -> None:
         self.pair = pair
         self._random = random
+        self._regained_from = Instant(0)
+        if (pair.answered_at or 0) + LIFETIME <= now:
+            self._regained_from = now
         self.next_check = max(now, self._draw(now if pair.answered_at is None else pair.answered_at))
 
     def _draw(self, since: Instant) -> Instant:
@@ -42,7 +46,7 @@ class Consent:
 
     @property
     def expires(self) -> Instant:
-        return Instant((self.pair.answered_at or 0) + LIFETIME)
+        return Instant(max(self.pair.answered_at or 0, self._regained_from) + LIFETIME)
 
     def lost(self, now: Instant) -> str | None:
         """Why the consent is lost, or None while it is there."""

@@ -4,9 +4,10 @@ Data goes on the first valid pair as soon as there is one, and on the nominated 
 valid pair takes over only when the selected one is lost. After a restart the old generation's pair carries data
 until a pair of the new one is nominated, or is lost.
 
-Consent is asked for on the selected pair of each component. Of the other valid pairs a few are kept alive by
-indications; when the selected one falls silent they are asked for consent too, so that when its consent is lost there
-may be one to go on with. That one has to have answered within 30 s itself; otherwise the component is lost.
+Consent is asked for on the selected pair of each component. A few of the other valid pairs are asked as often as a
+mapping has to be kept alive, so that data may go on over them at once when the selected one is gone or another one is
+nominated; and more often when it falls silent. When its consent is lost, what goes on has to have answered within 30 s
+itself; otherwise the component is lost.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _SILENT: Final = 1.5
 _ASKED: Final = 3
 """How many others at a time: the best first, then those that follow. Some go by what is gone, such as a relay."""
 _KEPT_ALIVE: Final = 3
-"""Valid pairs of a component, besides the selected one, whose mappings are kept."""
+"""Valid pairs of a component, besides the selected one, whose mappings and consent are kept."""
 
 
 @dataclass(slots=True)
@@ -169,10 +170,10 @@ class Selections:
                 self._ask(selection, selection.consent, now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
             self._keepalive_at = Instant(now + self._config.keepalive)
-            self._keep_alive(current)
+            self._keep_alive(current, now)
 
     def _ask(self, selection: Selection, consent: Consent, now: Instant) -> None:
-        pair, trace = selection.pair, self._journal.trace
+        pair = selection.pair
         lost = consent.lost(now)
         if lost is not None:
             selection.generation.verdicts.revoke(pair, lost, now)
@@ -184,20 +185,21 @@ class Selections:
                     selection.generation.client.consent_check(other, now)
             else:
                 selection.asked = 0
-            if trace.enabled:
-                trace(now, "consent", "asked for", pair=pair.id, state="granted", agent=self._journal.label)
 
     def show_role(self, now: Instant) -> None:
         """Our role was changed by hand: the other side is to know of it at once."""
         for selection in () if self._config.lite else self.all:
             selection.generation.client.show_role(selection.pair, now)
 
-    def _keep_alive(self, current: Generation) -> None:
+    def _keep_alive(self, current: Generation, now: Instant) -> None:
         for selection in self.all:
             if selection.consent is None:
                 selection.generation.client.keepalive(selection.pair)
             for pair in self._others(selection.pair, current)[:_KEPT_ALIVE]:
-                current.client.keepalive(pair)
+                if selection.consent is None:
+                    current.client.keepalive(pair)
+                else:
+                    current.client.consent_check(pair, now, "another pair that works")
 
     def _next_others(self, selection: Selection) -> list[Pair]:
         """Whom to ask now: a few, those that were not asked yet, all of them again and again."""
