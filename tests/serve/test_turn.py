@@ -20,7 +20,7 @@ from polynya.serve import Server, ServerConfig
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
-from polynya.turn.server.config import Limits
+from polynya.turn.server.config import Limits, RelayHost
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User, time_limited_password
 from tests.interop.coturn import make_certificate
@@ -218,6 +218,31 @@ def test_the_log_names_the_client(run: Run, caplog: pytest.LogCaptureFixture) ->
         assert f"CREATE_PERMISSION from {mapped}, user alice {denied}" in said
         assert any(each.startswith("ALLOCATE from 127.0.0.1:") and each.endswith("401 wrong password") for each in said)
         assert not any("no credentials" in each for each in said), "every client's first step is nothing to tell"
+
+    caplog.set_level(logging.INFO, "polynya")
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("relay", "told"),
+    [
+        (RelayHost(host="127.0.0.1", external="10.0.0.5"), True),
+        (RelayHost(host="127.0.0.1", external="203.0.113.5"), True),
+        (RelayHost(host="127.0.0.1", external="8.8.4.4"), False),
+        (RelayHost(host="127.0.0.1"), False),
+    ],
+    ids=["private", "documentation", "public", "loopback"],
+)
+def test_a_relay_address_that_nobody_outside_can_reach_is_told(
+    run: Run, caplog: pytest.LogCaptureFixture, relay: RelayHost, told: bool
+) -> None:
+    """The commonest mistake behind a NAT: clients allocate, and nothing ever comes."""
+
+    async def main() -> None:
+        async with Server(config(options(config=turn_config(relays=(relay,))))):
+            pass
+        said = [record.getMessage() for record in caplog.records if "is not public" in record.getMessage()]
+        assert len(said) == told and all(relay.outside in each and "--external-ip" in each for each in said)
 
     caplog.set_level(logging.INFO, "polynya")
     run(main())

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from polynya.aio.driver import Driver
-from polynya.core.addresses import Address
+from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.turn.server.commands import Traffic
+from polynya.turn.server.config import TurnConfig
 from polynya.turn.server.control import FIXED
 from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
 from polynya.turn.server.lookups import LookUp, UserFound
@@ -99,6 +100,7 @@ class Relaying:
         self.data_plane.start(driver)
         self._call(self.machine.control.set_policy, self._policy())
         self._tell_time()
+        _tell_of_hidden_relays(self.options.config)
 
     async def aclose(self) -> None:
         """End every allocation, and what goes on beside the machine."""
@@ -227,3 +229,14 @@ class Relaying:
             self.machine.settle(now)
 
         driver.call(step)
+
+
+def _tell_of_hidden_relays(config: TurnConfig) -> None:
+    """Log which relayed addresses are of no use outside: mostly a NAT was forgotten."""
+    for relay in config.relays:
+        if scope(relay.outside) != "loopback" and PeerPolicy().judge_host(relay.outside):
+            logger.info(
+                "clients are told the relay address %s, which is not public: if a NAT forwards to it, --external-ip "
+                "says what it is called outside",
+                relay.outside,
+            )
