@@ -312,3 +312,20 @@ def test_the_statistics_name_the_server_that_a_candidate_is_from(bench) -> None:
     assert "url" not in told["host"] and told["host"]["interface"] == "eth0"
     assert told["srflx"]["url"] == "stun:192.0.2.1:3478"
     assert (told["srflx"]["relatedAddress"], told["srflx"]["relatedPort"]) == ("10.0.0.2", 5000)
+
+
+@pytest.mark.parametrize("families", [(6, 4), (4, 6)])
+def test_candidates_are_preferred_in_the_order_of_the_families_and_these_are_interleaved(bench, families) -> None:
+    """RFC 8421, section 4: so that neither family waits for all of the other; link-local addresses come last."""
+    hosts = ("192.0.2.1", "192.0.2.2", "2001:db8:1::1", "2001:db8:2::1")
+    eth = Interface(
+        name="eth0", index=1, addresses=tuple(InterfaceAddress(host=host, prefix_length=24) for host in hosts)
+    )  # fmt: skip
+    link = Interface(name="eth1", index=2, addresses=(InterfaceAddress(host="fe80::1", prefix_length=64),))
+    b = bench(families=families)
+    b.start(eth, link)
+    told = sorted((event.candidate for event in b.of(LocalCandidateAdded)), key=lambda each: -each.priority)
+    ordered = [each.address.family for each in told]
+    assert ordered[:4] == [*families, *families]
+    assert told[4].address.host == "fe80::1"
+    assert len({each.priority for each in told}) == 5

@@ -92,7 +92,7 @@ class Agent(Endpoint):
         policy: Literal["all", "no-host", "relay"] = "all",
         interfaces: Sequence[str] | InterfaceFilter | None = None,
         addresses: Sequence[str] | AddressFilter | None = None,
-        families: Sequence[int] = (4, 6),
+        families: Sequence[int] = (6, 4),
         ports: tuple[int, int] | None = None,
         loopback: bool = False,
         external: Mapping[str, str] | None = None,

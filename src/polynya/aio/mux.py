@@ -71,7 +71,7 @@ class Mux(Waiting):
         port: int = 0,
         interfaces: Sequence[str] | InterfaceFilter | None = None,
         addresses: Sequence[str] | AddressFilter | None = None,
-        families: Sequence[int] = (4, 6),
+        families: Sequence[int] = (6, 4),
         loopback: bool = False,
         external: Mapping[str, str] | None = None,
         on_stranger: Callable[[Stranger], object] | None = None,

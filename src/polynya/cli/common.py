@@ -119,7 +119,7 @@ def need(extra: str, error: ModuleNotFoundError) -> NoReturn:
 def families(chosen: list[int] | None) -> tuple[int, ...]:
     if chosen and any(family not in (4, 6) for family in chosen):
         raise typer.BadParameter("a family is 4 or 6", param_hint="--family")
-    return tuple(chosen) if chosen else (4, 6)
+    return tuple(chosen) if chosen else (6, 4)
 
 
 def addresses(texts: list[str], option: str) -> tuple[Address, ...]:

@@ -20,8 +20,8 @@ SERVER_REFLEXIVE: Final = 100
 RELAYED: Final = 0
 
 HIGHEST_PREFERENCE: Final = 65535
-_STEP: Final = 256  # between two addresses; what lies between is for candidates that share a base
-_LINK_LOCAL: Final = 16384  # reaches no further than the link: after all that reaches further
+PREFERENCE_STEP: Final = 256  # between two addresses; what lies between is for candidates that share a base
+LINK_LOCAL_PREFERENCE: Final = 16384  # reaches no further than the link: after all that reaches further
 
 
 # The agents of a process have the same few priorities: their numbers are kept once for all of them.
@@ -55,10 +55,10 @@ def next_preference(address: Address, taken: Collection[int]) -> int:
 
     `taken` are the preferences of the bases that are there.
     """
-    start = _LINK_LOCAL if scope(address.host) == "link-local" else HIGHEST_PREFERENCE
-    preference = start - (0 if address.family == IPV6 else _STEP)
-    while preference in taken and preference >= 2 * _STEP:
-        preference -= 2 * _STEP
+    start = LINK_LOCAL_PREFERENCE if scope(address.host) == "link-local" else HIGHEST_PREFERENCE
+    preference = start - (0 if address.family == IPV6 else PREFERENCE_STEP)
+    while preference in taken and preference >= 2 * PREFERENCE_STEP:
+        preference -= 2 * PREFERENCE_STEP
     return _kept(preference)
 
 
@@ -69,6 +69,6 @@ def _kept(preference: int) -> int:
 
 def unique_priority(priority: int, taken: Collection[int]) -> int:
     """`priority`, or the nearest lower one that is not taken: the preference gives way, not the type."""
-    while priority in taken and priority >= _STEP:
-        priority -= _STEP
+    while priority in taken and priority >= PREFERENCE_STEP:
+        priority -= PREFERENCE_STEP
     return priority

@@ -9,12 +9,13 @@ would tell who the host is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from polynya.core.addresses import IPV4, IPV6, Address, pack_host, scope
 from polynya.core.errors import DecodeError
 from polynya.core.machine import Interface, InterfaceAddress
+from polynya.ice.priorities import HIGHEST_PREFERENCE, LINK_LOCAL_PREFERENCE, PREFERENCE_STEP
 
 from .options import HostAddress, SessionConfig
 
@@ -44,7 +45,16 @@ def choose_addresses(
                 continue
             seen.add((host, zone))
             chosen[IPV6 if ":" in host else IPV4].append(_host_address(host, zone, interface, address.temporary))
-    return tuple(_interleave([chosen[family] for family in config.families])), tuple(refused)
+    order = _interleave([chosen[family] for family in config.families])
+    if config.families == (IPV4, IPV6):  # the agent would begin with IPv6
+        order = (replace(host, preference=_preference(rank, host)) for rank, host in enumerate(order))
+    return tuple(order), tuple(refused)
+
+
+def _preference(rank: int, host: HostAddress) -> int:
+    """The local preference of the address at this place; link-local ones come last (RFC 8421, section 4)."""
+    first = LINK_LOCAL_PREFERENCE if scope(host.address.host) == "link-local" else HIGHEST_PREFERENCE
+    return max(0, first - rank * PREFERENCE_STEP)
 
 
 # Agents of one process gather on the same addresses: they share what stands for them.

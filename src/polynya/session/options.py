@@ -46,8 +46,8 @@ class SessionConfig:
     stun_servers: tuple[StunUri, ...] = ()
     turn_servers: tuple[RelayServer, ...] = ()
     policy: Policy = Policy.ALL
-    families: tuple[int, ...] = (IPV4, IPV6)
-    """The address families to gather on, most preferred first."""
+    families: tuple[int, ...] = (IPV6, IPV4)
+    """The address families to gather on, most preferred first: IPv6 as RFC 6724 and RFC 8421 have it."""
     interfaces: InterfaceFilter | None = None
     """Says whether an interface may be used; all may when it is None."""
     addresses: AddressFilter | None = None
@@ -96,6 +96,8 @@ class HostAddress:
     interface: str
     temporary: bool = False
     loopback: bool = False
+    preference: int | None = None
+    """Local preference of its candidates (RFC 8445, section 5.1.2.1); left out, the agent puts IPv6 first."""
     pinned: bool = True
     """Whether what is sent from it should leave by its interface, whatever other routes say."""
 

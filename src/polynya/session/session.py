@@ -333,6 +333,7 @@ class Session:
             stream=base.stream,
             component=base.component,
             interface=base.host.interface,
+            preference=base.host.preference,
             advertise=self.config.policy is Policy.ALL,
         )
         if self.config.policy is Policy.RELAY:
