@@ -57,9 +57,8 @@ def test_a_relayed_connection_goes_on_by_the_second_server(uri: str, silently: b
         pair = peer.selected
         assert pair is not None
         assert pair.nominated
-        assert {"203.0.113.10"} == {
-            candidate.address.host for candidate in (pair.local, pair.remote) if candidate.type.value == "relay"
-        }
+        relayed = [each.address.host for each in (pair.local, pair.remote) if each.type.value == "relay"]
+        assert relayed and set(relayed) <= set(SECOND_SERVER)
     assert scene.end() == []
 
 
