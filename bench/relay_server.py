@@ -72,7 +72,10 @@ def cycles(start: Start, clients: int = 200, rounds: int = 60) -> Values:
         before, began = server.cpu(), time.perf_counter()
         made = _cycles(server, clients, rounds)
         spent, seconds = server.cpu() - before, time.perf_counter() - began
-    return {"cycles": made / spent, "busy": spent / seconds}
+        before = server.cpu()
+        alone = _cycles(server, 1, clients * rounds // 4)
+        spent_alone = server.cpu() - before
+    return {"cycles": made / spent, "busy": spent / seconds, "cycles_alone": alone / spent_alone}
 
 
 def _cycles(server: TurnServer, clients: int, rounds: int) -> int:
