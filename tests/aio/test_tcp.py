@@ -200,6 +200,24 @@ def test_a_message_that_does_not_fit_is_dropped_whole_and_the_machine_is_told(
     run(main())
 
 
+def test_a_client_that_never_reads_holds_little_of_a_servers_memory(run: Run) -> None:
+    async def main() -> None:
+        async with driving() as driver:
+            listener = await listen(driver)
+            with socket.create_connection((listener.local.host, listener.local.port)):
+                await driver.machine.until(lambda: len(driver.machine.of(Opened)) == 2)
+                opened = driver.machine.of(Opened)[1]
+                assert opened.listener == listener.flow
+                message = bytes(20_000)
+                while not driver.machine.of(SendFailed):
+                    driver.call(driver.machine.put, Send(opened.flow, opened.remote, message))
+                [stream] = [each for each in driver._hub._carriers.values() if each.flow == opened.flow]
+                waiting = stream._transport.get_write_buffer_size()
+                assert tcp.ACCEPTED_WRITE_LIMIT - len(message) < waiting <= tcp.ACCEPTED_WRITE_LIMIT
+
+    run(main())
+
+
 def test_a_reader_that_never_reads_does_not_hold_up_the_close(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         monkeypatch.setattr("polynya.aio.hub.FLUSH_TIMEOUT", 0.05)

@@ -33,7 +33,9 @@ CONNECT_TIMEOUT: Final = 20.0
 """Seconds for a connection and its TLS handshake."""
 
 WRITE_LIMIT: Final = 1 << 20
-"""Bytes that may wait to be written on one stream."""
+"""Bytes that may wait to be written on one stream,"""
+ACCEPTED_WRITE_LIMIT: Final = 1 << 18
+"""and on one that was accepted: a server has thousands of them, and what is relayed late is of little use."""
 
 BACKLOG: Final = 128
 
@@ -165,13 +167,17 @@ class Stream(asyncio.Protocol):
         transport = self._transport
         if transport is None or self.closed:
             self._refuse(errno.ENOTCONN)
-        elif transport.get_write_buffer_size() + len(output.data) > WRITE_LIMIT:
+        elif transport.get_write_buffer_size() + len(output.data) > self._write_limit:
             self._refuse(errno.ENOBUFS)
         else:
             if self._owner.trace is not None:
                 self._owner.trace.sent(self._local, self._remote, output.data, output.packet, IpProtocol.TCP)
             self._owner.tally.bytes_out += len(output.data)
             transport.write(output.data)
+
+    @property
+    def _write_limit(self) -> int:
+        return WRITE_LIMIT if self._listener is None else ACCEPTED_WRITE_LIMIT
 
     def _refuse(self, number: int) -> None:
         self._owner.tally.failed(number)
