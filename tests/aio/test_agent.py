@@ -13,6 +13,7 @@ import pytest
 import polynya
 from polynya.aio.connection import QUEUE_LENGTH
 from polynya.core.machine import Interface, InterfaceAddress
+from polynya.core.trace import TraceEvent, Tracer
 from polynya.ice.config import IceConfig
 from polynya.ice.events import AgentState, SelectedPairChanged
 
@@ -454,5 +455,26 @@ def test_interfaces_and_addresses_are_chosen_by_callables() -> None:
         assert set(told) == {"::1"}
         assert {("lo", "127.0.0.1"), ("lo", "::1")} <= set(asked)
         assert all(name == "lo" for name, _ in asked)
+
+    asyncio.run(main())
+
+
+def test_with_a_trace_why_names_the_packet_that_caused_a_transition() -> None:
+    async def main() -> None:
+        events: list[TraceEvent] = []
+        async with connected(trace=Tracer(events.append, node="here")) as (one, other):
+            await asyncio.gather(one.nominated(), other.nominated())
+            for connection in (one, other):
+                report = connection.agent.why()
+                named = {
+                    step["packet"]
+                    for pair in report.data["ice"]["pairs"]
+                    for step in pair["transitions"]
+                    if step["reason"] in {"its check was answered", "the other side's check arrived"}
+                }
+                known = {event.fields["packet"] for event in events if event.kind == "packet-received"}
+                assert named and named <= known
+                for packet in named:
+                    assert f"(packet {packet})" in str(report)
 
     asyncio.run(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import Final, Literal
 
 from polynya.core.empty import NOTHING
@@ -135,15 +134,6 @@ class Agent(Endpoint):
         return self._driver
 
     # --------------------------------------------------------------------------------------------------------- life
-
-    async def __aenter__(self) -> Agent:
-        self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def start(self) -> None:
         """Begin to gather; entering the context does this. Must be called inside a running event loop."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.errors import Attempt, ConnectError, UsageError
@@ -94,7 +95,20 @@ class Endpoint(Waiting):
         self._closed = False
         self._readers: tuple[deque[SessionEvent], ...] = ()
 
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
     # ------------------------------------------------------------------------------------------------ what differs
+
+    def start(self) -> None:
+        """Begin to gather; entering the context does this. Must be called inside a running event loop."""
+        raise NotImplementedError
 
     @property
     def _speaker(self) -> Speaks:

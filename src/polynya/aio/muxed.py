@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from polynya.core.addresses import Address
@@ -42,15 +41,6 @@ class MuxedAgent(Endpoint):
         """The machine; what changes it goes through this object."""
         self._mux = mux
         self._driver: Driver[MuxMachine[MuxedAgent]] | None = None
-
-    async def __aenter__(self) -> MuxedAgent:
-        self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.close()
 
     def start(self) -> None:
         """Take part from now on. ConfigurationError where another agent of the mux has its ufrag."""

@@ -45,6 +45,7 @@ from polynya.signaling.messages import IceServer as OfferedServer
 from . import clock
 from .connection import Connection
 from .servers import IceServer, usable
+from .waiting import Waiting
 from .websocket import Link, websocket_url
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class RemoteCandidate:
 Message = Joined | Left | RemoteDescription | RemoteCandidate
 
 
-class Signaling:
+class Signaling(Waiting):
     """One member of one room: `async with Signaling(url, room) as room`.
 
     `url` is the server's, http or https. Entering raises SignalingError when it cannot be reached within `timeout`
@@ -112,6 +113,7 @@ class Signaling:
         reconnect: float = 60.0,
         trace: Tracer = NO_TRACE,
     ) -> None:
+        super().__init__()
         self.url = url
         self.room = room
         self.loopback = False
@@ -129,7 +131,6 @@ class Signaling:
         self._generations: dict[str, int] = {}
         self._links: dict[int, Link] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._waiters: list[asyncio.Future[None]] = []
         self._entered = False
         self._end: Ended | None = None
 
@@ -330,21 +331,6 @@ class Signaling:
     def _raise_if_ended(self) -> None:
         if self._end is not None:
             raise SignalingError(f"{self.url}, room {self.room!r}: {self._end.reason}")
-
-    async def _changed(self) -> None:
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 async def ask_servers(url: str) -> tuple[tuple[IceServer, ...], bool]:
