@@ -317,6 +317,19 @@ def test_an_allocation_that_the_server_has_lost_is_lost() -> None:
     assert world.closes == [world.client.flow] and world.client.next_timer() is None
 
 
+@pytest.mark.parametrize("ask", ["permit", "bind"])
+def test_whatever_request_is_told_that_there_is_no_allocation_it_is_lost(ask: str) -> None:
+    """RFC 8656, section 5: 437 to any request but Allocate."""
+    world = World()
+    world.run(1)
+    world.relay.allocations.clear()
+    peer = Address("192.0.2.50", 4000)
+    world.do(getattr(world.client, ask), [peer] if ask == "permit" else peer)
+    world.run(1)
+    [lost] = world.of(Lost)
+    assert lost.code == 437 and world.client.state is State.LOST and world.client.next_timer() is None
+
+
 def test_an_allocation_whose_stream_closes_is_lost() -> None:
     world = World(transport=Transport.TCP)
     world.run(1)
