@@ -38,7 +38,7 @@ def session_config(
         raise ConfigurationError(f'servers is a list of URIs: write servers=["{servers}"]')
     stun_servers, turn_servers = split_servers(servers)
     config = SessionConfig(
-        ice=_ice(ice or IceConfig(), controlling, None if components is None else tuple(components)),
+        ice=_ice(ice, controlling, None if components is None else tuple(components)),
         stun_servers=stun_servers,
         turn_servers=turn_servers,
         policy=chosen_policy,
@@ -53,7 +53,8 @@ def session_config(
 
 
 @lru_cache(maxsize=16)
-def _ice(config: IceConfig, controlling: bool | None, components: tuple[int, ...] | None) -> IceConfig:
+def _ice(given: IceConfig | None, controlling: bool | None, components: tuple[int, ...] | None) -> IceConfig:
+    config = given or IceConfig()
     if controlling is not None:
         config = replace(config, controlling=bool(controlling))
     return config if components is None else replace(config, components=components)

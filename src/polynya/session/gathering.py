@@ -332,7 +332,7 @@ class Gathering:
         due = [
             None if self._deadline is None else self._deadline[0],
             None if self._questions is None else self._questions.next_timer(),
-            self.relays.next_timer(),
+            None if self.relays is NO_RELAYS else self.relays.next_timer(),
         ]
         return min((at for at in due if at is not None), default=None)
 
