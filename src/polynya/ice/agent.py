@@ -233,7 +233,11 @@ class IceAgent(Inspection):
         due = [self._nominate_at, self._look_at, self._pacing.next_timer(), self._selections.next_timer()]
         for generation in self._generations.all():
             due += (generation.transactions.next_timer(), generation.authenticated.next_timer())
-        return min((at for at in due if at is not None), default=None)
+        first: Instant | None = None
+        for at in due:
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
 
     def outputs(self) -> list[Output]:
         drained, self._journal.outputs = self._journal.outputs, []

@@ -80,10 +80,6 @@ class Checklist:
             return iter(self.pairs)
         return (pair for pair in self.pairs if pair.component == component)
 
-    def nominated(self, component: int) -> bool:
-        """Whether the component has a nominated pair that is valid."""
-        return any(pair.nominated and pair.valid for pair in self.of(component))
-
     def wants(self, pair: Pair) -> bool:
         """Whether a check of ours is worth it: nothing is nominated yet, or it is better and that may be changed."""
         chosen = next((known for known in self.of(pair.component) if known.nominated and known.valid), None)

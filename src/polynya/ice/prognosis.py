@@ -106,9 +106,16 @@ def conclude(
         components = _components(generation, checklist, locals_, local_ended=local_ended)
         wanted += components
         for component in range(1, components + 1):
-            if any(pair.valid for pair in checklist.of(component)):
+            works = nominated = False
+            for pair in checklist.of(component):
+                if pair.valid:
+                    works = True
+                    if pair.nominated:
+                        nominated = True
+                        break
+            if works:
                 valid += 1
-                done += checklist.nominated(component)
+                done += nominated
                 continue
             outlook = prognosis(generation, checklist.stream, component, config, local_ended=local_ended, now=now)
             if outlook.reason is not None:
@@ -117,11 +124,8 @@ def conclude(
             elif outlook.at is not None:
                 look_at.append(outlook.at)
         completed += done
-        if hopeless:
-            journal.checklist(checklist, ChecklistState.FAILED, now)
-        else:
-            complete = done == components
-            journal.checklist(checklist, ChecklistState.COMPLETED if complete else ChecklistState.RUNNING, now)
+        complete = ChecklistState.COMPLETED if done == components else ChecklistState.RUNNING
+        journal.checklist(checklist, ChecklistState.FAILED if hopeless else complete, now)
     again = min(look_at, default=None)
     if failed:
         return Conclusion(AgentState.FAILED, "; ".join(failed))

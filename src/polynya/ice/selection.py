@@ -214,8 +214,10 @@ class Selections:
         return [pair for pair in pairs if pair.valid and pair is not selected]
 
     def next_timer(self) -> Instant | None:
+        if not self.all:
+            return None
         due = [s.consent.next_timer() for s in self.all if s.consent is not None]
-        if self._keepalive_at is not None and self.all:
+        if self._keepalive_at is not None:
             due.append(self._keepalive_at)
         return min(due, default=None)
 
