@@ -116,6 +116,56 @@ asyncio.run(asyncio.wait_for(main(), 30))
 """
 )
 
+MOVING = """
+import asyncio, json, subprocess, sys
+import polynya
+
+async def carry(agent, reader, writer):
+    async def tell():
+        async for text in agent.signals():
+            writer.write(json.dumps(text).encode() + b"\\n")
+    telling = asyncio.ensure_future(tell())
+    while line := await reader.readline():
+        agent.signalled(json.loads(line))
+    telling.cancel()
+
+async def until(test):
+    while not test():
+        await asyncio.sleep(0.01)
+
+async def listen(port):
+    met = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda *streams: met.set_result(streams), None, port)
+    print("ready", flush=True)
+    reader, writer = await met
+    async with polynya.Agent(controlling=False) as agent:
+        carrying = asyncio.ensure_future(carry(agent, reader, writer))
+        connection = await agent.connect(timeout=20)
+        async for message in connection:  # an echo, until it is killed
+            connection.send(message)
+
+async def dial(host, port):
+    allowed = ["a0"]
+    reader, writer = await asyncio.open_connection(host, port)  # by b0, whose route is better
+    async with polynya.Agent(interfaces=lambda interface: interface.name in allowed) as agent:
+        carrying = asyncio.ensure_future(carry(agent, reader, writer))
+        connection = await agent.connect(timeout=20)
+        await connection.nominated()
+        connection.send(b"one")
+        told = [(await connection.recv()).decode(), connection.path.local.address.host]
+        nothing = agent.interfaces_changed()
+        subprocess.run(["ip", "link", "set", "a0", "down"], check=True)
+        allowed[:] = ["b0"]
+        changed = agent.interfaces_changed()
+        await until(lambda: connection.ready and connection.path.nominated and agent.description.generation == 1)
+        connection.send(b"two")
+        told += [(await connection.recv()).decode(), connection.path.local.address.host]
+        carrying.cancel()
+        print(json.dumps([nothing, changed, *told]))
+
+asyncio.run(asyncio.wait_for(listen(9001) if len(sys.argv) == 1 else dial(sys.argv[1], 9001), 40))
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
@@ -174,3 +224,20 @@ def test_with_both_interfaces_each_has_its_own_packets(hosts: Hosts) -> None:
     assert set(seen["pinned"]["a0"]) <= {"10.1.0.2", "fd01::2"}
     assert set(seen["pinned"]["b0"]) <= {"10.2.0.2", "fd02::2"}
     assert seen["reached"].removeprefix("by ") in ADDRESSES.values()
+
+
+def test_a_connection_moves_to_the_other_interface_when_its_own_goes_down(hosts: Hosts) -> None:
+    """A network change by hand: the cable is pulled, `interfaces_changed` is called, and both sides follow."""
+    listener = hosts.peer.popen(sys.executable, "-c", MOVING, stdout=subprocess.PIPE, text=True)
+    with listener:
+        try:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "ready\n"
+            seen = json.loads(hosts.me.run(sys.executable, "-c", MOVING, "10.3.0.2", timeout=60).stdout)
+        finally:
+            listener.kill()
+            hosts.me.ip("link", "set", "a0", "up")
+    nothing, changed, first, before, second, after = seen
+    assert (nothing, changed) == (False, True)
+    assert (first, second) == ("one", "two")
+    assert before in {"10.1.0.2", "fd01::2"} and after in {"10.2.0.2", "fd02::2"}
