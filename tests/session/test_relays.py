@@ -33,15 +33,10 @@ ZONE = {
 class House:
     """The machine with a name server, a clock, and whatever it sends kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *uris: str) -> None:
         self.now = Instant(SECOND)
-        self.relays = Relays(
-            (RelayServer(TurnUri.parse("turn:example.org")),),
-            (IPV4,),
-            random=Random(1),
-            pacer=Pacer(),
-            flow_ids=FlowIds(),
-        )
+        servers = tuple(RelayServer(TurnUri.parse(uri)) for uri in uris or ("turn:example.org",))
+        self.relays = Relays(servers, (IPV4,), random=Random(1), pacer=Pacer(), flow_ids=FlowIds())
         self.sent: list[Send] = []
         self.opened: list[Open] = []
         self.closed: list[Flow] = []
@@ -150,6 +145,19 @@ def test_a_server_that_was_heard_of_is_let_finish_alone() -> None:
     house.settle()
     house.run(30)
     assert house.opened == []
+
+
+def test_a_server_that_has_two_names_is_asked_once() -> None:
+    """A base has one 5-tuple with it, and so one allocation."""
+    one, again, named = "turn:203.0.113.1", "turn:203.0.113.1:3478?transport=udp", "turn:example.org?transport=udp"
+    house = House(one, again, named, f"{one}?transport=tcp")
+    house.run(0.4)
+    assert len(house.sent) == 1
+    assert [each.transport for each in house.opened] == [Transport.TCP], "by TCP it is another one"
+    house.allocate()
+    assert len([event for event in house.events if isinstance(event, RelayFound)]) == 1
+    house.run(60)
+    assert len(house.opened) == 1
 
 
 def test_it_is_open_until_the_last_server_has_failed() -> None:

@@ -336,6 +336,8 @@ class Relays:
             for each in servers
             if each.address.family == base.local.family
             and (local == "loopback") == (scope(each.address.host) == "loopback")
+            # by another name it is asked already
+            and not (each.transport is Transport.UDP and (base.flow, each.address) in self._by_path)
         ]
         if left and local != "link-local":
             self._try(base, server, left, now)
