@@ -82,3 +82,26 @@ def test_a_socket_that_another_reader_closes_in_the_same_turn_is_not_read(
                 poller.unwatch(loop, reader.sock)
 
     run(main())
+
+
+def test_a_single_socket_is_read_without_asking_which_and_another_may_come_and_go(
+    run: Run, sockets: list[socket.socket]
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        one, two = Reader(sockets[0]), Reader(sockets[1])
+        poller.watch(loop, one.sock, one)
+        for turn in range(3):
+            one.read_once = loop.create_future()
+            sockets[2].sendto(b"%d" % turn, one.sock.getsockname())
+            await asyncio.wait_for(one.read_once, 10)
+            if turn == 1:
+                poller.watch(loop, two.sock, two)
+                sockets[2].sendto(b"two", two.sock.getsockname())
+                await asyncio.wait_for(two.read_once, 10)
+                poller.unwatch(loop, two.sock)
+        assert (one.got, two.got) == ([b"0", b"1", b"2"], [b"two"])
+        poller.unwatch(loop, one.sock)
+        assert loop not in poller._pollers
+
+    run(main())

@@ -19,7 +19,7 @@ AT_ONCE: Final = 256
 
 
 class Readable(Protocol):
-    """What is told that its socket has something to read, or an error pending."""
+    """What is told that its socket has something to read, or an error pending; or, rarely, that it may have."""
 
     def read(self) -> None: ...
 
@@ -59,6 +59,9 @@ class Poller:
 
     def _on_ready(self) -> None:
         readers = self._readers
+        if len(readers) == 1:  # whose turn it is need not be asked
+            next(iter(readers.values())).read()
+            return
         for descriptor, _ in self._epoll.poll(0, AT_ONCE):
             reader = readers.get(descriptor)  # an earlier one may have closed it
             if reader is not None:
