@@ -118,6 +118,27 @@ def test_only_so_many_may_be_half_open(run: Run, tmp_path: Path, monkeypatch: py
     run(main())
 
 
+def test_a_flood_of_connections_leaves_the_loop_its_turn(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accept that has something to accept does not wait, and so lets nobody else run."""
+    monkeypatch.setattr(handshakes, "AT_ONCE", 0)
+
+    async def main() -> None:
+        house = House(tmp_path)
+        flood = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(100)]  # nobody else runs meanwhile
+        turns = 0
+        while house.tally.handshakes_refused < len(flood):
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns >= len(flood) // handshakes.BATCH
+        for each in flood:
+            each.close()
+        await house.close()
+
+    run(main())
+
+
 def test_one_host_cannot_keep_the_others_out(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshakes, "AT_ONCE_OF_ONE", 2)
 

@@ -14,6 +14,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable
+from itertools import count
 from typing import Final
 
 from polynya.stun.budget import source_of
@@ -26,6 +27,8 @@ AT_ONCE: Final = 512
 """Handshakes of one listener that may be under way."""
 AT_ONCE_OF_ONE: Final = 64
 """Of these from one IPv4 address or IPv6 /64, so that no single host keeps all others out."""
+BATCH: Final = 16
+"""Connections that are accepted before the loop gets its turn: while more of them wait, no accept gives it one."""
 PAUSE: Final = 0.2
 """Seconds to wait when the system has nothing left to make a connection with."""
 _GONE_AGAIN: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
@@ -60,7 +63,9 @@ class Handshakes:
         await asyncio.wait([self._accepting, *self._shaking])
 
     async def _accept(self) -> None:
-        while True:
+        for number in count(1):
+            if number % BATCH == 0:
+                await asyncio.sleep(0)
             try:
                 accepted, address = await self._loop.sock_accept(self._listening)
             except OSError as error:
