@@ -58,6 +58,18 @@ def test_a_flood_is_cut_and_counted() -> None:
     assert second.getMessage() == "x"
 
 
+def test_records_that_would_be_left_out_need_not_be_made_and_are_counted_all_the_same() -> None:
+    now = 0.0
+    flood = FloodFilter(lines=10, clock=lambda: now)
+    written = sum(flood.has_room() and flood.filter(record("x")) for _ in range(1000))
+    assert written == 10
+    now = 1.0
+    assert flood.has_room()
+    first = record("next")
+    assert flood.filter(first)
+    assert first.getMessage() == "next [990 lines left out before this]"
+
+
 def failregex() -> re.Pattern[str]:
     """The documented filter, with what fail2ban takes for a host."""
     page = (Path(__file__).parent.parent.parent / "docs" / "howto" / "serve.md").read_text(encoding="utf-8")

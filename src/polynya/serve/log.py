@@ -48,6 +48,25 @@ class FloodFilter(logging.Filter):
         self._count += 1
         return self._count <= self._lines
 
+    def has_room(self) -> bool:
+        """Whether a record of now would be let through; if not, it counts as one that was left out."""
+        if int(self._clock()) != self._second or self._count < self._lines:
+            return True
+        self._count += 1
+        return False
+
+
+def has_room() -> bool:
+    """Whether there is room for one more line; if not, it counts as one that was left out.
+
+    For lines that clients can have as many of as they like: to make a record costs more than what it tells of.
+    """
+    for handler in logging.getLogger().handlers:
+        for each in handler.filters:
+            if isinstance(each, FloodFilter) and not each.has_room():
+                return False
+    return True
+
 
 def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     """Send Polynya's log, and the warnings of the libraries, to `stream` (standard error)."""

@@ -23,6 +23,7 @@ from polynya.turn.server.policy import PeerPolicy
 
 from .config import LookUpUser, TurnOptions
 from .discovery import Discovery
+from .log import has_room
 from .planes import DataPlane
 
 logger: Final = logging.getLogger("polynya.serve.turn")
@@ -164,33 +165,39 @@ class Relaying:
         match event:
             case AllocationCreated():
                 self.created += 1
-                relayed = ", ".join(map(str, event.relayed))
-                logger.info("allocation for %s, user %s: %s", event.client, event.user, relayed)
+                if _is_told(logging.INFO):
+                    relayed = ", ".join(map(str, event.relayed))
+                    logger.info("allocation for %s, user %s: %s", event.client, event.user, relayed)
             case AllocationEnded():
                 self._leaving -= 1
                 if not self._leaving:
                     self._left.set()
                 self._ended.add(event.traffic)
-                carried = Carried().add(event.traffic)
-                logger.info(
-                    "allocation for %s, user %s, is over: %s; %d bytes to peers, %d from peers, %d datagrams dropped",
-                    event.client,
-                    event.user,
-                    event.reason,
-                    carried.bytes_to_peers,
-                    carried.bytes_from_peers,
-                    carried.dropped,
-                )
+                if _is_told(logging.INFO):
+                    self._tell_end(event)
             case RequestRefused():
                 level = logging.DEBUG if event.reason in _EXPECTED else logging.INFO
-                whose = f", user {event.user}" if event.user else ""
-                logger.log(
-                    level, "%s from %s%s refused: %d %s", event.method, event.client, whose, event.code, event.reason
-                )
+                if _is_told(level):
+                    whose, code = f", user {event.user}" if event.user else "", event.code
+                    logger.log(
+                        level, "%s from %s%s refused: %d %s", event.method, event.client, whose, code, event.reason
+                    )
             case Drained():
                 self._drained.set()
             case LookUp():
                 self._look_up(event.name)
+
+    def _tell_end(self, event: AllocationEnded) -> None:
+        carried = Carried().add(event.traffic)
+        logger.info(
+            "allocation for %s, user %s, is over: %s; %d bytes to peers, %d from peers, %d datagrams dropped",
+            event.client,
+            event.user,
+            event.reason,
+            carried.bytes_to_peers,
+            carried.bytes_from_peers,
+            carried.dropped,
+        )
 
     def _look_up(self, name: str) -> None:
         ask = self.options.look_up
@@ -240,3 +247,8 @@ def _tell_of_hidden_relays(config: TurnConfig) -> None:
                 "says what it is called outside",
                 relay.outside,
             )
+
+
+def _is_told(level: int) -> bool:
+    """Whether a line of this level would be written; clients make as many as they like."""
+    return logger.isEnabledFor(level) and has_room()
