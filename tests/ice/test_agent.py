@@ -281,6 +281,22 @@ def test_why_tells_every_transition_with_its_reason() -> None:
     assert world.a.agent.local_description.password not in text
 
 
+def test_one_pair_tells_its_own_story_also_after_a_restart() -> None:
+    world = plain()
+    world.connect(5)
+    world.run(2)
+    view = world.a.agent.selected()
+    assert view is not None
+    story = world.a.agent.why_pair(view.id)
+    assert story is not None
+    assert story.data in world.a.agent.why().data["pairs"]
+    assert str(story) in str(world.a.agent.why()) and str(story).startswith(f"pair {view.id}: {view}")
+    world.a.agent.restart(world.now)
+    assert str(world.a.agent.why_pair(view.id)) == str(story), "it carries the data yet"
+    world.run(5)
+    assert world.a.agent.why_pair(view.id) is None
+
+
 def test_pairs_are_counted_in_the_terms_of_webrtc_stats() -> None:
     world = plain()
     world.connect(5)

@@ -30,6 +30,7 @@ from polynya.ice.events import (
     SelectedPairChanged,
 )
 from polynya.ice.pairs import PairView
+from polynya.ice.report import PairReport
 from polynya.ice.sdp import UnsupportedCandidate
 from polynya.session.gathering import GatheringState
 from polynya.session.report import SessionReport
@@ -299,6 +300,10 @@ class Endpoint(Waiting):
     def attempts(self) -> tuple[Attempt, ...]:
         """Every pair that does not work, and why."""
         return self._speaker.agent.attempts()
+
+    def why_pair(self, number: int) -> PairReport | None:
+        """The story of one pair, by the `id` that `pairs()` gives it; None where there is no such pair any more."""
+        return self._speaker.agent.why_pair(number)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Pairs, candidates and transports in the terms of W3C's webrtc-stats, by their ids; each has a `type`.

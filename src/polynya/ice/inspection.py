@@ -22,7 +22,7 @@ from .inbox import Inbox
 from .journal import Journal
 from .pairs import PairView
 from .prognosis import attempts
-from .report import Report
+from .report import PairReport, Report
 from .roles import Role
 from .selection import Selections
 from .standing import Standing
@@ -130,6 +130,15 @@ class Inspection:
             counters=self.stats(),
             history=self._standing.history,
         )
+
+    def why_pair(self, number: int) -> PairReport | None:
+        """The same of one pair, by its `PairView.id`; None where there is no such pair any more."""
+        since = report.beginning(self._standing.history, self._generation)
+        for generation in self._generations.all():
+            for pair in generation.checklists:
+                if pair.id == number:
+                    return PairReport(report.pair_report(pair, selected=self._selections.holds(pair), since=since))
+        return None
 
     def statistics(self) -> Statistics:
         """Every pair, candidate and transport in the terms of W3C's webrtc-stats, by their ids."""

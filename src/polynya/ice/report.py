@@ -25,6 +25,16 @@ class Report:
         return "\n".join(_lines(self.data))
 
 
+@dataclass(frozen=True, slots=True)
+class PairReport:
+    """The same of one pair."""
+
+    data: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "\n".join(_pair_lines(self.data))
+
+
 def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]:
     """One pair with every transition that is remembered. Times are seconds since `since`, round trips milliseconds."""
     return {
@@ -62,6 +72,12 @@ def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]
     }
 
 
+def beginning(history: History[AgentState], generation: Generation) -> Instant:
+    """What the times of a report are counted from: the agent's first change."""
+    changes = history.transitions()
+    return changes[0].at if changes else generation.started_at or Instant(0)
+
+
 def agent_report(
     *,
     state: str,
@@ -75,7 +91,7 @@ def agent_report(
 ) -> Report:
     """The whole agent."""
     changes = history.transitions()
-    since = changes[0].at if changes else generation.started_at or Instant(0)
+    since = beginning(history, generation)
     chosen = list(selected)
     return Report(
         {
@@ -112,11 +128,18 @@ def _lines(data: dict[str, Any]) -> list[str]:
     lines += [f"  {change['at']:8.3f} s  {change['new']}: {change['reason']}" for change in data["history"]]
     lines.append(f"{len(data['local_candidates'])} candidates of ours, {len(data['remote_candidates'])} of theirs")
     for pair in data["pairs"]:
-        flags = [flag for flag in ("writable", "readable", "valid", "nominated", "selected", "relayed") if pair[flag]]
-        rtt = "" if pair["rtt"] is None else f", {pair['rtt']:.1f} ms"
-        lines.append(f"pair {pair['id']}: {pair['local']} -> {pair['remote']}")
-        lines.append(f"  {pair['state']}{rtt} [{' '.join(flags)}]: {pair['reason']}")
-        for step in pair["transitions"]:
-            packet = f" (packet {step['packet']})" if step["packet"] else ""
-            lines.append(f"  {step['at']:8.3f} s  {step['new']}: {step['reason']}{packet}")
+        lines += _pair_lines(pair)
+    return lines
+
+
+def _pair_lines(pair: dict[str, Any]) -> list[str]:
+    flags = [flag for flag in ("writable", "readable", "valid", "nominated", "selected", "relayed") if pair[flag]]
+    rtt = "" if pair["rtt"] is None else f", {pair['rtt']:.1f} ms"
+    lines = [
+        f"pair {pair['id']}: {pair['local']} -> {pair['remote']}",
+        f"  {pair['state']}{rtt} [{' '.join(flags)}]: {pair['reason']}",
+    ]
+    for step in pair["transitions"]:
+        packet = f" (packet {step['packet']})" if step["packet"] else ""
+        lines.append(f"  {step['at']:8.3f} s  {step['new']}: {step['reason']}{packet}")
     return lines
