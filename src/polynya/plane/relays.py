@@ -55,6 +55,11 @@ class _Known:
         self.ways: list[Way] = []
         """Those that lead to it: they end with it."""
 
+    @property
+    def names(self) -> tuple[Address, ...]:
+        """Inside and outside, where they differ."""
+        return (self.name,) if self.name == self.external else (self.name, self.external)
+
 
 class Relays:
     """Carries out commands and finds ways. Every relay socket is registered with `epoll`."""
@@ -125,25 +130,25 @@ class Relays:
         """A relay is live, here or in another worker: clients may reach it by either name."""
         self.forget(relay)  # what another worker had may have moved here
         known = _Known(relay, external)
-        for name in ((relay.host, relay.port), (external.host, external.port)):
-            for each in self._neighbours.pop(name, ()):
-                each.until = 0
-        self._known[relay.host, relay.port] = self._known[external.host, external.port] = known
-        for host in {relay.host: 0, external.host: 0}:
+        for host, port, _ in known.names:
+            self._known[host, port] = known
             self._own_hosts[host] = self._own_hosts.get(host, 0) + 1
+            for each in self._neighbours.pop((host, port), ()):
+                each.until = 0
 
     def forget(self, relay: Relay) -> None:
         """A relay is live no more, and every way to it ends."""
-        known = self._known.pop((relay.host, relay.port), None)
+        known = self._known.get((relay.host, relay.port))
         if known is None:
             return
-        self._known.pop((known.external.host, known.external.port), None)
         for way in known.ways:
             way.until = 0
-        for host in {relay.host: 0, known.external.host: 0}:
-            self._own_hosts[host] -= 1
-            if not self._own_hosts[host]:
+        for host, port, _ in known.names:
+            self._known.pop((host, port), None)
+            if self._own_hosts[host] == 1:
                 del self._own_hosts[host]
+            else:
+                self._own_hosts[host] -= 1
 
     def drop(self, port: Port, *, close: bool = True) -> None:
         """Forget a port, close its socket and report what it carried."""

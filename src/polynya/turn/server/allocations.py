@@ -134,16 +134,16 @@ class Allocations:
         """Count one more; None when that is too many for the account, the address or all."""
         limits, account, source = self.limits, user.account, source_of(client.remote.host)
         per_user = user.max_allocations if user.max_allocations is not None else limits.allocations_per_user
-        for held, limit in (
-            (self.claimed, limits.allocations),
-            (self._by_account.get(account, 0), per_user),
-            (self._by_source.get(source, 0), limits.allocations_per_address),
+        of_user, of_source = self._by_account.get(account, 0), self._by_source.get(source, 0)
+        if (
+            0 < limits.allocations <= self.claimed
+            or 0 < per_user <= of_user
+            or 0 < limits.allocations_per_address <= of_source
         ):
-            if limit and held >= limit:
-                return None
+            return None
         self.claimed += 1
-        self._by_account[account] = self._by_account.get(account, 0) + 1
-        self._by_source[source] = self._by_source.get(source, 0) + 1
+        self._by_account[account] = of_user + 1
+        self._by_source[source] = of_source + 1
         return Claim(account, source)
 
     def release(self, claim: Claim) -> None:

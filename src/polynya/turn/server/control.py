@@ -369,8 +369,8 @@ class TurnServer:
 
     def _settle(self, now: Instant) -> None:
         """Carry on whatever this call has set off, until nothing moves."""
-        while outcomes := self._procedures.outcomes():
-            for outcome in outcomes:
+        while self._procedures.over:
+            for outcome in self._procedures.outcomes():
                 self._finish(outcome, now)
         for event in self._allocating.events():
             self._events.append(event)

@@ -83,14 +83,15 @@ class JoinedServer:
         control, plane = self.control, self.plane
         while True:
             for output in control.outputs():
-                if isinstance(output, Close):
-                    self._outputs.append(output)
+                if isinstance(output, Send):
+                    if not plane.send(output):
+                        self._outputs.append(output)
                 elif isinstance(output, LookUp):
                     self._events.append(output)
-                elif not isinstance(output, Send):
-                    plane.execute(output, now)
-                elif not plane.send(output):
+                elif isinstance(output, Close):
                     self._outputs.append(output)
+                else:
+                    plane.execute(output, now)
             reports = plane.reports()
             for report in reports:
                 control.receive(report, now)

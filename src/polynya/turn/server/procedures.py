@@ -40,7 +40,8 @@ class Procedures(Generic[ContextT]):
         self._patience: deque[tuple[Instant, int]] = deque()
         """When each of them has waited for too long: all wait for as long, so the first to begin is the first."""
         self._commands: list[Command] = []
-        self._outcomes: list[Outcome[ContextT]] = []
+        self.over: list[Outcome[ContextT]] = []
+        """Those that have ended since `outcomes` was called."""
 
     def start(self, procedure: Generator[Order, Resumed, Any], context: ContextT, now: Instant) -> None:
         """Run a procedure up to its first command, or its end."""
@@ -78,9 +79,7 @@ class Procedures(Generic[ContextT]):
         return drained
 
     def outcomes(self) -> list[Outcome[ContextT]]:
-        if not self._outcomes:
-            return []
-        drained, self._outcomes = self._outcomes, []
+        drained, self.over = self.over, []
         return drained
 
     def __len__(self) -> int:
@@ -92,9 +91,9 @@ class Procedures(Generic[ContextT]):
         try:
             order = next(procedure) if resume is None else procedure.send(resume)
         except StopIteration as returned:
-            self._outcomes.append(Outcome(context, returned.value))
+            self.over.append(Outcome(context, returned.value))
         except Refusal as refusal:
-            self._outcomes.append(Outcome(context, refusal=refusal))
+            self.over.append(Outcome(context, refusal=refusal))
         else:
             self._number += 1
             self._waiting[self._number] = procedure, context
