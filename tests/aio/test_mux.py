@@ -139,6 +139,31 @@ def test_a_restart_on_a_shared_socket_keeps_the_connection(run: Run) -> None:
     run(main())
 
 
+def test_who_comes_from_an_address_that_another_had_keeps_it_when_the_other_is_forgotten(run: Run) -> None:
+    """A client that starts again on its port meets a new agent while the old one is still there."""
+
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        async with local_mux() as mux, mux.agent(controlling=False) as old:
+            async with client(ports=(port, port)) as first, carried(old, first):
+                await asyncio.gather(old.connect(9), first.connect(9))
+            async with mux.agent(controlling=False) as new, client(ports=(port, port)) as second, carried(new, second):
+                ours, theirs = await asyncio.gather(new.connect(9), second.connect(9))
+                await theirs.nominated()
+                here = (next(iter(mux._open)), theirs.path.local.address)
+                assert mux._machine.reader(*here) is new
+                await old.close()
+                assert mux._machine.reader(*here) is new
+                before = mux._driver._hub._carriers[here[0]]._deliveries or mux._driver._hub._carriers[here[0]]._deliver
+                assert before, "the short way is kept"
+                theirs.send(b"still here")
+                assert await ours.recv() == b"still here"
+
+    run(main())
+
+
 def test_an_external_address_is_told_as_well(run: Run) -> None:
     async def main() -> None:
         async with local_mux(external={"127.0.0.1": "198.51.100.1"}) as mux, mux.agent() as agent:

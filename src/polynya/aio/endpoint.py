@@ -7,6 +7,7 @@ and tells whoever waits what happens.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
@@ -82,7 +83,7 @@ class Carries(Protocol):
     def sender(self, flow: Flow, remote: Address) -> Callable[[bytes], bool]: ...
 
 
-class Endpoint(Waiting):
+class Endpoint(Waiting, ABC):
     """What all agents have: signaling, connecting and seeing."""
 
     __slots__ = ("_candidates", "_closed", "_connections", "_described", "_failure", "_readers")
@@ -107,23 +108,23 @@ class Endpoint(Waiting):
 
     # ------------------------------------------------------------------------------------------------ what differs
 
+    @abstractmethod
     def start(self) -> None:
         """Begin to gather; entering the context does this. Must be called inside a running event loop."""
-        raise NotImplementedError
 
     @property
-    def _speaker(self) -> Speaks:
-        raise NotImplementedError
+    @abstractmethod
+    def _speaker(self) -> Speaks: ...
 
     @property
+    @abstractmethod
     def _carrier(self) -> Carries | None:
         """None until it is started."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def gathering_state(self) -> GatheringState:
         """Whether candidates may yet be found."""
-        raise NotImplementedError
 
     def _sender(
         self,
@@ -133,20 +134,20 @@ class Endpoint(Waiting):
         """What a connection sends with from now on."""
         return None if pair is None else self._running().sender(pair.flow, pair.remote_address)
 
+    @abstractmethod
     def why(self) -> SessionReport:
         """Why it is as it is: what was gathered and what not, and each pair with every transition's reason."""
-        raise NotImplementedError
 
+    @abstractmethod
     def interfaces_changed(self) -> bool:
         """Look at the interfaces of this host again: if addresses came or went, gather on them and restart.
 
         Returns whether it restarted; then signal `description` and `candidates()` as after `restart`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def close(self) -> None:
         """Close every connection and every socket. Safe to call twice, and to cancel: the sockets close either way."""
-        raise NotImplementedError
 
     # ---------------------------------------------------------------------------------------------------- signaling
 

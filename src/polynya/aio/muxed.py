@@ -33,21 +33,22 @@ class MuxedAgent(Endpoint):
     Made by `Mux.agent`. Leaving its context ends its connection and nothing else.
     """
 
-    __slots__ = ("__weakref__", "_driver", "_mux", "ice")
+    __slots__ = ("__weakref__", "_carried", "_mux", "_spoken", "ice")
 
     def __init__(self, mux: Mux, ice: IceAgent) -> None:
         super().__init__()
         self.ice = ice
         """The machine; what changes it goes through this object."""
         self._mux = mux
-        self._driver: Driver[MuxMachine[MuxedAgent]] | None = None
+        self._spoken = _Spoken(ice)
+        self._carried: _Carried | None = None
 
     def start(self) -> None:
         """Take part from now on. ConfigurationError where another agent of the mux has its ufrag."""
-        if self._driver is not None or self._closed:
+        if self._carried is not None or self._closed:
             raise UsageError("this agent was started before: make a new one for each connection")
         try:
-            self._driver = self._mux.join(self)
+            self._carried = _Carried(self._mux.join(self), self)
         except ValueError:
             raise ConfigurationError("another agent of the mux has this ufrag: each needs its own") from None
 
@@ -56,14 +57,14 @@ class MuxedAgent(Endpoint):
         if self._closed:
             return
         self._closed = True
-        if self._driver is not None:
+        if self._carried is not None:
             self._mux.leave(self)
         self._end_connections("the agent was closed")
         self._wake()
 
     @property
     def gathering_state(self) -> GatheringState:
-        return GatheringState.NEW if self._driver is None else GatheringState.COMPLETE
+        return GatheringState.NEW if self._carried is None else GatheringState.COMPLETE
 
     def interfaces_changed(self) -> bool:
         """False: the sockets are the mux's, and stay."""
@@ -81,11 +82,11 @@ class MuxedAgent(Endpoint):
 
     @property
     def _speaker(self) -> _Spoken:
-        return _Spoken(self.ice)
+        return self._spoken
 
     @property
     def _carrier(self) -> _Carried | None:
-        return None if self._driver is None else _Carried(self._driver, self)
+        return self._carried
 
 
 class _Spoken:
@@ -143,7 +144,9 @@ class _Carried:
         self._driver.accept_data(flow, remote, deliver)
 
     def refuse_data(self, flow: Flow, remote: Address) -> None:
-        self._driver.refuse_data(flow, remote)
+        """Unless another agent has come to have its peer there."""
+        if self._driver.machine.reader(flow, remote) is None:
+            self._driver.refuse_data(flow, remote)
 
     def sender(self, flow: Flow, remote: Address) -> Callable[[bytes], bool]:
         return self._driver.sender(flow, remote)

@@ -151,6 +151,11 @@ class Mux(Generic[NameT]):
         """An agent, to look at; what changes it goes through `call`."""
         return self._agents[name]
 
+    def reader(self, flow: Flow, remote: Address) -> NameT | None:
+        """Whose data it is that comes from there."""
+        place = self._readable.get((flow, remote))
+        return None if place is None else place[0]
+
     def knows(self, ufrag: str) -> bool:
         """Whether an agent has this ufrag."""
         return ufrag in self._ufrags
