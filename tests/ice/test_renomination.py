@@ -275,3 +275,24 @@ def test_the_number_of_a_nomination_has_24_bits() -> None:
         verdict = examine(Received(Flow(1), nominated.base, decode(data), data), keys)
         assert isinstance(verdict, InboundCheck)
         assert verdict.nomination == counts
+
+
+@pytest.mark.parametrize("late", range(30, 130, 5))
+@pytest.mark.parametrize("who", ["a", "b"])
+def test_two_nominations_under_way_at_once_are_no_endless_row(who: str, late: int) -> None:
+    """Found by exploration (seed 702896): each answer ended the later one, and was itself not the last any more."""
+    world = World(
+        a=IceConfig(controlling=True, renomination=Renomination()),
+        b=IceConfig(controlling=True, renomination=Renomination()),
+        delay=20 * MILLISECOND,
+    )
+    world.a.host("192.168.0.1")
+    world.b.host("192.168.0.2")
+    world.a.end()
+    world.b.end()
+    world.run(late / 1000)
+    side = world.a if who == "a" else world.b
+    side.agent.set_controlling(not side.agent.controlling, world.now)
+    assert world.connect(3), (str(world.a.agent.why()), str(world.b.agent.why()))
+    assert world.same_path()
+    assert len(world.packets) < 40

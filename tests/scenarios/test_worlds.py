@@ -27,6 +27,7 @@ FOUND = {
     300829: "an endless chain of peer-reflexive candidates",
     410843: "components and streams waited for a check of their foundation that could not work, and missed each other",
     502411: "a pair that was nominated late was revoked at once, its last answer being old",
+    702896: "of two nominations under way each answer ended the other, for ever",
     403316: "such a chain on one path left no room for the pair that would have worked on another",
 }
 """Seeds that have shown a fault, and which."""

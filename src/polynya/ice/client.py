@@ -75,6 +75,8 @@ class CheckClient:
     def check(self, pair: Pair, now: Instant, *, nominate: bool = False, triggered: bool = False) -> None:
         """Send a check on a pair; on a Succeeded one only to nominate it."""
         context = self._request(pair, now, nominate=nominate, triggered=triggered)
+        if pair.transaction is not None:  # this one takes its place; an answer to it still counts
+            self.transactions.cancel(pair.transaction, now)
         pair.checked_at = now
         if pair.tried_at is None:
             pair.tried_at = now
@@ -180,7 +182,7 @@ class CheckClient:
         base = pair.local
         pair.seen = self._locals.peer_reflexive(base, mapped, check.priority)
         self._authenticated.add(pair.path, base)
-        if check.nominate:
+        if check.nominate and pair.transaction in (None, message.transaction_id):  # else another one is under way
             pair.nominating = False
         self._verdicts.succeeded(pair, "its check was answered", now, received.packet)
         if check.nominate and check.controlling:  # the other side has accepted it, whatever our role is by now
