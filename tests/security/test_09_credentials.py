@@ -236,3 +236,13 @@ def test_all_sources_together_wait_for_so_many_look_ups_and_no_more() -> None:
         person.say(person.build(Method.ALLOCATE, ALLOCATE))
     assert len(table.events(LookUp)) == 5
     assert table.server.control.counters["dropped: too many look-ups"] == 3
+
+
+def test_a_userhash_is_looked_for_in_every_directory() -> None:
+    both = [StaticUsers(REALM, [User.with_password(name, REALM, word)]) for name, word in PASSWORDS.items()]
+    table = Table(config(), Directories(both))
+    for number, name in enumerate(PASSWORDS):
+        person = Person(table, Address("198.51.100.50", 1000 + number), name, by_hash=True)
+        assert code(person.allocate()) == 0
+    stranger = Person(table, OTHER, "nobody", "x", by_hash=True)
+    assert code(stranger.allocate()) == 401

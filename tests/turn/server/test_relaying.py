@@ -257,6 +257,7 @@ def test_icmp_errors_about_others_are_told_to_nobody(table: Table, alice: Person
     router = Address("192.0.2.254", 0)
     assert table.give(IcmpError(flow=flow, remote=router, kind=IcmpKind.PORT_UNREACHABLE)) == []
     assert len(table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.PORT_UNREACHABLE))) == 1
+    assert table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.OTHER)) == [], "no number stands for it"
     table.run_for(301)
     assert table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.PORT_UNREACHABLE)) == [], "it has expired"
 
