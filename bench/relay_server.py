@@ -137,7 +137,9 @@ def profile(measure: str) -> str:
         path = Path(folder) / "profile"
         MEASURES[measure](lambda: turn_servers.polynya(profile=path, gather=GATHER if measure == "paced" else 0.0))
         text = io.StringIO()
-        pstats.Stats(str(path), stream=text).sort_stats("tottime").print_stats(SHOWN_OF_PROFILE)
+        stats = pstats.Stats(str(path), stream=text)
+        stats.files = []  # or the name of a temporary file is printed, too
+        stats.sort_stats("tottime").print_stats(SHOWN_OF_PROFILE)
     return text.getvalue()
 
 
