@@ -80,6 +80,17 @@ def test_a_change_of_role_at_any_moment_leaves_both_on_one_pair() -> None:
     assert found.points > 2000
 
 
+@pytest.mark.parametrize("conflict", [False, True])
+def test_so_it_does_where_nominations_are_numbered(conflict: bool) -> None:
+    """draft-thatcher-ice-renomination: whoever controls from then on counts anew, and is believed."""
+    at_once = Renomination(settle=0)
+    found = every(
+        Budget(turns=1, overtakes=0), config(True, renomination=at_once), config(conflict, renomination=at_once)
+    )
+    assert found.faults == []
+    assert found.points > 3000
+
+
 def test_a_restart_at_any_moment_ends_on_one_pair() -> None:
     """Section 9."""
     found = every(Budget(restarts=("b",), overtakes=0), config(True), config(False))

@@ -73,7 +73,7 @@ class Verdicts:
 
     def superseded(self, pair: Pair) -> bool:
         """Whether a later nomination than this pair's was asked for, and came to nothing as far as we know."""
-        return self.renomination and pair.nominated_order < self._nominations[pair.stream, pair.component]
+        return self.renomination and pair.nominated_order < self._nominations.get((pair.stream, pair.component), 0)
 
     def nominate(self, pair: Pair, reason: str, now: Instant, number: int = 0) -> None:
         """A valid pair is nominated, by us or by the other side; `number` counts where such are in use.
@@ -145,11 +145,18 @@ class Verdicts:
         self.fail(pair, reason, now)
 
     def role_changed(self) -> None:
-        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make."""
+        """Priorities depend on the role (section 7.3.1.1); a nomination under way was not ours to make.
+
+        Nor were the numbers that we gave: the other side, which counts from now on, may not have heard of them.
+        """
         controlling = self._role.controlling
         self._checklists.prioritise(controlling)
         for pair in self._checklists:
             pair.nominate_on_success = pair.nominating = False
+            if self.renomination and not controlling:
+                pair.nomination = pair.nominated_order = 0
+        if self.renomination and not controlling:
+            self._nominations = NOTHING
         if controlling:
             self.repeat()
 
