@@ -279,12 +279,21 @@ def test_a_limit_of_bytes_holds_on_every_way(bench: Any) -> None:
     scene = Scene(bench, bytes_per_second=10_000)
     bench.permit(scene.relay, LOOPBACK)
     bench.bind(scene.relay, 0x4001, scene.peer)
-    passed = sum(len(bench.say(scene.client, channel(0x4001, bytes(1000)))) for _ in range(20))
+    passed = sum(len(bench.say(scene.client, channel(0x4001, bytes(972)))) for _ in range(20))
     assert passed == 10
-    assert bench.reply(scene.relay, scene.peer, bytes(1000)) == []
+    assert bench.reply(scene.relay, scene.peer, bytes(972)) == []
     bench.wait(0.35)
-    assert sum(len(bench.say(scene.client, send(scene.peer, bytes(1000)))) for _ in range(2)) == 2
-    assert sum(len(bench.reply(scene.relay, scene.peer, bytes(1000))) for _ in range(3)) == 1
+    assert sum(len(bench.say(scene.client, send(scene.peer, bytes(972)))) for _ in range(2)) == 2
+    assert sum(len(bench.reply(scene.relay, scene.peer, bytes(972))) for _ in range(3)) == 1
+
+
+def test_empty_datagrams_count_towards_the_limit(bench: Any) -> None:
+    """A frame of four bytes on a stream becomes a packet of its own."""
+    scene = Scene(bench, bytes_per_second=2_800)
+    bench.permit(scene.relay, LOOPBACK)
+    bench.bind(scene.relay, 0x4001, scene.peer)
+    passed = sum(len(bench.say(scene.client, channel(0x4001, b""))) for _ in range(1000))
+    assert 100 <= passed < 500, "a second's worth, and what comes in time"
 
 
 def test_a_client_on_a_stream_gets_padded_frames(bench: Any) -> None:

@@ -93,11 +93,11 @@ def test_bytes_a_second() -> None:
     alice = Person(table)
     alice.allocate()
     alice.bind(0x4000)
-    passed = sum(len(alice.channel(0x4000, bytes(1000))) for _ in range(30))
+    passed = sum(len(alice.channel(0x4000, bytes(972))) for _ in range(30))
     assert passed == 10
     table.run_for(0.5)
-    outward = sum(len(alice.channel(0x4000, bytes(1000))) for _ in range(3))
-    inward = sum(len(table.from_peer(alice.relayed[0], bytes(1000))) for _ in range(30))
+    outward = sum(len(alice.channel(0x4000, bytes(972))) for _ in range(3))
+    inward = sum(len(table.from_peer(alice.relayed[0], bytes(972))) for _ in range(30))
     assert (outward, inward) == (3, 2), "both directions share it"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from polynya.core.instants import SECOND, Instant
 from polynya.turn.server.commands import OpenRelay, Peer, Traffic
+from polynya.turn.server.frames import HEADERS
 
 from .sockets import SockAddr
 
@@ -82,7 +83,7 @@ class Port:
         """Whether so many bytes may pass now: a second's worth at once, then at the rate."""
         if not self.interval:
             return True
-        full_again = max(self.full_again, at) + size * self.interval
+        full_again = max(self.full_again, at) + (size + HEADERS) * self.interval
         if full_again - at > SECOND:
             return False
         self.full_again = full_again

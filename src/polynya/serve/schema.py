@@ -61,7 +61,7 @@ class TurnLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     permissions: Annotated[Count, _says("Of one allocation.")] = _turn.permissions
     channels: Annotated[Count, _says("Of one allocation, those that rest included.")] = _turn.channels
     peers_per_request: Annotated[Count, _says("In one CreatePermission.")] = _turn.peers_per_request
-    bytes_per_second: Annotated[Count, _says("Of one relayed address, both directions together.")] = (
+    bytes_per_second: Annotated[Count, _says("Of one relayed address, both ways, with headers.")] = (
         _turn.bytes_per_second
     )
     requests_per_second: Annotated[Count, _says("Of one client address; what is beyond is dropped unread.")] = (

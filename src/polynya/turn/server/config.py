@@ -72,7 +72,7 @@ class Limits:
     """Of one allocation, those that rest included."""
     peers_per_request: int = 64
     bytes_per_second: int = 0
-    """Of one relay, both directions together."""
+    """Of one relay, both directions together, with IP and UDP headers."""
     requests_per_second: int = 20_000
     """Of one client host, or one /64 of IPv6: what is beyond is dropped before it is read."""
     unauthenticated_answers_per_second: int = 100

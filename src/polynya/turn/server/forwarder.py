@@ -54,7 +54,7 @@ from .commands import (
     Traffic,
     Unpermit,
 )
-from .frames import MAX_DATAGRAM, SEND_TYPE, data_indication, parse_send
+from .frames import HEADERS, MAX_DATAGRAM, SEND_TYPE, data_indication, parse_send
 from .policy import PeerPolicy
 
 _WHOLE: Final = IpFields(dont_fragment=True)
@@ -91,7 +91,7 @@ class _Port:
         """Whether so many bytes may pass now: a second's worth at once, then at the rate."""
         if not self.interval:
             return True
-        full_again = max(self.full_again, now) + size * self.interval
+        full_again = max(self.full_again, now) + (size + HEADERS) * self.interval
         if full_again - now > SECOND:
             return False
         self.full_again = full_again

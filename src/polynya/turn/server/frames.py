@@ -15,6 +15,8 @@ SEND_TYPE: Final = message_type(Method.SEND, Class.INDICATION).to_bytes(2, "big"
 DATA_TYPE: Final = message_type(Method.DATA, Class.INDICATION)
 MAX_DATAGRAM: Final = 65_507
 """Payload bytes of the largest UDP datagram over IPv4."""
+HEADERS: Final = 28
+"""Bytes of the IPv4 and UDP headers: a rate counts them, for a flood of empty datagrams is a flood, too."""
 
 _HEAD: Final = struct.Struct("!HH4s12s").pack
 _ATTRIBUTE: Final = struct.Struct("!HH").pack
