@@ -96,6 +96,7 @@ class Assault:
             "reservations": len(allocations.reservations),
             "procedures": len(control._procedures) + len(control._busy),
             "streams": len(control._streams),
+            "sources of streams": len(control._streams._by_source) + len(control._streams._waiting),
             "timers": 0 if control.next_timer() is None else 1,
             **table.server.plane.size,
         }
