@@ -160,6 +160,14 @@ def test_a_server_that_has_two_names_is_asked_once() -> None:
     assert len(house.opened) == 1
 
 
+def test_a_name_that_stands_for_no_server_is_told_and_not_waited_for() -> None:
+    house = House("turn:nowhere.example")
+    [failed] = house.events
+    assert isinstance(failed, RelayFailed) and failed.base is None
+    assert "nowhere.example" in failed.server and "no such name" in failed.reason
+    assert not house.relays.open and house.relays.next_timer() is None
+
+
 def test_it_is_open_until_the_last_server_has_failed() -> None:
     house = House()
     house.run(0.1)

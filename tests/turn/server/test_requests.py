@@ -415,6 +415,15 @@ def test_a_stream_without_an_allocation_is_closed_in_time(table: Table) -> None:
     assert table.closed[-1] == Flow(701)
 
 
+def test_what_comes_on_a_stream_that_was_closed_is_dropped(table: Table) -> None:
+    table.open_stream(Flow(700))
+    table.run_for(31)
+    assert table.closed == [Flow(700)]
+    for flow in (Flow(700), Flow(999)):
+        assert table.give(StreamData(flow, Message.request(Method.BINDING, bytes(12)).encode())) == []
+    assert table.server.control.counters["data of a stream that is not open"] == 2
+
+
 def test_a_stream_that_loses_step_is_closed(table: Table) -> None:
     table.open_stream(Flow(700))
     table.give(StreamData(Flow(700), b"\x16\x03\x01\x02\x00\x01\x00\x01"))
