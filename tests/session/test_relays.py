@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,9 @@ from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.machine import Close, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
 from polynya.session.options import Base, HostAddress, RelayServer
-from polynya.session.relay_events import RelayFailed, RelayFound
+from polynya.session.relay_events import PathReady, RelayFailed, RelayFound
 from polynya.session.relays import Relays
-from polynya.stun.attributes import LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
+from polynya.stun.attributes import ALTERNATE_SERVER, LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from polynya.stun.uris import TurnUri
@@ -40,6 +41,8 @@ class House:
         self.sent: list[Send] = []
         self.opened: list[Open] = []
         self.closed: list[Flow] = []
+        self.held: list[Resolve] = []
+        """Names that are looked up for a long time."""
         self.events: list[object] = []
         self.relays.start(self.now)
         self.relays.add_base(BASE, self.now)
@@ -52,7 +55,9 @@ class House:
         self.events += self.relays.events()
 
     def _perform(self, output: Output) -> None:
-        if isinstance(output, Resolve):
+        if isinstance(output, Resolve) and output.name.startswith("late."):
+            self.held.append(output)
+        elif isinstance(output, Resolve):
             hosts = ZONE.get((output.name, output.record), ())
             self.relays.receive(Resolved(query=output, hosts=hosts, error="" if hosts else "no such name"), self.now)
         elif isinstance(output, Send):
@@ -70,19 +75,20 @@ class House:
             self.settle()
         self.now = end
 
-    def refuse(self, code: int) -> None:
+    def refuse(self, code: int, attributes: dict[Any, Any] | None = None) -> None:
         """The server answers the last Allocate with an error."""
         request = decode(self.sent[-1].data)
         assert request.method == Method.ALLOCATE
-        answer = Message.error(request, code).encode()
-        self.relays.receive(Datagram(BASE.flow, SERVER, answer), self.now)
+        answer = Message.error(request, code, None, attributes).encode()
+        self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), self.now)
         self.settle()
 
     def allocate(self) -> None:
         """The server grants the last Allocate that was sent to it by UDP."""
         request = decode(self.sent[-1].data)
         values = {XOR_RELAYED_ADDRESS: (Address("203.0.113.1", 50000),), XOR_MAPPED_ADDRESS: BASE.local, LIFETIME: 600}
-        self.relays.receive(Datagram(BASE.flow, SERVER, Message.success(request, values).encode()), self.now)
+        answer = Message.success(request, values).encode()
+        self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), self.now)
         self.settle()
 
 
@@ -158,6 +164,35 @@ def test_a_server_that_has_two_names_is_asked_once() -> None:
     assert len([event for event in house.events if isinstance(event, RelayFound)]) == 1
     house.run(60)
     assert len(house.opened) == 1
+
+
+def test_two_that_are_sent_to_one_server_do_not_take_each_others_answers() -> None:
+    """A second name of a server that redirects becomes known when the first has its allocation."""
+    house = House("turn:203.0.113.1", "turn:late.example?transport=udp")
+    there = Address("203.0.113.7", 3478)
+    house.run(0.1)
+    house.refuse(300, {ALTERNATE_SERVER: (there,)})
+    house.run(0.1)
+    assert house.sent[-1].remote == there
+    house.allocate()
+    [found] = [event for event in house.events if isinstance(event, RelayFound)]
+    for query in house.held:
+        hosts = ("203.0.113.1",) if query.record is RecordType.ADDRESS else ()
+        house.relays.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), house.now)
+    house.settle()
+    house.run(0.1)
+    assert house.sent[-1].remote == SERVER, "asked by its other name"
+    house.refuse(300, {ALTERNATE_SERVER: (there,)})
+    house.relays.want(found.flow, Address("198.51.100.1", 4000), house.now)
+    house.settle()
+    house.run(0.1)
+    request = next(
+        message for each in reversed(house.sent) if (message := decode(each.data)).method == Method.CREATE_PERMISSION
+    )
+    answer = Message.success(request).encode()
+    house.relays.receive(Datagram(BASE.flow, there, answer), house.now)
+    house.settle()
+    assert house.events[-1] == PathReady(flow=found.flow, host="198.51.100.1")
 
 
 def test_a_name_that_stands_for_no_server_is_told_and_not_waited_for() -> None:

@@ -436,7 +436,8 @@ class Relays:
     def _aim(self, relay: _Relay, chosen: ServerChosen) -> None:
         self._unaim(relay)
         if chosen.server.transport is Transport.UDP:
-            self._by_path[chosen.flow, chosen.server.address] = relay
+            # whoever has this 5-tuple keeps it: two that are sent to one server cannot both be told apart
+            self._by_path.setdefault((chosen.flow, chosen.server.address), relay)
         if chosen.flow != relay.base.flow:
             self._by_stream[chosen.flow] = relay
 
