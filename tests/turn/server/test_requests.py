@@ -303,6 +303,19 @@ def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table
     assert len(table.events(Drained)) == 1
 
 
+def test_a_reservation_that_outlives_its_allocation_is_waited_for(table: Table) -> None:
+    alice = Person(table)
+    alice.allocate({a.EVEN_PORT: True})
+    table.server.control.drain(table.now)
+    alice.refresh(0)
+    table.run_for(29)
+    assert table.events(Drained) == []
+    table.run_for(2)
+    assert len(table.events(Drained)) == 1 and table.flows == {}
+    table.run_for(100)
+    assert len(table.events(Drained)) == 1, "once"
+
+
 def test_a_server_that_does_not_drain_is_never_drained(table: Table, alice: Person) -> None:
     alice.refresh(0)
     assert table.events(Drained) == []

@@ -95,6 +95,8 @@ class TurnServer:
         self._binding = BindingServer(trace=trace, budget=self._answers.budget)
         self._requests = Budget(config.limits.requests_per_second)
         self._unix_offset: int | None = None
+        self._draining = False
+        """Whether `Drained` is still to be told."""
         self._outputs: list[TurnOutput] = []
         self._events: list[TurnEvent] = []
         self._counters: dict[str, int] = {}
@@ -144,7 +146,13 @@ class TurnServer:
     def drain(self, now: Instant, alternates: tuple[Address, ...] = ()) -> None:  # noqa: ARG002 - as a driver calls
         """Make no new allocations: clients are sent to `alternates`, or away. `Drained` when the last one is over."""
         self._allocating.draining = alternates
-        if not self.allocations.claimed:
+        self._draining = True
+        self._tell_drained()
+
+    def _tell_drained(self) -> None:
+        """Once, when neither an allocation nor a reservation is left."""
+        if self._draining and not self.allocations.claimed:
+            self._draining = False
             self._events.append(Drained())
 
     def close_all(self, reason: str, now: Instant) -> None:
@@ -379,8 +387,7 @@ class TurnServer:
                 self._streams.settle(flow)
             else:
                 self._streams.wait(flow, now)
-            if self._allocating.draining is not None and not self.allocations.claimed:
-                self._events.append(Drained())
+        self._tell_drained()
         if self._answers.refused:
             refused, self._answers.refused = self._answers.refused, []
             self._events += refused
