@@ -241,3 +241,48 @@ def test_a_connection_moves_to_the_other_interface_when_its_own_goes_down(hosts:
     assert (nothing, changed) == (False, True)
     assert (first, second) == ("one", "two")
     assert before in {"10.1.0.2", "fd01::2"} and after in {"10.2.0.2", "fd02::2"}
+
+
+def test_an_address_that_services_keep_on_a_dead_end_is_left_by_another_interface() -> None:
+    """An address of a dummy interface, as routers and load balancers have: pinned to it, its packets would be lost."""
+    with namespace("service") as here, namespace("client") as there:
+        cable(End(here, "pn0", ["10.5.0.1/24"]), End(there, "pn0", ["10.5.0.2/24"]))
+        _dead_end(here, "service0")
+        here.ip("link", "set", "service0", "up")
+        here.ip("address", "add", "192.0.2.77/32", "dev", "service0")
+        there.ip("route", "add", "192.0.2.77", "via", "10.5.0.1")
+        listener = there.popen(sys.executable, "-c", LISTEN, str(SIGNALING), stdout=subprocess.PIPE, text=True)
+        with listener:
+            try:
+                assert listener.stdout is not None
+                assert listener.stdout.readline() == "ready\n"
+                options = json.dumps([["service0"], [4], "10.5.0.2", SIGNALING])
+                here.run(sys.executable, "-c", SERVICE, options, timeout=40)
+                assert listener.stdout.readline().strip() == "by 192.0.2.77"
+            finally:
+                listener.kill()
+
+
+SERVICE = (
+    PEER
+    + """
+async def main():
+    interfaces, families, host, port = json.loads(sys.argv[1])
+    reader, writer = await asyncio.open_connection(host, port)
+    await meet(reader, writer, controlling=True, interfaces=interfaces, families=families)
+    writer.close()
+
+asyncio.run(asyncio.wait_for(main(), 30))
+"""
+)
+
+
+def _dead_end(here: Namespace, name: str) -> None:
+    """An interface that nothing leaves by: not every kernel has the same kinds."""
+    for kind in ("dummy", "ifb"):
+        try:
+            here.ip("link", "add", name, "type", kind)
+        except RuntimeError:
+            continue
+        return
+    pytest.skip("this kernel has neither dummy nor ifb interfaces")
