@@ -40,7 +40,7 @@ class User(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Annotated[str, _says("The user's name.")]
     password: Annotated[str, _says("The password in clear; keys are better.")] = ""
     keys: Annotated[tuple[str, ...], _says("MD5 and SHA-256 of NAME:REALM:PASSWORD in hexadecimal, one or both.")] = ()
-    max_allocations: Annotated[Count | None, _says("In place of turn.limits.allocations_per_user.")] = None
+    max_allocations: Annotated[Count | None, _says("In place of turn.limits.allocations_per_user; 0: no limit.")] = None
 
 
 class Peers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -44,7 +44,7 @@ class User:
     expires: int | None = None
     """Unix seconds, for time-limited credentials."""
     max_allocations: int | None = None
-    """In place of the server's limit for each user."""
+    """In place of the server's limit for each user; 0 is no limit."""
 
     @property
     def account(self) -> str:
