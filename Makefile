@@ -1,9 +1,11 @@
 # Every target sets up what it needs and says what it does; a second run finds it done.
 #   make PYTHON=python3.12 ...   which Python (3.11 or newer) makes the virtual environments
 #   make test ARGS="tests/ice"   further arguments of the program that is run
+#   make test JOBS=0             tests in one process; otherwise in so many, a file's tests always in the same
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 
 BIN := .venv/bin
 VENV := .venv/.installed
@@ -27,7 +29,7 @@ demo: $(VENV) ## two processes find each other on this machine and talk; then th
 
 test: setup ## all tests; as root also those with namespaces, captures and foreign programs
 	@mkdir -p .cache
-	POLYNYA_SKIPPED=.cache/skipped.txt $(BIN)/python -m pytest $(ARGS)
+	POLYNYA_SKIPPED=.cache/skipped.txt $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV) ## ruff (format and rules), mypy strict
 	$(BIN)/ruff format --check .
