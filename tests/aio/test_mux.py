@@ -14,6 +14,7 @@ from polynya.aio.endpoint import Endpoint
 from polynya.aio.mux import Mux, Stranger
 from tests.aio.conftest import Run
 from tests.aio.test_signals import carry
+from tests.free_ports import free_port
 
 
 def local_mux(**options: object) -> Mux:
@@ -143,9 +144,7 @@ def test_who_comes_from_an_address_that_another_had_keeps_it_when_the_other_is_f
     """A client that starts again on its port meets a new agent while the old one is still there."""
 
     async def main() -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         async with local_mux() as mux, mux.agent(controlling=False) as old:
             async with client(ports=(port, port)) as first, carried(old, first):
                 await asyncio.gather(old.connect(9), first.connect(9))

@@ -33,6 +33,7 @@ from polynya.core.machine import (
 from polynya.core.packets import IpPacket, Protocol
 from polynya.core.trace import TraceEvent, Tracer
 from tests.aio.conftest import Recorder, Run, address_of, driving, open_udp, stun_like
+from tests.free_ports import free_port
 from tests.real.netns import alone, joined
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
@@ -45,9 +46,7 @@ def sockaddr(address: Address) -> tuple[str, int]:
 
 def free_address() -> Address:
     """A loopback address where nothing listens."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return address_of(sock)
+    return Address("127.0.0.1", free_port())
 
 
 def largest_buffer() -> int:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
+from tests.free_ports import free_port
 
 USER, PASSWORD, REALM = "alice", "open sesame", "example.org"
 
@@ -29,16 +30,6 @@ class Coturn:
     tls_port: int
     certificate: Path
     log: Path
-
-
-def free_port() -> int:
-    """A port that was free just now, for UDP and TCP."""
-    for _ in range(50):
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp, suppress(OSError):
-            tcp.bind(("127.0.0.1", 0))
-            udp.bind(tcp.getsockname())  # which another program may have
-            return int(tcp.getsockname()[1])
-    raise AssertionError("no port is free for both UDP and TCP")
 
 
 @contextmanager

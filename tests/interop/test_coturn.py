@@ -20,7 +20,8 @@ from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.errors import TransactionError
 from polynya.turn.client import ChannelBound, Permitted
-from tests.interop.coturn import PASSWORD, REALM, USER, Coturn, coturn, free_port
+from tests.free_ports import free_port
+from tests.interop.coturn import PASSWORD, REALM, USER, Coturn, coturn
 from tests.interop.exchange import echoing, exchange, run, trusting
 
 pytestmark = pytest.mark.peer("coturn")

@@ -42,6 +42,7 @@ from polynya.turn.server.commands import (
 )
 from polynya.turn.server.forwarder import Forwarder
 from polynya.turn.server.policy import PeerPolicy
+from tests.free_ports import free_port
 
 LISTENER = Flow(901)
 STREAM = Flow(902)
@@ -220,8 +221,7 @@ class PortableBench(Bench):
         return address
 
     def free_port(self) -> Address:
-        with self._socket() as sock:
-            return Address(*sock.getsockname())
+        return Address(LOOPBACK, free_port())
 
     def execute(self, command: Command | Forward) -> None:
         self.plane.execute(command, self.now)
