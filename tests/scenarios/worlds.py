@@ -62,7 +62,7 @@ class Transmissions:
         """The transactions that came to nothing for loss alone.
 
         A check is sent seven times: at least four went out, and of them or their answers none arrived. A server is
-        asked no longer than a second after it has answered another question: two sends, and both or their answers lost.
+        asked no longer than a second after one has answered from elsewhere: two sends, or their answers, were lost.
         """
         for transaction, sent in self.requests.items():
             answers = self.answers.get(transaction, [])

@@ -88,6 +88,39 @@ def test_a_mapping_becomes_a_candidate_while_the_other_server_is_silent(bench) -
     assert "192.0.2.9:3478 had not answered 1 s after the last answer came" in str(b.session.why())
 
 
+def test_a_server_that_answered_one_component_is_asked_on_for_the_other(bench) -> None:
+    """It is reached from this address, so the silence is loss; the third send, at 1.5 s, is heard."""
+    b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2,)))
+    b.start(ETH0)
+    b.advance(0.01)
+    first, _ = b.take(Send)
+    b.answer_question(first, MAPPED)
+    b.advance(1.51)
+    *_, third = b.take(Send)
+    assert third.flow != first.flow and not ended(b)
+    b.answer_question(third, Address("203.0.113.1", 40001))
+    assert candidates(b)[-1] == ("srflx", Address("203.0.113.1", 40001))
+    assert ended(b)
+
+
+def test_but_no_longer_than_its_patience_and_not_from_another_address(bench) -> None:
+    """aiortc/aiortc#1183: an interface whose packets vanish delays nobody though the other one's server answers."""
+    b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2,)))
+    b.start(ETH0)
+    b.advance(0.01)
+    b.answer_question(b.take(Send)[0], MAPPED)
+    b.advance(4.98)
+    assert not ended(b)
+    b.advance(0.02)
+    assert ended(b)
+    other = bench("stun:192.0.2.1")
+    other.start(ETH0, WLAN0)
+    other.advance(0.01)
+    other.answer_question(other.take(Send)[0], MAPPED)
+    other.advance(1.01)
+    assert ended(other)
+
+
 def test_with_no_answer_at_all_gathering_ends_after_its_patience(bench) -> None:
     """aiortc/aiortc#1183: every answer waited for STUN that never came."""
     b = bench("stun:192.0.2.1")

@@ -524,19 +524,31 @@ class Gathering:
         wait = self._config.patience if timer is _Wait.PATIENCE else self._config.grace
         since = "gathering began" if timer is _Wait.PATIENCE else "the last answer came"
         self._deadline = None
-        for flow, server in [] if self._questions is None else self._questions.abandon():
+        patient = timer is _Wait.GRACE and now < self._patient_until
+        hopeful = self._reaches if patient else None
+        for flow, server in [] if self._questions is None else self._questions.abandon(hopeful):
             if (base := self.base(flow)) is not None:
                 reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
                 self.answers += (ServerAnswer(server=str(server), base=base.local, reason=reason),)
-        patient = timer is _Wait.GRACE and now < self._patient_until
         for base, turn_server in self.relays.abandon(now, heard=not patient):
             reason = f"{turn_server} had not allocated {in_seconds(wait):g} s after {since}"
             self.answers += (ServerAnswer(server=str(turn_server), base=base.local, reason=reason),)
         self._abandon_opening()
         self._resolving = NOTHING
-        if patient and self.relays.open:
+        if patient and (self.relays.open or (self._questions is not None and self._questions.open)):
             self._deadline = (self._patient_until, _Wait.PATIENCE)
         self._finish_if_done(now)
+
+    def _reaches(self, flow: Flow, server: Address) -> bool:
+        """Whether a server has answered from the address of this flow, by another: then only loss keeps it silent."""
+        base = self.base(flow)
+        return base is not None and any(
+            answer.mapped is not None
+            and answer.base is not None
+            and answer.base.host == base.local.host
+            and answer.server == str(server)
+            for answer in self.answers
+        )
 
     def _abandon_opening(self) -> None:
         for flow, (host, _, _) in self._opening.items():

@@ -8,6 +8,7 @@ indication every Tr (RFC 8445, sections 5.1.1.4 and 11).
 from __future__ import annotations
 
 import random as random_module
+from collections.abc import Callable
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
@@ -77,13 +78,14 @@ class Questions:
         self._probes = {path: probe for path, probe in self._probes.items() if path[0] != flow}
         self._kept = {path: None for path in self._kept if path[0] != flow}
 
-    def abandon(self) -> list[Path]:
-        """Wait for no answer any more; the questions that had none."""
-        unanswered = [*self._probes, *self._waiting]
-        self._probes.clear()
-        self._waiting.clear()
-        self._ask_at = None
-        return unanswered
+    def abandon(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[Path]:
+        """Wait for no answer any more, but for those that are `hopeful`; the questions that are let go."""
+        dropped = [path for path in (*self._probes, *self._waiting) if hopeful is None or not hopeful(*path)]
+        self._probes = {path: probe for path, probe in self._probes.items() if path not in dropped}
+        self._waiting = [path for path in self._waiting if path not in dropped]
+        if not self._waiting:
+            self._ask_at = None
+        return dropped
 
     @property
     def open(self) -> bool:
