@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,13 @@ class Server:
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
+
+    def says(self, pattern: str, count: int = 1) -> None:
+        """Wait for so many matches in the log: a line comes after the answer that it tells of."""
+        limit = time.monotonic() + 20
+        while len(re.findall(pattern, self.log(), re.MULTILINE)) < count:
+            assert time.monotonic() < limit, f"{count} x {pattern!r} in the log:\n{self.log()[-2000:]}"
+            time.sleep(0.02)
 
     def counted(self, metric: str) -> dict[str, float]:
         """A metric's values by the value of its one label, empty where it has none."""

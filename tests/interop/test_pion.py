@@ -117,7 +117,7 @@ def test_data_goes_both_ways_by_indication_and_by_channel(server: Server, transp
         size += exchange(client, sock, "by channel")
         client.end()
     carried = f"{size} bytes to peers, {size + len(unasked)} from peers, 0 datagrams dropped"
-    until(lambda: f"user {USER}, is over: ended by its client; {carried}" in server.log(), "nothing was lost")
+    server.says(re.escape(f"user {USER}, is over: ended by its client; {carried}"))
 
 
 def test_two_of_them_meet_at_their_relays(server: Server) -> None:
@@ -140,14 +140,14 @@ def test_time_limited_credentials_are_good_by_any_of_the_secrets(server: Server)
             allocated(client, server)
             exchange(client, sock, "hello")
             client.end()
-    assert len(re.findall(r"allocation for \S+, user \d{10}:carol: 127", server.log())) >= 2
+    server.says(r"allocation for \S+, user \d{10}:carol: 127", 2)
 
 
 @pytest.mark.parametrize("flags", [("-password", "wrong"), ("-secret", "west")], ids=["password", "secret"])
 def test_wrong_credentials_are_refused(server: Server, flags: tuple[str, str]) -> None:
     with pion(server, "udp", *flags) as client:
         assert "401" in client.expect("failed")
-    assert re.search(r"ALLOCATE from \S+ refused: 401 (wrong password|no such user)", server.log())
+    server.says(r"ALLOCATE from \S+ refused: 401 (wrong password|no such user)")
 
 
 def test_a_forbidden_peer_is_refused_and_the_relay_lives_on(server: Server) -> None:
