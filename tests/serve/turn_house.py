@@ -17,6 +17,7 @@ from polynya.serve import Server, ServerConfig, TlsFiles, TurnOptions
 from polynya.turn.server.config import RelayHost, TurnConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User
+from tests.free_ports import free_port
 
 ANY4, ANY6 = Address("127.0.0.1", 0), Address("::1", 0)
 REALM, NAME, PASSWORD = "example.org", "alice", "open sesame"
@@ -72,8 +73,9 @@ class _Echo(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[Address]:
+    """A peer. No listener has its port, not even for TCP: the server would refuse it."""
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(_Echo, local_addr=("127.0.0.1", 0))
+    transport, _ = await loop.create_datagram_endpoint(_Echo, local_addr=("127.0.0.1", free_port()))
     try:
         yield Address.of(*transport.get_extra_info("sockname")[:2])
     finally:
