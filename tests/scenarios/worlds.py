@@ -26,7 +26,7 @@ from polynya.ice.events import AgentState, ConsentLost, Failed
 from polynya.lab import Network
 from polynya.lab.exchange import Exchange, Peer
 from polynya.lab.invariants import disagreement, unpaced, violations
-from polynya.lab.topologies import STUN_PORT, Topology, random_topology
+from polynya.lab.topologies import Topology, random_topology
 from polynya.session.options import SessionConfig
 from polynya.stun.message import is_stun
 from polynya.stun.uris import StunUri
@@ -41,8 +41,6 @@ class Transmissions:
 
     requests: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     answers: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    asked: dict[bytes, None] = field(default_factory=dict)
-    """Those of a STUN server, which gathering does not wait for to their end."""
 
     def write(
         self, at: Instant, interface: str, packet: IpPacket, *, outbound: bool | None = None, comment: str = ""
@@ -55,21 +53,14 @@ class Transmissions:
         kind = self.answers if data[0] & 1 else self.requests
         if packet.id not in kind[transaction]:
             kind[transaction].append(packet.id)
-        if packet.destination.port == STUN_PORT:
-            self.asked[transaction] = None
 
     def silenced(self, lost: dict[int, None]) -> Iterator[bytes]:
         """The transactions that came to nothing for loss alone.
 
-        A check is sent seven times: at least four went out, and of them or their answers none arrived. A server is
-        asked no longer than a second after one has answered from elsewhere: two sends, or their answers, were lost.
+        Each is sent seven times: at least four went out, and of them or their answers none arrived.
         """
         for transaction, sent in self.requests.items():
             answers = self.answers.get(transaction, [])
-            if transaction in self.asked:
-                if sum(one in lost for one in (*sent, *answers)) >= 2:
-                    yield transaction
-                continue
             arrived = [one for one in sent if one not in lost]
             came_back = [one for one in answers if one not in lost]
             if len(sent) >= 4 and not came_back and len(answers) >= len(arrived):

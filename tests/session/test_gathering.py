@@ -21,10 +21,11 @@ from polynya.core.machine import (
 )
 from polynya.ice.candidates import CandidateType
 from polynya.ice.config import IceConfig
-from polynya.ice.events import LocalCandidateAdded
-from polynya.session.gathering import GatheringState, GatheringStateChanged
+from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded
+from polynya.session.gathering_events import GatheringState, GatheringStateChanged
 from polynya.session.options import Policy, SessionConfig
-from polynya.stun.message import decode
+from polynya.stun.attributes import ALTERNATE_SERVER
+from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class
 from tests.session.conftest import ETH0, WLAN0
 
@@ -362,3 +363,152 @@ def test_candidates_are_preferred_in_the_order_of_the_families_and_these_are_int
     assert ordered[:4] == [*families, *families]
     assert told[4].address.host == "fe80::1"
     assert len({each.priority for each in told}) == 5
+
+
+# ------------------------------------------------------------------------------------------------------- late answers
+
+
+def ends(bench) -> int:  # type: ignore[no-untyped-def]
+    return len(bench.of(LocalCandidatesEnded))
+
+
+def test_an_answer_that_comes_after_the_end_is_a_candidate_all_the_same(bench) -> None:
+    """RFC 8445, section 14: the transaction goes on to its natural end, the last of its seven sends at 31.5 s."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(5.01)
+    assert ended(b) and ends(b) == 1
+    assert "192.0.2.1:3478 had not answered 5 s after gathering began, and is asked on" in str(b.session.why())
+    b.advance(27)
+    questions = b.take(Send)
+    assert len(questions) == 7
+    b.answer_question(questions[-1], MAPPED)
+    assert candidates(b) == [("host", Address("10.0.0.2", 5000)), ("srflx", MAPPED)]
+    assert "192.0.2.1:3478 asked from 10.0.0.2:5000: 198.51.100.7:40000 (answered after 7 sends)" in str(
+        b.session.why()
+    )
+    assert len(b.of(GatheringStateChanged)) == 2 and ends(b) == 1, "the end is told once, and nothing begins anew"
+
+
+def test_a_late_question_has_an_end_and_then_nothing_is_left(bench) -> None:
+    """RFC 8489, section 6.2.1: 39.5 s after the first send."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(39)
+    assert b.session.next_timer() is not None
+    b.advance(1)
+    assert "192.0.2.1:3478 did not answer 7 sends" in str(b.session.why())
+    assert b.session.next_timer() is None
+    assert len(b.of(GatheringStateChanged)) == 2
+
+
+def test_a_late_mapping_is_kept_open_like_any_other_and_only_until_a_pair_is_nominated(bench) -> None:
+    for nominated in (False, True):
+        b = bench("stun:192.0.2.1")
+        b.start(ETH0)
+        b.advance(6)
+        if nominated:
+            b.session.gathering.stop_keepalives()
+        b.answer_question(b.take(Send)[-1], MAPPED)
+        b.advance(40)
+        assert len(b.take(Send)) == (0 if nominated else 2)
+
+
+def test_closing_ends_what_is_late_and_an_answer_then_changes_nothing(bench) -> None:
+    b = bench("stun:192.0.2.1", "stun:late.example")
+    b.start(ETH0, answer=False)
+    b.answer_opens()
+    b.answer_names(**{"192.0.2.1": ("192.0.2.1",)})
+    b.advance(6)
+    question = b.take(Send)[-1]
+    b.session.close(b.now)
+    b.drain()
+    assert b.session.next_timer() is None
+    b.answer_question(question, MAPPED)
+    assert len(candidates(b)) == 1 and b.take(Send) == []
+
+
+def test_after_a_restart_a_late_candidate_belongs_to_the_new_generation(bench) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(6)
+    description = b.session.restart(now=b.now)
+    b.drain()
+    assert ends(b) == 2
+    b.answer_question(b.take(Send)[-1], MAPPED)
+    told = b.of(LocalCandidateAdded)[-1].candidate
+    assert told.address == MAPPED
+    assert (told.generation, dict(told.extensions)["ufrag"]) == (1, description.ufrag)
+    assert ends(b) == 2
+
+
+def test_a_change_of_network_asks_late_questions_anew_and_waits_for_these(bench) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(6)
+    old = b.take(Send)[-1]
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0, WLAN0)), b.now)
+    b.drain()
+    b.answer_question(old, MAPPED)
+    assert candidates(b)[-1][0] == "host", "what was asked through the old network counts no more"
+    b.answer_opens()
+    b.advance(0.02)
+    anew = b.take(Send)
+    assert len({send.flow for send in anew}) == 2
+    states = b.of(GatheringStateChanged)
+    assert states[-1].new is GatheringState.GATHERING
+    for number, question in enumerate(anew):
+        b.answer_question(question, Address("198.51.100.7", 41000 + number))
+    assert b.of(GatheringStateChanged)[-1].new is GatheringState.COMPLETE and ends(b) == 2
+    b.session.gathering.stop_keepalives()
+    b.advance(60)
+    assert b.take(Send) == [] and b.session.next_timer() is None
+
+
+def test_an_address_that_is_gone_takes_its_late_questions_along(bench) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0, WLAN0)
+    b.advance(6)
+    b.take(Send)
+    [_, wlan] = [base.flow for base in b.session.gathering.bases]
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0,)), b.now)
+    b.drain()
+    b.advance(60)
+    sends = b.take(Send)
+    assert sends and wlan not in {send.flow for send in sends}
+
+
+def test_a_name_that_is_looked_up_late_is_asked_and_waited_for_by_nobody(bench) -> None:
+    """A name server that is down costs seconds, until the resolver asks the next one."""
+    b = bench("stun:192.0.2.1", "stun:late.example")
+    b.start(ETH0, answer=False)
+    b.answer_opens()
+    late = b.outputs[-1]
+    b.outputs.remove(late)
+    b.answer_names()
+    b.answer_question(b.take(Send)[0], MAPPED)
+    b.advance(1.01)
+    assert ended(b)
+    b.outputs.append(late)
+    b.answer_names(**{"late.example": ("192.0.2.9",)})
+    b.advance(0.01)
+    [question] = b.take(Send)
+    assert question.remote == SECOND_SERVER
+    b.answer_question(question, Address("198.51.100.7", 40001))
+    assert candidates(b)[-1] == ("srflx", Address("198.51.100.7", 40001))
+    assert len(b.of(GatheringStateChanged)) == 2
+
+
+def test_a_late_question_follows_its_server_to_another_one_and_stays_late(bench) -> None:
+    """RFC 8489, section 10."""
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(6)
+    question = b.take(Send)[-1]
+    answer = Message.error(decode(question.data), 300, None, {ALTERNATE_SERVER: (SECOND_SERVER,)})
+    b.receive(question.flow, FIRST, answer.encode(fingerprint=True))
+    [there] = b.take(Send)
+    assert there.remote == SECOND_SERVER
+    assert len(b.of(GatheringStateChanged)) == 2
+    b.answer_question(there, MAPPED)
+    assert candidates(b)[-1] == ("srflx", MAPPED)

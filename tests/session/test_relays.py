@@ -9,8 +9,8 @@ import pytest
 
 from polynya.core.addresses import IPV4, Address
 from polynya.core.flows import Flow, FlowIds, Transport
-from polynya.core.instants import MILLISECOND, SECOND, Instant
-from polynya.core.machine import Close, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
+from polynya.core.instants import SECOND, Instant
+from polynya.core.machine import Close, Closed, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
 from polynya.session.options import Base, HostAddress, RelayServer
 from polynya.session.relay_events import PathReady, RelayFailed, RelayFound
@@ -126,7 +126,7 @@ def test_a_server_that_is_silent_by_udp_is_asked_by_tcp_beside_it() -> None:
     assert [event for event in house.events if isinstance(event, RelayFailed)] == []
     house.run(2)
     [failed] = [event for event in house.events if isinstance(event, RelayFailed)]
-    assert "did not answer 7 sends" in failed.reason and house.relays.open, "two streams are still being opened"
+    assert "did not answer 7 sends" in failed.reason and house.relays.pending, "two streams are still being opened"
 
 
 def test_the_first_to_allocate_is_kept_and_what_was_tried_beside_it_is_closed() -> None:
@@ -136,7 +136,7 @@ def test_the_first_to_allocate_is_kept_and_what_was_tried_beside_it_is_closed() 
     house.allocate()
     [found] = [event for event in house.events if isinstance(event, RelayFound)]
     assert found.server.transport is Transport.UDP and found.mapped == BASE.local
-    assert house.closed == [stream.flow] and not house.relays.open
+    assert house.closed == [stream.flow] and not house.relays.pending
     house.run(60)
     assert len(house.opened) == 1 and [event for event in house.events if isinstance(event, RelayFound)] == [found]
 
@@ -200,14 +200,70 @@ def test_a_name_that_stands_for_no_server_is_told_and_not_waited_for() -> None:
     [failed] = house.events
     assert isinstance(failed, RelayFailed) and failed.base is None
     assert "nowhere.example" in failed.server and "no such name" in failed.reason
-    assert not house.relays.open and house.relays.next_timer() is None
+    assert not house.relays.pending and house.relays.next_timer() is None
 
 
-def test_it_is_open_until_the_last_server_has_failed() -> None:
+def test_it_is_pending_until_the_last_server_has_failed() -> None:
     house = House()
     house.run(0.1)
-    assert house.relays.open
-    late = house.relays.abandon(Instant(house.now + MILLISECOND))
-    assert [(base.flow, server.address) for base, server in late] == [(BASE.flow, SERVER)]
+    assert house.relays.pending
     house.run(60)
-    assert not house.relays.open and house.opened == [], "who is not waited for is not followed by another"
+    assert house.relays.pending, "two streams are still being opened"
+    for stream in house.opened:
+        house.relays.receive(Closed(flow=stream.flow, reason="timed out"), house.now)
+        house.settle()
+    assert not house.relays.pending
+    assert len([event for event in house.events if isinstance(event, RelayFailed)]) == 3
+
+
+def test_who_is_late_is_asked_on_and_followed_by_others() -> None:
+    """Nobody waits for it, and whoever allocates first is taken all the same."""
+    house = House()
+    house.run(0.1)
+    late = house.relays.release()
+    assert [(base.flow, server.address) for base, server in late] == [(BASE.flow, SERVER)]
+    assert not house.relays.pending
+    house.run(5)
+    assert len(house.opened) == 2 and not house.relays.pending, "its other servers are no less late"
+    house.allocate()
+    [found] = [event for event in house.events if isinstance(event, RelayFound)]
+    assert found.server.address == SERVER and house.closed == [stream.flow for stream in house.opened]
+
+
+def test_a_name_that_is_looked_up_late_still_gives_a_relay() -> None:
+    house = House("turn:late.example?transport=udp")
+    house.run(5)
+    assert house.relays.release() == [] and not house.relays.pending
+    for query in house.held:
+        hosts = ("203.0.113.1",) if query.record is RecordType.ADDRESS else ()
+        house.relays.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), house.now)
+    house.settle()
+    house.run(0.1)
+    assert not house.relays.pending
+    house.allocate()
+    assert [event.relayed.port for event in house.events if isinstance(event, RelayFound)] == [50000]
+
+
+def test_a_base_that_goes_leaves_no_stream_behind() -> None:
+    """Of what is late, and of what has allocated, too."""
+    house = House()
+    house.run(1.1)
+    [stream] = house.opened
+    house.relays.release()
+    house.relays.remove_base(BASE.flow, "its stream was removed", house.now)
+    house.settle()
+    assert house.closed == [stream.flow]
+    assert house.relays.next_timer() is None
+
+
+def test_a_relay_whose_base_is_let_go_is_freed_but_not_by_a_socket_that_is_closed() -> None:
+    for closed in (False, True):
+        house = House()
+        house.run(0.1)
+        house.allocate()
+        before = len(house.sent)
+        house.relays.remove_base(BASE.flow, "gone", house.now, closed=closed)
+        house.settle()
+        told = [decode(each.data) for each in house.sent[before:]]
+        assert [(each.method, each.get(LIFETIME)) for each in told] == ([] if closed else [(Method.REFRESH, 0)])
+        assert house.relays.next_timer() is None

@@ -15,7 +15,7 @@ from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.config import IceConfig
 from polynya.ice.pairs import PairView
-from polynya.session.gathering import GatheringState
+from polynya.session.gathering_events import GatheringState
 from polynya.session.options import AddressFilter, InterfaceFilter, RelayServer
 from polynya.session.relay_events import CredentialsWanted
 from polynya.session.report import SessionReport

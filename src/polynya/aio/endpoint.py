@@ -33,7 +33,7 @@ from polynya.ice.events import (
 from polynya.ice.pairs import PairView
 from polynya.ice.report import PairReport
 from polynya.ice.sdp import UnsupportedCandidate
-from polynya.session.gathering import GatheringState
+from polynya.session.gathering_events import GatheringState
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, SessionEvent
 from polynya.session.signals import read_signal, write_signal
@@ -168,7 +168,8 @@ class Endpoint(Waiting, ABC):
     async def candidates(self, stream: int = 0) -> AsyncIterator[Candidate]:
         """The candidates of a stream as they are found, from the first one on; ends when gathering has ended.
 
-        After a restart they are told again, for the new generation.
+        After a restart they are told again, for the new generation. What a server answers after the end is told by
+        `signals` and, as `LocalCandidateAdded`, by `events`; candidates of the other side may come at any time.
         """
         self._running()
         told, generation = 0, self.description.generation
@@ -204,9 +205,10 @@ class Endpoint(Waiting, ABC):
     async def signals(self) -> AsyncIterator[str]:
         """Everything that the other side has to be told, as texts for its `signalled`, for the life of the agent.
 
-        The description comes first, each candidate when it is found (RFC 8838), at last that there are no more; after
-        a restart of either side all of it again. Each text is a fragment as in RFC 8840. Any channel will do that keeps
-        others from reading it: the texts hold the password of the checks.
+        The description comes first, each candidate when it is found (RFC 8838), at last that there are no more (a
+        server's late answer may add one all the same); after a restart of either side all of it again. Each text is a
+        fragment as in RFC 8840. Any channel will do that keeps others from reading it: the texts hold the password of
+        the checks.
         """
         async for signal in self.to_signal():
             if isinstance(signal, LocalCandidate):

@@ -13,7 +13,7 @@ from polynya.core.instants import Instant
 from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
-from polynya.session.gathering import GatheringState
+from polynya.session.gathering_events import GatheringState
 from polynya.session.mux import Mux as MuxMachine
 from polynya.session.report import SessionReport
 from polynya.session.session import SessionEvent

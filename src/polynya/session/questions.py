@@ -1,14 +1,15 @@
 """Asking STUN servers what they see, at the pace of the process, and keeping what they saw open.
 
 Every question is a Binding probe from one flow to one server; a new one starts in each slot of the pacer (RFC 8445,
-section 14). An answer is found by the flow and the server it comes from. A mapping that is kept gets a Binding
-indication every Tr (RFC 8445, sections 5.1.1.4 and 11).
+section 14). An answer is found by the flow and the server it comes from. A question that is late is asked on like any
+other; only, nobody waits for it. A mapping that is kept gets a Binding indication every Tr (RFC 8445, sections 5.1.1.4
+and 11).
 """
 
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
@@ -32,6 +33,7 @@ class Questions:
         "_interval",
         "_keep_at",
         "_kept",
+        "_late",
         "_outputs",
         "_pacer",
         "_probes",
@@ -50,15 +52,20 @@ class Questions:
         self._keep_at: Instant | None = None
         self._waiting: list[Path] = []
         self._probes: dict[Path, BindingProbe] = {}
+        self._late: tuple[Path, ...] = ()
         self._kept: dict[Path, None] = {}
         self._outputs: list[Send] = []
         self._events: list[ProbeEnded] = []
 
     # -------------------------------------------------------------------------------------------------------- calls
 
-    def ask(self, flow: Flow, server: Address, now: Instant) -> None:
-        """Ask `server` by `flow` in the next slot that is free."""
-        self._waiting.append((flow, server))
+    def ask(self, flow: Flow, server: Address, now: Instant, *, late: bool = False) -> None:
+        """Ask `server` by `flow` in the next slot that is free. What was asked there before is forgotten."""
+        path = (flow, server)
+        self._forget([path])
+        self._waiting.append(path)
+        if late:
+            self._late += (path,)
         self._arm(now)
 
     def keep(self, flow: Flow, server: Address, now: Instant) -> None:
@@ -74,23 +81,19 @@ class Questions:
 
     def forget(self, flow: Flow) -> None:
         """A flow is gone: so are its questions and mappings."""
-        self._waiting = [path for path in self._waiting if path[0] != flow]
-        self._probes = {path: probe for path, probe in self._probes.items() if path[0] != flow}
+        self._forget([path for path in (*self._waiting, *self._probes) if path[0] == flow])
         self._kept = {path: None for path in self._kept if path[0] != flow}
 
-    def abandon(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[Path]:
-        """Wait for no answer any more, but for those that are `hopeful`; the questions that are let go."""
-        dropped = [path for path in (*self._probes, *self._waiting) if hopeful is None or not hopeful(*path)]
-        self._probes = {path: probe for path, probe in self._probes.items() if path not in dropped}
-        self._waiting = [path for path in self._waiting if path not in dropped]
-        if not self._waiting:
-            self._ask_at = None
-        return dropped
+    def release(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[Path]:
+        """Wait for no answer any more, but for those that are `hopeful`; the questions that are late from now on."""
+        late = [path for path in self._pending() if hopeful is None or not hopeful(*path)]
+        self._late += tuple(late)
+        return late
 
     @property
-    def open(self) -> bool:
-        """Whether a question is waiting for its slot or its answer."""
-        return bool(self._waiting or self._probes)
+    def pending(self) -> bool:
+        """Whether an answer is waited for."""
+        return bool(self._pending())
 
     @property
     def idle(self) -> bool:
@@ -162,12 +165,25 @@ class Questions:
         for send in probe.outputs():
             self._outputs.append(send)
             if (send.flow, send.remote) != path:  # sent on to an alternate server (RFC 8489, section 10)
-                self._probes.pop(path, None)
+                late = path in self._late
+                self._forget([path])
                 path = (send.flow, send.remote)
                 self._probes[path] = probe
+                if late:
+                    self._late += (path,)
         for ended in probe.events():
-            self._probes.pop(path, None)
+            self._forget([path])
             self._events.append(ended)
+
+    def _pending(self) -> list[Path]:
+        return [path for path in (*self._probes, *self._waiting) if path not in self._late]
+
+    def _forget(self, paths: Collection[Path]) -> None:
+        """These are not asked any more."""
+        for path in paths:
+            self._probes.pop(path, None)
+        self._waiting = [path for path in self._waiting if path not in paths]
+        self._late = tuple(path for path in self._late if path not in paths)
 
     def _keep_all(self, now: Instant) -> None:
         for flow, server in self._kept:

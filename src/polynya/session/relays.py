@@ -6,6 +6,9 @@ Over UDP a client shares the base's socket, so that one answer gives a relayed c
 that comes with it; over TCP and TLS it opens a stream from the base's address. A relayed address is a flow of its own:
 what the agent sends on it goes through the client, and what a peer sends to it comes in as a datagram on it.
 
+Gathering waits only so long. A server that has not allocated by then, or whose name is still looked up, is *late*: it
+is asked on as if nothing had been, and what it gives is as good as what came in time.
+
 A relay that is lost, because its server was started anew or its stream broke, is asked for again; what is found then is
 another relayed address.
 
@@ -75,15 +78,17 @@ class _Relay:
     flows: dict[int, Flow]
     """The flow of the relayed address of each family."""
     late: bool = False
-    """It did not answer in time: what it allocates is freed again."""
+    """It did not answer in time: gathering does not wait for it."""
+    unwanted: bool = False
+    """Another was faster on the same way: what it allocates is freed again."""
     again: bool = False
     """It takes the place of one that was lost: gathering does not wait for it."""
     next_at: Instant | None = None
     """When the next server is tried beside it, unless this one has been heard of by then."""
 
     @property
-    def awaited(self) -> bool:
-        return not (self.flows or self.late or self.again)
+    def pending(self) -> bool:
+        return not (self.flows or self.late or self.unwanted or self.again)
 
     @property
     def silent(self) -> bool:
@@ -109,6 +114,7 @@ class Relays:
         "_flow_ids",
         "_gone",
         "_inputs",
+        "_late",
         "_losses",
         "_outputs",
         "_pacer",
@@ -136,6 +142,8 @@ class Relays:
         self._trace = trace
         self._discoveries: dict[int, Discovery] = {}
         self._discovered: dict[int, tuple[TurnServer, ...]] = {}
+        self._late = False
+        """The names that are still looked up are."""
         self._bases: dict[Flow, Base] = {}
         self._relays: list[_Relay] = []
         self._losses = Losses(random)
@@ -165,12 +173,18 @@ class Relays:
         for index, servers in self._discovered.items():
             self._allocate(base, self._servers[index], list(servers), now)
 
-    def remove_base(self, flow: Flow, reason: str) -> None:
-        """A socket is gone, and every relay that was reached by it."""
+    def remove_base(self, flow: Flow, reason: str, now: Instant, *, closed: bool = False) -> None:
+        """A socket is to go, or was `closed` by the system, and with it every relay that was reached from its address.
+
+        They are freed, by what can still be sent, and their streams are closed.
+        """
         self._bases.pop(flow, None)
         self._losses.forget(flow)
         for relay in [relay for relay in self._relays if relay.base.flow == flow]:
             self._drop(relay, reason)
+            relay.client.close(now, wait=False)
+            left = relay.client.outputs()
+            self._outputs += [one for one in left if not (closed and isinstance(one, Send) and one.flow == flow)]
 
     def want(self, flow: Flow, peer: Address, now: Instant) -> None:
         """The path from a relay to a peer is to be used: have it permitted. `PathReady` or `PathRefused` follows."""
@@ -222,7 +236,9 @@ class Relays:
 
     def no_credentials(self, wanted: CredentialsWanted, now: Instant) -> None:
         """There are no others: what these could not allocate is not waited for."""
-        for relay in [each for each in self._relays if each.awaited and each.server.uri == wanted.server.uri]:
+        for relay in [each for each in self._relays if each.server.uri == wanted.server.uri]:
+            if relay.flows or relay.unwanted or relay.again:
+                continue
             relay.client.close(now, wait=False)
             self._outputs += relay.client.outputs()
             self._forget(relay)
@@ -240,20 +256,20 @@ class Relays:
         return self.outputs()
 
     @property
-    def open(self) -> bool:
-        """Whether a relay may still be found."""
-        return bool(self._discoveries) or any(relay.awaited for relay in self._relays)
+    def pending(self) -> bool:
+        """Whether a relay is waited for."""
+        return bool(self._discoveries and not self._late) or any(relay.pending for relay in self._relays)
 
-    def abandon(self, now: Instant, *, heard: bool = True) -> list[tuple[Base, TurnServer]]:
-        """Wait for no relay any more, or with `heard=False` for none of a server that is silent; who is not waited for.
+    def release(self, *, heard: bool = True) -> list[tuple[Base, TurnServer]]:
+        """Wait for no relay any more, or with `heard=False` for none of a server that is silent; which are late now.
 
         An allocation takes a round trip more than a Binding, over TLS three more: who answers must be let finish. Of a
         stream nothing is heard before it is open, so its server is no silent one.
         """
-        self._discoveries.clear()
-        late = [relay for relay in self._relays if relay.awaited and (heard or relay.silent)]
+        self._late = True
+        late = [relay for relay in self._relays if relay.pending and (heard or relay.silent)]
         for relay in late:
-            self._give_up(relay, now)
+            relay.late = True
         return [(relay.base, relay.client.server) for relay in late]
 
     def why(self) -> list[str]:
@@ -326,9 +342,11 @@ class Relays:
         if not found.servers:
             self._events.append(RelayFailed(base=None, server=str(found.uri), reason=found.reason))
         for base in list(self._bases.values()):
-            self._allocate(base, self._servers[index], list(found.servers), now)
+            self._allocate(base, self._servers[index], list(found.servers), now, late=self._late)
 
-    def _allocate(self, base: Base, server: RelayServer, servers: list[TurnServer], now: Instant) -> None:
+    def _allocate(
+        self, base: Base, server: RelayServer, servers: list[TurnServer], now: Instant, *, late: bool = False
+    ) -> None:  # fmt: skip
         """Ask the best server that can be reached from this base; the others follow if it gives nothing."""
         local = scope(base.local.host)
         left = [
@@ -340,7 +358,7 @@ class Relays:
             and not (each.transport is Transport.UDP and (base.flow, each.address) in self._by_path)
         ]
         if left and local != "link-local":
-            self._try(base, server, left, now)
+            self._try(base, server, left, now, late=late)
 
     def _ask_again(self, way: Way, now: Instant) -> None:
         """A relay was lost on this way, and it is time to have another."""
@@ -350,7 +368,7 @@ class Relays:
         if base is not None and index is not None:
             self._allocate(base, self._servers[index], list(self._discovered.get(index, ())), now)
 
-    def _try(self, base: Base, server: RelayServer, left: list[TurnServer], now: Instant) -> None:
+    def _try(self, base: Base, server: RelayServer, left: list[TurnServer], now: Instant, *, late: bool) -> None:
         chosen, *rest = left
         shared = chosen.transport is Transport.UDP
         client = TurnClient(
@@ -363,7 +381,7 @@ class Relays:
             pacer=self._pacer,
             trace=self._trace,
         )
-        relay = _Relay(base, server, rest, client, {}, again=(base.flow, server.uri) in self._losses)
+        relay = _Relay(base, server, rest, client, {}, late=late, again=(base.flow, server.uri) in self._losses)
         relay.next_at = Instant(now + PATIENCE) if rest else None
         self._relays.append(relay)
         client.start(now)
@@ -372,9 +390,9 @@ class Relays:
     def _try_beside(self, relay: _Relay, now: Instant) -> None:
         """A server that lets nobody hear of it may be one whose transport is blocked: another goes along."""
         relay.next_at = None
-        if not (relay.client.heard or relay.late):
+        if not (relay.client.heard or relay.unwanted):
             left, relay.left = relay.left, []
-            self._try(relay.base, relay.server, left, now)
+            self._try(relay.base, relay.server, left, now, late=relay.late)
 
     def _others(self, relay: _Relay) -> list[_Relay]:
         """What else is asked for the same way."""
@@ -395,7 +413,7 @@ class Relays:
                     self._inputs.append(Datagram(flow, event.peer, event.data, packet=event.packet))
             case ServerChosen():
                 self._aim(relay, event)
-            case Allocated() if not relay.late:
+            case Allocated() if not relay.unwanted:
                 self._allocated(relay, event)
                 for other in self._others(relay):
                     self._give_up(other, now)
@@ -404,8 +422,8 @@ class Relays:
                 self._events.append(failed)
                 self._forget(relay)
                 left = others(relay.left, event)
-                if left and not relay.late:
-                    self._try(relay.base, relay.server, left, now)
+                if left and not relay.unwanted:
+                    self._try(relay.base, relay.server, left, now, late=relay.late)
                 elif relay.again and not self._others(relay):
                     self._losses.refused(relay.way, now, event.code)
             case Permitted():
@@ -427,8 +445,8 @@ class Relays:
                 pass
 
     def _give_up(self, relay: _Relay, now: Instant) -> None:
-        """It is not waited for any more: what it still allocates is freed."""
-        relay.late = True
+        """It is not needed any more: what it still allocates is freed."""
+        relay.unwanted = True
         relay.next_at = None
         relay.client.close(now)
         self._collect(relay, now)

@@ -8,7 +8,8 @@ from typing import Any
 from polynya.core.instants import MILLISECOND
 from polynya.ice.agent import IceAgent
 
-from .gathering import Gathering, ServerAnswer
+from .answers import ServerAnswer
+from .gathering import Gathering
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def session_report(gathering: Gathering, agent: IceAgent) -> SessionReport:
                 for base in gathering.bases
             ],
             "refused": [{"interface": no.interface, "host": no.host, "reason": no.reason} for no in gathering.refused],
-            "servers": [_answer(answer) for answer in gathering.answers],
+            "servers": [_answer(answer) for answer in gathering.answers.all],
         },
         "ice": ice.data,
     }

@@ -54,7 +54,8 @@ from polynya.ice.events import (
 from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class, Method
 
-from .gathering import BaseOpened, Gathering, GatheringState, GatheringStateChanged, MappingFound
+from .gathering import Gathering
+from .gathering_events import BaseOpened, GatheringState, GatheringStateChanged, MappingFound
 from .options import Base, Policy, RelayServer, SessionConfig
 from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayFound, RelayLost
 from .report import SessionReport, session_report
