@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polynya.core.instants import MICROSECOND, MILLISECOND, SECOND, in_seconds, nanoseconds
+from polynya.core.instants import MICROSECOND, MILLISECOND, SECOND, Instant, earliest, in_seconds, nanoseconds
 
 
 def test_the_units_hold_one_another() -> None:
@@ -29,3 +29,8 @@ def test_microseconds_survive_the_way_to_seconds_and_back(microseconds: int) -> 
 def test_what_is_no_duration_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match="zero or more seconds"):
         nanoseconds(seconds)
+
+
+@given(st.lists(st.none() | st.integers(0, 2**62).map(Instant)))
+def test_the_earliest_is_the_least_of_those_that_are_set(times: list[Instant | None]) -> None:
+    assert earliest(*times) == min((at for at in times if at is not None), default=None)

@@ -26,3 +26,12 @@ def nanoseconds(seconds: float) -> int:
 def in_seconds(duration: int) -> float:
     """A duration in seconds, for people."""
     return duration / SECOND
+
+
+def earliest(*times: Instant | None) -> Instant | None:
+    """The first of those that are set; None where none is."""
+    first: Instant | None = None
+    for at in times:
+        if at is not None and (first is None or at < first):
+            first = at
+    return first

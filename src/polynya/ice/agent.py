@@ -21,7 +21,7 @@ from random import Random
 
 from polynya.core.errors import UsageError
 from polynya.core.flows import Flow
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, earliest
 from polynya.core.machine import Output
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -233,11 +233,7 @@ class IceAgent(Inspection):
         due = [self._nominate_at, self._look_at, self._pacing.next_timer(), self._selections.next_timer()]
         for generation in self._generations.all():
             due += (generation.transactions.next_timer(), generation.authenticated.next_timer())
-        first: Instant | None = None
-        for at in due:
-            if at is not None and (first is None or at < first):
-                first = at
-        return first
+        return earliest(*due)
 
     def outputs(self) -> list[Output]:
         drained, self._journal.outputs = self._journal.outputs, []
@@ -251,19 +247,20 @@ class IceAgent(Inspection):
 
     def _evaluate(self, now: Instant) -> None:
         """Derive from the pairs what holds for the agent. Called after whatever may have moved one."""
-        if self._standing.closed:
-            return
-        ended = self._signals.ended and self._generation.remote_ended
+        generation = self._generation
+        if self._standing.closed or (self._standing.state is AgentState.NEW and generation.remote is None):
+            return  # it is over, or nothing can follow before the other side is known
+        ended = self._signals.ended and generation.remote_ended
         if ended:
-            choose_unchecked(self._generation, now)
-        self._selections.update(self._generation, now)
+            choose_unchecked(generation, now)
+        self._selections.update(generation, now)
         previous = self._generations.previous
         if previous is not None and not self._selections.of(previous):
             self._generations.drop_previous(now)
         self._nominate_at = None
-        if self._role.controlling and self._generation.remote is not None:
+        if self._role.controlling and generation.remote is not None:
             self._nominate_at = nominate(
-                self._generation,
+                generation,
                 self.config.nomination,
                 self.config.renomination,
                 self._journal,
@@ -272,13 +269,8 @@ class IceAgent(Inspection):
                 now=now,
             )
         conclusion = conclude(
-            self._generation,
-            self.config,
-            self._journal,
-            self._locals,
-            local_ended=self._signals.ended,
-            now=now,
+            generation, self.config, self._journal, self._locals, local_ended=self._signals.ended, now=now
         )
         self._look_at = conclusion.look_at
-        self._standing.move(conclusion.state, conclusion.reason, self._generation, now)
-        run_checks(self._generation, self._pacing, now)
+        self._standing.move(conclusion.state, conclusion.reason, generation, now)
+        run_checks(generation, self._pacing, now)

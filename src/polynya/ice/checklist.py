@@ -97,7 +97,10 @@ class Checklist:
 
     def next_triggered(self) -> Pair | None:
         """The first triggered check that can be sent."""
-        return next((pair for pair in self.triggered if not pair.gated), None)
+        for pair in self.triggered:
+            if not pair.gated:
+                return pair
+        return None
 
     def add(self, pair: Pair) -> None:
         self.pairs.append(pair)
@@ -229,7 +232,10 @@ class ChecklistSet:
 
     def has_work(self, now: Instant) -> bool:
         """Whether a slot would be used."""
-        return any(checklist.next_triggered() or self._best(checklist, now) for checklist in self.lists)
+        for checklist in self.lists:
+            if checklist.next_triggered() is not None or self._best(checklist, now) is not None:
+                return True
+        return False
 
     def next_check(self, now: Instant) -> tuple[Pair, bool] | None:
         """Take the pair to check now, and whether it was triggered (RFC 8445, section 6.1.4.2)."""

@@ -9,6 +9,7 @@ is valid.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from polynya.core.errors import Attempt
 from polynya.core.instants import Instant
@@ -24,7 +25,7 @@ from .pairs import PairState
 _OPEN = (PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Prognosis:
     """`reason` is set when the component is given up; `at` is when to look again."""
 
@@ -32,16 +33,22 @@ class Prognosis:
     at: Instant | None = None
 
 
+_UNDECIDED: Final = Prognosis()
+"""Something is under way; what comes of it will be seen."""
+
+
 def prognosis(
     generation: Generation, stream: int, component: int, config: IceConfig, *, local_ended: bool, now: Instant
 ) -> Prognosis:  # fmt: skip
     """The outlook of a component that has no valid pair."""
+    if generation.started_at is None:
+        return _UNDECIDED
     pairs = list(generation.checklists.lists[stream].of(component))
     revoked = next((pair for pair in pairs if pair.revoked), None)
     if revoked is not None:
         return Prognosis(f"{revoked.name}: {revoked.reason}")
-    if generation.started_at is None or any(pair.state in _OPEN for pair in pairs):
-        return Prognosis()
+    if any(pair.state in _OPEN for pair in pairs):
+        return _UNDECIDED
     patient_until = Instant(generation.started_at + config.patience)
     if not (local_ended and generation.remote_ended):
         patient_until = max(patient_until, Instant(generation.started_at + config.trickle_limit))

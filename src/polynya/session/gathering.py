@@ -30,7 +30,7 @@ from enum import Enum
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow, FlowIds
-from polynya.core.instants import Instant, in_seconds
+from polynya.core.instants import Instant, earliest, in_seconds
 from polynya.core.machine import (
     Closed,
     Datagram,
@@ -255,12 +255,9 @@ class Gathering:
             self._release(self._deadline[1], now)
 
     def next_timer(self) -> Instant | None:
-        due = [
-            None if self._deadline is None else self._deadline[0],
-            self._stun.next_timer(),
-            None if self.relays is NO_RELAYS else self.relays.next_timer(),
-        ]
-        return min((at for at in due if at is not None), default=None)
+        deadline = None if self._deadline is None else self._deadline[0]
+        relays = None if self.relays is NO_RELAYS else self.relays.next_timer()
+        return earliest(deadline, self._stun.next_timer(), relays)
 
     @property
     def has_events(self) -> bool:
@@ -268,8 +265,10 @@ class Gathering:
         return bool(self._events)
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = list(self._outputs), ()
-        return [*drained, *self._bases.outputs(), *self._stun.outputs(), *self.relays.outputs()]
+        drained, self._outputs = [*self._outputs, *self._bases.outputs(), *self._stun.outputs()], ()
+        if self.relays is not NO_RELAYS:
+            drained += self.relays.outputs()
+        return drained
 
     def events(self) -> list[GatheringEvent]:
         drained, self._events = list(self._events), ()
@@ -363,8 +362,9 @@ class Gathering:
         return base is not None and self.answers.reaches(base, server)
 
     def _finish_if_done(self, now: Instant) -> None:
-        pending = self._bases.opening or self._stun.pending or self.relays.pending
-        if self.state is not GatheringState.GATHERING or pending:
+        if self.state is not GatheringState.GATHERING:
+            return
+        if self._bases.opening or self._stun.pending or self.relays.pending:
             return
         self._deadline = None
         reason = f"{len(self.bases)} sockets, {self.answers.mapped} answers of servers"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, earliest
 from polynya.core.machine import IcmpError, Send, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -127,8 +127,7 @@ class Questions:
                 self._collect(path, probe)
 
     def next_timer(self) -> Instant | None:
-        due = [self._ask_at, self._keep_at, *(probe.next_timer() for probe in self._probes.values())]
-        return min((at for at in due if at is not None), default=None)
+        return earliest(self._ask_at, self._keep_at, *(probe.next_timer() for probe in self._probes.values()))
 
     def outputs(self) -> list[Send]:
         drained, self._outputs = self._outputs, []

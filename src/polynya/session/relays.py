@@ -24,7 +24,7 @@ from typing import Final, cast
 
 from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow, FlowIds, Transport
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, earliest
 from polynya.core.machine import (
     Closed,
     Datagram,
@@ -311,9 +311,7 @@ class Relays:
 
     def next_timer(self) -> Instant | None:
         due = [relay.client.next_timer() for relay in self._relays]
-        due += [relay.next_at for relay in self._relays]
-        due.append(self._losses.next_timer())
-        return min((at for at in due if at is not None), default=None)
+        return earliest(*due, *(relay.next_at for relay in self._relays), self._losses.next_timer())
 
     def outputs(self) -> list[Output]:
         drained, self._outputs = self._outputs, []

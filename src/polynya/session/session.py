@@ -22,7 +22,7 @@ from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.empty import NOTHING
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds, Transport
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, earliest
 from polynya.core.machine import (
     Closed,
     Datagram,
@@ -228,8 +228,7 @@ class Session:
         self._collect(now)
 
     def next_timer(self) -> Instant | None:
-        due = (self.gathering.next_timer(), self.agent.next_timer())
-        return min((at for at in due if at is not None), default=None)
+        return earliest(self.gathering.next_timer(), self.agent.next_timer())
 
     def outputs(self) -> list[Output]:
         drained, self._outputs = list(self._outputs), ()
@@ -316,9 +315,10 @@ class Session:
                     self._events += (found,)
                     if found.new is GatheringState.COMPLETE:
                         self.agent.end_of_local_candidates(now)
-        for event in self.agent.events():
+        told = self.agent.events()
+        for event in told:
             self._note(event, now)
-            self._events += (event,)
+        self._events += tuple(told)
         for output in self.agent.outputs():
             if isinstance(output, Send) and self.gathering.relays.owns(output.flow):
                 self.gathering.relays.send(output, now)

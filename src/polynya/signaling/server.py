@@ -21,7 +21,7 @@ from random import Random
 from typing import Final
 
 from polynya.core.errors import DecodeError
-from polynya.core.instants import SECOND, Instant
+from polynya.core.instants import SECOND, Instant, earliest
 from polynya.core.machine import Counters
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
@@ -138,7 +138,7 @@ class RoomServer:
 
     def next_timer(self) -> Instant | None:
         """When `tick` has something to do."""
-        return min((at for at in (self._timers.next(), self._rooms.next_timer()) if at is not None), default=None)
+        return earliest(self._timers.next(), self._rooms.next_timer())
 
     def outputs(self) -> list[LinkOutput]:
         drained, self._outputs = self._outputs, []

@@ -31,7 +31,7 @@ from polynya.core.addresses import Address
 from polynya.core.empty import NOTHING
 from polynya.core.errors import UsageError
 from polynya.core.flows import Flow
-from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.instants import MILLISECOND, SECOND, Instant, earliest
 from polynya.core.machine import Closed, Counters, IcmpError, IpFields, Send, SendFailed
 from polynya.core.trace import NO_TRACE, Tracer
 
@@ -392,8 +392,7 @@ class Transactions(Generic[ContextT]):
         self._find_next()
 
     def _find_next(self) -> None:
-        due = (transaction.next_timer() for transaction in self.by_id.values())
-        self._next = min((at for at in due if at is not None), default=None)
+        self._next = earliest(*[transaction.next_timer() for transaction in self.by_id.values()])
 
     def _note(self, transaction: ClientTransaction[Any], now: Instant, reason: str) -> None:
         if self._trace.enabled:

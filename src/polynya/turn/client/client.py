@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, earliest
 from polynya.core.machine import (
     Closed,
     Counters,
@@ -341,8 +341,7 @@ class TurnClient:
         self._events += self._channels.events()
         self._outputs += self._allocation.outputs()
         timed = (self._requests, self._allocation, self._permissions, self._channels, self._keepalive)
-        due = [part.next_timer() for part in timed]
-        self._due = min((at for at in due if at is not None), default=None)
+        self._due = earliest(*[part.next_timer() for part in timed])
 
     def _aim(self, chosen: ServerChosen) -> None:
         self._flow, self._address = chosen.flow, chosen.server.address

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, earliest
 from polynya.core.machine import Closed, Counters, IcmpError, Send, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -190,7 +190,7 @@ class Requests:
     def next_timer(self) -> Instant | None:
         due = self._transactions.next_timer()
         slot = self._slot()
-        return min((at for at in (due, slot) if at is not None), default=None)
+        return earliest(due, slot)
 
     def outputs(self) -> list[Send]:
         return self._transactions.outputs()

@@ -19,7 +19,7 @@ from typing import Final
 from polynya.core.addresses import IPV4, IPV6
 from polynya.core.errors import Attempt
 from polynya.core.flows import FlowIds, Transport
-from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.instants import MILLISECOND, SECOND, Instant, earliest
 from polynya.core.machine import Input, Output
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -127,8 +127,7 @@ class RelaySearch:
         self._collect(now)
 
     def next_timer(self) -> Instant | None:
-        due = [client.next_timer() for client in self._clients]
-        return min((at for at in (self._next, *due) if at is not None), default=None)
+        return earliest(self._next, *[client.next_timer() for client in self._clients])
 
     def outputs(self) -> list[Output]:
         drained, self._outputs = self._outputs, []
