@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
 import polynya
+from polynya.core.addresses import Address
 from polynya.ice.events import AgentState
+from polynya.session.gathering_events import GatheringState
 from polynya.session.signals import read_signal
+from polynya.stun.attributes import XOR_MAPPED_ADDRESS
+from polynya.stun.message import Message, decode
 from tests.aio.conftest import Run
 from tests.aio.test_agent import local_agent
 
@@ -215,5 +220,46 @@ def test_a_stream_is_added_and_another_removed_in_a_restart(run: Run) -> None:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    run(main())
+
+
+async def answer(server: socket.socket, mapped: Address) -> None:
+    """Let a STUN server answer the oldest question that it was asked and has not answered, and it alone."""
+    while True:
+        try:
+            question, source = server.recvfrom(2048)
+            break
+        except BlockingIOError:
+            await asyncio.sleep(0.005)  # real sockets
+    message = Message.success(decode(question), {XOR_MAPPED_ADDRESS: mapped})
+    server.sendto(message.encode(fingerprint=True), source)
+
+
+def test_what_a_server_answers_after_the_end_is_signalled_after_the_end(run: Run) -> None:
+    """RFC 8838, section 13: the end is told once, and not put off; the other side takes what comes then, too."""
+
+    async def main() -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as prompt, socket.socket(type=socket.SOCK_DGRAM) as slow:
+            for server in (prompt, slow):
+                server.bind(("127.0.0.1", 0))
+                server.setblocking(False)
+            uris = [f"stun:127.0.0.1:{server.getsockname()[1]}" for server in (prompt, slow)]
+            a = local_agent(controlling=True, families=(4,), servers=uris)
+            b = local_agent(controlling=False, families=(4,))
+            async with a, b:
+                await answer(prompt, Address("198.51.100.7", 40000))
+                told: list[str] = []
+                async for text in a.signals():
+                    told.append(text)
+                    b.signalled(text)
+                    if read_signal(text).ended:
+                        await answer(slow, Address("198.51.100.7", 40001))
+                    elif "40001" in text:
+                        break
+                assert [read_signal(text).ended for text in told][-2:] == [True, False]
+                assert a.gathering_state is GatheringState.COMPLETE
+                [late] = [each for each in b.stats().values() if each.get("port") == 40001]
+                assert late["type"] == "remote-candidate"
 
     run(main())

@@ -5,8 +5,9 @@
                               ^                    the host's addresses changed              |
                               +--------------------------------------------------------------+
 
-    bases           the sockets                    stun_servers    what they see of each socket
-    this file       for how long each is waited for   relays          what TURN servers give
+    bases      the sockets                       stun_servers    what they see of each socket
+    answers    who said what, for `why()`        relays          what TURN servers give
+    this file  for how long all of that is waited for
 
 Servers are asked at the pace of the process (RFC 8445, section 14), in parallel, and none is waited for: candidates are
 told as they come. One answer starts a grace period for the others; with no answer at all gathering ends after a
