@@ -57,14 +57,11 @@ from polynya.turn.client.events import (
     TurnServer,
 )
 from polynya.turn.client.search import PATIENCE, others
-from polynya.turn.discovery import Discovered, Discovery
 
 from .losses import Losses, Way
 from .options import Base, RelayServer
 from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost
-
-FIRST_TOKEN = 1 << 16
-"""Names of TURN servers are looked up with tokens of their own, so that no answer meets another's question."""
+from .turn_servers import TurnServers
 
 
 @dataclass(slots=True, eq=False)
@@ -107,14 +104,11 @@ class Relays:
         "_by_flow",
         "_by_path",
         "_by_stream",
-        "_discovered",
-        "_discoveries",
         "_events",
         "_families",
         "_flow_ids",
         "_gone",
         "_inputs",
-        "_late",
         "_losses",
         "_outputs",
         "_pacer",
@@ -134,16 +128,12 @@ class Relays:
         flow_ids: FlowIds,
         trace: Tracer = NO_TRACE,
     ) -> None:
-        self._servers = servers
+        self._servers = TurnServers(servers, random)
         self._families = families
         self._random = random
         self._pacer = pacer
         self._flow_ids = flow_ids
         self._trace = trace
-        self._discoveries: dict[int, Discovery] = {}
-        self._discovered: dict[int, tuple[TurnServer, ...]] = {}
-        self._late = False
-        """The names that are still looked up are."""
         self._bases: dict[Flow, Base] = {}
         self._relays: list[_Relay] = []
         self._losses = Losses(random)
@@ -160,18 +150,15 @@ class Relays:
 
     def start(self, now: Instant) -> None:
         """Look the servers up."""
-        for index, server in enumerate(self._servers):
-            discovery = Discovery(server.uri, random=self._random, token=FIRST_TOKEN + index)
-            self._discoveries[index] = discovery
-            discovery.start(now)
-            self._collect_discovery(index, now)
+        self._servers.start(now)
+        self._collect_servers(now)
 
     def add_base(self, base: Base, now: Instant) -> None:
         """A socket stands: ask every server that is known from it, and those that will be."""
         if self._servers:
             self._bases[base.flow] = base
-        for index, servers in self._discovered.items():
-            self._allocate(base, self._servers[index], list(servers), now)
+        for server, servers in self._servers.known():
+            self._allocate(base, server, list(servers), now)
 
     def remove_base(self, flow: Flow, reason: str, now: Instant, *, closed: bool = False) -> None:
         """A socket is to go, or was `closed` by the system, and with it every relay that was reached from its address.
@@ -226,7 +213,7 @@ class Relays:
 
     def set_credentials(self, server: RelayServer, now: Instant) -> None:
         """Use these for the server of the same URI from now on."""
-        self._servers = tuple(server if each.uri == server.uri else each for each in self._servers)
+        self._servers.set_credentials(server)
         for relay in self._relays:
             if relay.server.uri == server.uri:
                 relay.server = server
@@ -249,7 +236,7 @@ class Relays:
             relay.client.close(now, wait=False)
             self._outputs += relay.client.outputs()
         self._relays.clear()
-        self._discoveries.clear()
+        self._servers.clear()
         self._losses.clear()
         for table in (self._by_path, self._by_stream, self._by_flow):
             table.clear()
@@ -258,7 +245,7 @@ class Relays:
     @property
     def pending(self) -> bool:
         """Whether a relay is waited for."""
-        return bool(self._discoveries and not self._late) or any(relay.pending for relay in self._relays)
+        return self._servers.pending or any(relay.pending for relay in self._relays)
 
     def release(self, *, heard: bool = True) -> list[tuple[Base, TurnServer]]:
         """Wait for no relay any more, or with `heard=False` for none of a server that is silent; which are late now.
@@ -266,7 +253,7 @@ class Relays:
         An allocation takes a round trip more than a Binding, over TLS three more: who answers must be let finish. Of a
         stream nothing is heard before it is open, so its server is no silent one.
         """
-        self._late = True
+        self._servers.late = True
         late = [relay for relay in self._relays if relay.pending and (heard or relay.silent)]
         for relay in late:
             relay.late = True
@@ -291,9 +278,8 @@ class Relays:
                 relay = self._by_stream.get(input.flow)
             case _:
                 relay = None
-                for index, discovery in list(self._discoveries.items()):
-                    discovery.receive(input, now)
-                    self._collect_discovery(index, now)
+                self._servers.receive(input, now)
+                self._collect_servers(now)
         if relay is not None:
             relay.client.receive(input, now)
             self._collect(relay, now)
@@ -328,19 +314,13 @@ class Relays:
 
     # ---------------------------------------------------------------------------------------------------- allocating
 
-    def _collect_discovery(self, index: int, now: Instant) -> None:
-        discovery = self._discoveries[index]
-        self._outputs += discovery.outputs()
-        for found in discovery.events():
-            self._discovered_servers(index, found, now)
-
-    def _discovered_servers(self, index: int, found: Discovered, now: Instant) -> None:
-        del self._discoveries[index]
-        self._discovered[index] = found.servers
-        if not found.servers:
-            self._events.append(RelayFailed(base=None, server=str(found.uri), reason=found.reason))
-        for base in list(self._bases.values()):
-            self._allocate(base, self._servers[index], list(found.servers), now, late=self._late)
+    def _collect_servers(self, now: Instant) -> None:
+        self._outputs += self._servers.outputs()
+        for server, found in self._servers.events():
+            if not found.servers:
+                self._events.append(RelayFailed(base=None, server=str(found.uri), reason=found.reason))
+            for base in list(self._bases.values()):
+                self._allocate(base, server, list(found.servers), now, late=self._servers.late)
 
     def _allocate(
         self, base: Base, server: RelayServer, servers: list[TurnServer], now: Instant, *, late: bool = False
@@ -361,10 +341,10 @@ class Relays:
     def _ask_again(self, way: Way, now: Instant) -> None:
         """A relay was lost on this way, and it is time to have another."""
         flow, uri = way
-        base = self._bases.get(flow)
-        index = next((index for index, server in enumerate(self._servers) if server.uri == uri), None)
-        if base is not None and index is not None:
-            self._allocate(base, self._servers[index], list(self._discovered.get(index, ())), now)
+        base, known = self._bases.get(flow), self._servers.of(uri)
+        if base is not None and known is not None:
+            server, servers = known
+            self._allocate(base, server, list(servers), now)
 
     def _try(self, base: Base, server: RelayServer, left: list[TurnServer], now: Instant, *, late: bool) -> None:
         chosen, *rest = left
