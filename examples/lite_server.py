@@ -28,9 +28,9 @@ from polynya.core.instants import Instant
 from polynya.core.machine import Input, Opened, Output
 from polynya.core.pacer import Pacer
 from polynya.ice.agent import IceAgent
-from polynya.ice.candidates import CandidateType, Gathered
 from polynya.ice.config import IceConfig
 from polynya.session.mux import AgentData, Mux
+from polynya.session.options import HostAddress
 
 LITE = IceConfig(lite=True, controlling=False, options=("ice2",))
 
@@ -43,18 +43,17 @@ class LiteServer:
         self._flow = flow_ids.new()
         self._random = random
         self._pacer = Pacer()
-        self._mux: Mux[int] = Mux()
+        self._mux: Mux[int] = Mux(random=random, pacer=self._pacer)
         self._numbers = count(1)
-        self._mux.open(self._flow, local)
+        self._mux.open(self._flow, HostAddress(address=local, interface="", pinned=False))
 
     def welcome(self, description: polynya.Description, now: Instant) -> tuple[int, IceAgent]:
         """Make an agent for a client. Returns its number, and the agent to signal from."""
         number = next(self._numbers)
         agent = IceAgent(LITE, random=self._random, pacer=self._pacer)
-        agent.add_local(Gathered(type=CandidateType.HOST, address=self.local, flow=self._flow), now)
-        agent.end_of_local_candidates(now)
         agent.set_remote(description, now)
         self._mux.add(number, agent)
+        self._mux.gather(number, now)
         return number, agent
 
     def farewell(self, number: int, now: Instant) -> None:

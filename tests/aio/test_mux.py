@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from typing import Any
 
 import pytest
 
 import polynya
 from polynya.aio.endpoint import Endpoint
 from polynya.aio.mux import Mux, Stranger
+from polynya.core.addresses import Address
+from polynya.core.machine import Interface, InterfaceAddress
+from polynya.session.gathering_events import GatheringState
+from polynya.stun.attributes import XOR_MAPPED_ADDRESS
+from polynya.stun.message import Message, decode
+from polynya.stun.registry import Class
 from tests.aio.conftest import Run
 from tests.aio.test_signals import carry
 from tests.free_ports import free_port
@@ -152,9 +159,9 @@ def test_who_comes_from_an_address_that_another_had_keeps_it_when_the_other_is_f
                 ours, theirs = await asyncio.gather(new.connect(9), second.connect(9))
                 await theirs.nominated()
                 here = (next(iter(mux._open)), theirs.path.local.address)
-                assert mux._machine.reader(*here) is new
+                assert mux.machine.reader(*here) is new
                 await old.close()
-                assert mux._machine.reader(*here) is new
+                assert mux.machine.reader(*here) is new
                 before = mux._driver._hub._carriers[here[0]]._deliveries or mux._driver._hub._carriers[here[0]]._deliver
                 assert before, "the short way is kept"
                 theirs.send(b"still here")
@@ -201,3 +208,80 @@ def test_what_cannot_be_is_told(run: Run) -> None:
                 await mux.__aenter__()
 
     run(main())
+
+
+class Nat(asyncio.DatagramProtocol):
+    """A STUN server on loopback that sees every source at port 40000 of another address."""
+
+    questions = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, source: tuple[str, int]) -> None:
+        request = decode(data)
+        if request.cls is Class.REQUEST:
+            self.questions += 1
+            mapped = Address("198.51.100.1", 40000)
+            answer = Message.success(request, {XOR_MAPPED_ADDRESS: mapped}).encode(fingerprint=True)
+            self.transport.sendto(answer, source)
+
+
+def test_a_stun_server_is_asked_once_for_all_agents(run: Run) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        transport, server = await loop.create_datagram_endpoint(Nat, local_addr=("127.0.0.1", 0))
+        uri = f"stun:127.0.0.1:{transport.get_extra_info('sockname')[1]}"
+        async with AsyncExitStack() as stack:
+            stack.enter_context(closing(transport))
+            mux = await stack.enter_async_context(local_mux(servers=[uri]))
+            agents = [await stack.enter_async_context(mux.agent()) for _ in range(100)]
+            port = mux.addresses[0].port
+            for agent in agents:
+                told = [candidate.place async for candidate in agent.candidates()]
+                assert told == [f"host 127.0.0.1:{port}", "srflx 198.51.100.1:40000"]
+                assert agent.gathering_state is GatheringState.COMPLETE
+            assert server.questions == 1
+            assert "198.51.100.1:40000" in str(agents[0].why())
+            await converse(mux, 1)
+        await asyncio.sleep(0)
+
+    run(main())
+
+
+def test_when_an_address_goes_another_takes_over_and_the_connection_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lo(*hosts: str) -> None:
+        addresses = tuple(InterfaceAddress(host=host, prefix_length=8) for host in hosts)
+        interfaces = (Interface(name="lo", index=1, addresses=addresses, loopback=True),)
+        monkeypatch.setattr("polynya.aio.mux.list_interfaces", lambda: interfaces)
+
+    async def main() -> None:
+        lo("127.0.0.1")
+        with pytest.raises(polynya.UsageError, match="async with"):
+            Mux().interfaces_changed()
+        async with (
+            Mux(loopback=True) as mux,
+            mux.agent(controlling=False) as here,
+            polynya.Agent(loopback=True, addresses=["127.0.0.1"], controlling=True) as there,
+            carried(here, there),
+        ):
+            ours, theirs = await asyncio.gather(here.connect(9), there.connect(9))
+            await theirs.nominated()
+            assert not mux.interfaces_changed()
+            lo("127.0.0.2")
+            assert mux.interfaces_changed()
+            while not (theirs.path.nominated and theirs.path.remote.address.host == "127.0.0.2"):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            assert [address.host for address in mux.addresses] == ["127.0.0.2"]
+            theirs.send(b"after")
+            assert await ours.recv() == b"after"
+            assert "127.0.0.1 is not used: its address is gone from this host" in str(here.why())
+
+    run(main())
+
+
+def test_a_turn_server_is_refused() -> None:
+    with pytest.raises(polynya.ConfigurationError, match="asks STUN servers only"):
+        Mux(servers=[polynya.IceServer("turn:192.0.2.1", "user", "password")])

@@ -19,6 +19,7 @@ from polynya.ice.config import IceConfig
 from polynya.ice.description import Description
 from polynya.ice.events import AgentState
 from polynya.session.mux import AgentData, FlowOpened, Mux, UnknownUfrag
+from polynya.session.options import HostAddress
 
 SHARED, SHARED_ADDRESS = Flow(1), Address("10.0.0.1", 4000)
 
@@ -28,11 +29,11 @@ class World:
 
     def __init__(self, peers: int) -> None:
         self.now = Instant(0)
-        self.mux: Mux[str] = Mux()
+        self.mux: Mux[str] = Mux(random=random.Random(0), pacer=Pacer())
         self.mux.receive(Opened(flow=SHARED, local=SHARED_ADDRESS), self.now)
         self.events = self.mux.events()
         self.pacer = Pacer()
-        self.far: Mux[str] = Mux()
+        self.far: Mux[str] = Mux(random=random.Random(0), pacer=Pacer())
         self.addresses = {f"peer{n}": Address(f"10.{1 + n // 250}.0.{1 + n % 250}", 5000) for n in range(peers)}
         self.flows = {address: Flow(100 + n) for n, address in enumerate(self.addresses.values())}
         self.sources = {flow: address for address, flow in self.flows.items()} | {SHARED: SHARED_ADDRESS}
@@ -133,11 +134,11 @@ def test_data_is_sent_to_the_peer_of_the_agent_that_is_named() -> None:
 
 
 def test_a_shared_socket_is_asked_for_and_told() -> None:
-    mux: Mux[str] = Mux()
-    mux.open(SHARED, SHARED_ADDRESS)
+    mux: Mux[str] = Mux(random=random.Random(0), pacer=Pacer())
+    mux.open(SHARED, HostAddress(address=SHARED_ADDRESS, interface="eth0"))
     [asked] = mux.outputs()
     assert isinstance(asked, Open)
-    assert (asked.flow, asked.local) == (SHARED, SHARED_ADDRESS)
+    assert (asked.flow, asked.local, asked.interface) == (SHARED, SHARED_ADDRESS, "eth0")
     mux.receive(Opened(flow=SHARED, local=SHARED_ADDRESS), Instant(0))
     assert mux.events() == [FlowOpened(flow=SHARED, local=SHARED_ADDRESS)]
 

@@ -5,8 +5,9 @@
         ...
         connection = await agent.connect(timeout=30)
 
-An agent of a mux is used like any other; it has the mux's addresses as its candidates and asks no server. Whose a
-packet is says its ufrag or where it came from (`session.mux`). A check for a ufrag that nobody has is a stranger's:
+An agent of a mux is used like any other; it has the mux's addresses as its candidates, and those that STUN servers see,
+which are asked once for all agents (`session.shared_bases`). Whose a packet is says its ufrag or where it came from
+(`session.mux`). A check for a ufrag that nobody has is a stranger's:
 `on_stranger` may make the agent that it is for, and the check is then answered (libp2p's WebRTC Direct is such a
 protocol: libp2p/py-libp2p#1352).
 """
@@ -14,10 +15,10 @@ protocol: libp2p/py-libp2p#1352).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeVar
+from typing import Final
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, UsageError
@@ -25,7 +26,6 @@ from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import Instant
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
-from polynya.ice.candidates import CandidateType, Gathered
 from polynya.ice.config import IceConfig
 from polynya.session.interfaces import choose_addresses
 from polynya.session.mux import AgentData, AgentEvent, FlowClosed, FlowOpened, UnknownUfrag
@@ -38,9 +38,10 @@ from .driver import Driver
 from .interfaces import list_interfaces
 from .muxed import MuxedAgent
 from .options import session_config
+from .servers import IceServer
 from .waiting import Waiting
 
-R = TypeVar("R")
+NOT_OPEN: Final = "the mux is not open: use it as `async with polynya.Mux(...) as mux`"
 
 MuxEvent = FlowOpened | FlowClosed | AgentEvent[MuxedAgent] | AgentData[MuxedAgent] | UnknownUfrag
 
@@ -59,15 +60,19 @@ class Stranger:
 class Mux(Waiting):
     """Sockets, one on each chosen address of this host, that any number of agents share.
 
-    `port` is that of all of them, 0 for any. `interfaces`, `addresses`, `families`, `loopback` and `external` say which
-    addresses, as for an `Agent`. `on_stranger` is called for each check that is for nobody: it may make an agent with
+    `servers` are STUN servers' URIs: behind a NAT they tell what address the sockets have outside. `port` is that of
+    all sockets, 0 for any. `interfaces`, `addresses`, `families`, `loopback` and `external` say which addresses, as for
+    an `Agent`. `on_stranger` is called for each check that is for nobody: it may make an agent with
     `mux.agent(ice=IceConfig(ufrag=stranger.ufrag, ...))`, start it and `set_remote` what the ufrags stand for; so it
-    should be quick, and know which ufrags to believe. Entering raises ConfigurationError where no socket can be opened.
+    should be quick, and know which ufrags to believe.
+
+    Raises ConfigurationError for what cannot be, and on entering where no socket can be opened.
     """
 
     def __init__(
         self,
         *,
+        servers: Iterable[str | IceServer] = (),
         port: int = 0,
         interfaces: Sequence[str] | InterfaceFilter | None = None,
         addresses: Sequence[str] | AddressFilter | None = None,
@@ -79,7 +84,7 @@ class Mux(Waiting):
     ) -> None:
         super().__init__()
         self._config = session_config(
-            servers=(),
+            servers=servers,
             controlling=None,
             components=None,
             policy="all",
@@ -91,13 +96,16 @@ class Mux(Waiting):
             external=external,
             ice=None,
         )
+        if self._config.turn_servers:
+            raise ConfigurationError("a mux asks STUN servers only: a relay is one agent's own, so give it to an Agent")
         self._on_stranger = on_stranger
         self._trace = trace
-        self._machine: MuxMachine[MuxedAgent] = MuxMachine(trace=trace)
+        self.machine: MuxMachine[MuxedAgent] = MuxMachine(self._config, random=RANDOM, pacer=PACER, trace=trace)
+        """What finds whose a packet is; what changes it goes through this object."""
+        self._flow_ids = FlowIds()
         self._driver: Driver[MuxMachine[MuxedAgent]] | None = None
         self._opening: dict[Flow, HostAddress] = {}
-        self._open: dict[Flow, tuple[HostAddress, Address]] = {}
-        self._refused: list[str] = []
+        self._open: dict[Flow, Address] = {}
         self._members: dict[MuxedAgent, None] = {}
 
     # ------------------------------------------------------------------------------------------------------------ life
@@ -105,15 +113,9 @@ class Mux(Waiting):
     async def __aenter__(self) -> Mux:
         if self._driver is not None:
             raise UsageError("this mux was started before: make a new one")
-        flow_ids = FlowIds()
-        chosen, refused = choose_addresses(list_interfaces(), self._config)
-        self._refused = [f"{no.host}: {no.reason}" for no in refused]
-        driver = self._driver = Driver(self._machine, on_event=self._on_event, flow_ids=flow_ids, trace=self._trace)
+        self._driver = Driver(self.machine, on_event=self._on_event, flow_ids=self._flow_ids, trace=self._trace)
         try:
-            self._opening = {flow_ids.new(): host for host in chosen}
-            for flow, host in list(self._opening.items()):
-                interface = host.interface if host.pinned else None
-                self._ask(driver, flow, host.address, interface)
+            self.interfaces_changed()
             while self._opening:
                 await self._changed()
         except BaseException:
@@ -121,13 +123,9 @@ class Mux(Waiting):
             raise
         if not self._open:
             await self.close()
-            raise ConfigurationError(f"no socket could be opened: {'; '.join(self._refused)}")
+            refused = "; ".join(f"{no.host}: {no.reason}" for no in self.machine.bases.refused)
+            raise ConfigurationError(f"no socket could be opened: {refused}")
         return self
-
-    def _ask(
-        self, driver: Driver[MuxMachine[MuxedAgent]], flow: Flow, local: Address, interface: str | None
-    ) -> None:  # fmt: skip
-        driver.call(lambda now: self._machine.open(flow, local, self._config.ports, interface))  # noqa: ARG005
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -171,12 +169,12 @@ class Mux(Waiting):
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where the sockets stand."""
-        return tuple(local for _, local in self._open.values())
+        return tuple(self._open.values())
 
     @property
     def counters(self) -> dict[str, int]:
         """What was dropped and why, and what the sockets counted, since the start."""
-        counted = Counter(self._machine.counters)
+        counted = Counter(self.machine.counters)
         if self._driver is not None:
             counted.update(self._driver.counters)
         return dict(counted)
@@ -188,7 +186,7 @@ class Mux(Waiting):
     def join(self, member: MuxedAgent) -> Driver[MuxMachine[MuxedAgent]]:
         """Let an agent's packets reach it; the driver that moves them. ValueError where another has its ufrag."""
         if self._driver is None or self._driver.closed:
-            raise UsageError("the mux is not open: use it as `async with polynya.Mux(...) as mux`")
+            raise UsageError(NOT_OPEN)
         self._driver.call(self._add, member)
         self._members[member] = None
         return self._driver
@@ -196,32 +194,44 @@ class Mux(Waiting):
     def leave(self, member: MuxedAgent) -> None:
         """Let an agent go; the sockets stay (pion/ice#550, #469)."""
         if self._members.pop(member, 0) is None and self._driver is not None:
-            self._driver.call(self._machine.remove, member)
+            self._driver.call(self.machine.remove, member)
 
     def _add(self, member: MuxedAgent, now: Instant) -> None:
-        self._machine.add(member, member.ice)
-        self._machine.call(member, lambda agent: self._tell_addresses(agent, now))
+        self.machine.add(member, member.ice)
+        self.machine.gather(member, now)
 
-    def _tell_addresses(self, agent: IceAgent, now: Instant) -> None:
-        for flow, (host, local) in self._open.items():
-            agent.add_local(
-                Gathered(type=CandidateType.HOST, address=local, flow=flow, interface=host.interface), now
-            )  # fmt: skip
-            external = self._config.external.get(local.host)
-            if external is not None:
-                mapped = Address(external, local.port)
-                agent.add_local(
-                    Gathered(
-                        type=CandidateType.SERVER_REFLEXIVE,
-                        address=mapped,
-                        base=local,
-                        flow=flow,
-                        server="nat-1to1",
-                        interface=host.interface,
-                    ),
-                    now,
-                )
-        agent.end_of_local_candidates(now)
+    # ------------------------------------------------------------------------------------------------------ interfaces
+
+    def interfaces_changed(self) -> bool:
+        """Look at the interfaces of this host again: open sockets on addresses that came, close those of which went.
+
+        STUN servers are asked anew from all sockets. Every agent is told what is found, and signals it; one whose
+        connection went through a socket that is gone restarts. Returns whether any address came or went.
+        """
+        if self._driver is None or self._driver.closed:
+            raise UsageError(NOT_OPEN)
+        chosen, refused = choose_addresses(list_interfaces(), self._config)
+        standing = [*self._opening.values(), *(base.host for base in self.machine.bases.bases)]
+        gone = [base.flow for base in self.machine.bases.bases if base.host not in chosen]
+        new = {self._flow_ids.new(): host for host in chosen if host not in standing}
+        self.machine.bases.refused = refused
+        if not gone and not new:
+            return False
+        self._opening.update(new)
+        cut = [
+            member for member in self._members if (pair := member.ice.selected(0, 1)) is not None and pair.flow in gone
+        ]
+        self._driver.call(self._move, gone, new)
+        for member in cut:
+            member.restart()
+        return True
+
+    def _move(self, gone: list[Flow], new: dict[Flow, HostAddress], now: Instant) -> None:
+        for flow in gone:
+            self.machine.close(flow, "its address is gone from this host", now)
+        for flow, host in new.items():
+            self.machine.open(flow, host)
+        self.machine.network_changed(now)
 
     # ---------------------------------------------------------------------------------------------------------- events
 
@@ -234,11 +244,11 @@ class Mux(Waiting):
             case UnknownUfrag():
                 self._stranger(event)
             case FlowOpened():
-                self._open[event.flow] = (self._opening.pop(event.flow), event.local)
+                self._opening.pop(event.flow, None)
+                self._open[event.flow] = event.local
             case FlowClosed():
-                host = self._opening.pop(event.flow, None)
+                self._opening.pop(event.flow, None)
                 self._open.pop(event.flow, None)
-                self._refused.append(event.reason if host is None else f"{host.address.host}: {event.reason}")
         self._wake()
 
     def _stranger(self, unknown: UnknownUfrag) -> None:
@@ -246,5 +256,5 @@ class Mux(Waiting):
             return
         remote = unknown.packet.remote
         self._on_stranger(Stranger(ufrag=unknown.ufrag, remote_ufrag=unknown.remote_ufrag, remote=remote))
-        if self._machine.knows(unknown.ufrag):
+        if self.machine.knows(unknown.ufrag):
             self._driver.take(unknown.packet)

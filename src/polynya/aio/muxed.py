@@ -15,7 +15,7 @@ from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.session.gathering_events import GatheringState
 from polynya.session.mux import Mux as MuxMachine
-from polynya.session.report import SessionReport
+from polynya.session.report import SessionReport, shared_report
 from polynya.session.session import SessionEvent
 
 from .driver import Driver
@@ -64,15 +64,16 @@ class MuxedAgent(Endpoint):
 
     @property
     def gathering_state(self) -> GatheringState:
-        return GatheringState.NEW if self._carried is None else GatheringState.COMPLETE
+        if self._carried is None:
+            return GatheringState.NEW
+        return GatheringState.GATHERING if self._mux.machine.gathers(self) else GatheringState.COMPLETE
 
     def interfaces_changed(self) -> bool:
-        """False: the sockets are the mux's, and stay."""
+        """False: the sockets are the mux's, which has a call of this name for all of its agents."""
         return False
 
     def why(self) -> SessionReport:
-        report = self.ice.why()
-        return SessionReport({"ice": report.data}, str(report))
+        return shared_report(self._mux.machine.bases, self.ice)
 
     def take(self, event: SessionEvent) -> None:
         """What the mux has for it."""

@@ -4,37 +4,49 @@ A server that talks with thousands of peers does so through one port. The mux ho
 packet is for by key, never by offering it around:
 
     response            the agents that sent a check to (flow, remote), and of these the one whose transaction it is
+                        else `shared_bases`, which asks STUN servers for all of them
     request, indication the agent whose ufrag begins the USERNAME; else the agent that knows (flow, remote)
     data                the agent whose authenticated check came from (flow, remote)
 
 A request for a ufrag that nobody has is told as `UnknownUfrag` with the packet, so that an owner who can tell from the
 ufrag what to do makes an agent and hands the packet in again (libp2p's WebRTC Direct does). An agent that leaves takes
 no socket with it (pion/ice#550, #469).
+
+An agent that `gather` is called for gets the sockets' addresses as its candidates, and what STUN servers see of them.
 """
 
 from __future__ import annotations
 
+import random as random_module
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.core.flows import Flow, Transport
+from polynya.core.flows import Flow
 from polynya.core.instants import Instant
-from polynya.core.machine import Closed, Datagram, IcmpError, Input, Open, Opened, Output, Send, SendFailed
+from polynya.core.machine import Close, Closed, Datagram, IcmpError, Input, Opened, Output, Resolved, Send, SendFailed
+from polynya.core.pacer import Pacer
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
+from polynya.ice.config import IceConfig
 from polynya.ice.events import IceEvent, RemoteAuthenticated, RemoteRevoked, SelectedPairChanged
 from polynya.stun.attributes import USERNAME
 from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class
 
+from .options import HostAddress, SessionConfig
+from .shared_bases import AddressFound, SharedBases
+
 R = TypeVar("R")
 NameT = TypeVar("NameT")
 Path = tuple[Flow, Address]
+
+ALONE: Final = SessionConfig(ice=IceConfig())
+"""No server is asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +95,19 @@ class UnknownUfrag:
 class Mux(Generic[NameT]):
     """A machine of machines. Agents are known by the names that their owner gives them."""
 
-    def __init__(self, *, trace: Tracer = NO_TRACE) -> None:
+    def __init__(
+        self,
+        config: SessionConfig = ALONE,
+        *,
+        random: random_module.Random,
+        pacer: Pacer,
+        trace: Tracer = NO_TRACE,
+    ) -> None:
+        """`config` says which STUN servers are asked; what it says of ICE is each agent's own."""
+        self.bases = SharedBases(config, random=random, pacer=pacer, trace=trace)
         self.counters: Counter[str] = Counter()
+        self._gathering: dict[NameT, bool] = {}
+        """Those who were given the sockets' addresses, and whether more may come."""
         self._trace = trace
         self._agents: dict[NameT, IceAgent] = {}
         self._ufrags: dict[str, NameT] = {}
@@ -99,13 +122,19 @@ class Mux(Generic[NameT]):
 
     # ------------------------------------------------------------------------------------------------ sockets and data
 
-    def open(
-        self, flow: Flow, local: Address, ports: tuple[int, int] | None = None, interface: str | None = None
-    ) -> None:  # fmt: skip
-        """Ask for a shared UDP socket, as an `Open` says; `FlowOpened` or `FlowClosed` follows."""
-        self._outputs.append(
-            Open(flow=flow, transport=Transport.UDP, local=local, ports=ports, interface=interface)
-        )  # fmt: skip
+    def open(self, flow: Flow, host: HostAddress) -> None:
+        """Ask for a shared UDP socket on this address; `FlowOpened` or `FlowClosed` follows."""
+        self.bases.open(flow, host)
+
+    def close(self, flow: Flow, reason: str, now: Instant) -> None:
+        """Close a shared socket; its agents are told, and `FlowClosed` follows."""
+        self._outputs.append(Close(flow=flow))
+        self.receive(Closed(flow=flow, reason=reason), now)
+
+    def network_changed(self, now: Instant) -> None:
+        """Servers may see the sockets at other addresses now: agents are told of those."""
+        self.bases.network_changed(now)
+        self._collect_bases(now)
 
     def send(self, name: NameT, data: bytes, stream: int = 0, component: int = 1) -> bool:
         """Send application data to the peer of an agent, on its selected pair; False while there is none."""
@@ -126,9 +155,29 @@ class Mux(Generic[NameT]):
         self._known_ufrags[name] = ()
         self._collect(name)
 
+    def gather(self, name: NameT, now: Instant) -> None:
+        """Give an agent the addresses of the sockets: what is known at once, the rest as it is found.
+
+        Servers are asked when the first agent needs them, and once for all.
+        """
+        self.bases.want(now)
+        self._gathering[name] = True
+        for gathered in self.bases.candidates():
+            self._agents[name].add_local(gathered, now)
+        self._collect(name)
+        self._collect_bases(now)
+        if self.bases.complete:
+            self._complete(name, now)
+
+    def gathers(self, name: NameT) -> bool:
+        """Whether an agent that was to gather may yet be given addresses."""
+        return self._gathering.get(name, False)
+
     def remove(self, name: NameT, now: Instant) -> None:
         """Close an agent and forget it; the sockets stay. KeyError when there is none of that name."""
         agent = self._agents[name]
+        if self._gathering.pop(name, None) is not None:
+            self.bases.release(now)
         agent.close(now)
         self._collect(name)
         for path in self._asked_by.pop(name):
@@ -173,29 +222,38 @@ class Mux(Generic[NameT]):
             case Datagram():
                 self._datagram(input, now)
             case IcmpError() | SendFailed():
+                self.bases.receive(input, now)
                 for name in list(self._asked.get((input.flow, input.remote), ())):
                     self._agents[name].receive(input, now)
                     self._collect(name)
             case Opened():
                 self._events.append(FlowOpened(flow=input.flow, local=input.local))
+                self.bases.opened(input, now)
+            case Resolved():
+                self.bases.receive(input, now)
             case Closed():
+                self.bases.closed(input.flow, input.reason, now)
                 for name, agent in list(self._agents.items()):
                     agent.receive(input, now)
                     self._collect(name)
                 self._events.append(FlowClosed(flow=input.flow, reason=input.reason))
             case _:
                 self.counters["not for a mux"] += 1
+        self._collect_bases(now)
 
     def tick(self, now: Instant) -> None:
+        self.bases.tick(now)
+        self._collect_bases(now)
         for name in self._timers.due(now):
             self._agents[name].tick(now)
             self._collect(name)
 
     def next_timer(self) -> Instant | None:
-        return self._timers.next()
+        due = (self._timers.next(), self.bases.next_timer())
+        return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
+        drained, self._outputs = self._outputs + self.bases.outputs(), []
         return drained
 
     def events(self) -> list[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag]:
@@ -221,6 +279,9 @@ class Mux(Generic[NameT]):
         received = Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet)
         if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
             name = self._asker(path, message.transaction_id)
+            if name is None and self.bases.expects(*path):
+                self.bases.receive(received, now)
+                return
             if name is None:
                 self._drop("unexpected", "an answer to nothing that was asked", datagram, now)
                 return
@@ -290,6 +351,21 @@ class Mux(Generic[NameT]):
             self._timers.cancel(name)
         elif self._timers.at(name) != due:
             self._timers.set(name, due)
+
+    def _collect_bases(self, now: Instant) -> None:
+        """What was found is a candidate of every agent that gathers."""
+        for event in self.bases.events():
+            for name in list(self._gathering):
+                if isinstance(event, AddressFound):
+                    self._agents[name].add_local(event.gathered, now)
+                    self._collect(name)
+                elif self._gathering[name]:
+                    self._complete(name, now)
+
+    def _complete(self, name: NameT, now: Instant) -> None:
+        self._gathering[name] = False
+        self._agents[name].end_of_local_candidates(now)
+        self._collect(name)
 
     def _forget_asked(self, path: Path, name: NameT) -> None:
         askers = self._asked[path]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random as random_module
 from collections.abc import Callable, Collection
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant, earliest
 from polynya.core.machine import IcmpError, Send, SendFailed
@@ -22,6 +22,13 @@ from polynya.stun.probe import BindingProbe, ProbeEnded
 from polynya.stun.registry import TRANSACTION_ID_LENGTH, Method
 
 Path = tuple[Flow, Address]
+
+
+def can_ask(local: Address, server: Address) -> bool:
+    """Whether an answer is possible: in one family, and both or neither on loopback."""
+    here, there = scope(local.host), scope(server.host)
+    same_reach = (here == "loopback") == (there == "loopback") and (here != "link-local" or there == here)
+    return local.family == server.family and same_reach
 
 
 class Questions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ from polynya.ice.agent import IceAgent
 
 from .answers import ServerAnswer
 from .gathering import Gathering
+from .gathering_events import GatheringState
+from .interfaces import Refused
+from .options import Base
+from .shared_bases import SharedBases
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +30,30 @@ class SessionReport:
 
 def session_report(gathering: Gathering, agent: IceAgent) -> SessionReport:
     """What both know. Round trips are milliseconds."""
+    return _report(gathering.state, gathering.bases, gathering.refused, gathering.answers.all, agent)
+
+
+def shared_report(shared: SharedBases, agent: IceAgent) -> SessionReport:
+    """The same of an agent on sockets that it shares; of each server, what it said last."""
+    return _report(shared.state, shared.bases, shared.refused, shared.answers, agent)
+
+
+def _report(
+    state: GatheringState,
+    bases: Iterable[Base],
+    refused: Iterable[Refused],
+    answers: Iterable[ServerAnswer],
+    agent: IceAgent,
+) -> SessionReport:
     ice = agent.why()
     data = {
         "gathering": {
-            "state": gathering.state.value,
+            "state": state.value,
             "sockets": [
-                {"interface": base.host.interface, "local": str(base.local), "note": base.note}
-                for base in gathering.bases
+                {"interface": base.host.interface, "local": str(base.local), "note": base.note} for base in bases
             ],
-            "refused": [{"interface": no.interface, "host": no.host, "reason": no.reason} for no in gathering.refused],
-            "servers": [_answer(answer) for answer in gathering.answers.all],
+            "refused": [{"interface": no.interface, "host": no.host, "reason": no.reason} for no in refused],
+            "servers": [_answer(answer) for answer in answers],
         },
         "ice": ice.data,
     }

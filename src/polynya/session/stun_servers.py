@@ -10,7 +10,7 @@ from __future__ import annotations
 import random as random_module
 from collections.abc import Callable, Iterable, Mapping
 
-from polynya.core.addresses import Address, scope
+from polynya.core.addresses import Address
 from polynya.core.empty import NOTHING
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
@@ -22,7 +22,7 @@ from polynya.stun.probe import ProbeEnded
 from polynya.stun.uris import StunUri
 
 from .options import Base, SessionConfig
-from .questions import Path, Questions
+from .questions import Path, Questions, can_ask
 
 
 class StunServers:
@@ -137,10 +137,7 @@ class StunServers:
         return [] if self._questions is None else self._questions.events()
 
     def _ask(self, base: Base, server: Address, now: Instant, *, late: bool) -> None:
-        """Ask where an answer is possible: in one family, and both or neither on loopback."""
-        local, remote = scope(base.local.host), scope(server.host)
-        same_reach = (local == "loopback") == (remote == "loopback") and (local != "link-local" or remote == local)
-        if base.local.family == server.family and same_reach:
+        if can_ask(base.local, server):
             if self._questions is None:
                 self._questions = Questions(
                     keepalive=self._config.keepalive,

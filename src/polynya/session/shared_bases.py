@@ -1,0 +1,353 @@
+"""Sockets that many agents share: where they stand, and what STUN servers see of them, found once for all.
+
+             want, never asked or too long ago           all answered or given up
+    NEW ----------------------------------------> GATHERING ------------------------> COMPLETE
+                                                      ^     want or a changed network     |
+                                                      +-----------------------------------+
+
+The first agent that wants the addresses makes the servers be asked, as in `gathering`: at the pace of the process, one
+answer gives the others a grace, no answer at all ends it after the patience. All others get what is known at once, or
+when it comes. While any agent is there, a Binding indication every Tr keeps the mapping in the NAT (RFC 8445, sections
+5.1.1.4 and 11), and every five minutes the servers are asked again, in silence: a NAT that was restarted maps the
+socket to another address. When the last agent has gone, nothing is sent, and after Tr without a keepalive a mapping
+counts as lost.
+"""
+
+from __future__ import annotations
+
+import random as random_module
+from dataclasses import dataclass
+from typing import Final
+
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow, Transport
+from polynya.core.instants import SECOND, Instant, in_seconds
+from polynya.core.machine import IcmpError, Open, Opened, Output, Resolve, Resolved, SendFailed
+from polynya.core.pacer import Pacer
+from polynya.core.trace import NO_TRACE, Tracer
+from polynya.ice.candidates import CandidateType, Gathered
+from polynya.stun.message import Received
+from polynya.stun.probe import ProbeEnded
+
+from .answers import ServerAnswer
+from .gathering_events import GatheringState
+from .interfaces import Refused
+from .options import Base, HostAddress, SessionConfig
+from .questions import Path, Questions, can_ask
+
+REFRESH: Final = 300 * SECOND
+"""How old an answer becomes before the server is asked again, while agents are there."""
+
+RETRY: Final = 30 * SECOND
+"""How long ago servers of which none has answered were asked, before a new agent makes them be asked again."""
+
+MAX_CHANGES: Final = 8
+"""How many addresses of one socket agents that live on are told of: a NAT may map it anew each time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressFound:
+    """A candidate for every agent."""
+
+    gathered: Gathered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressesComplete:
+    """No more candidates are to come, for those who wait for them."""
+
+
+SharedEvent = AddressFound | AddressesComplete
+
+
+class SharedBases:
+    """A machine: `Open`, `Resolve` and `Send` out, `SharedEvent`s for the mux whose sockets these are."""
+
+    def __init__(
+        self, config: SessionConfig, *, random: random_module.Random, pacer: Pacer, trace: Tracer = NO_TRACE
+    ) -> None:
+        self.state = GatheringState.NEW
+        self.bases: tuple[Base, ...] = ()
+        self.refused: tuple[Refused, ...] = ()
+        """Local addresses without a socket, and why; its owner's to fill."""
+        self.users = 0
+        self._config = config
+        self._trace = trace
+        self._questions = Questions(keepalive=config.keepalive, random=random, pacer=pacer, trace=trace.of("stun"))
+        self._opening: dict[Flow, HostAddress] = {}
+        self._resolving: dict[Resolve, str] = {}
+        self._servers: dict[Address, str] = {}
+        self._mapped: dict[Path, Address] = {}
+        self._changes: dict[Flow, int] = {}
+        self._answers: dict[tuple[str, Address | None], ServerAnswer] = {}
+        self._asked_at: Instant | None = None
+        """When the servers were asked last; None where that was in another network, or never."""
+        self._left_at = Instant(0)
+        self._deadline: tuple[Instant, int, str] | None = None
+        self._outputs: list[Output] = []
+        self._events: list[SharedEvent] = []
+
+    # -------------------------------------------------------------------------------------------------------- calls
+
+    def open(self, flow: Flow, host: HostAddress) -> None:
+        """Ask for a socket on this address."""
+        self._opening[flow] = host
+        self._outputs.append(
+            Open(
+                flow=flow,
+                transport=Transport.UDP,
+                local=host.address,
+                ports=self._config.ports,
+                interface=host.interface if host.pinned else None,
+            )
+        )
+
+    def want(self, now: Instant) -> None:
+        """One agent more. What it is to be told is in `candidates`, and comes as events."""
+        self.users += 1
+        idle = self.users == 1 and now - self._left_at > self._config.keepalive
+        silent = not self._mapped and self._asked_at is not None and now - self._asked_at > RETRY
+        if self._config.stun_servers and (self._asked_at is None or idle or silent):
+            if self.state is not GatheringState.GATHERING:
+                self._begin("an agent wants the addresses", now)
+        elif self.users == 1:
+            self._keep_all(now)
+
+    def release(self, now: Instant) -> None:
+        """One agent less. Without any, nothing is kept and nobody asked again."""
+        self.users -= 1
+        if not self.users:
+            self._left_at = now
+            self._changes.clear()
+            self._questions.stop_keeping()
+
+    def network_changed(self, now: Instant) -> None:
+        """What the servers saw was in another network: it is forgotten, and asked for anew where agents are."""
+        self._forget()
+        if self.users and self._config.stun_servers:
+            self._begin("the network changed", now)
+
+    def candidates(self) -> list[Gathered]:
+        """All that is known now, for an agent that comes."""
+        found = [gathered for base in self.bases for gathered in self._standing(base)]
+        return found + [self._reflexive(flow, server, mapped) for (flow, server), mapped in self._mapped.items()]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is waited for."""
+        return not self._opening and self.state is not GatheringState.GATHERING
+
+    @property
+    def answers(self) -> tuple[ServerAnswer, ...]:
+        """What each server said last, to each socket."""
+        return tuple(self._answers.values())
+
+    def base(self, flow: Flow) -> Base | None:
+        """The socket of a flow."""
+        return next((base for base in self.bases if base.flow == flow), None)
+
+    def expects(self, flow: Flow, remote: Address) -> bool:
+        """Whether a response from `remote` on `flow` belongs to a question asked here."""
+        return self._questions.expects(flow, remote)
+
+    # ------------------------------------------------------------------------------------------------------ machine
+
+    def opened(self, opened: Opened, now: Instant) -> None:
+        """A socket stands."""
+        host = self._opening.pop(opened.flow, None)
+        if host is None:
+            return
+        base = Base(flow=opened.flow, host=host, local=opened.local, note=opened.note)
+        self.bases += (base,)
+        self._events += [AddressFound(gathered=gathered) for gathered in self._standing(base)]
+        if self._asked_at is not None:
+            self._ask(base, now)
+        self._end_if_done(now)
+
+    def closed(self, flow: Flow, reason: str, now: Instant) -> None:
+        """A socket could not be opened, or is gone."""
+        base, host = self.base(flow), self._opening.pop(flow, None)
+        host = base.host if base is not None else host
+        if host is not None:
+            self.refused += (Refused(interface=host.interface, host=host.address.host, reason=reason),)
+        self.bases = tuple(other for other in self.bases if other.flow != flow)
+        self._mapped = {path: mapped for path, mapped in self._mapped.items() if path[0] != flow}
+        self._questions.forget(flow)
+        self._end_if_done(now)
+
+    def receive(self, input: Received | IcmpError | SendFailed | Resolved, now: Instant) -> None:
+        if isinstance(input, Resolved):
+            self._resolved(input, now)
+        else:
+            self._questions.receive(input, now)
+        self._collect(now)
+
+    def tick(self, now: Instant) -> None:
+        self._questions.tick(now)
+        self._collect(now)
+        if self._deadline is not None and now >= self._deadline[0]:
+            self._give_up(*self._deadline[1:], now)
+        refresh = self._refresh_at()
+        if refresh is not None and now >= refresh:
+            self._asked_at = now
+            for base in self.bases:
+                self._ask(base, now, late=True)
+
+    def next_timer(self) -> Instant | None:
+        due = (self._questions.next_timer(), self._deadline and self._deadline[0], self._refresh_at())
+        return min((at for at in due if at is not None), default=None)
+
+    def outputs(self) -> list[Output]:
+        drained, self._outputs = self._outputs + self._questions.outputs(), []
+        return drained
+
+    def events(self) -> list[SharedEvent]:
+        drained, self._events = self._events, []
+        return drained
+
+    # ------------------------------------------------------------------------------------------------------- asking
+
+    def _refresh_at(self) -> Instant | None:
+        if not self.users or self._asked_at is None or self.state is GatheringState.GATHERING:
+            return None
+        return Instant(self._asked_at + REFRESH)
+
+    def _begin(self, reason: str, now: Instant) -> None:
+        self._forget()
+        self._change(GatheringState.GATHERING, reason, now)
+        self._asked_at = now
+        self._deadline = (Instant(now + self._config.patience), self._config.patience, "they were asked")
+        for token, uri in enumerate(self._config.stun_servers):
+            query = Resolve(name=uri.host, token=token)
+            self._resolving[query] = str(uri)
+            self._outputs.append(query)
+
+    def _forget(self) -> None:
+        for base in self.bases:
+            self._questions.forget(base.flow)
+        self._resolving.clear()
+        self._servers.clear()
+        self._mapped.clear()
+        self._answers.clear()
+        self._asked_at = None
+
+    def _resolved(self, resolved: Resolved, now: Instant) -> None:
+        uri = self._resolving.pop(resolved.query, None)
+        if uri is None:
+            return
+        if resolved.error or not resolved.hosts:
+            self._note(ServerAnswer(server=uri, reason=resolved.error or "the name has no address"), now)
+        port = self._config.stun_servers[resolved.query.token].port
+        families: set[int] = set()
+        for host in resolved.hosts:
+            server = Address.of(host, port)
+            if server.family not in families and server not in self._servers:
+                families.add(server.family)
+                self._servers[server] = uri
+                for base in self.bases:
+                    if can_ask(base.local, server):
+                        self._questions.ask(base.flow, server, now)
+        self._end_if_done(now)
+
+    def _ask(self, base: Base, now: Instant, *, late: bool = False) -> None:
+        """Ask every server; nobody waits where it is `late`."""
+        for server in self._servers:
+            if can_ask(base.local, server):
+                self._questions.ask(base.flow, server, now, late=late)
+
+    def _collect(self, now: Instant) -> None:
+        for ended in self._questions.events():
+            self._answered(ended, now)
+
+    def _answered(self, ended: ProbeEnded, now: Instant) -> None:
+        base = self.base(ended.flow)
+        if base is None:
+            return
+        path = (ended.flow, ended.server)
+        server, mapped = str(ended.server), ended.mapped
+        answer = ServerAnswer(server=server, base=base.local, mapped=mapped, rtt=ended.rtt, reason=ended.reason)
+        self._note(answer, now)
+        if mapped is not None:
+            if self._mapped.get(path) != mapped:
+                self._mapped[path] = mapped
+                changes = self._changes[ended.flow] = self._changes.get(ended.flow, 0) + 1
+                if changes <= MAX_CHANGES:
+                    self._events.append(AddressFound(gathered=self._reflexive(*path, mapped)))
+            if self.users:
+                self._keep(path, now)
+            if self._deadline is not None:
+                self._deadline = (Instant(now + self._config.grace), self._config.grace, "the last answer came")
+        self._end_if_done(now)
+
+    def _keep_all(self, now: Instant) -> None:
+        for path in self._mapped:
+            self._keep(path, now)
+
+    def _keep(self, path: Path, now: Instant) -> None:
+        base = self.base(path[0])
+        if base is not None and self._mapped[path] != base.local:
+            self._questions.keep(*path, now)
+
+    # ------------------------------------------------------------------------------------------------------ the end
+
+    def _give_up(self, wait: int, since: str, now: Instant) -> None:
+        for flow, server in self._questions.release():
+            if (base := self.base(flow)) is not None:
+                reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
+                self._note(ServerAnswer(server=str(server), base=base.local, reason=reason), now)
+        self._resolving.clear()
+        self._end_if_done(now)
+
+    def _end_if_done(self, now: Instant) -> None:
+        waiting = self._opening or self._resolving or self._questions.pending
+        if self.state is GatheringState.GATHERING and not waiting:
+            self._deadline = None
+            self._change(GatheringState.COMPLETE, f"{len(self._mapped)} answers of servers", now)
+        if self.complete:
+            self._events.append(AddressesComplete())
+
+    def _change(self, new: GatheringState, reason: str, now: Instant) -> None:
+        self._trace(now, "gathering", reason, old=self.state.value, new=new.value)
+        self.state = new
+
+    def _note(self, answer: ServerAnswer, now: Instant) -> None:
+        self._answers[answer.server, answer.base] = answer
+        state = "answered" if answer.mapped else "failed"
+        self._trace(now, "server", answer.reason, server=answer.server, state=state, base=str(answer.base))
+
+    # --------------------------------------------------------------------------------------------------- candidates
+
+    def _standing(self, base: Base) -> list[Gathered]:
+        """What a socket is without being asked for: its own address, and that of a NAT that maps 1:1."""
+        interface, local = base.host.interface, base.local
+        host = Gathered(
+            type=CandidateType.HOST,
+            address=local,
+            flow=base.flow,
+            interface=interface,
+            preference=base.host.preference,
+        )
+        external = self._config.external.get(local.host)
+        if external is None:
+            return [host]
+        mapped = Gathered(
+            type=CandidateType.SERVER_REFLEXIVE,
+            address=Address(external, local.port),
+            flow=base.flow,
+            base=local,
+            server="nat-1to1",
+            interface=interface,
+        )
+        return [host, mapped]
+
+    def _reflexive(self, flow: Flow, server: Address, mapped: Address) -> Gathered:
+        base = self.base(flow)
+        return Gathered(
+            type=CandidateType.SERVER_REFLEXIVE,
+            address=mapped,
+            flow=flow,
+            base=None if base is None else base.local,
+            server=str(server),
+            url=f"stun:{server}",
+            interface="" if base is None else base.host.interface,
+        )
