@@ -6,6 +6,7 @@ A `Description` belongs to one generation: a restart makes a new one with new cr
 from __future__ import annotations
 
 import re
+from binascii import b2a_base64
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -19,7 +20,6 @@ DEFAULT_PACING: Final = 50 * MILLISECOND
 OFFERED_PACING: Final = 5 * MILLISECOND
 """What we propose: the least that RFC 8445, section 14.2 allows a process."""
 
-_CHARACTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _UFRAG = re.compile(r"[A-Za-z0-9+/]{4,256}")
 _PASSWORD = re.compile(r"[A-Za-z0-9+/]{22,256}")
 _OPTION = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
@@ -152,12 +152,11 @@ def negotiated_pacing(ours: int, remote: Description, silent: int = DEFAULT_PACI
     return max(ours, silent if remote.pacing is None else remote.pacing)
 
 
-def random_characters(random: Random, count: int) -> str:
-    """`count` of the 64 ice-chars; 6 bits of randomness each (RFC 8839, section 5.4)."""
-    bits = random.getrandbits(6 * count)
-    return "".join(_CHARACTERS[(bits >> 6 * index) & 63] for index in range(count))
-
-
 def draw_credentials(random: Random) -> tuple[str, str]:
     """A ufrag of 48 bits and a password of 144 (RFC 8445, section 5.3 asks for 24 and 128)."""
-    return random_characters(random, 8), random_characters(random, 24)
+    return _characters(random.randbytes(6)), _characters(random.randbytes(18))
+
+
+def _characters(drawn: bytes) -> str:
+    """Six bits to each: the 64 ice-chars (RFC 8839, section 5.4) are those of base64."""
+    return b2a_base64(drawn, newline=False).decode()
