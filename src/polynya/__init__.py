@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .aio.agent import Agent
+    from .aio.behaviour import discover_behaviour, discover_lifetime
     from .aio.connection import Connection, Path
     from .aio.mux import Mux, Stranger
     from .aio.muxed import MuxedAgent
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
     from .ice.candidates import Candidate, CandidateType
     from .ice.config import IceConfig
     from .ice.description import Description
+    from .stun.behaviour import BehaviourReport
+    from .stun.lifetime import LifetimeReport
 
     __version__: str
 
 __all__ = [
     "Agent",
     "Attempt",
+    "BehaviourReport",
     "Candidate",
     "CandidateType",
     "ConfigurationError",
@@ -52,6 +56,7 @@ __all__ = [
     "Description",
     "IceConfig",
     "IceServer",
+    "LifetimeReport",
     "Mux",
     "MuxedAgent",
     "Path",
@@ -65,10 +70,13 @@ __all__ = [
     "TurnClient",
     "UsageError",
     "connect_room",
+    "discover_behaviour",
+    "discover_lifetime",
 ]
 
 _HOMES: Final = {
     "aio.agent": ("Agent",),
+    "aio.behaviour": ("discover_behaviour", "discover_lifetime"),
     "aio.connection": ("Connection", "Path"),
     "aio.mux": ("Mux", "Stranger"),
     "aio.muxed": ("MuxedAgent",),
@@ -91,6 +99,8 @@ _HOMES: Final = {
     "ice.candidates": ("Candidate", "CandidateType"),
     "ice.config": ("IceConfig",),
     "ice.description": ("Description",),
+    "stun.behaviour": ("BehaviourReport",),
+    "stun.lifetime": ("LifetimeReport",),
 }
 
 
