@@ -11,7 +11,7 @@ from polynya.core.machine import Datagram, IcmpKind
 from polynya.stun.attributes import DATA, DONT_FRAGMENT, XOR_PEER_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
-from polynya.turn.server.commands import Done, PeerError, Refused, Relay, SetPolicy, Traffic
+from polynya.turn.server.commands import Done, PeerError, PeerForbidden, Refused, Relay, SetPolicy, Traffic
 from polynya.turn.server.policy import PeerPolicy
 from tests.plane.benches import LISTENER, LOOPBACK, STREAM, Bench, time_passes
 
@@ -195,6 +195,23 @@ def test_the_rules_are_asked_on_both_ways_and_new_ones_count_at_once(bench: Any,
     assert bench.say(scene.client, send(scene.peer, b"x")) == []
     other = bench.address()
     assert bench.say(scene.client, send(other, b"x")) == [(other, b"x")]
+
+
+def test_what_is_dropped_is_counted_by_why_and_a_forbidden_peer_told_once_for_each_relay(
+    bench: Any, scene: Scene
+) -> None:
+    bench.permit(scene.relay, LOOPBACK)
+    bench.do(SetPolicy, policy=PeerPolicy(allow=("127.0.0.0/8",), deny=(str(scene.peer),)))
+    bench.reports()
+    assert bench.say(scene.client, send(scene.peer, b"x")) == []
+    [told] = [report for report in bench.reports() if isinstance(report, PeerForbidden)]
+    assert (told.relay, told.peer) == (scene.relay, scene.peer)
+    assert told.rule == f"{scene.peer.host} port {scene.peer.port} is denied by name"
+    assert bench.say(scene.client, send(scene.peer, b"x")) == [] == bench.reply(scene.relay, scene.peer, b"x")
+    assert not [report for report in bench.reports() if isinstance(report, PeerForbidden)]
+    assert bench.say(scene.client, send(Address("192.0.2.1", 5), b"x")) == []
+    [traffic] = bench.traffic()
+    assert traffic.dropped == 4 and traffic.reasons == {"forbidden peer": 3, "no permission": 1}
 
 
 def test_a_live_relay_is_a_permitted_peer_and_is_called_by_its_outside_name(bench: Any) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,37 @@ def test_the_log_names_the_client(run: Run, caplog: pytest.LogCaptureFixture) ->
         assert not any("no credentials" in each for each in said), "every client's first step is nothing to tell"
 
     caplog.set_level(logging.INFO, "polynya")
+    run(main())
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_the_log_says_what_was_dropped_and_which_rule_forbids_a_peer(
+    run: Run, caplog: pytest.LogCaptureFixture, plane: str
+) -> None:
+    async def main() -> None:
+        made, trace = house(plane, config=turn_config())
+        async with Server(config(made), trace=trace) as server:
+            async with echo() as peer, client(server) as relay:
+                await relay.permit(peer)
+                await works(relay, peer)
+                mapped = relay.mapped
+                rules = PeerPolicy(allow=("127.0.0.0/8",), deny=("127.0.0.1",))
+                assert server.reload(config(replace(made, config=turn_config(policy=rules)))) == []
+                for _ in range(3):
+                    relay.send(peer, b"x")
+                await until(lambda: "is refused: " in caplog.text)
+                while server.counters.get("turn.not-forwarded.forbidden peer", 0) < 3:
+                    await server.refresh()
+                    await asyncio.sleep(0.01)
+                await relay.close()
+            await until(lambda: "is over: ended by its client" in caplog.text)
+        said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
+        [told] = [each for each in said if "is refused: " in each]
+        assert told == f"relay of {mapped}, user alice: peer {peer} is refused: denied by 127.0.0.1"
+        [end] = [each for each in said if "is over: ended by its client" in each]
+        assert end.endswith("3 datagrams dropped (3 forbidden peer)")
+
+    caplog.set_level(logging.DEBUG, "polynya")
     run(main())
 
 

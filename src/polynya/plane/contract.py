@@ -4,8 +4,9 @@ The vocabulary lives with the control plane (`turn.server.commands`), which spea
 
     execute(command)     carried out in the order given; each leads to exactly one Done or Refused
     execute(Forward)     a frame of a client's stream, treated as that client's datagram; not acknowledged
-    reports()            drained: acknowledgements, packets that the plane does not know, Traffic, PeerError, RelayLost,
-                         and as `Send` the frames for streams that the plane itself does not have
+    reports()            drained: acknowledgements, packets that the plane does not know, Traffic, PeerError,
+                         PeerForbidden, RelayLost, and as `Send` the frames for streams that the plane itself has
+                         not
 
 Whatever the plane is made of, these hold, and `tests/plane` asks each plane for all of them:
 
@@ -33,6 +34,7 @@ from polynya.turn.server.commands import (
     OpenRelay,
     Peer,
     PeerError,
+    PeerForbidden,
     Permit,
     Refused,
     Relay,
@@ -47,6 +49,7 @@ from polynya.turn.server.commands import (
 
 __all__ = [
     "AssignRelay", "BindChannel", "Client", "Command", "Done", "Forward", "FreeRelay", "OpenRelay", "Peer", "PeerError",
+    "PeerForbidden",
     "Permit", "Plane", "Refused", "Relay", "RelayLost", "Report", "SetExpiry", "SetPolicy", "Traffic", "UnbindChannel",
     "Unpermit",
 ]  # fmt: skip

@@ -47,8 +47,8 @@ class Port:
     """A relay port with its socket."""
 
     __slots__ = (
-        "backs", "batch", "channels", "client", "external", "full_again", "interval", "keys", "name", "peers",
-        "permissions", "receive", "relay", "round", "sendto", "sock", "stream", "traffic", "until",
+        "backs", "batch", "channels", "client", "external", "forbade", "full_again", "interval", "keys", "name",
+        "peers", "permissions", "receive", "relay", "round", "sendto", "sock", "stream", "traffic", "until",
     )  # fmt: skip
 
     def __init__(self, command: OpenRelay, sock: socket.socket) -> None:
@@ -68,6 +68,8 @@ class Port:
         self.keys: dict[tuple[SockAddr, object], Way] = {}
         self.backs: dict[SockAddr, Back] = {}
         self.traffic = Traffic(relay=command.relay)
+        self.forbade = False
+        """Whether the rules have forbidden a peer of it, and that was told."""
         self.batch = 1
         """How many datagrams are read at once: more only while more are there."""
         self.round = 0

@@ -25,6 +25,7 @@ from polynya.turn.server.commands import (
     FreeRelay,
     OpenRelay,
     Peer,
+    PeerForbidden,
     Permit,
     Refused,
     Relay,
@@ -227,8 +228,8 @@ class Relays:
             return None
         known = self._known.get((peer.host, peer.port))
         if known is None:
-            if self.forbidden(peer):
-                self.refuse(port, "forbidden peer")
+            if rule := self.forbidden(peer):
+                self.forbid(port, peer, rule)
                 return None
             way = Way(port, name_of(peer), min(permitted, port.until))
             self._note_neighbour(peer, way, at)
@@ -257,8 +258,8 @@ class Relays:
         if permitted <= at:
             self.refuse(port, "no permission for the peer")
             return None
-        if not inside and self.forbidden(peer):
-            self.refuse(port, "forbidden peer")
+        if not inside and (rule := self.forbidden(peer)):
+            self.forbid(port, peer, rule)
             return None
         until, channel = min(port.until, permitted), port.peers.get(peer, 0)
         if channel:
@@ -300,8 +301,15 @@ class Relays:
 
     def refuse(self, port: Port, reason: str) -> None:
         """Count a packet that a port does not let through."""
-        port.traffic.dropped += 1
+        port.traffic.drop(reason)
         self.count(reason)
+
+    def forbid(self, port: Port, peer: Peer, rule: str) -> None:
+        """Count a packet that a rule forbids, and tell the first time."""
+        self.refuse(port, "forbidden peer")
+        if not port.forbade:
+            port.forbade = True
+            self.reports.append(PeerForbidden(relay=port.relay, peer=peer, rule=rule))
 
     def count(self, what: str) -> None:
         self.counters[what] = self.counters.get(what, 0) + 1

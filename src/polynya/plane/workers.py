@@ -540,4 +540,5 @@ def _sum(before: Traffic | None, traffic: Traffic) -> Traffic:
         from_peers=before.from_peers + traffic.from_peers,
         bytes_from_peers=before.bytes_from_peers + traffic.bytes_from_peers,
         dropped=before.dropped + traffic.dropped,
+        reasons=dict(Counter(before.reasons) + Counter(traffic.reasons)),
     )

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from polynya.aio.driver import Driver
@@ -17,7 +18,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.turn.server.commands import Traffic
 from polynya.turn.server.config import TurnConfig
 from polynya.turn.server.control import FIXED
-from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
+from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, PeerRefused, RequestRefused
 from polynya.turn.server.lookups import LookUp, UserFound
 from polynya.turn.server.policy import PeerPolicy
 
@@ -47,6 +48,8 @@ class Carried:
     from_peers: int = 0
     bytes_from_peers: int = 0
     dropped: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """What was dropped, by why."""
 
     def add(self, traffic: Iterable[Traffic]) -> Carried:
         """Count these relays, too."""
@@ -56,6 +59,7 @@ class Carried:
             self.from_peers += each.from_peers
             self.bytes_from_peers += each.bytes_from_peers
             self.dropped += each.dropped
+            self.reasons.update(each.reasons)
         return self
 
 
@@ -182,6 +186,11 @@ class Relaying:
                     logger.log(
                         level, "%s from %s%s refused: %d %s", event.method, event.client, whose, code, event.reason
                     )
+            case PeerRefused():
+                if _is_told(logging.DEBUG):
+                    logger.debug(
+                        "relay of %s, user %s: peer %s is refused: %s", event.client, event.user, event.peer, event.rule
+                    )
             case Drained():
                 self._drained.set()
             case LookUp():
@@ -189,14 +198,16 @@ class Relaying:
 
     def _tell_end(self, event: AllocationEnded) -> None:
         carried = Carried().add(event.traffic)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in carried.reasons.most_common())
         logger.info(
-            "allocation for %s, user %s, is over: %s; %d bytes to peers, %d from peers, %d datagrams dropped",
+            "allocation for %s, user %s, is over: %s; %d bytes to peers, %d from peers, %d datagrams dropped%s",
             event.client,
             event.user,
             event.reason,
             carried.bytes_to_peers,
             carried.bytes_from_peers,
             carried.dropped,
+            f" ({reasons})" if reasons else "",
         )
 
     def _look_up(self, name: str) -> None:

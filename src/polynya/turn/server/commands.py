@@ -15,7 +15,7 @@ Both are made for every request, so they are plain slotted dataclasses: build th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, NewType
 
 from polynya.core.addresses import Address
@@ -188,6 +188,22 @@ class Traffic:
     from_peers: int = 0
     bytes_from_peers: int = 0
     dropped: int = 0
+    reasons: dict[str, int] = field(default_factory=dict, compare=False)
+    """What was dropped, by why; there are about ten reasons."""
+
+    def drop(self, reason: str) -> None:
+        """Count a datagram that was not let through."""
+        self.dropped += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerForbidden:
+    """The rules forbid what a relay was to carry; told the first time for each relay."""
+
+    relay: Relay
+    peer: Peer
+    rule: str
 
 
 @dataclass(slots=True)
@@ -198,6 +214,6 @@ class RelayLost:
     reason: str
 
 
-Report = Done | Refused | PeerError | Traffic | RelayLost | Datagram | Send
+Report = Done | Refused | PeerError | PeerForbidden | Traffic | RelayLost | Datagram | Send
 """A `Datagram` is one that a client sent and the plane does not know what to do with. A `Send` is a frame for a client
 on a stream, from a plane that has no streams; the reference forwarder gives it as an output."""

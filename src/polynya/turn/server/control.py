@@ -40,9 +40,21 @@ from .allocating import Allocating
 from .allocations import Allocation, Allocations
 from .answers import Answers
 from .authentication import Authenticator, Denied, Granted, MustAsk
-from .commands import Client, Command, Done, Forward, PeerError, Refused, RelayLost, Report, SetPolicy, Traffic
+from .commands import (
+    Client,
+    Command,
+    Done,
+    Forward,
+    PeerError,
+    PeerForbidden,
+    Refused,
+    RelayLost,
+    Report,
+    SetPolicy,
+    Traffic,
+)
 from .config import TurnConfig
-from .events import Drained, TurnEvent
+from .events import Drained, PeerRefused, TurnEvent
 from .frames import SEND_TYPE
 from .lookups import LookUp, LookUps, UserFound, Waiting
 from .nonces import KEY_BYTES
@@ -183,6 +195,8 @@ class TurnServer:
                     relayed.traffic = input
             case PeerError():
                 self._peer_error(input, now)
+            case PeerForbidden():
+                self._peer_forbidden(input)
             case RelayLost():
                 self._relay_lost(input, now)
             case UserFound():
@@ -294,6 +308,12 @@ class TurnServer:
         if data is not None:
             self._count("icmp indications")
             self._outputs.append(Send(report.client.flow, report.client.remote, data))
+
+    def _peer_forbidden(self, report: PeerForbidden) -> None:
+        allocation = self.allocations.by_relay.get(report.relay)
+        if allocation is not None:
+            client, user = allocation.client, allocation.user.name
+            self._events.append(PeerRefused(client=client, user=user, peer=report.peer, rule=report.rule))
 
     def _relay_lost(self, report: RelayLost, now: Instant) -> None:
         allocation = self.allocations.by_relay.get(report.relay)

@@ -47,4 +47,14 @@ class Drained:
     """The last allocation of a server that was told to drain is over."""
 
 
-TurnEvent = AllocationCreated | AllocationEnded | RequestRefused | Drained
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRefused:
+    """The rules forbid what a relay was to carry to or from a peer; told for the first one of each relay."""
+
+    client: Client
+    user: str
+    peer: Address
+    rule: str
+
+
+TurnEvent = AllocationCreated | AllocationEnded | RequestRefused | PeerRefused | Drained

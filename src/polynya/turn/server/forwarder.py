@@ -44,6 +44,7 @@ from .commands import (
     OpenRelay,
     Peer,
     PeerError,
+    PeerForbidden,
     Permit,
     Refused,
     Relay,
@@ -64,8 +65,8 @@ class _Port:
     """A relay port."""
 
     __slots__ = (
-        "channels", "client", "external", "flow", "full_again", "interval", "peers", "permissions", "relay", "stream",
-        "traffic", "until",
+        "channels", "client", "external", "flow", "forbade", "full_again", "interval", "peers", "permissions", "relay",
+        "stream", "traffic", "until",
     )  # fmt: skip
 
     def __init__(self, flow: Flow, command: OpenRelay) -> None:
@@ -80,6 +81,7 @@ class _Port:
         self.peers: dict[Peer, int] = {}
         """Channel by peer."""
         self.traffic = Traffic(relay=command.relay)
+        self.forbade = False
         self.full_again = 0
         self.interval = 0
         self.limit(command.bytes_per_second)
@@ -330,8 +332,8 @@ class Forwarder:
             self._drop(port, "too many bytes")
         else:
             inside = self._inside.get(peer)
-            if inside is None and self._forbidden(peer):
-                self._drop(port, "forbidden peer")
+            if inside is None and (rule := self._forbidden(peer)):
+                self._forbid(port, peer, rule)
                 return
             port.traffic.to_peers += 1
             port.traffic.bytes_to_peers += len(data)
@@ -376,8 +378,14 @@ class Forwarder:
         return self._policy.judge(peer) if self._policy is not None else "no rules yet"
 
     def _drop(self, port: _Port, reason: str) -> None:
-        port.traffic.dropped += 1
+        port.traffic.drop(reason)
         self._count(reason)
+
+    def _forbid(self, port: _Port, peer: Peer, rule: str) -> None:
+        self._drop(port, "forbidden peer")
+        if not port.forbade:
+            port.forbade = True
+            self._reports.append(PeerForbidden(relay=port.relay, peer=peer, rule=rule))
 
     def _count(self, what: str) -> None:
         self._counters[what] = self._counters.get(what, 0) + 1
