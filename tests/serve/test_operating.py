@@ -14,6 +14,7 @@ from polynya.aio.signaling import ask_servers
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, TransactionError
 from polynya.serve import Server, ServerConfig
+from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.config import Limits
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User, time_limited_password
@@ -205,14 +206,40 @@ def test_a_drain_has_an_end_and_can_be_cut_short(run: Run) -> None:
 def test_clients_are_sent_to_the_alternate_server(run: Run) -> None:
     async def main() -> None:
         async with Server(config()) as other:
-            alternates = other.stun_addresses
+            [there] = other.stun_addresses
+            alternates = (Alternate.parse(f"tls:{ANY4.host}:1"), Alternate(there))
             async with Server(config(options(drain=60.0, alternates=alternates))) as server, client(server):
                 draining = asyncio.create_task(server.drain(asyncio.Event()))
                 await until(lambda: server.stopping)
                 async with client(server) as relay:
-                    assert relay.allocation.server.address == alternates[0]
+                    assert relay.allocation.server.address == there
                 draining.cancel()
                 await asyncio.wait([draining])
+
+    run(main())
+
+
+def test_a_client_by_tls_is_sent_to_a_place_that_has_tls_only(run: Run, tmp_path: Path) -> None:
+    make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    tls = trusting(tmp_path / "cert.pem")
+
+    async def main() -> None:
+        async with Server(tls_config(tmp_path)) as other, Server(config()) as plain:
+            [there], [elsewhere] = other.tls_addresses, plain.stun_addresses
+            alternates = (Alternate(elsewhere), Alternate.parse(f"tls:{there}"))
+            for given, expected in ((alternates, there), (alternates[:1], None)):
+                made = options(drain=60.0, alternates=given)
+                async with Server(tls_config(tmp_path, turn=made)) as server, client(server):
+                    draining = asyncio.create_task(server.drain(asyncio.Event()))
+                    await until(lambda server=server: server.stopping)
+                    if expected is None:
+                        with pytest.raises(TransactionError, match="508"):
+                            await client(server, "tls", tls=tls).allocate(5)
+                    else:
+                        async with client(server, "tls", tls=tls) as relay:
+                            assert relay.allocation.server.address == expected
+                    draining.cancel()
+                    await asyncio.wait([draining])
 
     run(main())
 

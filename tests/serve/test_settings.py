@@ -21,6 +21,7 @@ from polynya.serve import schema
 from polynya.serve.settings import MASK, described, load, server_config, show
 from polynya.signaling.limits import Limits as SignalingLimits
 from polynya.stun.registry import PasswordAlgorithmNumber
+from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.config import ChannelRange, Limits, RelayHost, TurnConfig
 from scripts import docs_hooks
 from tests.interop.coturn import make_certificate
@@ -57,7 +58,7 @@ nonce_lifetime = 60
 workers = 2
 gather = 0.0002
 drain = 30
-alternates = ["192.0.2.9:3478"]
+alternates = ["192.0.2.9:3478", "tls:192.0.2.9:5349"]
 
 [turn.peers]
 allow = ["10.1.0.0/16"]
@@ -134,7 +135,7 @@ def test_every_key_reaches_the_server(write: Any) -> None:
     ]
     assert turn.shared_secrets == ("new one", "old one") and turn.credential_lifetime == 3600
     assert (turn.workers, turn.gather, turn.drain) == (2, 0.0002, 30)
-    assert turn.alternates == (Address("192.0.2.9", 3478),)
+    assert turn.alternates == (Alternate(Address("192.0.2.9", 3478)), Alternate.parse("tls:192.0.2.9:5349"))
 
 
 def test_the_example_above_sets_every_key(write: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.signaling.limits import Limits
+from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.config import TurnConfig
 from polynya.turn.server.users import AskedUsers, Directories, Directory, SharedSecrets, StaticUsers, User
 
@@ -37,8 +38,8 @@ class TurnOptions:
     """Seconds for which the credentials are good that the signaling hands out."""
     drain: float = 0.0
     """Seconds that allocations get to end by themselves when the server is told to stop."""
-    alternates: tuple[Address, ...] = ()
-    """Servers that clients are sent to while this one drains."""
+    alternates: tuple[Alternate, ...] = ()
+    """Servers that clients are sent to while this one drains, each by the transport and IP version that it came by."""
 
     def __post_init__(self) -> None:
         if not self.users and not self.shared_secrets and self.look_up is None:

@@ -82,6 +82,8 @@ class Relaying:
         self.created = 0
         """Allocations since the start."""
         self._ended = Carried()
+        self.secure_listeners: tuple[Flow, ...] = ()
+        """Those that speak TLS; known before it is attached."""
         self._listeners: tuple[Address, ...] = ()
         self._hosts: tuple[str, ...] = ()
         self._driver: Driver[Any] | None = None
@@ -100,6 +102,7 @@ class Relaying:
         `udp` are the listeners that the driver has; the others are the data plane's.
         """
         self._driver = driver
+        self._call(self.machine.control.set_secure_listeners, self.secure_listeners)
         self._call(self.machine.control.set_origins, self._discovery.origins({**udp, **self.data_plane.udp}))
         self._listeners, self._hosts = listeners, hosts
         self.data_plane.start(driver)

@@ -141,7 +141,10 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain: Annotated[Seconds, _says("For which allocations may go on after SIGTERM; a second one ends them.")] = 0
     alternates: Annotated[
         tuple[str, ...],
-        _says("ADDR:PORT of servers that clients are sent to meanwhile, each to one of its IP version."),
+        _says(
+            "[udp:|tcp:|tls:]ADDR:PORT of servers that clients are sent to meanwhile, each to one of its transport and "
+            "IP version; without a transport it is for UDP and TCP."
+        ),
     ] = ()
     peers: Peers = Peers()
     limits: TurnLimits = TurnLimits()

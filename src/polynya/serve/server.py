@@ -275,6 +275,8 @@ class Server:
             opening = self._opening[event.place]
             if self._places[event.place].transports[0] is Transport.UDP:
                 self._udp[event.flows[0]] = event.local
+            elif self._places[event.place].transports[0] is Transport.TLS and self.relaying is not None:
+                self.relaying.secure_listeners += event.flows
             if not opening.done():
                 opening.set_result(event.local)
         elif isinstance(event, ListenerFailed):

@@ -23,6 +23,7 @@ from polynya.core.instants import nanoseconds
 from polynya.signaling import limits as signaling
 from polynya.stun.registry import PasswordAlgorithmNumber
 from polynya.turn.server import config as turn
+from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.config import ChannelRange, RelayHost, TurnConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User
@@ -159,7 +160,7 @@ def _turn(settings: Settings) -> TurnOptions | None:
         gather=asked.gather,
         credential_lifetime=asked.credential_lifetime,
         drain=asked.drain,
-        alternates=_addresses("turn.alternates", asked.alternates),
+        alternates=_alternates(asked.alternates),
     )
 
 
@@ -186,6 +187,13 @@ def _addresses(key: str, texts: tuple[str, ...]) -> tuple[Address, ...]:
         return tuple(Address.parse(text.replace("localhost:", "127.0.0.1:", 1)) for text in texts)
     except DecodeError as error:
         raise ConfigurationError(f"{key}: {error}") from None
+
+
+def _alternates(texts: tuple[str, ...]) -> tuple[Alternate, ...]:
+    try:
+        return tuple(Alternate.parse(text) for text in texts)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"turn.alternates: {error}") from None
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from polynya.core.machine import Closed, Datagram, Send, StreamData
 from polynya.stun import attributes as a
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
+from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.commands import Done, Relay, RelayLost, SetExpiry
 from polynya.turn.server.config import Limits, RelayHost, TurnConfig
 from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
@@ -287,14 +288,14 @@ def test_a_draining_server_spreads_its_clients_by_address_family() -> None:
         ((*there, there6), "2001:db8:7::1", {there6}),
         ((there6,), OTHER.host, set()),
     ):
-        table.server.control.drain(table.now, alternates)
+        table.server.control.drain(table.now, tuple(map(Alternate, alternates)))
         answers = [Person(table, Address(host, 5000 + number)).allocate() for number in range(20)]
         assert {code(answer) for answer in answers} == {300 if expected else 508}
         assert {each for answer in answers for each in answer.get(a.ALTERNATE_SERVER) or ()} == expected
 
 
 def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table, alice: Person) -> None:
-    table.server.control.drain(table.now, (Address("192.0.2.99", 3478),))
+    table.server.control.drain(table.now, (Alternate(Address("192.0.2.99", 3478)),))
     answer = Person(table, OTHER).allocate()
     assert code(answer) == 300 and answer[a.ALTERNATE_SERVER] == (Address("192.0.2.99", 3478),)
     assert code(alice.refresh()) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NoReturn
@@ -60,7 +60,8 @@ class Allocating:
         self._allocations = allocations
         self._opening: dict[Client, None] = {}
         self._events: list[AllocationCreated | AllocationEnded] = []
-        self.draining: tuple[Address, ...] | None = None
+        self.draining: Callable[[Client], list[Address]] | None = None
+        """While the server drains: where a client can be sent."""
         """Set while no new allocations are made: the servers to go to instead, if any."""
 
     def events(self) -> list[AllocationCreated | AllocationEnded]:
@@ -85,7 +86,7 @@ class Allocating:
     def _allocate(self, ask: Ask, now: Instant) -> Procedure:
         wish = self._wish(ask.message)
         if self.draining is not None:
-            self._send_away(ask, self.draining)
+            self._send_away(self.draining(ask.client))
         lifetime = self._lifetime(ask.message)
         user = ask.granted.user
         reply: Attributes = {}
@@ -115,12 +116,11 @@ class Allocating:
             **reply,
         }
 
-    def _send_away(self, ask: Ask, alternates: tuple[Address, ...]) -> NoReturn:
+    def _send_away(self, elsewhere: list[Address]) -> NoReturn:
         """To any of those that the client can reach as it reached us (RFC 8489, section 14.15)."""
-        fitting = [each for each in alternates if each.family == ask.client.remote.family]
-        if not fitting:
+        if not elsewhere:
             raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, "the server is draining")
-        chosen = self._allocations.any_of(fitting)
+        chosen = self._allocations.any_of(elsewhere)
         raise Refusal(ErrorCode.TRY_ALTERNATE, "the server is draining", {ALTERNATE_SERVER: (chosen,)})
 
     def _wish(self, message: Message) -> _Wish:

@@ -15,12 +15,11 @@ commands and look-ups. It forwards nothing itself.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from random import Random
 from typing import Final
 
-from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND, Instant
@@ -38,6 +37,7 @@ from polynya.stun.server import MAX_UNKNOWN, BindingServer
 from . import icmp
 from .allocating import Allocating
 from .allocations import Allocation, Allocations
+from .alternates import Alternate, fitting
 from .answers import Answers
 from .authentication import Authenticator, Denied, Granted, MustAsk
 from .commands import (
@@ -155,9 +155,15 @@ class TurnServer:
         self._auth = Authenticator(self.config, directory, self._nonce_key)
         self._lookups.forget()
 
-    def drain(self, now: Instant, alternates: tuple[Address, ...] = ()) -> None:  # noqa: ARG002 - as a driver calls
+    def set_secure_listeners(self, listeners: Collection[Flow], now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+        """The streams that are accepted on these from now on are TLS: such a client is sent elsewhere by TLS only."""
+        self._streams.secure_listeners = listeners
+
+    def drain(self, now: Instant, alternates: tuple[Alternate, ...] = ()) -> None:  # noqa: ARG002 - as a driver calls
         """Make no new allocations: clients are sent to `alternates`, or away. `Drained` when the last one is over."""
-        self._allocating.draining = alternates
+        self._allocating.draining = lambda client: fitting(
+            alternates, client.remote, self._streams.transport(client.flow)
+        )
         self._draining = True
         self._tell_drained()
 
@@ -208,7 +214,7 @@ class TurnServer:
                 if (oldest := self._streams.crowded_out(client)) is not None:
                     self._count("streams closed: others came")
                     self._close_stream(oldest, "others came, and it had no allocation", now)
-                if not self._streams.accept(client, now):
+                if not self._streams.accept(client, now, input.listener):
                     self._count("streams refused")
                     self._outputs.append(Close(flow=input.flow))
             case Closed():

@@ -10,9 +10,10 @@ So whoever opens streams and asks for nothing keeps nobody out who does.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
-from polynya.core.flows import Flow
+from polynya.core.flows import Flow, Transport
 from polynya.core.instants import Instant
 from polynya.core.timers import Timers
 from polynya.stun.budget import source_of
@@ -32,7 +33,10 @@ class Streams:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.secure_listeners: Collection[Flow] = ()
+        """Whose streams are TLS."""
         self._open: dict[Flow, tuple[Client, StreamFramer]] = {}
+        self._secure: dict[Flow, None] = {}
         self._by_source: dict[str, int] = {}
         self._patience: Timers[Flow] = Timers()
         self._waiting: dict[Flow, None] = {}
@@ -50,15 +54,23 @@ class Streams:
         limit = self.limits.streams_per_address
         return not limit or self._by_source.get(source_of(client.remote.host), 0) < limit
 
-    def accept(self, client: Client, now: Instant) -> bool:
+    def accept(self, client: Client, now: Instant, listener: Flow | None = None) -> bool:
         """Take a stream; False when there are too many, in all or from this address."""
         limits, source = self.limits, source_of(client.remote.host)
         if (limits.streams and len(self._open) >= limits.streams) or not self._may_have_more(client):
             return False
         self._open[client.flow] = client, StreamFramer(max_frame=MAX_FRAME)
+        if listener in self.secure_listeners:
+            self._secure[client.flow] = None
         self._by_source[source] = self._by_source.get(source, 0) + 1
         self.wait(client.flow, now)
         return True
+
+    def transport(self, flow: Flow) -> Transport:
+        """What a client came by."""
+        if flow not in self._open:
+            return Transport.UDP
+        return Transport.TLS if flow in self._secure else Transport.TCP
 
     def feed(self, flow: Flow, data: bytes) -> tuple[Client, list[bytes], str] | None:
         """The frames that these bytes complete, and why the stream is broken, if it is. None when it is not open."""
@@ -87,6 +99,7 @@ class Streams:
 
     def close(self, flow: Flow) -> Client | None:
         """Forget a stream; None when it is not open."""
+        self._secure.pop(flow, None)
         stream = self._open.pop(flow, None)
         if stream is None:
             return None
