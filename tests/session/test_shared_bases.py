@@ -168,6 +168,24 @@ def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_
     assert "192.0.2.1:3478 had not answered 5 s after they were asked" in report
 
 
+def test_a_late_answer_and_a_late_name_are_told_after_the_end() -> None:
+    b = bench("stun:192.0.2.1", "stun:slow.example")
+    b.open()
+    name = b.join()
+    known, slow = b.take(Resolve)
+    b.mux.receive(Resolved(query=known, hosts=("192.0.2.1",)), b.now)
+    b.wait(6)
+    assert b.ended(name) and b.told(name) == []
+    b.answer(b.asked()[-1])
+    assert b.told(name) == [MAPPED]
+    b.mux.receive(Resolved(query=slow, hosts=("192.0.2.9",)), b.now)
+    b.drain()
+    [question] = b.asked()
+    other = Address("198.51.100.7", 40001)
+    b.answer(question, other)
+    assert b.told(name) == [MAPPED, other] and not b.mux.gathers(name)
+
+
 def test_servers_that_were_silent_are_asked_again_for_an_agent_that_comes_half_a_minute_later() -> None:
     b = bench("stun:192.0.2.1")
     b.open()

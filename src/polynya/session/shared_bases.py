@@ -6,11 +6,11 @@
                                                       +-----------------------------------+
 
 The first agent that wants the addresses makes the servers be asked, as in `gathering`: at the pace of the process, one
-answer gives the others a grace, no answer at all ends it after the patience. All others get what is known at once, or
-when it comes. While any agent is there, a Binding indication every Tr keeps the mapping in the NAT (RFC 8445, sections
-5.1.1.4 and 11), and every five minutes the servers are asked again, in silence: a NAT that was restarted maps the
-socket to another address. When the last agent has gone, nothing is sent, and after Tr without a keepalive a mapping
-counts as lost.
+answer gives the others a grace, no answer at all ends it after the patience, and what is late is asked on. All others
+get what is known at once, or when it comes. While any agent is there, a Binding indication every Tr keeps the mapping
+in the NAT (RFC 8445, sections 5.1.1.4 and 11), and every five minutes the servers are asked again, in silence: a NAT
+that was restarted maps the socket to another address. When the last agent has gone, nothing is sent, and after Tr
+without a keepalive a mapping counts as lost.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Final
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow, Transport
-from polynya.core.instants import SECOND, Instant, in_seconds
-from polynya.core.machine import IcmpError, Open, Opened, Output, Resolve, Resolved, SendFailed
+from polynya.core.instants import SECOND, Instant, earliest, in_seconds
+from polynya.core.machine import IcmpError, Open, Opened, Output, Resolved, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import CandidateType, Gathered
@@ -33,7 +33,8 @@ from .answers import ServerAnswer
 from .gathering_events import GatheringState
 from .interfaces import Refused
 from .options import Base, HostAddress, SessionConfig
-from .questions import Path, Questions, can_ask
+from .questions import Path
+from .stun_servers import StunServers
 
 REFRESH: Final = 300 * SECOND
 """How old an answer becomes before the server is asked again, while agents are there."""
@@ -73,10 +74,8 @@ class SharedBases:
         self.users = 0
         self._config = config
         self._trace = trace
-        self._questions = Questions(keepalive=config.keepalive, random=random, pacer=pacer, trace=trace.of("stun"))
+        self._stun = StunServers(config, random=random, pacer=pacer, trace=trace)
         self._opening: dict[Flow, HostAddress] = {}
-        self._resolving: dict[Resolve, str] = {}
-        self._servers: dict[Address, str] = {}
         self._mapped: dict[Path, Address] = {}
         self._changes: dict[Flow, int] = {}
         self._answers: dict[tuple[str, Address | None], ServerAnswer] = {}
@@ -119,7 +118,7 @@ class SharedBases:
         if not self.users:
             self._left_at = now
             self._changes.clear()
-            self._questions.stop_keeping()
+            self._stun.stop_keeping()
 
     def network_changed(self, now: Instant) -> None:
         """What the servers saw was in another network: it is forgotten, and asked for anew where agents are."""
@@ -148,7 +147,7 @@ class SharedBases:
 
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` belongs to a question asked here."""
-        return self._questions.expects(flow, remote)
+        return self._stun.expects(flow, remote)
 
     # ------------------------------------------------------------------------------------------------------ machine
 
@@ -161,7 +160,7 @@ class SharedBases:
         self.bases += (base,)
         self._events += [AddressFound(gathered=gathered) for gathered in self._standing(base)]
         if self._asked_at is not None:
-            self._ask(base, now)
+            self._stun.ask(base, now)
         self._end_if_done(now)
 
     def closed(self, flow: Flow, reason: str, now: Instant) -> None:
@@ -172,18 +171,18 @@ class SharedBases:
             self.refused += (Refused(interface=host.interface, host=host.address.host, reason=reason),)
         self.bases = tuple(other for other in self.bases if other.flow != flow)
         self._mapped = {path: mapped for path, mapped in self._mapped.items() if path[0] != flow}
-        self._questions.forget(flow)
+        self._stun.forget(flow)
         self._end_if_done(now)
 
     def receive(self, input: Received | IcmpError | SendFailed | Resolved, now: Instant) -> None:
         if isinstance(input, Resolved):
             self._resolved(input, now)
         else:
-            self._questions.receive(input, now)
+            self._stun.receive(input, now)
         self._collect(now)
 
     def tick(self, now: Instant) -> None:
-        self._questions.tick(now)
+        self._stun.tick(now)
         self._collect(now)
         if self._deadline is not None and now >= self._deadline[0]:
             self._give_up(*self._deadline[1:], now)
@@ -191,14 +190,14 @@ class SharedBases:
         if refresh is not None and now >= refresh:
             self._asked_at = now
             for base in self.bases:
-                self._ask(base, now, late=True)
+                self._stun.ask(base, now, late=True)
 
     def next_timer(self) -> Instant | None:
-        due = (self._questions.next_timer(), self._deadline and self._deadline[0], self._refresh_at())
-        return min((at for at in due if at is not None), default=None)
+        deadline = None if self._deadline is None else self._deadline[0]
+        return earliest(self._stun.next_timer(), deadline, self._refresh_at())
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs + self._questions.outputs(), []
+        drained, self._outputs = self._outputs + self._stun.outputs(), []
         return drained
 
     def events(self) -> list[SharedEvent]:
@@ -217,46 +216,24 @@ class SharedBases:
         self._change(GatheringState.GATHERING, reason, now)
         self._asked_at = now
         self._deadline = (Instant(now + self._config.patience), self._config.patience, "they were asked")
-        for token, uri in enumerate(self._config.stun_servers):
-            query = Resolve(name=uri.host, token=token)
-            self._resolving[query] = str(uri)
-            self._outputs.append(query)
+        self._stun.start()
 
     def _forget(self) -> None:
-        for base in self.bases:
-            self._questions.forget(base.flow)
-        self._resolving.clear()
-        self._servers.clear()
+        self._stun.close()
         self._mapped.clear()
         self._answers.clear()
         self._asked_at = None
 
     def _resolved(self, resolved: Resolved, now: Instant) -> None:
-        uri = self._resolving.pop(resolved.query, None)
-        if uri is None:
+        if not self._stun.looks_up(resolved.query):
             return
-        if resolved.error or not resolved.hosts:
-            self._note(ServerAnswer(server=uri, reason=resolved.error or "the name has no address"), now)
-        port = self._config.stun_servers[resolved.query.token].port
-        families: set[int] = set()
-        for host in resolved.hosts:
-            server = Address.of(host, port)
-            if server.family not in families and server not in self._servers:
-                families.add(server.family)
-                self._servers[server] = uri
-                for base in self.bases:
-                    if can_ask(base.local, server):
-                        self._questions.ask(base.flow, server, now)
+        server, reason = self._stun.resolved(resolved, self.bases, now)
+        if reason:
+            self._note(ServerAnswer(server=server, reason=reason), now)
         self._end_if_done(now)
 
-    def _ask(self, base: Base, now: Instant, *, late: bool = False) -> None:
-        """Ask every server; nobody waits where it is `late`."""
-        for server in self._servers:
-            if can_ask(base.local, server):
-                self._questions.ask(base.flow, server, now, late=late)
-
     def _collect(self, now: Instant) -> None:
-        for ended in self._questions.events():
+        for ended in self._stun.events():
             self._answered(ended, now)
 
     def _answered(self, ended: ProbeEnded, now: Instant) -> None:
@@ -286,20 +263,19 @@ class SharedBases:
     def _keep(self, path: Path, now: Instant) -> None:
         base = self.base(path[0])
         if base is not None and self._mapped[path] != base.local:
-            self._questions.keep(*path, now)
+            self._stun.keep(*path, now)
 
     # ------------------------------------------------------------------------------------------------------ the end
 
     def _give_up(self, wait: int, since: str, now: Instant) -> None:
-        for flow, server in self._questions.release():
+        for flow, server in self._stun.release():
             if (base := self.base(flow)) is not None:
-                reason = f"{server} had not answered {in_seconds(wait):g} s after {since}"
+                reason = f"{server} had not answered {in_seconds(wait):g} s after {since}, and is asked on"
                 self._note(ServerAnswer(server=str(server), base=base.local, reason=reason), now)
-        self._resolving.clear()
         self._end_if_done(now)
 
     def _end_if_done(self, now: Instant) -> None:
-        waiting = self._opening or self._resolving or self._questions.pending
+        waiting = self._opening or self._stun.pending
         if self.state is GatheringState.GATHERING and not waiting:
             self._deadline = None
             self._change(GatheringState.COMPLETE, f"{len(self._mapped)} answers of servers", now)

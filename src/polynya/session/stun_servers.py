@@ -48,20 +48,20 @@ class StunServers:
     # -------------------------------------------------------------------------------------------------------- calls
 
     def start(self) -> None:
-        """Look the servers' names up."""
+        """Look the servers' names up; anew where they were, and what was asked then is forgotten."""
+        self.close()
         queries = {Resolve(name=uri.host, token=token): uri for token, uri in enumerate(self._config.stun_servers)}
         self._resolving = queries or NOTHING
         self._outputs += tuple(queries)
 
-    def ask(self, base: Base, now: Instant) -> None:
-        """Ask every server that is known from this base, anew where it was asked before."""
+    def ask(self, base: Base, now: Instant, *, late: bool = False) -> None:
+        """Ask every server that is known from this base, anew where it was asked before; `late` if nobody waits."""
         for server in self._servers:
-            self._ask(base, server, now, late=False)
+            self._ask(base, server, now, late=late)
 
     def keep(self, flow: Flow, server: Address, now: Instant) -> None:
         """Keep the mapping that `server` saw open."""
-        if self._questions is not None:
-            self._questions.keep(flow, server, now)
+        self._asking().keep(flow, server, now)
 
     def stop_keeping(self) -> None:
         """Let every mapping go."""
@@ -79,8 +79,10 @@ class StunServers:
         return [] if self._questions is None else self._questions.release(hopeful)
 
     def close(self) -> None:
-        """Forget every name and every question."""
+        """Forget every name, every server and every question."""
         self._resolving = NOTHING
+        self._late = False
+        self._servers = NOTHING
         self._questions = None
         self._outputs = ()
 
@@ -138,11 +140,14 @@ class StunServers:
 
     def _ask(self, base: Base, server: Address, now: Instant, *, late: bool) -> None:
         if can_ask(base.local, server):
-            if self._questions is None:
-                self._questions = Questions(
-                    keepalive=self._config.keepalive,
-                    random=self._random,
-                    pacer=self._pacer,
-                    trace=self._trace.of("stun"),
-                )
-            self._questions.ask(base.flow, server, now, late=late)
+            self._asking().ask(base.flow, server, now, late=late)
+
+    def _asking(self) -> Questions:
+        if self._questions is None:
+            self._questions = Questions(
+                keepalive=self._config.keepalive,
+                random=self._random,
+                pacer=self._pacer,
+                trace=self._trace.of("stun"),
+            )
+        return self._questions
