@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 import polynya
 from polynya.aio.connection import Connection, Traffic
 from tests.aio.conftest import Run
@@ -40,11 +42,15 @@ def test_the_selected_pair_has_what_was_sent_and_received(run: Run) -> None:
             for members in (transport, pair):
                 assert (members["packetsSent"], members["bytesSent"]) == (3, 13), members
                 assert (members["packetsReceived"], members["bytesReceived"]) == (1, 6), members
+            assert before - 60_000 < pair["lastPacketSentTimestamp"] <= pair["lastPacketReceivedTimestamp"] <= before
+            assert pair["packetsDiscardedOnSend"] == pair["bytesDiscardedOnSend"] == 0
             assert transport["selectedCandidatePairChanges"] == one.pair_changes >= 1
             assert pair["nominated"] and pair["state"] == "succeeded" and 0 < pair["currentRoundTripTime"] < 10
             assert report[pair["localCandidateId"]]["interface"] == "lo"
+            assert "lastPacketSentTimestamp" not in transport
             others = [each for each in report.values() if each["type"] == "candidate-pair" and each is not pair]
             assert all((each["packetsSent"], each["bytesReceived"]) == (0, 0) for each in others)
+            assert not any("lastPacketSentTimestamp" in each for each in others)
 
     run(main())
 
@@ -58,12 +64,44 @@ def test_each_pair_keeps_what_went_over_it() -> None:
         if sent is not None:
             connection.send(sent)
         connection.deliver(b"in")
-    assert connection.traffic_by_pair() == {
-        7: Traffic(packets_sent=2, bytes_sent=5, packets_received=4, bytes_received=11),
-        8: Traffic(packets_sent=1, bytes_sent=2, packets_received=1, bytes_received=2),
+    assert {pair: traffic[:4] for pair, traffic in connection.traffic_by_pair().items()} == {
+        7: Traffic(packets_sent=2, bytes_sent=5, packets_received=4, bytes_received=11)[:4],
+        8: Traffic(packets_sent=1, bytes_sent=2, packets_received=1, bytes_received=2)[:4],
     }
-    assert connection.traffic == Traffic(3, 7, 5, 13)
+    assert connection.traffic[:4] == (3, 7, 5, 13)
     assert connection.pair_changes == 3
+
+
+def test_what_the_system_did_not_take_is_not_sent_but_discarded() -> None:
+    connection = Connection(stream=0, component=1, agent=Nobody())
+    taken = iter((True, False, True))
+    connection._move(lambda _: next(taken), 7, "a test")
+    assert [connection.send(data) for data in (b"a", b"bb", b"cccc")] == [True, False, True]
+    traffic = connection.traffic_by_pair()[7]
+    assert (traffic.packets_sent, traffic.bytes_sent) == (2, 5)
+    assert (traffic.packets_discarded, traffic.bytes_discarded) == (1, 2)
+
+
+def test_each_pair_keeps_when_it_last_carried_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lastPacketSentTimestamp, lastPacketReceivedTimestamp: of the pair, not of the connection."""
+    now = 1000.0
+    monkeypatch.setattr("polynya.aio.connection.time", lambda: now)
+    connection = Connection(stream=0, component=1, agent=Nobody())
+    connection._move(lambda _: True, 7, "a test")
+    connection.send(b"a")
+    now = 1001.0
+    connection.deliver(b"in")
+    now = 1002.0
+    connection._move(lambda _: True, 8, "a test")
+    connection.send(b"b")
+    now = 1003.0
+    connection.deliver(b"nobody waits in recv(), and another is in the queue")
+    seen = {pair: (each.sent_at, each.received_at) for pair, each in connection.traffic_by_pair().items()}
+    assert seen == {7: (1000.0, 1001.0), 8: (1002.0, 1003.0)}
+    connection._move(lambda _: True, 7, "back")
+    now = 1004.0
+    connection.send(b"c")
+    assert connection.traffic_by_pair()[7][6:] == (1004.0, 1001.0)
 
 
 def test_counters_tell_of_packets_and_sockets(run: Run) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from time import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from polynya.core.empty import NOTHING
@@ -57,6 +58,28 @@ class Traffic(NamedTuple):
     bytes_sent: int = 0
     packets_received: int = 0
     bytes_received: int = 0
+    packets_discarded: int = 0
+    """What the system did not take; it is not among what was sent."""
+    bytes_discarded: int = 0
+    sent_at: float = 0.0
+    """When something was sent last, in seconds since 1970; 0 where nothing was."""
+    received_at: float = 0.0
+
+    def since(self, then: Traffic, before: Traffic) -> Traffic:
+        """What came to `before` from `then` to this moment."""
+        sent, sent_bytes, received, received_bytes, discarded, discarded_bytes = (
+            old + now - start for old, now, start in zip(before[:6], self[:6], then[:6], strict=True)
+        )
+        return Traffic(
+            sent,
+            sent_bytes,
+            received,
+            received_bytes,
+            discarded,
+            discarded_bytes,
+            self.sent_at if self.sent_at != then.sent_at else before.sent_at,
+            self.received_at if self.received_at != then.received_at else before.received_at,
+        )
 
 
 _NONE: Final = Traffic()
@@ -89,15 +112,19 @@ class Connection:
         "_send",
         "_settled",
         "agent",
+        "bytes_discarded",
         "bytes_received",
         "bytes_sent",
         "component",
+        "datagrams_discarded",
         "datagrams_dropped",
         "datagrams_received",
         "datagrams_sent",
         "deliver",
         "owner",
         "pair_changes",
+        "received_at",
+        "sent_at",
         "stream",
     )
 
@@ -115,6 +142,11 @@ class Connection:
         self.datagrams_received = 0
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.datagrams_discarded = 0
+        """Of those that were sent, what the system did not take."""
+        self.bytes_discarded = 0
+        self.sent_at = self.received_at = 0.0
+        """When the last datagram was sent and came, in seconds since 1970; 0 where there was none."""
         self.datagrams_dropped = 0
         """Arrived while `queue_length` others waited for `recv`."""
         self._queue: list[bytes] | tuple[()] = ()  # then a list: a tenth of an empty deque, as fast at these lengths
@@ -149,7 +181,12 @@ class Connection:
         if self._send is not None:
             self.datagrams_sent += 1
             self.bytes_sent += len(data)
-            return self._send(data)
+            self.sent_at = time()
+            if self._send(data):
+                return True
+            self.datagrams_discarded += 1
+            self.bytes_discarded += len(data)
+            return False
         if self._closed is not None:
             raise ConnectionClosed(self._closed)
         return False
@@ -259,11 +296,14 @@ class Connection:
             return
         self.datagrams_received += 1
         self.bytes_received += len(data)
+        receiver = self._receiver
         if queue:
             queue.append(data)
+            if receiver is None:  # else it was woken in this turn of the loop, for one that has the time
+                self.received_at = time()
         else:
             self._queue = [data]
-        receiver = self._receiver
+            self.received_at = time()
         if receiver is not None and not receiver.done():
             receiver.set_result(None)
 
@@ -280,15 +320,23 @@ class Connection:
     @property
     def traffic(self) -> Traffic:
         """What was sent and received since the start, over all pairs."""
-        return Traffic(self.datagrams_sent, self.bytes_sent, self.datagrams_received, self.bytes_received)
+        return Traffic(
+            self.datagrams_sent - self.datagrams_discarded,
+            self.bytes_sent - self.bytes_discarded,
+            self.datagrams_received,
+            self.bytes_received,
+            self.datagrams_discarded,
+            self.bytes_discarded,
+            self.sent_at,
+            self.received_at,
+        )
 
     def traffic_by_pair(self) -> Mapping[int, Traffic]:
         """What went over each pair, by its id. What arrives counts for the pair that is selected at that time."""
         if not self._pair:
             return self._settled
         before = self._settled.get(self._pair, _NONE)
-        counted = zip(before, self.traffic, self._moved_at, strict=True)
-        return {**self._settled, self._pair: Traffic(*(old + now - then for old, now, then in counted))}
+        return {**self._settled, self._pair: self.traffic.since(self._moved_at, before)}
 
     def _end(self, reason: str) -> None:
         if self._closed is not None:

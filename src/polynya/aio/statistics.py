@@ -11,22 +11,18 @@ from .connection import Connection, Traffic
 
 
 def whole_statistics(known: Statistics, connections: Iterable[Connection]) -> Statistics:
-    """What is known of pairs, candidates and transports, with application data and the time of day added.
-
-    There is no `lastPacketSentTimestamp`: a clock would have to be read for each packet.
-    """
+    """What is known of pairs, candidates and transports, with application data and the time of day added."""
     timestamp = time.time() * 1000
     for name, members in known.items():
         members.update(id=name, timestamp=timestamp)
-        if members["type"] != "candidate-pair" and members["type"] != "transport":
-            continue
-        members.update(_members(Traffic()))
-        if members["type"] == "transport":
-            members["selectedCandidatePairChanges"] = 0
+        if members["type"] == "candidate-pair":
+            members.update(_members_of_pair(Traffic()))
+        elif members["type"] == "transport":
+            members.update(_members(Traffic()), selectedCandidatePairChanges=0)
     for connection in connections:
         for pair, traffic in connection.traffic_by_pair().items():
             if (members_of_pair := known.get(pair_id(pair))) is not None:  # else it ended with its generation
-                members_of_pair.update(_members(traffic))
+                members_of_pair.update(_members_of_pair(traffic))
         transport = known.get(transport_id(connection.stream, connection.component))
         if transport is not None:
             transport.update(_members(connection.traffic))
@@ -34,7 +30,18 @@ def whole_statistics(known: Statistics, connections: Iterable[Connection]) -> St
     return known
 
 
-def _members(traffic: Traffic) -> dict[str, int]:
+def _members_of_pair(traffic: Traffic) -> dict[str, float]:
+    members = _members(traffic)
+    members["packetsDiscardedOnSend"] = traffic.packets_discarded
+    members["bytesDiscardedOnSend"] = traffic.bytes_discarded
+    if traffic.sent_at:
+        members["lastPacketSentTimestamp"] = traffic.sent_at * 1000
+    if traffic.received_at:
+        members["lastPacketReceivedTimestamp"] = traffic.received_at * 1000
+    return members
+
+
+def _members(traffic: Traffic) -> dict[str, float]:
     return {
         "packetsSent": traffic.packets_sent,
         "bytesSent": traffic.bytes_sent,
