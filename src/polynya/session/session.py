@@ -14,14 +14,13 @@ What gathering finds becomes the agent's local candidates; what the agent wants 
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
-from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.addresses import Address
 from polynya.core.empty import NOTHING
 from polynya.core.errors import DecodeError
-from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import Instant, earliest
 from polynya.core.machine import (
     Closed,
@@ -39,7 +38,7 @@ from polynya.core.machine import (
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
-from polynya.ice.candidates import Candidate, CandidateType, Gathered
+from polynya.ice.candidates import Candidate, Gathered
 from polynya.ice.config import check_components
 from polynya.ice.description import Description
 from polynya.ice.events import (
@@ -56,16 +55,10 @@ from polynya.stun.registry import Class, Method
 
 from .gathering import Gathering
 from .gathering_events import BaseOpened, GatheringState, GatheringStateChanged, MappingFound
-from .options import Base, Policy, RelayServer, SessionConfig
+from .local_candidates import of_mapping, of_relay, of_socket
+from .options import RelayServer, SessionConfig
 from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayFound, RelayLost
 from .report import SessionReport, session_report
-
-UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # told, never bound
-"""The related address that says nothing (RFC 8839, section 5.1)."""
-
-
-RELAY_PREFERENCE: Final = {Transport.UDP: 3 << 13, Transport.DTLS: 2 << 13, Transport.TCP: 1 << 13, Transport.TLS: 0}
-"""Local preference of a relayed candidate by how its server is reached: UDP before TCP before TLS."""
 
 
 @dataclass(slots=True)
@@ -295,14 +288,16 @@ class Session:
             self._drain(now)
 
     def _drain(self, now: Instant) -> None:
+        policy = self.config.policy
         for found in self.gathering.events():
             match found:
                 case BaseOpened():
-                    self._add_host(found.base, now)
+                    self._add_all(of_socket(found.base, policy, self.config.external), now)
                 case MappingFound():
-                    self._add_mapping(found, now)
+                    if (base := self.gathering.base(found.flow)) is not None:
+                        self._add_all(of_mapping(base, found.mapped, found.server, policy), now)
                 case RelayFound():
-                    self._add_relay(found, now)
+                    self._add_all(of_relay(found, policy), now)
                 case RelayLost():
                     self.agent.receive(Closed(flow=found.flow, reason=found.reason), now)
                 case PathReady():
@@ -326,64 +321,9 @@ class Session:
                 self._outputs += (output,)
         self._outputs += tuple(self.gathering.outputs())
 
-    def _add_host(self, base: Base, now: Instant) -> None:
-        gathered = Gathered(
-            type=CandidateType.HOST,
-            address=base.local,
-            flow=base.flow,
-            stream=base.stream,
-            component=base.component,
-            interface=base.host.interface,
-            preference=base.host.preference,
-            advertise=self.config.policy is Policy.ALL,
-        )
-        if self.config.policy is Policy.RELAY:
-            return
-        self.agent.add_local(gathered, now)
-        external = self.config.external.get(base.local.host)
-        if external is not None:
-            self._add_reflexive(base, Address(external, base.local.port), "nat-1to1", "", now)
-
-    def _add_mapping(self, found: MappingFound, now: Instant) -> None:
-        base = self.gathering.base(found.flow)
-        if base is not None and self.config.policy is not Policy.RELAY:
-            self._add_reflexive(base, found.mapped, str(found.server), f"stun:{found.server}", now)
-
-    def _add_relay(self, found: RelayFound, now: Instant) -> None:
-        """A relayed candidate, and the server-reflexive one that comes with it (RFC 8445, section 5.1.1.2)."""
-        base = found.base
-        if found.mapped is not None and self.config.policy is not Policy.RELAY:
-            self._add_reflexive(base, found.mapped, str(found.server.address), found.server.uri, now)
-        related = found.mapped if self.config.policy is Policy.ALL else None
-        gathered = Gathered(
-            type=CandidateType.RELAYED,
-            address=found.relayed,
-            flow=found.flow,
-            stream=base.stream,
-            component=base.component,
-            server=str(found.server),
-            url=found.server.uri,
-            related=related or UNSPECIFIED[found.relayed.family],
-            interface=base.host.interface,
-            preference=RELAY_PREFERENCE[found.server.transport],
-            gated=True,
-        )
-        self.agent.add_local(gathered, now)
-
-    def _add_reflexive(self, base: Base, mapped: Address, server: str, url: str, now: Instant) -> None:
-        gathered = Gathered(
-            type=CandidateType.SERVER_REFLEXIVE,
-            address=mapped,
-            flow=base.flow,
-            base=base.local,
-            stream=base.stream,
-            component=base.component,
-            server=server,
-            url=url,
-            related=UNSPECIFIED[base.local.family] if self.config.policy is Policy.NO_HOST else None,
-            interface=base.host.interface,
-        )
-        self.agent.add_local(gathered, now)
+    def _add_all(self, gathered: Iterable[Gathered], now: Instant) -> None:
+        for each in gathered:
+            self.agent.add_local(each, now)
 
     def _note(self, event: IceEvent, now: Instant) -> None:
         match event:

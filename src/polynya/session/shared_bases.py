@@ -25,13 +25,14 @@ from polynya.core.instants import SECOND, Instant, earliest, in_seconds
 from polynya.core.machine import IcmpError, Open, Opened, Output, Resolved, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
-from polynya.ice.candidates import CandidateType, Gathered
+from polynya.ice.candidates import Gathered
 from polynya.stun.message import Received
 from polynya.stun.probe import ProbeEnded
 
 from .answers import ServerAnswer
 from .gathering_events import GatheringState
 from .interfaces import Refused
+from .local_candidates import of_mapping, of_socket
 from .options import Base, HostAddress, SessionConfig
 from .questions import Path
 from .stun_servers import StunServers
@@ -128,8 +129,8 @@ class SharedBases:
 
     def candidates(self) -> list[Gathered]:
         """All that is known now, for an agent that comes."""
-        found = [gathered for base in self.bases for gathered in self._standing(base)]
-        return found + [self._reflexive(flow, server, mapped) for (flow, server), mapped in self._mapped.items()]
+        found = [gathered for base in self.bases for gathered in self._of_socket(base)]
+        return found + [gathered for path in self._mapped for gathered in self._of_mapping(path)]
 
     @property
     def complete(self) -> bool:
@@ -149,6 +150,14 @@ class SharedBases:
         """Whether a response from `remote` on `flow` belongs to a question asked here."""
         return self._stun.expects(flow, remote)
 
+    def _of_socket(self, base: Base) -> list[Gathered]:
+        return of_socket(base, self._config.policy, self._config.external)
+
+    def _of_mapping(self, path: Path) -> list[Gathered]:
+        flow, server = path
+        base = self.base(flow)
+        return [] if base is None else of_mapping(base, self._mapped[path], server, self._config.policy)
+
     # ------------------------------------------------------------------------------------------------------ machine
 
     def opened(self, opened: Opened, now: Instant) -> None:
@@ -158,7 +167,7 @@ class SharedBases:
             return
         base = Base(flow=opened.flow, host=host, local=opened.local, note=opened.note)
         self.bases += (base,)
-        self._events += [AddressFound(gathered=gathered) for gathered in self._standing(base)]
+        self._events += [AddressFound(gathered=gathered) for gathered in self._of_socket(base)]
         if self._asked_at is not None:
             self._stun.ask(base, now)
         self._end_if_done(now)
@@ -249,7 +258,7 @@ class SharedBases:
                 self._mapped[path] = mapped
                 changes = self._changes[ended.flow] = self._changes.get(ended.flow, 0) + 1
                 if changes <= MAX_CHANGES:
-                    self._events.append(AddressFound(gathered=self._reflexive(*path, mapped)))
+                    self._events += [AddressFound(gathered=gathered) for gathered in self._of_mapping(path)]
             if self.users:
                 self._keep(path, now)
             if self._deadline is not None:
@@ -290,40 +299,3 @@ class SharedBases:
         self._answers[answer.server, answer.base] = answer
         state = "answered" if answer.mapped else "failed"
         self._trace(now, "server", answer.reason, server=answer.server, state=state, base=str(answer.base))
-
-    # --------------------------------------------------------------------------------------------------- candidates
-
-    def _standing(self, base: Base) -> list[Gathered]:
-        """What a socket is without being asked for: its own address, and that of a NAT that maps 1:1."""
-        interface, local = base.host.interface, base.local
-        host = Gathered(
-            type=CandidateType.HOST,
-            address=local,
-            flow=base.flow,
-            interface=interface,
-            preference=base.host.preference,
-        )
-        external = self._config.external.get(local.host)
-        if external is None:
-            return [host]
-        mapped = Gathered(
-            type=CandidateType.SERVER_REFLEXIVE,
-            address=Address(external, local.port),
-            flow=base.flow,
-            base=local,
-            server="nat-1to1",
-            interface=interface,
-        )
-        return [host, mapped]
-
-    def _reflexive(self, flow: Flow, server: Address, mapped: Address) -> Gathered:
-        base = self.base(flow)
-        return Gathered(
-            type=CandidateType.SERVER_REFLEXIVE,
-            address=mapped,
-            flow=flow,
-            base=None if base is None else base.local,
-            server=str(server),
-            url=f"stun:{server}",
-            interface="" if base is None else base.host.interface,
-        )
