@@ -18,11 +18,9 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import subprocess
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from polynya.core.flows import Flow
@@ -30,29 +28,25 @@ from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Datagram, Send
 from polynya.turn.server.commands import (
     AssignRelay,
-    BindChannel,
     Client,
     Command,
     Done,
     Forward,
     FreeRelay,
     OpenRelay,
-    Peer,
-    Permit,
     Refused,
     Relay,
     RelayLost,
     Report,
-    SetExpiry,
     SetPolicy,
     Traffic,
-    UnbindChannel,
-    Unpermit,
 )
 from polynya.turn.server.frames import SEND_TYPE
 
-from .messages import AskTraffic, Channel, Counted, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
+from .messages import AskTraffic, Counted, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
 from .portable import PortablePlane, ReadErrors, now
+from .processes import WorkerProcess
+from .records import NOBODY, Record
 from .sockets import bind_relay, name_of
 
 HERE: Final = -1
@@ -62,80 +56,6 @@ NOWHERE: Final = -2
 RESTART_PAUSE: Final = SECOND
 """A worker that lived for less is not started again before this has passed."""
 _SEEN: Final = 65_536
-_NOBODY: Final = 0
-"""The number of commands that nobody waits for."""
-
-
-@dataclass(slots=True)
-class _Record:
-    """What a relay was told, enough to tell it to another worker."""
-
-    open: OpenRelay
-    sock: socket.socket
-    worker: int
-    permissions: dict[str, Instant] = field(default_factory=dict)
-    channels: dict[int, tuple[Peer, Instant]] = field(default_factory=dict)
-    before: Traffic | None = None
-    """What it carried in workers that it has left."""
-    last: Traffic = field(init=False)
-    """What it had carried when it was last told."""
-
-    def __post_init__(self) -> None:
-        self.last = Traffic(relay=self.open.relay)
-
-    def tell(self, channel: Channel, command: OpenRelay) -> None:
-        """Let a worker have it, with all that it is: in one go, or packets would come in between and be refused."""
-        channel.send([command, *self._replay(now())], (self.sock.fileno(),))
-
-    def _replay(self, at: Instant) -> list[Command]:
-        """The commands that make it what it is, after its OpenRelay; what has expired is left out."""
-        relay = self.open.relay
-        by_time: dict[Instant, list[str]] = {}
-        for host, until in self.permissions.items():
-            if until <= at:
-                continue
-            by_time.setdefault(until, []).append(host)
-        commands: list[Command] = [
-            Permit(number=_NOBODY, relay=relay, hosts=tuple(hosts), until=until) for until, hosts in by_time.items()
-        ]
-        return commands + [
-            BindChannel(number=_NOBODY, relay=relay, channel=channel, peer=peer, until=until)
-            for channel, (peer, until) in self.channels.items()
-            if until > at
-        ]
-
-
-class _Worker:
-    """A worker process and what it was asked and has not acknowledged."""
-
-    def __init__(self, index: int, listeners: Sequence[tuple[Flow, socket.socket]], setup: Setup) -> None:
-        self.index = index
-        self.asked: dict[int, Command] = {}
-        self.started = now()
-        self.watched = False
-        """Whether it is waited for that more can be sent."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        inherited = [sock.fileno() for _, sock in listeners]
-        with theirs:
-            self.process = subprocess.Popen(  # noqa: S603 - ourselves
-                [sys.executable, "-m", "polynya.plane.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), *inherited),
-            )
-        self.channel = Channel(ours)
-        self.channel.send([setup])
-
-    def stop(self) -> None:
-        """Let the process go: it ends when its channel does."""
-        self.channel.close()
-
-    def wait(self) -> None:
-        """Until it has gone, which is soon; or make it go."""
-        try:
-            self.process.wait(2)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 class WorkerPlane:
@@ -163,8 +83,8 @@ class WorkerPlane:
         self._errors = errors
         self._wants_errors = read_errors is not None
         self._policy: SetPolicy | None = None
-        self._records: dict[Relay, _Record] = {}
-        self._by_client: dict[Client, dict[Relay, _Record]] = {}
+        self._records: dict[Relay, Record] = {}
+        self._by_client: dict[Client, dict[Relay, Record]] = {}
         self._seen: OrderedDict[Client, int] = OrderedDict()
         """By which worker a client came last, for those without an allocation."""
         self._awaited: Counter[int] = Counter()
@@ -176,7 +96,7 @@ class WorkerPlane:
         self._local = PortablePlane({}, read_errors=read_errors)
         self._epoll = select.epoll()
         self._epoll.register(self._local.fileno(), select.EPOLLIN)
-        self._by_fd: dict[int, _Worker] = {}
+        self._by_fd: dict[int, WorkerProcess] = {}
         self._workers = [self._start(index) for index in range(workers)]
 
     # ------------------------------------------------------------------------------------------------------------ loop
@@ -293,10 +213,10 @@ class WorkerPlane:
         elif isinstance(command, AssignRelay):
             self._assign(record, command)
         elif record.worker == NOWHERE:
-            self._change(record, command)
+            record.note(command)
             self._finish(record, command)
         else:
-            self._change(record, command)
+            record.note(command)
             self._tell(record.worker, command, record)
 
     def _open(self, command: OpenRelay) -> None:
@@ -308,13 +228,13 @@ class WorkerPlane:
         except OSError as error:
             self._reports.append(Refused(command.number, error.strerror or str(error), error.errno))
             return
-        record = self._records[command.relay] = _Record(open=command, sock=sock, worker=NOWHERE)
+        record = self._records[command.relay] = Record(open=command, sock=sock, worker=NOWHERE)
         if command.client is None:
             self._reports.append(Done(command.number))
         else:
             self._place(record, self._worker_for(command.client), command)
 
-    def _assign(self, record: _Record, command: AssignRelay) -> None:
+    def _assign(self, record: Record, command: AssignRelay) -> None:
         with contextlib.suppress(BlockingIOError):  # what came while nobody had the port is nobody's
             while True:
                 record.sock.recv(1)
@@ -337,7 +257,7 @@ class WorkerPlane:
         index = self._seen.pop(client, None)
         return index if index is not None else len(self._records) % len(self._workers)
 
-    def _place(self, record: _Record, index: int, command: OpenRelay) -> None:
+    def _place(self, record: Record, index: int, command: OpenRelay) -> None:
         """Let a worker serve a relay."""
         record.worker = index
         if command.client is not None:
@@ -346,7 +266,7 @@ class WorkerPlane:
             self._local.execute(command, now(), record.sock)
         else:
             worker = self._workers[index]
-            if command.number != _NOBODY:
+            if command.number != NOBODY:
                 worker.asked[command.number] = command
             record.tell(worker.channel, command)
             self._local.relays.know(command.relay, command.external)
@@ -357,7 +277,7 @@ class WorkerPlane:
             if worker.index != index:
                 worker.channel.send([item])
 
-    def _tell(self, index: int, command: Command, record: _Record) -> None:
+    def _tell(self, index: int, command: Command, record: Record) -> None:
         if index == HERE:
             self._local.execute(command, now())
             if isinstance(command, FreeRelay):
@@ -367,33 +287,17 @@ class WorkerPlane:
         else:
             self._ask(self._workers[index], command)
 
-    def _ask(self, worker: _Worker, command: Command) -> None:
+    def _ask(self, worker: WorkerProcess, command: Command) -> None:
         worker.asked[command.number] = command
         worker.channel.send([command])
 
-    def _change(self, record: _Record, command: Command) -> None:
-        """Write down what a relay is told."""
-        if isinstance(command, SetExpiry):
-            record.open = replace(record.open, until=command.until)
-        elif isinstance(command, Permit):
-            record.permissions.update(dict.fromkeys(command.hosts, command.until))
-        elif isinstance(command, Unpermit):
-            for host in command.hosts:
-                record.permissions.pop(host, None)
-        elif isinstance(command, BindChannel):
-            for number in [number for number, bound in record.channels.items() if bound[0] == command.peer]:
-                del record.channels[number]
-            record.channels[command.channel] = command.peer, command.until
-        elif isinstance(command, UnbindChannel):
-            record.channels.pop(command.channel, None)
-
-    def _finish(self, record: _Record | None, command: Command) -> None:
+    def _finish(self, record: Record | None, command: Command) -> None:
         """A command is carried out: say so, and close what was freed."""
         if isinstance(command, FreeRelay) and record is not None:
             self._erase(record)
         self._reports.append(Done(command.number))
 
-    def _erase(self, record: _Record) -> None:
+    def _erase(self, record: Record) -> None:
         relay, client = record.open.relay, record.open.client
         del self._records[relay]
         if client is not None and (records := self._by_client.get(client)) is not None:
@@ -407,7 +311,7 @@ class WorkerPlane:
 
     # --------------------------------------------------------------------------------------------------------- reports
 
-    def _listen(self, worker: _Worker) -> None:
+    def _listen(self, worker: WorkerProcess) -> None:
         for _ in range(64):
             items, _ = worker.channel.receive()
             if not items:
@@ -433,7 +337,7 @@ class WorkerPlane:
             self._reports.append(report)
 
     def _acknowledged(self, index: int, report: Done | Refused) -> None:
-        if report.number == _NOBODY:
+        if report.number == NOBODY:
             return
         command = self._workers[index].asked.pop(report.number, None) if index != HERE else None
         if report.number in self._awaited:
@@ -466,35 +370,34 @@ class WorkerPlane:
                 return
         self._reports.append(datagram)
 
-    def _move(self, record: _Record, index: int) -> None:
+    def _move(self, record: Record, index: int) -> None:
         """Hand a relay over to the worker that its client comes to."""
         old = self._workers[record.worker]
         old.channel.send([ReleaseRelay(record.open.relay), KnowRelay(record.open.relay, record.open.external)])
-        self._place(record, index, replace(record.open, number=_NOBODY))
+        self._place(record, index, replace(record.open, number=NOBODY))
 
     def _carried(self, index: int, traffic: Traffic) -> None:
         record = self._records.get(traffic.relay)
         if record is None:
             return
         if record.worker not in (index, NOWHERE):  # the last of a worker that it has left
-            record.before = _sum(record.before, traffic)
+            record.left(traffic)
         else:
-            record.last = _sum(record.before, traffic)
-            self._reports.append(record.last)
+            self._reports.append(record.carried(traffic))
 
     # ----------------------------------------------------------------------------------------------------------- death
 
-    def _start(self, index: int) -> _Worker:
+    def _start(self, index: int) -> WorkerProcess:
         listeners = [(flow, sockets[index]) for flow, sockets in self._listeners.items()]
         setup = Setup(
             tuple((flow, sock.fileno()) for flow, sock in listeners), self._gather, self._errors, self._origins
         )
-        worker = _Worker(index, listeners, setup)
+        worker = WorkerProcess(index, listeners, setup)
         self._epoll.register(worker.channel.sock.fileno(), select.EPOLLIN)
         self._by_fd[worker.channel.sock.fileno()] = worker
         return worker
 
-    def _restart(self, dead: _Worker) -> None:
+    def _restart(self, dead: WorkerProcess) -> None:
         """Let another process take a dead one's place, with all that it was told."""
         if dead.channel.sock.fileno() >= 0:
             self._epoll.unregister(dead.channel.sock.fileno())
@@ -510,17 +413,17 @@ class WorkerPlane:
             self._counted_before.update(counted.counters)
         worker = self._workers[dead.index] = self._start(dead.index)
         if self._policy is not None:
-            worker.channel.send([replace(self._policy, number=_NOBODY)])
+            worker.channel.send([replace(self._policy, number=NOBODY)])
         for record in self._records.values():
             if record.worker == dead.index:
                 record.before = record.last  # what it has told since is not known, what it had told must not be lost
-                record.tell(worker.channel, replace(record.open, number=_NOBODY))
+                record.tell(worker.channel, replace(record.open, number=NOBODY))
             elif record.worker != NOWHERE:
                 worker.channel.send([KnowRelay(record.open.relay, record.open.external)])
         for command in dead.asked.values():
             self._answer_for(dead.index, worker, command)
 
-    def _answer_for(self, index: int, worker: _Worker, command: Command) -> None:
+    def _answer_for(self, index: int, worker: WorkerProcess, command: Command) -> None:
         """A command that died with its worker: what was to be told is in the record, and was told the new one."""
         if isinstance(command, FreeRelay):
             self._ask(worker, command)
@@ -528,17 +431,3 @@ class WorkerPlane:
             self._acknowledged(index, Done(command.number))
         else:
             self._reports.append(Done(command.number))
-
-
-def _sum(before: Traffic | None, traffic: Traffic) -> Traffic:
-    if before is None:
-        return traffic
-    return Traffic(
-        relay=traffic.relay,
-        to_peers=before.to_peers + traffic.to_peers,
-        bytes_to_peers=before.bytes_to_peers + traffic.bytes_to_peers,
-        from_peers=before.from_peers + traffic.from_peers,
-        bytes_from_peers=before.bytes_from_peers + traffic.bytes_from_peers,
-        dropped=before.dropped + traffic.dropped,
-        reasons=dict(Counter(before.reasons) + Counter(traffic.reasons)),
-    )
