@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .aio.agent import Agent
-    from .aio.behaviour import discover_behaviour, discover_lifetime
+    from .aio.behaviour import discover_behaviour, discover_lifetime, discover_stream_mapping
     from .aio.connection import Connection, Path
     from .aio.mux import Mux, Stranger
     from .aio.muxed import MuxedAgent
@@ -72,11 +72,12 @@ __all__ = [
     "connect_room",
     "discover_behaviour",
     "discover_lifetime",
+    "discover_stream_mapping",
 ]
 
 _HOMES: Final = {
     "aio.agent": ("Agent",),
-    "aio.behaviour": ("discover_behaviour", "discover_lifetime"),
+    "aio.behaviour": ("discover_behaviour", "discover_lifetime", "discover_stream_mapping"),
     "aio.connection": ("Connection", "Path"),
     "aio.mux": ("Mux", "Stranger"),
     "aio.muxed": ("MuxedAgent",),

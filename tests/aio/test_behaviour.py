@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
+import polynya
 from polynya.aio.behaviour import discover_behaviour, discover_lifetime
 from polynya.core.addresses import Address
 from polynya.core.behaviour import Behaviour
@@ -14,6 +16,9 @@ from polynya.core.errors import ConfigurationError, ConnectError
 from polynya.core.instants import MILLISECOND
 from polynya.serve import Server, ServerConfig
 from polynya.stun.transactions import Schedule
+from tests.free_ports import free_port
+from tests.interop.coturn import make_certificate
+from tests.serve import turn_house
 
 # loopback addresses of this process, so that other servers on this host are not in the way
 NET = f"127.{os.getpid() >> 8 & 31 | 32}.{os.getpid() & 255}"
@@ -72,3 +77,44 @@ def test_a_server_that_does_not_answer_ends_in_time() -> None:
 def test_what_cannot_be_asked_is_told(server: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         asyncio.run(discover_behaviour(server))
+
+
+@pytest.mark.parametrize("scheme", ["stun", "stuns"])
+def test_streams_are_asked_from_one_port(scheme: str, tmp_path: Path) -> None:
+    """RFC 5780, section 4.3, by TCP and TLS: two connections of one local port to places of one server."""
+    make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    two = (Address("127.0.0.1", 0), Address("127.0.0.1", 0))
+
+    async def main() -> None:
+        async with Server(turn_house.tls_config(tmp_path, listen=two)) as house:
+            places = house.stun_addresses
+            if scheme == "stuns":
+                async with Server(turn_house.tls_config(tmp_path)) as other:
+                    places = (*house.tls_addresses, *other.tls_addresses)
+                    await tells(places)
+            else:
+                await tells(places)
+
+    async def tells(places: tuple[Address, ...]) -> None:
+        uris = [f"{scheme}:{place}" for place in places]
+        report = await polynya.discover_stream_mapping(uris, tls=turn_house.trusting(tmp_path / "cert.pem"))
+        assert report.mapped == report.local and report.translated is False
+        assert "does not depend on the remote port" in report.mapping_reason
+
+    asyncio.run(main())
+
+
+def test_streams_that_cannot_be_asked_are_told() -> None:
+    async def ask(*servers: str) -> None:
+        await polynya.discover_stream_mapping(servers)
+
+    for servers, says in (
+        (("stun:127.0.0.1",), "two servers or more"),
+        (("stun:127.0.0.1", "stuns:127.0.0.1"), "two servers or more"),
+        (("stun:127.0.0.1", "stun:127.0.0.1:3478"), "one place"),
+    ):
+        with pytest.raises(ConfigurationError, match=says):
+            asyncio.run(ask(*servers))
+    port = free_port()
+    report = asyncio.run(polynya.discover_stream_mapping([f"stun:127.0.0.1:{port}", "stun:127.0.0.1:1"]))
+    assert report.mapping is None and report.mapping_reason.startswith(f"127.0.0.1:{port}: ")

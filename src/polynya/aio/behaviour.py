@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from random import SystemRandom
 from typing import Any
 
@@ -16,12 +17,14 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun import lifetime
 from polynya.stun.behaviour import PATIENT, BehaviourDiscovery, BehaviourReport
 from polynya.stun.lifetime import LifetimeReport, MappingLifetime
+from polynya.stun.stream_mapping import StreamMapping
 from polynya.stun.transactions import Schedule
 from polynya.stun.uris import StunUri
 
 from .dns import Resolver
 from .driver import Driver
 from .sockets import from_sockaddr, to_sockaddr
+from .tcp import TlsContexts, system_tls
 
 
 async def discover_behaviour(
@@ -80,10 +83,51 @@ async def discover_lifetime(
     return report
 
 
-async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer) -> Any:
+async def discover_stream_mapping(
+    servers: Sequence[str], *, local: str = "", tls: TlsContexts = system_tls, trace: Tracer = NO_TRACE
+) -> BehaviourReport:
+    """Ask STUN servers by TCP (`stun:HOST:PORT`) or TLS (`stuns:HOST:PORT`) how the NATs on the way map streams.
+
+    All are asked from one port, and any two will do; two ports of one of them, and a third at another address, tell the
+    whole. Of the report what is not about the mapping stays None. `tls` makes the contexts for TLS. It takes a few
+    round trips, or as long as the system tries to connect.
+
+    Raises ConfigurationError for URIs that cannot be used together, ConnectError when a server has no address that this
+    host could connect to.
+    """
+    uris = [StunUri.parse(server) for server in servers]
+    if len(uris) < 2 or len({uri.secure for uri in uris}) != 1:
+        raise ConfigurationError("give two servers or more, all stun: for TCP or all stuns: for TLS")
+    places = [await _where(uris[0], local)]
+    bound = _local(places[0], local)
+    places += [await _where(uri, bound.host) for uri in uris[1:]]
+    if len(set(places)) < len(places):
+        raise ConfigurationError("two of the servers are one place, which tells the same twice")
+    flow_ids = FlowIds()
+    machine = StreamMapping(
+        servers=places,
+        local=bound.with_port(_free_port(bound)),
+        flow_ids=flow_ids,
+        random=SystemRandom(),
+        transport=Transport.TLS if uris[0].secure else Transport.TCP,
+        names=[uri.host for uri in uris],
+        trace=trace,
+    )
+    report: BehaviourReport = await _run(machine, flow_ids, trace, tls)
+    return report
+
+
+def _free_port(local: Address) -> int:
+    """A TCP port that nobody has at this moment."""
+    with socket.socket(socket.AF_INET6 if local.family == 6 else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(to_sockaddr(local))
+        return int(probe.getsockname()[1])
+
+
+async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer, tls: TlsContexts = system_tls) -> Any:
     """Let a machine run to its one event, which is its report."""
     found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    driver = Driver(machine, on_event=found.set_result, flow_ids=flow_ids, trace=trace)
+    driver = Driver(machine, on_event=found.set_result, flow_ids=flow_ids, trace=trace, tls=tls)
     try:
         driver.call(machine.start)
         return await found
@@ -96,12 +140,16 @@ async def _place(server: str, local: str) -> Address:
     uri = StunUri.parse(server)
     if uri.transport is not Transport.UDP:
         raise ConfigurationError(f"behaviour discovery goes by UDP: {server} does not")
+    return await _where(uri, local)
+
+
+async def _where(uri: StunUri, local: str) -> Address:
     resolved = await Resolver().resolve(Resolve(name=uri.host))
     if resolved.error:
         raise ConnectError(f"the STUN server is not known: {resolved.error}")
     fitting = [host for host in resolved.hosts if not local or (":" in host) == (":" in local)]
     if not fitting:
-        raise ConnectError(f"{server} has no address of the family of {local}")
+        raise ConnectError(f"{uri} has no address of the family of {local}")
     return Address.of(fitting[0], uri.port)
 
 

@@ -325,7 +325,8 @@ def make_stream_socket(request: Open, remote: Address | None) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if remote is None and sys.platform != "win32":
+        shared = remote is None or (request.local is not None and request.local.port)  # streams may leave by one port
+        if shared and sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if request.interface:
             sockets.pin(sock, family, request.interface)
