@@ -181,8 +181,8 @@ class Connection:
         if self._send is not None:
             self.datagrams_sent += 1
             self.bytes_sent += len(data)
-            self.sent_at = time()
             if self._send(data):
+                self.sent_at = time()
                 return True
             self.datagrams_discarded += 1
             self.bytes_discarded += len(data)

@@ -61,8 +61,7 @@ class Allocating:
         self._opening: dict[Client, None] = {}
         self._events: list[AllocationCreated | AllocationEnded] = []
         self.draining: Callable[[Client], list[Address]] | None = None
-        """While the server drains: where a client can be sent."""
-        """Set while no new allocations are made: the servers to go to instead, if any."""
+        """Set while no new allocations are made: where a client can be sent instead, if anywhere."""
 
     def events(self) -> list[AllocationCreated | AllocationEnded]:
         """What became of allocations, oldest first; drained by the call."""
