@@ -79,18 +79,21 @@ def bind_listeners(address: Address, count: int, buffer: int = LISTENER_BUFFER) 
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     made: list[socket.socket] = []
+    shared = count > 1
     try:
         for _ in range(count):
             sock = socket.socket(family, socket.SOCK_DGRAM)
             made.append(sock)
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-            if count > 1:
+            if shared and (made[1:] or address.port):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             port = address.port or (made[0].getsockname()[1] if len(made) > 1 else 0)
             sock.bind(name_of(address.with_port(port)))
+            if shared:  # not before, where the system chooses: it might choose a port that another server shares
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except BaseException:
         for sock in made:
             sock.close()
