@@ -17,7 +17,7 @@ from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Datagram, Input, Open, Opened, Output, Resolve, Send, StreamData
 
-LIMIT = 10.0
+LIMIT = 60.0
 """Seconds after which a test with real sockets is given up."""
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

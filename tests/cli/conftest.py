@@ -15,7 +15,7 @@ from queue import Queue
 
 import pytest
 
-TIMEOUT = 30
+TIMEOUT = 60
 COMMAND = [sys.executable, "-m", "polynya"]
 
 

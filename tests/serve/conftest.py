@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvloop
 
-LIMIT = 20.0
+LIMIT = 60.0
 """Seconds after which a test with real sockets is given up."""
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
