@@ -24,6 +24,7 @@ from polynya.turn.server.control import TurnServer
 from polynya.turn.server.joined import JoinedServer
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import StaticUsers, User
+from tests.free_ports import free_port
 from tests.plane.benches import LOOPBACK
 
 REALM = "example.org"
@@ -45,7 +46,7 @@ class Streams:
 @asynccontextmanager
 async def served(workers: int) -> AsyncIterator[tuple[JoinedServer, int]]:
     flow_ids = FlowIds()
-    listeners = bind_listeners(Address(LOOPBACK, 0), max(workers, 1))
+    listeners = bind_listeners(Address(LOOPBACK, free_port()), max(workers, 1))
     port = listeners[0].getsockname()[1]
     flow = flow_ids.new()
     plane: Any
@@ -91,7 +92,7 @@ def test_our_client_is_served(workers: int, transport: str) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(30), served(workers) as (joined, port):
-            echo, _ = await loop.create_datagram_endpoint(Echo, local_addr=(LOOPBACK, 0))
+            echo, _ = await loop.create_datagram_endpoint(Echo, local_addr=(LOOPBACK, free_port()))
             host, peer_port = echo.get_extra_info("sockname")[:2]
             peer = f"{host}:{peer_port}"
             uri = f"turn:{LOOPBACK}:{port}?transport={transport}"

@@ -40,6 +40,7 @@ from polynya.turn.server.commands import (
     Traffic,
 )
 from polynya.turn.server.policy import PeerPolicy
+from tests.free_ports import free_port
 from tests.plane.benches import LOOPBACK
 
 pytestmark = pytest.mark.skipif(
@@ -75,7 +76,7 @@ class Rig:
         self.made.append(sock)
         return sock
 
-    def wait(self, done: Callable[[], Any], seconds: float = 10.0) -> Any:
+    def wait(self, done: Callable[[], Any], seconds: float = 60.0) -> Any:
         end = time.monotonic() + seconds
         while not (found := done()):
             assert time.monotonic() < end, "it did not happen in time"
@@ -114,8 +115,7 @@ class Talk:
         if arrive:  # as a client does before it has an allocation
             self.client.sendto(b"\x00\x03 allocate", rig.address)
             rig.wait(lambda: rig.taken(lambda r: isinstance(r, Datagram) and r.remote == self.address))
-        with rig.socket() as free:
-            self.relay = Relay(Address(*free.getsockname()))
+        self.relay = Relay(Address(LOOPBACK, free_port()))
         report = rig.do(
             OpenRelay, relay=self.relay, external=self.relay, client=Client(LISTENER, self.address), until=rig.until()
         )
@@ -346,8 +346,7 @@ def test_relays_of_different_workers_reach_each_other_inside(rig: Rig) -> None:
 
 def test_clients_on_streams_are_served_by_the_control_process(rig: Rig) -> None:
     peer = rig.socket()
-    with rig.socket() as free:
-        relay = Relay(Address(*free.getsockname()))
+    relay = Relay(Address(LOOPBACK, free_port()))
     client = Client(STREAM, Address("192.0.2.1", 1))
     rig.do(OpenRelay, relay=relay, external=relay, client=client, stream=True, until=rig.until())
     rig.do(Permit, relay=relay, hosts=(LOOPBACK,), until=rig.until())
@@ -365,8 +364,7 @@ def test_clients_on_streams_are_served_by_the_control_process(rig: Rig) -> None:
 
 def test_a_held_port_hands_nobody_what_came_before_it_was_assigned(rig: Rig) -> None:
     talk = Talk(rig)
-    with rig.socket() as free:
-        relay = Relay(Address(*free.getsockname()))
+    relay = Relay(Address(LOOPBACK, free_port()))
     rig.do(OpenRelay, relay=relay, external=relay, client=None, until=rig.until())
     talk.peer.sendto(b"early", (relay.host, relay.port))
     second = rig.socket()
