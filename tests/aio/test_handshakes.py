@@ -13,6 +13,7 @@ from polynya.aio import handshakes
 from polynya.aio.handshakes import Handshakes
 from polynya.aio.tally import Tally
 from tests.aio.conftest import Run
+from tests.free_ports import free_port
 from tests.interop.coturn import make_certificate
 
 
@@ -37,7 +38,7 @@ class House:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
         self.trusting = ssl.create_default_context(cafile=folder / "cert.pem")
-        listening = socket.create_server(("127.0.0.1", 0))
+        listening = socket.create_server(("127.0.0.1", free_port()))
         listening.setblocking(False)
         self.port = listening.getsockname()[1]
         self.tally = Tally()

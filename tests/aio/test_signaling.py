@@ -19,6 +19,7 @@ from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.serve import Server, ServerConfig
 from polynya.signaling.limits import Limits
+from tests.free_ports import free_port
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -102,8 +103,8 @@ def test_a_broken_connection_is_made_again_and_nothing_is_missed(run: Run) -> No
 
 def test_a_server_that_comes_back_finds_its_members_again(run: Run) -> None:
     async def main() -> None:
-        async with server() as house:
-            address = house.http_addresses[0]
+        address = ANY.with_port(free_port())
+        async with Server(ServerConfig(listen=(ANY,), http=(address,))) as house:
             alice, bob = Signaling(house.url, "r"), Signaling(house.url, "r")
             await alice.__aenter__()
             await bob.__aenter__()
@@ -160,7 +161,7 @@ def test_what_is_no_signaling_server_is_told_as_that(run: Run, answer: bytes, me
         async with other:
             port = other.sockets[0].getsockname()[1]
             with pytest.raises(SignalingError, match=message):
-                async with Signaling(f"http://127.0.0.1:{port}", "r", timeout=0.3):
+                async with Signaling(f"http://127.0.0.1:{port}", "r", timeout=30 if answer else 0.3):
                     pass
             await served.wait()
             await asyncio.sleep(0)

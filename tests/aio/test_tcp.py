@@ -25,13 +25,14 @@ from polynya.core.flows import Flow, Transport
 from polynya.core.machine import Close, Closed, Open, Opened, Send, SendFailed, StreamData
 from polynya.core.trace import TraceEvent, Tracer
 from tests.aio.conftest import Recorder, Run, driving
+from tests.free_ports import free_port
 
 LOOPBACK = Address("127.0.0.1", 0)
 Contexts = Callable[[Open], ssl.SSLContext]
 
 
 async def listen(driver: Driver[Recorder], transport: Transport = Transport.TCP, **options: Any) -> Opened:
-    request = Open(flow=driver.flow_ids.new(), transport=transport, local=LOOPBACK, **options)
+    request = Open(flow=driver.flow_ids.new(), transport=transport, local=LOOPBACK.with_port(free_port()), **options)
     driver.call(driver.machine.put, request)
     await driver.machine.until(lambda: about(driver, request.flow))
     [opened] = about(driver, request.flow)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from polynya.aio import clock
 from polynya.core.addresses import Address
 from polynya.stun.framing import StreamFramer
+from tests.free_ports import free_port
 from tests.turn.client.relay import Relay
 
 ECHO = Address("192.0.2.50", 4000)
@@ -54,8 +55,8 @@ async def serving(relay: Relay | None = None) -> AsyncIterator[tuple[Relay, str]
                     writer.write(answer)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
+    port = free_port()
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
     transport, _ = await loop.create_datagram_endpoint(lambda: _Udp(relay), local_addr=("127.0.0.1", port))
     try:
         yield relay, f"127.0.0.1:{port}"
