@@ -13,6 +13,7 @@ from polynya.aio.tcp import TlsContexts
 from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.machine import Open
+from tests.free_ports import free_port
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -45,7 +46,7 @@ class Echo(asyncio.DatagramProtocol):
 @asynccontextmanager
 async def echoing(host: str = "127.0.0.1") -> AsyncIterator[Address]:
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=(host, 0))
+    transport, _ = await loop.create_datagram_endpoint(Echo, local_addr=(host, free_port()))
     try:
         yield Address(*transport.get_extra_info("sockname")[:2])
     finally:

@@ -217,7 +217,7 @@ def test_a_pair_of_ports_is_reserved_and_taken(server: Coturn) -> None:
 @pytest.mark.parametrize("options", [[], ["--channel"]])
 def test_the_relay_command_sends_back_what_its_peers_send(server: Coturn, options: list[str]) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as peer:
-        peer.bind(("127.0.0.1", 0))
+        peer.bind(("127.0.0.1", free_port()))
         peer.settimeout(0.2)
         where = f"turn:127.0.0.1:{server.port}?transport=tcp"
         named = f"127.0.0.1:{peer.getsockname()[1]}"
