@@ -14,6 +14,7 @@ from polynya.core.packets import IpPacket, Protocol
 from polynya.core.trace import TraceEvent, read_trace
 from polynya.demo.recording import Recording, payloads_at
 from tests.demo.conftest import Run
+from tests.real.capture import TSHARK
 
 A, B = "127.0.0.1:1", "127.0.0.1:2"
 
@@ -117,7 +118,7 @@ def test_a_packets_direction_is_known_from_the_flows() -> None:
 @pytest.mark.peer("tshark")
 def test_wireshark_reads_the_demos_capture(run: Run) -> None:
     def fields(display: str, *names: str) -> list[list[str]]:
-        command = ["tshark", "-n", "-r", str(run.pcap), "-Y", display, "-T", "fields"]
+        command = [*TSHARK, "-r", str(run.pcap), "-Y", display, "-T", "fields"]
         done = subprocess.run(
             [*command, *(part for name in names for part in ("-e", name))], capture_output=True, timeout=60, check=True
         )

@@ -18,6 +18,8 @@ FIELDS = {
     "ip6_to": "ipv6.dst", "port": "udp.srcport", "port_to": "udp.dstport", "type": "stun.type", "id": "stun.id",
     "attributes": "stun.att.type", "payload": "udp.payload",
 }  # fmt: skip
+TSHARK = ["tshark", "-n", "-o", "udp.try_heuristic_first:TRUE"]
+"""What a packet looks like counts before its port: the system may give us one that some other protocol is known by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +53,32 @@ def captured(where: Namespace, file: Path) -> Iterator[None]:
             assert line, f"tshark ended: {said}"
             said += line
         # It says so just before it listens: a packet of ours that is in the file proves that it does.
-        _until_it_listens(where, file)
+        send_until_captured(where, file, b"knock knock", 9)
         yield
     finally:
         tshark.terminate()
         tshark.communicate(timeout=20)
 
 
-def _until_it_listens(where: Namespace, file: Path) -> None:
-    knock = (
+def send_until_captured(where: Namespace, file: Path, payload: bytes, port: int) -> None:
+    """Send a datagram to a port of loopback again and again until it is in the file."""
+    send = (
         "import socket, sys, time, pathlib\n"
+        "payload = bytes.fromhex(sys.argv[2])\n"
         "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "for _ in range(200):\n"
-        "    s.sendto(b'knock knock', ('127.0.0.1', 9))\n"
+        "    s.sendto(payload, ('127.0.0.1', int(sys.argv[3])))\n"
         "    time.sleep(0.05)\n"
-        "    if b'knock knock' in pathlib.Path(sys.argv[1]).read_bytes(): sys.exit(0)\n"
+        "    if payload in pathlib.Path(sys.argv[1]).read_bytes(): sys.exit(0)\n"
         "sys.exit('tshark does not capture')\n"
     )
-    where.run("python3", "-c", knock, file)
+    where.run("python3", "-c", send, file, payload.hex(), str(port))
 
 
 def read(file: Path, display_filter: str) -> list[dict[str, Any]]:
     """The packets that a display filter of tshark lets through, as it dissects them."""
     done = subprocess.run(
-        ["tshark", "-n", "-r", str(file), "-Y", display_filter, "-T", "json"],
+        [*TSHARK, "-r", str(file), "-Y", display_filter, "-T", "json"],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
@@ -85,7 +89,7 @@ def datagrams(file: Path) -> list[Datagram]:
     """Every UDP datagram but the knocks that found out whether the capture runs."""
     asked = [argument for field in FIELDS.values() for argument in ("-e", field)]
     done = subprocess.run(
-        ["tshark", "-n", "-r", str(file), "-Y", "udp and not icmp and not udp.port == 9", "-T", "fields", *asked],
+        [*TSHARK, "-r", str(file), "-Y", "udp and not icmp and not udp.port == 9", "-T", "fields", *asked],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     rows = [dict(zip(FIELDS, line.split("\t"), strict=True)) for line in done.stdout.splitlines()]
@@ -109,7 +113,7 @@ def tcp_payloads(file: Path) -> list[bytes]:
     fields = ["tcp.payload", "websocket.payload.text", "data.data"]
     asked = [argument for field in fields for argument in ("-e", field)]
     done = subprocess.run(
-        ["tshark", "-n", "-r", str(file), "-Y", "tcp.len > 0", "-T", "fields", "-E", "separator=|", *asked],
+        [*TSHARK, "-r", str(file), "-Y", "tcp.len > 0", "-T", "fields", "-E", "separator=|", *asked],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     parts = [part for line in done.stdout.splitlines() for part in line.split("|")]

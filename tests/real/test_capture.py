@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.real.capture import Datagram, captured, datagrams, read, tcp_payloads
+from polynya.stun.message import Message
+from polynya.stun.registry import Method
+from tests.real.capture import Datagram, captured, datagrams, read, send_until_captured, tcp_payloads
 from tests.real.netns import namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.peer("ip", "tshark")]
@@ -77,6 +79,15 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
         places={name: {place_of_candidate(line) for line in peer["candidates"]} for name, peer in peers.items()},
         servers={place(text) for text in said["meeting"]["server"]["stun"]},
     )
+
+
+def test_stun_is_told_by_its_looks_and_not_by_its_port(tmp_path: Path) -> None:
+    """Wireshark knows 41170 as another protocol's, and the system may give a server that port."""
+    file = tmp_path / "port.pcapng"
+    request = Message.request(Method.BINDING, bytes(range(12))).encode(fingerprint=True)
+    with namespace("port") as here, captured(here, file):
+        send_until_captured(here, file, request, 41170)
+    assert {each.stun for each in datagrams(file)} == {REQUEST}
 
 
 def test_two_processes_met(shown: Shown) -> None:
