@@ -31,6 +31,7 @@ from polynya.stun.attributes import (
 )
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
+from tests.free_ports import free_port
 from tests.serve.conftest import Run
 from tests.serve.turn_house import NAME, PASSWORD, options
 
@@ -207,10 +208,12 @@ def test_other_alternates_need_a_restart(run: Run) -> None:
 
 
 def test_an_address_that_is_not_here_stops_the_start(run: Run) -> None:
+    elsewhere = Address("192.0.2.77", free_port())
+
     async def test() -> None:
         for turn in (None, options()):
             with pytest.raises(ConfigurationError, match=r"cannot listen on udp 192\.0\.2\.77"):
-                async with Server(ServerConfig(listen=(FIRST,), alternates=(Address("192.0.2.77", 5),), turn=turn)):
+                async with Server(ServerConfig(listen=(FIRST,), alternates=(elsewhere,), turn=turn)):
                     pass
 
     run(test())
