@@ -71,10 +71,10 @@ async def driver_link() -> AsyncIterator[Link]:
             self.wanted: list[Open] = [Open(flow=self.flow, transport=Transport.UDP, local=Address("127.0.0.1", 0))]
             self.opened: Any = None
 
-        def receive(self, input: Any, now: int) -> None:  # noqa: ARG002
+        def receive(self, input: Any, *, now: int) -> None:  # noqa: ARG002
             self.opened = input
 
-        def tick(self, now: int) -> None: ...
+        def tick(self, *, now: int) -> None: ...
 
         def next_timer(self) -> None:
             return None

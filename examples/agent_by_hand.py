@@ -55,18 +55,18 @@ class Side:
         """Tell the agent of the one address that there is."""
         address = Address(*self.socket.getsockname())
         self.to_signal.append(self.agent.local_description.to_sdp())
-        self.agent.add_local(Gathered(type=CandidateType.HOST, address=address, flow=self.flow), now())
-        self.agent.end_of_local_candidates(now())
+        self.agent.add_local(Gathered(type=CandidateType.HOST, address=address, flow=self.flow), now=now())
+        self.agent.end_of_local_candidates(now=now())
         self.drain()
 
-    def signalled(self, text: str) -> None:
-        """Take in what the other side signalled."""
+    def signaled(self, text: str) -> None:
+        """Take in what the other side signaled."""
         if text.startswith("candidate:"):
-            self.agent.add_remote(Candidate.parse(text), now())
+            self.agent.add_remote(Candidate.parse(text), now=now())
         elif text == "end-of-candidates":
-            self.agent.end_of_remote_candidates(now())
+            self.agent.end_of_remote_candidates(now=now())
         else:
-            self.agent.set_remote(Description.parse(text), now())
+            self.agent.set_remote(Description.parse(text), now=now())
         self.drain()
 
     def drain(self) -> None:
@@ -77,7 +77,7 @@ class Side:
                 self.socket.sendto(output.data, output.remote[:2])
             except OSError as error:
                 failed = SendFailed(flow=output.flow, remote=output.remote, errno=error.errno or 0)
-                self.agent.receive(failed, now())
+                self.agent.receive(failed, now=now())
         for event in self.agent.events():
             match event:
                 case LocalCandidateAdded():
@@ -97,14 +97,14 @@ class Side:
         data, source = self.socket.recvfrom(65536)
         remote = Address(*source)
         if is_stun(data):
-            self.agent.receive(Datagram(self.flow, remote, data), now())
+            self.agent.receive(Datagram(self.flow, remote, data), now=now())
             self.drain()
         elif remote in self.trusted:
             self.received.append(data)
 
     def tick(self) -> None:
         """Let the agent do what is due."""
-        self.agent.tick(now())
+        self.agent.tick(now=now())
         self.drain()
 
     def send(self, data: bytes) -> None:
@@ -112,7 +112,7 @@ class Side:
         self.socket.sendto(data, self.target[:2])
 
     def close(self) -> None:
-        self.agent.close(now())
+        self.agent.close(now=now())
         self.drain()
         self.socket.close()
 
@@ -129,9 +129,9 @@ def step(sides: list[Side]) -> None:
 
 
 def signal(source: Side, target: Side) -> None:
-    """Carry over what was to be signalled. Any way will do: a web server, a chat, a piece of paper."""
+    """Carry over what was to be signaled. Any way will do: a web server, a chat, a piece of paper."""
     for text in source.to_signal:
-        target.signalled(text)
+        target.signaled(text)
     source.to_signal.clear()
 
 

@@ -47,28 +47,28 @@ class LiteServer:
         self._numbers = count(1)
         self._mux.open(self._flow, HostAddress(address=local, interface="", pinned=False))
 
-    def welcome(self, description: polynya.Description, now: Instant) -> tuple[int, IceAgent]:
+    def welcome(self, description: polynya.Description, *, now: Instant) -> tuple[int, IceAgent]:
         """Make an agent for a client. Returns its number, and the agent to signal from."""
         number = next(self._numbers)
         agent = IceAgent(LITE, random=self._random, pacer=self._pacer)
-        agent.set_remote(description, now)
+        agent.set_remote(description, now=now)
         self._mux.add(number, agent)
-        self._mux.gather(number, now)
+        self._mux.gather(number, now=now)
         return number, agent
 
-    def farewell(self, number: int, now: Instant) -> None:
+    def farewell(self, number: int, *, now: Instant) -> None:
         """The client is gone: a lite agent does not notice by itself."""
-        self._mux.remove(number, now)
+        self._mux.remove(number, now=now)
 
     # ------------------------------------------------------------------------------------------- what every machine has
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         if isinstance(input, Opened):
             self.local = input.local
-        self._mux.receive(input, now)
+        self._mux.receive(input, now=now)
 
-    def tick(self, now: Instant) -> None:
-        self._mux.tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self._mux.tick(now=now)
 
     def next_timer(self) -> Instant | None:
         return self._mux.next_timer()

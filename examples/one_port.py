@@ -2,7 +2,7 @@
 
     python one_port.py 20
 
-Each client makes up one secret, which stands for all that is signalled otherwise: it is the ufrag and the password of
+Each client makes up one secret, which stands for all that is signaled otherwise: it is the ufrag and the password of
 both sides. The server hears of a client by its first check, which names the ufrag, and makes the agent that answers it.
 So does libp2p's WebRTC Direct. Whoever reads the checks learns the secret: what is sent must be protected by itself.
 """
@@ -28,10 +28,10 @@ class Server:
     """Answers every client in capitals."""
 
     def __init__(self) -> None:
-        self.mux = polynya.Mux(loopback=True, addresses=["127.0.0.1"], on_stranger=self.meet)
+        self.mux = polynya.Mux(loopback=True, addresses=["127.0.0.1"], on_unknown_peer=self.meet)
         self.serving: set[asyncio.Task[None]] = set()
 
-    def meet(self, stranger: polynya.Stranger) -> None:
+    def meet(self, stranger: polynya.UnknownPeer) -> None:
         """A check for a ufrag that nobody has."""
         if not stranger.ufrag.startswith(LABEL) or len(self.serving) >= LARGEST:
             return

@@ -129,7 +129,7 @@ def step(shells: list[Shell]) -> None:
 
 
 class Side:
-    """A session, what it wants signalled, and what it received."""
+    """A session, what it wants signaled, and what it received."""
 
     def __init__(self, name: str, *, controlling: bool, stun_server: Address) -> None:
         config = SessionConfig(

@@ -26,7 +26,7 @@ async def tell(agent: polynya.Agent, writer: asyncio.StreamWriter) -> None:
 async def hear(agent: polynya.Agent, reader: asyncio.StreamReader) -> None:
     """Give the agent what the other side signals."""
     while line := await reader.readline():
-        agent.signalled(json.loads(line))
+        agent.signaled(json.loads(line))
 
 
 async def talk(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, controlling: bool) -> None:

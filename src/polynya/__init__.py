@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .aio.agent import Agent
-    from .aio.behaviour import discover_behaviour, discover_lifetime, discover_stream_mapping
+    from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
     from .aio.connection import Connection, Path
-    from .aio.mux import Mux, Stranger
+    from .aio.mux import Mux, UnknownPeer
     from .aio.muxed import MuxedAgent
     from .aio.servers import IceServer
     from .aio.signaling import Signaling, connect_room
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .ice.candidates import Candidate, CandidateType
     from .ice.config import IceConfig
     from .ice.description import Description
-    from .stun.behaviour import BehaviourReport
+    from .stun.behavior import BehaviorReport
     from .stun.lifetime import LifetimeReport
 
     __version__: str
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "Attempt",
-    "BehaviourReport",
+    "BehaviorReport",
     "Candidate",
     "CandidateType",
     "ConfigurationError",
@@ -65,21 +65,21 @@ __all__ = [
     "RemoteProtocolError",
     "Signaling",
     "SignalingError",
-    "Stranger",
     "TransactionError",
     "TurnClient",
+    "UnknownPeer",
     "UsageError",
     "connect_room",
-    "discover_behaviour",
+    "discover_behavior",
     "discover_lifetime",
     "discover_stream_mapping",
 ]
 
 _HOMES: Final = {
     "aio.agent": ("Agent",),
-    "aio.behaviour": ("discover_behaviour", "discover_lifetime", "discover_stream_mapping"),
+    "aio.behavior": ("discover_behavior", "discover_lifetime", "discover_stream_mapping"),
     "aio.connection": ("Connection", "Path"),
-    "aio.mux": ("Mux", "Stranger"),
+    "aio.mux": ("Mux", "UnknownPeer"),
     "aio.muxed": ("MuxedAgent",),
     "aio.servers": ("IceServer",),
     "aio.signaling": ("Signaling", "connect_room"),
@@ -100,7 +100,7 @@ _HOMES: Final = {
     "ice.candidates": ("Candidate", "CandidateType"),
     "ice.config": ("IceConfig",),
     "ice.description": ("Description",),
-    "stun.behaviour": ("BehaviourReport",),
+    "stun.behavior": ("BehaviorReport",),
     "stun.lifetime": ("LifetimeReport",),
 }
 

@@ -91,14 +91,14 @@ class Recorder:
     def __post_init__(self) -> None:
         self.changed = asyncio.Event()
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         self.inputs.append(input)
         self._events.append(input)
         if self.answers is not None:
             self.answers(self, input)
         self.changed.set()
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         self.ticks.append(now)
         self.due = None
         self.changed.set()
@@ -119,7 +119,7 @@ class Recorder:
     def put(self, *outputs: Output, now: Instant | None = None) -> None:
         self._outputs += outputs
 
-    def wake_in(self, seconds: float, now: Instant) -> None:
+    def wake_in(self, seconds: float, *, now: Instant) -> None:
         self.due = Instant(now + round(seconds * SECOND))
 
     async def until(self, condition: Callable[[], object]) -> None:

@@ -23,7 +23,7 @@ def _kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 pytestmark = pytest.mark.usefixtures("_kind")
 
 
-class Sleeper:
+class TimerOwner:
     """Notes when it was woken, and may do something then."""
 
     def __init__(self, name: str, woken: list[str], then: Callable[[], None] = lambda: None) -> None:
@@ -37,16 +37,16 @@ class Sleeper:
         self.alarm.set(self, at)
         return at
 
-    def ring(self) -> None:
+    def timer_due(self) -> None:
         self.at = clock.now()
         self.woken.append(self.name)
         self.up.set()
         self.then()
 
 
-def sleepers(*names: str) -> tuple[list[Sleeper], list[str]]:
+def sleepers(*names: str) -> tuple[list[TimerOwner], list[str]]:
     woken: list[str] = []
-    return [Sleeper(name, woken) for name in names], woken
+    return [TimerOwner(name, woken) for name in names], woken
 
 
 def test_everyone_is_woken_in_the_order_of_time_and_never_early(run: Run) -> None:

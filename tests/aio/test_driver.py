@@ -237,7 +237,7 @@ def test_after_close_nothing_is_sent_or_heard_but_events_are_still_told(run: Run
         await driver.aclose()
         told.clear()
 
-        def goodbye(now: Instant) -> None:
+        def goodbye(*, now: Instant) -> None:
             driver.machine.put(Send(opened.flow, address_of(foreign), b"late"))
             driver.machine._events.append("closed")
 

@@ -14,7 +14,7 @@ from polynya.aio.signaling import Signaling, connect_room
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, ConnectError, ConnectionClosed, SignalingError, UsageError
 from polynya.core.machine import Interface, InterfaceAddress
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 from polynya.signaling.limits import Limits
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -23,7 +23,7 @@ ANY = Address("127.0.0.1", 0)
 
 
 def server(**changes: Any) -> Server:
-    return Server(ServerConfig(listen=(ANY,), http=(ANY,), **changes))
+    return Server(ServeConfig(listen=(ANY,), http=(ANY,), **changes))
 
 
 def test_two_programs_that_know_only_a_room_talk(run: Run) -> None:
@@ -231,7 +231,7 @@ class Talk:
 
 
 @pytest.mark.parametrize("who", ["the first", "the second", "both at once"])
-def test_a_restart_is_signalled_and_loses_no_datagram(run: Run, who: str) -> None:
+def test_a_restart_is_signaled_and_loses_no_datagram(run: Run, who: str) -> None:
     """aiortc/aiortc#211, #1367. RFC 8445, section 9: the old pair carries data until the new one is nominated.
 
     Three times over, so that generations count on; restarts of both sides cross in the signaling server.
@@ -256,7 +256,7 @@ def test_a_restart_is_signalled_and_loses_no_datagram(run: Run, who: str) -> Non
     run(main())
 
 
-def test_a_changed_network_is_signalled_and_followed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_network_is_signaled_and_followed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """`interfaces_changed()` by hand: the address in use is gone, and the other side learns of the one that came."""
 
     def only(host: str) -> None:

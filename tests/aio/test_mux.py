@@ -12,7 +12,7 @@ import pytest
 
 import polynya
 from polynya.aio.endpoint import Endpoint
-from polynya.aio.mux import Mux, Stranger
+from polynya.aio.mux import Mux, UnknownPeer
 from polynya.core.addresses import Address
 from polynya.core.machine import Interface, InterfaceAddress
 from polynya.session.gathering_events import GatheringState
@@ -68,7 +68,7 @@ def test_many_peers_talk_through_one_socket_each_with_its_own_agent(run: Run) ->
     run(main())
 
 
-def test_an_agent_that_leaves_takes_neither_the_socket_nor_its_neighbour_along(run: Run) -> None:
+def test_an_agent_that_leaves_takes_neither_the_socket_nor_its_neighbor_along(run: Run) -> None:
     """pion/ice#550, #469."""
 
     async def main() -> None:
@@ -91,11 +91,11 @@ def test_an_agent_that_leaves_takes_neither_the_socket_nor_its_neighbour_along(r
 
 def test_a_stranger_is_told_and_the_agent_that_is_made_for_it_answers(run: Run) -> None:
     """libp2p/py-libp2p#1352: WebRTC Direct has no signaling; the ufrag of the first check stands for all of it."""
-    strangers: list[Stranger] = []
+    strangers: list[UnknownPeer] = []
     agents: list[Endpoint] = []
 
     async def main() -> None:
-        def adopt(stranger: Stranger) -> None:
+        def adopt(stranger: UnknownPeer) -> None:
             strangers.append(stranger)
             if not stranger.ufrag.startswith("libp2p"):
                 return
@@ -105,7 +105,7 @@ def test_a_stranger_is_told_and_the_agent_that_is_made_for_it_answers(run: Run) 
             agent.set_remote(polynya.Description(ufrag=stranger.remote_ufrag, password=secret))
             agents.append(agent)
 
-        async with local_mux(on_stranger=adopt) as mux:
+        async with local_mux(on_unknown_peer=adopt) as mux:
             for name, known in (("nobody/v1/0123456789abcdef", False), ("libp2p/v1/0123456789abcdef", True)):
                 async with client(controlling=True, ice=polynya.IceConfig(ufrag=name, password=name)) as there:
                     there.set_remote(polynya.Description(ufrag=name, password=name))
@@ -173,7 +173,7 @@ def test_who_comes_from_an_address_that_another_had_keeps_it_when_the_other_is_f
 def test_an_external_address_is_told_as_well(run: Run) -> None:
     async def main() -> None:
         async with local_mux(external={"127.0.0.1": "198.51.100.1"}) as mux, mux.agent() as agent:
-            told = [candidate.place async for candidate in agent.candidates()]
+            told = [candidate.label async for candidate in agent.candidates()]
             port = mux.addresses[0].port
             assert told == [f"host 127.0.0.1:{port}", f"srflx 198.51.100.1:{port}"]
 
@@ -238,7 +238,7 @@ def test_a_stun_server_is_asked_once_for_all_agents(run: Run) -> None:
             agents = [await stack.enter_async_context(mux.agent()) for _ in range(100)]
             port = mux.addresses[0].port
             for agent in agents:
-                told = [candidate.place async for candidate in agent.candidates()]
+                told = [candidate.label async for candidate in agent.candidates()]
                 assert told == [f"host 127.0.0.1:{port}", "srflx 198.51.100.1:40000"]
                 assert agent.gathering_state is GatheringState.COMPLETE
             assert server.questions == 1

@@ -17,7 +17,7 @@ from polynya.core.errors import ConfigurationError, SignalingError, UsageError
 from polynya.core.instants import MILLISECOND
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 from polynya.signaling.limits import Limits
 from tests.free_ports import free_port
 
@@ -29,7 +29,7 @@ HOST = Candidate.parse("candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host")
 
 
 def server(**changes: Any) -> Server:
-    return Server(ServerConfig(listen=(ANY,), http=(ANY,), **changes))
+    return Server(ServeConfig(listen=(ANY,), http=(ANY,), **changes))
 
 
 async def next_of(room: Signaling) -> Message:
@@ -104,13 +104,13 @@ def test_a_broken_connection_is_made_again_and_nothing_is_missed(run: Run) -> No
 def test_a_server_that_comes_back_finds_its_members_again(run: Run) -> None:
     async def main() -> None:
         address = ANY.with_port(free_port())
-        async with Server(ServerConfig(listen=(ANY,), http=(address,))) as house:
+        async with Server(ServeConfig(listen=(ANY,), http=(address,))) as house:
             alice, bob = Signaling(house.url, "r"), Signaling(house.url, "r")
             await alice.__aenter__()
             await bob.__aenter__()
             await next_of(alice)
             ids = {alice.peer_id, bob.peer_id}
-        async with Server(ServerConfig(http=(address,))):
+        async with Server(ServeConfig(http=(address,))):
             told = [await next_of(alice), await next_of(alice)]
             assert {type(each) for each in told} == {Left, Joined}
             await until(lambda: {alice.peer_id, bob.peer_id}.isdisjoint(ids))

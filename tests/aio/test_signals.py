@@ -1,4 +1,4 @@
-"""`Agent.signals` and `Agent.signalled`: one channel of texts carries all there is to tell, restarts too."""
+"""`Agent.signals` and `Agent.signaled`: one channel of texts carries all there is to tell, restarts too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREDENTIALS = "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\n"
 
 async def carry(source: polynya.Agent, target: polynya.Agent) -> None:
     async for text in source.signals():
-        target.signalled(text)
+        target.signaled(text)
 
 
 @asynccontextmanager
@@ -48,7 +48,7 @@ async def settled(*agents: polynya.Agent, generation: int) -> None:
 
 
 def test_two_agents_connect_with_nothing_but_a_channel_of_texts(run: Run) -> None:
-    """aiortc/aioice#4. `connect` is called before anything was signalled."""
+    """aiortc/aioice#4. `connect` is called before anything was signaled."""
 
     async def main() -> None:
         a, b = local_agent(controlling=True), local_agent(controlling=False)
@@ -105,7 +105,7 @@ def test_texts_may_come_in_any_order_twice_and_not_all(run: Run, change: Change)
         async with a, b:
             for source, target in ((a, b), (b, a)):
                 for text in change(await told_by(source)):
-                    target.signalled(text)
+                    target.signaled(text)
             await asyncio.gather(a.connect(timeout=9), b.connect(timeout=9))
 
     run(main())
@@ -118,8 +118,8 @@ def test_a_late_end_of_an_old_generation_does_not_end_the_new_one(run: Run) -> N
             old_end = (await told_by(b))[-1]
             b.restart()
             new_description = (await told_by(b))[0]
-            a.signalled(new_description)
-            a.signalled(old_end)
+            a.signaled(new_description)
+            a.signaled(old_end)
             assert a._session.agent.remote_description == b.description
             assert not a._session.agent._generation.remote_ended
 
@@ -159,7 +159,7 @@ def test_what_is_no_such_text_is_refused_and_changes_nothing(run: Run, text: str
     async def main() -> None:
         async with local_agent() as agent:
             with pytest.raises(polynya.DecodeError, match=what):
-                agent.signalled(text)
+                agent.signaled(text)
             assert agent._session.agent.remote_description is None
 
     run(main())
@@ -170,7 +170,7 @@ def test_a_fragment_of_another_program_is_understood(run: Run) -> None:
 
     async def main() -> None:
         async with local_agent(components=(1, 1)) as agent:
-            agent.signalled(
+            agent.signaled(
                 "a=ice-options:trickle ice2\r\n"
                 "m=audio 9 RTP/AVP 0\r\na=mid:left\r\na=ice-ufrag:8hhY\r\na=ice-pwd:asd88fgpdd777uzjYhagZg\r\n"
                 "m=audio 9 RTP/AVP 0\r\na=mid:right\r\na=candidate:1 1 UDP 2130706431 192.0.2.1 5000 typ host\r\n"
@@ -236,7 +236,7 @@ async def answer(server: socket.socket, mapped: Address) -> None:
     server.sendto(message.encode(fingerprint=True), source)
 
 
-def test_what_a_server_answers_after_the_end_is_signalled_after_the_end(run: Run) -> None:
+def test_what_a_server_answers_after_the_end_is_signaled_after_the_end(run: Run) -> None:
     """RFC 8838, section 13: the end is told once, and not put off; the other side takes what comes then, too."""
 
     async def main() -> None:
@@ -252,7 +252,7 @@ def test_what_a_server_answers_after_the_end_is_signalled_after_the_end(run: Run
                 told: list[str] = []
                 async for text in a.signals():
                     told.append(text)
-                    b.signalled(text)
+                    b.signaled(text)
                     if read_signal(text).ended:
                         await answer(slow, Address("198.51.100.7", 40001))
                     elif "40001" in text:

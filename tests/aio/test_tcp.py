@@ -416,7 +416,7 @@ def test_a_transport_is_closed_once_and_then_aborted() -> None:
         def abort(self) -> None:
             calls.append("abort")
 
-    stream = tcp.Stream(cast("tcp.Owner", None), Flow(1), Transport.TLS)
+    stream = tcp.Stream(cast("tcp.StreamOwner", None), Flow(1), Transport.TLS)
     stream._transport = FakeTransport()
     stream.close()
     stream.close()

@@ -86,8 +86,8 @@ def test_data_of_any_other_remote_or_flow_is_the_machines(run: Run, foreign: soc
         async with driving() as driver:
             opened, other = await open_udp(driver), await open_udp(driver)
             delivered: list[bytes] = []
-            neighbour = address_of(foreign).with_port(foreign.getsockname()[1] ^ 1)
-            driver.accept_data(opened.flow, neighbour, delivered.append)
+            neighbor = address_of(foreign).with_port(foreign.getsockname()[1] ^ 1)
+            driver.accept_data(opened.flow, neighbor, delivered.append)
             driver.accept_data(other.flow, address_of(foreign), delivered.append)
             foreign.sendto(DATA, sockaddr(opened.local))
             datagram = await driver.machine.received(Datagram)
@@ -244,7 +244,7 @@ def test_an_icmp_error_does_not_cost_the_next_datagram_to_somebody_else(run: Run
             opened = await open_udp(driver)
             nobody = free_address()
 
-            def both_at_once(now: Instant) -> None:
+            def both_at_once(*, now: Instant) -> None:
                 driver.machine.put(
                     Send(opened.flow, nobody, b"to nobody"), Send(opened.flow, address_of(foreign), b"to somebody")
                 )

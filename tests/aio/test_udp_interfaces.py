@@ -54,8 +54,8 @@ async def main():
             other = await open_udp(driver, host, interface="pn0")
             assert (one.note, other.note) == ("", "")
             driver.machine.inputs.clear()
-            driver.call(driver.machine.put, Send(one.flow, other.local, b"neighbour"))
-            assert (await driver.machine.received(Datagram)).data == b"neighbour"
+            driver.call(driver.machine.put, Send(one.flow, other.local, b"neighbor"))
+            assert (await driver.machine.received(Datagram)).data == b"neighbor"
 
 asyncio.run(asyncio.wait_for(main(), 10))
 """

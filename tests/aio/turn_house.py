@@ -29,11 +29,11 @@ class _Udp(asyncio.DatagramProtocol):
 
 def answers(relay: Relay, data: bytes, source: Address) -> list[bytes]:
     now = clock.now()
-    answer = relay.take(data, source, now)
+    answer = relay.take(data, source, now=now)
     frames = [answer] if answer else []
     while relay.sent:
         peer, payload, _ = relay.sent.pop(0)
-        frame = relay.from_peer(source, peer, payload, now)
+        frame = relay.from_peer(source, peer, payload, now=now)
         frames += [frame] if frame else []
     return frames
 

@@ -36,7 +36,7 @@ class Model:
     def cancel(self, key: str) -> None:
         self.entries = [entry for entry in self.entries if entry[1] != key]
 
-    def due(self, now: int) -> list[str]:
+    def due(self, *, now: int) -> list[str]:
         due = sorted((entry for entry in self.entries if entry[0] <= now), key=lambda entry: entry[0])  # stable
         self.entries = [entry for entry in self.entries if entry[0] > now]
         return [key for _, key in due]
@@ -59,7 +59,7 @@ def test_it_does_what_a_sorted_list_does(calls: list[tuple[str, str, int]]) -> N
             timers.clear()
             model.entries.clear()
         else:
-            assert timers.due(Instant(number)) == model.due(number)
+            assert timers.due(now=Instant(number)) == model.due(now=number)
         assert timers.next() == model.next()
         assert len(timers) == len(model.entries)
         for name in KEYS:
@@ -73,7 +73,7 @@ def test_equal_times_are_due_in_the_order_of_setting() -> None:
     for key in "zyx":
         timers.set(key, Instant(5))
     timers.set("z", Instant(5))
-    assert timers.due(Instant(5)) == ["y", "x", "z"]
+    assert timers.due(now=Instant(5)) == ["y", "x", "z"]
 
 
 def test_a_timer_that_is_set_again_moves() -> None:
@@ -81,16 +81,16 @@ def test_a_timer_that_is_set_again_moves() -> None:
     timers.set("a", Instant(5))
     timers.set("a", Instant(9))
     assert timers.next() == 9
-    assert timers.due(Instant(8)) == []
-    assert timers.due(Instant(9)) == ["a"]
-    assert timers.due(Instant(99)) == []
+    assert timers.due(now=Instant(8)) == []
+    assert timers.due(now=Instant(9)) == ["a"]
+    assert timers.due(now=Instant(99)) == []
 
 
 def test_one_is_due_at_its_time_and_not_before() -> None:
     timers = Timers[str]()
     timers.set("a", Instant(10))
-    assert timers.due(Instant(9)) == []
-    assert timers.due(Instant(10)) == ["a"]
+    assert timers.due(now=Instant(9)) == []
+    assert timers.due(now=Instant(10)) == ["a"]
     assert timers.next() is None
 
 
@@ -100,7 +100,7 @@ def test_asking_again_and_again_changes_nothing() -> None:
     timers.cancel("a")
     timers.set("b", Instant(2))
     assert [timers.next() for _ in range(3)] == [2, 2, 2]
-    assert timers.due(Instant(2)) == ["b"]
+    assert timers.due(now=Instant(2)) == ["b"]
 
 
 def test_keys_need_not_be_comparable() -> None:
@@ -108,7 +108,7 @@ def test_keys_need_not_be_comparable() -> None:
     first, second = object(), object()
     timers.set(first, Instant(1))
     timers.set(second, Instant(1))
-    assert timers.due(Instant(1)) == [first, second]
+    assert timers.due(now=Instant(1)) == [first, second]
 
 
 def test_a_timer_moved_100_000_times_takes_no_more_room(rng: random.Random) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polynya.core.addresses import Address
+from polynya.core.flows import Flow, Transport
 from polynya.core.instants import Instant
 from polynya.core.trace import (
     KINDS,
@@ -95,7 +98,21 @@ def test_no_kind_asks_for_a_field_that_would_be_refused() -> None:
 
 def test_an_unknown_kind_is_the_callers_error() -> None:
     with pytest.raises(ValueError, match="no kind 'gossip'"):
-        Tracer(lambda event: None, "alice")(Instant(0), "gossip")
+        check("gossip", {})
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_the_tracer_has_a_method_for_each_kind_that_asks_for_its_fields(kind: str) -> None:
+    parameters = inspect.signature(getattr(Tracer, kind.replace("-", "_"))).parameters.values()
+    required = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+    assert required == KINDS[kind] | {"now"}
+    seen: list[TraceEvent] = []
+    getattr(Tracer(seen.append, "alice"), kind.replace("-", "_"))(
+        "why", now=Instant(7), **dict.fromkeys(KINDS[kind], 1)
+    )
+    assert [(event.kind, event.reason, event.at, event.fields) for event in seen] == [
+        (kind, "why", 7, dict.fromkeys(KINDS[kind], 1))
+    ]
 
 
 @pytest.mark.parametrize("field", sorted(SECRET_FIELDS))
@@ -103,21 +120,46 @@ def test_a_secret_is_refused_before_it_reaches_the_sink(field: str) -> None:
     seen: list[TraceEvent] = []
     fields: dict[str, Any] = {field: "hunter2"}
     with pytest.raises(ValueError, match=field):
-        Tracer(seen.append, "alice")(Instant(0), "note", "", **fields)
+        Tracer(seen.append, "alice").note(now=Instant(0), **fields)
     assert seen == []
 
 
 def test_without_a_sink_nothing_happens_and_the_caller_can_tell() -> None:
     assert NO_TRACE.enabled is False
-    NO_TRACE(Instant(0), "no such kind, and nobody looks")
+    NO_TRACE.note("dropped", now=Instant(0), value=lambda: pytest.fail("a field was evaluated without a sink"))
+
+
+def test_fields_are_turned_into_json_when_a_sink_is_attached() -> None:
+    seen: list[TraceEvent] = []
+    address = Address("192.0.2.1", 5000)
+    Tracer(seen.append).bind(agent="abcd").note(
+        now=Instant(0),
+        address=address,
+        flow=Flow(3),
+        enum=Transport.TCP,
+        late=lambda: [address],
+        pair=(1, None),
+        no=False,
+    )
+    assert [event.fields for event in seen] == [
+        {
+            "address": "192.0.2.1:5000",
+            "flow": "flow 3",
+            "enum": "tcp",
+            "late": ["192.0.2.1:5000"],
+            "pair": [1, None],
+            "no": False,
+            "agent": "abcd",
+        }
+    ]
 
 
 def test_a_tracer_says_where_and_who() -> None:
     seen: list[TraceEvent] = []
     tracer = Tracer(seen.append, "alice", "session")
-    tracer.of("ice")(Instant(3), "note", "one")
-    tracer.at_node("bob", "nat")(Instant(4), "note", "two")
-    tracer(Instant(5), "note")
+    tracer.of("ice").note("one", now=Instant(3))
+    tracer.at_node("bob", "nat").note("two", now=Instant(4))
+    tracer.note(now=Instant(5))
     assert tracer.enabled
     assert [(event.at, event.node, event.machine, event.reason) for event in seen] == [
         (3, "alice", "ice", "one"),

@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "polynya", "demo"]
 
 
 def environment() -> dict[str, str]:
-    """Without what would colour or widen the output."""
+    """Without what would color or widen the output."""
     left_out = {"COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
     return {name: value for name, value in os.environ.items() if name not in left_out}
 

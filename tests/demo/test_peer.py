@@ -76,10 +76,10 @@ def dialogues(messages: int = 3, room: str = "r") -> tuple[Dialogue, Dialogue]:
 def test_every_message_is_counted_once() -> None:
     alice, bob = dialogues()
     for at in range(3):
-        message = alice.message(Instant(at * MILLISECOND))
-        alice.count_sent(Instant(at * MILLISECOND))
-        bob.take(message, Instant((at + 2) * MILLISECOND))
-        bob.take(message, Instant((at + 3) * MILLISECOND))
+        message = alice.message(now=Instant(at * MILLISECOND))
+        alice.count_sent(now=Instant(at * MILLISECOND))
+        bob.take(message, now=Instant((at + 2) * MILLISECOND))
+        bob.take(message, now=Instant((at + 3) * MILLISECOND))
     assert alice.all_sent and bob.all_received and not alice.all_received
     counts = bob.counts()
     assert (counts.received, counts.duplicates, counts.wrong) == (3, 3, 0)
@@ -88,21 +88,21 @@ def test_every_message_is_counted_once() -> None:
 
 def test_a_message_that_was_not_counted_as_sent_is_sent_again() -> None:
     alice, _ = dialogues()
-    assert alice.message(Instant(1)) == alice.message(Instant(1))
+    assert alice.message(now=Instant(1)) == alice.message(now=Instant(1))
 
 
 @pytest.mark.parametrize("spoil", [0, 15, 20, 30, -1])
 def test_a_changed_message_is_not_taken(spoil: int) -> None:
     alice, bob = dialogues()
-    message = bytearray(alice.message(Instant(1)))
+    message = bytearray(alice.message(now=Instant(1)))
     message[spoil] ^= 1
-    bob.take(bytes(message), Instant(2))
+    bob.take(bytes(message), now=Instant(2))
     assert (bob.received, bob.counts().wrong) == (0, 1)
 
 
 def test_messages_of_another_room_and_ones_own_are_not_taken() -> None:
     alice, stranger = dialogues(room="another")
-    alice.take(stranger.message(Instant(1)), Instant(2))
-    alice.take(alice.message(Instant(1)), Instant(2))
-    alice.take(b"", Instant(2))
+    alice.take(stranger.message(now=Instant(1)), now=Instant(2))
+    alice.take(alice.message(now=Instant(1)), now=Instant(2))
+    alice.take(b"", now=Instant(2))
     assert (alice.received, alice.counts().wrong) == (0, 3)

@@ -64,7 +64,7 @@ def _gather(world: World, side: Side, hosts: list[str], random: Random) -> None:
 
 
 def _restart(side: Side) -> None:
-    side.agent.restart(side.world.now)
+    side.agent.restart(now=side.world.now)
 
 
 def possible(world: World) -> bool:

@@ -101,7 +101,9 @@ class Side:
         self.world.flows += 1
         address = Address.of(host, port)
         self.sockets[flow] = address
-        self.agent.add_local(Gathered(type=CandidateType.HOST, address=address, flow=flow, **options), self.world.now)
+        self.agent.add_local(
+            Gathered(type=CandidateType.HOST, address=address, flow=flow, **options), now=self.world.now
+        )
         self.world.drain()
         return flow
 
@@ -113,13 +115,13 @@ class Side:
             Gathered(
                 type=CandidateType.SERVER_REFLEXIVE, address=mapped, base=base, flow=flow, server=server.host, **options
             ),
-            self.world.now,
+            now=self.world.now,
         )
         self.world.drain()
         return mapped
 
     def end(self) -> None:
-        self.agent.end_of_local_candidates(self.world.now)
+        self.agent.end_of_local_candidates(now=self.world.now)
         self.world.drain()
 
     @property
@@ -194,16 +196,18 @@ class World:
         """Signal a side's description, with the delay of signaling."""
         other, description = self.other(side), side.agent.local_description
         agreed = self.agreed
-        self.later(self.signaling, lambda: other.agent.set_remote(description, self.now, agreed))
+        self.later(self.signaling, lambda: other.agent.set_remote(description, now=self.now, components=agreed))
 
     def _signal(self, side: Side, event: Any) -> None:
         other = self.other(side)
         if not side.trickle:
             return
         if isinstance(event, LocalCandidateAdded):
-            self.later(self.signaling, lambda: other.agent.add_remote(event.candidate, self.now, event.local.stream))
+            self.later(
+                self.signaling, lambda: other.agent.add_remote(event.candidate, now=self.now, stream=event.local.stream)
+            )
         elif isinstance(event, LocalCandidatesEnded):
-            self.later(self.signaling, lambda: other.agent.end_of_remote_candidates(self.now))
+            self.later(self.signaling, lambda: other.agent.end_of_remote_candidates(now=self.now))
         elif isinstance(event, Restarted):
             self.describe(side)
 
@@ -248,7 +252,7 @@ class World:
                 continue
             for flow, address in side.sockets.items():
                 if address == target and (packet.sender != side.name or packet.source != address):
-                    side.agent.receive(Datagram(flow, packet.source, packet.data), self.now)
+                    side.agent.receive(Datagram(flow, packet.source, packet.data), now=self.now)
                     return
         self.dropped.append((packet, "nobody there"))
 
@@ -270,7 +274,7 @@ class World:
                 self.drain()
             for side, at in zip((self.a, self.b), timers, strict=True):
                 if at is not None and at <= self.now:
-                    side.agent.tick(self.now)
+                    side.agent.tick(now=self.now)
                     self.drain()
                     again = side.agent.next_timer()
                     assert again is None or again > self.now, f"{side.name} is due again at once"

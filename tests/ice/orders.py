@@ -87,10 +87,10 @@ class Orders(World):
         description, candidates = agent.local_description, [local.candidate for local in agent.local_candidates()]
 
         def arrive() -> None:
-            other.set_remote(description, self.now)
+            other.set_remote(description, now=self.now)
             for candidate in candidates:
-                other.add_remote(candidate, self.now)
-            other.end_of_remote_candidates(self.now)
+                other.add_remote(candidate, now=self.now)
+            other.end_of_remote_candidates(now=self.now)
 
         self._sender, self._label = side.name, ("all", description.ufrag)
         self.later(0, arrive)
@@ -146,13 +146,13 @@ class Orders(World):
             self.spent["late"] += bool(self.pool) and due > self.now + PACE
             self.now = max(self.now, due)
             for each in (self.a, self.b):
-                each.agent.tick(self.now)
+                each.agent.tick(now=self.now)
         elif kind == "restart":
             self.spent[f"restart {side.name}"] += 1
-            side.agent.restart(self.now)
+            side.agent.restart(now=self.now)
         elif kind == "turn":
             self.spent[kind] += 1
-            side.agent.set_controlling(not side.agent.controlling, self.now)
+            side.agent.set_controlling(not side.agent.controlling, now=self.now)
         else:
             self.spent[kind] = self.spent.get(kind, 0) + 1
             if kind == "arrive" and self.budget.overtakes < 99:

@@ -53,7 +53,7 @@ def test_two_hosts_behind_port_restricted_nats_connect() -> None:
 
 
 def test_a_symmetric_nat_reaches_a_public_host_by_a_peer_reflexive_candidate() -> None:
-    """RFC 8445, sections 7.2.5.3.1 and 7.3.1.3: both sides learn the mapping that nobody signalled."""
+    """RFC 8445, sections 7.2.5.3.1 and 7.3.1.3: both sides learn the mapping that nobody signaled."""
     world = World(nat_a=Nat("198.51.100.1", symmetric=True))
     world.a.reflexive(world.a.host("10.1.0.2"))
     world.b.host("203.0.113.2")
@@ -134,7 +134,7 @@ def test_candidates_may_come_before_the_description_twice_and_in_any_order() -> 
     world.b.host("192.168.0.2")
     for side in (world.a, world.b):
         for event in world.other(side).of(LocalCandidateAdded) * 2:
-            side.agent.add_remote(event.candidate, world.now)
+            side.agent.add_remote(event.candidate, now=world.now)
     assert world.a.agent.pairs() == []
     world.describe(world.b)
     world.later(400 * MILLISECOND, lambda: world.describe(world.a))
@@ -148,13 +148,13 @@ def test_a_candidate_of_another_generation_is_not_used() -> None:
     world.a.host("192.168.0.1")
     world.run(1)
     candidate = Candidate.parse("candidate:1 1 udp 1 192.168.0.7 5000 typ host ufrag other")
-    world.a.agent.add_remote(candidate, world.now)
+    world.a.agent.add_remote(candidate, now=world.now)
     assert world.a.agent.pairs() == []
-    world.a.agent.add_remote(replace(candidate, extensions=()), world.now)
+    world.a.agent.add_remote(replace(candidate, extensions=()), now=world.now)
     assert len(world.a.agent.pairs()) == 1
 
 
-def test_what_is_signalled_tells_its_generation() -> None:
+def test_what_is_signaled_tells_its_generation() -> None:
     world = plain()
     [event] = world.a.of(LocalCandidateAdded)
     assert event.candidate.extensions == (("ufrag", world.a.agent.local_description.ufrag),)
@@ -170,7 +170,7 @@ def test_a_base_that_is_not_advertised_is_used_all_the_same() -> None:
     assert "prflx 192.168.0.1:5000" in world.b.path
 
 
-def test_redundant_candidates_are_not_signalled() -> None:
+def test_redundant_candidates_are_not_signaled() -> None:
     world = World()
     flow = world.a.host("192.0.2.1")
     world.a.reflexive(flow)
@@ -181,7 +181,7 @@ def test_a_check_that_met_a_closed_filter_is_repeated_when_the_other_sides_check
     """RFC 8445, section 7.3.1.4: not only when its retransmission is due, half a second later."""
     world = behind_nats(signaling=0, delay=20 * MILLISECOND, signal=False)
     world.describe(world.b)
-    world.later(100 * MILLISECOND, lambda: world.b.agent.set_remote(world.a.agent.local_description, world.now))
+    world.later(100 * MILLISECOND, lambda: world.b.agent.set_remote(world.a.agent.local_description, now=world.now))
     assert world.connect(5)
     assert [why for _, why in world.dropped].count("filtered") >= 1
     assert world.elapsed() < 0.35
@@ -240,8 +240,8 @@ def test_a_lite_agent_answers_and_is_nominated_to() -> None:
 def test_a_closed_agent_does_nothing_and_says_so() -> None:
     world = plain()
     world.connect(5)
-    world.a.agent.close(world.now)
-    world.a.agent.close(world.now)
+    world.a.agent.close(now=world.now)
+    world.a.agent.close(now=world.now)
     world.drain()
     sent = len(world.packets)
     assert world.a.agent.next_timer() is None
@@ -250,7 +250,7 @@ def test_a_closed_agent_does_nothing_and_says_so() -> None:
     assert not [packet for packet in world.packets[sent:] if packet.sender == "a"]
     assert states(world.a)[-1] is AgentState.CLOSED
     with pytest.raises(UsageError, match="this agent is closed; make a new one"):
-        world.a.agent.restart(world.now)
+        world.a.agent.restart(now=world.now)
 
 
 def test_wrong_options_and_calls_are_refused_with_what_to_do() -> None:
@@ -263,7 +263,7 @@ def test_wrong_options_and_calls_are_refused_with_what_to_do() -> None:
     world = World()
     with pytest.raises(UsageError, match="no stream 3"):
         world.a.agent.add_local(
-            Gathered(type=CandidateType.HOST, address=Address("192.0.2.1", 1), flow=Flow(1), stream=3), world.now
+            Gathered(type=CandidateType.HOST, address=Address("192.0.2.1", 1), flow=Flow(1), stream=3), now=world.now
         )
 
 
@@ -291,7 +291,7 @@ def test_one_pair_tells_its_own_story_also_after_a_restart() -> None:
     assert story is not None
     assert story.data in world.a.agent.why().data["pairs"]
     assert str(story) in str(world.a.agent.why()) and str(story).startswith(f"pair {view.id}: {view}")
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     assert str(world.a.agent.why_pair(view.id)) == str(story), "it carries the data yet"
     world.run(5)
     assert world.a.agent.why_pair(view.id) is None
@@ -301,7 +301,7 @@ def test_pairs_are_counted_in_the_terms_of_webrtc_stats() -> None:
     world = plain()
     world.connect(5)
     world.run(61)
-    statistics = world.a.agent.statistics()
+    statistics = world.a.agent.stats()
     [stats] = [members for members in statistics.values() if members["type"] == "candidate-pair"]
     assert stats["state"] == "succeeded" and stats["nominated"] and stats["selected"]
     assert stats["requestsSent"] in (2, 3) and 10 <= stats["consentRequestsSent"] <= 16
@@ -316,7 +316,7 @@ def test_candidates_and_transports_are_told_in_the_terms_of_webrtc_stats() -> No
     world = plain()
     world.connect(5)
     world.run(2)
-    statistics = world.a.agent.statistics()
+    statistics = world.a.agent.stats()
     transport = statistics["transport-0-1"]
     assert (transport["iceRole"], transport["iceState"]) == ("controlling", "completed")
     assert transport["iceLocalUsernameFragment"] == world.a.agent.local_description.ufrag
@@ -341,9 +341,9 @@ def test_after_a_restart_the_statistics_have_the_old_pair_for_as_long_as_it_carr
     world = plain()
     world.connect(5)
     world.run(2)
-    old = world.a.agent.statistics()["transport-0-1"]["selectedCandidatePairId"]
-    world.a.agent.restart(world.now)
-    statistics = world.a.agent.statistics()
+    old = world.a.agent.stats()["transport-0-1"]["selectedCandidatePairId"]
+    world.a.agent.restart(now=world.now)
+    statistics = world.a.agent.stats()
     assert statistics["transport-0-1"]["selectedCandidatePairId"] == old and statistics[old]["selected"]
     assert statistics["transport-0-1"]["iceLocalUsernameFragment"] == world.a.agent.local_description.ufrag
 
@@ -354,8 +354,8 @@ def test_the_timer_is_pure_and_ticks_are_safe_at_any_time() -> None:
         before = [side.agent.next_timer() for side in (world.a, world.b)]
         assert before == [side.agent.next_timer() for side in (world.a, world.b)]
         for side in (world.a, world.b):
-            side.agent.tick(world.now)
-            side.agent.tick(world.now)
+            side.agent.tick(now=world.now)
+            side.agent.tick(now=world.now)
         world.run(0.01)
     assert world.a.agent.state is AgentState.COMPLETED
 
@@ -379,7 +379,7 @@ def test_answers_come_from_where_the_check_went_or_fail_the_pair() -> None:
     world.blocked = lambda packet: packet.sender == "b" and packet.message.cls is not Class.REQUEST
     sent = len([packet for packet in world.packets if packet.sender == "a" and packet.message.cls is Class.REQUEST])
     world.run(10)
-    assert world.a.agent.stats()["checks received"] >= 2
+    assert world.a.agent.counters["checks received"] >= 2
     assert world.a.agent.pairs()[0].state is PairState.FAILED  # nor do checks that come by it revive it
     assert len([p for p in world.packets if p.sender == "a" and p.message.cls is Class.REQUEST]) == sent
 
@@ -402,10 +402,10 @@ def test_a_spoofed_answer_without_integrity_is_dropped_and_the_check_goes_on() -
     world.blocked = spoofing
     assert world.connect(5)
     assert "6.6.6.6" not in str(world.a.agent.why())
-    assert world.a.agent.stats()["messages dropped"] >= 1
+    assert world.a.agent.counters["messages dropped"] >= 1
 
 
-def test_close_to_the_limit_of_signalled_candidates_nothing_breaks() -> None:
+def test_close_to_the_limit_of_signaled_candidates_nothing_breaks() -> None:
     world = World()
     world.a.host("192.168.0.1")
     world.run(1)
@@ -413,7 +413,7 @@ def test_close_to_the_limit_of_signalled_candidates_nothing_breaks() -> None:
         host = f"192.168.{1 + number // 250}.{1 + number % 250}"
         world.a.agent.add_remote(
             Candidate(foundation=str(number), component=1, priority=number + 1, address=Address(host, 5000),
-                      type=CandidateType.HOST), world.now,
+                      type=CandidateType.HOST), now=world.now,
         )  # fmt: skip
     assert len(world.a.agent.pairs()) == 100
     assert world.run(2) and world.now > world.started + SECOND

@@ -18,7 +18,7 @@ def checklists(*components: int, limit: int = 100) -> ChecklistSet:
 
 
 def add(lists: ChecklistSet, local: LocalCandidate, remote: Candidate) -> Pair:
-    made = lists.pair(local, remote, True, "test", NOW)
+    made = lists.pair(local, remote, True, "test", now=NOW)
     assert made is not None
     return made
 
@@ -59,7 +59,7 @@ def test_a_path_has_one_pair(make: Make) -> None:
     """Section 6.1.2.4: pairs with the same base and remote candidate are redundant."""
     lists = checklists()
     add(lists, make.local(), make.remote())
-    assert lists.pair(make.local(), make.remote(foundation="other"), True, "again", NOW) is None
+    assert lists.pair(make.local(), make.remote(foundation="other"), True, "again", now=NOW) is None
 
 
 def test_pairs_are_kept_in_the_order_of_their_priority(make: Make) -> None:
@@ -74,7 +74,7 @@ def test_the_limit_drops_the_pairs_of_lowest_priority(make: Make) -> None:
     lists = checklists(limit=3)
     for n in (5, 1, 3):
         add(lists, make.local(n), make.remote(n))
-    assert lists.pair(make.local(9), make.remote(9), True, "worse", NOW) is None
+    assert lists.pair(make.local(9), make.remote(9), True, "worse", now=NOW) is None
     add(lists, make.local(2), make.remote(2))
     assert [made.local.base.host for made in lists] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
     assert lists.journal.counters["pairs over the limit"] == 2
@@ -94,22 +94,22 @@ def test_the_limit_never_drops_what_is_under_way_or_valid_and_an_authenticated_c
     lists = checklists(limit=2)
     best, worst = add(lists, make.local(1), make.remote(1)), add(lists, make.local(8), make.remote(8))
     worst.state = PairState.SUCCEEDED
-    assert lists.pair(make.local(9), make.remote(9), True, "heard", NOW, force=True) is not None
+    assert lists.pair(make.local(9), make.remote(9), True, "heard", now=NOW, force=True) is not None
     assert worst in list(lists) and best not in list(lists)
     for made in lists:
         made.state = PairState.IN_PROGRESS
-    assert lists.pair(make.local(7), make.remote(7), True, "heard", NOW, force=True) is not None
+    assert lists.pair(make.local(7), make.remote(7), True, "heard", now=NOW, force=True) is not None
     assert len(list(lists)) == 3
 
 
 def test_the_limit_is_shared_by_the_checklists(make: Make) -> None:
     lists = checklists(1, 1, limit=4)
     for n in range(1, 6):
-        lists.pair(make.local(n), make.remote(n), True, "", NOW)
+        lists.pair(make.local(n), make.remote(n), True, "", now=NOW)
     assert len(lists.lists[0].pairs) == 2
     one_was_removed = checklists(2, 0, limit=4)
     for n in range(1, 6):
-        one_was_removed.pair(make.local(n), make.remote(n), True, "", NOW)
+        one_was_removed.pair(make.local(n), make.remote(n), True, "", now=NOW)
     assert len(one_was_removed.lists[0].pairs) == 4
 
 
@@ -142,7 +142,7 @@ def test_a_success_unfreezes_its_foundation_in_every_checklist(make: Make) -> No
     second = add(lists, make.local(1, component=2, foundation="f"), make.remote(1, component=2, foundation="g"))
     third = add(lists, make.local(1, stream=1, foundation="f"), make.remote(1, foundation="g"))
     first.state = PairState.SUCCEEDED
-    lists.unfreeze(first.foundation, NOW)
+    lists.unfreeze(first.foundation, now=NOW)
     assert second.state is third.state is PairState.WAITING
 
 
@@ -159,12 +159,12 @@ def test_a_failed_foundation_goes_on_with_its_next_pair(make: Make) -> None:
     lists = checklists()
     first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
     second = add(lists, make.local(2, foundation="f"), make.remote(2, foundation="g"))
-    assert lists.next_check(NOW) == (first, False)
-    lists.journal.move(first, PairEvent.CHECK_SENT, "", NOW)
-    assert lists.next_check(NOW) is None and not lists.has_work(NOW)
-    lists.journal.move(first, PairEvent.FAILED, "", NOW)
-    assert lists.has_work(NOW)
-    assert lists.next_check(NOW) == (second, False)
+    assert lists.next_check(now=NOW) == (first, False)
+    lists.journal.move(first, PairEvent.CHECK_SENT, "", now=NOW)
+    assert lists.next_check(now=NOW) is None and not lists.has_work(now=NOW)
+    lists.journal.move(first, PairEvent.FAILED, "", now=NOW)
+    assert lists.has_work(now=NOW)
+    assert lists.next_check(now=NOW) == (second, False)
     assert second.state is PairState.WAITING
 
 
@@ -176,12 +176,12 @@ def test_a_check_that_is_under_way_for_an_rto_holds_up_nobody(make: Make) -> Non
     lists = checklists()
     first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
     second = add(lists, make.local(2, foundation="f"), make.remote(2, foundation="g"))
-    assert lists.next_check(NOW) == (first, False)
-    first.apply(PairEvent.CHECK_SENT, "sent", NOW)
+    assert lists.next_check(now=NOW) == (first, False)
+    first.apply(PairEvent.CHECK_SENT, "sent", now=NOW)
     first.checked_at = NOW
     before, after = Instant(NOW + 499 * MILLISECOND), Instant(NOW + 500 * MILLISECOND)
-    assert not lists.has_work(before) and lists.next_check(before) is None
-    assert lists.has_work(after) and lists.next_check(after) == (second, False)
+    assert not lists.has_work(now=before) and lists.next_check(now=before) is None
+    assert lists.has_work(now=after) and lists.next_check(now=after) == (second, False)
 
 
 def test_triggered_checks_go_first_in_the_order_they_came(make: Make) -> None:
@@ -190,18 +190,18 @@ def test_triggered_checks_go_first_in_the_order_they_came(make: Make) -> None:
     made = [add(lists, make.local(n), make.remote(n)) for n in range(1, 5)]
     for one in (made[3], made[2], made[3]):
         lists.lists[0].trigger(one)
-    assert lists.next_check(NOW) == (made[3], True)
-    assert lists.next_check(NOW) == (made[2], True)
-    assert lists.next_check(NOW) == (made[0], False)
+    assert lists.next_check(now=NOW) == (made[3], True)
+    assert lists.next_check(now=NOW) == (made[2], True)
+    assert lists.next_check(now=NOW) == (made[0], False)
 
 
 def test_checklists_take_turns_and_an_idle_one_uses_up_no_slot(make: Make) -> None:
     lists = checklists(1, 1, 1)
     made = [add(lists, make.local(n + stream, stream=stream), make.remote(n)) for stream in (0, 2) for n in (1, 2)]
     order = []
-    while (found := lists.next_check(NOW)) is not None:
+    while (found := lists.next_check(now=NOW)) is not None:
         order.append(made.index(found[0]))
-        lists.journal.move(found[0], PairEvent.CHECK_SENT, "", NOW)
+        lists.journal.move(found[0], PairEvent.CHECK_SENT, "", now=NOW)
     assert order == [0, 2, 1, 3]
 
 
@@ -210,21 +210,21 @@ def test_a_nomination_sets_aside_what_is_open_for_its_component_only(make: Make)
     lists = checklists(2)
     chosen, other = add(lists, make.local(2), make.remote(2)), add(lists, make.local(1), make.remote(1))
     elsewhere = add(lists, make.local(3, component=2), make.remote(3, component=2))
-    lists.journal.move(chosen, PairEvent.ANSWERED, "", NOW)
+    lists.journal.move(chosen, PairEvent.ANSWERED, "", now=NOW)
     chosen.flag(valid=True, nominated=True)
     lists.lists[0].trigger(other)
-    lists.set_aside(chosen, NOW, higher_stays=False)
+    lists.set_aside(chosen, now=NOW, higher_stays=False)
     assert (other.state, elsewhere.state) == (PairState.FROZEN, PairState.WAITING)
     assert lists.lists[0].triggered == ()
-    assert lists.next_check(NOW) == (elsewhere, False)
+    assert lists.next_check(now=NOW) == (elsewhere, False)
 
 
 def test_an_aggressive_peer_may_still_nominate_a_better_pair(make: Make) -> None:
     """RFC 5245, section 8.1.2: only what is worse than the nominated pair is given up."""
     lists = checklists()
     best, chosen, worst = (add(lists, make.local(n), make.remote(n)) for n in (1, 2, 3))
-    lists.journal.move(chosen, PairEvent.ANSWERED, "", NOW)
-    lists.set_aside(chosen, NOW, higher_stays=True)
+    lists.journal.move(chosen, PairEvent.ANSWERED, "", now=NOW)
+    lists.set_aside(chosen, now=NOW, higher_stays=True)
     assert (best.state, worst.state) == (PairState.WAITING, PairState.FROZEN)
 
 
@@ -234,7 +234,7 @@ def test_a_change_of_role_orders_the_pairs_anew(make: Make) -> None:
     better_remote = add(lists, make.local(2), make.remote(1))
     better_local = add(lists, make.local(1), make.remote(2))
     assert list(lists) == [better_local, better_remote]
-    lists.prioritise(False)
+    lists.prioritize(False)
     assert list(lists) == [better_remote, better_local]
 
 

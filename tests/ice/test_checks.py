@@ -48,7 +48,7 @@ def test_only_a_controlling_agent_says_use_candidate(seed: int) -> None:
     """Section 7.1.2, whatever becomes of the roles meanwhile."""
     world = behind_nats(seed, a=IceConfig(controlling=True), b=IceConfig(controlling=True))
     assert world.connect(10)
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     world.run(20)
     for sender in ("a", "b"):
         assert all(ICE_CONTROLLING in request for request in requests(world, sender) if USE_CANDIDATE in request)

@@ -134,11 +134,11 @@ def test_only_authenticated_answers_renew_consent() -> None:
             return True
         return False
 
-    before = world.a.agent.stats().get("messages dropped", 0)
+    before = world.a.agent.counters.get("messages dropped", 0)
     world.blocked = forged
     world.run(20)
     assert world.a.agent.state is AgentState.COMPLETED
-    assert world.a.agent.stats()["messages dropped"] >= before + 3
+    assert world.a.agent.counters["messages dropped"] >= before + 3
     assert world.run(20, lambda: bool(world.a.of(ConsentLost)))
 
 
@@ -182,7 +182,7 @@ def test_a_clock_that_jumps_ends_consent_that_is_too_old() -> None:
     world = connected()
     world.queue.clear()
     world.now += 600 * SECOND  # type: ignore[assignment]
-    world.a.agent.tick(world.now)
+    world.a.agent.tick(now=world.now)
     world.drain()
     assert world.a.of(ConsentLost)
 
@@ -191,7 +191,7 @@ def test_a_short_sleep_asks_for_consent_at_once() -> None:
     world = connected()
     world.queue.clear()
     world.now += 20 * SECOND  # type: ignore[assignment]
-    world.a.agent.tick(world.now)
+    world.a.agent.tick(now=world.now)
     world.drain()
     assert requests(world, "a", world.now - 1)
     world.run(30)
@@ -251,7 +251,7 @@ def test_after_minutes_another_pair_can_still_take_over(who: str) -> None:
     selected = side.agent.selected()
     assert selected is not None
     if who == "a":
-        side.agent.receive(Closed(flow=selected.flow, reason="unplugged"), world.now)
+        side.agent.receive(Closed(flow=selected.flow, reason="unplugged"), now=world.now)
         del side.sockets[selected.flow]
         world.drain()
     else:
@@ -272,7 +272,7 @@ def test_a_pair_that_is_nominated_late_is_asked_anew_and_not_lost() -> None:
     world.blocked = lambda packet: other.base in (packet.source, packet.destination)
     world.run(60)
     world.blocked = lambda _: False
-    world.a.agent.nominate(other.id, world.now)
+    world.a.agent.nominate(other.id, now=world.now)
     world.run(0.2)
     assert world.same_path()
     assert world.b.agent.selected().remote_address == other.base  # type: ignore[union-attr]

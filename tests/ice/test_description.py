@@ -1,4 +1,4 @@
-"""Credentials, options and pacing as signalled (RFC 8839, section 5; RFC 8445, section 5.3)."""
+"""Credentials, options and pacing as signaled (RFC 8839, section 5; RFC 8445, section 5.3)."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_after_close_nothing_leaves_and_nothing_is_waited_for(seed: int) -> None
     world = build(seed, restarts=False)
     world.run(seed / 3)
     for side in (world.a, world.b):
-        side.agent.close(world.now)
+        side.agent.close(now=world.now)
         side.trickle = False
     world.drain()
     world.queue.clear()

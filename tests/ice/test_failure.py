@@ -46,7 +46,7 @@ def test_patience_lasts_as_long_as_a_transaction_though_every_pair_has_failed() 
     world.blocked = lambda _: True
     world.run(0.2)
     flow = next(iter(world.a.sockets))
-    world.a.agent.receive(IcmpError(flow=flow, remote=B, kind=IcmpKind.PORT_UNREACHABLE), world.now)
+    world.a.agent.receive(IcmpError(flow=flow, remote=B, kind=IcmpKind.PORT_UNREACHABLE), now=world.now)
     world.drain()
     [view] = world.a.agent.pairs()
     assert view.state is PairState.FAILED and "port unreachable" in view.reason
@@ -74,7 +74,7 @@ def test_candidates_that_do_not_fit_are_said_not_to() -> None:
     world.run(100)
     [failed] = world.a.of(Failed)
     assert failed.reason == "stream 0 component 1: no pair could be made"
-    assert str(failed.attempts[0]) == "pairing: the other side signalled 1 candidates, and none fits an address of ours"
+    assert str(failed.attempts[0]) == "pairing: the other side signaled 1 candidates, and none fits an address of ours"
 
 
 def test_patience_is_an_option() -> None:
@@ -83,7 +83,7 @@ def test_patience_is_an_option() -> None:
     flow = next(iter(world.a.sockets))
     world.blocked = lambda _: True
     world.run(0.05)
-    world.a.agent.receive(IcmpError(flow=flow, remote=B, kind=IcmpKind.PORT_UNREACHABLE), world.now)
+    world.a.agent.receive(IcmpError(flow=flow, remote=B, kind=IcmpKind.PORT_UNREACHABLE), now=world.now)
     assert world.a.agent.state is AgentState.FAILED
 
 
@@ -94,7 +94,7 @@ def test_a_hard_icmp_error_fails_a_pair_and_the_other_sides_check_revives_it() -
     world.run(0.2)
     flow = next(iter(world.a.sockets))
     world.a.agent.receive(
-        IcmpError(flow=flow, remote=B, kind=IcmpKind.PROHIBITED, origin="192.168.0.254"), world.now
+        IcmpError(flow=flow, remote=B, kind=IcmpKind.PROHIBITED, origin="192.168.0.254"), now=world.now
     )  # fmt: skip
     world.drain()
     assert world.a.agent.pairs()[0].state is PairState.FAILED
@@ -107,7 +107,7 @@ def test_refused_connections_count_as_icmp() -> None:
     world.blocked = lambda _: True
     world.run(0.2)
     flow = next(iter(world.a.sockets))
-    world.a.agent.receive(SendFailed(flow=flow, remote=B, errno=errno.ECONNREFUSED), world.now)
+    world.a.agent.receive(SendFailed(flow=flow, remote=B, errno=errno.ECONNREFUSED), now=world.now)
     assert world.a.agent.pairs()[0].state is PairState.FAILED
 
 
@@ -118,7 +118,9 @@ def test_sends_that_the_system_refuses_are_lost_packets_and_named_at_the_end() -
 
     def refuse(packet: object) -> bool:
         if getattr(packet, "sender", "") == "a":
-            world.later(0, lambda: world.a.agent.receive(SendFailed(flow=flow, remote=B, errno=errno.EPERM), world.now))
+            world.later(
+                0, lambda: world.a.agent.receive(SendFailed(flow=flow, remote=B, errno=errno.EPERM), now=world.now)
+            )
         return True
 
     world.blocked = refuse
@@ -137,7 +139,9 @@ def test_a_few_refused_sends_do_no_harm() -> None:
     def refuse(packet: object) -> bool:
         if getattr(packet, "sender", "") == "a" and len(refused) < 2:
             refused.append(packet)
-            world.later(0, lambda: world.a.agent.receive(SendFailed(flow=flow, remote=B, errno=errno.EPERM), world.now))
+            world.later(
+                0, lambda: world.a.agent.receive(SendFailed(flow=flow, remote=B, errno=errno.EPERM), now=world.now)
+            )
             return True
         return False
 
@@ -151,10 +155,10 @@ def test_soft_icmp_errors_are_noted_only() -> None:
     world.run(0.012)
     for _ in range(3):
         world.a.agent.receive(
-            IcmpError(flow=flow, remote=B, kind=IcmpKind.HOST_UNREACHABLE, origin="10.0.0.1"), world.now
+            IcmpError(flow=flow, remote=B, kind=IcmpKind.HOST_UNREACHABLE, origin="10.0.0.1"), now=world.now
         )  # fmt: skip
     assert world.connect(5)
-    assert world.a.agent.stats()["ICMP host unreachable from 10.0.0.1"] == 3
+    assert world.a.agent.counters["ICMP host unreachable from 10.0.0.1"] == 3
 
 
 def test_a_flow_that_is_gone_takes_its_pairs_and_the_next_best_carries_on() -> None:
@@ -166,7 +170,7 @@ def test_a_flow_that_is_gone_takes_its_pairs_and_the_next_best_carries_on() -> N
     world.b.end()
     assert world.connect(5)
     assert "192.168.0.1:" in world.a.path
-    world.a.agent.receive(Closed(flow=first, reason="the interface went away"), world.now)
+    world.a.agent.receive(Closed(flow=first, reason="the interface went away"), now=world.now)
     del world.a.sockets[first]
     world.drain()
     assert [event.remote for event in world.a.of(RemoteRevoked)] == [B]
@@ -177,7 +181,7 @@ def test_a_flow_that_is_gone_takes_its_pairs_and_the_next_best_carries_on() -> N
 
 def test_an_unknown_flow_that_closes_is_nobodys_business() -> None:
     world = plain()
-    world.a.agent.receive(Closed(flow=Flow(99), reason="?"), world.now)
+    world.a.agent.receive(Closed(flow=Flow(99), reason="?"), now=world.now)
     assert world.connect(5)
 
 

@@ -122,14 +122,14 @@ class Model:
 
     # scheduling
 
-    def slot(self, now: int) -> tuple[ModelPair, bool] | None:
+    def slot(self, *, now: int) -> tuple[ModelPair, bool] | None:
         """Section 6.1.4.2: the check that is sent now, and whether it nominates."""
         if self.last is not None and now - self.last < TA:
             return None
         for _ in COMPONENTS:
             stream = self.turn
-            chosen = self._pick(stream, now)
-            if chosen is None and not any(self._pick(other, now, dry=True) for other in (0, 1)):
+            chosen = self._pick(stream, now=now)
+            if chosen is None and not any(self._pick(other, now=now, dry=True) for other in (0, 1)):
                 return None  # nothing to check: the turn stays
             self.turn = (self.turn + 1) % len(COMPONENTS)
             if chosen is not None:
@@ -141,7 +141,7 @@ class Model:
                 return pair, pair.nominating
         return None
 
-    def _pick(self, stream: int, now: int, *, dry: bool = False) -> tuple[ModelPair, bool] | None:
+    def _pick(self, stream: int, *, now: int, dry: bool = False) -> tuple[ModelPair, bool] | None:
         if self.queues[stream]:
             return (self.queues[stream][0] if dry else self.queues[stream].pop(0)), True
         if all(self.concluded(stream, component) for component in range(1, COMPONENTS[stream] + 1)):
@@ -213,7 +213,7 @@ class Model:
                 if other in self.queues[other.stream]:
                     self.queues[other.stream].remove(other)
 
-    def heard(self, pair: ModelPair, now: int, *, nominate: bool) -> None:
+    def heard(self, pair: ModelPair, *, now: int, nominate: bool) -> None:
         """Sections 7.3.1.4 and 7.3.1.5."""
         if nominate and not self.controlling:
             if pair.valid:
@@ -295,7 +295,7 @@ class ChecklistMachine(RuleBasedStateMachine):
             keepalive=3600 * SECOND,
         )
         self.agent = IceAgent(config, random=Random(1), pacer=Pacer())
-        self.agent.set_remote(THEIRS, self.now)
+        self.agent.set_remote(THEIRS, now=self.now)
         self.model = Model(self.controlling)
         self.asked: dict[bytes, Asked] = {}
         self.known: list[bytes] = []
@@ -309,7 +309,7 @@ class ChecklistMachine(RuleBasedStateMachine):
     def settle(self) -> None:
         """What follows from an event, in the agent and in the model."""
         self.model.evaluate()
-        expected = self.model.slot(self.now)
+        expected = self.model.slot(now=self.now)
         fresh = []
         for output in self.agent.outputs():
             assert isinstance(output, Send)
@@ -341,7 +341,7 @@ class ChecklistMachine(RuleBasedStateMachine):
         flow = Flow(100 * host + 10 * key[0] + key[1])
         address = Address(f"203.0.113.{host}", flow.id)
         local = self.agent.add_local(
-            Gathered(type=CandidateType.HOST, address=address, flow=flow, stream=key[0], component=key[1]), self.now
+            Gathered(type=CandidateType.HOST, address=address, flow=flow, stream=key[0], component=key[1]), now=self.now
         )
         assert local is not None
         self.bases[*key, host] = (flow, local.candidate)
@@ -359,7 +359,7 @@ class ChecklistMachine(RuleBasedStateMachine):
             address=self._place(key, number),
             type=CandidateType.HOST,
         )
-        self.agent.add_remote(remote, self.now, key[0])
+        self.agent.add_remote(remote, now=self.now, stream=key[0])
         known = self.remotes.get((*key, remote.address))
         if known is None or known.type is CandidateType.PEER_REFLEXIVE:
             self.remotes[*key, remote.address] = remote
@@ -401,7 +401,7 @@ class ChecklistMachine(RuleBasedStateMachine):
             priority,
             nominate=nominate,
         )
-        self.agent.receive(Datagram(flow, source, request), self.now)
+        self.agent.receive(Datagram(flow, source, request), now=self.now)
         pair = self.model.at((flow, source))
         if pair is None:
             remote = self.remotes.get((*place, source))
@@ -418,7 +418,7 @@ class ChecklistMachine(RuleBasedStateMachine):
             self._form(place, flow, local, remote, learnt=True)
             pair = self.model.at((flow, source))
         assert pair is not None
-        self.model.heard(pair, self.now, nominate=nominate)
+        self.model.heard(pair, now=self.now, nominate=nominate)
         self.settle()
 
     @precondition(lambda self: self.asked)
@@ -444,7 +444,7 @@ class ChecklistMachine(RuleBasedStateMachine):
 
     def _reply(self, asked: Asked, message: Message) -> None:
         data = message.encode(integrity=IntegrityKey.short_term(THEIRS.password), fingerprint=True)
-        self.agent.receive(Datagram(*asked.pair.path, data), self.now)
+        self.agent.receive(Datagram(*asked.pair.path, data), now=self.now)
 
     # ------------------------------------------------------------------------------------------------------------ time
 
@@ -452,7 +452,7 @@ class ChecklistMachine(RuleBasedStateMachine):
     def wait(self, slots: int) -> None:
         for _ in range(slots):
             self.now = Instant(self.now + TA)
-            self.agent.tick(self.now)
+            self.agent.tick(now=self.now)
             self.settle()
 
     # --------------------------------------------------------------------------------------------------------- compare

@@ -21,8 +21,8 @@ NAME = "8a3c9d3e-6b1f-4f63-9dbb-3f1d1f2d4b10.local"
 @pytest.fixture
 def agent() -> IceAgent:
     made = IceAgent(IceConfig(), random=Random(1), pacer=Pacer())
-    made.add_local(Gathered(type=CandidateType.HOST, address=Address("192.168.0.1", 5000), flow=Flow(1)), NOW)
-    made.set_remote(Description(ufrag="them", password="theirpasswordtheirpass"), NOW)
+    made.add_local(Gathered(type=CandidateType.HOST, address=Address("192.168.0.1", 5000), flow=Flow(1)), now=NOW)
+    made.set_remote(Description(ufrag="them", password="theirpasswordtheirpass"), now=NOW)
     return made
 
 
@@ -35,11 +35,11 @@ def queries(agent: IceAgent) -> list[Resolve]:
 
 
 def test_a_name_is_looked_up_and_its_address_paired(agent: IceAgent) -> None:
-    agent.add_remote(named(), NOW)
+    agent.add_remote(named(), now=NOW)
     assert agent.pairs() == []
     [query] = queries(agent)
     assert query.name == NAME and agent.expects(query)
-    agent.receive(Resolved(query=query, hosts=("192.168.0.2", "192.168.0.3")), NOW)
+    agent.receive(Resolved(query=query, hosts=("192.168.0.2", "192.168.0.3")), now=NOW)
     [view] = agent.pairs()
     assert view.remote_address == Address("192.168.0.2", 6000)
     assert view.remote.host_name == NAME
@@ -49,26 +49,26 @@ def test_a_name_is_looked_up_and_its_address_paired(agent: IceAgent) -> None:
 
 @pytest.mark.parametrize("hosts", [(), ("nonsense",), ("127.0.0.1",), ("2001:db8::1",)])
 def test_a_name_that_gives_nothing_usable_makes_no_pair(agent: IceAgent, hosts: tuple[str, ...]) -> None:
-    agent.add_remote(named(), NOW)
+    agent.add_remote(named(), now=NOW)
     [query] = queries(agent)
-    agent.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), NOW)
+    agent.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), now=NOW)
     assert agent.pairs() == []
 
 
 def test_candidates_of_one_name_share_its_look_up(agent: IceAgent) -> None:
-    agent.add_remote(named(port=6000), NOW)
-    agent.add_remote(named(port=6001), NOW)
+    agent.add_remote(named(port=6000), now=NOW)
+    agent.add_remote(named(port=6001), now=NOW)
     [query] = queries(agent)
-    agent.receive(Resolved(query=query, hosts=("192.168.0.2",)), NOW)
+    agent.receive(Resolved(query=query, hosts=("192.168.0.2",)), now=NOW)
     assert [view.remote_address.port for view in agent.pairs()] == [6000, 6001]
 
 
 def test_the_other_side_cannot_make_us_look_up_any_number_of_names(agent: IceAgent) -> None:
     for number in range(100):
-        agent.add_remote(named(f"host{number}.local"), NOW)
+        agent.add_remote(named(f"host{number}.local"), now=NOW)
     assert len(queries(agent)) == LIMIT
 
 
 def test_an_answer_that_nobody_waits_for_changes_nothing(agent: IceAgent) -> None:
-    agent.receive(Resolved(query=Resolve(name="other.local"), hosts=("192.168.0.2",)), NOW)
+    agent.receive(Resolved(query=Resolve(name="other.local"), hosts=("192.168.0.2",)), now=NOW)
     assert agent.pairs() == []

@@ -21,7 +21,7 @@ def pair(n: int, state: PairState, *, valid_at: int | None = None, tried_at: int
     """Pair `n`, the lower the better; times in milliseconds."""
     make = Make()
     made = Pair(n, make.local(n), make.remote(n), make.remote(n).address)
-    made.prioritise(True)
+    made.prioritize(True)
     made.state = state
     made.rtt = rtt * MILLISECOND
     if valid_at is not None:

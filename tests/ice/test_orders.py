@@ -112,9 +112,9 @@ def test_the_search_finds_a_fault_that_needs_one_order(monkeypatch: pytest.Monke
     """Positive control: an agent that forgets a nomination that comes before its own check was answered."""
     whole = Verdicts.nominate
 
-    def forgetful(self: Verdicts, pair: Any, reason: str, *rest: Any) -> None:
+    def forgetful(self: Verdicts, pair: Any, reason: str, **rest: Any) -> None:
         if reason != "the other side had nominated it":
-            whole(self, pair, reason, *rest)
+            whole(self, pair, reason, **rest)
 
     monkeypatch.setattr(Verdicts, "nominate", forgetful)
     found = every(Budget(), config(True), config(False))

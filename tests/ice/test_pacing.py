@@ -55,8 +55,8 @@ def test_a_peer_that_says_nothing_gets_a_check_every_50_ms() -> None:
     silent = Description(ufrag="them", password="theirpasswordtheirpass")
     for n in range(6):
         world.a.host(f"192.168.0.{10 + n}")
-    world.a.agent.set_remote(silent, world.now)
-    world.a.agent.add_remote(Candidate.parse("candidate:1 1 udp 1 192.168.0.99 5000 typ host"), world.now)
+    world.a.agent.set_remote(silent, now=world.now)
+    world.a.agent.add_remote(Candidate.parse("candidate:1 1 udp 1 192.168.0.99 5000 typ host"), now=world.now)
     world.run(2)
     gaps = [second - first for first, second in pairwise(new_checks(world, "a"))]
     assert gaps == [50 * MILLISECOND] * 5
@@ -67,8 +67,8 @@ def test_less_than_50_ms_towards_silent_peers_is_an_option() -> None:
     world.blocked = lambda _: True
     for n in range(3):
         world.a.host(f"192.168.0.{10 + n}")
-    world.a.agent.set_remote(Description(ufrag="them", password="theirpasswordtheirpass"), world.now)
-    world.a.agent.add_remote(Candidate.parse("candidate:1 1 udp 1 192.168.0.99 5000 typ host"), world.now)
+    world.a.agent.set_remote(Description(ufrag="them", password="theirpasswordtheirpass"), now=world.now)
+    world.a.agent.add_remote(Candidate.parse("candidate:1 1 udp 1 192.168.0.99 5000 typ host"), now=world.now)
     world.run(2)
     at = new_checks(world, "a")
     assert [second - first for first, second in pairwise(at)] == [20 * MILLISECOND] * 2
@@ -77,23 +77,23 @@ def test_less_than_50_ms_towards_silent_peers_is_an_option() -> None:
 def test_an_agent_without_work_takes_no_slot() -> None:
     pacer = Pacer()
     pacing = Pacing(pacer, 50 * MILLISECOND)
-    assert pacing.ready(START)
-    pacing.used(START)
-    assert not pacing.ready(START)
+    assert pacing.ready(now=START)
+    pacing.used(now=START)
+    assert not pacing.ready(now=START)
     assert pacing.next_timer() == START + 50 * MILLISECOND
     pacing.idle()
     assert pacing.next_timer() is None
-    assert pacer.reserve(Instant(START + 5 * MILLISECOND)) == START + 5 * MILLISECOND
+    assert pacer.reserve(now=Instant(START + 5 * MILLISECOND)) == START + 5 * MILLISECOND
 
 
 def test_a_slot_that_is_not_needed_is_given_back() -> None:
     pacer = Pacer()
-    pacer.reserve(START)
+    pacer.reserve(now=START)
     pacing = Pacing(pacer, 50 * MILLISECOND)
-    assert not pacing.ready(START)
+    assert not pacing.ready(now=START)
     assert pacing.next_timer() == START + 5 * MILLISECOND
     pacing.idle()
-    assert pacer.reserve(START) == START + 5 * MILLISECOND
+    assert pacer.reserve(now=START) == START + 5 * MILLISECOND
 
 
 def test_two_hundred_agents_of_one_process_share_its_pace_and_none_starves() -> None:
@@ -103,14 +103,14 @@ def test_two_hundred_agents_of_one_process_share_its_pace_and_none_starves() -> 
     for n in range(200):
         agent = IceAgent(IceConfig(), random=Random(n), pacer=pacer)
         host = Address("192.168.0.1", 10000 + n)
-        agent.add_local(Gathered(type=CandidateType.HOST, address=host, flow=Flow(n + 1)), START)
-        agent.set_remote(Description(ufrag="them", password="theirpasswordtheirpass", pacing=0), START)
+        agent.add_local(Gathered(type=CandidateType.HOST, address=host, flow=Flow(n + 1)), now=START)
+        agent.set_remote(Description(ufrag="them", password="theirpasswordtheirpass", pacing=0), now=START)
         for m in range(2):
             address = Address(f"192.168.1.{m + 1}", 5000)
             candidate = Candidate(
                 foundation=str(m), component=1, priority=m + 1, address=address, type=CandidateType.HOST
             )  # fmt: skip
-            agent.add_remote(candidate, START)
+            agent.add_remote(candidate, now=START)
         agents.append(agent)
     sent: list[tuple[int, int, bytes]] = []
     now = START
@@ -118,7 +118,7 @@ def test_two_hundred_agents_of_one_process_share_its_pace_and_none_starves() -> 
         for number, agent in enumerate(agents):
             due = agent.next_timer()
             if due is not None and due <= now:
-                agent.tick(now)
+                agent.tick(now=now)
             sent += [
                 (now, number, decode(output.data).transaction_id)
                 for output in agent.outputs()

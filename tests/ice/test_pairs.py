@@ -43,7 +43,7 @@ def pair(make: Make, state: PairState = S.FROZEN) -> Pair:
 @pytest.mark.parametrize(("old", "event", "new"), ALLOWED)
 def test_the_moves_of_the_rfc(make: Make, old: PairState, event: PairEvent, new: PairState) -> None:
     moved = pair(make, old)
-    assert moved.apply(event, "because", NOW) is old
+    assert moved.apply(event, "because", now=NOW) is old
     [transition] = moved.history.transitions()
     assert (transition.old, transition.new, transition.reason) == (old, new, "because")
     assert (moved.state, moved.reason) == (new, "because")
@@ -63,7 +63,7 @@ def test_the_moves_of_the_rfc(make: Make, old: PairState, event: PairEvent, new:
 )
 def test_what_is_not_in_the_table_changes_nothing(make: Make, state: PairState, event: PairEvent) -> None:
     kept = pair(make, state)
-    assert kept.apply(event, "no", NOW) is None
+    assert kept.apply(event, "no", now=NOW) is None
     assert (kept.state, kept.reason, kept.history.transitions()) == (state, "new", [])
 
 
@@ -77,7 +77,7 @@ def test_the_table_is_closed_and_history_bounded(events: list[PairEvent]) -> Non
     made = pair(Make())
     for at, event in enumerate(events):
         before = made.state
-        left = made.apply(event, event.value, Instant(at))
+        left = made.apply(event, event.value, now=Instant(at))
         assert made.state is TRANSITIONS[before].get(event, before)
         assert (left is None) == (event not in TRANSITIONS[before])
     history = made.history.transitions()
@@ -89,7 +89,7 @@ def test_the_table_is_closed_and_history_bounded(events: list[PairEvent]) -> Non
 def test_the_first_transition_is_remembered_for_good(make: Make) -> None:
     made = pair(make)
     for number in range(50):
-        made.apply(E.TRIGGERED, f"check {number}", NOW)
+        made.apply(E.TRIGGERED, f"check {number}", now=NOW)
     assert made.history.transitions()[0].reason == "check 0"
     assert made.history.transitions()[-1].reason == "check 49"
 
@@ -107,13 +107,13 @@ def test_priorities_follow_the_role_and_what_the_answer_showed(make: Make) -> No
     """Section 7.2.5.3.2: the valid pair has the priority of its own candidates."""
     made = pair(make)
     ours, theirs = made.local.candidate.priority, made.remote.priority
-    made.prioritise(True)
+    made.prioritize(True)
     assert made.priority == made.valid_priority == pair_priority(ours, theirs)
-    made.prioritise(False)
+    made.prioritize(False)
     assert made.priority == pair_priority(theirs, ours)
     shown = make.local(2)
     made.seen = shown
-    made.prioritise(True)
+    made.prioritize(True)
     assert made.priority == pair_priority(ours, theirs)
     assert made.valid_priority == pair_priority(shown.candidate.priority, theirs)
     assert made.view().local is shown.candidate
@@ -134,7 +134,7 @@ def test_what_was_noticed_on_the_way_explains_a_failure(make: Make) -> None:
 def test_a_view_is_what_it_was(make: Make) -> None:
     made = Pair(7, make.local(), make.remote(type=CandidateType.RELAYED), Address("192.0.2.1", 6000))
     view = made.view(selected=True)
-    made.apply(E.TRIGGERED, "later", NOW)
+    made.apply(E.TRIGGERED, "later", now=NOW)
     made.flag(valid=True)
     assert (view.id, view.state, view.valid, view.selected, view.relayed) == (7, S.FROZEN, False, True, True)
     assert (view.flow, view.remote_address, view.base) == (Flow(11), Address("192.0.2.1", 6000), made.local.base)

@@ -113,7 +113,7 @@ def test_without_the_agreement_of_both_the_first_nomination_stays(
     other = pair_of_worlds(a=a, b=b)
     assert other.connect(10)
     with pytest.raises(UsageError, match="renomination"):
-        other.a.agent.nominate(valid(other.a, lambda pair: not pair.nominated).id, other.now)
+        other.a.agent.nominate(valid(other.a, lambda pair: not pair.nominated).id, now=other.now)
 
 
 def test_by_hand_any_valid_pair_is_nominated_and_the_other_side_follows() -> None:
@@ -123,7 +123,7 @@ def test_by_hand_any_valid_pair_is_nominated_and_the_other_side_follows() -> Non
     assert on(world.a) == "203.0.113.1"
     for host in ("203.0.113.101", "203.0.113.1", "203.0.113.101"):
         pair = valid(world.a, lambda pair, host=host: pair.local.address.host == host)  # type: ignore[misc]
-        world.a.agent.nominate(pair.id, world.now)
+        world.a.agent.nominate(pair.id, now=world.now)
         assert world.run(5, lambda host=host: on(world.a) == host)  # type: ignore[misc]
         assert world.run(5, world.same_path)
     assert nominations(world) == [1, 2, 3, 4]
@@ -139,9 +139,9 @@ def test_before_the_first_nomination_a_pair_may_be_chosen_by_hand_with_anyone() 
     world.run(1)
     assert nominations(world) == []
     worst = [pair for pair in world.a.agent.pairs() if pair.valid][-1]
-    world.a.agent.nominate(worst.id, world.now)
+    world.a.agent.nominate(worst.id, now=world.now)
     with pytest.raises(UsageError, match=f"pair {worst.id} is being nominated"):
-        world.a.agent.nominate(valid(world.a, lambda pair: pair.id != worst.id).id, world.now)
+        world.a.agent.nominate(valid(world.a, lambda pair: pair.id != worst.id).id, now=world.now)
     assert world.connect(2)
     assert world.a.agent.selected().id == worst.id  # type: ignore[union-attr]
     assert world.run(5, world.same_path)
@@ -153,11 +153,11 @@ def test_what_cannot_be_nominated_is_refused_at_once() -> None:
     world = pair_of_worlds()
     assert world.connect(10)
     with pytest.raises(UsageError, match="only the controlling agent"):
-        world.b.agent.nominate(world.b.agent.pairs()[0].id, world.now)
+        world.b.agent.nominate(world.b.agent.pairs()[0].id, now=world.now)
     with pytest.raises(UsageError, match="no valid pair 999"):
-        world.a.agent.nominate(999, world.now)
+        world.a.agent.nominate(999, now=world.now)
     before = nominations(world)
-    world.a.agent.nominate(world.a.agent.selected().id, world.now)  # type: ignore[union-attr]
+    world.a.agent.nominate(world.a.agent.selected().id, now=world.now)  # type: ignore[union-attr]
     world.run(2)
     assert nominations(world) == before
 
@@ -179,11 +179,11 @@ def test_an_earlier_nomination_that_arrives_late_changes_nothing() -> None:
         valid(world.a, lambda pair: pair.local.address.host == host)  # noqa: B023
         for host in ("203.0.113.101", "203.0.113.1")
     )
-    world.a.agent.nominate(one.id, world.now)
+    world.a.agent.nominate(one.id, now=world.now)
     world.run(0.3)
     assert held
     third = next(pair for pair in world.a.agent.pairs() if pair.valid and pair.id not in (one.id, other.id))
-    world.a.agent.nominate(third.id, world.now)
+    world.a.agent.nominate(third.id, now=world.now)
     assert world.run(5, lambda: world.a.agent.selected().id == third.id and world.same_path())  # type: ignore[union-attr]
     world.blocked = lambda _: False
     world._arrive(held[0])
@@ -200,7 +200,7 @@ def test_after_a_nomination_that_came_to_nothing_the_old_pair_is_nominated_anew(
     world.run(5)
     world.blocked = lambda packet: packet.sender == "b" and "203.0.113.101" in hosts(packet)
     pair = valid(world.a, lambda pair: (pair.base.host, pair.remote_address.host) == ("203.0.113.101", "203.0.113.102"))
-    world.a.agent.nominate(pair.id, world.now)
+    world.a.agent.nominate(pair.id, now=world.now)
     assert world.run(5, lambda: on(world.b) == "203.0.113.102")
     assert on(world.a) == "203.0.113.1"
     assert world.run(60, lambda: nominations(world) == [1, 2, 3])
@@ -223,7 +223,7 @@ def test_a_lite_agent_follows() -> None:
     assert world.connect(10)
     world.run(5)
     other = valid(world.a, lambda pair: not pair.nominated)
-    world.a.agent.nominate(other.id, world.now)
+    world.a.agent.nominate(other.id, now=world.now)
     assert world.run(5, lambda: world.a.agent.selected().id == other.id)  # type: ignore[union-attr]
     assert world.run(5, world.same_path)
     world.run(120)  # consent checks repeat the nomination that holds, and no other
@@ -235,9 +235,9 @@ def test_a_restart_begins_to_count_anew() -> None:
     world = pair_of_worlds(a=BY_HAND, b=BY_HAND)
     assert world.connect(10)
     world.run(5)
-    world.a.agent.nominate(valid(world.a, lambda pair: not pair.nominated).id, world.now)
+    world.a.agent.nominate(valid(world.a, lambda pair: not pair.nominated).id, now=world.now)
     world.run(5)
-    world.b.agent.restart(world.now)
+    world.b.agent.restart(now=world.now)
     world.run(10)
     assert nominations(world) == [1, 2, 1]
     assert world.same_path()
@@ -292,7 +292,7 @@ def test_two_nominations_under_way_at_once_are_no_endless_row(who: str, late: in
     world.b.end()
     world.run(late / 1000)
     side = world.a if who == "a" else world.b
-    side.agent.set_controlling(not side.agent.controlling, world.now)
+    side.agent.set_controlling(not side.agent.controlling, now=world.now)
     assert world.connect(3), (str(world.a.agent.why()), str(world.b.agent.why()))
     assert world.same_path()
     assert len(world.packets) < 40

@@ -46,9 +46,9 @@ THEIRS = Description(ufrag="them", password="theirpasswordtheirpass", options=("
 def agent(remote: bool = True, **options: Any) -> IceAgent:
     config = IceConfig(**({"controlling": False, "ufrag": "ours", "password": "ourpasswordourpassword"} | options))
     made = IceAgent(config, random=Random(1), pacer=Pacer())
-    made.add_local(Gathered(type=CandidateType.HOST, address=HERE, flow=FLOW), NOW)
+    made.add_local(Gathered(type=CandidateType.HOST, address=HERE, flow=FLOW), now=NOW)
     if remote:
-        made.set_remote(THEIRS, NOW)
+        made.set_remote(THEIRS, now=NOW)
     made.events()
     made.outputs()
     return made
@@ -65,8 +65,8 @@ def request(number: int = 1, *, key: IntegrityKey | None = OURS, drop: Any = Non
 by_name = {"username": USERNAME, "priority": PRIORITY, "use_candidate": USE_CANDIDATE}
 
 
-def answers(made: IceAgent, data: bytes, source: Address = THERE, now: Instant = NOW) -> list[Message]:
-    made.receive(Datagram(FLOW, source, data), now)
+def answers(made: IceAgent, data: bytes, source: Address = THERE, *, now: Instant = NOW) -> list[Message]:
+    made.receive(Datagram(FLOW, source, data), now=now)
     sent = [output for output in made.outputs() if isinstance(output, Send)]
     return [decode(send.data) for send in sent if decode(send.data).cls is not Class.REQUEST]
 
@@ -96,7 +96,7 @@ def test_whoever_is_not_authenticated_gets_an_unsigned_refusal_and_moves_nothing
     [answer] = answers(made, data)
     assert (answer[ERROR_CODE].code, answer.has_integrity) == (code, False)
     assert made.pairs() == [] and made.events() == []
-    assert made.stats()["messages dropped"] == 1
+    assert made.counters["messages dropped"] == 1
     assert answers(made, request())[0].cls is Class.SUCCESS
 
 
@@ -133,7 +133,7 @@ def test_a_check_without_a_usable_priority_is_refused(data: bytes) -> None:
 def test_what_is_not_stun_is_dropped_and_counted(data: bytes) -> None:
     made = agent()
     assert answers(made, data) == [] and made.pairs() == []
-    assert made.stats()["messages dropped"] == 1
+    assert made.counters["messages dropped"] == 1
 
 
 def test_other_methods_indications_and_stray_answers_get_nothing() -> None:
@@ -143,12 +143,12 @@ def test_other_methods_indications_and_stray_answers_get_nothing() -> None:
     stray = Message.success(decode(request()), {XOR_MAPPED_ADDRESS: HERE}).encode(integrity=OURS)
     for data in (allocate, indication, stray):
         assert answers(made, data) == []
-    assert made.stats()["keepalives received"] == 1
+    assert made.counters["keepalives received"] == 1
 
 
 def test_a_check_on_a_flow_that_is_not_ours_is_dropped() -> None:
     made = agent()
-    made.receive(Datagram(Flow(9), THERE, request()), NOW)
+    made.receive(Datagram(Flow(9), THERE, request()), now=NOW)
     assert made.outputs() == [] and made.pairs() == []
 
 
@@ -167,15 +167,15 @@ def test_an_unknown_source_becomes_peer_reflexive_and_is_checked_at_once() -> No
     assert made.events()[0] == RemoteAuthenticated(flow=FLOW, remote=THERE, stream=0, component=1)
 
 
-def test_a_candidate_that_is_signalled_later_is_adopted_with_everything_kept() -> None:
-    """algesten/str0m#485, #489, #908: false disconnects when a nominated candidate was signalled later."""
+def test_a_candidate_that_is_signaled_later_is_adopted_with_everything_kept() -> None:
+    """algesten/str0m#485, #489, #908: false disconnects when a nominated candidate was signaled later."""
     made = agent()
     answers(made, request())
     [before] = made.pairs()
     candidate = Candidate(
         foundation="9", component=1, priority=2130706431, address=THERE, type=CandidateType.HOST
     )  # fmt: skip
-    made.add_remote(candidate, NOW)
+    made.add_remote(candidate, now=NOW)
     [after] = made.pairs()
     assert (after.id, after.state, after.readable) == (before.id, before.state, before.readable)
     assert after.remote is candidate and after.priority > before.priority
@@ -188,16 +188,16 @@ def test_checks_that_come_before_the_description_are_answered_and_kept() -> None
     assert answers(made, request(2, use_candidate=True))[0].cls is Class.SUCCESS
     assert made.pairs() == []
     assert [type(event) for event in made.events()] == [RemoteAuthenticated]
-    made.set_remote(THEIRS, NOW)
+    made.set_remote(THEIRS, now=NOW)
     [view] = made.pairs()
     assert view.readable and view.state is PairState.IN_PROGRESS
     assert made._generation.checklists.lists[0].pairs[0].nominate_on_success
 
 
-def test_checks_of_another_ufrag_than_the_one_that_is_signalled_then_are_forgotten() -> None:
+def test_checks_of_another_ufrag_than_the_one_that_is_signaled_then_are_forgotten() -> None:
     made = agent(remote=False)
     answers(made, request(username="ours:evil"))
-    made.set_remote(THEIRS, NOW)
+    made.set_remote(THEIRS, now=NOW)
     assert made.pairs() == []
 
 
@@ -205,7 +205,7 @@ def test_what_is_kept_early_is_bounded() -> None:
     made = agent(remote=False)
     for port in range(1, 200):
         assert answers(made, request(port), Address(THERE.host, port))[0].cls is Class.SUCCESS
-    made.set_remote(THEIRS, NOW)
+    made.set_remote(THEIRS, now=NOW)
     assert len(made.pairs()) == 16
 
 
@@ -224,8 +224,8 @@ def test_sources_that_return_again_and_again_make_no_more_pairs_either() -> None
         for port in range(1, 21):
             answers(made, request(turn * 100 + port), Address(THERE.host, port))
             for pair in list(made._generation.checklists):
-                made._generation.verdicts.fail(pair, "for the test", NOW)
-    assert made.stats()["checks received"] == 800
+                made._generation.verdicts.fail(pair, "for the test", now=NOW)
+    assert made.counters["checks received"] == 800
     assert made._generation.checklists.last_id <= 256
 
 
@@ -233,12 +233,12 @@ def test_a_retransmitted_check_does_not_restart_a_fresh_triggered_one() -> None:
     """Two agents would otherwise trigger each other for ever; a deviation that generation.py explains."""
     made = agent()
     answers(made, request(1))
-    made.receive(Datagram(FLOW, THERE, request(1)), NOW)
-    made.tick(Instant(NOW + SECOND // 10))
+    made.receive(Datagram(FLOW, THERE, request(1)), now=NOW)
+    made.tick(now=Instant(NOW + SECOND // 10))
     assert [output for output in made.outputs() if _is_request(output)] == []
     later = Instant(NOW + SECOND * 3 // 4)
-    made.receive(Datagram(FLOW, THERE, request(1)), later)
-    made.tick(later)
+    made.receive(Datagram(FLOW, THERE, request(1)), now=later)
+    made.tick(now=later)
     assert len([output for output in made.outputs() if _is_request(output)]) >= 1
 
 

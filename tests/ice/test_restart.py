@@ -48,7 +48,7 @@ def test_a_restart_of_either_side_gives_both_new_credentials(who: str) -> None:
     assert settled(world)
     before = (world.a.agent.local_description, world.b.agent.local_description)
     side = world.a if who == "a" else world.b
-    description = side.agent.restart(world.now)
+    description = side.agent.restart(now=world.now)
     assert description is side.agent.local_description
     assert settled(world)
     after = (world.a.agent.local_description, world.b.agent.local_description)
@@ -57,10 +57,10 @@ def test_a_restart_of_either_side_gives_both_new_credentials(who: str) -> None:
         assert old.ufrag != new.ufrag and old.password != new.password
 
 
-def test_candidates_are_signalled_anew_with_the_new_generation() -> None:
+def test_candidates_are_signaled_anew_with_the_new_generation() -> None:
     world = plain()
     settled(world)
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     settled(world)
     first, second = world.a.of(LocalCandidateAdded)
     assert (first.candidate.generation, second.candidate.generation) == (0, 1)
@@ -73,7 +73,7 @@ def test_the_old_pair_carries_data_until_a_new_one_is_nominated() -> None:
     settled(world)
     old = world.a.agent.selected()
     assert old is not None
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     world.b.trickle = world.a.trickle = False
     world.run(60)
     assert world.a.agent.selected() is not None
@@ -94,7 +94,7 @@ def test_old_checks_are_answered_until_then() -> None:
     world = plain()
     settled(world)
     world.a.trickle = False
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     world.run(120)
     assert world.b.agent.state is AgentState.COMPLETED
     assert world.a.agent.selected() is not None
@@ -104,8 +104,8 @@ def test_old_checks_are_answered_until_then() -> None:
 def test_restarts_that_cross_end_on_one_generation(apart: int) -> None:
     world = plain()
     settled(world)
-    world.a.agent.restart(world.now)
-    world.later(apart * MILLISECOND, lambda: world.b.agent.restart(world.now) and None)
+    world.a.agent.restart(now=world.now)
+    world.later(apart * MILLISECOND, lambda: world.b.agent.restart(now=world.now) and None)
     assert settled(world)
     assert sum(len(side.of(Restarted)) for side in (world.a, world.b)) <= 4
 
@@ -114,9 +114,9 @@ def test_descriptions_that_overtake_each_other_lose_no_nomination() -> None:
     """Found by exploration (seed 34): the check that nominates came before its description, an older one in between."""
     world = plain(signaling=1000 * MILLISECOND)
     assert settled(world)
-    world.b.agent.restart(world.now)
+    world.b.agent.restart(now=world.now)
     world.run(0.877)
-    world.b.agent.restart(world.now)
+    world.b.agent.restart(now=world.now)
     assert settled(world)
     assert generations(world) == (2, 2)
 
@@ -132,11 +132,11 @@ def test_a_role_that_changes_during_a_restart_does_not_stop_it(who: str, seed: i
     world.a.host("192.168.0.1")
     world.b.host("192.168.0.2")
     assert settled(world)
-    world.b.agent.restart(world.now)
+    world.b.agent.restart(now=world.now)
     world.run(0.5)
     assert world.a.agent.state is world.b.agent.state is AgentState.CONNECTED
     side = world.a if who == "a" else world.b
-    side.agent.set_controlling(not side.agent.controlling, world.now)
+    side.agent.set_controlling(not side.agent.controlling, now=world.now)
     assert settled(world, 40)
     assert world.a.agent.controlling is not world.b.agent.controlling
 
@@ -150,20 +150,20 @@ def test_a_nomination_that_came_while_the_role_was_another_is_repeated(seed: int
     world.a.host("192.168.0.1")
     world.b.host("192.168.0.2")
     assert settled(world)
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     assert world.run(3, lambda: generations(world)[1] == 1 and world.b.agent.state is AgentState.COMPLETED)
     world.run(0.1)
     assert world.a.agent.remote_description is None
-    world.a.agent.set_controlling(True, world.now)
+    world.a.agent.set_controlling(True, now=world.now)
     assert settled(world)
     assert not world.a.agent.controlling and world.b.agent.controlling
 
 
 def test_restarts_before_anything_is_known_end_too() -> None:
     world = plain(signaling=100 * MILLISECOND)
-    world.a.agent.restart(world.now)
-    world.a.agent.restart(world.now)
-    world.b.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
+    world.a.agent.restart(now=world.now)
+    world.b.agent.restart(now=world.now)
     assert settled(world)
     assert generations(world) == (2, 2)
 
@@ -172,9 +172,9 @@ def test_a_late_description_from_before_the_restart_changes_nothing() -> None:
     world = plain()
     settled(world)
     old = world.b.agent.local_description
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     settled(world)
-    world.a.agent.set_remote(old, world.now)
+    world.a.agent.set_remote(old, now=world.now)
     world.run(2)
     assert generations(world) == (1, 1)
     assert world.same_path()
@@ -183,7 +183,7 @@ def test_a_late_description_from_before_the_restart_changes_nothing() -> None:
 def test_the_same_description_twice_is_no_restart() -> None:
     world = plain()
     settled(world)
-    world.a.agent.set_remote(world.b.agent.local_description, world.now)
+    world.a.agent.set_remote(world.b.agent.local_description, now=world.now)
     assert not world.a.of(Restarted)
 
 
@@ -192,10 +192,10 @@ def test_new_credentials_of_a_side_that_does_not_count_are_a_restart() -> None:
     world = plain()
     settled(world)
     foreign = Description(ufrag="another", password="anotherpasswordanother")
-    world.a.agent.set_remote(foreign, world.now)
+    world.a.agent.set_remote(foreign, now=world.now)
     world.drain()
     assert [event.reason for event in world.a.of(Restarted)] == ["the other side restarted"]
-    world.a.agent.set_remote(Description(ufrag="third", password="thirdpasswordthirdpass"), world.now)
+    world.a.agent.set_remote(Description(ufrag="third", password="thirdpasswordthirdpass"), now=world.now)
     assert world.a.agent.local_description.generation == 2
 
 
@@ -205,7 +205,7 @@ def test_a_failed_agent_can_be_restarted() -> None:
     world.run(60)
     assert world.a.agent.state is world.b.agent.state is AgentState.FAILED
     world.blocked = lambda _: False
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     assert settled(world)
 
 
@@ -219,7 +219,7 @@ def test_after_consent_is_lost_a_restart_brings_the_path_back() -> None:
     world.blocked = lambda _: False
     world.run(10)
     assert world.a.agent.state is AgentState.FAILED
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     assert settled(world)
 
 
@@ -272,7 +272,7 @@ def test_what_is_on_its_way_over_the_old_pair_is_taken_though_the_new_one_is_nom
     )
     talk = Talk(world)
     for side in (world.a, world.b) if who == "both" else (world.a if who == "a" else world.b,):
-        side.agent.restart(world.now)
+        side.agent.restart(now=world.now)
     assert settled(world, 60) and generations(world) == (1, 1)
     assert world.ends(world.a) != before
     world.run(5)
@@ -289,7 +289,7 @@ def test_the_old_paths_are_refused_after_the_time_of_a_consent() -> None:
     world.b.end()
     assert settled(world)
     closed = world.a.sockets[world.a.agent.selected().flow]  # type: ignore[union-attr]
-    world.a.agent.restart(world.now)
+    world.a.agent.restart(now=world.now)
     world.blocked = lambda packet: closed in (packet.source, packet.destination)
     assert settled(world)
     replaced = world.now

@@ -154,7 +154,7 @@ def test_a_role_that_changes_while_a_nomination_is_under_way_leaves_both_on_one_
     world = plain(seed, delay=20 * MILLISECOND)
     world.run(late)
     side = world.a if who == "a" else world.b
-    side.agent.set_controlling(not side.agent.controlling, world.now)
+    side.agent.set_controlling(not side.agent.controlling, now=world.now)
     assert world.connect(30)
     world.run(20)
     assert world.a.agent.state is world.b.agent.state is AgentState.COMPLETED
@@ -186,7 +186,7 @@ def test_an_unsigned_487_is_dropped() -> None:
 
 def test_the_role_may_be_chosen_before_the_other_side_is_known() -> None:
     world = World(a=IceConfig(controlling=True), b=IceConfig(controlling=True), signal=False)
-    world.b.agent.set_controlling(False, world.now)
+    world.b.agent.set_controlling(False, now=world.now)
     world.describe(world.a)
     world.describe(world.b)
     world.a.host("192.168.0.1")

@@ -79,7 +79,7 @@ def test_a_restart_adds_a_stream(who: str) -> None:
     world = connected((1,))
     side = world.a if who == "a" else world.b
     world.agreed = (1, 2)
-    side.agent.restart(world.now, components=(1, 2), more_to_come=True)
+    side.agent.restart(now=world.now, components=(1, 2), more_to_come=True)
     gather(side, (1, 2), first=1)
     side.end()
     world.run(0.05)
@@ -96,7 +96,7 @@ def test_a_restart_removes_a_stream_and_what_belongs_to_it_ends_at_once(who: str
     flow = side.agent.selected(1, 1).flow  # type: ignore[union-attr]
     events = len(side.events)
     world.agreed = (1, 0, 1)
-    side.agent.restart(world.now, components=(1, 0, 1))
+    side.agent.restart(now=world.now, components=(1, 0, 1))
     world.drain()
     fresh = [event for _, event in side.events[events:]]
     lost = [event for event in fresh if isinstance(event, SelectedPairChanged) and event.pair is None]
@@ -117,7 +117,7 @@ def test_a_restart_removes_a_stream_and_what_belongs_to_it_ends_at_once(who: str
 def test_a_shorter_list_removes_the_streams_at_its_end() -> None:
     world = connected((1, 1))
     world.agreed = (1,)
-    world.a.agent.restart(world.now, components=(1,))
+    world.a.agent.restart(now=world.now, components=(1,))
     assert settled(world)
     assert selected(world) == [(0, 1)]
 
@@ -125,12 +125,12 @@ def test_a_shorter_list_removes_the_streams_at_its_end() -> None:
 def test_a_removed_stream_comes_back_in_a_later_restart() -> None:
     world = connected((1, 1))
     world.agreed = (1, 0)
-    world.a.agent.restart(world.now, components=(1, 0))
+    world.a.agent.restart(now=world.now, components=(1, 0))
     assert settled(world)
     for side in (world.a, world.b):
         side.sockets = {flow: address for flow, address in side.sockets.items() if address.port != 5011}
     world.agreed = (1, 1)
-    world.a.agent.restart(world.now, components=(1, 1), more_to_come=True)
+    world.a.agent.restart(now=world.now, components=(1, 1), more_to_come=True)
     gather(world.a, (1, 1), first=1)
     world.a.end()
     world.run(0.05)
@@ -143,7 +143,7 @@ def test_the_other_streams_carry_data_meanwhile() -> None:
     world = connected((1, 1))
     pair = world.a.agent.selected(0, 1)
     world.a.trickle = world.b.trickle = False
-    world.a.agent.restart(world.now, components=(1, 0))
+    world.a.agent.restart(now=world.now, components=(1, 0))
     world.run(60)
     kept = world.a.agent.selected(0, 1)
     assert pair is not None and kept is not None and kept.id == pair.id
@@ -157,17 +157,17 @@ def test_a_stream_that_the_other_side_refuses_is_not_waited_for() -> None:
     gather(world.b, (1,))
     for side in (world.a, world.b):
         side.end()
-    world.b.agent.set_remote(world.a.agent.local_description, world.now, (1, 0))
-    world.a.agent.set_remote(world.b.agent.local_description, world.now, (1, 0))
+    world.b.agent.set_remote(world.a.agent.local_description, now=world.now, components=(1, 0))
+    world.a.agent.set_remote(world.b.agent.local_description, now=world.now, components=(1, 0))
     assert world.connect(5)
     assert selected(world) == [(0, 1)]
     world.agreed = None
-    world.a.agent.restart(world.now, components=(1, 1), more_to_come=True)
+    world.a.agent.restart(now=world.now, components=(1, 1), more_to_come=True)
     gather(world.a, (1, 1), first=1)
     world.a.end()
     world.agreed = (1, 0)
     world.drain()
-    world.b.agent.set_remote(world.a.agent.local_description, world.now, (1, 0))
+    world.b.agent.set_remote(world.a.agent.local_description, now=world.now, components=(1, 0))
     assert settled(world)
     assert selected(world) == [(0, 1)]
 
@@ -177,25 +177,25 @@ def test_a_check_for_a_removed_stream_is_dropped() -> None:
     world.blocked = lambda _: True
     late = next(packet for packet in world.packets if packet.sender == "b" and packet.source.port == 5011)
     assert isinstance(late.message, Message) and late.message.method is Method.BINDING
-    world.a.agent.restart(world.now, components=(1, 0))
+    world.a.agent.restart(now=world.now, components=(1, 0))
     world._arrive(late)
     world.drain()
-    assert world.a.agent.stats()["messages dropped"] >= 1
+    assert world.a.agent.counters["messages dropped"] >= 1
 
 
 @pytest.mark.parametrize("components", [(), (0,), (0, 0), (257,), (-1, 1)])
 def test_streams_that_cannot_be_are_refused_at_once(components: tuple[int, ...]) -> None:
     world = of((1,))
     with pytest.raises(ConfigurationError, match="1 to 256 components"):
-        world.a.agent.restart(world.now, components=components)
+        world.a.agent.restart(now=world.now, components=components)
     with pytest.raises(ConfigurationError, match="1 to 256 components"):
-        world.a.agent.set_remote(world.b.agent.local_description, world.now, components)
+        world.a.agent.set_remote(world.b.agent.local_description, now=world.now, components=components)
     assert world.a.agent.local_description.generation == 0
 
 
 def test_an_address_of_a_removed_stream_is_refused() -> None:
     world = connected((1, 1))
-    world.a.agent.restart(world.now, components=(1, 0))
+    world.a.agent.restart(now=world.now, components=(1, 0))
     with pytest.raises(UsageError, match="no stream 1 with a component 1"):
         world.a.host("192.168.0.1", 6000, stream=1)
 
@@ -273,9 +273,9 @@ def test_a_lite_agent_that_would_control_gives_way_to_a_full_one() -> None:
     assert world.connect(5)
     assert not world.a.agent.controlling and world.b.agent.controlling
     with pytest.raises(UsageError, match="controlled by a full one"):
-        world.a.agent.set_controlling(True, world.now)
+        world.a.agent.set_controlling(True, now=world.now)
     with pytest.raises(UsageError, match="controlled by a full one"):
-        world.b.agent.set_controlling(False, world.now)
+        world.b.agent.set_controlling(False, now=world.now)
 
 
 def test_two_lite_agents_restart() -> None:
@@ -283,7 +283,7 @@ def test_two_lite_agents_restart() -> None:
     for side in (world.a, world.b):
         side.end()
     assert world.connect(5)
-    world.b.agent.restart(world.now)
+    world.b.agent.restart(now=world.now)
     assert settled(world)
     assert world.same_path()
     assert world.a.agent.local_description.generation == 1

@@ -1,4 +1,4 @@
-"""Our behaviour discovery as a program: `discovery_peer.py URI` prints what it found, as an object of JSON.
+"""Our behavior discovery as a program: `discovery_peer.py URI` prints what it found, as an object of JSON.
 
 `discovery_peer.py URI LONGEST RESOLUTION` finds out how long a mapping lives, in seconds.
 """
@@ -10,13 +10,13 @@ import json
 import sys
 from typing import Any
 
-from polynya.aio.behaviour import discover_behaviour, discover_lifetime
+from polynya.aio.behavior import discover_behavior, discover_lifetime
 from polynya.core.instants import SECOND
 from polynya.stun.transactions import Schedule
 
 
-async def behaviour(server: str) -> dict[str, Any]:
-    report = await discover_behaviour(server, schedule=Schedule(sends=4, last_wait=2))
+async def behavior(server: str) -> dict[str, Any]:
+    report = await discover_behavior(server, schedule=Schedule(sends=4, last_wait=2))
     return {
         "translated": report.translated,
         "mapping": report.mapping and report.mapping.name,
@@ -35,4 +35,4 @@ async def lifetime(server: str, longest: float, resolution: float) -> dict[str, 
 
 
 uri, *times = sys.argv[1:]
-print(json.dumps(asyncio.run(lifetime(uri, *map(float, times)) if times else behaviour(uri))))
+print(json.dumps(asyncio.run(lifetime(uri, *map(float, times)) if times else behavior(uri))))

@@ -1,4 +1,4 @@
-"""NAT behaviour discovery by foreign clients: `polynya serve` on two addresses, then on two ports of one.
+"""NAT behavior discovery by foreign clients: `polynya serve` on two addresses, then on two ports of one.
 
 coturn's `turnutils_natdiscovery` goes by RFC 5780, Debian's `stun` by RFC 3489. On loopback there is no NAT, so every
 test that a server makes possible must say so: mapping and filtering endpoint-independent, hairpinning.

@@ -1,4 +1,4 @@
-"""NAT behaviour discovery behind the kernel's own NAT: we and coturn's client, of our server and of coturn, all agree.
+"""NAT behavior discovery behind the kernel's own NAT: we and coturn's client, of our server and of coturn, all agree.
 
 Silence is an answer here and takes its time, so all runs go on at once, and each test looks at one of them.
 """

@@ -35,12 +35,12 @@ class Endpoint:
     def send_at(self, when: Instant, remote: Address, data: bytes, *, now: Instant) -> None:
         self._due = sorted([*self._due, (when, Send(self.flow, remote, data))], key=lambda due: due[0])
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         self.inputs.append(input)
         if self._echo and isinstance(input, Datagram):
             self._outputs.append(Send(input.flow, input.remote, input.data))
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         while self._due and self._due[0][0] <= now:
             self._outputs.append(self._due.pop(0)[1])
 

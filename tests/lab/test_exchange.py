@@ -47,7 +47,7 @@ def test_data_arrives_once_and_in_order_on_a_clean_path() -> None:
     assert other.received == [bytes([i]) for i in range(20)]
 
 
-def test_what_is_signalled_to_a_closed_side_is_ignored() -> None:
+def test_what_is_signaled_to_a_closed_side_is_ignored() -> None:
     network = Network(seed=1)
     one, other = peers(between_nats(None, None, network=network))
     Exchange(network, one, other, delay=500 * MILLISECOND).start()

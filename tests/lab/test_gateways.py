@@ -344,10 +344,10 @@ def test_a_firewall_session_is_renewed_from_both_sides_and_leaves_no_trace_when_
     wall = Firewall()
     out = IpPacket(1, Address("192.0.2.1", 1), Address("203.0.113.1", 2), Protocol.UDP)
     back = IpPacket(2, out.destination, out.source, Protocol.UDP)
-    assert wall.outbound(out, Instant(0)) == ""
-    assert wall.inbound(back, Instant(100 * SECOND)) == ""
-    assert wall.inbound(back, Instant(200 * SECOND)) == ""
-    assert wall.inbound(back, Instant(320 * SECOND)) != ""
+    assert wall.outbound(out, now=Instant(0)) == ""
+    assert wall.inbound(back, now=Instant(100 * SECOND)) == ""
+    assert wall.inbound(back, now=Instant(200 * SECOND)) == ""
+    assert wall.inbound(back, now=Instant(320 * SECOND)) != ""
     other = IpPacket(3, Address("192.0.2.1", 9), Address("203.0.113.1", 9), Protocol.UDP)
-    assert wall.outbound(other, Instant(400 * SECOND)) == ""
+    assert wall.outbound(other, now=Instant(400 * SECOND)) == ""
     assert len(wall._sessions) == 1

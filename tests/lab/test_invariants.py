@@ -59,7 +59,7 @@ def test_sides_that_end_on_different_pairs_are_seen(
     assert other is not None
     moved = replace(other, remote_address=other.remote_address.with_port(1))
     shown = {"alice": mine, "bob": moved}
-    monkeypatch.setattr(Peer, "selected_at", lambda peer, *_: shown[peer.name])
+    monkeypatch.setattr(Peer, "selected_at", lambda peer, *_, **__: shown[peer.name])
     assert disagreement(*peers).startswith("alice ended on")
     shown["bob"] = None
     assert disagreement(*peers) == "bob has no selected pair, the other side has one"

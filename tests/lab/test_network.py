@@ -192,7 +192,7 @@ def test_a_machine_whose_timer_never_passes_is_caught(net: Network) -> None:
         def next_timer(self) -> Instant | None:
             return Instant(5)
 
-        def tick(self, now: Instant) -> None:
+        def tick(self, *, now: Instant) -> None:
             pass
 
     host = net.host("one", "192.0.2.1", net.router("middle"))
@@ -402,11 +402,11 @@ def test_a_timer_that_was_moved_is_due_at_its_new_time_alone(net: Network) -> No
         def next_timer(self) -> Instant | None:
             return self.due
 
-        def tick(self, now: Instant) -> None:
+        def tick(self, *, now: Instant) -> None:
             ticks.append(now)
             self.due = None
 
-        def move(self, now: Instant) -> None:
+        def move(self, *, now: Instant) -> None:
             self.due = Instant(3 * SECOND)
 
     host = net.host("one", "192.0.2.1", net.router("middle"))

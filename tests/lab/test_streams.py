@@ -43,7 +43,7 @@ class Streaming:
     def close(self, flow: Flow, *, now: Instant) -> None:
         self._outputs.append(Close(flow=flow))
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         self.inputs.append(input)
         if isinstance(input, Opened) and input.remote is not None:
             self._remotes[input.flow] = input.remote
@@ -52,7 +52,7 @@ class Streaming:
         elif isinstance(input, StreamData) and self._echo:
             self._outputs.append(Send(input.flow, self._remotes[input.flow], input.data))
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         pass
 
     def next_timer(self) -> Instant | None:

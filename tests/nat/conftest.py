@@ -35,25 +35,25 @@ class Bench:
         end = Instant(self.now + round(seconds * SECOND))
         while (due := self.nat.next_timer()) is not None and due <= end:
             self.now = Instant(max(self.now, due))
-            self.nat.tick(self.now)
+            self.nat.tick(now=self.now)
         self.now = end
 
     def out(self, source: Address, destination: Address, **fields: Any) -> Address | None:
         """Send from inside; the source as it is outside (or after a hairpin), None when dropped."""
         packet = self.packet(source, destination, **fields)
-        verdict = self.nat.outbound(packet, self.now)
+        verdict = self.nat.outbound(packet, now=self.now)
         self.reason = verdict.reason
         return verdict.packet.source if verdict.packet is not None else None
 
     def come(self, source: Address, destination: Address, **fields: Any) -> Address | None:
         """Send from outside; the inside endpoint that gets it, None when dropped."""
-        verdict = self.nat.inbound(self.packet(source, destination, **fields), self.now)
+        verdict = self.nat.inbound(self.packet(source, destination, **fields), now=self.now)
         self.reason = verdict.reason
         return verdict.packet.destination if verdict.packet is not None else None
 
     def hairpin(self, source: Address, destination: Address, **fields: Any) -> tuple[Address, Address] | None:
         """Send from inside to an external endpoint; source and destination as they arrive."""
-        verdict = self.nat.outbound(self.packet(source, destination, **fields), self.now)
+        verdict = self.nat.outbound(self.packet(source, destination, **fields), now=self.now)
         self.reason = verdict.reason
         if verdict.packet is None:
             return None
@@ -70,7 +70,7 @@ class Bench:
         """A router outside says this about a packet that left."""
         origin = Address("192.0.2.254", 0)
         error = IpPacket(2, origin, about.source.with_port(0), Protocol.ICMP, icmp=IcmpMessage(kind=kind, about=about))
-        verdict = self.nat.inbound(error, self.now)
+        verdict = self.nat.inbound(error, now=self.now)
         self.reason = verdict.reason
         return verdict.packet
 

@@ -27,14 +27,14 @@ def test_pieces_make_the_packet_in_any_order(source: Address, destination: Addre
         reassembler = Reassembler()
         *early, last = (replace(piece) for piece in order)
         for piece in early:
-            assert isinstance(reassembler.add(piece, Instant(0)), str)
-        assert reassembler.add(last, Instant(0)) == packet(source, destination)
+            assert isinstance(reassembler.add(piece, now=Instant(0)), str)
+        assert reassembler.add(last, now=Instant(0)) == packet(source, destination)
 
 
 def test_a_piece_can_be_cut_again() -> None:
     pieces = [small for piece in fragment(packet(), 1500) for small in fragment(piece, 576)]
     reassembler = Reassembler()
-    results = [reassembler.add(piece, Instant(0)) for piece in pieces]
+    results = [reassembler.add(piece, now=Instant(0)) for piece in pieces]
     assert results[-1] == packet()
     assert all(isinstance(r, str) for r in results[:-1])
 
@@ -50,16 +50,16 @@ def test_overlapping_pieces_end_the_packet() -> None:
     assert second.fragment is not None
     lie = replace(second, fragment=replace(second.fragment, offset=second.fragment.offset - 8))
     reassembler = Reassembler()
-    reassembler.add(first, Instant(0))
-    assert reassembler.add(lie, Instant(0)) == "its fragments overlap"
+    reassembler.add(first, now=Instant(0))
+    assert reassembler.add(lie, now=Instant(0)) == "its fragments overlap"
 
 
 def test_what_is_never_completed_is_forgotten() -> None:
     first, second, third = fragment(packet(), 1300)
     reassembler = Reassembler()
-    reassembler.add(first, Instant(0))
-    reassembler.add(second, Instant(0))
-    assert isinstance(reassembler.add(third, Instant(TIMEOUT)), str)
+    reassembler.add(first, now=Instant(0))
+    reassembler.add(second, now=Instant(0))
+    assert isinstance(reassembler.add(third, now=Instant(TIMEOUT)), str)
 
 
 def test_only_so_many_wait_at_once() -> None:
@@ -67,13 +67,13 @@ def test_only_so_many_wait_at_once() -> None:
     answers = []
     for i in range(70):
         part = replace(packet(size=8), fragment=Fragment(identification=i, offset=8, more=False))
-        answers.append(reassembler.add(part, Instant(0)))
+        answers.append(reassembler.add(part, now=Instant(0)))
     assert answers[-1] == "64 other packets are waiting for their fragments"
 
 
 def test_a_nat_translates_fragments_as_one_packet() -> None:
     nat = Bench(NatConfig())
-    verdicts = [nat.nat.outbound(piece, nat.now) for piece in reversed(fragment(packet(), 1500))]
+    verdicts = [nat.nat.outbound(piece, now=nat.now) for piece in reversed(fragment(packet(), 1500))]
     assert [v.action for v in verdicts] == [Action.HOLD, Action.HOLD, Action.FORWARD]
     whole = verdicts[-1].packet
     assert whole is not None
@@ -84,6 +84,6 @@ def test_a_nat_translates_fragments_as_one_packet() -> None:
 
 def test_a_nat_that_drops_fragments_says_so() -> None:
     nat = Bench(NatConfig(fragments=False))
-    assert {nat.nat.outbound(p, Instant(SECOND)).reason for p in fragment(packet(), 1500)} == {
+    assert {nat.nat.outbound(p, now=Instant(SECOND)).reason for p in fragment(packet(), 1500)} == {
         "this NAT drops fragments"
     }

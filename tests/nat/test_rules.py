@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from polynya.nat import (
-    Behaviour,
+    Behavior,
     FilterScope,
     NatConfig,
     PortAssignment,
@@ -24,7 +24,7 @@ VARIANTS = [
     {"inbound_sessions": True},
     {"filter_scope": FilterScope.MAPPING, "inbound_sessions": True},
 ]
-STRICTER = {Behaviour.EI: Behaviour.AD, Behaviour.AD: Behaviour.APD}
+STRICTER = {Behavior.EI: Behavior.AD, Behavior.AD: Behavior.APD}
 
 
 def test_what_everyone_knows_of_the_four_kinds_of_rfc_3489() -> None:
@@ -43,7 +43,7 @@ def test_whoever_is_in_the_open_meets_everybody() -> None:
 
 
 def test_a_stateful_firewall_is_a_nat_that_keeps_the_port_to_these_rules() -> None:
-    wall = NatConfig(mapping=Behaviour.EI, filtering=Behaviour.APD)
+    wall = NatConfig(mapping=Behavior.EI, filtering=Behavior.APD)
     assert expect(wall, wall).always
     assert not expect(wall, symmetric()).ever
 

@@ -7,7 +7,7 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.machine import IcmpKind
 from polynya.core.packets import Protocol, TcpFlags
-from polynya.nat import Behaviour, NatConfig, UnsolicitedSyn
+from polynya.nat import Behavior, NatConfig, UnsolicitedSyn
 from tests.nat.conftest import INSIDE, SERVER, STRANGER, Bench
 
 SYN, ACK, FIN, RST = TcpFlags.SYN, TcpFlags.ACK, TcpFlags.FIN, TcpFlags.RST
@@ -136,7 +136,7 @@ def test_variants_answer_an_unwanted_syn_with_a_reset_or_never(bench: Make) -> N
 
 
 def test_segments_without_a_connection_are_dropped_both_ways(bench: Make) -> None:
-    nat = bench(filtering=Behaviour.EI)
+    nat = bench(filtering=Behavior.EI)
     assert nat.out(INSIDE, SERVER, flags=ACK) is None
     assert nat.reason == "a TCP segment without SYN from 10.0.0.2:5000, which has no mapping for 203.0.113.1:3478"
     external = nat.out(INSIDE, SERVER, flags=SYN)
@@ -171,7 +171,7 @@ def test_a_mapping_lives_as_long_as_the_last_of_its_connections_and_forgets_the_
 
 
 def test_an_old_connection_is_no_way_in_through_an_open_filter(bench: Make) -> None:
-    nat = bench(filtering=Behaviour.EI)
+    nat = bench(filtering=Behavior.EI)
     external = nat.out(INSIDE, STRANGER, flags=SYN)
     nat.after(200)
     assert nat.out(INSIDE, SERVER, flags=SYN) == external
@@ -203,7 +203,7 @@ def test_a_tick_before_time_answers_no_syn(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     nat.come(STRANGER, external, flags=SYN)
-    nat.nat.tick(nat.now)
+    nat.nat.tick(now=nat.now)
     assert nat.nat.outputs() == []
 
 

@@ -13,7 +13,7 @@ from polynya.core.machine import IcmpKind
 from polynya.core.packets import IcmpMessage, IpPacket, Protocol
 from polynya.nat import (
     PRESETS,
-    Behaviour,
+    Behavior,
     FilterScope,
     Hairpinning,
     NatConfig,
@@ -31,16 +31,16 @@ RANDOM = NatConfig(ports=PortAssignment.RANDOM)
 Make = Callable[..., Bench]
 
 
-# ------------------------------------------------------------------------------------------- REQ-1 and 8: behaviours
+# ------------------------------------------------------------------------------------------- REQ-1 and 8: behaviors
 
 
-@pytest.mark.parametrize("filtering", list(Behaviour))
+@pytest.mark.parametrize("filtering", list(Behavior))
 @pytest.mark.parametrize(
     ("mapping", "same_host", "other_host"),
-    [(Behaviour.EI, True, True), (Behaviour.AD, True, False), (Behaviour.APD, False, False)],
+    [(Behavior.EI, True, True), (Behavior.AD, True, False), (Behavior.APD, False, False)],
 )
-def test_a_mapping_is_shared_as_far_as_its_behaviour_says(
-    mapping: Behaviour, filtering: Behaviour, same_host: bool, other_host: bool
+def test_a_mapping_is_shared_as_far_as_its_behavior_says(
+    mapping: Behavior, filtering: Behavior, same_host: bool, other_host: bool
 ) -> None:
     nat = Bench(replace(RANDOM, mapping=mapping, filtering=filtering))
     first = nat.out(INSIDE, SERVER)
@@ -51,13 +51,13 @@ def test_a_mapping_is_shared_as_far_as_its_behaviour_says(
     assert nat.out(INSIDE.with_port(5001), SERVER) != first
 
 
-@pytest.mark.parametrize("mapping", list(Behaviour))
+@pytest.mark.parametrize("mapping", list(Behavior))
 @pytest.mark.parametrize(
     ("filtering", "same_host", "other_host"),
-    [(Behaviour.EI, True, True), (Behaviour.AD, True, False), (Behaviour.APD, False, False)],
+    [(Behavior.EI, True, True), (Behavior.AD, True, False), (Behavior.APD, False, False)],
 )
-def test_a_filter_lets_in_as_far_as_its_behaviour_says(
-    mapping: Behaviour, filtering: Behaviour, same_host: bool, other_host: bool
+def test_a_filter_lets_in_as_far_as_its_behavior_says(
+    mapping: Behavior, filtering: Behavior, same_host: bool, other_host: bool
 ) -> None:
     nat = Bench(replace(RANDOM, mapping=mapping, filtering=filtering))
     external = nat.out(INSIDE, SERVER)
@@ -96,7 +96,7 @@ def test_filtering_remembers_for_the_endpoint_or_for_the_mapping(scope: FilterSc
 
 @pytest.mark.parametrize(("sessions", "same"), [(False, False), (True, True)])
 def test_an_inbound_packet_makes_a_session_where_the_nat_does_that(sessions: bool, same: bool) -> None:
-    nat = Bench(NatConfig(mapping=Behaviour.APD, filtering=Behaviour.EI, inbound_sessions=sessions))
+    nat = Bench(NatConfig(mapping=Behavior.APD, filtering=Behavior.EI, inbound_sessions=sessions))
     external = nat.out(INSIDE, SERVER)
     assert external is not None
     assert nat.come(STRANGER, external) == INSIDE
@@ -104,7 +104,7 @@ def test_an_inbound_packet_makes_a_session_where_the_nat_does_that(sessions: boo
 
 
 def test_a_session_made_from_outside_takes_no_mapping_away() -> None:
-    nat = Bench(NatConfig(mapping=Behaviour.APD, filtering=Behaviour.EI, inbound_sessions=True))
+    nat = Bench(NatConfig(mapping=Behavior.APD, filtering=Behavior.EI, inbound_sessions=True))
     to_server, to_stranger = nat.out(INSIDE, SERVER), nat.out(INSIDE, STRANGER)
     assert to_server is not None
     assert nat.come(STRANGER, to_server) == INSIDE
@@ -149,7 +149,7 @@ def test_well_known_ports_stay_well_known() -> None:
 
 
 def test_contiguous_ports_follow_each_other_and_skip_what_is_taken() -> None:
-    nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behaviour.APD, port_range=(2000, 2003)))
+    nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behavior.APD, port_range=(2000, 2003)))
     found = [nat.out(INSIDE, STRANGER.with_port(i)) for i in range(1, 5)]
     assert [a.port if a else None for a in found] == [2000, 2001, 2002, 2003]
     assert nat.out(INSIDE, STRANGER.with_port(6)) is None
@@ -163,7 +163,7 @@ def test_contiguous_ports_follow_each_other_and_skip_what_is_taken() -> None:
 @pytest.mark.parametrize("ports", list(PortAssignment))
 @pytest.mark.parametrize("inside", [5000, 5001])
 def test_parity_is_preserved_where_asked_for(ports: PortAssignment, inside: int) -> None:
-    nat = Bench(NatConfig(ports=ports, preserve_parity=True, mapping=Behaviour.APD))
+    nat = Bench(NatConfig(ports=ports, preserve_parity=True, mapping=Behavior.APD))
     found = [nat.out(INSIDE.with_port(inside), STRANGER.with_port(i)) for i in range(1, 30)]
     assert {a.port % 2 for a in found if a} == {inside % 2}
     assert len(set(found)) == 29
@@ -271,21 +271,21 @@ def test_nothing_is_waited_for_when_the_table_is_empty(bench: Make) -> None:
 
 
 def test_hairpinned_packets_have_the_external_source(bench: Make) -> None:
-    nat = bench(filtering=Behaviour.EI)
+    nat = bench(filtering=Behavior.EI)
     one, other = nat.out(INSIDE, SERVER), nat.out(OTHER_INSIDE, SERVER)
     assert nat.hairpin(INSIDE, other) == (one, OTHER_INSIDE)
     assert nat.hairpin(OTHER_INSIDE, one) == (other, INSIDE)
 
 
 def test_hairpinning_with_the_internal_source_shows_it(bench: Make) -> None:
-    nat = bench(filtering=Behaviour.EI, hairpinning=Hairpinning.INTERNAL_SOURCE)
+    nat = bench(filtering=Behavior.EI, hairpinning=Hairpinning.INTERNAL_SOURCE)
     nat.out(INSIDE, SERVER)
     other = nat.out(OTHER_INSIDE, SERVER)
     assert nat.hairpin(INSIDE, other) == (INSIDE, OTHER_INSIDE)
 
 
 def test_without_hairpinning_the_drop_says_so(bench: Make) -> None:
-    nat = bench(filtering=Behaviour.EI, hairpinning=Hairpinning.NONE)
+    nat = bench(filtering=Behavior.EI, hairpinning=Hairpinning.NONE)
     other = nat.out(OTHER_INSIDE, SERVER)
     assert nat.hairpin(INSIDE, other) is None
     assert nat.reason.startswith("hairpinning is off: 198.51.100.1:5000")
@@ -303,7 +303,7 @@ def test_a_hairpin_is_filtered_by_the_external_source(bench: Make) -> None:
 
 
 def test_full_tables_say_which_limit_was_met(bench: Make) -> None:
-    nat = bench(mapping=Behaviour.APD, max_mappings=3, max_mappings_per_host=2)
+    nat = bench(mapping=Behavior.APD, max_mappings=3, max_mappings_per_host=2)
     assert nat.out(INSIDE, STRANGER.with_port(1))
     assert nat.out(INSIDE, STRANGER.with_port(2))
     assert nat.out(INSIDE, STRANGER.with_port(3)) is None
@@ -336,7 +336,7 @@ def test_settings_that_cannot_be_are_refused(bad: dict[str, object]) -> None:
 def test_an_icmp_error_from_outside_reaches_the_inside_host_and_ends_nothing(bench: Make) -> None:
     nat = bench()
     sent = nat.packet(INSIDE, SERVER)
-    nat.nat.outbound(sent, nat.now)
+    nat.nat.outbound(sent, now=nat.now)
     external = sent.source
     error = nat.error_in(sent)
     assert error is not None
@@ -356,7 +356,7 @@ def test_an_icmp_error_about_nothing_that_left_is_dropped(bench: Make) -> None:
 def test_an_icmp_error_renews_nothing(bench: Make) -> None:
     nat = bench(inbound_refresh=True)
     sent = nat.packet(INSIDE, SERVER)
-    nat.nat.outbound(sent, nat.now)
+    nat.nat.outbound(sent, now=nat.now)
     external = sent.source
     nat.after(119)
     assert nat.error_in(nat.packet(external, SERVER)) is not None
@@ -370,7 +370,9 @@ def test_an_icmp_error_from_inside_shows_only_outside_addresses(bench: Make) -> 
     assert external is not None
     arrived = nat.packet(SERVER, INSIDE)
     icmp = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=arrived)
-    verdict = nat.nat.outbound(IpPacket(2, INSIDE.with_port(0), SERVER.with_port(0), Protocol.ICMP, icmp=icmp), nat.now)
+    verdict = nat.nat.outbound(
+        IpPacket(2, INSIDE.with_port(0), SERVER.with_port(0), Protocol.ICMP, icmp=icmp), now=nat.now
+    )
     assert verdict.packet is not None
     assert verdict.packet.source == Address(EXTERNAL, 0)
     assert arrived.destination == external
@@ -382,14 +384,14 @@ def test_echo_is_mapped_by_identifier_for_a_minute(bench: Make) -> None:
     def ping(host: str) -> IpPacket:
         icmp = IcmpMessage(identifier=77, sequence=1)
         packet = IpPacket(1, Address(host, 0), Address("203.0.113.1", 0), Protocol.ICMP, icmp=icmp)
-        verdict = nat.nat.outbound(packet, nat.now)
+        verdict = nat.nat.outbound(packet, now=nat.now)
         assert verdict.packet is not None
         return verdict.packet
 
     def pong(identifier: int) -> str | None:
         icmp = IcmpMessage(identifier=identifier, sequence=1, reply=True)
         answer = IpPacket(2, Address("203.0.113.1", 0), Address(EXTERNAL, 0), Protocol.ICMP, icmp=icmp)
-        verdict = nat.nat.inbound(answer, nat.now)
+        verdict = nat.nat.inbound(answer, now=nat.now)
         return None if verdict.packet is None else verdict.packet.destination.host
 
     one, other = ping("10.0.0.2"), ping("10.0.0.3")
@@ -403,9 +405,9 @@ def test_echo_is_mapped_by_identifier_for_a_minute(bench: Make) -> None:
 
 
 def test_an_echo_request_from_outside_is_for_nobody(bench: Make) -> None:
-    nat = bench(filtering=Behaviour.EI)
+    nat = bench(filtering=Behavior.EI)
     echo = IpPacket(1, SERVER.with_port(0), Address(EXTERNAL, 0), Protocol.ICMP, icmp=IcmpMessage(identifier=5))
-    assert nat.nat.inbound(echo, nat.now).reason == "an echo request from outside is for no inside host"
+    assert nat.nat.inbound(echo, now=nat.now).reason == "an echo request from outside is for no inside host"
 
 
 # -------------------------------------------------------------------------------------------------------------- trace
@@ -454,7 +456,7 @@ def test_a_mapping_takes_its_permissions_with_it_even_when_nobody_ticked() -> No
 
 
 def test_contiguous_ports_go_on_after_the_last_one_not_with_the_first_free() -> None:
-    nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behaviour.APD, port_range=(2000, 2999)))
+    nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behavior.APD, port_range=(2000, 2999)))
     for i in range(1, 4):
         nat.out(INSIDE, STRANGER.with_port(i))
     nat.after(121)
@@ -465,13 +467,13 @@ def inside_error(nat: Bench, about: IpPacket) -> IpPacket | None:
     """The inside host says that it could not take a packet."""
     icmp = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=about)
     back = IpPacket(2, about.destination.with_port(0), about.source.with_port(0), Protocol.ICMP, icmp=icmp)
-    verdict = nat.nat.outbound(back, nat.now)
+    verdict = nat.nat.outbound(back, now=nat.now)
     nat.reason = verdict.reason
     return verdict.packet
 
 
 def test_an_error_about_a_packet_that_made_no_session_finds_the_one_mapping_there_is(bench: Make) -> None:
-    nat = bench(mapping=Behaviour.APD, filtering=Behaviour.EI)
+    nat = bench(mapping=Behavior.APD, filtering=Behavior.EI)
     external = nat.out(INSIDE, SERVER)
     about = nat.packet(STRANGER, INSIDE)
     assert inside_error(nat, about) is not None
@@ -482,10 +484,10 @@ def test_an_error_about_a_packet_that_made_no_session_finds_the_one_mapping_ther
 
 
 def test_an_error_about_a_hairpinned_packet_goes_back_to_its_inside_sender(bench: Make) -> None:
-    nat = bench(filtering=Behaviour.EI)
+    nat = bench(filtering=Behavior.EI)
     one, other = nat.out(INSIDE, SERVER), nat.out(OTHER_INSIDE, SERVER)
     sent = nat.packet(INSIDE, other)
-    nat.nat.outbound(sent, nat.now)
+    nat.nat.outbound(sent, now=nat.now)
     assert (sent.source, sent.destination) == (one, OTHER_INSIDE)
     error = inside_error(nat, sent)
     assert error is not None

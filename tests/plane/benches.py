@@ -142,7 +142,7 @@ class ReferenceBench(Bench):
     free_port = address
 
     def execute(self, command: Command | Forward) -> None:
-        self.plane.execute(command, self.now)
+        self.plane.execute(command, now=self.now)
 
     def collect(self) -> list[Report]:
         self._drain()
@@ -152,14 +152,14 @@ class ReferenceBench(Bench):
         self.now = self.in_seconds(seconds)
 
     def say(self, client: Address, data: bytes) -> Seen:
-        self.plane.receive(Datagram(LISTENER, client, data), self.now)
+        self.plane.receive(Datagram(LISTENER, client, data), now=self.now)
         return self._drain()
 
     def reply(self, relay: Address, peer: Address, data: bytes) -> Seen:
         flow = next((flow for flow, local in self.flows.items() if local == relay), None)
         if flow is None:
             return []
-        self.plane.receive(Datagram(flow, peer, data), self.now)
+        self.plane.receive(Datagram(flow, peer, data), now=self.now)
         return self._drain()
 
     def forward(self, client: Address, frame: bytes) -> Seen:
@@ -170,7 +170,7 @@ class ReferenceBench(Bench):
         """A peer's socket closes; the client sends to it, and the system says so."""
         self.say(client, frame)
         flow = next(flow for flow, local in self.flows.items() if local == relay)
-        self.plane.receive(IcmpError(flow=flow, remote=peer, kind=IcmpKind.PORT_UNREACHABLE), self.now)
+        self.plane.receive(IcmpError(flow=flow, remote=peer, kind=IcmpKind.PORT_UNREACHABLE), now=self.now)
 
     def close(self) -> None:
         pass
@@ -184,10 +184,10 @@ class ReferenceBench(Bench):
                 elif isinstance(output, Open):
                     assert output.local is not None
                     if output.local in self.flows.values() or output.local.port == 1:
-                        self.plane.receive(Closed(flow=output.flow, reason="in use", errno=98), self.now)
+                        self.plane.receive(Closed(flow=output.flow, reason="in use", errno=98), now=self.now)
                     else:
                         self.flows[output.flow] = output.local
-                        self.plane.receive(Opened(flow=output.flow, local=output.local), self.now)
+                        self.plane.receive(Opened(flow=output.flow, local=output.local), now=self.now)
                 elif isinstance(output, Close):
                     self.flows.pop(output.flow)
         return seen
@@ -224,7 +224,7 @@ class PortableBench(Bench):
         return Address(LOOPBACK, free_port())
 
     def execute(self, command: Command | Forward) -> None:
-        self.plane.execute(command, self.now)
+        self.plane.execute(command, now=self.now)
 
     def collect(self) -> list[Report]:
         return self.plane.reports()

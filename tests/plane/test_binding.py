@@ -48,7 +48,7 @@ def asking(family: int, *, discovery: bool) -> Iterator[tuple[PortablePlane, Bin
 
 
 @pytest.mark.parametrize("family", LOOPBACK)
-@pytest.mark.parametrize("discovery", [False, True], ids=["plain", "behaviour discovery"])
+@pytest.mark.parametrize("discovery", [False, True], ids=["plain", "behavior discovery"])
 def test_its_answers_are_those_of_the_binding_server(family: int, discovery: bool) -> None:
     """RFC 8489, section 14.2; RFC 5780, section 6.1: RESPONSE-ORIGIN and OTHER-ADDRESS are in every answer."""
     request = Message.request(Method.BINDING, bytes(range(12))).encode()
@@ -57,7 +57,7 @@ def test_its_answers_are_those_of_the_binding_server(family: int, discovery: boo
         plane.run(5)
         answer = decode(client.recv(2048))
         assert plane.reports() == [] and plane.counters == {"binding answers": 1}
-        server.receive(Datagram(FLOW, address_of(client.getsockname()), request), Instant(0))
+        server.receive(Datagram(FLOW, address_of(client.getsockname()), request), now=Instant(0))
     [send] = server.outputs()
     assert isinstance(send, Send)
     assert (answer.cls, answer.transaction_id) == (decode(send.data).cls, bytes(range(12)))
@@ -65,7 +65,7 @@ def test_its_answers_are_those_of_the_binding_server(family: int, discovery: boo
     assert len(answer.attributes) == (4 if discovery else 1)
 
 
-@pytest.mark.parametrize("discovery", [False, True], ids=["plain", "behaviour discovery"])
+@pytest.mark.parametrize("discovery", [False, True], ids=["plain", "behavior discovery"])
 def test_what_asks_for_more_is_handed_up(discovery: bool) -> None:
     """By another flow than it came in by an answer is the control plane's to give."""
     asked = Message.request(Method.BINDING, bytes(12), {CHANGE_REQUEST: ChangeRequest(port=True)}).encode()

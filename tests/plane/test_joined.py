@@ -19,7 +19,7 @@ from polynya.core.machine import Open
 from polynya.plane.portable import PortablePlane, now
 from polynya.plane.sockets import bind_listeners
 from polynya.plane.workers import WorkerPlane
-from polynya.turn.server.config import RelayHost, TurnConfig
+from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.control import TurnServer
 from polynya.turn.server.joined import JoinedServer
 from polynya.turn.server.policy import PeerPolicy
@@ -54,7 +54,7 @@ async def served(workers: int) -> AsyncIterator[tuple[JoinedServer, int]]:
         plane = WorkerPlane({flow: listeners}, workers, errors="polynya.aio.icmp:read_errors", read_errors=read_errors)
     else:
         plane = PortablePlane({flow: listeners[0]}, read_errors=read_errors)
-    config = TurnConfig(
+    config = ServerConfig(
         realm=REALM, relays=(RelayHost(host=LOOPBACK),), policy=PeerPolicy(allow=("127.0.0.0/8",)), ports=(40000, 48000)
     )
     users = StaticUsers(REALM, [User.with_password("alice", REALM, "wonder")])

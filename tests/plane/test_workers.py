@@ -87,7 +87,7 @@ class Rig:
     def do(self, kind: Callable[..., Command], **fields: Any) -> Report:
         self.number += 1
         number = self.number
-        self.plane.execute(partial(kind, **fields)(number=number), now())
+        self.plane.execute(partial(kind, **fields)(number=number), now=now())
         return self.wait(lambda: self.taken(lambda r: isinstance(r, (Done, Refused)) and r.number == number))
 
     def taken(self, wanted: Callable[[Report], bool]) -> Report | None:
@@ -304,7 +304,7 @@ def test_commands_that_died_with_a_worker_are_acknowledged_and_hold(rig: Rig) ->
     second = rig.socket()
     peer = Peer(Address(*second.getsockname()))
     rig.plane.execute(
-        BindChannel(number=rig.number, relay=mine.relay, channel=0x4002, peer=peer, until=rig.until()), now()
+        BindChannel(number=rig.number, relay=mine.relay, channel=0x4002, peer=peer, until=rig.until()), now=now()
     )
     os.kill(rig.plane.processes[0], signal.SIGKILL)
     rig.wait(lambda: rig.taken(lambda r: r == Done(rig.number)))
@@ -353,7 +353,7 @@ def test_clients_on_streams_are_served_by_the_control_process(rig: Rig) -> None:
     peer_address = Peer(Address(*peer.getsockname()))
     rig.do(BindChannel, relay=relay, channel=0x4001, peer=peer_address, until=rig.until())
     assert rig.plane.worker_of(relay) == HERE
-    rig.plane.execute(Forward(client, FRAME), now())
+    rig.plane.execute(Forward(client, FRAME), now=now())
     assert receive(peer, 5) == b"data"
     peer.sendto(b"bak", (relay.host, relay.port))
     sent = rig.wait(lambda: rig.taken(lambda r: isinstance(r, Send)))

@@ -40,7 +40,7 @@ class Shown:
     file: Path
     packets: list[Datagram]
     places: dict[str, set[Place]]
-    """The addresses of each peer, as it signalled them."""
+    """The addresses of each peer, as it signaled them."""
     servers: set[Place]
 
     def owner(self, place: Place) -> str | None:

@@ -126,7 +126,7 @@ async def carry(agent, reader, writer):
             writer.write(json.dumps(text).encode() + b"\\n")
     telling = asyncio.ensure_future(tell())
     while line := await reader.readline():
-        agent.signalled(json.loads(line))
+        agent.signaled(json.loads(line))
     telling.cancel()
 
 async def until(test):

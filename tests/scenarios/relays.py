@@ -12,7 +12,7 @@ from polynya.lab.invariants import disagreement, violations
 from polynya.lab.relaying import TurnService, relay, relayed_configs, turn_server
 from polynya.lab.topologies import Topology, between_nats, stun_server
 from polynya.nat import NatConfig, PortAssignment, every_class
-from polynya.session.options import Policy, RelayServer, SessionConfig
+from polynya.session.options import Policy, SessionConfig, TurnCredentials
 
 CLASSES = list(every_class(NatConfig(ports=PortAssignment.RANDOM)))
 OPEN, CLOSED = CLASSES[0], CLASSES[-1]
@@ -34,7 +34,7 @@ class Scene:
         topology: Topology,
         *,
         policy: Policy = Policy.ALL,
-        servers: Sequence[RelayServer | str] = (UDP,),
+        servers: Sequence[TurnCredentials | str] = (UDP,),
         configs: tuple[SessionConfig, SessionConfig] | None = None,
         turn: TurnService | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.lab import Host, Network, Profile
 from polynya.nat import NatConfig, Pooling, PortAssignment, every_class
 from polynya.stun.lifetime import LifetimeReport, MappingLifetime, State
-from tests.scenarios.test_behaviour import FIRST, OTHER, behind, serve
+from tests.scenarios.test_behavior import FIRST, OTHER, behind, serve
 
 LIMIT = Instant(3 * 3600 * SECOND)
 

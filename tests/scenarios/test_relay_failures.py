@@ -12,7 +12,7 @@ from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
 from polynya.session.gathering_events import GatheringState
-from polynya.session.options import Policy, RelayServer
+from polynya.session.options import Policy, TurnCredentials
 from polynya.session.relay_events import CredentialsWanted
 from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
 
@@ -131,8 +131,8 @@ def test_a_server_that_frees_the_allocations_is_found_out_when_consent_is_lost()
     machine = scene.turn.machine
     assert machine is not None
     assert scene.turn.process is not None
-    machine.control.close_all("maintenance", scene.net.now)
-    machine.settle(scene.net.now)
+    machine.control.close_all("maintenance", now=scene.net.now)
+    machine.settle(now=scene.net.now)
     scene.turn.process.drain()
     scene.net.run_for(60 * SECOND)
     assert scene.turn.allocations == 2, "others were made"
@@ -161,7 +161,7 @@ def expiring(seconds: int, *, refuse: bool = True) -> Scene:
 def renew(scene: Scene, peer: Peer, seconds: int) -> None:
     name, password = time_limited(scene.net, seconds)
     [known] = peer.session.config.turn_servers
-    peer.call(peer.session.set_credentials, RelayServer(known.uri, name, password))
+    peer.call(peer.session.set_credentials, TurnCredentials(known.uri, name, password))
 
 
 def test_credentials_that_expire_are_asked_for_and_renewed_ones_keep_the_relay() -> None:

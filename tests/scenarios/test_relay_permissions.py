@@ -68,7 +68,7 @@ def test_a_pair_whose_permission_is_missing_stays_waiting_and_takes_no_slot(monk
     pacer = scene.one.session.agent._pacing._pacer
     reserved: list[Pacer] = []
     reserve = Pacer.reserve
-    monkeypatch.setattr(Pacer, "reserve", lambda self, now: reserved.append(self) or reserve(self, now))
+    monkeypatch.setattr(Pacer, "reserve", lambda self, *, now: reserved.append(self) or reserve(self, now=now))
     scene.net.run_for(3 * SECOND)
     assert pacer not in reserved, "nor is a slot taken for what cannot be sent"
     watch.lose = lambda message: False

@@ -27,7 +27,7 @@ from polynya.stun.attributes import LIFETIME
 from polynya.stun.framing import is_channel_data
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
-from polynya.turn.client import ChannelBound, Credentials, RelayedData, TurnClient, TurnServer
+from polynya.turn.client import ChannelBound, Credentials, RelayedData, ServerAddress, TurnClient
 from tests.lab.conftest import Program
 from tests.scenarios.relays import CLOSED, TCP, UDP, Scene, nats
 
@@ -190,10 +190,10 @@ class Overheard(Listening):
         super().__init__(machine)
         self._heard = heard
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         if isinstance(input, Datagram):
             self._heard.append(input.data)
-        super().receive(input, now)
+        super().receive(input, now=now)
 
 
 class ByHand:
@@ -203,7 +203,7 @@ class ByHand:
         made = nats(None, None)
         self.net = made.network
         turn_server(self.net, made.internet)
-        server = TurnServer(address=Address("203.0.113.9", 3478))
+        server = ServerAddress(address=Address("203.0.113.9", 3478))
         random, flow_ids = self.net.chance_of("client"), self.net.flow_ids
         self.client = TurnClient(server, random=random, flow_ids=flow_ids, credentials=Credentials(*USER))
         self.heard: list[bytes] = []

@@ -13,7 +13,7 @@ from polynya.lab import UDP_BLOCKED, Refusal, Rule
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import REALM, TURN_SERVER, relay, relayed_configs, turn_server
 from polynya.session.options import Policy
-from polynya.turn.server.config import RelayHost, TurnConfig
+from polynya.turn.server.config import RelayHost, ServerConfig
 from tests.scenarios.relays import (
     ALL,
     CLOSED,
@@ -220,7 +220,7 @@ def test_a_relay_on_one_side_is_enough() -> None:
 def test_two_clients_that_use_nothing_but_one_server_meet_there() -> None:
     """security.md, line 2: a live relayed address of the server is always a permitted peer."""
     made = nats(CLOSED, CLOSED)
-    strict = TurnConfig(realm=REALM, relays=(RelayHost(host=TURN_SERVER[0]),))  # the default policy, nothing allowed
+    strict = ServerConfig(realm=REALM, relays=(RelayHost(host=TURN_SERVER[0]),))  # the default policy, nothing allowed
     turn = turn_server(made.network, made.internet, config=strict)
     scene = Scene(made, policy=Policy.RELAY, turn=turn)
     assert scene.start()

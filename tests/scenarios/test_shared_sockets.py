@@ -96,25 +96,25 @@ class Member:
     def start(self) -> None:
         self.process = self.shared.process
         self.process.call(lambda now: self.shared.mux.add(self.name, self.agent))
-        self.process.call(lambda now: self.shared.mux.gather(self.name, now))
+        self.process.call(lambda now: self.shared.mux.gather(self.name, now=now))
 
     def call(self, method: Callable[..., Any], *args: Any) -> Any:
         return self.shared.process.call(method, *args)
 
-    def set_remote(self, description: Description, now: Instant) -> None:
-        self.shared.mux.call(self.name, lambda agent: agent.set_remote(description, now))
+    def set_remote(self, description: Description, *, now: Instant) -> None:
+        self.shared.mux.call(self.name, lambda agent: agent.set_remote(description, now=now))
 
     def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None:
         def add(agent: IceAgent) -> None:
             if candidate is None:
-                agent.end_of_remote_candidates(now)
+                agent.end_of_remote_candidates(now=now)
             else:
-                agent.add_remote(candidate, now, stream)
+                agent.add_remote(candidate, now=now, stream=stream)
 
         self.shared.mux.call(self.name, add)
 
     def leave(self) -> None:
-        self.process.call(lambda now: self.shared.mux.remove(self.name, now))
+        self.process.call(lambda now: self.shared.mux.remove(self.name, now=now))
         del self.shared.members[self.name]
 
     @property

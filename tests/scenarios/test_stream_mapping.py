@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from polynya.core.addresses import Address
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Input, Open, Opened, Output, Send, StreamData
@@ -16,7 +16,7 @@ from polynya.lab import Network
 from polynya.lab.programs import Listening
 from polynya.nat import NatConfig, PortAssignment, every_class
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
-from polynya.stun.behaviour import BehaviourReport
+from polynya.stun.behavior import BehaviorReport
 from polynya.stun.message import Message, decode
 from polynya.stun.stream_mapping import State, StreamMapping, judge
 
@@ -32,7 +32,7 @@ class StreamServer:
         self._garbage = garbage
         self._outputs: list[Output] = []
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         if isinstance(input, Opened) and input.remote is not None:
             self.remotes[input.flow] = input.remote
         elif isinstance(input, StreamData):
@@ -40,7 +40,7 @@ class StreamServer:
             answer = Message.success(decode(input.data), {XOR_MAPPED_ADDRESS: remote}).encode(fingerprint=True)
             self._outputs.append(Send(input.flow, remote, self._garbage or answer))
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Nothing is ever due."""
 
     def next_timer(self) -> None:
@@ -60,7 +60,7 @@ def ask(
     listening: tuple[Address, ...] = (ONE, ONE_B, TWO),
     garbage: bytes = b"",
     transport: Transport = Transport.TCP,
-) -> BehaviourReport:
+) -> BehaviorReport:
     net = Network(1)
     internet = net.router("internet")
     for name in dict.fromkeys(server.host for server in listening):
@@ -106,13 +106,13 @@ def test_three_places_tell_the_whole(config: NatConfig, transport: Transport) ->
 @pytest.mark.parametrize("config", list(every_class(NatConfig(ports=PortAssignment.RANDOM))), ids=lambda e: e.label)
 def test_two_servers_tell_whether_the_mapping_depends_on_the_other_end(config: NatConfig) -> None:
     report = ask(config, ONE, TWO)
-    assert report.mapping is (Behaviour.EI if config.mapping is Behaviour.EI else None)
+    assert report.mapping is (Behavior.EI if config.mapping is Behavior.EI else None)
     assert report.mapping or "depends on the remote address" in report.mapping_reason
 
 
 def test_without_a_nat_nothing_is_translated() -> None:
     report = ask(None, ONE, TWO)
-    assert (report.translated, report.mapping) == (False, Behaviour.EI)
+    assert (report.translated, report.mapping) == (False, Behavior.EI)
     assert report.local == report.mapped == Address("192.0.2.1", 40000)
 
 
@@ -125,12 +125,12 @@ def test_a_server_that_refuses_or_speaks_something_else_is_the_reason() -> None:
 
 
 def test_two_ports_of_one_server_tell_of_the_port_alone() -> None:
-    assert ask(NatConfig(mapping=Behaviour.APD, ports=PortAssignment.RANDOM), ONE, ONE_B).mapping is Behaviour.APD
-    report = ask(NatConfig(mapping=Behaviour.AD, ports=PortAssignment.RANDOM), ONE, ONE_B)
+    assert ask(NatConfig(mapping=Behavior.APD, ports=PortAssignment.RANDOM), ONE, ONE_B).mapping is Behavior.APD
+    report = ask(NatConfig(mapping=Behavior.AD, ports=PortAssignment.RANDOM), ONE, ONE_B)
     assert report.mapping is None and "whether on the address" in report.mapping_reason
 
 
 def test_an_odd_nat_is_told_by_its_worst() -> None:
     """Another address sees the same, another port does not."""
     same, other = Address("198.51.100.1", 1), Address("198.51.100.1", 2)
-    assert judge((ONE, ONE_B, TWO), (same, other, same))[0] is Behaviour.APD
+    assert judge((ONE, ONE_B, TWO), (same, other, same))[0] is Behavior.APD

@@ -12,7 +12,7 @@ from polynya.lab import Network
 from polynya.lab.exchange import Peer
 from polynya.lab.table import Row, cell, meet, session_config, table
 from polynya.lab.topologies import between_nats
-from polynya.nat import Behaviour, FilterScope, NatConfig, PortAssignment, every_class, symmetric
+from polynya.nat import Behavior, FilterScope, NatConfig, PortAssignment, every_class, symmetric
 from polynya.nat.rules import Pair, expect
 from polynya.stun.transactions import Schedule
 
@@ -80,8 +80,8 @@ def test_the_other_axes_change_the_table_as_the_rules_say(variant: dict[str, obj
 
 
 def test_where_sessions_decide_the_order_of_the_first_checks_does() -> None:
-    first = replace(RANDOM, filtering=Behaviour.APD, inbound_sessions=True)
-    second = replace(RANDOM, mapping=Behaviour.AD, filtering=Behaviour.EI, inbound_sessions=True)
+    first = replace(RANDOM, filtering=Behavior.APD, inbound_sessions=True)
+    second = replace(RANDOM, mapping=Behavior.AD, filtering=Behavior.EI, inbound_sessions=True)
     assert not expect(first, second).sure
     outcomes = set()
     for seed in range(20):

@@ -86,7 +86,7 @@ def requests() -> Iterator[tuple[str, bytes, Address]]:
 
 
 def discovery() -> Iterator[tuple[str, bytes, Address]]:
-    """What can be said where behaviour discovery is served."""
+    """What can be said where behavior discovery is served."""
 
     def request(attributes: dict | None = None) -> bytes:
         return Message.request(Method.BINDING, bytes(12), attributes or {}).encode()
@@ -106,7 +106,7 @@ def discovering(family: int) -> Table:
     places = (first, *corners(first, other))
     flows = {Flow(LISTENER.id + 10 * number): each for number, each in enumerate(places)}
     table = Table(config())
-    table.server.control.set_origins(origins(flows), table.now)
+    table.server.control.set_origins(origins(flows), now=table.now)
     return table
 
 
@@ -116,7 +116,7 @@ def measure() -> list[Row]:
 
 
 def measure_discovery() -> list[Row]:
-    """Each asked of a server that serves behaviour discovery."""
+    """Each asked of a server that serves behavior discovery."""
     return [_row(discovering(client.family), name, data, client) for name, data, client in discovery()]
 
 

@@ -156,8 +156,8 @@ def test_new_rules_take_permissions_back_at_once() -> None:
     alice.allocate()
     alice.bind(0x4000)
     assert len(alice.channel(0x4000, b"x")) == 1
-    table.server.control.set_policy(PeerPolicy(), table.now)
-    table.server.settle(table.now)
+    table.server.control.set_policy(PeerPolicy(), now=table.now)
+    table.server.settle(now=table.now)
     assert alice.channel(0x4000, b"x") == [] and table.from_peer(alice.relayed[0], b"x") == []
     assert code(alice.permit(PEER)) == 403
     assert table.server.plane.size["permissions"] == 0
@@ -170,8 +170,8 @@ def test_new_rules_leave_what_they_allow() -> None:
     other, gone6 = Address("203.0.113.77", 1), Address("2001:db8:9::77", 1)
     alice.permit(PEER, other, PEER6, gone6)
     rules = PeerPolicy(allow=(PEER.host, PEER6.host))
-    table.server.control.set_policy(rules, table.now)
-    table.server.settle(table.now)
+    table.server.control.set_policy(rules, now=table.now)
+    table.server.settle(now=table.now)
     for peer, stays in ((PEER, True), (other, False), (PEER6, True), (gone6, False)):
         assert (len(alice.send(b"x", peer)) == 1) == stays, peer
     assert table.server.plane.size["permissions"] == 2

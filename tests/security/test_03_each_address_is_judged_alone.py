@@ -42,7 +42,7 @@ def test_the_data_plane_asks_by_itself_for_data_in_both_directions() -> None:
 
     from polynya.turn.server.commands import SetPolicy
 
-    table.server.plane.execute(partial(SetPolicy, policy=PeerPolicy())(number=10**6), table.now)
+    table.server.plane.execute(partial(SetPolicy, policy=PeerPolicy())(number=10**6), now=table.now)
     assert alice.send(b"x", FORBIDDEN) == []
     assert table.from_peer(alice.relayed[0], b"x", FORBIDDEN) == []
     assert table.server.plane.counters["forbidden peer"] == 2

@@ -58,7 +58,7 @@ def test_the_documentation_tells_what_is_measured() -> None:
         assert amplification.table(rows) in page, "python -m tests.security.amplification"
 
 
-def test_behaviour_discovery_costs_what_its_rfc_asks_for_and_no_more() -> None:
+def test_behavior_discovery_costs_what_its_rfc_asks_for_and_no_more() -> None:
     """RFC 5780, section 6.1: four addresses in each answer. PADDING is no lever, nor is another port or address."""
     rows = amplification.measure_discovery()
     assert max(row.on_the_wire for row in rows) < 2.5
@@ -124,5 +124,5 @@ def test_the_table_of_budgets_has_a_size() -> None:
 
     budget = Budget(10, sources=100)
     for number in range(1000):
-        budget.take(str(number), Instant(0))
+        budget.take(str(number), now=Instant(0))
     assert len(budget) == 100

@@ -49,13 +49,13 @@ def test_a_quota_is_held_until_the_plane_has_freed_the_port() -> None:
     alice.allocate()
     control = table.server.control
     allocation = next(iter(control.allocations.by_client.values()))
-    control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.REFRESH, {a.LIFETIME: 0})), table.now)
+    control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.REFRESH, {a.LIFETIME: 0})), now=table.now)
     outputs = control.outputs()
     assert [type(each).__name__ for each in outputs] == ["FreeRelay"], "no answer yet"
     assert allocation.client not in control.allocations.by_client and control.allocations.claimed == 1
     for output in outputs:
-        table.server.plane.execute(output, table.now)  # type: ignore[arg-type]
-    table.server.settle(table.now)
+        table.server.plane.execute(output, now=table.now)  # type: ignore[arg-type]
+    table.server.settle(now=table.now)
     assert len(table.drain()) == 1 and control.allocations.claimed == 0
 
 

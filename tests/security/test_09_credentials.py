@@ -27,7 +27,7 @@ UNIX = 1_700_000_000
 
 def shared(*secrets: str, **changes: object) -> Table:
     table = Table(config(**changes), SharedSecrets(REALM, secrets))
-    table.server.control.set_unix_time(UNIX, table.now)
+    table.server.control.set_unix_time(UNIX, now=table.now)
     return table
 
 

@@ -16,7 +16,7 @@ import polynya
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.trace import Tracer
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 from polynya.serve.settings import load, server_config
 from polynya.stun.attributes import (
     CHANGE_REQUEST,
@@ -77,8 +77,8 @@ async def ask(
 @pytest.mark.parametrize("plane", PLANES)
 def test_every_listener_tells_the_others_and_answers_from_them(run: Run, plane: str) -> None:
     made = {**PLANES[plane]}
-    trace = Tracer(lambda event: None, "server", "") if made.pop("trace", False) else None
-    config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), **made)
+    trace = Tracer(lambda event: None, "server") if made.pop("trace", False) else None
+    config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), **made)
 
     async def test() -> None:
         async with Server(config, **({"trace": trace} if trace else {})) as server:
@@ -111,7 +111,7 @@ def test_a_nats_name_is_told_for_every_address(run: Run) -> None:
     outside = {FIRST.host: "192.0.2.1", OTHER.host: "192.0.2.2"}
 
     async def test() -> None:
-        config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), external_ips=outside, turn=options())
+        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips=outside, turn=options())
         async with Server(config):
             with client() as sock:
                 source, answer = await ask(sock, FIRST)
@@ -127,7 +127,7 @@ def test_a_nats_name_is_told_for_every_address(run: Run) -> None:
 @pytest.mark.parametrize("turn", [None, options()], ids=["STUN only", "with TURN"])
 def test_without_an_alternate_nothing_is_promised(run: Run, turn: Any) -> None:
     async def test() -> None:
-        async with Server(ServerConfig(listen=(FIRST,), turn=turn)):
+        async with Server(ServeConfig(listen=(FIRST,), turn=turn)):
             with client() as sock:
                 for attributes in ({CHANGE_REQUEST: ChangeRequest(port=True)}, {RESPONSE_PORT: 5}, {PADDING: b"1234"}):
                     _, answer = await ask(sock, FIRST, attributes)
@@ -178,7 +178,7 @@ def test_its_listeners_are_no_peers_for_clients_of_turn(run: Run) -> None:
     """security.md, line 2: the server's own listeners are denied, though their hosts are allowed here."""
 
     async def test() -> None:
-        config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), turn=options())
+        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), turn=options())
         async with Server(config) as server:
             uri = f"turn:{FIRST}"
             async with polynya.TurnClient(uri, username=NAME, password=PASSWORD) as relay:
@@ -193,7 +193,7 @@ def test_its_listeners_are_no_peers_for_clients_of_turn(run: Run) -> None:
 
 def test_other_alternates_need_a_restart(run: Run) -> None:
     async def test() -> None:
-        config = ServerConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
+        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
         async with Server(config) as server:
             assert server.reload(config) == []
             assert server.reload(replace(config, alternates=(), external_ips={})) == [
@@ -213,7 +213,7 @@ def test_an_address_that_is_not_here_stops_the_start(run: Run) -> None:
     async def test() -> None:
         for turn in (None, options()):
             with pytest.raises(ConfigurationError, match=r"cannot listen on udp 192\.0\.2\.77"):
-                async with Server(ServerConfig(listen=(FIRST,), alternates=(elsewhere,), turn=turn)):
+                async with Server(ServeConfig(listen=(FIRST,), alternates=(elsewhere,), turn=turn)):
                     pass
 
     run(test())

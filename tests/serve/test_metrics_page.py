@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 from polynya.serve.metrics import Metrics
 from tests.serve.conftest import Run
 from tests.serve.turn_house import ANY4, client, config, echo, works
@@ -32,7 +32,7 @@ def told(server: Server) -> Rows:
 
 def test_the_page_names_every_metric_and_no_other(run: Run) -> None:
     async def main() -> None:
-        async with Server(ServerConfig(listen=(ANY4,), http=(ANY4,))) as server:
+        async with Server(ServeConfig(listen=(ANY4,), http=(ANY4,))) as server:
             alone = told(server)
         async with Server(config(http=(ANY4,))) as server, echo() as peer, client(server) as relay:
             await relay.permit(peer)
@@ -41,7 +41,7 @@ def test_the_page_names_every_metric_and_no_other(run: Run) -> None:
         page = documented()
         assert {row[0] for row in page} == {row[0] for row in both}
         # a family that has counted nothing yet shows no label
-        unlabelled = {(name, kind, "", meaning) for name, kind, _, meaning in page}
-        assert both <= page | unlabelled
+        unlabeled = {(name, kind, "", meaning) for name, kind, _, meaning in page}
+        assert both <= page | unlabeled
 
     run(main())

@@ -13,7 +13,7 @@ import pytest
 from polynya.aio.signaling import ask_servers
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, TransactionError
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.config import Limits
 from polynya.turn.server.policy import PeerPolicy
@@ -99,7 +99,7 @@ def test_what_needs_a_restart_is_named_and_stays(run: Run) -> None:
             named = ["listen", "signaling.trusted_proxies", "turn.ports", "turn.workers"]
             assert server.reload(changed) == named
             assert server.reload(changed) == named, "as long as it is so"
-            assert server.reload(ServerConfig(listen=(ANY4,), http=(ANY4,))) == ["turn"]
+            assert server.reload(ServeConfig(listen=(ANY4,), http=(ANY4,))) == ["turn"]
             await relay.permit(peer)
             await works(relay, peer)
             async with client(server):
@@ -308,7 +308,7 @@ def test_metrics_have_no_label_that_a_client_chose(run: Run) -> None:
 
 def test_a_server_with_stun_alone_has_metrics_too(run: Run) -> None:
     async def main() -> None:
-        async with Server(ServerConfig(listen=(ANY4,), http=(ANY4,))) as server:
+        async with Server(ServeConfig(listen=(ANY4,), http=(ANY4,))) as server:
             status, text = await get(server, "/metrics")
             assert status == 200 and "polynya_turn" not in text
             assert value(text, "polynya_signaling_rooms") == 0

@@ -10,9 +10,9 @@ import pytest
 from polynya.aio.meeting import Meeting
 from polynya.aio.signaling import Signaling, ask_servers
 from polynya.core.addresses import Address
-from polynya.serve import Server, ServerConfig, TurnOptions
+from polynya.serve import ServeConfig, Server, TurnOptions
 from polynya.serve.credentials import Offers
-from polynya.turn.server.config import RelayHost, TurnConfig
+from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.users import User, time_limited_password
 from tests.cli.conftest import Process, start
 from tests.serve.conftest import Run
@@ -24,9 +24,9 @@ SECRET = "a secret of the operator"
 
 
 def house(**turn: object) -> Server:
-    config = TurnConfig(realm="example.org", relays=(RelayHost(host="127.0.0.1"),))
+    config = ServerConfig(realm="example.org", relays=(RelayHost(host="127.0.0.1"),))
     options = TurnOptions(**{"config": config, "shared_secrets": (SECRET,), **turn})  # type: ignore[arg-type]
-    return Server(ServerConfig(listen=(ANY,), http=(ANY,), turn=options))
+    return Server(ServeConfig(listen=(ANY,), http=(ANY,), turn=options))
 
 
 def test_members_are_told_the_turn_listeners_with_credentials_that_expire(run: Run) -> None:

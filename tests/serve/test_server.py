@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 from polynya.serve.links import Links
 from polynya.signaling.limits import Limits
 from polynya.signaling.messages import PATH
@@ -27,8 +27,8 @@ from tests.serve.conftest import Run
 ANY4, ANY6 = Address("127.0.0.1", 0), Address("::1", 0)
 
 
-def config(**changes: object) -> ServerConfig:
-    return ServerConfig(**{"listen": (ANY4,), "http": (ANY4,), **changes})  # type: ignore[arg-type]
+def config(**changes: object) -> ServeConfig:
+    return ServeConfig(**{"listen": (ANY4,), "http": (ANY4,), **changes})  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -219,7 +219,7 @@ def test_a_port_that_is_taken_is_told_and_nothing_stays_open(run: Run) -> None:
 
 def test_nothing_to_listen_on_is_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="without an address"):
-        ServerConfig()
+        ServeConfig()
 
 
 def test_it_goes_in_time_with_members_and_idle_connections(run: Run) -> None:

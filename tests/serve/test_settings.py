@@ -22,7 +22,7 @@ from polynya.serve.settings import MASK, described, load, server_config, show
 from polynya.signaling.limits import Limits as SignalingLimits
 from polynya.stun.registry import PasswordAlgorithmNumber
 from polynya.turn.server.alternates import Alternate
-from polynya.turn.server.config import ChannelRange, Limits, RelayHost, TurnConfig
+from polynya.turn.server.config import ChannelRange, Limits, RelayHost, ServerConfig
 from scripts import docs_hooks
 from tests.interop.coturn import make_certificate
 
@@ -114,7 +114,7 @@ def test_every_key_reaches_the_server(write: Any) -> None:
     assert made.external_ips == {"127.0.0.1": "203.0.113.5", "127.0.0.2": "203.0.113.6"}
     turn = made.turn
     assert turn is not None
-    assert turn.config == TurnConfig(
+    assert turn.config == ServerConfig(
         realm="example.org",
         relays=(RelayHost(host="127.0.0.1", external="203.0.113.5"), RelayHost(host="::1", external="2001:db8::5")),
         ports=(50000, 50999),
@@ -154,7 +154,7 @@ def test_the_example_above_sets_every_key(write: Any) -> None:
 def test_limits_of_the_file_are_those_of_the_parts_with_their_defaults() -> None:
     made = server_config(load(None, {("turn", "shared_secrets"): ["x"], ("turn", "relay_ips"): ["127.0.0.1"]}))
     assert made.turn is not None
-    assert made.turn.config == TurnConfig(
+    assert made.turn.config == ServerConfig(
         realm="polynya", relays=(RelayHost(host="127.0.0.1"),), policy=made.turn.config.policy
     )
     assert made.turn.config.limits == Limits() and made.limits == SignalingLimits()

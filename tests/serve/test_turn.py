@@ -17,7 +17,7 @@ import polynya
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, TransactionError
 from polynya.core.trace import NO_TRACE, Tracer
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
@@ -365,6 +365,6 @@ def test_what_cannot_be_is_refused_before_anything_is_opened(changes: dict[str, 
 
 def test_tls_needs_turn_and_a_certificate() -> None:
     with pytest.raises(ConfigurationError, match="TLS is for TURN"):
-        ServerConfig(tls_listen=(ANY4,))
+        ServeConfig(tls_listen=(ANY4,))
     with pytest.raises(ConfigurationError, match="certificate"):
         config(tls_listen=(ANY4,))

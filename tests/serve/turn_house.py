@@ -13,8 +13,8 @@ import polynya
 from polynya.aio.tcp import TlsContexts
 from polynya.core.addresses import Address
 from polynya.core.machine import Open
-from polynya.serve import Server, ServerConfig, TlsFiles, TurnOptions
-from polynya.turn.server.config import RelayHost, TurnConfig
+from polynya.serve import ServeConfig, Server, TlsFiles, TurnOptions
+from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User
 from tests.free_ports import free_port
@@ -26,20 +26,20 @@ LOOPBACK = PeerPolicy(allow=("127.0.0.0/8",))
 """The tests' peers are on this host, which no server relays to unless it is told so by name."""
 
 
-def turn_config(**changes: Any) -> TurnConfig:
+def turn_config(**changes: Any) -> ServerConfig:
     relays = (RelayHost(host="127.0.0.1"), RelayHost(host="::1"))
-    return TurnConfig(**({"realm": REALM, "relays": relays, "policy": LOOPBACK} | changes))
+    return ServerConfig(**({"realm": REALM, "relays": relays, "policy": LOOPBACK} | changes))
 
 
 def options(**changes: Any) -> TurnOptions:
     return TurnOptions(**({"config": turn_config(), "users": (ALICE,)} | changes))
 
 
-def config(turn: TurnOptions | None = None, **changes: Any) -> ServerConfig:
-    return ServerConfig(**({"listen": (ANY4,), "turn": turn or options()} | changes))
+def config(turn: TurnOptions | None = None, **changes: Any) -> ServeConfig:
+    return ServeConfig(**({"listen": (ANY4,), "turn": turn or options()} | changes))
 
 
-def tls_config(folder: Path, turn: TurnOptions | None = None, **changes: Any) -> ServerConfig:
+def tls_config(folder: Path, turn: TurnOptions | None = None, **changes: Any) -> ServeConfig:
     files = TlsFiles(certificate=folder / "cert.pem", key=folder / "key.pem")
     return config(turn, tls=files, tls_listen=(ANY4,), **changes)
 

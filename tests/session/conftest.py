@@ -52,7 +52,7 @@ class Bench:
         self.events += self.session.events()
 
     def start(self, *interfaces: Interface, answer: bool = True) -> None:
-        self.session.start(InterfacesChanged(interfaces=interfaces), self.now)
+        self.session.start(InterfacesChanged(interfaces=interfaces), now=self.now)
         self.drain()
         if answer:
             self.answer_opens()
@@ -64,7 +64,7 @@ class Bench:
             assert output.local is not None
             opened[output.flow] = output.local.with_port(self.next_port)
             self.next_port += 1
-            self.session.receive(Opened(flow=output.flow, local=opened[output.flow]), self.now)
+            self.session.receive(Opened(flow=output.flow, local=opened[output.flow]), now=self.now)
             self.drain()
         return opened
 
@@ -72,7 +72,7 @@ class Bench:
         for query in self.take(Resolve):
             known = hosts.get(query.name, () if query.name[0].isalpha() else (query.name,))
             error = "" if known else f"{query.name} has no address"
-            self.session.receive(Resolved(query=query, hosts=known, error=error), self.now)
+            self.session.receive(Resolved(query=query, hosts=known, error=error), now=self.now)
             self.drain()
 
     def take(self, kind: type) -> list:  # type: ignore[type-arg]
@@ -87,7 +87,7 @@ class Bench:
         self.receive(question.flow, question.remote, answer)
 
     def receive(self, flow: Flow, remote: Address, data: bytes) -> None:
-        self.session.receive(Datagram(flow, remote, data), self.now)
+        self.session.receive(Datagram(flow, remote, data), now=self.now)
         self.drain()
 
     def advance(self, seconds: float) -> None:
@@ -95,7 +95,7 @@ class Bench:
         end = Instant(self.now + nanoseconds(seconds))
         while (due := self.session.next_timer()) is not None and due <= end:
             self.now = max(self.now, due)
-            self.session.tick(self.now)
+            self.session.tick(now=self.now)
             self.drain()
         self.now = end
 

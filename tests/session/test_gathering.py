@@ -138,7 +138,7 @@ def test_a_hard_icmp_error_ends_a_question_at_once(bench) -> None:
     b.start(ETH0)
     [question] = b.take(Send)
     error = IcmpError(flow=question.flow, remote=FIRST, kind=IcmpKind.PORT_UNREACHABLE)
-    b.session.receive(error, b.now)
+    b.session.receive(error, now=b.now)
     b.drain()
     assert ended(b)
 
@@ -168,7 +168,7 @@ def test_a_socket_that_cannot_be_opened_is_said_and_the_others_go_on(bench) -> N
     b = bench()
     b.start(ETH0, WLAN0, answer=False)
     first, second = b.take(Open)
-    b.session.receive(Closed(flow=first.flow, reason="the port is in use", errno=98), b.now)
+    b.session.receive(Closed(flow=first.flow, reason="the port is in use", errno=98), now=b.now)
     b.outputs.append(second)
     b.answer_opens()
     assert [address.host for _, address in candidates(b)] == ["10.9.0.2"]
@@ -229,7 +229,7 @@ def test_closing_closes_every_socket_and_silences_every_timer(bench) -> None:
     b = bench("stun:192.0.2.1")
     b.start(ETH0, WLAN0)
     b.take(Send)
-    b.session.close(b.now)
+    b.session.close(now=b.now)
     b.drain()
     assert len(b.take(Close)) == 2
     assert b.take(Send) == []
@@ -282,7 +282,7 @@ def test_a_new_interface_is_gathered_on_and_the_agent_restarts(bench) -> None:
     b.advance(0.1)
     before = b.session.agent.local_description
     b.events.clear()
-    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0, WLAN0)), b.now)
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0, WLAN0)), now=b.now)
     b.drain()
     assert b.session.agent.local_description.ufrag != before.ufrag
     b.answer_opens()
@@ -295,7 +295,7 @@ def test_an_address_that_is_gone_takes_its_socket_along(bench) -> None:
     b = bench()
     b.start(ETH0, WLAN0)
     eth_flow = b.session.gathering.bases[0].flow
-    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(WLAN0,)), b.now)
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(WLAN0,)), now=b.now)
     b.drain()
     assert b.take(Close) == [Close(flow=eth_flow)]
     assert [local.base.host for local in b.session.agent.local_candidates()] == ["10.9.0.2"]
@@ -305,7 +305,7 @@ def test_interfaces_that_did_not_change_restart_nothing(bench) -> None:
     b = bench()
     b.start(ETH0)
     before = b.session.agent.local_description
-    assert not b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0,)), b.now)
+    assert not b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0,)), now=b.now)
     assert b.session.agent.local_description == before
 
 
@@ -328,7 +328,7 @@ def test_what_a_socket_could_not_be_given_is_told(bench) -> None:
     b.start(ETH0, answer=False)
     [opening] = b.take(Open)
     note = "may leave by other interfaces than eth0: Operation not permitted"
-    b.session.receive(Opened(flow=opening.flow, local=Address("10.0.0.2", 5000), note=note), b.now)
+    b.session.receive(Opened(flow=opening.flow, local=Address("10.0.0.2", 5000), note=note), now=b.now)
     why = b.session.why()
     assert why.data["gathering"]["sockets"] == [{"interface": "eth0", "local": "10.0.0.2:5000", "note": note}]
     assert f"eth0: 10.0.0.2:5000 ({note})" in str(why)
@@ -342,7 +342,7 @@ def test_the_statistics_name_the_server_that_a_candidate_is_from(bench) -> None:
     b.start(ETH0)
     [question] = b.take(Send)
     b.answer_question(question, MAPPED)
-    told = {each["candidateType"]: each for each in b.session.agent.statistics().values() if "candidateType" in each}
+    told = {each["candidateType"]: each for each in b.session.agent.stats().values() if "candidateType" in each}
     assert "url" not in told["host"] and told["host"]["interface"] == "eth0"
     assert told["srflx"]["url"] == "stun:192.0.2.1:3478"
     assert (told["srflx"]["relatedAddress"], told["srflx"]["relatedPort"]) == ("10.0.0.2", 5000)
@@ -421,7 +421,7 @@ def test_closing_ends_what_is_late_and_an_answer_then_changes_nothing(bench) -> 
     b.answer_names(**{"192.0.2.1": ("192.0.2.1",)})
     b.advance(6)
     question = b.take(Send)[-1]
-    b.session.close(b.now)
+    b.session.close(now=b.now)
     b.drain()
     assert b.session.next_timer() is None
     b.answer_question(question, MAPPED)
@@ -447,7 +447,7 @@ def test_a_change_of_network_asks_late_questions_anew_and_waits_for_these(bench)
     b.start(ETH0)
     b.advance(6)
     old = b.take(Send)[-1]
-    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0, WLAN0)), b.now)
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0, WLAN0)), now=b.now)
     b.drain()
     b.answer_question(old, MAPPED)
     assert candidates(b)[-1][0] == "host", "what was asked through the old network counts no more"
@@ -471,7 +471,7 @@ def test_an_address_that_is_gone_takes_its_late_questions_along(bench) -> None:
     b.advance(6)
     b.take(Send)
     [_, wlan] = [base.flow for base in b.session.gathering.bases]
-    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0,)), b.now)
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0,)), now=b.now)
     b.drain()
     b.advance(60)
     sends = b.take(Send)

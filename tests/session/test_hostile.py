@@ -50,7 +50,7 @@ def test_hostile_packets_neither_raise_nor_end_a_connection(policy: Policy) -> N
             hostile = SendFailed(flow=flow, remote=remote, errno=chance.choice((1, 101, 113)))
         else:
             hostile = IcmpError(flow=flow, remote=remote, kind=IcmpKind.HOST_UNREACHABLE)
-        session.receive(hostile, network.now)
+        session.receive(hostile, now=network.now)
         if chance.random() < 0.01:
             network.run_for(20 * MILLISECOND)
     one.call(lambda now: None)

@@ -30,7 +30,7 @@ class World:
     def __init__(self, peers: int) -> None:
         self.now = Instant(0)
         self.mux: Mux[str] = Mux(random=random.Random(0), pacer=Pacer())
-        self.mux.receive(Opened(flow=SHARED, local=SHARED_ADDRESS), self.now)
+        self.mux.receive(Opened(flow=SHARED, local=SHARED_ADDRESS), now=self.now)
         self.events = self.mux.events()
         self.pacer = Pacer()
         self.far: Mux[str] = Mux(random=random.Random(0), pacer=Pacer())
@@ -40,16 +40,16 @@ class World:
         self.in_flight: deque[tuple[Instant, Address, Address, bytes]] = deque()
         for number, (name, address) in enumerate(self.addresses.items()):
             agent = IceAgent(IceConfig(controlling=True), random=random.Random(number), pacer=Pacer())
-            agent.add_local(Gathered(type=CandidateType.HOST, address=address, flow=self.flows[address]), self.now)
-            agent.end_of_local_candidates(self.now)
+            agent.add_local(Gathered(type=CandidateType.HOST, address=address, flow=self.flows[address]), now=self.now)
+            agent.end_of_local_candidates(now=self.now)
             self.far.add(name, agent)
 
     def add(self, name: str, ufrag: str | None = None, password: str | None = None) -> IceAgent:
         config = IceConfig(controlling=False, ufrag=ufrag, password=password)
         agent = IceAgent(config, random=random.Random(name), pacer=self.pacer)
         gathered = Gathered(type=CandidateType.HOST, address=SHARED_ADDRESS, flow=SHARED)
-        agent.add_local(gathered, self.now)
-        agent.end_of_local_candidates(self.now)
+        agent.add_local(gathered, now=self.now)
+        agent.end_of_local_candidates(now=self.now)
         self.mux.add(name, agent)
         return agent
 
@@ -60,9 +60,9 @@ class World:
             [local] = other.local_candidates()
 
             def tell(agent: IceAgent, other: IceAgent = other, candidate: Candidate = local.candidate) -> None:
-                agent.set_remote(other.local_description, self.now)
-                agent.add_remote(candidate, self.now)
-                agent.end_of_remote_candidates(self.now)
+                agent.set_remote(other.local_description, now=self.now)
+                agent.add_remote(candidate, now=self.now)
+                agent.end_of_remote_candidates(now=self.now)
 
             mux.call(name, tell)
 
@@ -85,11 +85,11 @@ class World:
             while self.in_flight and self.in_flight[0][0] <= self.now:
                 _, source, target, data = self.in_flight.popleft()
                 if target == SHARED_ADDRESS:
-                    self.mux.receive(Datagram(SHARED, source, data), self.now)
+                    self.mux.receive(Datagram(SHARED, source, data), now=self.now)
                 else:
-                    self.far.receive(Datagram(self.flows[target], source, data), self.now)
-            self.mux.tick(self.now)
-            self.far.tick(self.now)
+                    self.far.receive(Datagram(self.flows[target], source, data), now=self.now)
+            self.mux.tick(now=self.now)
+            self.far.tick(now=self.now)
 
 
 def test_two_agents_on_one_socket_each_find_their_own_peer() -> None:
@@ -113,8 +113,8 @@ def test_data_goes_to_the_agent_whose_peer_sent_it() -> None:
         world.introduce(name)
     world.run(5)
     for name, address in world.addresses.items():
-        world.mux.receive(Datagram(SHARED, address, name.encode()), world.now)
-    world.mux.receive(Datagram(SHARED, Address("10.0.9.9", 1), b"stranger"), world.now)
+        world.mux.receive(Datagram(SHARED, address, name.encode()), now=world.now)
+    world.mux.receive(Datagram(SHARED, Address("10.0.9.9", 1), b"stranger"), now=world.now)
     got = [(each.name, each.data) for each in world.mux.events() if isinstance(each, AgentData)]
     assert got == [("peer0", b"peer0"), ("peer1", b"peer1")]
     assert world.mux.counters["unauthenticated"] == 1
@@ -139,23 +139,23 @@ def test_a_shared_socket_is_asked_for_and_told() -> None:
     [asked] = mux.outputs()
     assert isinstance(asked, Open)
     assert (asked.flow, asked.local, asked.interface) == (SHARED, SHARED_ADDRESS, "eth0")
-    mux.receive(Opened(flow=SHARED, local=SHARED_ADDRESS), Instant(0))
+    mux.receive(Opened(flow=SHARED, local=SHARED_ADDRESS), now=Instant(0))
     assert mux.events() == [FlowOpened(flow=SHARED, local=SHARED_ADDRESS)]
 
 
-def test_an_agent_that_leaves_takes_no_socket_and_no_neighbour_with_it() -> None:
+def test_an_agent_that_leaves_takes_no_socket_and_no_neighbor_with_it() -> None:
     world = World(2)
     for name in world.addresses:
         world.add(name)
         world.introduce(name)
     world.run(5)
-    world.mux.remove("peer0", world.now)
+    world.mux.remove("peer0", now=world.now)
     assert not [output for output in world.mux.outputs() if not isinstance(output, Send)]
     assert not world.mux.send("peer0", b"to nobody")
     world.run(60)
     assert world.mux["peer1"].state is AgentState.COMPLETED, "its consent goes on"
     assert len(world.mux) == 1
-    world.mux.receive(Datagram(SHARED, world.addresses["peer0"], b"late"), world.now)
+    world.mux.receive(Datagram(SHARED, world.addresses["peer0"], b"late"), now=world.now)
     assert not [each for each in world.mux.events() if isinstance(each, AgentData)]
 
 
@@ -168,9 +168,9 @@ def test_an_unknown_ufrag_is_told_and_an_agent_made_for_it_connects() -> None:
     [shared] = template.local_candidates()
 
     def tell(agent: IceAgent) -> None:
-        agent.set_remote(known, world.now)
-        agent.add_remote(replace(shared.candidate, extensions=()), world.now)  # of no one agent: it names no ufrag
-        agent.end_of_remote_candidates(world.now)
+        agent.set_remote(known, now=world.now)
+        agent.add_remote(replace(shared.candidate, extensions=()), now=world.now)  # of no one agent: it names no ufrag
+        agent.end_of_remote_candidates(now=world.now)
 
     world.far.call("peer0", tell)
     world.run(0.2)
@@ -178,9 +178,9 @@ def test_an_unknown_ufrag_is_told_and_an_agent_made_for_it_connects() -> None:
     assert {(each.ufrag, each.remote_ufrag) for each in unknown} == {("server+ufrag", peer.local_description.ufrag)}
     assert template.state is AgentState.NEW
     world.add("made", known.ufrag, known.password)
-    world.mux.call("made", lambda a: a.set_remote(peer.local_description, world.now))
-    world.mux.call("made", lambda a: a.end_of_remote_candidates(world.now))
-    world.mux.receive(unknown[-1].packet, world.now)
+    world.mux.call("made", lambda a: a.set_remote(peer.local_description, now=world.now))
+    world.mux.call("made", lambda a: a.end_of_remote_candidates(now=world.now))
+    world.mux.receive(unknown[-1].packet, now=world.now)
     world.run(5)
     assert world.mux["made"].state is AgentState.COMPLETED
     assert peer.state is AgentState.COMPLETED

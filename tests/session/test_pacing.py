@@ -45,7 +45,7 @@ def test_two_hundred_agents_that_start_at_once_gather_and_check_at_one_pace_and_
             due = bench.session.next_timer()
             if due is not None and due <= now:
                 bench.now = now
-                bench.session.tick(now)
+                bench.session.tick(now=now)
                 bench.drain()
             for send in bench.take(Send):
                 begun.setdefault(decode(send.data).transaction_id, (now, number, send.remote))

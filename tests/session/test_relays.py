@@ -12,7 +12,7 @@ from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Closed, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
-from polynya.session.options import Base, HostAddress, RelayServer
+from polynya.session.options import Base, HostAddress, TurnCredentials
 from polynya.session.relay_events import PathReady, RelayFailed, RelayFound
 from polynya.session.relays import Relays
 from polynya.stun.attributes import ALTERNATE_SERVER, LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
@@ -36,7 +36,7 @@ class House:
 
     def __init__(self, *uris: str) -> None:
         self.now = Instant(SECOND)
-        servers = tuple(RelayServer(TurnUri.parse(uri)) for uri in uris or ("turn:example.org",))
+        servers = tuple(TurnCredentials(TurnUri.parse(uri)) for uri in uris or ("turn:example.org",))
         self.relays = Relays(servers, (IPV4,), random=Random(1), pacer=Pacer(), flow_ids=FlowIds())
         self.sent: list[Send] = []
         self.opened: list[Open] = []
@@ -44,8 +44,8 @@ class House:
         self.held: list[Resolve] = []
         """Names that are looked up for a long time."""
         self.events: list[object] = []
-        self.relays.start(self.now)
-        self.relays.add_base(BASE, self.now)
+        self.relays.start(now=self.now)
+        self.relays.add_base(BASE, now=self.now)
         self.settle()
 
     def settle(self) -> None:
@@ -59,7 +59,9 @@ class House:
             self.held.append(output)
         elif isinstance(output, Resolve):
             hosts = ZONE.get((output.name, output.record), ())
-            self.relays.receive(Resolved(query=output, hosts=hosts, error="" if hosts else "no such name"), self.now)
+            self.relays.receive(
+                Resolved(query=output, hosts=hosts, error="" if hosts else "no such name"), now=self.now
+            )
         elif isinstance(output, Send):
             self.sent.append(output)
         elif isinstance(output, Open):
@@ -71,7 +73,7 @@ class House:
         end = Instant(self.now + round(seconds * SECOND))
         while (due := self.relays.next_timer()) is not None and due <= end:
             self.now = max(due, self.now)
-            self.relays.tick(self.now)
+            self.relays.tick(now=self.now)
             self.settle()
         self.now = end
 
@@ -80,7 +82,7 @@ class House:
         request = decode(self.sent[-1].data)
         assert request.method == Method.ALLOCATE
         answer = Message.error(request, code, None, attributes).encode()
-        self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), self.now)
+        self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), now=self.now)
         self.settle()
 
     def allocate(self) -> None:
@@ -88,7 +90,7 @@ class House:
         request = decode(self.sent[-1].data)
         values = {XOR_RELAYED_ADDRESS: (Address("203.0.113.1", 50000),), XOR_MAPPED_ADDRESS: BASE.local, LIFETIME: 600}
         answer = Message.success(request, values).encode()
-        self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), self.now)
+        self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), now=self.now)
         self.settle()
 
 
@@ -147,7 +149,7 @@ def test_a_server_that_was_heard_of_is_let_finish_alone() -> None:
     house.run(0.1)
     request = decode(house.sent[-1].data)
     challenge = Message.error(request, 401, None, {REALM: "example.org", NONCE: b"nonce"}).encode()
-    house.relays.receive(Datagram(BASE.flow, SERVER, challenge), house.now)
+    house.relays.receive(Datagram(BASE.flow, SERVER, challenge), now=house.now)
     house.settle()
     house.run(30)
     assert house.opened == []
@@ -178,19 +180,19 @@ def test_two_that_are_sent_to_one_server_do_not_take_each_others_answers() -> No
     [found] = [event for event in house.events if isinstance(event, RelayFound)]
     for query in house.held:
         hosts = ("203.0.113.1",) if query.record is RecordType.ADDRESS else ()
-        house.relays.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), house.now)
+        house.relays.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), now=house.now)
     house.settle()
     house.run(0.1)
     assert house.sent[-1].remote == SERVER, "asked by its other name"
     house.refuse(300, {ALTERNATE_SERVER: (there,)})
-    house.relays.want(found.flow, Address("198.51.100.1", 4000), house.now)
+    house.relays.want(found.flow, Address("198.51.100.1", 4000), now=house.now)
     house.settle()
     house.run(0.1)
     request = next(
         message for each in reversed(house.sent) if (message := decode(each.data)).method == Method.CREATE_PERMISSION
     )
     answer = Message.success(request).encode()
-    house.relays.receive(Datagram(BASE.flow, there, answer), house.now)
+    house.relays.receive(Datagram(BASE.flow, there, answer), now=house.now)
     house.settle()
     assert house.events[-1] == PathReady(flow=found.flow, host="198.51.100.1")
 
@@ -210,7 +212,7 @@ def test_it_is_pending_until_the_last_server_has_failed() -> None:
     house.run(60)
     assert house.relays.pending, "two streams are still being opened"
     for stream in house.opened:
-        house.relays.receive(Closed(flow=stream.flow, reason="timed out"), house.now)
+        house.relays.receive(Closed(flow=stream.flow, reason="timed out"), now=house.now)
         house.settle()
     assert not house.relays.pending
     assert len([event for event in house.events if isinstance(event, RelayFailed)]) == 3
@@ -236,7 +238,7 @@ def test_a_name_that_is_looked_up_late_still_gives_a_relay() -> None:
     assert house.relays.release() == [] and not house.relays.pending
     for query in house.held:
         hosts = ("203.0.113.1",) if query.record is RecordType.ADDRESS else ()
-        house.relays.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), house.now)
+        house.relays.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), now=house.now)
     house.settle()
     house.run(0.1)
     assert not house.relays.pending
@@ -250,7 +252,7 @@ def test_a_base_that_goes_leaves_no_stream_behind() -> None:
     house.run(1.1)
     [stream] = house.opened
     house.relays.release()
-    house.relays.remove_base(BASE.flow, "its stream was removed", house.now)
+    house.relays.remove_base(BASE.flow, "its stream was removed", now=house.now)
     house.settle()
     assert house.closed == [stream.flow]
     assert house.relays.next_timer() is None
@@ -262,7 +264,7 @@ def test_a_relay_whose_base_is_let_go_is_freed_but_not_by_a_socket_that_is_close
         house.run(0.1)
         house.allocate()
         before = len(house.sent)
-        house.relays.remove_base(BASE.flow, "gone", house.now, closed=closed)
+        house.relays.remove_base(BASE.flow, "gone", now=house.now, closed=closed)
         house.settle()
         told = [decode(each.data) for each in house.sent[before:]]
         assert [(each.method, each.get(LIFETIME)) for each in told] == ([] if closed else [(Method.REFRESH, 0)])

@@ -52,19 +52,19 @@ class Bench:
         self.mux.open(flow, HostAddress(address=local.with_port(0), interface="eth0"))
         self.drain()
         assert [opening.flow for opening in self.take(Open)] == [flow]
-        self.mux.receive(Opened(flow=flow, local=local), self.now)
+        self.mux.receive(Opened(flow=flow, local=local), now=self.now)
         self.drain()
 
     def join(self) -> str:
         self.agents += 1
         name = f"agent{self.agents}"
         self.mux.add(name, IceAgent(IceConfig(), random=random.Random(name), pacer=Pacer()))
-        self.mux.gather(name, self.now)
+        self.mux.gather(name, now=self.now)
         self.drain()
         return name
 
     def leave(self, name: str) -> None:
-        self.mux.remove(name, self.now)
+        self.mux.remove(name, now=self.now)
         self.drain()
 
     def take(self, kind: type) -> list[Any]:
@@ -74,7 +74,7 @@ class Bench:
 
     def names(self, *hosts: str, error: str = "") -> None:
         for query in self.take(Resolve):
-            self.mux.receive(Resolved(query=query, hosts=hosts or (query.name,), error=error), self.now)
+            self.mux.receive(Resolved(query=query, hosts=hosts or (query.name,), error=error), now=self.now)
             self.drain()
 
     def asked(self) -> list[Send]:
@@ -83,14 +83,14 @@ class Bench:
 
     def answer(self, question: Send, mapped: Address = MAPPED) -> None:
         answer = Message.success(decode(question.data), {XOR_MAPPED_ADDRESS: mapped}).encode(fingerprint=True)
-        self.mux.receive(Datagram(question.flow, question.remote, answer), self.now)
+        self.mux.receive(Datagram(question.flow, question.remote, answer), now=self.now)
         self.drain()
 
     def wait(self, seconds: float) -> None:
         end = Instant(self.now + nanoseconds(seconds))
         while (due := self.mux.next_timer()) is not None and due <= end:
             self.now = max(self.now, due)
-            self.mux.tick(self.now)
+            self.mux.tick(now=self.now)
             self.drain()
         self.now = end
 
@@ -157,8 +157,8 @@ def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_
     b.open()
     name = b.join()
     silent, nowhere = b.take(Resolve)
-    b.mux.receive(Resolved(query=silent, hosts=("192.0.2.1",)), b.now)
-    b.mux.receive(Resolved(query=nowhere, hosts=(), error="nowhere.example has no address"), b.now)
+    b.mux.receive(Resolved(query=silent, hosts=("192.0.2.1",)), now=b.now)
+    b.mux.receive(Resolved(query=nowhere, hosts=(), error="nowhere.example has no address"), now=b.now)
     b.wait(4.9)
     assert not b.ended(name)
     b.wait(0.2)
@@ -173,12 +173,12 @@ def test_a_late_answer_and_a_late_name_are_told_after_the_end() -> None:
     b.open()
     name = b.join()
     known, slow = b.take(Resolve)
-    b.mux.receive(Resolved(query=known, hosts=("192.0.2.1",)), b.now)
+    b.mux.receive(Resolved(query=known, hosts=("192.0.2.1",)), now=b.now)
     b.wait(6)
     assert b.ended(name) and b.told(name) == []
     b.answer(b.asked()[-1])
     assert b.told(name) == [MAPPED]
-    b.mux.receive(Resolved(query=slow, hosts=("192.0.2.9",)), b.now)
+    b.mux.receive(Resolved(query=slow, hosts=("192.0.2.9",)), now=b.now)
     b.drain()
     [question] = b.asked()
     other = Address("198.51.100.7", 40001)
@@ -209,7 +209,7 @@ def test_a_port_that_nobody_listens_on_ends_it_at_once() -> None:
     name = b.join()
     b.names()
     b.asked()
-    b.mux.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), b.now)
+    b.mux.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), now=b.now)
     b.drain()
     assert b.ended(name)
 
@@ -293,7 +293,7 @@ def test_a_changed_network_makes_them_be_asked_anew() -> None:
     name = b.join()
     b.names()
     b.answer(b.asked()[0])
-    b.mux.network_changed(b.now)
+    b.mux.network_changed(now=b.now)
     b.drain()
     late = b.join()
     assert b.told(late) == [] and not b.ended(late)
@@ -307,7 +307,7 @@ def test_a_changed_network_makes_them_be_asked_anew() -> None:
 def test_a_changed_network_in_which_no_agent_is_asks_nobody() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
-    b.mux.network_changed(b.now)
+    b.mux.network_changed(now=b.now)
     b.drain()
     assert b.outputs == [] and b.mux.next_timer() is None
 
@@ -335,7 +335,7 @@ def test_a_socket_that_is_closed_takes_its_mapping_and_its_questions_along() -> 
     b.wait(0.1)
     first, second = b.asked()
     b.answer(first)
-    b.mux.close(FLOW, "its address is gone", b.now)
+    b.mux.close(FLOW, "its address is gone", now=b.now)
     b.drain()
     assert b.take(Close) == [Close(flow=FLOW)]
     assert FlowClosed(flow=FLOW, reason="its address is gone") in b.events

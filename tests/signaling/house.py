@@ -31,7 +31,7 @@ class RawLink:
     def say(self, message: FromMember | str | bytes) -> list[FromServer]:
         """Say something; what the server says back."""
         text = message if isinstance(message, str | bytes) else encode(message)
-        self.house.server.receive(LinkText(self.link, text), self.house.now)
+        self.house.server.receive(LinkText(self.link, text), now=self.house.now)
         self.house.settle()
         return self.heard()
 
@@ -40,7 +40,7 @@ class RawLink:
         return said
 
     def close(self, code: int = 1006) -> None:
-        self.house.server.receive(LinkClosed(link=self.link, code=code), self.house.now)
+        self.house.server.receive(LinkClosed(link=self.link, code=code), now=self.house.now)
         self.house.settle()
 
 
@@ -59,11 +59,11 @@ class Member:
         return events
 
     def leave(self) -> None:
-        self.client.leave(self.house.now)
+        self.client.leave(now=self.house.now)
         self.house.settle()
 
     def send(self, peer: Member | str, body: Description) -> None:
-        self.client.send(peer if isinstance(peer, str) else peer.client.peer_id, body, self.house.now)
+        self.client.send(peer if isinstance(peer, str) else peer.client.peer_id, body, now=self.house.now)
         self.house.settle()
 
 
@@ -86,14 +86,14 @@ class House:
         self._links += 1
         link = RawLink(self, self._links)
         self._raw[link.link] = link
-        self.server.receive(LinkOpened(link=link.link, remote=remote, servers=SERVERS), self.now)
+        self.server.receive(LinkOpened(link=link.link, remote=remote, servers=SERVERS), now=self.now)
         self.settle()
         return link
 
     def member(self, room: str = "room", *, patience: Patience | None = None, limit: int | None = None) -> Member:
         member = Member(self, RoomClient(room, random=self.random, patience=patience, limit=limit))
         self._members.append(member)
-        member.client.start(self.now)
+        member.client.start(now=self.now)
         self.settle()
         return member
 
@@ -101,8 +101,8 @@ class House:
         """The member's connection breaks, and both ends see it."""
         assert member.link is not None
         own = self._of_link.pop(member.link)[1]
-        self.server.receive(LinkClosed(link=member.link, code=code), self.now)
-        member.client.receive(LinkClosed(link=own, code=code, reason="broke"), self.now)
+        self.server.receive(LinkClosed(link=member.link, code=code), now=self.now)
+        member.client.receive(LinkClosed(link=own, code=code, reason="broke"), now=self.now)
         self.settle()
 
     def settle(self) -> None:
@@ -123,7 +123,7 @@ class House:
                 break
             self.now = max(self.now, min(due))
             for machine in machines:
-                machine.tick(self.now)
+                machine.tick(now=self.now)
             self.settle()
         self.now = Instant(end)
 
@@ -143,10 +143,10 @@ class House:
                 continue
             if isinstance(output, SendText):
                 self.texts.append(output.text)
-                member.client.receive(LinkText(own, output.text), self.now)
+                member.client.receive(LinkText(own, output.text), now=self.now)
             elif isinstance(output, CloseLink):
                 del self._of_link[output.link]
-                member.client.receive(LinkClosed(link=own, code=output.code, reason=output.reason), self.now)
+                member.client.receive(LinkClosed(link=own, code=output.code, reason=output.reason), now=self.now)
         return bool(outputs)
 
     def _from_member(self, member: Member) -> bool:
@@ -155,18 +155,18 @@ class House:
         for output in outputs:
             if isinstance(output, OpenLink):
                 if not self.up:
-                    member.client.receive(LinkClosed(link=output.link, reason="connection refused"), self.now)
+                    member.client.receive(LinkClosed(link=output.link, reason="connection refused"), now=self.now)
                     continue
                 self._links += 1
                 member.link = self._links
                 self._of_link[member.link] = (member, output.link)
-                self.server.receive(LinkOpened(link=member.link, remote="member", servers=SERVERS), self.now)
-                member.client.receive(LinkOpened(link=output.link), self.now)
+                self.server.receive(LinkOpened(link=member.link, remote="member", servers=SERVERS), now=self.now)
+                member.client.receive(LinkOpened(link=output.link), now=self.now)
             elif member.link in self._of_link and self._of_link[member.link][1] == output.link:
                 if isinstance(output, SendText):
                     self.texts.append(output.text)
-                    self.server.receive(LinkText(member.link, output.text), self.now)
+                    self.server.receive(LinkText(member.link, output.text), now=self.now)
                 else:
                     del self._of_link[member.link]
-                    self.server.receive(LinkClosed(link=member.link, code=output.code), self.now)
+                    self.server.receive(LinkClosed(link=member.link, code=output.code), now=self.now)
         return bool(outputs)

@@ -47,7 +47,7 @@ def test_two_members_find_each_other_and_exchange_descriptions_and_candidates() 
     assert bob.client.peers == (alice.client.peer_id,)
     bob.drain()
     alice.send(bob, description())
-    bob.client.send(alice.client.peer_id, Candidate(candidate=None), house.now)
+    bob.client.send(alice.client.peer_id, Candidate(candidate=None), now=house.now)
     house.settle()
     assert bob.drain() == [BodyReceived(peer=alice.client.peer_id, body=description())]
     assert alice.drain() == [BodyReceived(peer=bob.client.peer_id, body=Candidate(candidate=None))]
@@ -175,7 +175,7 @@ def test_the_first_attempt_fails_at_once() -> None:
 def test_a_server_that_shuts_down_is_waited_for_and_a_full_room_is_not() -> None:
     house = House()
     member = house.member()
-    house.server.close(house.now)
+    house.server.close(now=house.now)
     house.settle()
     assert member.drain()[-1] == Interrupted(reason="the server is shutting down")
     assert member.client.state is ClientState.WAITING
@@ -196,11 +196,11 @@ class Server:
     def __init__(self, **patience: int) -> None:
         self.client = RoomClient("room", random=random.Random(1), patience=Patience(**patience))
         self.now = Instant(0)
-        self.client.start(self.now)
+        self.client.start(now=self.now)
         [opened] = self.client.outputs()
         assert isinstance(opened, OpenLink)
         self.link = opened.link
-        self.client.receive(LinkOpened(link=self.link), self.now)
+        self.client.receive(LinkOpened(link=self.link), now=self.now)
         [join] = self.client.outputs()
         assert isinstance(join, SendText)
 
@@ -210,11 +210,11 @@ class Server:
         return self
 
     def say(self, text: str | bytes) -> None:
-        self.client.receive(LinkText(self.link, text), self.now)
+        self.client.receive(LinkText(self.link, text), now=self.now)
 
     def tick_after(self, seconds: float) -> None:
         self.now = Instant(self.now + round(seconds * SECOND))
-        self.client.tick(self.now)
+        self.client.tick(now=self.now)
 
 
 def test_a_server_that_says_nothing_is_given_up() -> None:
@@ -274,7 +274,7 @@ def test_a_burst_is_paced_to_what_the_server_takes() -> None:
     alice, bob = house.member(), house.member()
     bob.drain()
     for number in range(200):
-        alice.client.send(bob.client.peer_id, Candidate(candidate=str(number)), house.now)
+        alice.client.send(bob.client.peer_id, Candidate(candidate=str(number)), now=house.now)
     house.settle()
     assert len(bob.events) == 20
     house.run(1)
@@ -311,7 +311,7 @@ def test_a_server_of_another_version_is_left() -> None:
 
 def test_what_an_old_link_still_says_is_not_heard() -> None:
     server = Server().welcome()
-    server.client.receive(LinkClosed(link=server.link), server.now)
+    server.client.receive(LinkClosed(link=server.link), now=server.now)
     server.client.events()
     server.say(encode(Joined(STRANGER)))
     assert server.client.peers == (PEER,)
@@ -335,23 +335,23 @@ def test_what_is_for_one_who_left_is_dropped() -> None:
 def test_wrong_use_says_what_to_do() -> None:
     client = RoomClient("room", random=random.Random(1))
     with pytest.raises(UsageError, match="enter it first"):
-        client.send(PEER, description(), Instant(0))
+        client.send(PEER, description(), now=Instant(0))
     with pytest.raises(UsageError, match="has not been entered"):
         client.controls(PEER)
-    client.start(Instant(0))
+    client.start(now=Instant(0))
     with pytest.raises(UsageError, match="has been started"):
-        client.start(Instant(0))
-    client.leave(Instant(0))
-    client.leave(Instant(0))
+        client.start(now=Instant(0))
+    client.leave(now=Instant(0))
+    client.leave(now=Instant(0))
     assert client.events() == [Ended(code="left", reason="left")]
     with pytest.raises(UsageError, match="when it ended"):
-        client.send(PEER, description(), Instant(0))
+        client.send(PEER, description(), now=Instant(0))
 
 
 def test_a_member_that_leaves_while_connecting_closes_what_it_opened() -> None:
     house = House()
     member = Member(house, RoomClient("room", random=random.Random(1)))
-    member.client.start(house.now)
-    member.client.leave(house.now)
+    member.client.start(now=house.now)
+    member.client.leave(now=house.now)
     assert member.client.outputs() == [OpenLink(link=1), CloseLink(link=1)]
     assert member.client.next_timer() is None

@@ -410,17 +410,17 @@ def test_timers_that_fall_due_together_do_not_trip_over_each_other() -> None:
     join(house)
     gone, _ = join(house)
     gone.close()
-    house.server.tick(Instant(1000 * SECOND))
+    house.server.tick(now=Instant(1000 * SECOND))
     house.settle()
     assert house.server.counters["members"] == 0
-    house.server.tick(Instant(2000 * SECOND))
+    house.server.tick(now=Instant(2000 * SECOND))
 
 
 def test_closing_the_server_tells_everyone_and_ends_everything() -> None:
     house = House()
     one, _ = join(house)
     two = house.raw()
-    house.server.close(house.now)
+    house.server.close(now=house.now)
     house.settle()
     for link in (one, two):
         assert codes(link.heard()) == ["shutting-down"]
@@ -428,7 +428,7 @@ def test_closing_the_server_tells_everyone_and_ends_everything() -> None:
     assert house.server.next_timer() is None
     late = house.raw()
     assert late.closed == (GOING_AWAY, "shutting-down")
-    house.server.receive(LinkText(one.link, "{}"), house.now)
+    house.server.receive(LinkText(one.link, "{}"), now=house.now)
     assert house.server.outputs() == []
 
 
@@ -471,11 +471,11 @@ def test_a_limit_that_cannot_be_is_a_configuration_error() -> None:
 
 
 def test_a_bucket_gives_exactly_its_rate() -> None:
-    bucket = Bucket(10, 3, Instant(0))
-    assert [bucket.take(1, Instant(0)) for _ in range(4)] == [True, True, True, False]
+    bucket = Bucket(10, 3, now=Instant(0))
+    assert [bucket.take(1, now=Instant(0)) for _ in range(4)] == [True, True, True, False]
     assert bucket.ready(1) == SECOND // 10
-    assert not bucket.take(1, Instant(SECOND // 10 - 1))
-    assert bucket.take(1, bucket.ready(1))
-    taken = sum(bucket.take(1, Instant(10 * SECOND + step * SECOND // 100)) for step in range(1000))
+    assert not bucket.take(1, now=Instant(SECOND // 10 - 1))
+    assert bucket.take(1, now=bucket.ready(1))
+    taken = sum(bucket.take(1, now=Instant(10 * SECOND + step * SECOND // 100)) for step in range(1000))
     assert taken == 3 + 99
-    assert not bucket.take(4, Instant(100 * SECOND)), "more than it holds is never there"
+    assert not bucket.take(4, now=Instant(100 * SECOND)), "more than it holds is never there"

@@ -1,4 +1,4 @@
-"""RFC 5780, section 6: which listeners serve behaviour discovery together, and what each says of the others."""
+"""RFC 5780, section 6: which listeners serve behavior discovery together, and what each says of the others."""
 
 import pytest
 

@@ -23,7 +23,7 @@ NOW = Instant(0)
 
 def started(**options: object) -> tuple[BindingProbe, Send]:
     probe = BindingProbe(flow=FLOW, server=SERVER, random=random.Random(1), **options)  # type: ignore[arg-type]
-    probe.start(NOW)
+    probe.start(now=NOW)
     [send] = probe.outputs()
     return probe, send
 
@@ -31,10 +31,10 @@ def started(**options: object) -> tuple[BindingProbe, Send]:
 def test_a_probe_and_a_server_find_the_mapped_address_and_the_round_trip() -> None:
     probe, send = started()
     server = BindingServer()
-    server.receive(Datagram(Flow(9), MAPPED, send.data), NOW)
+    server.receive(Datagram(Flow(9), MAPPED, send.data), now=NOW)
     [answer] = server.outputs()
     assert isinstance(answer, Send)
-    probe.receive(Datagram(FLOW, SERVER, answer.data), Instant(30 * MILLISECOND))
+    probe.receive(Datagram(FLOW, SERVER, answer.data), now=Instant(30 * MILLISECOND))
     [ended] = probe.events()
     assert (ended.flow, ended.server, ended.mapped, ended.rtt) == (FLOW, SERVER, MAPPED, 30 * MILLISECOND)
     assert probe.next_timer() is None
@@ -46,7 +46,7 @@ def test_the_same_seed_asks_with_the_same_bytes() -> None:
 
 def answered(probe: BindingProbe, send: Send, message: Message, remote: Address | None = None) -> list[ProbeEnded]:
     data = message.encode()
-    probe.receive(Received(FLOW, remote or send.remote, decode(data), data), NOW)
+    probe.receive(Received(FLOW, remote or send.remote, decode(data), data), now=NOW)
     return probe.events()
 
 
@@ -85,7 +85,7 @@ def test_an_answer_that_does_not_fit_is_dropped_and_the_probe_lives_on(
     probe, send = started()
     message = Message.success(decode(send.data), {XOR_MAPPED_ADDRESS: MAPPED})
     message.transaction_id = bytes((message.transaction_id[0] ^ change,)) + message.transaction_id[1:]
-    probe.receive(Datagram(flow, remote, message.encode()), NOW)
+    probe.receive(Datagram(flow, remote, message.encode()), now=NOW)
     assert probe.events() == []
     [ended] = answered(probe, send, Message.success(decode(send.data), {XOR_MAPPED_ADDRESS: MAPPED}))
     assert ended.mapped == MAPPED
@@ -93,7 +93,7 @@ def test_an_answer_that_does_not_fit_is_dropped_and_the_probe_lives_on(
 
 def test_bytes_that_are_not_stun_are_dropped_and_counted() -> None:
     probe, _ = started()
-    probe.receive(Datagram(FLOW, SERVER, b"\0\1"), NOW)
+    probe.receive(Datagram(FLOW, SERVER, b"\0\1"), now=NOW)
     assert probe.events() == []
     assert probe.counters["not STUN"] == 1
 
@@ -133,7 +133,7 @@ def test_silence_ends_the_probe_after_seven_sends() -> None:
     probe, _ = started()
     sends = 1
     while (due := probe.next_timer()) is not None:
-        probe.tick(due)
+        probe.tick(now=due)
         sends += len(probe.outputs())
     [ended] = probe.events()
     assert (sends, due, ended.reason) == (7, None, "198.51.100.1:3478 did not answer 7 sends")
@@ -142,24 +142,24 @@ def test_silence_ends_the_probe_after_seven_sends() -> None:
 def test_over_a_stream_it_asks_once_and_waits_39_and_a_half_seconds() -> None:
     probe, _ = started(schedule=RELIABLE)
     assert probe.next_timer() == 39_500 * MILLISECOND
-    probe.tick(Instant(39_500 * MILLISECOND))
+    probe.tick(now=Instant(39_500 * MILLISECOND))
     assert probe.outputs() == []
     assert len(probe.events()) == 1
 
 
 def test_a_hard_icmp_error_ends_it_and_a_soft_one_does_not() -> None:
     probe, _ = started()
-    probe.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.NET_UNREACHABLE), NOW)
-    probe.receive(SendFailed(flow=FLOW, remote=SERVER, errno=1), NOW)
+    probe.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.NET_UNREACHABLE), now=NOW)
+    probe.receive(SendFailed(flow=FLOW, remote=SERVER, errno=1), now=NOW)
     assert probe.events() == []
-    probe.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), NOW)
+    probe.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), now=NOW)
     [ended] = probe.events()
     assert ended.reason == "198.51.100.1:3478 is unreachable: port unreachable"
 
 
 def test_a_flow_that_is_closed_ends_it() -> None:
     probe, _ = started()
-    probe.receive(Closed(flow=FLOW, reason="the network changed"), Instant(SECOND))
+    probe.receive(Closed(flow=FLOW, reason="the network changed"), now=Instant(SECOND))
     [ended] = probe.events()
     assert "the network changed" in ended.reason
 
@@ -169,7 +169,7 @@ def test_an_unknown_required_attribute_spoils_an_answer() -> None:
     probe, send = started()
     body = bytes.fromhex("7ffe0000")
     data = bytes.fromhex("010100042112a442") + decode(send.data).transaction_id + body
-    probe.receive(Datagram(FLOW, SERVER, data), NOW)
+    probe.receive(Datagram(FLOW, SERVER, data), now=NOW)
     [ended] = probe.events()
     assert ended.mapped is None
     assert "0x7ffe" in ended.reason

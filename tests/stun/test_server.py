@@ -36,7 +36,7 @@ def request(attributes: dict | None = None, transaction_id: bytes = ID, method: 
 
 def ask(data: bytes, remote: Address = CLIENT, server: BindingServer | None = None) -> Message | None:
     server = server or BindingServer()
-    server.receive(Datagram(FLOW, remote, data), NOW)
+    server.receive(Datagram(FLOW, remote, data), now=NOW)
     outputs = server.outputs()
     if not outputs:
         return None
@@ -111,7 +111,7 @@ def test_the_transmit_counter_of_a_request_comes_back() -> None:
 def test_no_answer_is_larger_than_twice_a_bare_request() -> None:
     """security.md 5: a forged source gets little."""
     server = BindingServer()
-    server.receive(Datagram(FLOW, CLIENT6, request().encode()), NOW)
+    server.receive(Datagram(FLOW, CLIENT6, request().encode()), now=NOW)
     [send] = server.outputs()
     assert isinstance(send, Send)
     assert len(send.data) == 44  # 20 bytes of header and an IPv6 address
@@ -141,29 +141,29 @@ def test_what_is_not_a_binding_request_is_dropped_counted_and_explained(data: by
 def test_a_request_that_was_decoded_already_is_answered() -> None:
     server = BindingServer()
     data = request().encode()
-    server.receive(Received(FLOW, CLIENT, decode(data), data), NOW)
+    server.receive(Received(FLOW, CLIENT, decode(data), data), now=NOW)
     assert len(server.outputs()) == 1
 
 
 def test_a_stream_is_answered_however_its_bytes_arrive() -> None:
     server = BindingServer()
     flow = Flow(2)
-    server.receive(Opened(flow=flow, local=Address("192.0.2.1", 3478), remote=CLIENT, listener=FLOW), NOW)
+    server.receive(Opened(flow=flow, local=Address("192.0.2.1", 3478), remote=CLIENT, listener=FLOW), now=NOW)
     data = request().encode() * 2
     for byte in data:
-        server.receive(StreamData(flow, bytes((byte,))), NOW)
+        server.receive(StreamData(flow, bytes((byte,))), now=NOW)
     outputs = server.outputs()
     assert [decode(send.data)[XOR_MAPPED_ADDRESS] for send in outputs if isinstance(send, Send)] == [CLIENT, CLIENT]
-    server.receive(Closed(flow=flow, reason="end of stream"), NOW)
-    server.receive(StreamData(flow, data), NOW)
+    server.receive(Closed(flow=flow, reason="end of stream"), now=NOW)
+    server.receive(StreamData(flow, data), now=NOW)
     assert server.outputs() == []
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n", b"\x40\0\0\0", bytes.fromhex("000120002112a442")])
 def test_a_stream_that_sends_something_else_is_closed(garbage: bytes) -> None:
     server = BindingServer()
-    server.receive(Opened(flow=FLOW, local=Address("192.0.2.1", 3478), remote=CLIENT), NOW)
-    server.receive(StreamData(FLOW, request().encode() + garbage), NOW)
+    server.receive(Opened(flow=FLOW, local=Address("192.0.2.1", 3478), remote=CLIENT), now=NOW)
+    server.receive(StreamData(FLOW, request().encode() + garbage), now=NOW)
     answer, close = server.outputs()
     assert isinstance(answer, Send)
     assert close == Close(flow=FLOW)
@@ -172,5 +172,5 @@ def test_a_stream_that_sends_something_else_is_closed(garbage: bytes) -> None:
 def test_streams_beyond_the_cap_are_closed() -> None:
     server = BindingServer(max_streams=1)
     for number in (1, 2):
-        server.receive(Opened(flow=Flow(number), local=Address("192.0.2.1", 3478), remote=CLIENT), NOW)
+        server.receive(Opened(flow=Flow(number), local=Address("192.0.2.1", 3478), remote=CLIENT), now=NOW)
     assert server.outputs() == [Close(flow=Flow(2))]

@@ -53,7 +53,7 @@ class Served:
         """From where it is answered, where to, and what; None when it is not."""
         flow = next(flow for flow, local in self.listeners.items() if local == at)
         request = Message.request(Method.BINDING, bytes(range(1, 1 + id_bytes)), attributes).encode()
-        self.server.receive(Datagram(flow, client, request), self.now)
+        self.server.receive(Datagram(flow, client, request), now=self.now)
         sent = self.server.outputs()
         if not sent:
             return None
@@ -140,7 +140,7 @@ def test_clients_of_rfc_3489_are_answered_in_their_own_terms(two: Served) -> Non
 def test_a_response_address_of_rfc_3489_sends_nothing_to_others(two: Served) -> None:
     victim = bytes.fromhex("00020008 0001 0035 c6336401".replace(" ", ""))
     request = bytes.fromhex("0001000c") + bytes(range(1, 17)) + victim
-    two.server.receive(Datagram(Flow(0), CLIENT, request), two.now)
+    two.server.receive(Datagram(Flow(0), CLIENT, request), now=two.now)
     [send] = two.server.outputs()
     assert isinstance(send, Send) and send.remote == CLIENT
     assert decode(send.data, legacy=True)[UNKNOWN_ATTRIBUTES] == (2,)
@@ -172,7 +172,7 @@ def test_the_amplification_is_known(first: Address, other: Address, client: Addr
     """On the wire, of the smallest request: the attributes that RFC 5780 requires cost this, where it is served."""
     served = Served(first, *corners(first, other))
     request = Message.request(Method.BINDING, bytes(12)).encode()
-    served.server.receive(Datagram(Flow(0), client, request), served.now)
+    served.server.receive(Datagram(Flow(0), client, request), now=served.now)
     [send] = served.server.outputs()
     assert isinstance(send, Send)
     lower = IP_UDP[first.family]
@@ -181,9 +181,9 @@ def test_the_amplification_is_known(first: Address, other: Address, client: Addr
 
 def test_streams_take_no_part(two: Served) -> None:
     """An answer cannot leave by another stream."""
-    two.server.receive(Opened(flow=Flow(9), local=FIRST, remote=CLIENT), two.now)
+    two.server.receive(Opened(flow=Flow(9), local=FIRST, remote=CLIENT), now=two.now)
     request = Message.request(Method.BINDING, bytes(12), {CHANGE_REQUEST: ChangeRequest(port=True)})
-    two.server.receive(StreamData(Flow(9), request.encode()), two.now)
+    two.server.receive(StreamData(Flow(9), request.encode()), now=two.now)
     [send] = two.server.outputs()
     assert isinstance(send, Send)
     answer = decode(send.data)

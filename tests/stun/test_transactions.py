@@ -37,13 +37,13 @@ def transaction(schedule: Schedule = UNRELIABLE) -> ClientTransaction[str]:
 
 def started(schedule: Schedule = UNRELIABLE) -> ClientTransaction[str]:
     machine = transaction(schedule)
-    machine.start(START)
+    machine.start(now=START)
     return machine
 
 
 def run_until_silent(machine: ClientTransaction[str]) -> list[float]:
     """When the machine sends, in seconds from its start, with a clock that jumps from timer to timer."""
-    machine.start(START)
+    machine.start(now=START)
     sent, now = [], START
     while True:
         sent += [(now - START) / SECOND for _ in machine.outputs()]
@@ -51,7 +51,7 @@ def run_until_silent(machine: ClientTransaction[str]) -> list[float]:
         if due is None:
             return [*sent, (now - START) / SECOND]
         now = due
-        machine.tick(now)
+        machine.tick(now=now)
 
 
 def table() -> Transactions[str]:
@@ -60,7 +60,7 @@ def table() -> Transactions[str]:
 
 def begin(transactions: Transactions[str], transaction_id: bytes = ID, **options: object) -> None:
     transactions.start(
-        transaction_id, b"request", FLOW, options.pop("remote", SERVER), START, context="pair", **options
+        transaction_id, b"request", FLOW, options.pop("remote", SERVER), now=START, context="pair", **options
     )  # type: ignore[arg-type]
 
 
@@ -96,10 +96,10 @@ def test_an_impossible_schedule_is_refused(wrong: dict[str, int]) -> None:
 
 def test_an_answer_ends_it_once() -> None:
     machine = started()
-    machine.answer(Instant(START + 20 * MILLISECOND))
-    machine.answer(Instant(START + 30 * MILLISECOND))
+    machine.answer(now=Instant(START + 20 * MILLISECOND))
+    machine.answer(now=Instant(START + 30 * MILLISECOND))
     machine.unreachable("port unreachable")
-    machine.tick(Instant(START + 100 * SECOND))
+    machine.tick(now=Instant(START + 100 * SECOND))
     [ended] = machine.events()
     assert (ended.state, ended.rtt) == (State.ANSWERED, 20 * MILLISECOND)
     assert machine.next_timer() is None
@@ -109,26 +109,26 @@ def test_the_round_trip_is_taken_only_where_it_is_certain() -> None:
     """Karn's rule; RFC 7982 says which send was answered."""
     for answered_send, rtt in [(0, None), (2, None), (1, 700 * MILLISECOND)]:
         machine = started()
-        machine.tick(Instant(START + 500 * MILLISECOND))
-        machine.answer(Instant(START + 700 * MILLISECOND), answered_send)
+        machine.tick(now=Instant(START + 500 * MILLISECOND))
+        machine.answer(now=Instant(START + 700 * MILLISECOND), answered_send=answered_send)
         assert machine.rtt == rtt
 
 
 def test_a_tick_before_time_or_after_the_end_does_nothing() -> None:
     machine = started(Schedule(sends=1, last_wait=1))
     machine.outputs()
-    machine.tick(Instant(START + 500 * MILLISECOND - 1))
+    machine.tick(now=Instant(START + 500 * MILLISECOND - 1))
     assert machine.outputs() == []
     assert machine.state is State.SENT
-    machine.tick(Instant(START + 500 * MILLISECOND))
-    machine.tick(Instant(START + SECOND))
+    machine.tick(now=Instant(START + 500 * MILLISECOND))
+    machine.tick(now=Instant(START + SECOND))
     assert [ended.state for ended in machine.events()] == [State.FAILED]
 
 
 def test_starting_twice_is_the_callers_error() -> None:
     machine = started()
     with pytest.raises(UsageError, match="has been started"):
-        machine.start(START)
+        machine.start(now=START)
 
 
 def test_the_table_of_transitions_is_what_the_machine_does() -> None:
@@ -141,7 +141,7 @@ def test_the_table_of_transitions_is_what_the_machine_does() -> None:
         State.FORGOTTEN: lambda m: (m.start(START), m.cancel(), m.unreachable("x")),
     }
     events = {
-        "timer, none left": lambda m: m.tick(Instant(START + 1000 * SECOND)),
+        "timer, none left": lambda m: m.tick(now=Instant(START + 1000 * SECOND)),
         "answer": lambda m: m.answer(START),
         "unreachable": lambda m: m.unreachable("x"),
         "cancel": lambda m: m.cancel(),
@@ -171,7 +171,7 @@ def test_an_answer_is_matched_by_id_source_and_flow() -> None:
     assert found is not None
     assert found.context == "pair"
     assert ID in transactions
-    transactions.answer(found, Instant(START + MILLISECOND))
+    transactions.answer(found, now=Instant(START + MILLISECOND))
     assert found.rtt == MILLISECOND
     assert ID not in transactions
     assert (len(transactions), transactions.next_timer(), transactions.events()) == (0, None, [])
@@ -182,7 +182,7 @@ def test_silence_becomes_an_event_with_its_context() -> None:
     begin(transactions)
     sends = 0
     while (due := transactions.next_timer()) is not None:
-        transactions.tick(due)
+        transactions.tick(now=due)
         sends += len(transactions.outputs())
     [ended] = transactions.events()
     assert (sends, ended.state, ended.context, ended.sends) == (7, State.FAILED, "pair", 7)
@@ -194,22 +194,22 @@ def test_a_cancelled_request_is_sent_no_more_but_its_answer_counts() -> None:
     transactions = table()
     begin(transactions)
     transactions.outputs()
-    transactions.cancel(ID, Instant(START + 100 * MILLISECOND))
+    transactions.cancel(ID, now=Instant(START + 100 * MILLISECOND))
     assert transactions.next_timer() == START + 39_500 * MILLISECOND
-    transactions.tick(Instant(START + 20 * SECOND))
+    transactions.tick(now=Instant(START + 20 * SECOND))
     assert transactions.outputs() == []
     found = transactions.match(ID, FLOW, SERVER)
     assert found is not None
-    assert transactions.answer(found, Instant(START + 21 * SECOND)).rtt == 21 * SECOND
+    assert transactions.answer(found, now=Instant(START + 21 * SECOND)).rtt == 21 * SECOND
 
 
 def test_a_cancelled_request_that_nobody_answers_fails_nothing() -> None:
     transactions = table()
     begin(transactions)
-    transactions.cancel(ID, START)
-    transactions.tick(Instant(START + 39_500 * MILLISECOND))
+    transactions.cancel(ID, now=START)
+    transactions.tick(now=Instant(START + 39_500 * MILLISECOND))
     assert (transactions.events(), len(transactions), transactions.next_timer()) == ([], 0, None)
-    transactions.cancel(ID, START)
+    transactions.cancel(ID, now=START)
     transactions.drop(ID)
 
 
@@ -218,10 +218,10 @@ def test_a_hard_icmp_error_ends_what_went_there_by_that_flow() -> None:
     begin(transactions)
     begin(transactions, bytes(12), remote=OTHER)
     for kind in (IcmpKind.NET_UNREACHABLE, IcmpKind.TOO_BIG, IcmpKind.TTL_EXCEEDED):
-        transactions.receive(IcmpError(flow=FLOW, remote=SERVER, kind=kind), START)
-    transactions.receive(IcmpError(flow=Flow(2), remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), START)
+        transactions.receive(IcmpError(flow=FLOW, remote=SERVER, kind=kind), now=START)
+    transactions.receive(IcmpError(flow=Flow(2), remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), now=START)
     assert transactions.events() == []
-    transactions.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), START)
+    transactions.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), now=START)
     [ended] = transactions.events()
     assert ended.reason == "203.0.113.1:3478 is unreachable: port unreachable"
     assert list(transactions.by_id) == [bytes(12)]
@@ -231,9 +231,9 @@ def test_a_refused_send_counts_as_a_lost_packet_and_is_named_at_the_end() -> Non
     """pjsip/pjproject#5031: EPERM failed all checks at once."""
     transactions = table()
     begin(transactions, schedule=Schedule(sends=2, last_wait=1))
-    transactions.receive(SendFailed(flow=FLOW, remote=SERVER, errno=1), START)
+    transactions.receive(SendFailed(flow=FLOW, remote=SERVER, errno=1), now=START)
     while (due := transactions.next_timer()) is not None:
-        transactions.tick(due)
+        transactions.tick(now=due)
     [ended] = transactions.events()
     assert ended.reason == "203.0.113.1:3478 did not answer 2 sends (the system refused with errno 1)"
 
@@ -242,9 +242,9 @@ def test_a_closed_flow_ends_all_that_went_by_it() -> None:
     transactions = table()
     begin(transactions)
     begin(transactions, bytes(12), remote=OTHER)
-    transactions.receive(Closed(flow=Flow(9), reason="x"), START)
+    transactions.receive(Closed(flow=Flow(9), reason="x"), now=START)
     assert len(transactions) == 2
-    transactions.receive(Closed(flow=FLOW, reason="the interface is gone"), START)
+    transactions.receive(Closed(flow=FLOW, reason="the interface is gone"), now=START)
     assert [ended.transaction_id for ended in transactions.events()] == [ID, bytes(12)]
 
 
@@ -260,7 +260,7 @@ def test_every_send_is_an_output_of_its_own_with_the_ip_fields_asked_for() -> No
     transactions = table()
     fields = IpFields(dscp=34)
     begin(transactions, ip=fields)
-    transactions.tick(Instant(START + 500 * MILLISECOND))
+    transactions.tick(now=Instant(START + 500 * MILLISECOND))
     first, second = transactions.outputs()
     assert first == second == Send(FLOW, SERVER, b"request", fields)
     assert first is not second
@@ -278,7 +278,7 @@ def test_the_trace_tells_the_life_of_a_request() -> None:
     transactions: Transactions[str] = Transactions(Tracer(events.append, "alice", "stun"))
     begin(transactions, schedule=Schedule(sends=2, last_wait=1))
     while (due := transactions.next_timer()) is not None:
-        transactions.tick(due)
+        transactions.tick(now=due)
     assert [(event.reason, event.fields["state"]) for event in events] == [
         ("request to 203.0.113.1:3478", "sent"),
         ("send 2", "sent"),
@@ -293,16 +293,16 @@ def test_a_thousand_transactions_keep_their_own_times() -> None:
     alone: dict[bytes, ClientTransaction[str]] = {}
     for _ in range(1000):
         transaction_id, at = rng.randbytes(12), Instant(rng.randrange(SECOND))
-        transactions.start(transaction_id, transaction_id, FLOW, SERVER, at, context="")
+        transactions.start(transaction_id, transaction_id, FLOW, SERVER, now=at, context="")
         alone[transaction_id] = ClientTransaction(
             transaction_id=transaction_id, request=Send(FLOW, SERVER, transaction_id), context=""
         )
-        alone[transaction_id].start(at)
+        alone[transaction_id].start(now=at)
     for now in range(0, 45 * SECOND, 250 * MILLISECOND):
-        transactions.tick(Instant(now))
+        transactions.tick(now=Instant(now))
         expected: list[bytes] = []
         for machine in alone.values():
-            machine.tick(Instant(now))
+            machine.tick(now=Instant(now))
             expected += [send.data for send in machine.outputs()]
         assert sorted(send.data for send in transactions.outputs()) == sorted(expected)
     assert len(transactions.events()) == 1000

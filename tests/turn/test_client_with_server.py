@@ -14,13 +14,14 @@ from polynya.core.addresses import Address
 from polynya.core.instants import MILLISECOND, SECOND
 from polynya.lab import Host, Network, Process, Profile
 from polynya.lab.programs import Listening
-from polynya.nat import Behaviour, NatConfig, PortAssignment
+from polynya.nat import Behavior, NatConfig, PortAssignment
 from polynya.stun.registry import PasswordAlgorithmNumber
 from polynya.turn.client import (
     Allocated,
     AllocationFailed,
     ChannelBound,
     ChannelFailed,
+    ClientConfig,
     Credentials,
     CredentialsNeeded,
     Lost,
@@ -28,13 +29,11 @@ from polynya.turn.client import (
     Permitted,
     RelayedData,
     Released,
+    ServerAddress,
     State,
     TurnClient,
-    TurnConfig,
-    TurnServer,
 )
-from polynya.turn.server.config import RelayHost
-from polynya.turn.server.config import TurnConfig as ServerConfig
+from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.relay_server import RelayServer
 from polynya.turn.server.users import Directory, SharedSecrets, StaticUsers, User
@@ -96,17 +95,17 @@ def scene(
     )
     server = net.host("turn", SERVER, middle, delay=5 * MILLISECOND)
     machine = RelayServer(config, users, net.flow_ids, random=Random(seed))
-    machine.control.set_unix_time(UNIX, net.now)
+    machine.control.set_unix_time(UNIX, now=net.now)
     server.run(Listening(machine, {net.flow_ids.new(): Address(each, 3478) for each in SERVER}))
-    symmetric = NatConfig(mapping=Behaviour.APD, ports=PortAssignment.RANDOM, udp_timeout=nat_timeout)
+    symmetric = NatConfig(mapping=Behavior.APD, ports=PortAssignment.RANDOM, udp_timeout=nat_timeout)
     nat = net.nat("nat", outside=middle, address="192.0.2.1", inside="10.0.0.0/24", config=symmetric)
     host = net.host("client", "10.0.0.7", nat, link=link)
     peers = [Program(net, _host(net, number, middle), echo=True) for number in range(1, 4)]
     if 6 in families:
         peers.append(Program(net, net.host("six", "2001:db8:2::5", middle), local="2001:db8:2::5", echo=True))
     client = TurnClient(
-        TurnServer(address=Address(SERVER[0], 3478)),
-        TurnConfig(families=families),
+        ServerAddress(address=Address(SERVER[0], 3478)),
+        ClientConfig(families=families),
         random=Random(seed),
         flow_ids=net.flow_ids,
         credentials=credentials,

@@ -13,7 +13,7 @@ from polynya.core.flows import Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import RecordType, Resolve, Resolved
 from polynya.stun.uris import TurnUri
-from polynya.turn.client import TurnServer
+from polynya.turn.client import ServerAddress
 from polynya.turn.discovery import Discovered, Discovery
 
 NOW = Instant(0)
@@ -31,14 +31,16 @@ NAPTR = ("example.org", RecordType.NAPTR)
 def discover(uri: str, zone: dict[Any, Any], seed: int = 1, **options: Any) -> tuple[Discovered, list[list[Resolve]]]:
     """What is found, and what was asked in each round."""
     machine = Discovery(TurnUri.parse(uri), random=Random(seed), **options)
-    machine.start(NOW)
+    machine.start(now=NOW)
     rounds: list[list[Resolve]] = []
     while queries := machine.outputs():
         rounds.append(queries)
         for query in queries:
             hosts = zone.get((query.name, query.record), ())
-            machine.receive(Resolved(query=query, hosts=hosts, error="" if hosts else f"{query.name}: no such"), NOW)
-            machine.receive(Resolved(query=query, hosts=("192.0.2.99",)), NOW)  # an answer counts once
+            machine.receive(
+                Resolved(query=query, hosts=hosts, error="" if hosts else f"{query.name}: no such"), now=NOW
+            )
+            machine.receive(Resolved(query=query, hosts=("192.0.2.99",)), now=NOW)  # an answer counts once
     [found] = machine.events()
     assert machine.next_timer() is None
     return found, rounds
@@ -83,7 +85,7 @@ def test_srv_records_are_followed_by_transport_and_priority() -> None:
     assert places(found) == ["192.0.2.2:443 tcp"]
     found, _ = discover("turns:example.org", zone)
     assert found.servers == (
-        TurnServer(address=Address("192.0.2.2", 444), transport=Transport.TLS, name="example.org"),
+        ServerAddress(address=Address("192.0.2.2", 444), transport=Transport.TLS, name="example.org"),
     )
 
 

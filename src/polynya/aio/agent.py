@@ -16,7 +16,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.config import IceConfig
 from polynya.ice.pairs import PairView
 from polynya.session.gathering_events import GatheringState
-from polynya.session.options import AddressFilter, InterfaceFilter, RelayServer
+from polynya.session.options import AddressFilter, InterfaceFilter, TurnCredentials
 from polynya.session.relay_events import CredentialsWanted
 from polynya.session.report import SessionReport
 from polynya.session.session import Session, SessionEvent
@@ -45,11 +45,11 @@ class Agent(Endpoint):
     """One end of a connection that is to be: gathers, checks, and hands out connections.
 
     Use it as an async context manager: entering starts to gather, leaving closes every socket. Tell the other side all
-    that `signals()` gives, by any means, and give `signalled` what it tells:
+    that `signals()` gives, by any means, and give `signaled` what it tells:
 
         async with polynya.Agent(servers=["stun:stun.example.org"], controlling=True) as agent:
             asyncio.create_task(send_all(agent.signals(), channel))
-            asyncio.create_task(receive_all(channel, agent.signalled))
+            asyncio.create_task(receive_all(channel, agent.signaled))
             connection = await agent.connect(timeout=30)
 
     Who has signaling of its own takes `description` and `candidates()`, `set_remote` and `add_candidate` instead.
@@ -126,11 +126,11 @@ class Agent(Endpoint):
         self._asking: Mapping[str, asyncio.Task[None]] = NOTHING
 
     @property
-    def _speaker(self) -> Session:
+    def _machine(self) -> Session:
         return self._session
 
     @property
-    def _carrier(self) -> Driver[Session] | None:
+    def _transport(self) -> Driver[Session] | None:
         return self._driver
 
     # --------------------------------------------------------------------------------------------------------- life
@@ -204,7 +204,7 @@ class Agent(Endpoint):
                 self._running().call(self._session.no_credentials, wanted)
             return
         if not self._closed:
-            server = RelayServer(wanted.server.uri, username, password)
+            server = TurnCredentials(wanted.server.uri, username, password)
             self._running().call(self._session.set_credentials, server)
 
     # ---------------------------------------------------------------------------------------------------------- relays

@@ -5,7 +5,7 @@ most of a millisecond late and push back all those of the process that follow it
 clock is the one that runs on while the machine sleeps, and it is watched like a socket. Elsewhere the loop's own timer
 serves.
 
-    driver --set(who, at)--> Timers --the first--> timerfd, or call_later --> ring --> who.ring() of all that are due
+    driver --set(who, at)--> Timers --the first--> timerfd, or call_later --> timer_due() of each that is due
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _RINGS: Final = 8
 """Bytes that a timerfd counts its expirations in."""
 
 
-class Sleeper(Hashable, Protocol):
+class TimerOwner(Hashable, Protocol):
     """Who is woken."""
 
-    def ring(self) -> None: ...
+    def timer_due(self) -> None: ...
 
 
 _alarms: dict[asyncio.AbstractEventLoop, Alarm] = {}
@@ -49,7 +49,7 @@ class Alarm:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._holders = 0
-        self._timers: Timers[Sleeper] = Timers()
+        self._timers: Timers[TimerOwner] = Timers()
         self._armed: Instant | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._watch = clock.watch(loop)
@@ -62,17 +62,17 @@ class Alarm:
                 os.close(self._file)
                 self._file = None
 
-    def set(self, who: Sleeper, at: Instant) -> None:
+    def set(self, who: TimerOwner, at: Instant) -> None:
         """Wake `who` at this time and no other."""
         self._timers.set(who, at)
         if self._armed is None or at < self._armed:
             self._arm(at)
 
-    def at(self, who: Sleeper) -> Instant | None:
+    def at(self, who: TimerOwner) -> Instant | None:
         """When `who` is woken, if at all."""
         return self._timers.at(who)
 
-    def cancel(self, who: Sleeper) -> None:
+    def cancel(self, who: TimerOwner) -> None:
         """Let `who` sleep."""
         self._timers.cancel(who)
 
@@ -81,7 +81,7 @@ class Alarm:
         self._holders += 1
         return self
 
-    def leave(self, who: Sleeper) -> None:
+    def leave(self, who: TimerOwner) -> None:
         """Let `who` sleep, and have the alarm no more; to be called once. With the last one it is gone."""
         self._timers.cancel(who)
         self._holders -= 1
@@ -116,19 +116,19 @@ class Alarm:
                 return  # it was set anew meanwhile
         self._armed = None
         self._handle = None
-        self._wake(self._timers.due(clock.now()))
+        self._wake(self._timers.due(now=clock.now()))
 
     def _on_jump(self) -> None:
         """The clock ran on while the loop stood still: much may be due, whatever a timer says."""
         if self._handle is not None:
             self._handle.cancel()
         self._armed = self._handle = None
-        self._wake(self._timers.due(_FOREVER))
+        self._wake(self._timers.due(now=_FOREVER))
 
-    def _wake(self, sleepers: list[Sleeper]) -> None:
+    def _wake(self, sleepers: list[TimerOwner]) -> None:
         for who in sleepers:
             try:
-                who.ring()
+                who.timer_due()
             except Exception as error:  # noqa: BLE001  # one's fault is not the others'
                 self._loop.call_exception_handler({"message": "a timer failed", "exception": error})
         following = self._timers.next()

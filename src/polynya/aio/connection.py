@@ -48,7 +48,7 @@ class Path:
     def __str__(self) -> str:
         kind = "relayed" if self.relayed else "direct"
         settled = "nominated" if self.nominated else "not yet nominated"
-        return f"{self.local.place} -> {self.remote.place} ({kind}, {settled})"
+        return f"{self.local.label} -> {self.remote.label} ({kind}, {settled})"
 
 
 class Traffic(NamedTuple):
@@ -85,7 +85,7 @@ class Traffic(NamedTuple):
 _NONE: Final = Traffic()
 
 
-class Owner(Protocol):
+class ConnectionOwner(Protocol):
     """Who is told that a connection ends."""
 
     async def connection_closed(self) -> None:
@@ -164,7 +164,7 @@ class Connection:
         self._send: Callable[[bytes], bool] | None = None
         self.agent = agent
         """The agent whose connection it is: it knows `why`, counts (`stats`) and begins anew (`restart`)."""
-        self.owner: Owner = agent
+        self.owner: ConnectionOwner = agent
         """Who is told of the end: its agent, or who was put in its place."""
         self._closed: str | None = None
         self.deliver = self._deliver

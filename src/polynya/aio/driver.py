@@ -124,7 +124,7 @@ class Driver(Generic[MachineT]):
             return
         self._stepping = True
         try:
-            self.machine.receive(input, clock.now())
+            self.machine.receive(input, now=clock.now())
         finally:
             self._finish_step()
 
@@ -191,7 +191,7 @@ class Driver(Generic[MachineT]):
                     break
                 first, *rest = self._inbox
                 self._inbox = tuple(rest)
-                machine.receive(first, clock.now())
+                machine.receive(first, now=clock.now())
         finally:
             self._stepping = False
             if self._inbox:  # the machine raised: what waits is not lost with it
@@ -249,7 +249,7 @@ class Driver(Generic[MachineT]):
         if earlier is None or earlier > due:
             self._alarm.set(self, due)
 
-    def ring(self) -> None:
+    def timer_due(self) -> None:
         """The timer is due."""
         if self.closed:
             return

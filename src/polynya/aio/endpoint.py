@@ -1,7 +1,7 @@
-"""One end of a connection that is to be: what every agent has, wherever its sockets come from.
+"""Base class of `Agent` and `MuxedAgent`: signaling, connecting, inspection.
 
-It speaks for an ICE agent (`Speaks`) whose packets somebody moves (`Carries`), keeps the connections of its components,
-and tells whoever waits what happens.
+It drives an ICE agent (`AgentMachine`) whose packets an `AgentTransport` moves, and keeps the connections of its
+components.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ EVENTS_KEPT: Final = 4096
 """Events that wait for a slow reader of `Agent.events` before its oldest are dropped."""
 
 
-class Speaks(Protocol):
+class AgentMachine(Protocol):
     """The machine that an endpoint speaks for: an ICE agent and what is around it."""
 
     @property
@@ -63,12 +63,12 @@ class Speaks(Protocol):
 
     def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None: ...
 
-    def set_controlling(self, controlling: bool, now: Instant) -> None: ...
+    def set_controlling(self, controlling: bool, *, now: Instant) -> None: ...
 
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description: ...
 
 
-class Carries(Protocol):
+class AgentTransport(Protocol):
     """Who moves its packets, as a `Driver` does."""
 
     @property
@@ -114,11 +114,11 @@ class Endpoint(Waiting, ABC):
 
     @property
     @abstractmethod
-    def _speaker(self) -> Speaks: ...
+    def _machine(self) -> AgentMachine: ...
 
     @property
     @abstractmethod
-    def _carrier(self) -> Carries | None:
+    def _transport(self) -> AgentTransport | None:
         """None until it is started."""
 
     @property
@@ -154,16 +154,16 @@ class Endpoint(Waiting, ABC):
     @property
     def description(self) -> Description:
         """What the other side's `set_remote` needs to know: credentials and options."""
-        return self._speaker.agent.local_description
+        return self._machine.agent.local_description
 
     @property
     def controlling(self) -> bool:
         """The role of this side (RFC 8445, section 6.1.1); it may be set until `connect` is called."""
-        return self._speaker.agent.controlling
+        return self._machine.agent.controlling
 
     @controlling.setter
     def controlling(self, controlling: bool) -> None:
-        self._running().call(self._speaker.set_controlling, controlling)
+        self._running().call(self._machine.set_controlling, controlling)
 
     async def candidates(self, stream: int = 0) -> AsyncIterator[Candidate]:
         """The candidates of a stream as they are found, from the first one on; ends when gathering has ended.
@@ -203,7 +203,7 @@ class Endpoint(Waiting, ABC):
                 await self._changed()
 
     async def signals(self) -> AsyncIterator[str]:
-        """Everything that the other side has to be told, as texts for its `signalled`, for the life of the agent.
+        """Everything that the other side has to be told, as texts for its `signaled`, for the life of the agent.
 
         The description comes first, each candidate when it is found (RFC 8838), at last that there are no more (a
         server's late answer may add one all the same); after a restart of either side all of it again. Each text is a
@@ -216,20 +216,20 @@ class Endpoint(Waiting, ABC):
             else:
                 yield write_signal(self.description, ended=signal is None)
 
-    def signalled(self, text: str) -> None:
+    def signaled(self, text: str) -> None:
         """What the other side's `signals` told, in any order, any number of times. DecodeError for what is none."""
         signal, driver = read_signal(text), self._running()
         self.set_remote(signal.description)
         for stream, candidate in signal.candidates:
-            driver.call(self._speaker.add_remote, candidate, stream)
-        remote = self._speaker.agent.remote_description
+            driver.call(self._machine.add_remote, candidate, stream)
+        remote = self._machine.agent.remote_description
         if signal.ended and signal.description.same_credentials(remote):
-            driver.call(self._speaker.add_remote, None)
+            driver.call(self._machine.add_remote, None)
 
     def set_remote(self, description: Description, components: Sequence[int] | None = None) -> None:
-        """What the other side signalled as its `description`, and the `components` if it restarted with others."""
+        """What the other side signaled as its `description`, and the `components` if it restarted with others."""
         agreed = None if components is None else tuple(components)
-        self._running().call(self._speaker.set_remote, description, agreed)
+        self._running().call(self._machine.set_remote, description, agreed)
         self._described = True
 
     def add_candidate(self, candidate: Candidate | str | None, stream: int = 0) -> None:
@@ -243,7 +243,7 @@ class Endpoint(Waiting, ABC):
                 candidate = Candidate.parse(candidate)
             except UnsupportedCandidate:
                 return
-        self._running().call(self._speaker.add_remote, candidate, stream)
+        self._running().call(self._machine.add_remote, candidate, stream)
 
     # ------------------------------------------------------------------------------------------------------ restart
 
@@ -255,9 +255,9 @@ class Endpoint(Waiting, ABC):
         `signals` and a room do all of it by themselves.
 
         `components` adds and removes streams: how many components each has from now on, 0 for one that is removed (the
-        others keep their numbers). Both sides have to agree on it: it is not signalled.
+        others keep their numbers). Both sides have to agree on it: it is not signaled.
         """
-        return self._running().call(self._speaker.restart, None if components is None else tuple(components))
+        return self._running().call(self._machine.restart, None if components is None else tuple(components))
 
     # --------------------------------------------------------------------------------------------------- connecting
 
@@ -294,34 +294,34 @@ class Endpoint(Waiting, ABC):
 
     @property
     def state(self) -> AgentState:
-        return self._speaker.agent.state
+        return self._machine.agent.state
 
     def pairs(self) -> list[PairView]:
         """Every pair as it is now, by priority."""
-        return self._speaker.agent.pairs()
+        return self._machine.agent.pairs()
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Every pair that does not work, and why."""
-        return self._speaker.agent.attempts()
+        return self._machine.agent.attempts()
 
     def why_pair(self, number: int) -> PairReport | None:
         """The story of one pair, by the `id` that `pairs()` gives it; None where there is no such pair any more."""
-        return self._speaker.agent.why_pair(number)
+        return self._machine.agent.why_pair(number)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Pairs, candidates and transports in the terms of W3C's webrtc-stats, by their ids; each has a `type`.
 
         Durations are seconds, but `timestamp`, which is milliseconds since 1970 as it is there.
         """
-        return whole_statistics(self._speaker.agent.statistics(), self._connections)
+        return whole_statistics(self._machine.agent.stats(), self._connections)
 
     @property
     def counters(self) -> dict[str, int]:
         """What was counted since the start: by the agent, by what found each packet's machine, and by the sockets."""
-        counted = Counter(self._speaker.agent.stats())
-        counted.update(self._speaker.counters)
-        if self._carrier is not None:
-            counted.update(self._carrier.counters)
+        counted = Counter(self._machine.agent.counters)
+        counted.update(self._machine.counters)
+        if self._transport is not None:
+            counted.update(self._transport.counters)
         return dict(counted)
 
     async def events(self) -> AsyncIterator[SessionEvent]:
@@ -356,8 +356,8 @@ class Endpoint(Waiting, ABC):
                 connection = self._connection(event.stream, event.component)
                 self._running().accept_data(event.flow, event.remote, connection.deliver)
             case RemoteRevoked():
-                if self._carrier is not None:
-                    self._carrier.refuse_data(event.flow, event.remote)
+                if self._transport is not None:
+                    self._transport.refuse_data(event.flow, event.remote)
             case SelectedPairChanged():
                 self._selected(event)
             case Failed():
@@ -388,7 +388,7 @@ class Endpoint(Waiting, ABC):
 
     def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
         """The pair that a component's data goes on now, if there is one."""
-        return self._speaker.agent.selected(stream, component)
+        return self._machine.agent.selected(stream, component)
 
     async def connection_closed(self) -> None:
         """A connection was closed by its user: with the last one the agent closes."""
@@ -397,15 +397,15 @@ class Endpoint(Waiting, ABC):
 
     # -------------------------------------------------------------------------------------------------------- whether
 
-    def _running(self) -> Carries:
+    def _running(self) -> AgentTransport:
         if self._closed:
             raise UsageError("the agent is closed: make a new one")
-        if self._carrier is None:
+        if self._transport is None:
             raise UsageError("the agent is not started: use it as `async with polynya.Agent(...) as agent`")
-        return self._carrier
+        return self._transport
 
     def _exists(self, stream: int, component: int) -> bool:
-        streams = self._speaker.agent.components
+        streams = self._machine.agent.components
         return 0 <= stream < len(streams) and 1 <= component <= streams[stream]
 
     def _end_removed(self) -> None:

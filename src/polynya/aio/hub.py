@@ -27,7 +27,7 @@ FLUSH_TIMEOUT: Final = 1.0
 Carrier = UdpSocket | Stream | Listener
 
 
-class Owner(Protocol):
+class HubOwner(Protocol):
     """What a hub needs from its driver."""
 
     flow_ids: FlowIds
@@ -47,7 +47,7 @@ class Hub:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        owner: Owner,
+        owner: HubOwner,
         *,
         tls: TlsContexts,
         ip_fields: bool,

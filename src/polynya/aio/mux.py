@@ -8,7 +8,7 @@
 An agent of a mux is used like any other; it has the mux's addresses as its candidates, and those that STUN servers see,
 which are asked once for all agents (`session.shared_bases`). Whose a packet is says its ufrag or where it came from
 (`session.mux`). A check for a ufrag that nobody has is a stranger's:
-`on_stranger` may make the agent that it is for, and the check is then answered (libp2p's WebRTC Direct is such a
+`on_unknown_peer` may make the agent that it is for, and the check is then answered (libp2p's WebRTC Direct is such a
 protocol: libp2p/py-libp2p#1352).
 """
 
@@ -47,7 +47,7 @@ MuxEvent = FlowOpened | FlowClosed | AgentEvent[MuxedAgent] | AgentData[MuxedAge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stranger:
+class UnknownPeer:
     """Somebody whose check is for a ufrag that no agent of the mux has. Nothing it says is proven yet."""
 
     ufrag: str
@@ -62,7 +62,7 @@ class Mux(Waiting):
 
     `servers` are STUN servers' URIs: behind a NAT they tell what address the sockets have outside. `port` is that of
     all sockets, 0 for any. `interfaces`, `addresses`, `families`, `loopback` and `external` say which addresses, as for
-    an `Agent`. `on_stranger` is called for each check that is for nobody: it may make an agent with
+    an `Agent`. `on_unknown_peer` is called for each check that is for nobody: it may make an agent with
     `mux.agent(ice=IceConfig(ufrag=stranger.ufrag, ...))`, start it and `set_remote` what the ufrags stand for; so it
     should be quick, and know which ufrags to believe.
 
@@ -79,7 +79,7 @@ class Mux(Waiting):
         families: Sequence[int] = (6, 4),
         loopback: bool = False,
         external: Mapping[str, str] | None = None,
-        on_stranger: Callable[[Stranger], object] | None = None,
+        on_unknown_peer: Callable[[UnknownPeer], object] | None = None,
         trace: Tracer = NO_TRACE,
     ) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Mux(Waiting):
         )
         if self._config.turn_servers:
             raise ConfigurationError("a mux asks STUN servers only: a relay is one agent's own, so give it to an Agent")
-        self._on_stranger = on_stranger
+        self._on_stranger = on_unknown_peer
         self._trace = trace
         self.machine: MuxMachine[MuxedAgent] = MuxMachine(self._config, random=RANDOM, pacer=PACER, trace=trace)
         """What finds whose a packet is; what changes it goes through this object."""
@@ -196,9 +196,9 @@ class Mux(Waiting):
         if self._members.pop(member, 0) is None and self._driver is not None:
             self._driver.call(self.machine.remove, member)
 
-    def _add(self, member: MuxedAgent, now: Instant) -> None:
+    def _add(self, member: MuxedAgent, *, now: Instant) -> None:
         self.machine.add(member, member.ice)
-        self.machine.gather(member, now)
+        self.machine.gather(member, now=now)
 
     # ------------------------------------------------------------------------------------------------------ interfaces
 
@@ -226,12 +226,12 @@ class Mux(Waiting):
             member.restart()
         return True
 
-    def _move(self, gone: list[Flow], new: dict[Flow, HostAddress], now: Instant) -> None:
+    def _move(self, gone: list[Flow], new: dict[Flow, HostAddress], *, now: Instant) -> None:
         for flow in gone:
-            self.machine.close(flow, "its address is gone from this host", now)
+            self.machine.close(flow, "its address is gone from this host", now=now)
         for flow, host in new.items():
             self.machine.open(flow, host)
-        self.machine.network_changed(now)
+        self.machine.network_changed(now=now)
 
     # ---------------------------------------------------------------------------------------------------------- events
 
@@ -255,6 +255,6 @@ class Mux(Waiting):
         if self._on_stranger is None or self._driver is None:
             return
         remote = unknown.packet.remote
-        self._on_stranger(Stranger(ufrag=unknown.ufrag, remote_ufrag=unknown.remote_ufrag, remote=remote))
+        self._on_stranger(UnknownPeer(ufrag=unknown.ufrag, remote_ufrag=unknown.remote_ufrag, remote=remote))
         if self.machine.knows(unknown.ufrag):
             self._driver.take(unknown.packet)

@@ -40,15 +40,15 @@ class MuxedAgent(Endpoint):
         self.ice = ice
         """The machine; what changes it goes through this object."""
         self._mux = mux
-        self._spoken = _Spoken(ice)
-        self._carried: _Carried | None = None
+        self._spoken = _MuxedMachine(ice)
+        self._carried: _MuxedTransport | None = None
 
     def start(self) -> None:
         """Take part from now on. ConfigurationError where another agent of the mux has its ufrag."""
         if self._carried is not None or self._closed:
             raise UsageError("this agent was started before: make a new one for each connection")
         try:
-            self._carried = _Carried(self._mux.join(self), self)
+            self._carried = _MuxedTransport(self._mux.join(self), self)
         except ValueError:
             raise ConfigurationError("another agent of the mux has this ufrag: each needs its own") from None
 
@@ -82,15 +82,15 @@ class MuxedAgent(Endpoint):
     # ------------------------------------------------------------------------------------------ as a session and driver
 
     @property
-    def _speaker(self) -> _Spoken:
+    def _machine(self) -> _MuxedMachine:
         return self._spoken
 
     @property
-    def _carrier(self) -> _Carried | None:
+    def _transport(self) -> _MuxedTransport | None:
         return self._carried
 
 
-class _Spoken:
+class _MuxedMachine:
     """One agent in the place of a session."""
 
     __slots__ = ("agent",)
@@ -104,20 +104,20 @@ class _Spoken:
         self, description: Description, components: tuple[int, ...] | None = None, *, now: Instant
     ) -> None:  # fmt: skip
         _refuse_others(components)
-        self.agent.set_remote(description, now)
+        self.agent.set_remote(description, now=now)
 
     def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None:
         if candidate is None:
-            self.agent.end_of_remote_candidates(now)
+            self.agent.end_of_remote_candidates(now=now)
         else:
-            self.agent.add_remote(candidate, now, stream)
+            self.agent.add_remote(candidate, now=now, stream=stream)
 
-    def set_controlling(self, controlling: bool, now: Instant) -> None:
-        self.agent.set_controlling(controlling, now)
+    def set_controlling(self, controlling: bool, *, now: Instant) -> None:
+        self.agent.set_controlling(controlling, now=now)
 
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
         _refuse_others(components)
-        return self.agent.restart(now)
+        return self.agent.restart(now=now)
 
 
 def _refuse_others(components: tuple[int, ...] | None) -> None:
@@ -125,7 +125,7 @@ def _refuse_others(components: tuple[int, ...] | None) -> None:
         raise UsageError("an agent of a mux has one component: packets for others could not be told apart")
 
 
-class _Carried:
+class _MuxedTransport:
     """The mux's driver, as far as it is one agent's: after a call that agent is drained."""
 
     __slots__ = ("_driver", "_member")

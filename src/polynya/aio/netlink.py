@@ -99,7 +99,7 @@ def ipv6_address(host: str, prefix_length: int, flags: int, *, preferred: bool =
 
 
 def is_dead_end(flags: int) -> bool:
-    """Whether an interface has neither neighbours nor one other end: services keep addresses on such ones."""
+    """Whether an interface has neither neighbors nor one other end: services keep addresses on such ones."""
     return bool(flags & IFF_NOARP) and not flags & (IFF_POINTOPOINT | IFF_LOOPBACK)
 
 

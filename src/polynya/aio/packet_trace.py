@@ -29,10 +29,10 @@ class PacketTrace:
 
     def opened(self, flow: Flow, transport: Transport, local: Address, remote: Address | None = None) -> None:
         fields = {"remote": str(remote)} if remote else {}
-        self._trace(clock.now(), "flow-opened", flow=str(flow), transport=transport.value, local=str(local), **fields)
+        self._trace.flow_opened(now=clock.now(), flow=str(flow), transport=transport.value, local=str(local), **fields)
 
     def closed(self, flow: Flow, reason: str) -> None:
-        self._trace(clock.now(), "flow-closed", reason, flow=str(flow))
+        self._trace.flow_closed(reason, now=clock.now(), flow=str(flow))
 
     def sent(
         self, source: Address, destination: Address, data: bytes, packet: int = 0, protocol: Protocol = Protocol.UDP
@@ -40,9 +40,8 @@ class PacketTrace:
         """A packet leaves; it keeps the id that its machine gave it, or gets one. Returns the id."""
         packet = packet or self._next()
         at = clock.now()
-        self._trace(
-            at,
-            "packet-sent",
+        self._trace.packet_sent(
+            now=at,
             packet=packet,
             protocol=protocol.name.lower(),
             source=str(source),
@@ -57,9 +56,8 @@ class PacketTrace:
         """A packet arrived. Returns the id that it has from now on."""
         packet = self._next()
         at = clock.now()
-        self._trace(
-            at,
-            "packet-received",
+        self._trace.packet_received(
+            now=at,
             packet=packet,
             protocol=protocol.name.lower(),
             source=str(source),
@@ -72,13 +70,13 @@ class PacketTrace:
 
     def refused(self, packet: int, source: Address, destination: Address, reason: str) -> None:
         """The system did not take the packet."""
-        self._trace(
-            clock.now(), "packet-dropped", reason, packet=packet, source=str(source), destination=str(destination)
+        self._trace.packet_dropped(
+            reason, now=clock.now(), packet=packet, source=str(source), destination=str(destination)
         )
 
     def icmp(self, source: Address, destination: Address, error: str) -> None:
         """An ICMP error came back. Which of the packets it is about, the system does not say."""
-        self._trace(clock.now(), "icmp", packet=0, about=f"{source} to {destination}", error=error)
+        self._trace.icmp(now=clock.now(), packet=0, about=f"{source} to {destination}", error=error)
 
     def _next(self) -> int:
         self._last += 1

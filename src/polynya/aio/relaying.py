@@ -52,7 +52,7 @@ class RelayedPath:
             frame = self._wrap(self._peer, data)
             if frame is not None:
                 return self._send_frame(frame)
-        return self._driver.call(lambda now: self._driver.machine.send(data, now, *self._place))
+        return self._driver.call(lambda now: self._driver.machine.send(data, *self._place, now=now))
 
     def close(self) -> None:
         """What the server sends goes to the machine again."""

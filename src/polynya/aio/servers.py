@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from polynya.core.errors import ConfigurationError, DecodeError
-from polynya.session.options import RelayServer
+from polynya.session.options import TurnCredentials
 from polynya.stun.uris import StunUri, TurnUri
 from polynya.turn.client.credentials import Credentials
 
@@ -33,17 +33,17 @@ def usable(uris: Iterable[str], username: str = "", password: str = "") -> tuple
     return tuple(found)
 
 
-def split_servers(servers: Iterable[str | IceServer]) -> tuple[tuple[StunUri, ...], tuple[RelayServer, ...]]:
+def split_servers(servers: Iterable[str | IceServer]) -> tuple[tuple[StunUri, ...], tuple[TurnCredentials, ...]]:
     """The STUN servers and the TURN servers among `servers`; ConfigurationError for what is neither."""
     stun: list[StunUri] = []
-    turn: list[RelayServer] = []
+    turn: list[TurnCredentials] = []
     for each in servers:
         server = IceServer(each) if isinstance(each, str) else each
         scheme = server.uri.partition(":")[0].lower()
         if scheme in {"turn", "turns"}:
             if server.username:
                 Credentials(server.username, server.password)  # what cannot be is told before anything is opened
-            turn.append(RelayServer(TurnUri.parse(server.uri), server.username, server.password))
+            turn.append(TurnCredentials(TurnUri.parse(server.uri), server.username, server.password))
         else:
             uri = StunUri.parse(server.uri)
             if uri.secure:

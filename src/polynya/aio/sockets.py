@@ -201,7 +201,7 @@ def pin(sock: socket.socket, family: int, interface: str) -> str:
     IPv6, SO_BINDTODEVICE: IPV6_UNICAST_IF is a mere hint, which loses against a route of a better metric. Packets from
     this host count as arriving by the interface of their address here, so they are not refused.
 
-    Both keep networks with the same addresses apart, and fail at once or after the neighbour search where the interface
+    Both keep networks with the same addresses apart, and fail at once or after the neighbor search where the interface
     leads nowhere near the destination, which is one pair that fails.
     """
     if not LINUX:

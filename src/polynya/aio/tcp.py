@@ -61,7 +61,7 @@ def refuse_unsupported(request: Open) -> None:
         raise ConfigurationError("DTLS flows cannot be opened: use udp, tcp or tls")
 
 
-class Owner(Protocol):
+class StreamOwner(Protocol):
     """What streams need from the hub."""
 
     trace: PacketTrace | None
@@ -83,7 +83,7 @@ class Owner(Protocol):
 class Stream(asyncio.Protocol):
     """One TCP or TLS stream."""
 
-    def __init__(self, owner: Owner, flow: Flow, kind: Transport, listener: Flow | None = None) -> None:
+    def __init__(self, owner: StreamOwner, flow: Flow, kind: Transport, listener: Flow | None = None) -> None:
         self.flow = flow
         self.closed = False
         self._owner = owner
@@ -237,7 +237,7 @@ class Stream(asyncio.Protocol):
 class Listener:
     """A listening TCP or TLS socket; each stream that it accepts is a flow of its own."""
 
-    def __init__(self, owner: Owner, flow: Flow, kind: Transport, flow_ids: FlowIds) -> None:
+    def __init__(self, owner: StreamOwner, flow: Flow, kind: Transport, flow_ids: FlowIds) -> None:
         self.flow = flow
         self.closed = False
         self._owner = owner

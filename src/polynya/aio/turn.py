@@ -20,6 +20,7 @@ from polynya.turn.client import (
     AllocationFailed,
     ChannelBound,
     ChannelFailed,
+    ClientConfig,
     Credentials,
     CredentialsNeeded,
     Lost,
@@ -27,7 +28,6 @@ from polynya.turn.client import (
     Permitted,
     RelayedData,
     Released,
-    TurnConfig,
     TurnEvent,
     TurnReport,
 )
@@ -81,7 +81,7 @@ class TurnClient:
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
-        config = TurnConfig(
+        config = ClientConfig(
             families=tuple(families),
             lifetime=nanoseconds(lifetime),
             even_port=even_port,
@@ -183,7 +183,7 @@ class TurnClient:
         driver, machine = self._running()
         addresses = [_address(peer) for peer in peers]
         waits = [_wait(self._permits, address) for address in addresses]
-        driver.call(lambda now: machine.permit(addresses, now))
+        driver.call(lambda now: machine.permit(addresses, now=now))
         for outcome in await asyncio.gather(*waits, return_exceptions=True):
             if outcome is not None:
                 raise outcome
@@ -198,7 +198,7 @@ class TurnClient:
         if machine.wrap(address, b"") is not None:
             return
         waiting = _wait(self._binds, address)
-        driver.call(lambda now: machine.bind(address, now))
+        driver.call(lambda now: machine.bind(address, now=now))
         await waiting
 
     def set_credentials(self, username: str, password: str) -> None:

@@ -41,7 +41,7 @@ Deliver = Callable[[bytes], None]
 SendData = Callable[[bytes], bool]
 
 
-class Owner(Protocol):
+class SocketOwner(Protocol):
     """What a socket needs from the hub."""
 
     trace: PacketTrace | None
@@ -71,7 +71,7 @@ class UdpSocket:
         "owner",
     )
 
-    def __init__(self, sock: socket.socket, flow: Flow, owner: Owner) -> None:
+    def __init__(self, sock: socket.socket, flow: Flow, owner: SocketOwner) -> None:
         self.flow = flow
         name = sock.getsockname()
         self.local = sockets.local_address(sock)

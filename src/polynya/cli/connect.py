@@ -161,4 +161,4 @@ def _tell(step: Step) -> None:
 
 def _place(candidate: Any) -> str:
     """A candidate for people; what the other side named is shown without control characters."""
-    return ascii(candidate.place)[1:-1]
+    return ascii(candidate.label)[1:-1]

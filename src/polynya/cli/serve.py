@@ -44,7 +44,7 @@ def serve(
     stun_alternate: Annotated[
         Some,
         typer.Option(
-            metavar="ADDR:PORT", help="Another address and port: serve NAT behaviour discovery; one for each family."
+            metavar="ADDR:PORT", help="Another address and port: serve NAT behavior discovery; one for each family."
         ),
     ] = None,
     user: Annotated[Some, typer.Option(metavar="NAME:PASSWORD", help="Who may use TURN; may be repeated.")] = None,

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from .addresses import Address
+
 
 class Transport(Enum):
     """What carries a flow."""
@@ -37,6 +39,10 @@ class Flow(NamedTuple):
 
     def __str__(self) -> str:
         return f"flow {self.id}" if not self.generation else f"flow {self.id}.{self.generation}"
+
+
+FlowPath = tuple[Flow, Address]
+"""A flow with the remote address that packets go to or come from."""
 
 
 class FlowIds:

@@ -277,10 +277,10 @@ EventT = TypeVar("EventT")
 class Machine(Protocol[InputT, OutputT, EventT]):
     """The calls that a shell or a simulated network makes. Each is safe to make early, late or twice."""
 
-    def receive(self, input: InputT, now: Instant) -> None:
+    def receive(self, input: InputT, *, now: Instant) -> None:
         """Take in what happened outside. Never raises on bytes from the network."""
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Do what is due at `now`."""
 
     def next_timer(self) -> Instant | None:

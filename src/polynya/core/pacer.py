@@ -27,7 +27,7 @@ class Pacer:
         """No transaction may start before, whatever slot its owner holds."""
         self._next = Instant(0)
 
-    def reserve(self, now: Instant) -> Instant:
+    def reserve(self, *, now: Instant) -> Instant:
         """Take the first free slot at or after `now`. The caller acts then, not before."""
         slot = max(now, self._next)
         self._next = Instant(slot + self.interval)
@@ -38,7 +38,7 @@ class Pacer:
         if self._next == slot + self.interval:
             self._next = slot
 
-    def used(self, now: Instant) -> None:
+    def used(self, *, now: Instant) -> None:
         """A transaction starts now, in time or late: the next one starts no sooner than `interval` from here."""
         self.free_at = Instant(now + self.interval)
         self._next = max(self._next, self.free_at)

@@ -59,7 +59,7 @@ class Timers(Generic[KeyT]):
             heappop(heap)
         return None
 
-    def due(self, now: Instant) -> list[KeyT]:
+    def due(self, *, now: Instant) -> list[KeyT]:
         """Take out every timer that is due at `now`, earliest first."""
         due: list[KeyT] = []
         while (at := self.next()) is not None and at <= now:

@@ -5,13 +5,15 @@ A trace is JSON lines. The first line names the schema and its version; every ot
     {"t": 1500000000, "node": "alice", "machine": "ice", "kind": "pair", "reason": "its check was answered", ...}
 
 `t` is nanoseconds on the clock of the run, `node` the host, router or process, `machine` the part of it that speaks.
-The kinds and the fields each must have are the table below; an event may carry more. A packet keeps one id (`packet`)
-across hops. NAT tables are given as differences. Fields that could hold a secret are refused.
+`KINDS` lists every kind of event and the fields that it must carry; an event may carry more. A packet keeps one id
+(`packet`) across hops. NAT tables are given as differences. Fields that could hold a secret are refused.
 
-Machines get a `Tracer`, which does nothing unless a sink is attached:
+A machine gets a `Tracer`, which has one method for each kind and does nothing unless a sink is attached:
 
-    if trace.enabled:
-        trace(now, "pair", reason, pair=..., old=..., new=...)
+    trace.pair("its check was answered", now=now, pair=3, local=..., remote=..., old=..., new=...)
+
+Fields are evaluated only when a sink is attached: pass an `Address`, a `Flow` or an `Enum` as it is, and a callable
+without parameters for a value that is expensive to compute.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import IO, Final
 
 from .instants import Instant
@@ -70,6 +73,9 @@ SECRET_FIELDS: Final = frozenset({"password", "pwd", "key", "secret", "credentia
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
+Field = object
+"""A value of a field before it is written: anything that `_plain` can turn into JSON."""
+
 
 @dataclass(slots=True)
 class TraceEvent:
@@ -94,30 +100,299 @@ Sink = Callable[[TraceEvent], None]
 
 
 class Tracer:
-    """Where a machine writes its events: bound to a node and a machine's name, silent without a sink."""
+    """Writes trace events; has a method for each kind, and does nothing without a sink.
 
-    __slots__ = ("_sink", "enabled", "machine", "node")
+    `node` and `machine` name the source of the events; `fields` are added to each of them.
+    """
 
-    def __init__(self, sink: Sink | None = None, node: str = "", machine: str = "") -> None:
-        self._sink = sink
+    __slots__ = ("_fields", "_machine", "_node", "_sink", "enabled")
+
+    def __init__(
+        self, sink: Sink | None = None, node: str = "", machine: str = "", fields: Mapping[str, Json] | None = None
+    ) -> None:
         self.enabled = sink is not None
-        self.node = node
-        self.machine = machine
+        """Whether a sink is attached."""
+        self._sink = sink
+        self._node = node
+        self._machine = machine
+        self._fields = fields
 
     def of(self, machine: str) -> Tracer:
-        """The same sink and node for another machine; without a sink there is nothing to tell apart."""
-        return self if self._sink is None else Tracer(self._sink, self.node, machine)
+        """Return a tracer for another machine of the same node."""
+        return self if self._sink is None else Tracer(self._sink, self._node, machine, self._fields)
 
     def at_node(self, node: str, machine: str = "") -> Tracer:
-        """The same sink for another node."""
-        return Tracer(self._sink, node, machine)
+        """Return a tracer for another node."""
+        return Tracer(self._sink, node, machine, self._fields)
 
-    def __call__(self, now: Instant, kind: str, reason: str = "", **fields: Json) -> None:
-        """Write one event. Raises ValueError for a kind or a set of fields that the schema does not allow."""
-        if self._sink is None:
-            return
-        check(kind, fields)
-        self._sink(TraceEvent(now, self.node, self.machine, kind, reason, fields))
+    def bind(self, **fields: Json) -> Tracer:
+        """Return a tracer that adds these fields to every event."""
+        return (
+            self
+            if self._sink is None
+            else Tracer(self._sink, self._node, self._machine, {**(self._fields or {}), **fields})
+        )
+
+    def _write(self, kind: str, reason: str, now: Instant, fields: dict[str, Field]) -> None:
+        assert self._sink is not None
+        plain = {name: _plain(value) for name, value in fields.items()}
+        if self._fields is not None:
+            plain.update(self._fields)
+        check(kind, plain)
+        self._sink(TraceEvent(now, self._node, self._machine, kind, reason, plain))
+
+    def node(self, reason: str = "", *, now: Instant, role: Field, addresses: Field, **fields: Field) -> None:
+        """A host, router or process of the run."""
+        if self._sink is not None:
+            self._write("node", reason, now, {"role": role, "addresses": addresses, **fields})
+
+    def link(self, reason: str = "", *, now: Instant, ends: Field, **fields: Field) -> None:
+        """A link between nodes."""
+        if self._sink is not None:
+            self._write("link", reason, now, {"ends": ends, **fields})
+
+    def interfaces(self, reason: str = "", *, now: Instant, addresses: Field, **fields: Field) -> None:
+        """The interfaces of a host, at the start or after a change."""
+        if self._sink is not None:
+            self._write("interfaces", reason, now, {"addresses": addresses, **fields})
+
+    def flow_opened(
+        self, reason: str = "", *, now: Instant, flow: Field, transport: Field, local: Field, **fields: Field
+    ) -> None:
+        """A socket, stream or relay was opened."""
+        if self._sink is not None:
+            self._write("flow-opened", reason, now, {"flow": flow, "transport": transport, "local": local, **fields})
+
+    def flow_closed(self, reason: str = "", *, now: Instant, flow: Field, **fields: Field) -> None:
+        """A socket, stream or relay was closed."""
+        if self._sink is not None:
+            self._write("flow-closed", reason, now, {"flow": flow, **fields})
+
+    def packet_sent(
+        self,
+        reason: str = "",
+        *,
+        now: Instant,
+        packet: Field,
+        protocol: Field,
+        source: Field,
+        destination: Field,
+        length: int,
+        **fields: Field,
+    ) -> None:
+        """A host sent a packet."""
+        if self._sink is not None:
+            self._write(
+                "packet-sent",
+                reason,
+                now,
+                {
+                    "packet": packet,
+                    "protocol": protocol,
+                    "source": source,
+                    "destination": destination,
+                    "length": length,
+                    **fields,
+                },
+            )
+
+    def packet_forwarded(
+        self, reason: str = "", *, now: Instant, packet: Field, source: Field, destination: Field, **fields: Field
+    ) -> None:
+        """A router forwarded a packet; source and destination are those after the hop."""
+        if self._sink is not None:
+            self._write(
+                "packet-forwarded",
+                reason,
+                now,
+                {"packet": packet, "source": source, "destination": destination, **fields},
+            )
+
+    def packet_received(
+        self,
+        reason: str = "",
+        *,
+        now: Instant,
+        packet: Field,
+        source: Field,
+        destination: Field,
+        length: int,
+        **fields: Field,
+    ) -> None:
+        """A host received a packet."""
+        if self._sink is not None:
+            self._write(
+                "packet-received",
+                reason,
+                now,
+                {"packet": packet, "source": source, "destination": destination, "length": length, **fields},
+            )
+
+    def packet_dropped(
+        self, reason: str = "", *, now: Instant, packet: Field, source: Field, destination: Field, **fields: Field
+    ) -> None:
+        """A packet was dropped; `reason` says why."""
+        if self._sink is not None:
+            self._write(
+                "packet-dropped",
+                reason,
+                now,
+                {"packet": packet, "source": source, "destination": destination, **fields},
+            )
+
+    def icmp(
+        self, reason: str = "", *, now: Instant, packet: Field, about: Field, error: Field, **fields: Field
+    ) -> None:
+        """A router or host answered a packet with an ICMP error."""
+        if self._sink is not None:
+            self._write("icmp", reason, now, {"packet": packet, "about": about, "error": error, **fields})
+
+    def nat(self, reason: str = "", *, now: Instant, added: Field, removed: Field, **fields: Field) -> None:
+        """Rows that a NAT added to its table or removed."""
+        if self._sink is not None:
+            self._write("nat", reason, now, {"added": added, "removed": removed, **fields})
+
+    def firewall(self, reason: str = "", *, now: Instant, added: Field, removed: Field, **fields: Field) -> None:
+        """Sessions that a firewall added to its table or removed."""
+        if self._sink is not None:
+            self._write("firewall", reason, now, {"added": added, "removed": removed, **fields})
+
+    def transaction(self, reason: str = "", *, now: Instant, transaction: Field, state: Field, **fields: Field) -> None:
+        """A STUN transaction changed its state."""
+        if self._sink is not None:
+            self._write("transaction", reason, now, {"transaction": transaction, "state": state, **fields})
+
+    def message_dropped(self, reason: str = "", *, now: Instant, remote: Field, **fields: Field) -> None:
+        """A STUN or TURN message was dropped; `reason` says why."""
+        if self._sink is not None:
+            self._write("message-dropped", reason, now, {"remote": remote, **fields})
+
+    def server(self, reason: str = "", *, now: Instant, server: Field, state: Field, **fields: Field) -> None:
+        """The state of a STUN or TURN server as a client sees it."""
+        if self._sink is not None:
+            self._write("server", reason, now, {"server": server, "state": state, **fields})
+
+    def description(
+        self, reason: str = "", *, now: Instant, side: Field, ufrag: Field, generation: int, **fields: Field
+    ) -> None:
+        """A description was signaled (`side`: local or remote)."""
+        if self._sink is not None:
+            self._write("description", reason, now, {"side": side, "ufrag": ufrag, "generation": generation, **fields})
+
+    def candidate(self, reason: str = "", *, now: Instant, side: Field, candidate: Field, **fields: Field) -> None:
+        """A candidate became known (`side`: local or remote)."""
+        if self._sink is not None:
+            self._write("candidate", reason, now, {"side": side, "candidate": candidate, **fields})
+
+    def pair(
+        self,
+        reason: str = "",
+        *,
+        now: Instant,
+        pair: Field,
+        local: Field,
+        remote: Field,
+        old: Field,
+        new: Field,
+        **fields: Field,
+    ) -> None:
+        """A candidate pair was made or changed its state."""
+        if self._sink is not None:
+            self._write(
+                "pair", reason, now, {"pair": pair, "local": local, "remote": remote, "old": old, "new": new, **fields}
+            )
+
+    def pair_flags(
+        self,
+        reason: str = "",
+        *,
+        now: Instant,
+        pair: Field,
+        writable: bool,
+        readable: bool,
+        valid: bool,
+        nominated: bool,
+        **fields: Field,
+    ) -> None:
+        """The flags of a candidate pair changed."""
+        if self._sink is not None:
+            self._write(
+                "pair-flags",
+                reason,
+                now,
+                {
+                    "pair": pair,
+                    "writable": writable,
+                    "readable": readable,
+                    "valid": valid,
+                    "nominated": nominated,
+                    **fields,
+                },
+            )
+
+    def checklist(
+        self, reason: str = "", *, now: Instant, stream: int, old: Field, new: Field, **fields: Field
+    ) -> None:
+        """A checklist changed its state."""
+        if self._sink is not None:
+            self._write("checklist", reason, now, {"stream": stream, "old": old, "new": new, **fields})
+
+    def agent(self, reason: str = "", *, now: Instant, old: Field, new: Field, **fields: Field) -> None:
+        """An ICE agent changed its state."""
+        if self._sink is not None:
+            self._write("agent", reason, now, {"old": old, "new": new, **fields})
+
+    def gathering(self, reason: str = "", *, now: Instant, old: Field, new: Field, **fields: Field) -> None:
+        """Gathering changed its state."""
+        if self._sink is not None:
+            self._write("gathering", reason, now, {"old": old, "new": new, **fields})
+
+    def role(self, reason: str = "", *, now: Instant, old: Field, new: Field, **fields: Field) -> None:
+        """An ICE agent changed its role."""
+        if self._sink is not None:
+            self._write("role", reason, now, {"old": old, "new": new, **fields})
+
+    def consent(self, reason: str = "", *, now: Instant, pair: Field, state: Field, **fields: Field) -> None:
+        """Consent to send on a pair was granted or lost (RFC 7675)."""
+        if self._sink is not None:
+            self._write("consent", reason, now, {"pair": pair, "state": state, **fields})
+
+    def selected(
+        self, reason: str = "", *, now: Instant, pair: Field, local: Field, remote: Field, **fields: Field
+    ) -> None:
+        """The pair that carries the data of a component changed."""
+        if self._sink is not None:
+            self._write("selected", reason, now, {"pair": pair, "local": local, "remote": remote, **fields})
+
+    def data(self, reason: str = "", *, now: Instant, flow: Field, remote: Field, length: int, **fields: Field) -> None:
+        """Application data was sent, received or relayed."""
+        if self._sink is not None:
+            self._write("data", reason, now, {"flow": flow, "remote": remote, "length": length, **fields})
+
+    def signaling(self, reason: str = "", *, now: Instant, event: Field, **fields: Field) -> None:
+        """An event of the signaling client or server."""
+        if self._sink is not None:
+            self._write("signaling", reason, now, {"event": event, **fields})
+
+    def note(self, reason: str = "", *, now: Instant, **fields: Field) -> None:
+        """A remark for people."""
+        if self._sink is not None:
+            self._write("note", reason, now, fields)
+
+
+def _plain(value: Field) -> Json:
+    """Turn a field into JSON: enums into their values, containers item by item, all else into text."""
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list) or type(value) is tuple:
+        return [_plain(each) for each in value]
+    if callable(value):
+        return _plain(value())
+    return str(value)
 
 
 NO_TRACE: Final = Tracer()

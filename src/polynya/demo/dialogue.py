@@ -45,16 +45,16 @@ class Dialogue:
     def all_received(self) -> bool:
         return self.received >= self._messages
 
-    def message(self, now: Instant) -> bytes:
+    def message(self, *, now: Instant) -> bytes:
         """The next message to send; call `count_sent` when it left."""
         text = b"%s %s %d/%d %d" % (_WORD, self._name, self.sent + 1, self._messages, now)
         return text + b" " + self._digest(text)
 
-    def count_sent(self, now: Instant) -> None:
+    def count_sent(self, *, now: Instant) -> None:
         self._began = now if self._began is None else self._began
         self.sent += 1
 
-    def take(self, data: bytes, now: Instant) -> None:
+    def take(self, data: bytes, *, now: Instant) -> None:
         """Verify and count what arrived."""
         parsed = self._parse(data)
         if parsed is None:

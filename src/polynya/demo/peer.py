@@ -81,14 +81,14 @@ async def _talk(connection: Connection, dialogue: Dialogue, tell: Tell) -> None:
     async def send() -> None:
         while not dialogue.all_sent:
             now = clock.now()
-            if connection.send(dialogue.message(now)):  # what the system refused is sent again
-                dialogue.count_sent(now)
+            if connection.send(dialogue.message(now=now)):  # what the system refused is sent again
+                dialogue.count_sent(now=now)
                 tell(Progress(dialogue.sent, dialogue.received))
             await asyncio.sleep(INTERVAL)
 
     async def receive() -> None:
         while not dialogue.all_received:
-            dialogue.take(await connection.recv(), clock.now())
+            dialogue.take(await connection.recv(), now=clock.now())
             tell(Progress(dialogue.sent, dialogue.received))
 
     sending, receiving = asyncio.ensure_future(send()), asyncio.ensure_future(receive())
@@ -132,8 +132,8 @@ def _pairs(agent: Agent) -> list[PairRecord]:
 def _pair(view: PairView) -> PairRecord:
     return PairRecord(
         id=view.id,
-        local=view.local.place,
-        remote=view.remote.place,
+        local=view.local.label,
+        remote=view.remote.label,
         local_address=str(view.local.address),
         remote_address=str(view.remote_address),
         state=view.state.value,

@@ -16,7 +16,7 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.instants import MILLISECOND, Instant
 from polynya.core.trace import TraceEvent, Tracer
-from polynya.serve import Server, ServerConfig
+from polynya.serve import ServeConfig, Server
 
 from .children import COMMAND, Child
 from .recording import Recording
@@ -117,7 +117,7 @@ class _Meeting:
     async def run(self) -> MeetingResult:
         began = time.perf_counter()
         hosts = loopback_hosts()
-        config = ServerConfig(listen=tuple(Address(host, 0) for host in hosts), http=(Address(hosts[0], 0),))
+        config = ServeConfig(listen=tuple(Address(host, 0) for host in hosts), http=(Address(hosts[0], 0),))
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(Server(config, trace=Tracer(self.recording.event, SERVER)))
             stun, url = server.stun_addresses, server.url

@@ -105,7 +105,7 @@ class PeerPicture:
         except DecodeError:  # one that is not used is told by its place alone
             self.candidates[text] = reason
         else:
-            self.candidates[candidate.place] = f"priority {candidate.priority}"
+            self.candidates[candidate.label] = f"priority {candidate.priority}"
 
     def _first(self, what: str, at: Instant) -> None:
         self.instants.setdefault(what, at)

@@ -70,28 +70,28 @@ class IceAgent(Inspection):
 
     # ------------------------------------------------------------------------------------------------- what we signal
 
-    def add_local(self, gathered: Gathered, now: Instant) -> LocalCandidate | None:
+    def add_local(self, gathered: Gathered, *, now: Instant) -> LocalCandidate | None:
         """An address was found. Returns the candidate, or None when it is redundant."""
         self._must_be_open("add_local")
         if (gathered.stream, gathered.component) not in self._generation.keys:
             raise UsageError(f"there is no stream {gathered.stream} with a component {gathered.component}")
         known = self._locals.base(gathered.flow)
-        local = self._signals.candidate(gathered, now)
+        local = self._signals.candidate(gathered, now=now)
         if local is not None and known is None:
-            self._generation.add_base(local, now)
-            self._evaluate(now)
+            self._generation.add_base(local, now=now)
+            self._evaluate(now=now)
         return local
 
-    def end_of_local_candidates(self, now: Instant) -> None:
+    def end_of_local_candidates(self, *, now: Instant) -> None:
         """Gathering is over."""
         self._must_be_open("end_of_local_candidates")
         if self._signals.end():
-            self._evaluate(now)
+            self._evaluate(now=now)
 
-    # ------------------------------------------------------------------------------------------- what was signalled
+    # ------------------------------------------------------------------------------------------- what was signaled
 
     def set_remote(
-        self, description: Description, now: Instant, components: tuple[int, ...] | None = None
+        self, description: Description, *, now: Instant, components: tuple[int, ...] | None = None
     ) -> None:  # fmt: skip
         """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9).
 
@@ -108,59 +108,59 @@ class IceAgent(Inspection):
                 number = description.generation
                 ours = self._generation.number
                 number = number if number > ours else ours + 1
-                self._restart("the other side restarted", now, number, components)
+                self._restart("the other side restarted", now=now, number=number, components=components)
             case Answer.REPLACE:
-                self._generations.replace(components, now)
+                self._generations.replace(components, now=now)
             case Answer.TAKE:
                 if components is not None:
-                    self._generations.replace(components, now)
+                    self._generations.replace(components, now=now)
         if self._journal.trace.enabled:
             ufrag, number = description.ufrag, description.generation
-            self._journal.trace(now, "description", side="remote", ufrag=ufrag, generation=number)
+            self._journal.trace.description(now=now, side="remote", ufrag=ufrag, generation=number)
         if description.lite != self.config.lite and self._role.controlling == self.config.lite:
             what = "lite" if description.lite else "full"
-            self._generations.switch_role(not self.config.lite, f"the other side is {what}", now)
+            self._generations.switch_role(not self.config.lite, f"the other side is {what}", now=now)
         self._pacing.interval = negotiated_pacing(self.config.pacing, description, self.config.silent_pacing)
-        self._generation.set_remote(description, now)
-        self._evaluate(now)
+        self._generation.set_remote(description, now=now)
+        self._evaluate(now=now)
 
-    def add_remote(self, candidate: Candidate, now: Instant, stream: int = 0) -> None:
+    def add_remote(self, candidate: Candidate, *, now: Instant, stream: int = 0) -> None:
         """A candidate of the other side; any order, any number of times, before or after the description."""
         self._must_be_open("add_remote")
-        self._inbox.candidate(candidate, stream, now)
-        self._evaluate(now)
+        self._inbox.candidate(candidate, stream, now=now)
+        self._evaluate(now=now)
 
-    def path_ready(self, flow: Flow, host: str, now: Instant) -> None:
+    def path_ready(self, flow: Flow, host: str, *, now: Instant) -> None:
         """Packets can be sent by `flow` to this host now: the answer to `PathWanted`, for every port."""
         for pair in self._generation.gated(flow, host):
             pair.gated = False
-        self._evaluate(now)
+        self._evaluate(now=now)
 
-    def path_refused(self, flow: Flow, host: str, reason: str, now: Instant) -> None:
+    def path_refused(self, flow: Flow, host: str, reason: str, *, now: Instant) -> None:
         """Packets cannot be sent by `flow` to this host, and why: its pairs fail."""
         for pair in self._generation.gated(flow, host):
-            self._generation.verdicts.fail(pair, reason, now)
-        self._evaluate(now)
+            self._generation.verdicts.fail(pair, reason, now=now)
+        self._evaluate(now=now)
 
-    def end_of_remote_candidates(self, now: Instant) -> None:
+    def end_of_remote_candidates(self, *, now: Instant) -> None:
         """The other side has no more candidates (RFC 8838, section 14)."""
         self._must_be_open("end_of_remote_candidates")
         self._generation.remote_ended = True
-        self._evaluate(now)
+        self._evaluate(now=now)
 
-    def set_controlling(self, controlling: bool, now: Instant) -> None:
+    def set_controlling(self, controlling: bool, *, now: Instant) -> None:
         """Choose the role, before the other side is known or when a restart decides it anew (section 6.1.1)."""
         self._must_be_open("set_controlling")
         remote = self._generation.remote
         if remote is not None and remote.lite != self.config.lite and controlling == self.config.lite:
             raise UsageError("a lite agent is controlled by a full one")
         if controlling != self._role.controlling:
-            self._generations.switch_role(controlling, "as asked for", now)
-            self._selections.show_role(now)
-            self._evaluate(now)
+            self._generations.switch_role(controlling, "as asked for", now=now)
+            self._selections.show_role(now=now)
+            self._evaluate(now=now)
 
     def restart(
-        self, now: Instant, *, more_to_come: bool = False, components: tuple[int, ...] | None = None
+        self, *, now: Instant, more_to_come: bool = False, components: tuple[int, ...] | None = None
     ) -> Description:  # fmt: skip
         """Begin a new generation; signal the description that is returned, and the candidates that follow as events.
 
@@ -174,36 +174,36 @@ class IceAgent(Inspection):
         if components is not None:
             check_components(components)
         self._signals.ended = self._signals.ended and not more_to_come
-        self._restart("as asked for", now, self._generation.number + 1, components)
-        self._evaluate(now)
+        self._restart("as asked for", now=now, number=self._generation.number + 1, components=components)
+        self._evaluate(now=now)
         return self._generation.local
 
-    def nominate(self, pair_id: int, now: Instant) -> None:
+    def nominate(self, pair_id: int, *, now: Instant) -> None:
         """Nominate a valid pair by hand, by its `PairView.id`.
 
-        Where a pair of its component is nominated already, both sides must have signalled `renomination`.
+        Where a pair of its component is nominated already, both sides must have signaled `renomination`.
         """
         self._must_be_open("nominate")
         if not self._role.controlling:
             raise UsageError("nominate: only the controlling agent does")
-        nominate_by_hand(self._generation, pair_id, self._journal, now)
-        self._evaluate(now)
+        nominate_by_hand(self._generation, pair_id, self._journal, now=now)
+        self._evaluate(now=now)
 
-    def _restart(self, reason: str, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
+    def _restart(self, reason: str, *, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
         keep = self._selections.of(self._generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
-        self._signals.restarted(reason, now)
+        self._signals.restarted(reason, now=now)
 
-    def close(self, now: Instant) -> None:
+    def close(self, *, now: Instant) -> None:
         """The end: nothing is sent, waited for or accepted any more."""
         if self._standing.closed:
             return
-        self._generations.end(now)
+        self._generations.end(now=now)
         self._selections.clear()
         self._nominate_at = self._look_at = None
         self._pacing.idle()
         self._journal.outputs.clear()
-        self._standing.move(AgentState.CLOSED, "closed here", self._generation, now)
+        self._standing.move(AgentState.CLOSED, "closed here", self._generation, now=now)
 
     def _must_be_open(self, what: str) -> None:
         if self._standing.closed:
@@ -211,23 +211,23 @@ class IceAgent(Inspection):
 
     # ---------------------------------------------------------------------------------------------------- the network
 
-    def receive(self, input: IceInput, now: Instant) -> None:
+    def receive(self, input: IceInput, *, now: Instant) -> None:
         """Take in what happened on a flow. `Received` is a datagram that the owner has decoded already."""
         if not self._standing.closed:
-            self._inbox.receive(input, now)
-            self._evaluate(now)
+            self._inbox.receive(input, now=now)
+            self._evaluate(now=now)
 
     # ------------------------------------------------------------------------------------------------------------ time
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Resend, check, ask for consent, give up: whatever is due."""
         if self._standing.closed:
             return
         for generation in self._generations.all():
-            generation.client.tick(now)
-            generation.authenticated.tick(now)
-        self._selections.tick(self._generation, now)
-        self._evaluate(now)
+            generation.client.tick(now=now)
+            generation.authenticated.tick(now=now)
+        self._selections.tick(self._generation, now=now)
+        self._evaluate(now=now)
 
     def next_timer(self) -> Instant | None:
         due = [self._nominate_at, self._look_at, self._pacing.next_timer(), self._selections.next_timer()]
@@ -245,18 +245,18 @@ class IceAgent(Inspection):
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
-    def _evaluate(self, now: Instant) -> None:
+    def _evaluate(self, *, now: Instant) -> None:
         """Derive from the pairs what holds for the agent. Called after whatever may have moved one."""
         generation = self._generation
         if self._standing.closed or (self._standing.state is AgentState.NEW and generation.remote is None):
             return  # it is over, or nothing can follow before the other side is known
         ended = self._signals.ended and generation.remote_ended
         if ended:
-            choose_unchecked(generation, now)
-        self._selections.update(generation, now)
+            choose_unchecked(generation, now=now)
+        self._selections.update(generation, now=now)
         previous = self._generations.previous
         if previous is not None and not self._selections.of(previous):
-            self._generations.drop_previous(now)
+            self._generations.drop_previous(now=now)
         self._nominate_at = None
         if self._role.controlling and generation.remote is not None:
             self._nominate_at = nominate(
@@ -272,5 +272,5 @@ class IceAgent(Inspection):
             generation, self.config, self._journal, self._locals, local_ended=self._signals.ended, now=now
         )
         self._look_at = conclusion.look_at
-        self._standing.move(conclusion.state, conclusion.reason, generation, now)
-        run_checks(generation, self._pacing, now)
+        self._standing.move(conclusion.state, conclusion.reason, generation, now=now)
+        run_checks(generation, self._pacing, now=now)

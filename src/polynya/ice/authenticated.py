@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from polynya.core.addresses import Address
-from polynya.core.flows import Flow
+from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant
 
 from .candidates import LocalCandidate
 from .consent import LIFETIME
 from .events import RemoteAuthenticated, RemoteRevoked
 from .journal import Journal
-
-Path = tuple[Flow, Address]
 
 LINGER: Final = LIFETIME
 """As long as a consent lasts (RFC 7675, section 5.1): after that the other side has ceased to send, too."""
@@ -32,14 +29,14 @@ class Authenticated:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._paths: tuple[Path, ...] = ()
-        self._inherited: tuple[tuple[Instant, Path], ...] = ()
+        self._paths: tuple[FlowPath, ...] = ()
+        self._inherited: tuple[tuple[Instant, FlowPath], ...] = ()
         """Paths of generations that have ended, and until when: the first to end first."""
 
-    def __contains__(self, path: Path) -> bool:
+    def __contains__(self, path: FlowPath) -> bool:
         return path in self._paths or any(path == known for _, known in self._inherited)
 
-    def add(self, path: Path, base: LocalCandidate) -> None:
+    def add(self, path: FlowPath, base: LocalCandidate) -> None:
         """An authenticated message came by a path."""
         if path not in self._paths:
             self._paths += (path,)
@@ -56,7 +53,7 @@ class Authenticated:
         self._inherited = tuple(entry for entry in self._inherited if entry[1][0] != flow)
         self._revoke(gone)
 
-    def bequeath(self, heir: Authenticated, stays: Callable[[Flow], bool], now: Instant) -> None:
+    def bequeath(self, heir: Authenticated, stays: Callable[[Flow], bool], *, now: Instant) -> None:
         """The generation is over: data is taken from its paths for a while yet, if their flow stays."""
         until = Instant(now + LINGER)
         inherited = [*self._inherited, *((until, path) for path in self._paths)]
@@ -69,7 +66,7 @@ class Authenticated:
         self._revoke(self._all())
         self._paths = self._inherited = ()
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Paths whose time is over are revoked."""
         if self._inherited and self._inherited[0][0] <= now:
             ended = [path for until, path in self._inherited if until <= now]
@@ -79,9 +76,9 @@ class Authenticated:
     def next_timer(self) -> Instant | None:
         return self._inherited[0][0] if self._inherited else None
 
-    def _all(self) -> list[Path]:
+    def _all(self) -> list[FlowPath]:
         return [*self._paths, *(path for _, path in self._inherited)]
 
-    def _revoke(self, paths: list[Path]) -> None:
+    def _revoke(self, paths: list[FlowPath]) -> None:
         for flow, remote in paths:
             self._journal.event(RemoteRevoked(flow=flow, remote=remote))

@@ -84,7 +84,7 @@ class Candidate:
     __str__ = to_sdp
 
     @property
-    def place(self) -> str:
+    def label(self) -> str:
         """Where it is, for people: `srflx 198.51.100.1:4000`."""
         host = f"{self.host_name}:{self.address.port}" if self.host_name else str(self.address)
         return f"{self.type.value} {host}"
@@ -113,7 +113,7 @@ class Gathered:
     preference: int | None = None
     """Local preference, 0..65535; left out, the agent orders bases as they come, families interleaved."""
     host_name: str | None = None
-    """The mDNS name that is signalled in place of the address."""
+    """The mDNS name that is signaled in place of the address."""
     advertise: bool = True
     """False: it is used as a base, but the other side is not told of it (policies such as `no-host`)."""
     gated: bool = False
@@ -148,7 +148,7 @@ class LocalCandidate:
         return self.candidate.component
 
     @property
-    def place(self) -> tuple[int, int]:
+    def key(self) -> tuple[int, int]:
         """Stream and component."""
         return self.stream, self.component
 
@@ -183,11 +183,11 @@ class LocalCandidates:
         base = gathered.base or gathered.address
         for known in self.of_flow(gathered.flow):
             if known.address == gathered.address and known.base == base:
-                return f"redundant with {known.candidate.place}"
+                return f"redundant with {known.candidate.label}"
         if gathered.type is CandidateType.RELAYED:
             for known in self.all:
                 if known.type is CandidateType.HOST and known.address == gathered.address:
-                    return f"a relayed address that is our own {known.candidate.place}"
+                    return f"a relayed address that is our own {known.candidate.label}"
         local = self._make(gathered, base)
         self.all.append(local)
         return local
@@ -242,7 +242,7 @@ class LocalCandidates:
 
     def _make(self, gathered: Gathered, base: Address) -> LocalCandidate:
         kind = gathered.type
-        siblings = [local for local in self.all if local.place == (gathered.stream, gathered.component)]
+        siblings = [local for local in self.all if local.key == (gathered.stream, gathered.component)]
         preference = gathered.preference
         if preference is None:
             sharing = self.base(gathered.flow)

@@ -58,7 +58,7 @@ class Checklist:
         self.triggered: tuple[Pair, ...] = ()
         self.remotes: list[Candidate] = []
         self.upgrades = False
-        """Pairs better than the nominated one are checked on: both sides have signalled `renomination`."""
+        """Pairs better than the nominated one are checked on: both sides have signaled `renomination`."""
 
     def at(self, flow: Flow, remote: Address) -> Pair | None:
         """The pair of a path."""
@@ -160,8 +160,8 @@ class ChecklistSet:
         remote: Candidate,
         controlling: bool,
         reason: str,
-        now: Instant,
         *,
+        now: Instant,
         force: bool = False,
     ) -> Pair | None:
         """Make the pair of a base and a remote candidate, or return None where none is to be made.
@@ -173,19 +173,19 @@ class ChecklistSet:
         if address is None or checklist.at(local.flow, address) is not None:
             return None
         pair = Pair(self._last_id + 1, local, remote, address)
-        pair.prioritise(controlling)
-        if not self._make_room(checklist, pair, force, now):
+        pair.prioritize(controlling)
+        if not self._make_room(checklist, pair, force, now=now):
             return None
         self._last_id += 1
         checklist.add(pair)
-        self.journal.new_pair(pair, reason, now)
+        self.journal.new_pair(pair, reason, now=now)
         if pair.gated:
             self.journal.event(PathWanted(flow=pair.flow, remote=pair.remote_address))
         if not force:
-            self._first_state(pair, now)
+            self._first_state(pair, now=now)
         return pair
 
-    def _make_room(self, checklist: Checklist, pair: Pair, force: bool, now: Instant) -> bool:
+    def _make_room(self, checklist: Checklist, pair: Pair, force: bool, *, now: Instant) -> bool:
         """Keep to the limit: a failed pair goes first, then the one of lowest priority.
 
         RFC 8445, section 6.1.2.5, and RFC 8838, sections 10 and 11. Where consent was lost that is remembered.
@@ -202,10 +202,10 @@ class ChecklistSet:
         if not (failed or force or _rank(worst) > _rank(pair)):
             return False
         checklist.remove(worst)
-        self.journal.move(worst, PairEvent.FAILED, "dropped: the checklist is full", now)
+        self.journal.move(worst, PairEvent.FAILED, "dropped: the checklist is full", now=now)
         return True
 
-    def _first_state(self, pair: Pair, now: Instant) -> None:
+    def _first_state(self, pair: Pair, *, now: Instant) -> None:
         """Waiting where its foundation succeeded or it comes first in it, else Frozen (6.1.2.6; RFC 8838, section 12).
 
         The one that was first until now waits its turn again, as if both had been there from the start.
@@ -214,30 +214,30 @@ class ChecklistSet:
             return
         group = [other for other in self if other.foundation == pair.foundation and other is not pair]
         if any(other.state is PairState.SUCCEEDED for other in group):
-            self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now)
+            self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now=now)
         elif all(_place(pair) < _place(other) for other in group):
             for other in group:
                 if other.state is PairState.WAITING and other not in self.lists[other.stream].triggered:
-                    self.journal.move(other, PairEvent.SET_ASIDE, "another pair of its foundation goes first", now)
-            self.journal.move(pair, PairEvent.UNFREEZE, "the first of its foundation", now)
+                    self.journal.move(other, PairEvent.SET_ASIDE, "another pair of its foundation goes first", now=now)
+            self.journal.move(pair, PairEvent.UNFREEZE, "the first of its foundation", now=now)
 
-    def prioritise(self, controlling: bool) -> None:
+    def prioritize(self, controlling: bool) -> None:
         """Compute all priorities anew: the role changed (RFC 8445, section 7.3.1.1)."""
         for pair in self:
-            pair.prioritise(controlling)
+            pair.prioritize(controlling)
         for checklist in self.lists:
             checklist.sort()
 
     # -------------------------------------------------------------------------------------------------------- schedule
 
-    def has_work(self, now: Instant) -> bool:
+    def has_work(self, *, now: Instant) -> bool:
         """Whether a slot would be used."""
         for checklist in self.lists:
-            if checklist.next_triggered() is not None or self._best(checklist, now) is not None:
+            if checklist.next_triggered() is not None or self._best(checklist, now=now) is not None:
                 return True
         return False
 
-    def next_check(self, now: Instant) -> tuple[Pair, bool] | None:
+    def next_check(self, *, now: Instant) -> tuple[Pair, bool] | None:
         """Take the pair to check now, and whether it was triggered (RFC 8445, section 6.1.4.2)."""
         for _ in self.lists:
             checklist = self.lists[self._turn]
@@ -246,25 +246,25 @@ class ChecklistSet:
             if pair is not None:
                 checklist.untrigger(pair)
                 return pair, True
-            pair = self._best(checklist, now)
+            pair = self._best(checklist, now=now)
             if pair is not None:
                 if pair.state is PairState.FROZEN:
-                    self._thaw(checklist, now)
+                    self._thaw(checklist, now=now)
                 return pair, False
         return None
 
-    def _thaw(self, checklist: Checklist, now: Instant) -> None:
+    def _thaw(self, checklist: Checklist, *, now: Instant) -> None:
         """Nothing of a checklist is Waiting: a Frozen pair of each foundation that is idle is from now on."""
         for pair in checklist.pairs:
             if (
                 pair.state is PairState.FROZEN
                 and not pair.gated
                 and checklist.wants(pair)
-                and self._idle(pair.foundation, now)
+                and self._idle(pair.foundation, now=now)
             ):
-                self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now)
+                self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now=now)
 
-    def _best(self, checklist: Checklist, now: Instant) -> Pair | None:
+    def _best(self, checklist: Checklist, *, now: Instant) -> Pair | None:
         """The best Waiting pair, else the best Frozen one of an idle foundation."""
         if checklist.state is ChecklistState.FAILED:
             return None
@@ -277,10 +277,10 @@ class ChecklistSet:
             if pair.state is PairState.WAITING:
                 return pair
             if frozen is None and pair.state is PairState.FROZEN and checklist.wants(pair):
-                frozen = pair if self._idle(pair.foundation, now) else None
+                frozen = pair if self._idle(pair.foundation, now=now) else None
         return frozen
 
-    def _idle(self, foundation: tuple[str, str], now: Instant) -> bool:
+    def _idle(self, foundation: tuple[str, str], *, now: Instant) -> bool:
         """Whether nothing of a foundation is Waiting, or was sent within an RTO and is not answered yet."""
         return not any(
             pair.foundation == foundation
@@ -289,13 +289,13 @@ class ChecklistSet:
             for pair in self
         )
 
-    def unfreeze(self, foundation: tuple[str, str], now: Instant) -> None:
+    def unfreeze(self, foundation: tuple[str, str], *, now: Instant) -> None:
         """A pair of this foundation succeeded: the others are worth a check (RFC 8445, section 7.2.5.3.3)."""
         for pair in self:
             if pair.state is PairState.FROZEN and pair.foundation == foundation and self.lists[pair.stream].wants(pair):
-                self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now)
+                self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now=now)
 
-    def set_aside(self, nominated: Pair, now: Instant, *, higher_stays: bool) -> None:
+    def set_aside(self, nominated: Pair, *, now: Instant, higher_stays: bool) -> None:
         """A pair was nominated: what is open for its component need not be (RFC 8445, section 8.1.2).
 
         `higher_stays`: the other side may nominate a better one yet, as in RFC 5245, section 8.1.2.
@@ -308,7 +308,7 @@ class ChecklistSet:
                 and (not higher_stays or pair.priority < nominated.priority)
             ):
                 checklist.untrigger(pair)
-                self.journal.move(pair, PairEvent.SET_ASIDE, f"not needed: pair {nominated.id} was nominated", now)
+                self.journal.move(pair, PairEvent.SET_ASIDE, f"not needed: pair {nominated.id} was nominated", now=now)
 
 
 def path_address(local: LocalCandidate, remote: Candidate) -> Address | None:

@@ -67,7 +67,7 @@ class InboundCheck:
     nominate: bool
     packet: int = 0
     nomination: int = 0
-    """The NOMINATION attribute; it counts only where both sides have signalled it."""
+    """The NOMINATION attribute; it counts only where both sides have signaled it."""
 
 
 @dataclass(slots=True)

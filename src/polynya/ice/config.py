@@ -40,13 +40,13 @@ class IceConfig:
     """Of the checks' retransmissions; an RTO below 500 ms deviates from RFC 8445, section 14.3."""
     nomination: NominationPolicy = REGULAR
     renomination: Renomination | None = None
-    """Signalled as an option when it is given; in force when the other side signals it, too."""
+    """Signaled as an option when it is given; in force when the other side signals it, too."""
     pair_limit: int = PAIR_LIMIT
     patience: int = PATIENCE
     trickle_limit: int = 90 * SECOND
     """How long candidates are waited for from a side that does not say that they have ended."""
     options: tuple[str, ...] = ("ice2", "trickle")
-    """What is signalled besides `renomination`."""
+    """What is signaled besides `renomination`."""
     consent: bool = True
     """False: no consent checks, keepalives instead, as for a peer outside of RFC 7675."""
     keepalive: int = KEEPALIVE

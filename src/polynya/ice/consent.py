@@ -33,7 +33,7 @@ class Consent:
 
     __slots__ = ("_random", "_regained_from", "next_check", "pair")
 
-    def __init__(self, pair: Pair, random: Random, now: Instant) -> None:
+    def __init__(self, pair: Pair, random: Random, *, now: Instant) -> None:
         self.pair = pair
         self._random = random
         self._regained_from = Instant(0)
@@ -48,15 +48,15 @@ class Consent:
     def expires(self) -> Instant:
         return Instant(max(self.pair.answered_at or 0, self._regained_from) + LIFETIME)
 
-    def lost(self, now: Instant) -> str | None:
+    def lost(self, *, now: Instant) -> str | None:
         """Why the consent is lost, or None while it is there."""
         return "no answer to a consent check for 30 s" if now >= self.expires else None
 
-    def due(self, now: Instant) -> bool:
+    def due(self, *, now: Instant) -> bool:
         """Whether a request is to be sent."""
         return now >= self.next_check
 
-    def sent(self, now: Instant) -> None:
+    def sent(self, *, now: Instant) -> None:
         """A request was sent; the next one is drawn."""
         self.next_check = self._draw(now)
 

@@ -29,7 +29,7 @@ class AgentState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCandidateAdded:
-    """A candidate to be signalled now (trickle, RFC 8838)."""
+    """A candidate to be signaled now (trickle, RFC 8838)."""
 
     candidate: Candidate
     local: LocalCandidate
@@ -37,7 +37,7 @@ class LocalCandidateAdded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCandidatesEnded:
-    """No more candidates of this generation: to be signalled as end-of-candidates (RFC 8838, section 8.2)."""
+    """No more candidates of this generation: to be signaled as end-of-candidates (RFC 8838, section 8.2)."""
 
     generation: int
 

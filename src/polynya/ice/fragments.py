@@ -29,7 +29,7 @@ MAX_MEDIA: Final = 128
 CONTENT_TYPE: Final = "application/trickle-ice-sdpfrag"
 
 
-class Signalled(NamedTuple):
+class Signaled(NamedTuple):
     """A candidate of a fragment, with the place of its medium (from 0) and its mid."""
 
     stream: int
@@ -68,14 +68,14 @@ class Fragment:
         """The body, each line ended by CR LF."""
         return self.session.to_sdp() + "".join(section.to_sdp() for section in self.media)
 
-    def candidates(self) -> Iterator[Signalled]:
+    def candidates(self) -> Iterator[Signaled]:
         """Every candidate, with the ufrag of its medium as an extension, so that its generation is known."""
         for stream, section in enumerate(self.media):
             ufrag = section.ufrag or self.session.ufrag
             for candidate in section.candidates:
                 if ufrag is not None and "ufrag" not in dict(candidate.extensions):
                     candidate = replace(candidate, extensions=(*candidate.extensions, ("ufrag", ufrag)))  # noqa: PLW2901
-                yield Signalled(stream, section.mid, candidate)
+                yield Signaled(stream, section.mid, candidate)
 
     def ended(self, stream: int) -> bool:
         """Whether no more candidates follow for a medium."""

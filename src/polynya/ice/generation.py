@@ -7,7 +7,7 @@ journal; what follows for the agent as a whole (which pair carries data, what is
 agent derives afterwards from the pairs.
 
 How an authenticated request moves things (section 7.3.1): the source becomes a peer-reflexive candidate when nobody
-has signalled it; the pair is made when there is none, and a triggered check is queued unless the pair has succeeded.
+has signaled it; the pair is made when there is none, and a triggered check is queued unless the pair has succeeded.
 A check of ours that is under way is given up for the triggered one (it probably met a closed filter that is open
 now), but not when it is itself a triggered check younger than one RTO: two agents would otherwise trigger each other
 for ever.
@@ -135,7 +135,7 @@ class Generation:
 
     # ------------------------------------------------------------------------------------------------------ candidates
 
-    def set_remote(self, remote: Description, now: Instant) -> None:
+    def set_remote(self, remote: Description, *, now: Instant) -> None:
         """The other side's description: candidates and checks that came before it are taken up now."""
         self.remote = remote
         self.started_at = now
@@ -148,10 +148,10 @@ class Generation:
         self.client.remote_lite = remote.lite
         pending, self._pending = self._pending, ()
         for candidate, stream in pending:
-            self.add_remote(candidate, stream, now)
+            self.add_remote(candidate, stream, now=now)
         early, self._early = self._early, ()
         for check, base in early:
-            self.heard(check, base, now)  # those of a description that is not here yet are kept on
+            self.heard(check, base, now=now)  # those of a description that is not here yet are kept on
 
     def succeed(self, old: Generation, *, same_side: bool) -> None:
         """Take over what came early, for a description that was not here yet.
@@ -167,8 +167,8 @@ class Generation:
         pairs = self.checklists
         return [pair for pair in pairs if pair.gated and pair.flow == flow and pair.remote_address.host == host]
 
-    def add_remote(self, candidate: Candidate, stream: int, now: Instant) -> str:
-        """A candidate that was signalled; says what became of it. Order, repetition and lateness do not matter."""
+    def add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> str:
+        """A candidate that was signaled; says what became of it. Order, repetition and lateness do not matter."""
         if self.remote is None:
             if len(self._pending) >= REMOTE_LIMIT:
                 return "dropped: too many candidates before the description"
@@ -196,17 +196,17 @@ class Generation:
             for pair in checklist.pairs:
                 if pair.remote is known:
                     pair.readopt(candidate)
-            self.checklists.prioritise(self._role.controlling)
+            self.checklists.prioritize(self._role.controlling)
         for base in self._bases():
             if base.stream == stream:
-                self._pair(base, candidate, "the remote candidate was signalled", now)
+                self._pair(base, candidate, "the remote candidate was signaled", now=now)
         return "new" if known is None else "adopted: it was known as peer-reflexive"
 
-    def add_base(self, base: LocalCandidate, now: Instant) -> None:
-        """A base of ours: paired with every candidate of the other side that was signalled."""
+    def add_base(self, base: LocalCandidate, *, now: Instant) -> None:
+        """A base of ours: paired with every candidate of the other side that was signaled."""
         for candidate in self.checklists.lists[base.stream].remotes:
             if candidate.type is not CandidateType.PEER_REFLEXIVE:
-                self._pair(base, candidate, "the local candidate was gathered", now)
+                self._pair(base, candidate, "the local candidate was gathered", now=now)
 
     def _bases(self) -> Iterable[LocalCandidate]:
         seen: dict[Flow, LocalCandidate] = {}
@@ -215,22 +215,22 @@ class Generation:
                 seen[local.flow] = local
         return seen.values()
 
-    def _pair(self, base: LocalCandidate, remote: Candidate, reason: str, now: Instant) -> None:
-        self.checklists.pair(base, remote, self._role.controlling, reason, now)
+    def _pair(self, base: LocalCandidate, remote: Candidate, reason: str, *, now: Instant) -> None:
+        self.checklists.pair(base, remote, self._role.controlling, reason, now=now)
 
-    def trouble(self, trouble: SendFailed | IcmpError | Closed, now: Instant) -> None:
+    def trouble(self, trouble: SendFailed | IcmpError | Closed, *, now: Instant) -> None:
         """Something went wrong on the way; a closed flow takes its pairs with it."""
-        self.client.trouble(trouble, now)
+        self.client.trouble(trouble, now=now)
         if isinstance(trouble, Closed):
             self.authenticated.remove(trouble.flow)
             for pair in list(self.checklists):
                 if pair.flow == trouble.flow:
-                    self.verdicts.fail(pair, f"the flow is gone: {trouble.reason}", now)
+                    self.verdicts.fail(pair, f"the flow is gone: {trouble.reason}", now=now)
                     self.checklists.lists[pair.stream].remove(pair)
 
     # ------------------------------------------------------------------------------------------------- other's checks
 
-    def heard(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> None:
+    def heard(self, check: InboundCheck, base: LocalCandidate, *, now: Instant) -> None:
         """An authenticated check came (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
         if (base.stream, base.component) not in self.keys:
             return  # it came before the stream was removed
@@ -239,27 +239,27 @@ class Generation:
         if self.remote is None or check.remote_ufrag != self.remote.ufrag:
             self._keep(check, base)
             return
-        pair = self._pair_of(check, base, now)
+        pair = self._pair_of(check, base, now=now)
         if pair is None:
-            self._journal.dropped(check.remote, "no pair can be made for this check", now, check.packet)
+            self._journal.dropped(check.remote, "no pair can be made for this check", now=now, packet=check.packet)
             return
         pair.requests_received += 1
         pair.responses_sent += 1
-        self._journal.flag(pair, "the other side's check arrived", now, readable=True)
+        self._journal.flag(pair, "the other side's check arrived", now=now, readable=True)
         nominate = check.nominate or (self.verdicts.renomination and check.nomination > 0)
         if self.local.lite:
             if nominate:
-                self.verdicts.succeeded(pair, "the other side nominated it", now, check.packet)
-                self.verdicts.nominate(pair, "the other side nominated it", now, check.nomination)
+                self.verdicts.succeeded(pair, "the other side nominated it", now=now, packet=check.packet)
+                self.verdicts.nominate(pair, "the other side nominated it", now=now, number=check.nomination)
             return
         if nominate and not self._role.controlling:
             if pair.valid:
-                self.verdicts.nominate(pair, "the other side nominated it", now, check.nomination)
+                self.verdicts.nominate(pair, "the other side nominated it", now=now, number=check.nomination)
             else:
                 pair.nominate_on_success = True
                 pair.nomination = max(pair.nomination, check.nomination)
         if not (pair.revoked or pair.asymmetric):
-            self._trigger(pair, now, check.packet)
+            self._trigger(pair, now=now, packet=check.packet)
 
     def _keep(self, check: InboundCheck, base: LocalCandidate) -> None:
         """Keep a check until the description that its ufrag is of arrives; one a path, with all that it said."""
@@ -271,7 +271,7 @@ class Generation:
         if len(self._early) < EARLY_LIMIT:
             self._early += ((check, base),)
 
-    def _pair_of(self, check: InboundCheck, base: LocalCandidate, now: Instant) -> Pair | None:
+    def _pair_of(self, check: InboundCheck, base: LocalCandidate, *, now: Instant) -> Pair | None:
         checklist = self.checklists.lists[base.stream]
         pair = checklist.at(check.flow, check.remote)
         if pair is not None:
@@ -293,9 +293,9 @@ class Generation:
                 transport=base.candidate.transport,
             )
             checklist.remotes.append(remote)
-            self.note_candidate("remote", remote, "a check came from there", now)
+            self.note_candidate("remote", remote, "a check came from there", now=now)
         return self.checklists.pair(
-            base, remote, self._role.controlling, "the other side's check arrived", now, force=True
+            base, remote, self._role.controlling, "the other side's check arrived", now=now, force=True
         )  # fmt: skip
 
     def _leads_nowhere(self, check: InboundCheck) -> bool:
@@ -306,7 +306,7 @@ class Generation:
                 found += 1
         return found >= ELSEWHERE_LIMIT
 
-    def _trigger(self, pair: Pair, now: Instant, packet: int) -> None:
+    def _trigger(self, pair: Pair, *, now: Instant, packet: int) -> None:
         """Queue a triggered check (section 7.3.1.4)."""
         if pair.state is PairState.SUCCEEDED:
             return
@@ -315,25 +315,25 @@ class Generation:
             if transaction is not None:
                 if transaction.context.triggered and now - transaction.context.sent_at < self._schedule.rto:
                     return
-                self.transactions.cancel(pair.transaction, now)
-        self._journal.move(pair, PairEvent.TRIGGERED, "the other side's check arrived", now, packet)
+                self.transactions.cancel(pair.transaction, now=now)
+        self._journal.move(pair, PairEvent.TRIGGERED, "the other side's check arrived", now=now, packet=packet)
         self.checklists.lists[pair.stream].trigger(pair)
 
-    def end(self, successor: Generation | None, now: Instant) -> None:
+    def end(self, successor: Generation | None, *, now: Instant) -> None:
         """It is over. Data on its way is still taken if there is a successor."""
         self.transactions.clear()
         if successor is None:
             self.authenticated.revoke()
         else:
-            self.authenticated.bequeath(successor.authenticated, successor.has_flow, now)
+            self.authenticated.bequeath(successor.authenticated, successor.has_flow, now=now)
 
     def has_flow(self, flow: Flow) -> bool:
         """Whether a flow belongs to one of the streams that there are."""
         base = self._locals.base(flow)
-        return base is not None and base.place in self.keys
+        return base is not None and base.key in self.keys
 
-    def note_candidate(self, side: str, candidate: Candidate, reason: str, now: Instant) -> None:
+    def note_candidate(self, side: str, candidate: Candidate, reason: str, *, now: Instant) -> None:
         """Write a candidate into the trace."""
         trace = self._journal.trace
         if trace.enabled:
-            trace(now, "candidate", reason, side=side, candidate=str(candidate), agent=self._journal.label)
+            trace.candidate(reason, now=now, side=side, candidate=str(candidate), agent=self._journal.label)

@@ -83,39 +83,39 @@ class Generations:
         """
         old = self.current
         if keep:
-            self.drop_previous(now)
+            self.drop_previous(now=now)
             self.previous = old
         self.current = self._make(self._describe(number), old.checklists.last_id, self._keep(components))
         self.current.succeed(old, same_side=False)
         if not keep:
-            old.end(self.current, now)
+            old.end(self.current, now=now)
 
-    def replace(self, components: tuple[int, ...] | None, now: Instant) -> None:
+    def replace(self, components: tuple[int, ...] | None, *, now: Instant) -> None:
         """Begin the present generation again, for new credentials of the other side or other components."""
         old = self.current
         self.current = self._make(old.local, old.checklists.last_id, self._keep(components))
         self.current.succeed(old, same_side=True)
-        old.end(self.current, now)
+        old.end(self.current, now=now)
 
-    def switch_role(self, controlling: bool, reason: str, now: Instant) -> None:
+    def switch_role(self, controlling: bool, reason: str, *, now: Instant) -> None:
         """Take the other role, for all streams (section 6.1.1): the pairs of the present generation follow."""
         if self._journal.trace.enabled:
             old, new = self._role.name, role_name(controlling)
-            self._journal.trace(now, "role", reason, old=old, new=new, agent=self._journal.label)
+            self._journal.trace.role(reason, now=now, old=old, new=new, agent=self._journal.label)
         self._role.controlling = controlling
         self.current.verdicts.role_changed()
         self._journal.event(RoleChanged(controlling=controlling, reason=reason))
 
-    def drop_previous(self, now: Instant) -> None:
+    def drop_previous(self, *, now: Instant) -> None:
         """The generation before is of no use any more."""
         if self.previous is not None:
-            self.previous.end(self.current, now)
+            self.previous.end(self.current, now=now)
             self.previous = None
 
-    def end(self, now: Instant) -> None:
+    def end(self, *, now: Instant) -> None:
         """Everything is over."""
-        self.drop_previous(now)
-        self.current.end(None, now)
+        self.drop_previous(now=now)
+        self.current.end(None, now=now)
 
     def _describe(self, number: int) -> Description:
         config = self._config

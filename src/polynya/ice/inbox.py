@@ -49,25 +49,25 @@ class Inbox:
         self._journal = journal
         self._reception = Reception(locals_, role, journal)
 
-    def receive(self, input: IceInput, now: Instant) -> None:
+    def receive(self, input: IceInput, *, now: Instant) -> None:
         """`Received` is a datagram that the owner has decoded already."""
         if isinstance(input, Received):
-            self._message(input, now)
+            self._message(input, now=now)
         elif isinstance(input, Datagram):
             try:
                 message = decode(input.data)
             except DecodeError as error:
-                self._journal.dropped(input.remote, str(error), now, input.packet)
+                self._journal.dropped(input.remote, str(error), now=now, packet=input.packet)
                 return
-            self._message(Received(input.flow, input.remote, message, input.data, input.packet), now)
+            self._message(Received(input.flow, input.remote, message, input.data, input.packet), now=now)
         elif isinstance(input, Resolved):
             for candidate, stream in self.names.resolved(input):
-                self.candidate(candidate, stream, now)
+                self.candidate(candidate, stream, now=now)
         else:
-            self._trouble(input, now)
+            self._trouble(input, now=now)
 
-    def candidate(self, candidate: Candidate, stream: int, now: Instant) -> None:
-        """A candidate of the other side was signalled, or its name was found."""
+    def candidate(self, candidate: Candidate, stream: int, *, now: Instant) -> None:
+        """A candidate of the other side was signaled, or its name was found."""
         generation = self._generations.current
         if candidate.host_name is not None and candidate.address.host == UNRESOLVED:
             query = self.names.look_up(candidate, candidate.host_name, stream)
@@ -75,37 +75,39 @@ class Inbox:
                 self._journal.outputs.append(query)
             outcome = "its name is looked up"
         else:
-            outcome = generation.add_remote(candidate, stream, now)
-        generation.note_candidate("remote", candidate, outcome, now)
+            outcome = generation.add_remote(candidate, stream, now=now)
+        generation.note_candidate("remote", candidate, outcome, now=now)
 
-    def _message(self, received: Received, now: Instant) -> None:
+    def _message(self, received: Received, *, now: Instant) -> None:
         message = received.message
         if message.method is not Method.BINDING:
-            self._journal.dropped(received.remote, "not a Binding message", now, received.packet)
+            self._journal.dropped(received.remote, "not a Binding message", now=now, packet=received.packet)
         elif message.cls is Class.REQUEST:
             current, previous = self._generations.current, self._generations.previous
-            self._reception.request(received, current, previous, self._yield_role, now)
+            self._reception.request(received, current, previous, self._yield_role, now=now)
         elif message.cls is Class.INDICATION:
             self._journal.count("keepalives received")
         else:
             for generation in self._generations.all():
                 if message.transaction_id in generation.transactions:
-                    generation.client.answered(received, now, self._on_conflict)
+                    generation.client.answered(received, now=now, on_conflict=self._on_conflict)
                     return
-            self._journal.dropped(received.remote, "an answer to nothing that is under way", now, received.packet)
+            self._journal.dropped(
+                received.remote, "an answer to nothing that is under way", now=now, packet=received.packet
+            )
 
-    def _on_conflict(self, check: Check, now: Instant) -> None:
+    def _on_conflict(self, check: Check, *, now: Instant) -> None:
         if self._role.refused(check.controlling, self._random):
-            self._yield_role("the other side answered 487", now)
+            self._yield_role("the other side answered 487", now=now)
 
-    def _yield_role(self, reason: str, now: Instant) -> None:
-        self._generations.switch_role(not self._role.controlling, reason, now)
+    def _yield_role(self, reason: str, *, now: Instant) -> None:
+        self._generations.switch_role(not self._role.controlling, reason, now=now)
 
-    def _trouble(self, trouble: SendFailed | IcmpError | Closed, now: Instant) -> None:
+    def _trouble(self, trouble: SendFailed | IcmpError | Closed, *, now: Instant) -> None:
         """A send was refused, an ICMP error came back, a flow is gone."""
         if isinstance(trouble, SendFailed) and trouble.errno == errno.ECONNREFUSED:
             trouble = IcmpError(flow=trouble.flow, remote=trouble.remote, kind=IcmpKind.PORT_UNREACHABLE)
         for generation in self._generations.all():
-            generation.trouble(trouble, now)
+            generation.trouble(trouble, now=now)
         if isinstance(trouble, Closed):
             self._locals.remove(trouble.flow)

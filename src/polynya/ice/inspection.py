@@ -105,7 +105,7 @@ class Inspection:
         if not any((flow, remote) in generation.authenticated for generation in self._generations.all()):
             return None
         base = self._locals.base(flow)
-        return None if base is None else base.place
+        return None if base is None else base.key
 
     def now(self, pair: PairView) -> PairView:
         """The same pair as it is now, or `pair` itself when it is gone."""
@@ -127,7 +127,7 @@ class Inspection:
             generation=self._generation,
             locals_=self._locals.all,
             selected=[selection.pair for selection in self._selections.all],
-            counters=self.stats(),
+            counters=self.counters,
             history=self._standing.history,
         )
 
@@ -140,12 +140,13 @@ class Inspection:
                     return PairReport(report.pair_report(pair, selected=self._selections.holds(pair), since=since))
         return None
 
-    def statistics(self) -> Statistics:
+    def stats(self) -> Statistics:
         """Every pair, candidate and transport in the terms of W3C's webrtc-stats, by their ids."""
         return agent_statistics(
             self._generations.all(), self._locals.all, self._selections, state=self.state.value, role=self._role.name
         )
 
-    def stats(self) -> Mapping[str, int]:
+    @property
+    def counters(self) -> Mapping[str, int]:
         """What was counted."""
         return dict(self._journal.counters)

@@ -43,38 +43,37 @@ class Journal:
     def count(self, name: str, number: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + number
 
-    def note(self, what: str, now: Instant) -> None:
+    def note(self, what: str, *, now: Instant) -> None:
         if self.trace.enabled:
-            self.trace(now, "note", what, agent=self.label)
+            self.trace.note(what, now=now, agent=self.label)
 
-    def checklist(self, checklist: Checklist, state: ChecklistState, now: Instant) -> None:
+    def checklist(self, checklist: Checklist, state: ChecklistState, *, now: Instant) -> None:
         """Set the state of a checklist."""
         if checklist.state is not state:
             if self.trace.enabled:
                 old, new = checklist.state.value, state.value
-                self.trace(now, "checklist", stream=checklist.stream, old=old, new=new, agent=self.label)
+                self.trace.checklist(now=now, stream=checklist.stream, old=old, new=new, agent=self.label)
             checklist.state = state
 
-    def dropped(self, remote: Address, reason: str, now: Instant, packet: int = 0) -> None:
+    def dropped(self, remote: Address, reason: str, *, now: Instant, packet: int = 0) -> None:
         """A message was dropped: counted, and said why."""
         self.count("messages dropped")
         if self.trace.enabled:
-            self.trace(now, "message-dropped", reason, remote=str(remote), packet=packet, agent=self.label)
+            self.trace.message_dropped(reason, now=now, remote=str(remote), packet=packet, agent=self.label)
 
-    def move(self, pair: Pair, event: PairEvent, reason: str, now: Instant, packet: int = 0) -> bool:
+    def move(self, pair: Pair, event: PairEvent, reason: str, *, now: Instant, packet: int = 0) -> bool:
         """Let `event` move the pair; whether its table has such a move. Staying in a state is not told to the user."""
-        old = pair.apply(event, reason, now, packet)
+        old = pair.apply(event, reason, now=now, packet=packet)
         if old is None:
             return False
         if old is not pair.state:
             if self.trace.enabled:
-                self.trace(
-                    now,
-                    "pair",
+                self.trace.pair(
                     reason,
+                    now=now,
                     pair=pair.id,
-                    local=pair.seen_local.candidate.place,
-                    remote=pair.remote.place,
+                    local=pair.seen_local.candidate.label,
+                    remote=pair.remote.label,
                     old=old.value,
                     new=pair.state.value,
                     stream=pair.stream,
@@ -85,15 +84,14 @@ class Journal:
             self.event(PairChanged(pair=pair.view(), old=old, new=pair.state, reason=reason))
         return True
 
-    def new_pair(self, pair: Pair, reason: str, now: Instant) -> None:
+    def new_pair(self, pair: Pair, reason: str, *, now: Instant) -> None:
         if self.trace.enabled:
-            self.trace(
-                now,
-                "pair",
+            self.trace.pair(
                 reason,
+                now=now,
                 pair=pair.id,
-                local=pair.local.candidate.place,
-                remote=pair.remote.place,
+                local=pair.local.candidate.label,
+                remote=pair.remote.label,
                 old=None,
                 new=pair.state.value,
                 stream=pair.stream,
@@ -107,8 +105,8 @@ class Journal:
         self,
         pair: Pair,
         reason: str,
-        now: Instant,
         *,
+        now: Instant,
         writable: bool | None = None,
         readable: bool | None = None,
         valid: bool | None = None,
@@ -118,10 +116,9 @@ class Journal:
         if not pair.flag(writable=writable, readable=readable, valid=valid, nominated=nominated):
             return False
         if self.trace.enabled:
-            self.trace(
-                now,
-                "pair-flags",
+            self.trace.pair_flags(
                 reason,
+                now=now,
                 pair=pair.id,
                 writable=pair.writable,
                 readable=pair.readable,

@@ -15,7 +15,7 @@ much:
 
 A pair is only looked at once *our own* check on it was answered: a one-way path is never nominated.
 
-A nomination is for good, unless both sides have signalled `renomination` (draft-thatcher-ice-renomination): then each
+A nomination is for good, unless both sides have signaled `renomination` (draft-thatcher-ice-renomination): then each
 nominating check carries a number, the highest counts, and the controlling agent may nominate another pair at any time.
 `Renomination` says when it does so by itself. Better pairs are then checked on after the first nomination, by both.
 """
@@ -106,7 +106,7 @@ REGULAR: Final = NominationPolicy()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renomination:
-    """Nominate a better pair later, where the other side has signalled that it follows."""
+    """Nominate a better pair later, where the other side has signaled that it follows."""
 
     automatic: bool = True
     """False: only by hand, with `IceAgent.nominate`."""

@@ -24,21 +24,21 @@ class Pacing:
         self._at: Instant | None = None
         self._reserved = False
 
-    def ready(self, now: Instant) -> bool:
+    def ready(self, *, now: Instant) -> bool:
         """There is something to check: whether it may be sent now. If not, `next_timer` says when to ask again."""
         if self._at is None:
             self._at = now if self._last is None else max(now, Instant(self._last + self.interval))
         if now < self._at:
             return False
         if not self._reserved:
-            self._at = self._pacer.reserve(now)
+            self._at = self._pacer.reserve(now=now)
             self._reserved = True
         self._at = max(self._at, self._pacer.free_at)  # another's slot may have been used late
         return self._at <= now
 
-    def used(self, now: Instant) -> None:
+    def used(self, *, now: Instant) -> None:
         """A check was sent."""
-        self._pacer.used(now)
+        self._pacer.used(now=now)
         self._last = now
         self._at = None
         self._reserved = False

@@ -191,16 +191,16 @@ class Pair:
     @property
     def name(self) -> str:
         """For people: `host 10.0.0.2:4000 -> srflx 198.51.100.1:5000`."""
-        return f"{self.seen_local.candidate.place} -> {self.remote.place}"
+        return f"{self.seen_local.candidate.label} -> {self.remote.label}"
 
-    def prioritise(self, controlling: bool) -> None:
+    def prioritize(self, controlling: bool) -> None:
         """Compute the priorities anew: the role or a candidate changed."""
         ours, seen, theirs = self.local.candidate.priority, self.seen_local.candidate.priority, self.remote.priority
         self.priority = self.valid_priority = _priority(ours, theirs, controlling)
         if seen != ours:
             self.valid_priority = _priority(seen, theirs, controlling)
 
-    def apply(self, event: PairEvent, reason: str, now: Instant, packet: int = 0) -> PairState | None:
+    def apply(self, event: PairEvent, reason: str, *, now: Instant, packet: int = 0) -> PairState | None:
         """Let `event` move the state; the one it leaves, or None where the table has no such move."""
         old, new = self.state, TRANSITIONS[self.state].get(event)
         if new is None:
@@ -239,7 +239,7 @@ class Pair:
         return f"{reason} ({', '.join(f'{what}: {count} times' for what, count in self.hints.items())})"
 
     def readopt(self, remote: Candidate) -> None:
-        """The other side has signalled the candidate that we had learnt: everything else is kept."""
+        """The other side has signaled the candidate that we had learnt: everything else is kept."""
         self.remote = remote
         self.foundation = _foundation(self.local.candidate.foundation, remote.foundation)
 
@@ -303,4 +303,4 @@ class PairView:
         return CandidateType.RELAYED in (self.local.type, self.remote.type)
 
     def __str__(self) -> str:
-        return f"{self.local.place} -> {self.remote.place}"
+        return f"{self.local.label} -> {self.remote.label}"

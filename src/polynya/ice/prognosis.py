@@ -66,7 +66,7 @@ def attempts(generation: Generation) -> tuple[Attempt, ...]:
     if failed:
         return failed
     remotes = sum(len(checklist.remotes) for checklist in generation.checklists.lists)
-    told = f"the other side signalled {remotes} candidates" if remotes else "the other side signalled no candidate"
+    told = f"the other side signaled {remotes} candidates" if remotes else "the other side signaled no candidate"
     return (Attempt("pairing", f"{told}, and none fits an address of ours"),)
 
 
@@ -132,7 +132,7 @@ def conclude(
                 look_at.append(outlook.at)
         completed += done
         complete = ChecklistState.COMPLETED if done == components else ChecklistState.RUNNING
-        journal.checklist(checklist, ChecklistState.FAILED if hopeless else complete, now)
+        journal.checklist(checklist, ChecklistState.FAILED if hopeless else complete, now=now)
     again = min(look_at, default=None)
     if failed:
         return Conclusion(AgentState.FAILED, "; ".join(failed))

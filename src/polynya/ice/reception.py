@@ -7,8 +7,7 @@ not to be used to send packets at others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from polynya.core.instants import SECOND, Instant
 from polynya.stun.message import Received
@@ -23,6 +22,12 @@ from .roles import Conflict, Role
 
 REFUSALS: Final = 20
 """Unsigned answers a second."""
+
+
+class SwitchRole(Protocol):
+    """Changes the role of this agent; `reason` is for people."""
+
+    def __call__(self, reason: str, *, now: Instant) -> None: ...
 
 
 class Reception:
@@ -42,7 +47,8 @@ class Reception:
         received: Received,
         current: Generation,
         previous: Generation | None,
-        switch_role: Callable[[str, Instant], None],
+        switch_role: SwitchRole,
+        *,
         now: Instant,
     ) -> None:
         """Answer a Binding request. Checks of the previous generation say no more than the role of the other side.
@@ -56,12 +62,14 @@ class Reception:
         generation = previous if old and previous is not None else current
         base = self._locals.base(received.flow)
         if base is None:
-            self._journal.dropped(received.remote, f"no candidate of ours has {received.flow}", now, received.packet)
+            self._journal.dropped(
+                received.remote, f"no candidate of ours has {received.flow}", now=now, packet=received.packet
+            )
             return
         verdict = checks.examine(received, generation.credentials)
         if isinstance(verdict, Refusal):
-            self._journal.dropped(received.remote, verdict.reason, now, received.packet)
-            if verdict.signed or self._may_refuse(now):
+            self._journal.dropped(received.remote, verdict.reason, now=now, packet=received.packet)
+            if verdict.signed or self._may_refuse(now=now):
                 self._journal.send(received.flow, received.remote, verdict.answer)
             return
         self._journal.count("checks received")
@@ -70,17 +78,17 @@ class Reception:
         if conflict is Conflict.REFUSE:
             answer = checks.refuse(message, generation.credentials, ErrorCode.ROLE_CONFLICT)
             self._journal.send(received.flow, received.remote, answer)
-            self._journal.dropped(received.remote, "a role conflict: it gives way", now, received.packet)
+            self._journal.dropped(received.remote, "a role conflict: it gives way", now=now, packet=received.packet)
             if self._role.controlling:
                 current.verdicts.repeat()
             return
         if conflict is Conflict.SWITCH:
-            switch_role("a role conflict: we give way", now)
+            switch_role("a role conflict: we give way", now=now)
         self._journal.send(received.flow, received.remote, checks.accept(received, generation.credentials))
         if not old:
-            generation.heard(verdict, base, now)
+            generation.heard(verdict, base, now=now)
 
-    def _may_refuse(self, now: Instant) -> bool:
+    def _may_refuse(self, *, now: Instant) -> bool:
         if now >= self._since + SECOND:
             self._since, self._refusals = now, 0
         self._refusals += 1

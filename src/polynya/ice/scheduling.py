@@ -30,7 +30,7 @@ def nominate(
 ) -> Instant | None:
     """As the controlling agent, queue the nominating check of each component that is ripe; when to look again.
 
-    `again`: what is nominated may be changed, should the other side have signalled that it follows.
+    `again`: what is nominated may be changed, should the other side have signaled that it follows.
     """
     later: list[Instant] = []
     for stream, component in generation.keys:
@@ -47,11 +47,11 @@ def nominate(
         if decision.at > now:
             later.append(decision.at)
             continue
-        _queue(generation, decision.pair, decision.reason, journal, now)
+        _queue(generation, decision.pair, decision.reason, journal, now=now)
     return min(later, default=None)
 
 
-def nominate_by_hand(generation: Generation, pair_id: int, journal: Journal, now: Instant) -> None:
+def nominate_by_hand(generation: Generation, pair_id: int, journal: Journal, *, now: Instant) -> None:
     """Queue the nominating check of the pair that the owner chose; UsageError where that cannot be."""
     pair = next((pair for pair in generation.checklists if pair.id == pair_id), None)
     if pair is None or not pair.valid:
@@ -61,21 +61,21 @@ def nominate_by_hand(generation: Generation, pair_id: int, journal: Journal, now
         if other is pair or again:
             continue
         if other.nominated and other.valid:
-            raise UsageError(f"nominate: pair {other.id} is nominated, and not both sides signalled `renomination`")
+            raise UsageError(f"nominate: pair {other.id} is nominated, and not both sides signaled `renomination`")
         if other.nominating and other not in checklist.triggered:
             raise UsageError(
-                f"nominate: pair {other.id} is being nominated, and not both sides signalled `renomination`"
+                f"nominate: pair {other.id} is being nominated, and not both sides signaled `renomination`"
             )
         other.nominating = False
     if not pair.nominated:
-        _queue(generation, pair, "as asked for", journal, now)
+        _queue(generation, pair, "as asked for", journal, now=now)
 
 
-def _queue(generation: Generation, pair: Pair, reason: str, journal: Journal, now: Instant) -> None:
+def _queue(generation: Generation, pair: Pair, reason: str, journal: Journal, *, now: Instant) -> None:
     """Let the next triggered check of a pair be the one that nominates it."""
     pair.nominating = True
     generation.checklists.lists[pair.stream].trigger(pair)
-    journal.note(f"pair {pair.id} is to be nominated: {reason}", now)
+    journal.note(f"pair {pair.id} is to be nominated: {reason}", now=now)
 
 
 def _change(
@@ -89,7 +89,7 @@ def _change(
     return again.decide(pairs, nominated)
 
 
-def choose_unchecked(generation: Generation, now: Instant) -> None:
+def choose_unchecked(generation: Generation, *, now: Instant) -> None:
     """Between two lite agents nothing is checked: once all candidates are known, each component's best pair is taken.
 
     RFC 8445, section 8.2 leaves the choice among several pairs to RFC 6724 and has the controlling agent reconcile the
@@ -101,21 +101,21 @@ def choose_unchecked(generation: Generation, now: Instant) -> None:
         best = next(generation.checklists.lists[stream].of(component), None)
         if best is not None and generation.verdicts.chosen(stream, component) is None:
             generation.authenticated.add(best.path, best.local)
-            generation.verdicts.trust(best, now)
+            generation.verdicts.trust(best, now=now)
 
 
-def run_checks(generation: Generation, pacing: Pacing, now: Instant) -> None:
+def run_checks(generation: Generation, pacing: Pacing, *, now: Instant) -> None:
     """Send the checks whose slot has come; without anything to check no slot is taken."""
     may_check = generation.remote is not None and not generation.local.lite
-    while may_check and generation.checklists.has_work(now):
-        if not pacing.ready(now):
+    while may_check and generation.checklists.has_work(now=now):
+        if not pacing.ready(now=now):
             return
-        found = generation.checklists.next_check(now)
+        found = generation.checklists.next_check(now=now)
         if found is None:
             break
         pair, triggered = found
         if pair.state is PairState.SUCCEEDED and not pair.nominating:
             continue
-        generation.client.check(pair, now, nominate=pair.nominating, triggered=triggered)
-        pacing.used(now)
+        generation.client.check(pair, now=now, nominate=pair.nominating, triggered=triggered)
+        pacing.used(now=now)
     pacing.idle()

@@ -75,37 +75,37 @@ class Selections:
     def holds(self, pair: Pair) -> bool:
         return any(selection.pair is pair for selection in self.all)
 
-    def update(self, current: Generation, now: Instant) -> None:
+    def update(self, current: Generation, *, now: Instant) -> None:
         """Choose anew for every component, and say so where it changed."""
         for selection in self.all:
             if selection.key not in current.keys:
                 self._remove(selection)
-                self._tell(selection.key, None, "its stream was removed", now)
+                self._tell(selection.key, None, "its stream was removed", now=now)
         for key in current.keys:
-            self._update(key, current, now)
+            self._update(key, current, now=now)
 
-    def _update(self, key: Key, current: Generation, now: Instant) -> None:
+    def _update(self, key: Key, current: Generation, *, now: Instant) -> None:
         selected = self.at(key)
         if selected is not None and not selected.pair.valid:
-            self._lost(key, selected, now)
+            self._lost(key, selected, now=now)
         pair, generation, reason = self._choose(key, current, selected)
         if pair is None:
             if selected is not None:
                 self._remove(selected)
-                self._tell(key, None, selected.pair.reason, now)
+                self._tell(key, None, selected.pair.reason, now=now)
             return
         if selected is None or selected.pair is not pair:
-            consent = Consent(pair, self._random, now) if self._config.consent and not self._config.lite else None
+            consent = Consent(pair, self._random, now=now) if self._config.consent and not self._config.lite else None
             selection = Selection(pair, generation, pair.nominated, consent)
             if selected is not None:
                 self._remove(selected)
             self.all += (selection,)
-            self._tell(key, pair, reason, now)
+            self._tell(key, pair, reason, now=now)
             if consent is not None:
-                self._ask(selection, consent, now)
+                self._ask(selection, consent, now=now)
         elif selected.nominated != pair.nominated:
             selected.nominated = pair.nominated
-            self._tell(key, pair, reason, now)
+            self._tell(key, pair, reason, now=now)
         if self._keepalive_at is None:
             self._keepalive_at = Instant(now + self._config.keepalive)
 
@@ -125,27 +125,26 @@ class Selections:
                 return pair, current, "the first valid pair" if selected is None else "the best that is left"
         return None, current, ""
 
-    def _lost(self, key: Key, selected: Selection, now: Instant) -> None:
+    def _lost(self, key: Key, selected: Selection, *, now: Instant) -> None:
         """The selected pair is no longer valid; pairs whose consent is as old go with it."""
         pair = selected.pair
         if not pair.revoked:
             return
         if self._journal.trace.enabled:
-            self._journal.trace(now, "consent", pair.reason, pair=pair.id, state="lost", agent=self._journal.label)
+            self._journal.trace.consent(pair.reason, now=now, pair=pair.id, state="lost", agent=self._journal.label)
         self._journal.event(ConsentLost(stream=key[0], component=key[1], pair=pair.view(), reason=pair.reason))
         for other in list(selected.generation.checklists.lists[key[0]].of(key[1])):
             if other.valid and (other.answered_at or 0) + LIFETIME <= now:
-                selected.generation.verdicts.fail(other, "its last answer is as old as the lost consent", now)
+                selected.generation.verdicts.fail(other, "its last answer is as old as the lost consent", now=now)
 
-    def _tell(self, key: Key, pair: Pair | None, reason: str, now: Instant) -> None:
+    def _tell(self, key: Key, pair: Pair | None, reason: str, *, now: Instant) -> None:
         if self._journal.trace.enabled:
-            self._journal.trace(
-                now,
-                "selected",
+            self._journal.trace.selected(
                 reason,
+                now=now,
                 pair=None if pair is None else pair.id,
-                local=None if pair is None else pair.seen_local.candidate.place,
-                remote=None if pair is None else pair.remote.place,
+                local=None if pair is None else pair.seen_local.candidate.label,
+                remote=None if pair is None else pair.remote.label,
                 nominated=pair is not None and pair.nominated,
                 stream=key[0],
                 component=key[1],
@@ -163,35 +162,35 @@ class Selections:
 
     # ----------------------------------------------------------------------------------------- consent and keepalives
 
-    def tick(self, current: Generation, now: Instant) -> None:
+    def tick(self, current: Generation, *, now: Instant) -> None:
         """Ask for consent where it is due; what has had no answer for too long is lost."""
         for selection in self.all:
             if selection.consent is not None and selection.pair.valid:
-                self._ask(selection, selection.consent, now)
+                self._ask(selection, selection.consent, now=now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
             self._keepalive_at = Instant(now + self._config.keepalive)
-            self._keep_alive(current, now)
+            self._keep_alive(current, now=now)
 
-    def _ask(self, selection: Selection, consent: Consent, now: Instant) -> None:
+    def _ask(self, selection: Selection, consent: Consent, *, now: Instant) -> None:
         pair = selection.pair
-        lost = consent.lost(now)
+        lost = consent.lost(now=now)
         if lost is not None:
-            selection.generation.verdicts.revoke(pair, lost, now)
-        elif consent.due(now):
-            selection.generation.client.consent_check(pair, now)
-            consent.sent(now)
+            selection.generation.verdicts.revoke(pair, lost, now=now)
+        elif consent.due(now=now):
+            selection.generation.client.consent_check(pair, now=now)
+            consent.sent(now=now)
             if pair.answered_at is not None and now - pair.answered_at > INTERVAL * _SILENT:
                 for other in self._next_others(selection):
-                    selection.generation.client.consent_check(other, now)
+                    selection.generation.client.consent_check(other, now=now)
             else:
                 selection.asked = 0
 
-    def show_role(self, now: Instant) -> None:
+    def show_role(self, *, now: Instant) -> None:
         """Our role was changed by hand: the other side is to know of it at once."""
         for selection in () if self._config.lite else self.all:
-            selection.generation.client.show_role(selection.pair, now)
+            selection.generation.client.show_role(selection.pair, now=now)
 
-    def _keep_alive(self, current: Generation, now: Instant) -> None:
+    def _keep_alive(self, current: Generation, *, now: Instant) -> None:
         for selection in self.all:
             if selection.consent is None:
                 selection.generation.client.keepalive(selection.pair)
@@ -199,7 +198,7 @@ class Selections:
                 if selection.consent is None:
                     current.client.keepalive(pair)
                 else:
-                    current.client.consent_check(pair, now, "another pair that works")
+                    current.client.consent_check(pair, now=now, reason="another pair that works")
 
     def _next_others(self, selection: Selection) -> list[Pair]:
         """Whom to ask now: a few, those that were not asked yet, all of them again and again."""

@@ -25,15 +25,15 @@ class Signals:
         self._locals = locals_
         self._journal = journal
 
-    def candidate(self, gathered: Gathered, now: Instant) -> LocalCandidate | None:
+    def candidate(self, gathered: Gathered, *, now: Instant) -> LocalCandidate | None:
         """Take in an address that was found; None, and a line in the trace, when it is redundant."""
         local = self._locals.add(gathered)
         if isinstance(local, str):
             if self._journal.trace.enabled:
                 place = f"{gathered.type.value} {gathered.address}"
-                self._journal.trace(now, "candidate", local, side="local", candidate=place, agent=self._journal.label)
+                self._journal.trace.candidate(local, now=now, side="local", candidate=place, agent=self._journal.label)
             return None
-        self._announce(local, now)
+        self._announce(local, now=now)
         return local
 
     def end(self) -> bool:
@@ -44,17 +44,17 @@ class Signals:
         self._journal.event(LocalCandidatesEnded(generation=self._generations.current.number))
         return True
 
-    def restarted(self, reason: str, now: Instant) -> None:
+    def restarted(self, reason: str, *, now: Instant) -> None:
         """A new generation began: tell all anew."""
         number = self._generations.current.number
         self._journal.event(Restarted(generation=number, reason=reason))
         for local in self._locals.all:
-            self._announce(local, now)
+            self._announce(local, now=now)
         if self.ended:
             self._journal.event(LocalCandidatesEnded(generation=number))
 
-    def _announce(self, local: LocalCandidate, now: Instant) -> None:
+    def _announce(self, local: LocalCandidate, *, now: Instant) -> None:
         generation = self._generations.current
-        generation.note_candidate("local", local.candidate, "gathered", now)
+        generation.note_candidate("local", local.candidate, "gathered", now=now)
         if local.advertise:
             self._journal.event(LocalCandidateAdded(candidate=local.candidate, local=local))

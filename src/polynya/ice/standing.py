@@ -26,7 +26,7 @@ class Standing:
     def closed(self) -> bool:
         return self.state is AgentState.CLOSED
 
-    def move(self, state: AgentState, reason: str, generation: Generation, now: Instant) -> None:
+    def move(self, state: AgentState, reason: str, generation: Generation, *, now: Instant) -> None:
         """Enter a state, and say so; nothing happens when it is the present one."""
         old = self.state
         if state is old:
@@ -34,7 +34,7 @@ class Standing:
         self.state, self.reason = state, reason
         self.history.add(now, old, state, reason)
         if self._journal.trace.enabled:
-            self._journal.trace(now, "agent", reason, old=old.value, new=state.value, agent=self._journal.label)
+            self._journal.trace.agent(reason, now=now, old=old.value, new=state.value, agent=self._journal.label)
         self._journal.event(AgentStateChanged(old=old, new=state, reason=reason))
         if state is AgentState.FAILED:
             self._journal.event(Failed(reason=reason, attempts=attempts(generation)))

@@ -58,7 +58,7 @@ class Peer:
 
     def send(self, data: bytes, stream: int = 0, component: int = 1) -> bool:
         """Send application data on the component's selected pair; False while there is none."""
-        return self.call(lambda now: self.session.send(data, now, stream, component))
+        return self.call(lambda now: self.session.send(data, now=now, stream=stream, component=component))
 
     def close(self) -> None:
         """Close the session. Nothing may leave after this call."""

@@ -15,7 +15,7 @@ from polynya.core.flows import Transport
 from polynya.core.instants import MILLISECOND
 from polynya.core.packets import Protocol
 from polynya.ice.nomination import Renomination
-from polynya.session.options import RelayServer, SessionConfig
+from polynya.session.options import SessionConfig, TurnCredentials
 
 from .firewall import UDP_BLOCKED, Refusal, Rule
 from .network import Network
@@ -43,7 +43,7 @@ class Relayed:
 
     topology: Topology
     services: list[TurnService]
-    servers: list[RelayServer]
+    servers: list[TurnCredentials]
     configs: tuple[SessionConfig, SessionConfig]
     signaling_delay: int
     signaling_jitter: int = 0

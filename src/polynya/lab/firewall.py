@@ -85,37 +85,37 @@ class Firewall:
         self._sessions: dict[Session, Instant] = {}
         self._trace = trace
 
-    def outbound(self, packet: IpPacket, now: Instant) -> str:
+    def outbound(self, packet: IpPacket, *, now: Instant) -> str:
         """Why a packet from inside may not pass; empty when it may."""
         if packet.icmp is not None and packet.icmp.about is not None:
             about = packet.icmp.about
-            return self._error(about, destination_of(about), source_of(about), now)
+            return self._error(about, destination_of(about), source_of(about), now=now)
         inside, remote = source_of(packet), destination_of(packet)
         rule = self._rule(packet.protocol, inside, remote, outward=True)
         if rule is not None and not rule.allow:
             return f"firewall: {rule}"
-        self._open((packet.protocol, inside, remote), now)
+        self._open((packet.protocol, inside, remote), now=now)
         return ""
 
-    def inbound(self, packet: IpPacket, now: Instant) -> str:
+    def inbound(self, packet: IpPacket, *, now: Instant) -> str:
         """Why a packet from outside may not pass; empty when it may."""
         if packet.icmp is not None and packet.icmp.about is not None:
             about = packet.icmp.about
-            return self._error(about, source_of(about), destination_of(about), now)
+            return self._error(about, source_of(about), destination_of(about), now=now)
         remote, inside = source_of(packet), destination_of(packet)
         rule = self._rule(packet.protocol, inside, remote, outward=False)
         session = (packet.protocol, inside, remote)
         if rule is not None:
             if not rule.allow:
                 return f"firewall: {rule}"
-            self._open(session, now)
+            self._open(session, now=now)
             return ""
         if self._sessions.get(session, now) > now:
-            self._open(session, now)
+            self._open(session, now=now)
             return ""
         return f"firewall: nothing was sent to {remote} from {inside}"
 
-    def _error(self, about: IpPacket, inside: Address, remote: Address, now: Instant) -> str:
+    def _error(self, about: IpPacket, inside: Address, remote: Address, *, now: Instant) -> str:
         if self._sessions.get((about.protocol, inside, remote), now) > now:
             return ""
         return f"firewall: an ICMP error about a packet between {inside} and {remote}, which have no session"
@@ -123,7 +123,7 @@ class Firewall:
     def _rule(self, protocol: Protocol, inside: Address, remote: Address, *, outward: bool) -> Rule | None:
         return next((r for r in self._rules if r.fits(protocol, inside, remote, outward=outward)), None)
 
-    def _open(self, session: Session, now: Instant) -> None:
+    def _open(self, session: Session, *, now: Instant) -> None:
         known = self._sessions.get(session, now) > now
         self._sessions[session] = Instant(now + (self._tcp_timeout if session[0] is Protocol.TCP else self._timeout))
         if known:
@@ -133,7 +133,7 @@ class Firewall:
             del self._sessions[old]
         if self._trace.enabled:
             rows: list[Json] = [_row(s) for s in ended]
-            self._trace(now, "firewall", "", added=[_row(session)], removed=rows)
+            self._trace.firewall(now=now, added=[_row(session)], removed=rows)
 
 
 def _row(session: Session) -> Json:

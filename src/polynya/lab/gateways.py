@@ -106,7 +106,7 @@ class NatRouter(Node):
 
     def _translate(self, packet: IpPacket, *, outward: bool) -> None:
         nat = self.nat
-        verdict = nat.outbound(packet, self.clock.now) if outward else nat.inbound(packet, self.clock.now)
+        verdict = nat.outbound(packet, now=self.clock.now) if outward else nat.inbound(packet, now=self.clock.now)
         if verdict.packet is not None:
             self.pass_on(verdict.packet)
         elif verdict.action is Action.DROP:
@@ -126,14 +126,14 @@ class NatRouter(Node):
     def _tick(self, due: Instant) -> None:
         if due == self._armed:
             self._armed = None
-            self.nat.tick(self.clock.now)
+            self.nat.tick(now=self.clock.now)
             self._drain()
 
 
 def screen(node: Node, firewall: Firewall, packet: IpPacket, *, outward: bool) -> bool:
     """Ask a firewall about a packet that crosses a node; False when it may not, which the sender hears or not."""
     now = node.clock.now
-    reason = firewall.outbound(packet, now) if outward else firewall.inbound(packet, now)
+    reason = firewall.outbound(packet, now=now) if outward else firewall.inbound(packet, now=now)
     if not reason:
         return True
     if firewall.refusal is Refusal.SILENT or (packet.tcp is not None and packet.tcp.flags & TcpFlags.RST):

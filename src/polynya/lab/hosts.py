@@ -128,7 +128,7 @@ class Host(Node):
         else:
             return False
         if self.trace.enabled:
-            self.trace(self.clock.now, "flow-closed", flow=str(flow))
+            self.trace.flow_closed(now=self.clock.now, flow=str(flow))
         return True
 
     def refusal(self, open: Open, local: Address) -> Closed | None:
@@ -173,7 +173,7 @@ class Host(Node):
         process.sockets[flow] = socket
         self._bound[local.host, port] = socket
         if self.trace.enabled:
-            self.trace(self.clock.now, "flow-opened", flow=str(flow), transport="udp", local=str(socket.local))
+            self.trace.flow_opened(now=self.clock.now, flow=str(flow), transport="udp", local=str(socket.local))
         return Opened(flow=flow, local=socket.local)
 
     def _free_port(self, host: str, ports: tuple[int, int]) -> int | None:
@@ -227,10 +227,14 @@ class Host(Node):
         if send.ip is not None:
             _apply(packet, send.ip)
         if self.trace.enabled:
-            self.trace(
-                self.clock.now, "packet-sent", packet=packet.id, protocol="udp",
-                source=str(source), destination=str(remote), length=len(data),
-            )  # fmt: skip
+            self.trace.packet_sent(
+                now=self.clock.now,
+                packet=packet.id,
+                protocol="udp",
+                source=str(source),
+                destination=str(remote),
+                length=len(data),
+            )
         if out is None:
             self.clock.after(LOOPBACK_DELAY, self.deliver, packet)
             return 0
@@ -269,7 +273,7 @@ class Host(Node):
 
     def deliver(self, packet: IpPacket) -> None:
         if packet.fragment is not None:
-            whole = self._fragments.add(packet, self.clock.now)
+            whole = self._fragments.add(packet, now=self.clock.now)
             if isinstance(whole, str):
                 return
             packet = whole
@@ -288,10 +292,13 @@ class Host(Node):
                 self.refuse(packet, IcmpKind.PORT_UNREACHABLE, reason)
             return
         if self.trace.enabled:
-            self.trace(
-                self.clock.now, "packet-received", packet=packet.id, source=str(packet.source),
-                destination=str(packet.destination), length=len(packet.payload),
-            )  # fmt: skip
+            self.trace.packet_received(
+                now=self.clock.now,
+                packet=packet.id,
+                source=str(packet.source),
+                destination=str(packet.destination),
+                length=len(packet.payload),
+            )
         ip = IpFields(ecn=Ecn(packet.ecn), dscp=packet.dscp) if packet.ecn or packet.dscp else None
         socket.process.receive(Datagram(socket.flow, packet.source, packet.payload, ip, packet.id))
 

@@ -82,10 +82,10 @@ class NetworkInterface:
             network.drop(self.node.name, packet, f"lost on the link at {self.label}")
             return
         if profile.duplication and chance.random() < profile.duplication:
-            clock.at(self._arrival(profile, clock.now, chance), peer.node.arrive, copied(packet), peer)
-        clock.at(self._arrival(profile, clock.now, chance), peer.node.arrive, packet, peer)
+            clock.at(self._arrival(profile, now=clock.now, chance=chance), peer.node.arrive, copied(packet), peer)
+        clock.at(self._arrival(profile, now=clock.now, chance=chance), peer.node.arrive, packet, peer)
 
-    def _arrival(self, profile: Profile, now: Instant, chance: random.Random) -> Instant:
+    def _arrival(self, profile: Profile, *, now: Instant, chance: random.Random) -> Instant:
         at = now + profile.delay
         if profile.jitter:
             at += chance.randrange(profile.jitter + 1)

@@ -195,10 +195,9 @@ class Network:
         now = self.clock.now
         self.drops.append(Drop(now, node, packet.id, packet.source, packet.destination, reason))
         if self.trace.enabled:
-            self.trace.at_node(node, "ip")(
-                now, "packet-dropped", reason,
-                packet=packet.id, source=str(packet.source), destination=str(packet.destination),
-            )  # fmt: skip
+            self.trace.at_node(node, "ip").packet_dropped(
+                reason, now=now, packet=packet.id, source=packet.source, destination=packet.destination
+            )
         if self.capture is not None:
             self.capture.write(now, f"{node} dropped", packet, comment=f"packet {packet.id} dropped: {reason}")
 
@@ -218,7 +217,7 @@ class Network:
             self._hang(node, above, _profile(link, delay), addresses, None)
         if self.trace.enabled:
             shown = [host for host in node.addresses if not isinstance(node, Host) or host not in ("127.0.0.1", "::1")]
-            self.trace.at_node(node.name, "ip")(self.clock.now, "node", role=node.role, addresses=list(shown))
+            self.trace.at_node(node.name, "ip").node(now=self.clock.now, role=node.role, addresses=shown)
         return node
 
     def _hang(
@@ -235,8 +234,8 @@ class Network:
         for host in (*interface.addresses, *(node.own if first else ())):
             above.learn(host, inner)
         if self.trace.enabled:
-            self.trace.at_node(above.name, "link")(
-                self.clock.now, "link", ends=[interface.label, inner.label], delay=profile.delay, mtu=profile.mtu
+            self.trace.at_node(above.name, "link").link(
+                now=self.clock.now, ends=[interface.label, inner.label], delay=profile.delay, mtu=profile.mtu
             )
         return interface
 
@@ -250,7 +249,7 @@ class Network:
         if isinstance(node, Host):
             if self.trace.enabled:
                 shown = [host for i in node.interfaces if i.up for host in i.addresses]
-                self.trace.at_node(node.name, "ip")(self.clock.now, "interfaces", addresses=list(shown))
+                self.trace.at_node(node.name, "ip").interfaces(now=self.clock.now, addresses=shown)
             for process in node.processes:
                 self.clock.at(self.clock.now, process.receive, node.interfaces_now())
 

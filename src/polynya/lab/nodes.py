@@ -123,10 +123,13 @@ class Node:
         """Send a packet by `out`, in fragments where it does not fit."""
         network = self.network
         if self.trace.enabled:
-            self.trace(
-                self.clock.now, "packet-forwarded",
-                packet=packet.id, source=str(packet.source), destination=str(packet.destination), by=out.name,
-            )  # fmt: skip
+            self.trace.packet_forwarded(
+                now=self.clock.now,
+                packet=packet.id,
+                source=str(packet.source),
+                destination=str(packet.destination),
+                by=out.name,
+            )
         if len(packet.payload) + _LARGEST_HEADERS > out.outward.mtu:
             for piece in fragment(packet, out.outward.mtu):
                 out.transmit(piece, network)
@@ -176,7 +179,7 @@ class Node:
             self.network.packet_id(), Address(origin, 0), Address(packet.source.host, 0), Protocol.ICMP, icmp=error
         )
         if self.trace.enabled:
-            self.trace(self.clock.now, "icmp", reason, packet=answer.id, about=packet.id, error=kind.value)
+            self.trace.icmp(reason, now=self.clock.now, packet=answer.id, about=packet.id, error=kind.value)
         self.send(answer)
 
     def origin(self, packet: IpPacket, *, six: bool) -> str | None:

@@ -72,7 +72,7 @@ class Process:
     def receive(self, input: Input) -> None:
         """Tell the machine what happened."""
         if not self.stopped:
-            self.machine.receive(input, self._clock.now)
+            self.machine.receive(input, now=self._clock.now)
             self.drain()
 
     def drain(self) -> None:
@@ -113,5 +113,5 @@ class Process:
         if self._ticks > _TICKS_AT_ONCE:
             raise LabError(f"{self.host.name}: the timer of {self.machine!r} is due at {due} however often it ticks")
         self._armed = None
-        self.machine.tick(now)
+        self.machine.tick(now=now)
         self.drain()

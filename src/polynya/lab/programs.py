@@ -25,11 +25,11 @@ class Listening:
         ]
         self._opens += opens
 
-    def receive(self, input: Input, now: Instant) -> None:
-        self.machine.receive(input, now)
+    def receive(self, input: Input, *, now: Instant) -> None:
+        self.machine.receive(input, now=now)
 
-    def tick(self, now: Instant) -> None:
-        self.machine.tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self.machine.tick(now=now)
 
     def next_timer(self) -> Instant | None:
         return self.machine.next_timer()

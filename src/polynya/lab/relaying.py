@@ -11,10 +11,10 @@ from polynya.core.flows import Transport
 from polynya.core.instants import MILLISECOND, SECOND
 from polynya.core.machine import Open
 from polynya.ice.config import IceConfig
-from polynya.session.options import Policy, RelayServer, SessionConfig
+from polynya.session.options import Policy, SessionConfig, TurnCredentials
 from polynya.stun.uris import StunUri, TurnUri
 from polynya.turn.client.allocation import ALPN
-from polynya.turn.server.config import RelayHost, TurnConfig
+from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.relay_server import RelayServer as TurnMachine
 from polynya.turn.server.users import (
@@ -56,7 +56,7 @@ class TurnService:
     """
 
     def __init__(
-        self, host: Host, *, config: TurnConfig, directory: Directory, listeners: Sequence[tuple[Transport, int]]
+        self, host: Host, *, config: ServerConfig, directory: Directory, listeners: Sequence[tuple[Transport, int]]
     ) -> None:
         self.host = host
         self.config = config
@@ -77,7 +77,7 @@ class TurnService:
             random=network.chance_of(f"{host.name}/{self._starts}"),
             trace=network.trace.at_node(host.name, "turn-server"),
         )
-        self.machine.control.set_unix_time(UNIX_TIME + network.now // SECOND, network.now)
+        self.machine.control.set_unix_time(UNIX_TIME + network.now // SECOND, now=network.now)
         opens = [
             Open(
                 flow=network.flow_ids.new(),
@@ -111,13 +111,13 @@ def turn_server(
     delay: int = 5 * MILLISECOND,
     listeners: Sequence[tuple[Transport, int]] = LISTENERS,
     directory: Directory | None = None,
-    config: TurnConfig | None = None,
+    config: ServerConfig | None = None,
 ) -> TurnService:
     """A host with a TURN server that is running: UDP, TCP and TLS on each of its addresses."""
     host = network.host(name, addresses, internet, delay=delay)
     relays = tuple(RelayHost(host=each) for each in addresses)
     if config is None:
-        config = TurnConfig(realm=REALM, relays=relays, policy=PeerPolicy(allow=PEERS))
+        config = ServerConfig(realm=REALM, relays=relays, policy=PeerPolicy(allow=PEERS))
     else:
         config = replace(config, relays=relays)
     users = StaticUsers(REALM, [User.with_password(*_named(USER))])
@@ -138,13 +138,13 @@ def time_limited(network: Network, seconds: int, name: str = "guest") -> tuple[s
     return username, time_limited_password(username, SECRET.encode())
 
 
-def relay(uri: str = f"turn:{TURN_SERVER[0]}", user: tuple[str, str] = USER) -> RelayServer:
+def relay(uri: str = f"turn:{TURN_SERVER[0]}", user: tuple[str, str] = USER) -> TurnCredentials:
     """A TURN server as an agent is told of it."""
-    return RelayServer(TurnUri.parse(uri), *user)
+    return TurnCredentials(TurnUri.parse(uri), *user)
 
 
 def relayed_configs(
-    topology: Topology, policy: Policy = Policy.ALL, servers: Sequence[RelayServer] | None = None
+    topology: Topology, policy: Policy = Policy.ALL, servers: Sequence[TurnCredentials] | None = None
 ) -> tuple[SessionConfig, SessionConfig]:
     """Two agents that know the topology's STUN server and the TURN servers; the first controls."""
     one, other = (

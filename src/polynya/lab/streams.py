@@ -1,4 +1,4 @@
-"""The streams of a host: TCP and modelled TLS, opened, accepted and closed for the machines that run on it.
+"""The streams of a host: TCP and modeled TLS, opened, accepted and closed for the machines that run on it.
 
 What a machine sees is what the real driver shows it:
 
@@ -209,10 +209,14 @@ class Streams:
                 host.send(answer)
             return
         if host.trace.enabled:
-            host.trace(
-                host.clock.now, "packet-received", packet=packet.id, source=str(packet.source),
-                destination=str(packet.destination), length=len(packet.payload), tcp=_shown(tcp.flags),
-            )  # fmt: skip
+            host.trace.packet_received(
+                now=host.clock.now,
+                packet=packet.id,
+                source=str(packet.source),
+                destination=str(packet.destination),
+                length=len(packet.payload),
+                tcp=_shown(tcp.flags),
+            )
         if stream is not None:
             stream.connection.receive(tcp, packet.payload)
         elif listener is not None:
@@ -236,10 +240,15 @@ class Streams:
             dont_fragment=True, tcp=tcp, tls=stream.transport.secure and bool(payload),
         )  # fmt: skip
         if host.trace.enabled:
-            host.trace(
-                host.clock.now, "packet-sent", packet=packet.id, protocol="tcp", source=str(packet.source),
-                destination=str(packet.destination), length=len(payload), tcp=_shown(tcp.flags),
-            )  # fmt: skip
+            host.trace.packet_sent(
+                now=host.clock.now,
+                packet=packet.id,
+                protocol="tcp",
+                source=str(packet.source),
+                destination=str(packet.destination),
+                length=len(payload),
+                tcp=_shown(tcp.flags),
+            )
         if stream.remote.host in host.addresses:
             host.clock.after(LOOPBACK_DELAY, host.deliver, packet)
         elif out is None or stream.local.host not in host.addresses:
@@ -257,14 +266,17 @@ class Streams:
     def note_opened(self, flow: Flow, transport: Transport, local: Address, remote: Address | None) -> None:
         host = self.host
         if host.trace.enabled:
-            host.trace(
-                host.clock.now, "flow-opened", flow=str(flow), transport=transport.value, local=str(local),
+            host.trace.flow_opened(
+                now=host.clock.now,
+                flow=str(flow),
+                transport=transport.value,
+                local=str(local),
                 remote=None if remote is None else str(remote),
-            )  # fmt: skip
+            )
 
     def note_closed(self, flow: Flow) -> None:
         if self.host.trace.enabled:
-            self.host.trace(self.host.clock.now, "flow-closed", flow=str(flow))
+            self.host.trace.flow_closed(now=self.host.clock.now, flow=str(flow))
 
     # ---------------------------------------------------------------------------------------------------------- opening
 

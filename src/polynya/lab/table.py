@@ -74,7 +74,7 @@ def cell(
 ) -> Row:
     """Let two agents meet behind these NATs."""
     if trace.enabled:
-        trace(Instant(0), "note", f"a network of its own: {first.label} against {second.label}", seed=seed)
+        trace.note(f"a network of its own: {first.label} against {second.label}", now=Instant(0), seed=seed)
     network = Network(seed, trace=trace, capture=capture)
     meeting = meet(between_nats(first, second, network=network))
     one, other = meeting.peers

@@ -61,7 +61,7 @@ class TcpState(Enum):
     CLOSED = "closed"
 
 
-class Owner(Protocol):
+class TcpOwner(Protocol):
     """Whose connection it is."""
 
     def established(self) -> None:
@@ -98,7 +98,7 @@ class _Segment:
 class Connection:
     """A TCP connection. Its owner sends its segments and hands it those that come."""
 
-    def __init__(self, clock: Clock, owner: Owner, *, sequence: int, mss: int) -> None:
+    def __init__(self, clock: Clock, owner: TcpOwner, *, sequence: int, mss: int) -> None:
         self.state = TcpState.SYN_SENT
         self.mss = mss
         self._clock = clock

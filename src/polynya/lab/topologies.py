@@ -9,7 +9,7 @@ from typing import Final
 
 from polynya.core.addresses import Address
 from polynya.core.instants import MILLISECOND
-from polynya.nat import Behaviour, FilterScope, Hairpinning, NatConfig, PortAssignment
+from polynya.nat import Behavior, FilterScope, Hairpinning, NatConfig, PortAssignment
 from polynya.nat.rules import expect
 from polynya.stun.server import BindingServer
 
@@ -84,8 +84,8 @@ def between_nats(
 def random_nat(chance: random.Random) -> NatConfig:
     """Any kind of NAT, each choice as likely as the others."""
     return NatConfig(
-        mapping=chance.choice(list(Behaviour)),
-        filtering=chance.choice(list(Behaviour)),
+        mapping=chance.choice(list(Behavior)),
+        filtering=chance.choice(list(Behavior)),
         filter_scope=chance.choice(list(FilterScope)),
         inbound_sessions=chance.random() < 0.25,
         ports=chance.choice(list(PortAssignment)),
@@ -123,7 +123,7 @@ class _Builder:
     def walled(self, name: str, number: int) -> tuple[Host, NatConfig | None, str]:
         wall = self.network.firewall(f"wall-{name}", outside=self.internet, link=self.link())
         host = self.network.host(name, f"192.0.2.{number}", wall)
-        return host, NatConfig(mapping=Behaviour.EI, filtering=Behaviour.APD), "a stateful firewall"
+        return host, NatConfig(mapping=Behavior.EI, filtering=Behavior.APD), "a stateful firewall"
 
     def natted(self, name: str, number: int) -> tuple[Host, NatConfig | None, str]:
         config = random_nat(self.chance)

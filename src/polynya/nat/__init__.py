@@ -1,6 +1,6 @@
 """Network address translation as a machine: mapping, filtering, ports, hairpinning, timers (RFC 4787, 5382, 5508)."""
 
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 
 from .config import (
     PRESETS,
@@ -21,7 +21,7 @@ from .nat import Action, Nat, Verdict
 __all__ = [
     "PRESETS",
     "Action",
-    "Behaviour",
+    "Behavior",
     "FilterScope",
     "Hairpinning",
     "Nat",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.instants import SECOND
 
 
@@ -65,8 +65,8 @@ class UnsolicitedSyn(Enum):
 class NatConfig:
     """One kind of NAT. Durations are nanoseconds."""
 
-    mapping: Behaviour = Behaviour.EI
-    filtering: Behaviour = Behaviour.APD
+    mapping: Behavior = Behavior.EI
+    filtering: Behavior = Behavior.APD
     filter_scope: FilterScope = FilterScope.ENDPOINT
     inbound_sessions: bool = False
     """An inbound packet that was let in binds its sender to the mapping it came in by."""
@@ -119,23 +119,23 @@ class NatConfig:
 
 def full_cone(**options: Any) -> NatConfig:
     """Endpoint-independent mapping and filtering, in the words of RFC 3489."""
-    return NatConfig(mapping=Behaviour.EI, filtering=Behaviour.EI, **options)
+    return NatConfig(mapping=Behavior.EI, filtering=Behavior.EI, **options)
 
 
 def restricted_cone(**options: Any) -> NatConfig:
     """Endpoint-independent mapping, address-dependent filtering."""
-    return NatConfig(mapping=Behaviour.EI, filtering=Behaviour.AD, **options)
+    return NatConfig(mapping=Behavior.EI, filtering=Behavior.AD, **options)
 
 
 def port_restricted_cone(**options: Any) -> NatConfig:
     """Endpoint-independent mapping, address-and-port-dependent filtering."""
-    return NatConfig(mapping=Behaviour.EI, filtering=Behaviour.APD, **options)
+    return NatConfig(mapping=Behavior.EI, filtering=Behavior.APD, **options)
 
 
 def symmetric(**options: Any) -> NatConfig:
     """Mapping and filtering both address-and-port-dependent, ports at random."""
     options.setdefault("ports", PortAssignment.RANDOM)
-    return NatConfig(mapping=Behaviour.APD, filtering=Behaviour.APD, **options)
+    return NatConfig(mapping=Behavior.APD, filtering=Behavior.APD, **options)
 
 
 PRESETS: Final[Mapping[str, NatConfig]] = {
@@ -150,6 +150,6 @@ PRESETS: Final[Mapping[str, NatConfig]] = {
 def every_class(base: NatConfig | None = None) -> Iterator[NatConfig]:
     """All nine classes of mapping and filtering, the rest as in `base`."""
     base = base or NatConfig()
-    for mapping in Behaviour:
-        for filtering in Behaviour:
+    for mapping in Behavior:
+        for filtering in Behavior:
             yield replace(base, mapping=mapping, filtering=filtering)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from polynya.core.addresses import Address
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.instants import SECOND, Instant
 from polynya.core.packets import Protocol
 from polynya.core.trace import Json
@@ -23,26 +23,26 @@ from .mapping import Mapping, RemoteKey, key_text, remote_key
 
 Scope = tuple[Protocol, Address]
 """The inside endpoint, or the external endpoint of a mapping."""
-_NAMES = {Behaviour.AD: "address-restricted", Behaviour.APD: "port-restricted"}
+_NAMES = {Behavior.AD: "address-restricted", Behavior.APD: "port-restricted"}
 
 
 class Filter:
     """The permissions of a NAT's inside endpoints."""
 
-    def __init__(self, behaviour: Behaviour, scope: FilterScope) -> None:
-        self._behaviour = behaviour
+    def __init__(self, behavior: Behavior, scope: FilterScope) -> None:
+        self._behavior = behavior
         self._per_mapping = scope is FilterScope.MAPPING
         self._permissions: dict[Scope, dict[RemoteKey, Instant]] = {}
 
-    def permit(self, mapping: Mapping, remote: Address, now: Instant, *, renew: bool = True) -> RemoteKey | None:
+    def permit(self, mapping: Mapping, remote: Address, *, now: Instant, renew: bool = True) -> RemoteKey | None:
         """Something was sent to `remote` by `mapping`. The key when that made a new permission.
 
         It holds for as long as the mapping, or of TCP the connection, does. Without `renew` one that holds keeps its
         time.
         """
-        if self._behaviour is Behaviour.EI:
+        if self._behavior is Behavior.EI:
             return None
-        key = remote_key(self._behaviour, remote)
+        key = remote_key(self._behavior, remote)
         held = self._permissions.setdefault(self._scope(mapping), {})
         known = held.get(key, now) > now
         if renew or not known:
@@ -52,29 +52,29 @@ class Filter:
     def renew(self, mapping: Mapping, remote: Address) -> None:
         """A packet from `remote` was let in and renews what let it in."""
         held = self._permissions.get(self._scope(mapping), {})
-        key = remote_key(self._behaviour, remote)
+        key = remote_key(self._behavior, remote)
         if key in held:
             held[key] = mapping.until(remote)
 
-    def allows(self, mapping: Mapping, remote: Address, now: Instant) -> bool:
+    def allows(self, mapping: Mapping, remote: Address, *, now: Instant) -> bool:
         """Whether a packet from `remote` may come in by `mapping`."""
-        if self._behaviour is Behaviour.EI:
+        if self._behavior is Behavior.EI:
             return True
         held = self._permissions.get(self._scope(mapping))
-        return held is not None and held.get(remote_key(self._behaviour, remote), now) > now
+        return held is not None and held.get(remote_key(self._behavior, remote), now) > now
 
-    def why_not(self, mapping: Mapping, remote: Address, now: Instant) -> str:
+    def why_not(self, mapping: Mapping, remote: Address, *, now: Instant) -> str:
         """For people: why a packet from `remote` is not let in."""
-        key = remote_key(self._behaviour, remote)
+        key = remote_key(self._behavior, remote)
         by = f" by way of {mapping.external}" if self._per_mapping else ""
         ended = self._permissions.get(self._scope(mapping), {}).get(key)
-        what = f"{_NAMES[self._behaviour]} filtering: "
+        what = f"{_NAMES[self._behavior]} filtering: "
         if ended is None:
             return f"{what}nothing was sent to {key_text(key)} from {mapping.internal}{by}"
         ago = (now - ended) / SECOND
         return f"{what}what was sent to {key_text(key)} from {mapping.internal}{by} stopped counting {ago:g} s ago"
 
-    def expire(self, now: Instant) -> Iterator[dict[str, Json]]:
+    def expire(self, *, now: Instant) -> Iterator[dict[str, Json]]:
         """Drop what has ended; the rows that left the table."""
         for scope in list(self._permissions):
             held = self._permissions[scope]

@@ -24,12 +24,12 @@ class Reassembler:
     def __init__(self) -> None:
         self._parts: dict[Key, tuple[Instant, dict[int, IpPacket]]] = {}
 
-    def add(self, packet: IpPacket, now: Instant) -> IpPacket | str:
+    def add(self, packet: IpPacket, *, now: Instant) -> IpPacket | str:
         """The whole packet when `packet` completes it, else why there is none yet."""
         piece = packet.fragment
         if piece is None:
             return packet
-        self._forget_old(now)
+        self._forget_old(now=now)
         key = (packet.source.host, packet.destination.host, packet.protocol, piece.identification)
         if key not in self._parts:
             if len(self._parts) >= LIMIT:
@@ -51,7 +51,7 @@ class Reassembler:
         except DecodeError as error:
             return f"its fragments make no packet: {error}"
 
-    def _forget_old(self, now: Instant) -> None:
+    def _forget_old(self, *, now: Instant) -> None:
         while self._parts:
             key = next(iter(self._parts))
             if self._parts[key][0] + TIMEOUT > now:

@@ -1,6 +1,6 @@
 """Mappings: which external endpoint stands for an inside one (RFC 4787, section 4).
 
-A mapping is found from inside by the inside endpoint and as much of the remote one as its behaviour counts:
+A mapping is found from inside by the inside endpoint and as much of the remote one as its behavior counts:
 
     endpoint-independent             (inside)
     address-dependent                (inside, remote host)
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from polynya.core.addresses import Address
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.instants import Instant
 from polynya.core.packets import Protocol, TcpFlags
 from polynya.core.trace import Json
@@ -25,11 +25,11 @@ from .tcp import Connection
 RemoteKey = tuple[()] | tuple[str] | tuple[str, int]
 
 
-def remote_key(behaviour: Behaviour, remote: Address) -> RemoteKey:
-    """As much of a remote endpoint as the behaviour counts."""
-    if behaviour is Behaviour.EI:
+def remote_key(behavior: Behavior, remote: Address) -> RemoteKey:
+    """As much of a remote endpoint as the behavior counts."""
+    if behavior is Behavior.EI:
         return ()
-    if behaviour is Behaviour.AD:
+    if behavior is Behavior.AD:
         return (remote.host,)
     return (remote.host, remote.port)
 
@@ -62,12 +62,12 @@ class Mapping:
         connection = self.connections.get(remote)
         return self.expires if connection is None else connection.expires
 
-    def connected(self, remote: Address, now: Instant) -> bool:
+    def connected(self, remote: Address, *, now: Instant) -> bool:
         """Whether a TCP connection with `remote` is known, open or not."""
         connection = self.connections.get(remote)
         return connection is not None and connection.expires > now
 
-    def segment(self, remote: Address, flags: TcpFlags, direction: int, config: NatConfig, now: Instant) -> None:
+    def segment(self, remote: Address, flags: TcpFlags, direction: int, config: NatConfig, *, now: Instant) -> None:
         """A TCP segment passes: the mapping lives as long as the connection that lives longest."""
         connection = self.connections.get(remote)
         if connection is None:
@@ -95,8 +95,8 @@ class Mapping:
 class MappingTable:
     """All mappings of a NAT. It knows nothing of time: its owner removes what has expired."""
 
-    def __init__(self, behaviour: Behaviour) -> None:
-        self._behaviour = behaviour
+    def __init__(self, behavior: Behavior) -> None:
+        self._behavior = behavior
         self._by_key: dict[tuple[Protocol, Address, RemoteKey], Mapping] = {}
         self._by_external: dict[tuple[Protocol, Address], Mapping] = {}
         self._by_host: dict[str, int] = {}
@@ -105,7 +105,7 @@ class MappingTable:
 
     def outbound(self, protocol: Protocol, internal: Address, remote: Address) -> Mapping | None:
         """The mapping that a packet from inside to `remote` leaves by."""
-        return self._by_key.get((protocol, internal, remote_key(self._behaviour, remote)))
+        return self._by_key.get((protocol, internal, remote_key(self._behavior, remote)))
 
     def inbound(self, protocol: Protocol, external: Address) -> Mapping | None:
         """The mapping that holds an external endpoint."""
@@ -130,7 +130,7 @@ class MappingTable:
 
     def bind(self, mapping: Mapping, remote: Address) -> RemoteKey | None:
         """Let packets to `remote` leave by `mapping`, unless another has them; the key when that is new."""
-        key = remote_key(self._behaviour, remote)
+        key = remote_key(self._behavior, remote)
         full = (mapping.protocol, mapping.internal, key)
         if full in self._by_key:
             return None

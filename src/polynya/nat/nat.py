@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from polynya.core.addresses import Address
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.instants import Instant
 from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFields, TcpFlags
 from polynya.core.timers import Timers
@@ -80,47 +80,47 @@ class Nat:
 
     # ---------------------------------------------------------------------------------------------------- packets
 
-    def outbound(self, packet: IpPacket, now: Instant) -> Verdict:
+    def outbound(self, packet: IpPacket, *, now: Instant) -> Verdict:
         """A packet from inside to outside."""
-        whole = self._whole(packet, now)
+        whole = self._whole(packet, now=now)
         if isinstance(whole, Verdict):
             return whole
         if whole.icmp is not None:
             if whole.icmp.about is not None:
-                return self._error_outbound(whole, whole.icmp, now)
+                return self._error_outbound(whole, whole.icmp, now=now)
             if whole.icmp.reply:
                 return self._drop("an echo reply to a request that did not come through this NAT")
-        return self._outbound(whole, now)
+        return self._outbound(whole, now=now)
 
-    def inbound(self, packet: IpPacket, now: Instant) -> Verdict:
+    def inbound(self, packet: IpPacket, *, now: Instant) -> Verdict:
         """A packet from outside to one of the external addresses."""
-        whole = self._whole(packet, now)
+        whole = self._whole(packet, now=now)
         if isinstance(whole, Verdict):
             return whole
         if whole.icmp is not None:
             if whole.icmp.about is not None:
-                return self._error_inbound(whole, whole.icmp, now)
+                return self._error_inbound(whole, whole.icmp, now=now)
             if not whole.icmp.reply:
                 return self._drop("an echo request from outside is for no inside host")
-        return self._inbound(whole, now)
+        return self._inbound(whole, now=now)
 
     # ------------------------------------------------------------------------------------------------------- time
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Remove what has expired; answer the SYNs that nobody wanted."""
-        for number in self._timers.due(now):
+        for number in self._timers.due(now=now):
             mapping = self._mappings.numbered(number)
             if number == _PERMISSIONS:
-                removed = list(self._filter.expire(now))
+                removed = list(self._filter.expire(now=now))
                 if removed and self._trace.enabled:
-                    self._trace(now, "nat", "permissions ended", added=[], removed=list(removed))
+                    self._trace.nat("permissions ended", now=now, added=[], removed=list(removed))
                 if (following := self._filter.next_expiry()) is not None:
                     self._timers.set(_PERMISSIONS, following)
             elif mapping is not None:
                 if mapping.expires > now:
                     self._timers.set(number, mapping.expires)
                 else:
-                    self._remove(mapping, now)
+                    self._remove(mapping, now=now)
         while self._syns:
             key = next(iter(self._syns))
             due, syn = self._syns[key]
@@ -147,66 +147,66 @@ class Nat:
 
     # -------------------------------------------------------------------------------------------------- translation
 
-    def _outbound(self, packet: IpPacket, now: Instant) -> Verdict:
+    def _outbound(self, packet: IpPacket, *, now: Instant) -> Verdict:
         protocol, internal, remote = packet.protocol, source_of(packet), destination_of(packet)
-        mapping = self._live(self._mappings.outbound(protocol, internal, remote), now)
+        mapping = self._live(self._mappings.outbound(protocol, internal, remote), now=now)
         if mapping is None:
             if packet.tcp is not None and not packet.tcp.flags & TcpFlags.SYN:
                 return self._drop(f"a TCP segment without SYN from {internal}, which has no mapping for {remote}")
-            made = self._make(protocol, internal, remote, now)
+            made = self._make(protocol, internal, remote, now=now)
             if isinstance(made, str):
                 return self._drop(made)
             mapping = made
             renew = True
         else:
             renew = self.config.outbound_refresh
-        self._note(mapping, remote, packet.tcp, OUT, now, renew=renew)
-        self._permit(mapping, remote, now, renew=renew)
+        self._note(mapping, remote, packet.tcp, OUT, now=now, renew=renew)
+        self._permit(mapping, remote, now=now, renew=renew)
         if packet.tcp is not None:
             self._syns.pop((remote, mapping.external), None)
         if remote.host in self.external:
-            return self._hairpin(packet, mapping, now)
+            return self._hairpin(packet, mapping, now=now)
         set_source(packet, mapping.external)
         return Verdict(Action.FORWARD, packet)
 
-    def _inbound(self, packet: IpPacket, now: Instant) -> Verdict:
+    def _inbound(self, packet: IpPacket, *, now: Instant) -> Verdict:
         remote, external = source_of(packet), destination_of(packet)
-        mapping = self._live(self._mappings.inbound(packet.protocol, external), now)
-        reason = self._refuses(mapping, packet, remote, external, now)
+        mapping = self._live(self._mappings.inbound(packet.protocol, external), now=now)
+        reason = self._refuses(mapping, packet, remote, external, now=now)
         if mapping is None or reason:
-            return self._unwanted(packet, remote, external, reason, now)
-        self._let_in(mapping, packet, remote, now)
+            return self._unwanted(packet, remote, external, reason, now=now)
+        self._let_in(mapping, packet, remote, now=now)
         return Verdict(Action.FORWARD, packet)
 
-    def _hairpin(self, packet: IpPacket, sender: Mapping, now: Instant) -> Verdict:
+    def _hairpin(self, packet: IpPacket, sender: Mapping, *, now: Instant) -> Verdict:
         """From inside to inside by way of an external endpoint (RFC 4787, REQ-9)."""
         external = destination_of(packet)
         if self.config.hairpinning is Hairpinning.NONE:
             return self._drop(f"hairpinning is off: {external} is an address of this NAT")
-        target = self._live(self._mappings.inbound(packet.protocol, external), now)
-        reason = self._refuses(target, packet, sender.external, external, now)
+        target = self._live(self._mappings.inbound(packet.protocol, external), now=now)
+        reason = self._refuses(target, packet, sender.external, external, now=now)
         if target is None or reason:
             return self._drop(reason)
         if self.config.hairpinning is Hairpinning.EXTERNAL_SOURCE:
             set_source(packet, sender.external)
-        self._let_in(target, packet, sender.external, now)
+        self._let_in(target, packet, sender.external, now=now)
         return Verdict(Action.HAIRPIN, packet)
 
     def _refuses(
-        self, mapping: Mapping | None, packet: IpPacket, remote: Address, external: Address, now: Instant
+        self, mapping: Mapping | None, packet: IpPacket, remote: Address, external: Address, *, now: Instant
     ) -> str:
         if mapping is None:
             return f"no mapping: {external} stands for no inside endpoint"
-        if not self._filter.allows(mapping, remote, now):
-            return self._filter.why_not(mapping, remote, now)
-        if packet.tcp is not None and not packet.tcp.flags & TcpFlags.SYN and not mapping.connected(remote, now):
+        if not self._filter.allows(mapping, remote, now=now):
+            return self._filter.why_not(mapping, remote, now=now)
+        if packet.tcp is not None and not packet.tcp.flags & TcpFlags.SYN and not mapping.connected(remote, now=now):
             return f"a TCP segment without SYN from {remote}, which has no connection with {mapping.internal}"
         return ""
 
-    def _let_in(self, mapping: Mapping, packet: IpPacket, remote: Address, now: Instant) -> None:
+    def _let_in(self, mapping: Mapping, packet: IpPacket, remote: Address, *, now: Instant) -> None:
         config = self.config
         tcp = packet.tcp
-        self._note(mapping, remote, tcp, IN, now, renew=config.inbound_refresh or tcp is not None)
+        self._note(mapping, remote, tcp, IN, now=now, renew=config.inbound_refresh or tcp is not None)
         if config.inbound_refresh or tcp is not None:
             self._filter.renew(mapping, remote)
             self._permissions_end(mapping.until(remote))
@@ -214,11 +214,11 @@ class Nat:
             key = self._mappings.bind(mapping, remote)
             if key is not None and self._trace.enabled:
                 row: Json = mapping.row(key)
-                self._trace(now, "nat", f"a packet from {remote} was let in", added=[row], removed=[])
-            self._permit(mapping, remote, now, renew=False)
+                self._trace.nat(f"a packet from {remote} was let in", now=now, added=[row], removed=[])
+            self._permit(mapping, remote, now=now, renew=False)
         set_destination(packet, mapping.internal)
 
-    def _unwanted(self, packet: IpPacket, remote: Address, external: Address, reason: str, now: Instant) -> Verdict:
+    def _unwanted(self, packet: IpPacket, remote: Address, external: Address, reason: str, *, now: Instant) -> Verdict:
         """An inbound packet that is not let in. A SYN is answered after a while, or not (RFC 5382, REQ-4)."""
         tcp = packet.tcp
         if tcp is not None and tcp.flags & (TcpFlags.SYN | TcpFlags.ACK) == TcpFlags.SYN:
@@ -231,34 +231,34 @@ class Nat:
 
     # ------------------------------------------------------------------------------------------------- ICMP errors
 
-    def _error_outbound(self, packet: IpPacket, icmp: IcmpMessage, now: Instant) -> Verdict:
+    def _error_outbound(self, packet: IpPacket, icmp: IcmpMessage, *, now: Instant) -> Verdict:
         """An inside host or router says that a packet that came in could not be delivered (RFC 5508, REQ-5)."""
         about = icmp.about
         assert about is not None
         internal, remote = destination_of(about), source_of(about)
-        mapping = self._live(self._mappings.outbound(about.protocol, internal, remote), now)
+        mapping = self._live(self._mappings.outbound(about.protocol, internal, remote), now=now)
         if mapping is None:
             others = self._mappings.of_endpoint(about.protocol, internal)
-            mapping = self._live(others[0], now) if len(others) == 1 else None
+            mapping = self._live(others[0], now=now) if len(others) == 1 else None
         if mapping is None:
             return self._drop(f"an ICMP error about a packet to {internal}, which no mapping let in")
         set_destination(about, mapping.external)
         packet.source = Address(mapping.external.host, 0)
         if remote.host not in self.external:
             return Verdict(Action.FORWARD, packet)
-        sender = self._live(self._mappings.inbound(about.protocol, remote), now)
+        sender = self._live(self._mappings.inbound(about.protocol, remote), now=now)
         if sender is None or self.config.hairpinning is Hairpinning.NONE:
             return self._drop(f"an ICMP error about a packet from {remote}, which stands for no inside endpoint")
         set_source(about, sender.internal)
         packet.destination = Address(sender.internal.host, 0)
         return Verdict(Action.HAIRPIN, packet)
 
-    def _error_inbound(self, packet: IpPacket, icmp: IcmpMessage, now: Instant) -> Verdict:
+    def _error_inbound(self, packet: IpPacket, icmp: IcmpMessage, *, now: Instant) -> Verdict:
         """Someone outside says that a packet that left could not be delivered (RFC 5508, REQ-4)."""
         about = icmp.about
         assert about is not None
         external = source_of(about)
-        mapping = self._live(self._mappings.inbound(about.protocol, external), now)
+        mapping = self._live(self._mappings.inbound(about.protocol, external), now=now)
         if mapping is None:
             return self._drop(f"an ICMP error about a packet from {external}, which stands for no inside endpoint")
         set_source(about, mapping.internal)
@@ -267,7 +267,7 @@ class Nat:
 
     # ----------------------------------------------------------------------------------------------------- mappings
 
-    def _make(self, protocol: Protocol, internal: Address, remote: Address, now: Instant) -> Mapping | str:
+    def _make(self, protocol: Protocol, internal: Address, remote: Address, *, now: Instant) -> Mapping | str:
         config, table = self.config, self._mappings
         if config.max_mappings is not None and len(table) >= config.max_mappings:
             return f"the table is full: {config.max_mappings} mappings"
@@ -278,7 +278,7 @@ class Nat:
             return f"this NAT has no external address of the family of {remote}"
 
         def taken(port: int) -> bool:
-            return self._live(table.inbound(protocol, Address(host, port)), now) is not None
+            return self._live(table.inbound(protocol, Address(host, port)), now=now) is not None
 
         port = self._ports.choose(internal.port, host, taken)
         if port is None:
@@ -286,16 +286,16 @@ class Nat:
         mapping = table.add(protocol, internal, remote, Address(host, port))
         if self._trace.enabled:
             row: Json = mapping.row(mapping.keys[0])
-            self._trace(now, "nat", f"{internal} sent to {remote}", added=[row], removed=[])
+            self._trace.nat(f"{internal} sent to {remote}", now=now, added=[row], removed=[])
         return mapping
 
     def _note(
-        self, mapping: Mapping, remote: Address, tcp: TcpFields | None, direction: int, now: Instant, *, renew: bool
+        self, mapping: Mapping, remote: Address, tcp: TcpFields | None, direction: int, *, now: Instant, renew: bool
     ) -> None:
         """A packet passes: give the mapping the time that is its due."""
         config = self.config
         if tcp is not None:
-            mapping.segment(remote, tcp.flags, direction, config, now)
+            mapping.segment(remote, tcp.flags, direction, config, now=now)
         elif renew:
             lifetime = config.icmp_timeout if mapping.protocol is Protocol.ICMP else config.udp_timeout
             mapping.expires = Instant(now + lifetime)
@@ -304,39 +304,39 @@ class Nat:
         if at is None or mapping.expires < at:
             self._timers.set(mapping.number, mapping.expires)
 
-    def _permit(self, mapping: Mapping, remote: Address, now: Instant, *, renew: bool) -> None:
+    def _permit(self, mapping: Mapping, remote: Address, *, now: Instant, renew: bool) -> None:
         """Let answers of `remote` in by the mapping."""
-        key = self._filter.permit(mapping, remote, now, renew=renew)
+        key = self._filter.permit(mapping, remote, now=now, renew=renew)
         self._permissions_end(mapping.until(remote))
         if key is not None and self._trace.enabled:
             row: Json = self._filter.row(mapping, key)
-            self._trace(now, "nat", f"{mapping.internal} sent to {remote}", added=[row], removed=[])
+            self._trace.nat(f"{mapping.internal} sent to {remote}", now=now, added=[row], removed=[])
 
     def _permissions_end(self, until: Instant) -> None:
         """A permission ends at `until`: see to it that somebody looks then."""
         at = self._timers.at(_PERMISSIONS)
-        if (at is None or until < at) and self.config.filtering is not Behaviour.EI:
+        if (at is None or until < at) and self.config.filtering is not Behavior.EI:
             self._timers.set(_PERMISSIONS, until)
 
-    def _live(self, mapping: Mapping | None, now: Instant) -> Mapping | None:
+    def _live(self, mapping: Mapping | None, *, now: Instant) -> Mapping | None:
         if mapping is not None and mapping.expires <= now:
-            self._remove(mapping, now)
+            self._remove(mapping, now=now)
             return None
         return mapping
 
-    def _remove(self, mapping: Mapping, now: Instant) -> None:
+    def _remove(self, mapping: Mapping, *, now: Instant) -> None:
         self._mappings.remove(mapping)
         self._timers.cancel(mapping.number)
         gone = [mapping.row(key) for key in mapping.keys] + list(self._filter.forget(mapping))
         if self._trace.enabled:
-            self._trace(now, "nat", f"nothing renewed {mapping.external} in time", added=[], removed=list(gone))
+            self._trace.nat(f"nothing renewed {mapping.external} in time", now=now, added=[], removed=list(gone))
 
-    def _whole(self, packet: IpPacket, now: Instant) -> IpPacket | Verdict:
+    def _whole(self, packet: IpPacket, *, now: Instant) -> IpPacket | Verdict:
         if packet.fragment is None:
             return packet
         if not self.config.fragments:
             return self._drop("this NAT drops fragments")
-        whole = self._fragments.add(packet, now)
+        whole = self._fragments.add(packet, now=now)
         if isinstance(whole, str):
             return Verdict(Action.HOLD, None, whole)
         return whole

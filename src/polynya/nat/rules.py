@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 
 from .config import FilterScope, NatConfig
 
@@ -77,7 +77,7 @@ class _Side:
 
     def __init__(self, name: str, config: NatConfig | None) -> None:
         self.name = name
-        self.config = config or NatConfig(mapping=Behaviour.EI, filtering=Behaviour.EI)
+        self.config = config or NatConfig(mapping=Behavior.EI, filtering=Behavior.EI)
         self.known: list[Endpoint] = []
         self._keys: dict[Endpoint, Endpoint] = {}
         self._permits: dict[tuple[Endpoint, Endpoint], bool] = {}
@@ -94,7 +94,7 @@ class _Side:
         """Whether what comes from `source` to the own external endpoint reaches the agent."""
         if own not in self._keys.values():
             return False
-        if self.config.filtering is not Behaviour.EI:
+        if self.config.filtering is not Behavior.EI:
             permit = (self._scope(own), _count(self.config.filtering, source))
             if permit not in self._permits:
                 return False
@@ -113,11 +113,11 @@ class _Side:
         return len(self.known), len(self._keys), len(self._permits)
 
 
-def _count(behaviour: Behaviour, remote: Endpoint) -> Endpoint:
-    """As much of a remote endpoint as the behaviour counts; a side is one host."""
-    if behaviour is Behaviour.EI:
+def _count(behavior: Behavior, remote: Endpoint) -> Endpoint:
+    """As much of a remote endpoint as the behavior counts; a side is one host."""
+    if behavior is Behavior.EI:
         return ()
-    return (remote[0],) if behaviour is Behaviour.AD else remote
+    return (remote[0],) if behavior is Behavior.AD else remote
 
 
 def _meet(first: NatConfig | None, second: NatConfig | None, order: str) -> list[Pair]:

@@ -58,7 +58,7 @@ __all__ = [
 class Plane(Protocol):
     """A data plane."""
 
-    def execute(self, command: Command | Forward, now: Instant) -> None:
+    def execute(self, command: Command | Forward, *, now: Instant) -> None:
         """Carry out a command, now or when the system allows it."""
 
     def reports(self) -> list[Report]:

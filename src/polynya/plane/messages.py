@@ -37,7 +37,7 @@ class Setup:
     errors: str = ""
     """`module:function` that empties error queues, empty for none."""
     origins: tuple[tuple[Flow, bytes], ...] = ()
-    """What answers to Binding requests have besides, for listeners that serve behaviour discovery."""
+    """What answers to Binding requests have besides, for listeners that serve behavior discovery."""
 
 
 @dataclass(frozen=True, slots=True)

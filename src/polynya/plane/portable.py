@@ -98,7 +98,7 @@ class PortablePlane:
     `gather` is how many seconds `run` sleeps after a wake-up for more packets to come, so that one wake-up serves
     several: fewer cycles below saturation, and so much more delay. That is for processes that do nothing else.
     `origins` are encoded attributes that a listener's answers to Binding requests have beside the mapped addresses: it
-    serves behaviour discovery then (RFC 5780, section 6.1).
+    serves behavior discovery then (RFC 5780, section 6.1).
     """
 
     def __init__(
@@ -173,14 +173,14 @@ class PortablePlane:
                 others.append(fd)
         return others
 
-    def execute(self, command: Command | Forward, at: Instant, sock: socket.socket | None = None) -> None:
+    def execute(self, command: Command | Forward, *, now: Instant, sock: socket.socket | None = None) -> None:
         """Carry out a command. `sock` is a relay's socket that somebody else has bound."""
         if not isinstance(command, Forward):
             self.relays.execute(command, sock)
             return
         ports = self.relays.by_client.get(command.client)
         if ports is not None:
-            self._client_frame(ports, memoryview(command.data), at)
+            self._client_frame(ports, memoryview(command.data), now)
 
     def take(self, datagram: Datagram, at: Instant) -> None:
         """Carry out a client's packet that another worker has read; what is not known is dropped."""

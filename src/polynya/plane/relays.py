@@ -41,7 +41,7 @@ from .sockets import SockAddr, address_of, bind_relay, name_of
 
 PEERS: Final = 1024
 """Peers and channels of one relay that are remembered; beyond that they are forgotten and found again."""
-NEIGHBOURS: Final = 8192
+NEIGHBORS: Final = 8192
 """Endpoints on our relays' own hosts that are remembered."""
 
 
@@ -79,7 +79,7 @@ class Relays:
         self._policy: PeerPolicy | None = None
         self._known: dict[tuple[str, int], _Known] = {}
         self._own_hosts: dict[str, int] = {}
-        self._neighbours: dict[tuple[str, int], list[Way | Back]] = {}
+        self._neighbors: dict[tuple[str, int], list[Way | Back]] = {}
         """Ways to and from what shares a host with our relays and is none: they end when one is opened there."""
 
     # -------------------------------------------------------------------------------------------------------- commands
@@ -134,7 +134,7 @@ class Relays:
         for host, port, _ in known.names:
             self._known[host, port] = known
             self._own_hosts[host] = self._own_hosts.get(host, 0) + 1
-            for each in self._neighbours.pop((host, port), ()):
+            for each in self._neighbors.pop((host, port), ()):
                 each.until = 0
 
     def forget(self, relay: Relay) -> None:
@@ -174,7 +174,7 @@ class Relays:
             "clients": len(self.by_client),
             "names": len(self._known) + len(self._own_hosts),
             "ways": len(self.ways),
-            "neighbours": len(self._neighbours) if self.ports else 0,
+            "neighbors": len(self._neighbors) if self.ports else 0,
             "permissions": sum(len(port.permissions) for port in self.ports.values()),
             "channels": sum(len(port.channels) for port in self.ports.values()),
         }
@@ -232,7 +232,7 @@ class Relays:
                 self.forbid(port, peer, rule)
                 return None
             way = Way(port, name_of(peer), min(permitted, port.until))
-            self._note_neighbour(peer, way, at)
+            self._note_neighbor(peer, way, at)
             return way
         way = Way(port, name_of(known.name), min(permitted, port.until))
         known.ways = [each for each in known.ways if each.until > at]
@@ -274,18 +274,18 @@ class Relays:
             port.settle_back(old)
         back = port.backs[source] = Back(port, peer, channel, until)
         if not inside:
-            self._note_neighbour(peer, back, at)
+            self._note_neighbor(peer, back, at)
         return back
 
-    def _note_neighbour(self, peer: Peer, way: Way | Back, at: int) -> None:
+    def _note_neighbor(self, peer: Peer, way: Way | Back, at: int) -> None:
         if peer.host not in self._own_hosts:
             return
-        if len(self._neighbours) >= NEIGHBOURS:
-            for ways in self._neighbours.values():
+        if len(self._neighbors) >= NEIGHBORS:
+            for ways in self._neighbors.values():
                 for each in ways:
                     each.until = 0
-            self._neighbours.clear()
-        ways = self._neighbours.setdefault((peer.host, peer.port), [])
+            self._neighbors.clear()
+        ways = self._neighbors.setdefault((peer.host, peer.port), [])
         ways[:] = [each for each in ways if each.until > at]
         ways.append(way)
 

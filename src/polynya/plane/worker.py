@@ -81,7 +81,7 @@ def _take(plane: PortablePlane, channel: Channel, item: Any, sockets: list[socke
             counted = Counted({**plane.counters, "packets lost between processes": channel.dropped}, plane.size)
             channel.send([*plane.reports(), *plane.traffic(), counted])
         case _:
-            plane.execute(item, now(), sockets.pop(0) if sockets else None)
+            plane.execute(item, now=now(), sock=sockets.pop(0) if sockets else None)
 
 
 if __name__ == "__main__":

@@ -194,14 +194,14 @@ class WorkerPlane:
 
     # -------------------------------------------------------------------------------------------------------- commands
 
-    def execute(self, command: Command | Forward, at: Instant) -> None:
+    def execute(self, command: Command | Forward, *, now: Instant) -> None:
         """Carry out a command, here or in a worker."""
         if isinstance(command, Forward):
-            self._local.execute(command, at)
+            self._local.execute(command, now=now)
         elif isinstance(command, SetPolicy):
             self._policy = command
             self._awaited[command.number] = len(self._workers) + 1
-            self._local.execute(command, at)
+            self._local.execute(command, now=now)
             for worker in self._workers:
                 self._ask(worker, command)
         elif isinstance(command, OpenRelay):
@@ -263,7 +263,7 @@ class WorkerPlane:
         if command.client is not None:
             self._by_client.setdefault(command.client, {})[command.relay] = record
         if index == HERE:
-            self._local.execute(command, now(), record.sock)
+            self._local.execute(command, now=now(), sock=record.sock)
         else:
             worker = self._workers[index]
             if command.number != NOBODY:
@@ -279,7 +279,7 @@ class WorkerPlane:
 
     def _tell(self, index: int, command: Command, record: Record) -> None:
         if index == HERE:
-            self._local.execute(command, now())
+            self._local.execute(command, now=now())
             if isinstance(command, FreeRelay):
                 for report in self._local.reports():  # its last traffic, while it is still known
                     self._report(HERE, report)

@@ -10,7 +10,7 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.signaling.limits import Limits
 from polynya.turn.server.alternates import Alternate
-from polynya.turn.server.config import TurnConfig
+from polynya.turn.server.config import ServerConfig
 from polynya.turn.server.users import AskedUsers, Directories, Directory, SharedSecrets, StaticUsers, User
 
 from .discovery import Discovery
@@ -23,7 +23,7 @@ LookUpUser = Callable[[str], Awaitable[User | None]]
 class TurnOptions:
     """The TURN part of a server. Somebody must be able to use it: users, shared secrets, or a look-up."""
 
-    config: TurnConfig
+    config: ServerConfig
     """The peer policy in it need not name the server's own addresses: they are added when the server knows them."""
     users: tuple[User, ...] = ()
     shared_secrets: tuple[str, ...] = field(default=(), repr=False)
@@ -79,7 +79,7 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
+class ServeConfig:
     """Addresses to listen on and limits. Port 0 takes any free port; `Server` tells which."""
 
     listen: tuple[Address, ...] = ()
@@ -91,7 +91,7 @@ class ServerConfig:
     alternates: tuple[Address, ...] = ()
     """Another address and port, one for a family at most, from which STUN is answered for those who ask for that."""
     external_ips: Mapping[str, str] = field(default_factory=dict)
-    """What addresses of `listen` and `alternates` are called outside a NAT; behaviour discovery tells them."""
+    """What addresses of `listen` and `alternates` are called outside a NAT; behavior discovery tells them."""
     turn: TurnOptions | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)

@@ -1,4 +1,4 @@
-"""Behaviour discovery (RFC 5780): the listeners that it takes beside the usual ones, and what clients are told of them.
+"""Behavior discovery (RFC 5780): the listeners that it takes beside the usual ones, and what clients are told of them.
 
 An alternate ADDR:PORT belongs to the one listener of its family. With another address there are four listeners then,
 both ports on both addresses; with another port alone there are two.

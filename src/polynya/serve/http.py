@@ -13,7 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from polynya.signaling.messages import MESSAGE_BYTES
 
-from .config import ServerConfig
+from .config import ServeConfig
 
 PING_INTERVAL = 20.0
 """Seconds between WebSocket pings, and until a missing pong means that the other side is gone."""
@@ -29,7 +29,7 @@ class SignalingWebSocket(WebSocketsSansIOProtocol):
         await super().run_asgi()
 
 
-def guarded(config: ServerConfig) -> type[asyncio.Protocol]:
+def guarded(config: ServeConfig) -> type[asyncio.Protocol]:
     """The HTTP protocol class of one server: caps connections and times the first request."""
     most = config.limits.links + 1000  # room for health checks and for members that are about to be refused
 
@@ -89,7 +89,7 @@ class EmbeddedUvicorn(uvicorn.Server):
             connection.transport.abort()
 
 
-def embedded(app: Callable[..., Any], config: ServerConfig) -> EmbeddedUvicorn:
+def embedded(app: Callable[..., Any], config: ServeConfig) -> EmbeddedUvicorn:
     """A uvicorn server for `app`, with every limit set."""
     return EmbeddedUvicorn(
         uvicorn.Config(

@@ -75,7 +75,7 @@ class TurnMachine(Machine[Any, Any, Any], Protocol):
     def plane(self) -> SeenPlane:
         """The data plane."""
 
-    def settle(self, now: Instant) -> None:
+    def settle(self, *, now: Instant) -> None:
         """Carry out what a call of the control plane's own methods has set off."""
 
 
@@ -101,7 +101,7 @@ class DataPlane:
         self.places: tuple[Place, ...]
         """What is left for the driver to listen on, for each of `listen` in their order."""
         self.more: tuple[Place, ...] = ()
-        """And for behaviour discovery."""
+        """And for behavior discovery."""
         self.machine: TurnMachine
         self._bound: dict[Flow, _Bound] = {}
         self._portable: PortablePlane | None = None

@@ -16,7 +16,7 @@ from polynya.core.addresses import Address, scope
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.turn.server.commands import Traffic
-from polynya.turn.server.config import TurnConfig
+from polynya.turn.server.config import ServerConfig
 from polynya.turn.server.control import FIXED
 from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, PeerRefused, RequestRefused
 from polynya.turn.server.lookups import LookUp, UserFound
@@ -130,7 +130,7 @@ class Relaying:
     async def drain(self, hurry: asyncio.Event) -> None:
         """Make no new allocations, and give those that are there the time to end; less when there is a `hurry`."""
         options = self.options
-        self._call(lambda now: self.machine.control.drain(now, options.alternates))
+        self._call(lambda now: self.machine.control.drain(now=now, alternates=options.alternates))
         if self._drained.is_set() or not options.drain:
             return
         logger.info("draining %d allocations for at most %g s", self.allocations, options.drain)
@@ -245,14 +245,14 @@ class Relaying:
         if driver is None or driver.closed:
             return
 
-        def step(now: Any) -> None:
+        def step(*, now: Any) -> None:
             method(*args, now=now)
-            self.machine.settle(now)
+            self.machine.settle(now=now)
 
         driver.call(step)
 
 
-def _tell_of_hidden_relays(config: TurnConfig) -> None:
+def _tell_of_hidden_relays(config: ServerConfig) -> None:
     """Log which relayed addresses are of no use outside: mostly a NAT was forgotten."""
     for relay in config.relays:
         if scope(relay.outside) != "loopback" and PeerPolicy().judge_host(relay.outside):

@@ -83,7 +83,7 @@ class TurnLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Stun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """STUN answers on every `listen`. With an alternate it also serves NAT behaviour discovery (RFC 5780)."""
+    """STUN answers on every `listen`. With an alternate it also serves NAT behavior discovery (RFC 5780)."""
 
     alternates: Annotated[
         tuple[str, ...],

@@ -25,7 +25,7 @@ from polynya.stun.server import BindingServer
 
 from .app import make_app
 from .certificates import Certificates
-from .config import ServerConfig, TurnOptions
+from .config import ServeConfig, TurnOptions
 from .credentials import Offers
 from .discovery import Discovery
 from .http import EmbeddedUvicorn, embedded
@@ -56,7 +56,7 @@ class Server:
     members are told, and everything is closed within a few seconds whatever clients do.
     """
 
-    def __init__(self, config: ServerConfig, *, trace: Tracer = NO_TRACE) -> None:
+    def __init__(self, config: ServeConfig, *, trace: Tracer = NO_TRACE) -> None:
         self.config = config
         self.stun_addresses: tuple[Address, ...] = ()
         """Where STUN is answered over UDP, and with `turn` TURN over UDP and TCP, with the actual ports."""
@@ -188,7 +188,7 @@ class Server:
         if self.relaying is not None:
             await self.relaying.drain(hurry)
 
-    def reload(self, config: ServerConfig) -> list[str]:
+    def reload(self, config: ServeConfig) -> list[str]:
         """Go by a new configuration without ending any session: users, secrets, peer policy, limits, certificates.
 
         Returns the keys that differ and need a restart. Raises ConfigurationError, with nothing changed, when the

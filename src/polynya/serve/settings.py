@@ -1,7 +1,7 @@
 """The configuration: a TOML file, flags that override it, and what a server makes of both.
 
     file --read--> tables --flags over it--> Settings (checked: every key known, every value of its type)
-    Settings --server_config--> ServerConfig (checked: every value makes sense, every file can be read)
+    Settings --server_config--> ServeConfig (checked: every value makes sense, every file can be read)
 
 Every fault is a ConfigurationError that names the key. Secrets are never shown.
 """
@@ -24,12 +24,12 @@ from polynya.signaling import limits as signaling
 from polynya.stun.registry import PasswordAlgorithmNumber
 from polynya.turn.server import config as turn
 from polynya.turn.server.alternates import Alternate
-from polynya.turn.server.config import ChannelRange, RelayHost, TurnConfig
+from polynya.turn.server.config import ChannelRange, RelayHost, ServerConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User
 
 from . import schema
-from .config import ServerConfig, TlsFiles, TurnOptions
+from .config import ServeConfig, TlsFiles, TurnOptions
 from .schema import SECRETS, Settings
 from .users import UserDatabase, read_users, stored_user
 
@@ -93,9 +93,9 @@ def _told(error: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- making
 
 
-def server_config(settings: Settings) -> ServerConfig:
+def server_config(settings: Settings) -> ServeConfig:
     """What a server is made with. Reads the files of users, and asks the system for its addresses."""
-    return ServerConfig(
+    return ServeConfig(
         listen=_addresses("listen", settings.listen),
         tls_listen=_addresses("tls_listen", settings.tls_listen),
         http=_addresses("http", settings.http),
@@ -139,7 +139,7 @@ def _turn(settings: Settings) -> TurnOptions | None:
     if asked.users_file:
         users += read_users(Path(asked.users_file), realm)
     return TurnOptions(
-        config=TurnConfig(
+        config=ServerConfig(
             realm=realm,
             relays=_relays(settings),
             ports=_ports(asked.ports),

@@ -35,38 +35,38 @@ class Answers:
         self.all: tuple[ServerAnswer, ...] = ()
         self._trace = trace
 
-    def unresolved(self, server: str, reason: str, now: Instant) -> None:
+    def unresolved(self, server: str, reason: str, *, now: Instant) -> None:
         """A server's name leads nowhere."""
-        self._add(ServerAnswer(server=server, reason=reason), "unresolved", now)
+        self._add(ServerAnswer(server=server, reason=reason), "unresolved", now=now)
 
-    def ended(self, ended: ProbeEnded, base: Base, now: Instant) -> None:
+    def ended(self, ended: ProbeEnded, base: Base, *, now: Instant) -> None:
         """A STUN server was asked to the end."""
         answer = ServerAnswer(
             server=str(ended.server), base=base.local, mapped=ended.mapped, rtt=ended.rtt, reason=ended.reason
         )
-        self._add(answer, "answered" if ended.mapped else "failed", now)
+        self._add(answer, "answered" if ended.mapped else "failed", now=now)
 
     def late(self, server: str, base: Base, reason: str) -> None:
         """A server is not waited for any more, and asked on."""
         self.all += (ServerAnswer(server=server, base=base.local, reason=f"{reason}, and is asked on"),)
 
-    def relay(self, event: RelayEvent, now: Instant) -> None:
+    def relay(self, event: RelayEvent, *, now: Instant) -> None:
         """What a TURN server gives, refuses or has lost."""
         match event:
             case RelayFound():
                 server, base = str(event.server), event.base.local
                 answer = ServerAnswer(server=server, base=base, mapped=event.relayed, reason="a relayed address")
-                self._add(answer, "allocated", now)
+                self._add(answer, "allocated", now=now)
             case RelayFailed():
                 local = None if event.base is None else event.base.local
-                self._add(ServerAnswer(server=event.server, base=local, reason=event.reason), "failed", now)
+                self._add(ServerAnswer(server=event.server, base=local, reason=event.reason), "failed", now=now)
             case RelayLost():
                 server, base = event.server, event.base.local
                 lost = ServerAnswer(server=server, base=base, mapped=event.relayed, reason=event.reason, lost=True)
-                self._add(lost, "lost", now)
+                self._add(lost, "lost", now=now)
             case CredentialsWanted():
                 wanted = ServerAnswer(server=str(event.server.uri), reason=event.reason)
-                self._add(wanted, "credentials wanted", now)
+                self._add(wanted, "credentials wanted", now=now)
             case _:
                 pass
 
@@ -85,8 +85,8 @@ class Answers:
             for answer in self.all
         )
 
-    def _add(self, answer: ServerAnswer, state: str, now: Instant) -> None:
+    def _add(self, answer: ServerAnswer, state: str, *, now: Instant) -> None:
         self.all += (answer,)
         if self._trace.enabled:
             base = {} if answer.base is None else {"base": str(answer.base)}
-            self._trace(now, "server", answer.reason, server=answer.server, state=state, **base)
+            self._trace.server(answer.reason, now=now, server=answer.server, state=state, **base)

@@ -53,7 +53,7 @@ from .answers import Answers
 from .bases import Bases
 from .gathering_events import BaseOpened, GatheringEvent, GatheringState, GatheringStateChanged, MappingFound
 from .interfaces import Refused
-from .options import Base, RelayServer, SessionConfig
+from .options import Base, SessionConfig, TurnCredentials
 from .relay_events import CredentialsWanted, RelayEvent, RelayFailed, RelayFound
 from .relays import NO_RELAYS, Relays
 from .stun_servers import StunServers
@@ -120,18 +120,18 @@ class Gathering:
 
     # -------------------------------------------------------------------------------------------------------- calls
 
-    def start(self, interfaces: InterfacesChanged, now: Instant) -> None:
+    def start(self, interfaces: InterfacesChanged, *, now: Instant) -> None:
         """Choose among the interfaces' addresses, open a socket on each and look the servers' names up."""
         if self.state is not GatheringState.NEW:
             raise RuntimeError("gathering has been started")
         chosen = self._bases.choose(interfaces)
-        self._begin(f"{len(chosen)} local addresses to gather on", now)
+        self._begin(f"{len(chosen)} local addresses to gather on", now=now)
         self._bases.open(chosen)
         self._stun.start()
-        self.relays.start(now)
-        self._finish_if_done(now)
+        self.relays.start(now=now)
+        self._finish_if_done(now=now)
 
-    def update(self, interfaces: InterfacesChanged, now: Instant) -> list[Flow] | None:
+    def update(self, interfaces: InterfacesChanged, *, now: Instant) -> list[Flow] | None:
         """Follow a change of the host's addresses; the flows that went with theirs, or None where nothing changed.
 
         Every server is asked anew, from the old sockets too: a changed network maps them differently.
@@ -142,25 +142,25 @@ class Gathering:
         gone, new = self._bases.gone(chosen), self._bases.new(chosen)
         if not gone and not new:
             return None
-        self._begin(f"{len(new)} local addresses are new, {len(gone)} sockets lost theirs", now)
-        self._close(gone, "its address is gone from this host", now)
+        self._begin(f"{len(new)} local addresses are new, {len(gone)} sockets lost theirs", now=now)
+        self._close(gone, "its address is gone from this host", now=now)
         self._bases.open(new)
         for base in self.bases:
-            self._stun.ask(base, now)
-        self._finish_if_done(now)
+            self._stun.ask(base, now=now)
+        self._finish_if_done(now=now)
         return gone
 
-    def set_components(self, components: tuple[int, ...], now: Instant) -> bool:
+    def set_components(self, components: tuple[int, ...], *, now: Instant) -> bool:
         """The streams have these numbers of components from now on, none for one that is removed.
 
         Sockets of what is removed close; whether sockets for what is added are opened, and candidates are to come.
         """
         hosts = dict.fromkeys(base.host for base in self.bases)
         left, added = self._bases.set_components(components)
-        self._close(left, "its stream was removed", now)
+        self._close(left, "its stream was removed", now=now)
         if not added or not hosts or self.state is GatheringState.NEW:
             return False
-        self._begin(f"{len(added)} components are new", now)
+        self._begin(f"{len(added)} components are new", now=now)
         self._bases.open(hosts, added)
         return True
 
@@ -169,38 +169,38 @@ class Gathering:
         self._keeping = False
         self._stun.stop_keeping()
 
-    def close(self, now: Instant) -> None:
+    def close(self, *, now: Instant) -> None:
         """Free every relay, close every socket and forget every question."""
         self._deadline = None
         self._stun.close()
-        self._outputs = tuple(self.relays.close(now))
+        self._outputs = tuple(self.relays.close(now=now))
         self._bases.close_all()
 
-    def set_credentials(self, server: RelayServer, now: Instant) -> None:
+    def set_credentials(self, server: TurnCredentials, *, now: Instant) -> None:
         """Use these for the TURN server of the same URI from now on."""
-        self.relays.set_credentials(server, now)
-        self._collect(now)
+        self.relays.set_credentials(server, now=now)
+        self._collect(now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, now: Instant) -> None:
+    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
         """There are none besides those that a TURN server does not accept."""
-        self.relays.no_credentials(wanted, now)
-        self._collect(now)
-        self._finish_if_done(now)
+        self.relays.no_credentials(wanted, now=now)
+        self._collect(now=now)
+        self._finish_if_done(now=now)
 
-    def want(self, flow: Flow, peer: Address, now: Instant) -> None:
+    def want(self, flow: Flow, peer: Address, *, now: Instant) -> None:
         """A path from a relay to a peer is to be used; `PathReady` or `PathRefused` follows."""
-        self.relays.want(flow, peer, now)
-        self._collect(now)
+        self.relays.want(flow, peer, now=now)
+        self._collect(now=now)
 
-    def verify_relays(self, now: Instant) -> None:
+    def verify_relays(self, *, now: Instant) -> None:
         """There is reason to doubt that the relays stand."""
-        self.relays.verify(now)
-        self._collect(now)
+        self.relays.verify(now=now)
+        self._collect(now=now)
 
-    def bind(self, flow: Flow, peer: Address, now: Instant) -> None:
+    def bind(self, flow: Flow, peer: Address, *, now: Instant) -> None:
         """A path was nominated: one from a relay gets a channel."""
-        self.relays.bind(flow, peer, now)
-        self._collect(now)
+        self.relays.bind(flow, peer, now=now)
+        self._collect(now=now)
 
     @property
     def bases(self) -> tuple[Base, ...]:
@@ -222,38 +222,38 @@ class Gathering:
 
     # ------------------------------------------------------------------------------------------------------ machine
 
-    def receive(self, input: GatheringInput, now: Instant) -> None:
+    def receive(self, input: GatheringInput, *, now: Instant) -> None:
         match input:
             case Received() if input.message.method == Method.BINDING:
-                self._stun.receive(input, now)
-                self._collect(now)
+                self._stun.receive(input, now=now)
+                self._collect(now=now)
             case IcmpError() | SendFailed():
-                self._stun.receive(input, now)
-                self.relays.receive(input, now)
-                self._collect(now)
+                self._stun.receive(input, now=now)
+                self.relays.receive(input, now=now)
+                self._collect(now=now)
             case Opened() if input.flow in self._bases.opening:
-                self._opened(input, now)
+                self._opened(input, now=now)
             case Closed() if input.flow in self._bases.opening or self.base(input.flow) is not None:
                 self._bases.failed(input)
                 self._stun.forget(input.flow)
-                self.relays.remove_base(input.flow, input.reason, now, closed=True)
-                self._collect(now)
-                self._finish_if_done(now)
+                self.relays.remove_base(input.flow, input.reason, now=now, closed=True)
+                self._collect(now=now)
+                self._finish_if_done(now=now)
             case Resolved() if self._stun.looks_up(input.query):
-                self._resolved(input, now)
+                self._resolved(input, now=now)
             case Received() | Datagram() | StreamData() | Opened() | Closed() | Resolved():
-                self.relays.receive(input, now)
-                self._collect(now)
+                self.relays.receive(input, now=now)
+                self._collect(now=now)
             case InterfacesChanged():
                 if self.state is GatheringState.NEW:
-                    self.start(input, now)
+                    self.start(input, now=now)
 
-    def tick(self, now: Instant) -> None:
-        self._stun.tick(now)
-        self.relays.tick(now)
-        self._collect(now)
+    def tick(self, *, now: Instant) -> None:
+        self._stun.tick(now=now)
+        self.relays.tick(now=now)
+        self._collect(now=now)
         if self._deadline is not None and now >= self._deadline[0]:
-            self._release(self._deadline[1], now)
+            self._release(self._deadline[1], now=now)
 
     def next_timer(self) -> Instant | None:
         deadline = None if self._deadline is None else self._deadline[0]
@@ -277,71 +277,71 @@ class Gathering:
 
     # ----------------------------------------------------------------------------------------------- what came of it
 
-    def _close(self, flows: Collection[Flow], reason: str, now: Instant) -> None:
+    def _close(self, flows: Collection[Flow], reason: str, *, now: Instant) -> None:
         """Close sockets, with all that was asked and given by them; relays are freed by them first."""
         for flow in flows:
             self._stun.forget(flow)
-            self.relays.remove_base(flow, reason, now)
+            self.relays.remove_base(flow, reason, now=now)
         self._outputs += tuple(self.relays.outputs())
         self._bases.close(flows)
-        self._collect(now)
+        self._collect(now=now)
 
-    def _opened(self, opened: Opened, now: Instant) -> None:
+    def _opened(self, opened: Opened, *, now: Instant) -> None:
         base = self._bases.opened(opened)
         if base is not None:
             self._events += (BaseOpened(base=base),)
-            self._stun.ask(base, now)
-            self.relays.add_base(base, now)
-            self._collect(now)
-            self._finish_if_done(now)
+            self._stun.ask(base, now=now)
+            self.relays.add_base(base, now=now)
+            self._collect(now=now)
+            self._finish_if_done(now=now)
 
-    def _resolved(self, resolved: Resolved, now: Instant) -> None:
-        server, reason = self._stun.resolved(resolved, self.bases, now)
+    def _resolved(self, resolved: Resolved, *, now: Instant) -> None:
+        server, reason = self._stun.resolved(resolved, self.bases, now=now)
         if reason:
-            self.answers.unresolved(server, reason, now)
-        self._finish_if_done(now)
+            self.answers.unresolved(server, reason, now=now)
+        self._finish_if_done(now=now)
 
-    def _collect(self, now: Instant) -> None:
+    def _collect(self, *, now: Instant) -> None:
         for ended in self._stun.events():
-            self._answered(ended, now)
+            self._answered(ended, now=now)
         for event in self.relays.events():
-            self._relay_event(event, now)
+            self._relay_event(event, now=now)
 
-    def _relay_event(self, event: RelayEvent, now: Instant) -> None:
-        self.answers.relay(event, now)
+    def _relay_event(self, event: RelayEvent, *, now: Instant) -> None:
+        self.answers.relay(event, now=now)
         if not isinstance(event, RelayFailed):
             self._events += (event,)
         if isinstance(event, RelayFound):
-            self._grant_grace(now)
-        self._finish_if_done(now)
+            self._grant_grace(now=now)
+        self._finish_if_done(now=now)
 
-    def _answered(self, ended: ProbeEnded, now: Instant) -> None:
+    def _answered(self, ended: ProbeEnded, *, now: Instant) -> None:
         base = self.base(ended.flow)
         if base is None:
             return
-        self.answers.ended(ended, base, now)
+        self.answers.ended(ended, base, now=now)
         if ended.mapped is not None:
             self._events += (MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server),)
             if ended.mapped != base.local and self._keeping:
-                self._stun.keep(ended.flow, ended.server, now)
-            self._grant_grace(now)
-        self._finish_if_done(now)
+                self._stun.keep(ended.flow, ended.server, now=now)
+            self._grant_grace(now=now)
+        self._finish_if_done(now=now)
 
     # ------------------------------------------------------------------------------------------ for how long it waits
 
-    def _begin(self, reason: str, now: Instant) -> None:
+    def _begin(self, reason: str, *, now: Instant) -> None:
         """Somebody is to be asked: wait no longer than the patience."""
-        self._change(GatheringState.GATHERING, reason, now)
+        self._change(GatheringState.GATHERING, reason, now=now)
         self._keeping = True
         self._patient_until = Instant(now + self._config.patience)
         self._deadline = (self._patient_until, _Wait.PATIENCE)
 
-    def _grant_grace(self, now: Instant) -> None:
+    def _grant_grace(self, *, now: Instant) -> None:
         """One has answered: the others have their time."""
         if self.state is GatheringState.GATHERING:
             self._deadline = (Instant(now + self._config.grace), _Wait.GRACE)
 
-    def _release(self, timer: _Wait, now: Instant) -> None:
+    def _release(self, timer: _Wait, *, now: Instant) -> None:
         """The time is over. Whoever has not answered by now is late, and is asked on."""
         wait = self._config.patience if timer is _Wait.PATIENCE else self._config.grace
         since = "gathering began" if timer is _Wait.PATIENCE else "the last answer came"
@@ -356,22 +356,22 @@ class Gathering:
         self._bases.give_up_opening()
         if patient and (self.relays.pending or self._stun.pending):
             self._deadline = (self._patient_until, _Wait.PATIENCE)
-        self._finish_if_done(now)
+        self._finish_if_done(now=now)
 
     def _reaches(self, flow: Flow, server: Address) -> bool:
         base = self.base(flow)
         return base is not None and self.answers.reaches(base, server)
 
-    def _finish_if_done(self, now: Instant) -> None:
+    def _finish_if_done(self, *, now: Instant) -> None:
         if self.state is not GatheringState.GATHERING:
             return
         if self._bases.opening or self._stun.pending or self.relays.pending:
             return
         self._deadline = None
         reason = f"{len(self.bases)} sockets, {self.answers.mapped} answers of servers"
-        self._change(GatheringState.COMPLETE, reason, now)
+        self._change(GatheringState.COMPLETE, reason, now=now)
 
-    def _change(self, new: GatheringState, reason: str, now: Instant) -> None:
+    def _change(self, new: GatheringState, reason: str, *, now: Instant) -> None:
         old, self.state = self.state, new
-        self._trace(now, "gathering", reason, old=old.value, new=new.value)
+        self._trace.gathering(reason, now=now, old=old.value, new=new.value)
         self._events += (GatheringStateChanged(old=old, new=new, reason=reason),)

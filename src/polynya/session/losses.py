@@ -50,18 +50,18 @@ class Losses:
         self._counts: dict[Way, int] = {}
         self._timers: Timers[Way] = Timers()
 
-    def lost(self, way: Way, now: Instant) -> None:
+    def lost(self, way: Way, *, now: Instant) -> None:
         """A relay was lost."""
-        self._again(way, now, 0)
+        self._again(way, now=now, least=0)
 
-    def refused(self, way: Way, now: Instant, code: int | None) -> None:
+    def refused(self, way: Way, *, now: Instant, code: int | None) -> None:
         """It was asked for again in vain: with this error, or None when nobody answered."""
         if code in FINAL:
             self.found(way)
         else:
-            self._again(way, now, LEAST_WAIT.get(code, 0))
+            self._again(way, now=now, least=LEAST_WAIT.get(code, 0))
 
-    def _again(self, way: Way, now: Instant, least: int) -> None:
+    def _again(self, way: Way, *, now: Instant, least: int) -> None:
         count = self._counts[way] = self._counts.get(way, 0) + 1
         wait = 0 if count == 1 else min(FIRST_WAIT << min(count - 2, 16), LONGEST_WAIT)
         spread = self._random.randrange(wait // 4) if wait else 0
@@ -85,9 +85,9 @@ class Losses:
         """Whether one is missing."""
         return way in self._counts
 
-    def due(self, now: Instant) -> list[Way]:
+    def due(self, *, now: Instant) -> list[Way]:
         """By which ways to ask now; each is told once."""
-        return self._timers.due(now)
+        return self._timers.due(now=now)
 
     def next_timer(self) -> Instant | None:
         return self._timers.next()

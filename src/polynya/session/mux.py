@@ -25,7 +25,7 @@ from typing import Final, Generic, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.core.flows import Flow
+from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Datagram, IcmpError, Input, Opened, Output, Resolved, Send, SendFailed
 from polynya.core.pacer import Pacer
@@ -43,7 +43,6 @@ from .shared_bases import AddressFound, SharedBases
 
 R = TypeVar("R")
 NameT = TypeVar("NameT")
-Path = tuple[Flow, Address]
 
 ALONE: Final = SessionConfig(ice=IceConfig())
 """No server is asked."""
@@ -112,10 +111,10 @@ class Mux(Generic[NameT]):
         self._agents: dict[NameT, IceAgent] = {}
         self._ufrags: dict[str, NameT] = {}
         self._known_ufrags: dict[NameT, tuple[str, ...]] = {}
-        self._asked: dict[Path, dict[NameT, None]] = {}
-        self._asked_by: dict[NameT, dict[Path, None]] = {}
-        self._readable: dict[Path, tuple[NameT, int, int]] = {}
-        self._selected: dict[tuple[NameT, int, int], Path] = {}
+        self._asked: dict[FlowPath, dict[NameT, None]] = {}
+        self._asked_by: dict[NameT, dict[FlowPath, None]] = {}
+        self._readable: dict[FlowPath, tuple[NameT, int, int]] = {}
+        self._selected: dict[tuple[NameT, int, int], FlowPath] = {}
         self._timers: Timers[NameT] = Timers()
         self._outputs: list[Output] = []
         self._events: list[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag] = []
@@ -126,15 +125,15 @@ class Mux(Generic[NameT]):
         """Ask for a shared UDP socket on this address; `FlowOpened` or `FlowClosed` follows."""
         self.bases.open(flow, host)
 
-    def close(self, flow: Flow, reason: str, now: Instant) -> None:
+    def close(self, flow: Flow, reason: str, *, now: Instant) -> None:
         """Close a shared socket; its agents are told, and `FlowClosed` follows."""
         self._outputs.append(Close(flow=flow))
-        self.receive(Closed(flow=flow, reason=reason), now)
+        self.receive(Closed(flow=flow, reason=reason), now=now)
 
-    def network_changed(self, now: Instant) -> None:
+    def network_changed(self, *, now: Instant) -> None:
         """Servers may see the sockets at other addresses now: agents are told of those."""
-        self.bases.network_changed(now)
-        self._collect_bases(now)
+        self.bases.network_changed(now=now)
+        self._collect_bases(now=now)
 
     def send(self, name: NameT, data: bytes, stream: int = 0, component: int = 1) -> bool:
         """Send application data to the peer of an agent, on its selected pair; False while there is none."""
@@ -155,30 +154,30 @@ class Mux(Generic[NameT]):
         self._known_ufrags[name] = ()
         self._collect(name)
 
-    def gather(self, name: NameT, now: Instant) -> None:
+    def gather(self, name: NameT, *, now: Instant) -> None:
         """Give an agent the addresses of the sockets: what is known at once, the rest as it is found.
 
         Servers are asked when the first agent needs them, and once for all.
         """
-        self.bases.want(now)
+        self.bases.want(now=now)
         self._gathering[name] = True
         for gathered in self.bases.candidates():
-            self._agents[name].add_local(gathered, now)
+            self._agents[name].add_local(gathered, now=now)
         self._collect(name)
-        self._collect_bases(now)
+        self._collect_bases(now=now)
         if self.bases.complete:
-            self._complete(name, now)
+            self._complete(name, now=now)
 
     def gathers(self, name: NameT) -> bool:
         """Whether an agent that was to gather may yet be given addresses."""
         return self._gathering.get(name, False)
 
-    def remove(self, name: NameT, now: Instant) -> None:
+    def remove(self, name: NameT, *, now: Instant) -> None:
         """Close an agent and forget it; the sockets stay. KeyError when there is none of that name."""
         agent = self._agents[name]
         if self._gathering.pop(name, None) is not None:
-            self.bases.release(now)
-        agent.close(now)
+            self.bases.release(now=now)
+        agent.close(now=now)
         self._collect(name)
         for path in self._asked_by.pop(name):
             self._forget_asked(path, name)
@@ -217,35 +216,35 @@ class Mux(Generic[NameT]):
 
     # ------------------------------------------------------------------------------------------------------ machine
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         match input:
             case Datagram():
-                self._datagram(input, now)
+                self._datagram(input, now=now)
             case IcmpError() | SendFailed():
-                self.bases.receive(input, now)
+                self.bases.receive(input, now=now)
                 for name in list(self._asked.get((input.flow, input.remote), ())):
-                    self._agents[name].receive(input, now)
+                    self._agents[name].receive(input, now=now)
                     self._collect(name)
             case Opened():
                 self._events.append(FlowOpened(flow=input.flow, local=input.local))
-                self.bases.opened(input, now)
+                self.bases.opened(input, now=now)
             case Resolved():
-                self.bases.receive(input, now)
+                self.bases.receive(input, now=now)
             case Closed():
-                self.bases.closed(input.flow, input.reason, now)
+                self.bases.closed(input.flow, input.reason, now=now)
                 for name, agent in list(self._agents.items()):
-                    agent.receive(input, now)
+                    agent.receive(input, now=now)
                     self._collect(name)
                 self._events.append(FlowClosed(flow=input.flow, reason=input.reason))
             case _:
                 self.counters["not for a mux"] += 1
-        self._collect_bases(now)
+        self._collect_bases(now=now)
 
-    def tick(self, now: Instant) -> None:
-        self.bases.tick(now)
-        self._collect_bases(now)
-        for name in self._timers.due(now):
-            self._agents[name].tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self.bases.tick(now=now)
+        self._collect_bases(now=now)
+        for name in self._timers.due(now=now):
+            self._agents[name].tick(now=now)
             self._collect(name)
 
     def next_timer(self) -> Instant | None:
@@ -262,57 +261,57 @@ class Mux(Generic[NameT]):
 
     # ----------------------------------------------------------------------------------------------------- dispatch
 
-    def _datagram(self, datagram: Datagram, now: Instant) -> None:
+    def _datagram(self, datagram: Datagram, *, now: Instant) -> None:
         path = (datagram.flow, datagram.remote)
         if not is_stun(datagram.data):
             place = self._readable.get(path)
             if place is None:
-                self._drop("unauthenticated", "data from where no authenticated check came", datagram, now)
+                self._drop("unauthenticated", "data from where no authenticated check came", datagram, now=now)
             else:
                 self._events.append(AgentData(*place, datagram.data))
             return
         try:
             message = decode(datagram.data)
         except DecodeError as error:
-            self._drop("malformed", str(error), datagram, now)
+            self._drop("malformed", str(error), datagram, now=now)
             return
         received = Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet)
         if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
             name = self._asker(path, message.transaction_id)
             if name is None and self.bases.expects(*path):
-                self.bases.receive(received, now)
+                self.bases.receive(received, now=now)
                 return
             if name is None:
-                self._drop("unexpected", "an answer to nothing that was asked", datagram, now)
+                self._drop("unexpected", "an answer to nothing that was asked", datagram, now=now)
                 return
         else:
             ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
             found = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
             if found is None:
-                self._stranger(ufrag, remote_ufrag, datagram, now)
+                self._stranger(ufrag, remote_ufrag, datagram, now=now)
                 return
             name = found
-        self._agents[name].receive(received, now)
+        self._agents[name].receive(received, now=now)
         self._collect(name)
 
-    def _asker(self, path: Path, transaction_id: bytes) -> NameT | None:
+    def _asker(self, path: FlowPath, transaction_id: bytes) -> NameT | None:
         """Whose transaction it is, among those who sent there: mostly one, several where peers share an address."""
         for name in self._asked.get(path, ()):
             if self._agents[name].owns_transaction(transaction_id):
                 return name
         return None
 
-    def _stranger(self, ufrag: str, remote_ufrag: str, datagram: Datagram, now: Instant) -> None:
+    def _stranger(self, ufrag: str, remote_ufrag: str, datagram: Datagram, *, now: Instant) -> None:
         if ufrag:
             self.counters["unknown ufrag"] += 1
             self._events.append(UnknownUfrag(ufrag=ufrag, remote_ufrag=remote_ufrag, packet=datagram))
         else:
-            self._drop("nobody's", "a request without a ufrag from where no agent expects one", datagram, now)
+            self._drop("nobody's", "a request without a ufrag from where no agent expects one", datagram, now=now)
 
-    def _drop(self, count: str, reason: str, datagram: Datagram, now: Instant) -> None:
+    def _drop(self, count: str, reason: str, datagram: Datagram, *, now: Instant) -> None:
         self.counters[count] += 1
         if self._trace.enabled:
-            self._trace(now, "message-dropped", reason, remote=str(datagram.remote), packet=datagram.packet)
+            self._trace.message_dropped(reason, now=now, remote=str(datagram.remote), packet=datagram.packet)
 
     # ----------------------------------------------------------------------------------------------------- children
 
@@ -352,22 +351,22 @@ class Mux(Generic[NameT]):
         elif self._timers.at(name) != due:
             self._timers.set(name, due)
 
-    def _collect_bases(self, now: Instant) -> None:
+    def _collect_bases(self, *, now: Instant) -> None:
         """What was found is a candidate of every agent that gathers."""
         for event in self.bases.events():
             for name in list(self._gathering):
                 if isinstance(event, AddressFound):
-                    self._agents[name].add_local(event.gathered, now)
+                    self._agents[name].add_local(event.gathered, now=now)
                     self._collect(name)
                 elif self._gathering[name]:
-                    self._complete(name, now)
+                    self._complete(name, now=now)
 
-    def _complete(self, name: NameT, now: Instant) -> None:
+    def _complete(self, name: NameT, *, now: Instant) -> None:
         self._gathering[name] = False
-        self._agents[name].end_of_local_candidates(now)
+        self._agents[name].end_of_local_candidates(now=now)
         self._collect(name)
 
-    def _forget_asked(self, path: Path, name: NameT) -> None:
+    def _forget_asked(self, path: FlowPath, name: NameT) -> None:
         askers = self._asked[path]
         del askers[name]
         if not askers:

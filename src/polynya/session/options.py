@@ -30,7 +30,7 @@ class Policy(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class RelayServer:
+class TurnCredentials:
     """A TURN server and the credentials for it; without a user name it is asked without."""
 
     uri: TurnUri
@@ -44,7 +44,7 @@ class SessionConfig:
 
     ice: IceConfig
     stun_servers: tuple[StunUri, ...] = ()
-    turn_servers: tuple[RelayServer, ...] = ()
+    turn_servers: tuple[TurnCredentials, ...] = ()
     policy: Policy = Policy.ALL
     families: tuple[int, ...] = (IPV6, IPV4)
     """The address families to gather on, most preferred first: IPv6 as RFC 6724 and RFC 8421 have it."""

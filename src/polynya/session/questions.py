@@ -12,7 +12,7 @@ import random as random_module
 from collections.abc import Callable, Collection
 
 from polynya.core.addresses import Address, scope
-from polynya.core.flows import Flow
+from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant, earliest
 from polynya.core.machine import IcmpError, Send, SendFailed
 from polynya.core.pacer import Pacer
@@ -20,8 +20,6 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Message, Received
 from polynya.stun.probe import BindingProbe, ProbeEnded
 from polynya.stun.registry import TRANSACTION_ID_LENGTH, Method
-
-Path = tuple[Flow, Address]
 
 
 def can_ask(local: Address, server: Address) -> bool:
@@ -57,25 +55,25 @@ class Questions:
         self._ask_at: Instant | None = None
         """The slot of the next question."""
         self._keep_at: Instant | None = None
-        self._waiting: list[Path] = []
-        self._probes: dict[Path, BindingProbe] = {}
-        self._late: tuple[Path, ...] = ()
-        self._kept: dict[Path, None] = {}
+        self._waiting: list[FlowPath] = []
+        self._probes: dict[FlowPath, BindingProbe] = {}
+        self._late: tuple[FlowPath, ...] = ()
+        self._kept: dict[FlowPath, None] = {}
         self._outputs: list[Send] = []
         self._events: list[ProbeEnded] = []
 
     # -------------------------------------------------------------------------------------------------------- calls
 
-    def ask(self, flow: Flow, server: Address, now: Instant, *, late: bool = False) -> None:
+    def ask(self, flow: Flow, server: Address, *, now: Instant, late: bool = False) -> None:
         """Ask `server` by `flow` in the next slot that is free. What was asked there before is forgotten."""
         path = (flow, server)
         self._forget([path])
         self._waiting.append(path)
         if late:
             self._late += (path,)
-        self._arm(now)
+        self._arm(now=now)
 
-    def keep(self, flow: Flow, server: Address, now: Instant) -> None:
+    def keep(self, flow: Flow, server: Address, *, now: Instant) -> None:
         """Keep the mapping that `server` saw open."""
         self._kept[flow, server] = None
         if self._keep_at is None:
@@ -91,7 +89,7 @@ class Questions:
         self._forget([path for path in (*self._waiting, *self._probes) if path[0] == flow])
         self._kept = {path: None for path in self._kept if path[0] != flow}
 
-    def release(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[Path]:
+    def release(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[FlowPath]:
         """Wait for no answer any more, but for those that are `hopeful`; the questions that are late from now on."""
         late = [path for path in self._pending() if hopeful is None or not hopeful(*path)]
         self._late += tuple(late)
@@ -113,24 +111,24 @@ class Questions:
 
     # ------------------------------------------------------------------------------------------------------ machine
 
-    def receive(self, input: Received | IcmpError | SendFailed, now: Instant) -> None:
+    def receive(self, input: Received | IcmpError | SendFailed, *, now: Instant) -> None:
         path = (input.flow, input.remote)
         probe = self._probes.get(path)
         if probe is not None:
-            probe.receive(input, now)
+            probe.receive(input, now=now)
             self._collect(path, probe)
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         if self._ask_at is not None and now >= self._ask_at:
             self._ask_at = None
-            self._ask_next(now)
-            self._arm(now)
+            self._ask_next(now=now)
+            self._arm(now=now)
         if self._keep_at is not None and now >= self._keep_at:
-            self._keep_all(now)
+            self._keep_all(now=now)
         for path, probe in list(self._probes.items()):
             due = probe.next_timer()
             if due is not None and due <= now:
-                probe.tick(now)
+                probe.tick(now=now)
                 self._collect(path, probe)
 
     def next_timer(self) -> Instant | None:
@@ -146,28 +144,28 @@ class Questions:
 
     # ------------------------------------------------------------------------------------------------------- asking
 
-    def _arm(self, now: Instant) -> None:
+    def _arm(self, *, now: Instant) -> None:
         """Reserve slots, one at a time, and use at once what is free at once."""
         while self._waiting and self._ask_at is None:
-            slot = self._pacer.reserve(now)
+            slot = self._pacer.reserve(now=now)
             if slot > now:
                 self._ask_at = slot
             else:
-                self._ask_next(now)
+                self._ask_next(now=now)
 
-    def _ask_next(self, now: Instant) -> None:
+    def _ask_next(self, *, now: Instant) -> None:
         if self._waiting:
             if self._pacer.free_at > now:  # another's slot was used late
                 self._ask_at = self._pacer.free_at
                 return
-            self._pacer.used(now)
+            self._pacer.used(now=now)
             flow, server = path = self._waiting.pop(0)
             probe = BindingProbe(flow=flow, server=server, random=self._random, trace=self._trace)
             self._probes[path] = probe
-            probe.start(now)
+            probe.start(now=now)
             self._collect(path, probe)
 
-    def _collect(self, path: Path, probe: BindingProbe) -> None:
+    def _collect(self, path: FlowPath, probe: BindingProbe) -> None:
         for send in probe.outputs():
             self._outputs.append(send)
             if (send.flow, send.remote) != path:  # sent on to an alternate server (RFC 8489, section 10)
@@ -181,17 +179,17 @@ class Questions:
             self._forget([path])
             self._events.append(ended)
 
-    def _pending(self) -> list[Path]:
+    def _pending(self) -> list[FlowPath]:
         return [path for path in (*self._probes, *self._waiting) if path not in self._late]
 
-    def _forget(self, paths: Collection[Path]) -> None:
+    def _forget(self, paths: Collection[FlowPath]) -> None:
         """These are not asked any more."""
         for path in paths:
             self._probes.pop(path, None)
         self._waiting = [path for path in self._waiting if path not in paths]
         self._late = tuple(path for path in self._late if path not in paths)
 
-    def _keep_all(self, now: Instant) -> None:
+    def _keep_all(self, *, now: Instant) -> None:
         for flow, server in self._kept:
             indication = Message.indication(Method.BINDING, self._random.randbytes(TRANSACTION_ID_LENGTH))
             self._outputs.append(Send(flow, server, indication.encode(fingerprint=True)))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
-from polynya.turn.client.events import TurnServer
+from polynya.turn.client.events import ServerAddress
 
-from .options import Base, RelayServer
+from .options import Base, TurnCredentials
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class RelayFound:
     flow: Flow
     relayed: Address
     mapped: Address | None
-    server: TurnServer
+    server: ServerAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class PathRefused:
 class CredentialsWanted:
     """A server does not accept the credentials it was given, or wants some and was given none."""
 
-    server: RelayServer
+    server: TurnCredentials
     realm: str
     reason: str
 

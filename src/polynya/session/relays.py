@@ -41,7 +41,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Received
 from polynya.turn.client.allocation import ENDED
 from polynya.turn.client.client import TurnClient
-from polynya.turn.client.config import TurnConfig
+from polynya.turn.client.config import ClientConfig
 from polynya.turn.client.credentials import Credentials
 from polynya.turn.client.events import (
     Allocated,
@@ -52,14 +52,14 @@ from polynya.turn.client.events import (
     PermissionFailed,
     Permitted,
     RelayedData,
+    ServerAddress,
     ServerChosen,
     TurnEvent,
-    TurnServer,
 )
 from polynya.turn.client.search import PATIENCE, others
 
 from .losses import Losses, Way
-from .options import Base, RelayServer
+from .options import Base, TurnCredentials
 from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost
 from .turn_servers import TurnServers
 
@@ -69,8 +69,8 @@ class _Relay:
     """One client of one base, and the servers that are left to try."""
 
     base: Base
-    server: RelayServer
-    left: list[TurnServer]
+    server: TurnCredentials
+    left: list[ServerAddress]
     client: TurnClient
     flows: dict[int, Flow]
     """The flow of the relayed address of each family."""
@@ -120,7 +120,7 @@ class Relays:
 
     def __init__(
         self,
-        servers: tuple[RelayServer, ...],
+        servers: tuple[TurnCredentials, ...],
         families: tuple[int, ...],
         *,
         random: random_module.Random,
@@ -148,19 +148,19 @@ class Relays:
 
     # -------------------------------------------------------------------------------------------------------- calls
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Look the servers up."""
-        self._servers.start(now)
-        self._collect_servers(now)
+        self._servers.start(now=now)
+        self._collect_servers(now=now)
 
-    def add_base(self, base: Base, now: Instant) -> None:
+    def add_base(self, base: Base, *, now: Instant) -> None:
         """A socket stands: ask every server that is known from it, and those that will be."""
         if self._servers:
             self._bases[base.flow] = base
         for server, servers in self._servers.known():
-            self._allocate(base, server, list(servers), now)
+            self._allocate(base, server, list(servers), now=now)
 
-    def remove_base(self, flow: Flow, reason: str, now: Instant, *, closed: bool = False) -> None:
+    def remove_base(self, flow: Flow, reason: str, *, now: Instant, closed: bool = False) -> None:
         """A socket is to go, or was `closed` by the system, and with it every relay that was reached from its address.
 
         They are freed, by what can still be sent, and their streams are closed.
@@ -169,25 +169,25 @@ class Relays:
         self._losses.forget(flow)
         for relay in [relay for relay in self._relays if relay.base.flow == flow]:
             self._drop(relay, reason)
-            relay.client.close(now, wait=False)
+            relay.client.close(now=now, wait=False)
             left = relay.client.outputs()
             self._outputs += [one for one in left if not (closed and isinstance(one, Send) and one.flow == flow)]
 
-    def want(self, flow: Flow, peer: Address, now: Instant) -> None:
+    def want(self, flow: Flow, peer: Address, *, now: Instant) -> None:
         """The path from a relay to a peer is to be used: have it permitted. `PathReady` or `PathRefused` follows."""
         relay = self._by_flow.get(flow)
         if relay is not None:
             if relay.client.permitted(peer):
                 self._events.append(PathReady(flow=flow, host=peer.host))
-            relay.client.permit((peer,), now)
-            self._collect(relay, now)
+            relay.client.permit((peer,), now=now)
+            self._collect(relay, now=now)
 
-    def bind(self, flow: Flow, peer: Address, now: Instant) -> None:
+    def bind(self, flow: Flow, peer: Address, *, now: Instant) -> None:
         """The path was nominated: give it a channel, which costs 4 bytes a packet instead of 36 or more."""
         relay = self._by_flow.get(flow)
         if relay is not None:
-            relay.client.bind(peer, now)
-            self._collect(relay, now)
+            relay.client.bind(peer, now=now)
+            self._collect(relay, now=now)
 
     def owns(self, flow: Flow) -> bool:
         """Whether a flow is a relay, or was one: what is still sent on that goes nowhere."""
@@ -198,42 +198,42 @@ class Relays:
         relay = self._by_flow.get(flow)
         return None if relay is None else relay.client
 
-    def verify(self, now: Instant) -> None:
+    def verify(self, *, now: Instant) -> None:
         """There is reason to doubt that the relays stand: have each of them refreshed."""
         for relay in list(self._relays):
-            relay.client.renew(now)
-            self._collect(relay, now)
+            relay.client.renew(now=now)
+            self._collect(relay, now=now)
 
-    def send(self, send: Send, now: Instant) -> None:
+    def send(self, send: Send, *, now: Instant) -> None:
         """Carry a datagram that is sent on a relay."""
         relay = self._by_flow.get(send.flow)
         if relay is not None:
-            relay.client.send(send.remote, send.data, now)
+            relay.client.send(send.remote, send.data, now=now)
             self._outputs += relay.client.outputs()
 
-    def set_credentials(self, server: RelayServer, now: Instant) -> None:
+    def set_credentials(self, server: TurnCredentials, *, now: Instant) -> None:
         """Use these for the server of the same URI from now on."""
         self._servers.set_credentials(server)
         for relay in self._relays:
             if relay.server.uri == server.uri:
                 relay.server = server
                 if (credentials := _credentials(server)) is not None:
-                    relay.client.set_credentials(credentials, now)
-                self._collect(relay, now)
+                    relay.client.set_credentials(credentials, now=now)
+                self._collect(relay, now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, now: Instant) -> None:
+    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
         """There are no others: what these could not allocate is not waited for."""
         for relay in [each for each in self._relays if each.server.uri == wanted.server.uri]:
             if relay.flows or relay.unwanted or relay.again:
                 continue
-            relay.client.close(now, wait=False)
+            relay.client.close(now=now, wait=False)
             self._outputs += relay.client.outputs()
             self._forget(relay)
 
-    def close(self, now: Instant) -> list[Output]:
+    def close(self, *, now: Instant) -> list[Output]:
         """Free every allocation; the outputs that do so. No answer is waited for."""
         for relay in list(self._relays):
-            relay.client.close(now, wait=False)
+            relay.client.close(now=now, wait=False)
             self._outputs += relay.client.outputs()
         self._relays.clear()
         self._servers.clear()
@@ -247,7 +247,7 @@ class Relays:
         """Whether a relay is waited for."""
         return self._servers.pending or any(relay.pending for relay in self._relays)
 
-    def release(self, *, heard: bool = True) -> list[tuple[Base, TurnServer]]:
+    def release(self, *, heard: bool = True) -> list[tuple[Base, ServerAddress]]:
         """Wait for no relay any more, or with `heard=False` for none of a server that is silent; which are late now.
 
         An allocation takes a round trip more than a Binding, over TLS three more: who answers must be let finish. Of a
@@ -269,7 +269,7 @@ class Relays:
         """Whether a datagram comes from a TURN server to one of its clients."""
         return (flow, remote) in self._by_path
 
-    def receive(self, input: Input | Received, now: Instant) -> None:
+    def receive(self, input: Input | Received, *, now: Instant) -> None:
         """Take what is for a client; anything else is passed over."""
         match input:
             case Datagram() | Received() | IcmpError() | SendFailed():
@@ -278,22 +278,22 @@ class Relays:
                 relay = self._by_stream.get(input.flow)
             case _:
                 relay = None
-                self._servers.receive(input, now)
-                self._collect_servers(now)
+                self._servers.receive(input, now=now)
+                self._collect_servers(now=now)
         if relay is not None:
-            relay.client.receive(input, now)
-            self._collect(relay, now)
+            relay.client.receive(input, now=now)
+            self._collect(relay, now=now)
 
-    def tick(self, now: Instant) -> None:
-        for way in self._losses.due(now):
-            self._ask_again(way, now)
+    def tick(self, *, now: Instant) -> None:
+        for way in self._losses.due(now=now):
+            self._ask_again(way, now=now)
         for relay in list(self._relays):
             if relay.next_at is not None and relay.next_at <= now:
-                self._try_beside(relay, now)
+                self._try_beside(relay, now=now)
             due = relay.client.next_timer()
             if due is not None and due <= now:
-                relay.client.tick(now)
-                self._collect(relay, now)
+                relay.client.tick(now=now)
+                self._collect(relay, now=now)
 
     def next_timer(self) -> Instant | None:
         due = [relay.client.next_timer() for relay in self._relays]
@@ -314,16 +314,16 @@ class Relays:
 
     # ---------------------------------------------------------------------------------------------------- allocating
 
-    def _collect_servers(self, now: Instant) -> None:
+    def _collect_servers(self, *, now: Instant) -> None:
         self._outputs += self._servers.outputs()
         for server, found in self._servers.events():
             if not found.servers:
                 self._events.append(RelayFailed(base=None, server=str(found.uri), reason=found.reason))
             for base in list(self._bases.values()):
-                self._allocate(base, server, list(found.servers), now, late=self._servers.late)
+                self._allocate(base, server, list(found.servers), now=now, late=self._servers.late)
 
     def _allocate(
-        self, base: Base, server: RelayServer, servers: list[TurnServer], now: Instant, *, late: bool = False
+        self, base: Base, server: TurnCredentials, servers: list[ServerAddress], *, now: Instant, late: bool = False
     ) -> None:  # fmt: skip
         """Ask the best server that can be reached from this base; the others follow if it gives nothing."""
         local = scope(base.local.host)
@@ -336,22 +336,22 @@ class Relays:
             and not (each.transport is Transport.UDP and (base.flow, each.address) in self._by_path)
         ]
         if left and local != "link-local":
-            self._try(base, server, left, now, late=late)
+            self._try(base, server, left, now=now, late=late)
 
-    def _ask_again(self, way: Way, now: Instant) -> None:
+    def _ask_again(self, way: Way, *, now: Instant) -> None:
         """A relay was lost on this way, and it is time to have another."""
         flow, uri = way
         base, known = self._bases.get(flow), self._servers.of(uri)
         if base is not None and known is not None:
             server, servers = known
-            self._allocate(base, server, list(servers), now)
+            self._allocate(base, server, list(servers), now=now)
 
-    def _try(self, base: Base, server: RelayServer, left: list[TurnServer], now: Instant, *, late: bool) -> None:
+    def _try(self, base: Base, server: TurnCredentials, left: list[ServerAddress], *, now: Instant, late: bool) -> None:
         chosen, *rest = left
         shared = chosen.transport is Transport.UDP
         client = TurnClient(
             chosen,
-            TurnConfig(families=self._families, local=base.local.with_port(0)),
+            ClientConfig(families=self._families, local=base.local.with_port(0)),
             random=self._random,
             flow_ids=self._flow_ids,
             flow=base.flow if shared else None,
@@ -362,28 +362,28 @@ class Relays:
         relay = _Relay(base, server, rest, client, {}, late=late, again=(base.flow, server.uri) in self._losses)
         relay.next_at = Instant(now + PATIENCE) if rest else None
         self._relays.append(relay)
-        client.start(now)
-        self._collect(relay, now)
+        client.start(now=now)
+        self._collect(relay, now=now)
 
-    def _try_beside(self, relay: _Relay, now: Instant) -> None:
+    def _try_beside(self, relay: _Relay, *, now: Instant) -> None:
         """A server that lets nobody hear of it may be one whose transport is blocked: another goes along."""
         relay.next_at = None
         if not (relay.client.heard or relay.unwanted):
             left, relay.left = relay.left, []
-            self._try(relay.base, relay.server, left, now, late=relay.late)
+            self._try(relay.base, relay.server, left, now=now, late=relay.late)
 
     def _others(self, relay: _Relay) -> list[_Relay]:
         """What else is asked for the same way."""
         return [each for each in self._relays if each is not relay and each.way == relay.way]
 
-    def _collect(self, relay: _Relay, now: Instant) -> None:
+    def _collect(self, relay: _Relay, *, now: Instant) -> None:
         for event in relay.client.events():
-            self._happened(relay, event, now)
+            self._happened(relay, event, now=now)
         self._outputs += relay.client.outputs()
         if relay.client.state in ENDED and relay in self._relays:
             self._forget(relay)
 
-    def _happened(self, relay: _Relay, event: TurnEvent, now: Instant) -> None:
+    def _happened(self, relay: _Relay, event: TurnEvent, *, now: Instant) -> None:
         match event:
             case RelayedData():
                 flow = relay.flows.get(event.peer.family)
@@ -394,16 +394,16 @@ class Relays:
             case Allocated() if not relay.unwanted:
                 self._allocated(relay, event)
                 for other in self._others(relay):
-                    self._give_up(other, now)
+                    self._give_up(other, now=now)
             case AllocationFailed():
                 failed = RelayFailed(base=relay.base, server=str(event.server), reason=event.reason)
                 self._events.append(failed)
                 self._forget(relay)
                 left = others(relay.left, event)
                 if left and not relay.unwanted:
-                    self._try(relay.base, relay.server, left, now, late=relay.late)
+                    self._try(relay.base, relay.server, left, now=now, late=relay.late)
                 elif relay.again and not self._others(relay):
-                    self._losses.refused(relay.way, now, event.code)
+                    self._losses.refused(relay.way, now=now, code=event.code)
             case Permitted():
                 for flow, peer in self._paths(relay, event.peers):
                     self._events.append(PathReady(flow=flow, host=peer.host))
@@ -415,19 +415,19 @@ class Relays:
                 self._inputs.append(IcmpError(flow=flow, remote=event.peer, kind=event.kind, mtu=event.mtu))
             case Lost():
                 self._drop(relay, event.reason)
-                self._losses.lost(relay.way, now)
+                self._losses.lost(relay.way, now=now)
             case CredentialsNeeded():
                 wanted = CredentialsWanted(server=relay.server, realm=event.realm, reason=event.reason)
                 self._events.append(wanted)
             case _:
                 pass
 
-    def _give_up(self, relay: _Relay, now: Instant) -> None:
+    def _give_up(self, relay: _Relay, *, now: Instant) -> None:
         """It is not needed any more: what it still allocates is freed."""
         relay.unwanted = True
         relay.next_at = None
-        relay.client.close(now)
-        self._collect(relay, now)
+        relay.client.close(now=now)
+        self._collect(relay, now=now)
 
     def _aim(self, relay: _Relay, chosen: ServerChosen) -> None:
         self._unaim(relay)
@@ -483,5 +483,5 @@ NO_RELAYS: Final = Relays((), (), random=cast("random_module.Random", None), pac
 """Of every session without TURN servers: nothing is asked for, so nothing is drawn, sent or kept."""
 
 
-def _credentials(server: RelayServer) -> Credentials | None:
+def _credentials(server: TurnCredentials) -> Credentials | None:
     return Credentials(server.username, server.password) if server.username else None

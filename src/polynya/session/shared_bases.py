@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from polynya.core.addresses import Address
-from polynya.core.flows import Flow, Transport
+from polynya.core.flows import Flow, FlowPath, Transport
 from polynya.core.instants import SECOND, Instant, earliest, in_seconds
 from polynya.core.machine import IcmpError, Open, Opened, Output, Resolved, SendFailed
 from polynya.core.pacer import Pacer
@@ -34,7 +34,6 @@ from .gathering_events import GatheringState
 from .interfaces import Refused
 from .local_candidates import of_mapping, of_socket
 from .options import Base, HostAddress, SessionConfig
-from .questions import Path
 from .stun_servers import StunServers
 
 REFRESH: Final = 300 * SECOND
@@ -77,7 +76,7 @@ class SharedBases:
         self._trace = trace
         self._stun = StunServers(config, random=random, pacer=pacer, trace=trace)
         self._opening: dict[Flow, HostAddress] = {}
-        self._mapped: dict[Path, Address] = {}
+        self._mapped: dict[FlowPath, Address] = {}
         self._changes: dict[Flow, int] = {}
         self._answers: dict[tuple[str, Address | None], ServerAnswer] = {}
         self._asked_at: Instant | None = None
@@ -102,18 +101,18 @@ class SharedBases:
             )
         )
 
-    def want(self, now: Instant) -> None:
+    def want(self, *, now: Instant) -> None:
         """One agent more. What it is to be told is in `candidates`, and comes as events."""
         self.users += 1
         idle = self.users == 1 and now - self._left_at > self._config.keepalive
         silent = not self._mapped and self._asked_at is not None and now - self._asked_at > RETRY
         if self._config.stun_servers and (self._asked_at is None or idle or silent):
             if self.state is not GatheringState.GATHERING:
-                self._begin("an agent wants the addresses", now)
+                self._begin("an agent wants the addresses", now=now)
         elif self.users == 1:
-            self._keep_all(now)
+            self._keep_all(now=now)
 
-    def release(self, now: Instant) -> None:
+    def release(self, *, now: Instant) -> None:
         """One agent less. Without any, nothing is kept and nobody asked again."""
         self.users -= 1
         if not self.users:
@@ -121,11 +120,11 @@ class SharedBases:
             self._changes.clear()
             self._stun.stop_keeping()
 
-    def network_changed(self, now: Instant) -> None:
+    def network_changed(self, *, now: Instant) -> None:
         """What the servers saw was in another network: it is forgotten, and asked for anew where agents are."""
         self._forget()
         if self.users and self._config.stun_servers:
-            self._begin("the network changed", now)
+            self._begin("the network changed", now=now)
 
     def candidates(self) -> list[Gathered]:
         """All that is known now, for an agent that comes."""
@@ -153,14 +152,14 @@ class SharedBases:
     def _of_socket(self, base: Base) -> list[Gathered]:
         return of_socket(base, self._config.policy, self._config.external)
 
-    def _of_mapping(self, path: Path) -> list[Gathered]:
+    def _of_mapping(self, path: FlowPath) -> list[Gathered]:
         flow, server = path
         base = self.base(flow)
         return [] if base is None else of_mapping(base, self._mapped[path], server, self._config.policy)
 
     # ------------------------------------------------------------------------------------------------------ machine
 
-    def opened(self, opened: Opened, now: Instant) -> None:
+    def opened(self, opened: Opened, *, now: Instant) -> None:
         """A socket stands."""
         host = self._opening.pop(opened.flow, None)
         if host is None:
@@ -169,10 +168,10 @@ class SharedBases:
         self.bases += (base,)
         self._events += [AddressFound(gathered=gathered) for gathered in self._of_socket(base)]
         if self._asked_at is not None:
-            self._stun.ask(base, now)
-        self._end_if_done(now)
+            self._stun.ask(base, now=now)
+        self._end_if_done(now=now)
 
-    def closed(self, flow: Flow, reason: str, now: Instant) -> None:
+    def closed(self, flow: Flow, reason: str, *, now: Instant) -> None:
         """A socket could not be opened, or is gone."""
         base, host = self.base(flow), self._opening.pop(flow, None)
         host = base.host if base is not None else host
@@ -181,25 +180,25 @@ class SharedBases:
         self.bases = tuple(other for other in self.bases if other.flow != flow)
         self._mapped = {path: mapped for path, mapped in self._mapped.items() if path[0] != flow}
         self._stun.forget(flow)
-        self._end_if_done(now)
+        self._end_if_done(now=now)
 
-    def receive(self, input: Received | IcmpError | SendFailed | Resolved, now: Instant) -> None:
+    def receive(self, input: Received | IcmpError | SendFailed | Resolved, *, now: Instant) -> None:
         if isinstance(input, Resolved):
-            self._resolved(input, now)
+            self._resolved(input, now=now)
         else:
-            self._stun.receive(input, now)
-        self._collect(now)
+            self._stun.receive(input, now=now)
+        self._collect(now=now)
 
-    def tick(self, now: Instant) -> None:
-        self._stun.tick(now)
-        self._collect(now)
+    def tick(self, *, now: Instant) -> None:
+        self._stun.tick(now=now)
+        self._collect(now=now)
         if self._deadline is not None and now >= self._deadline[0]:
-            self._give_up(*self._deadline[1:], now)
+            self._give_up(*self._deadline[1:], now=now)
         refresh = self._refresh_at()
         if refresh is not None and now >= refresh:
             self._asked_at = now
             for base in self.bases:
-                self._stun.ask(base, now, late=True)
+                self._stun.ask(base, now=now, late=True)
 
     def next_timer(self) -> Instant | None:
         deadline = None if self._deadline is None else self._deadline[0]
@@ -220,9 +219,9 @@ class SharedBases:
             return None
         return Instant(self._asked_at + REFRESH)
 
-    def _begin(self, reason: str, now: Instant) -> None:
+    def _begin(self, reason: str, *, now: Instant) -> None:
         self._forget()
-        self._change(GatheringState.GATHERING, reason, now)
+        self._change(GatheringState.GATHERING, reason, now=now)
         self._asked_at = now
         self._deadline = (Instant(now + self._config.patience), self._config.patience, "they were asked")
         self._stun.start()
@@ -233,26 +232,26 @@ class SharedBases:
         self._answers.clear()
         self._asked_at = None
 
-    def _resolved(self, resolved: Resolved, now: Instant) -> None:
+    def _resolved(self, resolved: Resolved, *, now: Instant) -> None:
         if not self._stun.looks_up(resolved.query):
             return
-        server, reason = self._stun.resolved(resolved, self.bases, now)
+        server, reason = self._stun.resolved(resolved, self.bases, now=now)
         if reason:
-            self._note(ServerAnswer(server=server, reason=reason), now)
-        self._end_if_done(now)
+            self._note(ServerAnswer(server=server, reason=reason), now=now)
+        self._end_if_done(now=now)
 
-    def _collect(self, now: Instant) -> None:
+    def _collect(self, *, now: Instant) -> None:
         for ended in self._stun.events():
-            self._answered(ended, now)
+            self._answered(ended, now=now)
 
-    def _answered(self, ended: ProbeEnded, now: Instant) -> None:
+    def _answered(self, ended: ProbeEnded, *, now: Instant) -> None:
         base = self.base(ended.flow)
         if base is None:
             return
         path = (ended.flow, ended.server)
         server, mapped = str(ended.server), ended.mapped
         answer = ServerAnswer(server=server, base=base.local, mapped=mapped, rtt=ended.rtt, reason=ended.reason)
-        self._note(answer, now)
+        self._note(answer, now=now)
         if mapped is not None:
             if self._mapped.get(path) != mapped:
                 self._mapped[path] = mapped
@@ -260,42 +259,42 @@ class SharedBases:
                 if changes <= MAX_CHANGES:
                     self._events += [AddressFound(gathered=gathered) for gathered in self._of_mapping(path)]
             if self.users:
-                self._keep(path, now)
+                self._keep(path, now=now)
             if self._deadline is not None:
                 self._deadline = (Instant(now + self._config.grace), self._config.grace, "the last answer came")
-        self._end_if_done(now)
+        self._end_if_done(now=now)
 
-    def _keep_all(self, now: Instant) -> None:
+    def _keep_all(self, *, now: Instant) -> None:
         for path in self._mapped:
-            self._keep(path, now)
+            self._keep(path, now=now)
 
-    def _keep(self, path: Path, now: Instant) -> None:
+    def _keep(self, path: FlowPath, *, now: Instant) -> None:
         base = self.base(path[0])
         if base is not None and self._mapped[path] != base.local:
-            self._stun.keep(*path, now)
+            self._stun.keep(*path, now=now)
 
     # ------------------------------------------------------------------------------------------------------ the end
 
-    def _give_up(self, wait: int, since: str, now: Instant) -> None:
+    def _give_up(self, wait: int, since: str, *, now: Instant) -> None:
         for flow, server in self._stun.release():
             if (base := self.base(flow)) is not None:
                 reason = f"{server} had not answered {in_seconds(wait):g} s after {since}, and is asked on"
-                self._note(ServerAnswer(server=str(server), base=base.local, reason=reason), now)
-        self._end_if_done(now)
+                self._note(ServerAnswer(server=str(server), base=base.local, reason=reason), now=now)
+        self._end_if_done(now=now)
 
-    def _end_if_done(self, now: Instant) -> None:
+    def _end_if_done(self, *, now: Instant) -> None:
         waiting = self._opening or self._stun.pending
         if self.state is GatheringState.GATHERING and not waiting:
             self._deadline = None
-            self._change(GatheringState.COMPLETE, f"{len(self._mapped)} answers of servers", now)
+            self._change(GatheringState.COMPLETE, f"{len(self._mapped)} answers of servers", now=now)
         if self.complete:
             self._events.append(AddressesComplete())
 
-    def _change(self, new: GatheringState, reason: str, now: Instant) -> None:
-        self._trace(now, "gathering", reason, old=self.state.value, new=new.value)
+    def _change(self, new: GatheringState, reason: str, *, now: Instant) -> None:
+        self._trace.gathering(reason, now=now, old=self.state.value, new=new.value)
         self.state = new
 
-    def _note(self, answer: ServerAnswer, now: Instant) -> None:
+    def _note(self, answer: ServerAnswer, *, now: Instant) -> None:
         self._answers[answer.server, answer.base] = answer
         state = "answered" if answer.mapped else "failed"
-        self._trace(now, "server", answer.reason, server=answer.server, state=state, base=str(answer.base))
+        self._trace.server(answer.reason, now=now, server=answer.server, state=state, base=str(answer.base))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from polynya.core.addresses import Address
 from polynya.core.empty import NOTHING
-from polynya.core.flows import Flow
+from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant
 from polynya.core.machine import IcmpError, Output, Resolve, Resolved, SendFailed
 from polynya.core.pacer import Pacer
@@ -22,7 +22,7 @@ from polynya.stun.probe import ProbeEnded
 from polynya.stun.uris import StunUri
 
 from .options import Base, SessionConfig
-from .questions import Path, Questions, can_ask
+from .questions import Questions, can_ask
 
 
 class StunServers:
@@ -54,14 +54,14 @@ class StunServers:
         self._resolving = queries or NOTHING
         self._outputs += tuple(queries)
 
-    def ask(self, base: Base, now: Instant, *, late: bool = False) -> None:
+    def ask(self, base: Base, *, now: Instant, late: bool = False) -> None:
         """Ask every server that is known from this base, anew where it was asked before; `late` if nobody waits."""
         for server in self._servers:
-            self._ask(base, server, now, late=late)
+            self._ask(base, server, now=now, late=late)
 
-    def keep(self, flow: Flow, server: Address, now: Instant) -> None:
+    def keep(self, flow: Flow, server: Address, *, now: Instant) -> None:
         """Keep the mapping that `server` saw open."""
-        self._asking().keep(flow, server, now)
+        self._asking().keep(flow, server, now=now)
 
     def stop_keeping(self) -> None:
         """Let every mapping go."""
@@ -73,7 +73,7 @@ class StunServers:
         if self._questions is not None:
             self._questions.forget(flow)
 
-    def release(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[Path]:
+    def release(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[FlowPath]:
         """Wait for nothing any more, but for the answers that are `hopeful`; the questions that are late now."""
         self._late = True
         return [] if self._questions is None else self._questions.release(hopeful)
@@ -101,11 +101,11 @@ class StunServers:
 
     # ------------------------------------------------------------------------------------------------------ machine
 
-    def receive(self, input: Received | IcmpError | SendFailed, now: Instant) -> None:
+    def receive(self, input: Received | IcmpError | SendFailed, *, now: Instant) -> None:
         if self._questions is not None:
-            self._questions.receive(input, now)
+            self._questions.receive(input, now=now)
 
-    def resolved(self, resolved: Resolved, bases: Iterable[Base], now: Instant) -> tuple[str, str]:
+    def resolved(self, resolved: Resolved, bases: Iterable[Base], *, now: Instant) -> tuple[str, str]:
         """A name was looked up: ask one address of each family from these bases. Which server it is, and why not."""
         uri = self._resolving[resolved.query]
         self._resolving = {query: each for query, each in self._resolving.items() if query != resolved.query} or NOTHING
@@ -117,12 +117,12 @@ class StunServers:
             families.add(server.family)
             self._servers = {**self._servers, server: str(uri)}
             for base in bases:
-                self._ask(base, server, now, late=self._late)
+                self._ask(base, server, now=now, late=self._late)
         return str(uri), resolved.error or ("" if resolved.hosts else "the name has no address")
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         if self._questions is not None:
-            self._questions.tick(now)
+            self._questions.tick(now=now)
 
     def next_timer(self) -> Instant | None:
         return None if self._questions is None else self._questions.next_timer()
@@ -138,9 +138,9 @@ class StunServers:
     def events(self) -> list[ProbeEnded]:
         return [] if self._questions is None else self._questions.events()
 
-    def _ask(self, base: Base, server: Address, now: Instant, *, late: bool) -> None:
+    def _ask(self, base: Base, server: Address, *, now: Instant, late: bool) -> None:
         if can_ask(base.local, server):
-            self._asking().ask(base.flow, server, now, late=late)
+            self._asking().ask(base.flow, server, now=now, late=late)
 
     def _asking(self) -> Questions:
         if self._questions is None:

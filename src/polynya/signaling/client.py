@@ -184,7 +184,7 @@ class RoomClient:
         self._pause = self._patience.first_pause
         self._give_up_at: Instant | None = None
         self._welcome: Welcome | None = None
-        self._bucket = Bucket(1, 1, Instant(0))
+        self._bucket = Bucket(1, 1, now=Instant(0))
         self._waiting: deque[tuple[str, Body]] = deque()
         self._timers: Timers[str] = Timers()
         self._outputs: list[LinkOutput] = []
@@ -215,13 +215,13 @@ class RoomClient:
 
     # -------------------------------------------------------------------------------------------------- what is asked
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Go and enter the room."""
         if self.state is not ClientState.IDLE:
             raise UsageError("the room client has been started")
-        self._connect(now)
+        self._connect(now=now)
 
-    def send(self, peer: str, body: Body, now: Instant) -> None:
+    def send(self, peer: str, body: Body, *, now: Instant) -> None:
         """Send a description or a candidate to a member; it waits while the server cannot be reached.
 
         What is for one who has left is dropped. UsageError before the room was entered, after the end, or when far more
@@ -235,41 +235,41 @@ class RoomClient:
             self._counters["dropped-no-peer"] += 1
             return
         self._waiting.append((peer, body))
-        self._flush(now)
+        self._flush(now=now)
 
-    def leave(self, now: Instant, reason: str = "left") -> None:
+    def leave(self, *, now: Instant, reason: str = "left") -> None:
         """Say goodbye and close. What waits to be sent is dropped."""
         if self.state is ClientState.ENDED:
             return
         if self.state is ClientState.JOINED:
             self._outputs.append(SendText(self._link, encode(Leave())))
-        self._end("left", reason, now)
+        self._end("left", reason, now=now)
 
     # ---------------------------------------------------------------------------------------------------- the contract
 
-    def receive(self, input: LinkInput, now: Instant) -> None:
+    def receive(self, input: LinkInput, *, now: Instant) -> None:
         """Take in what the link did. Never raises on what the server or a peer sent."""
         if input.link != self._link or not self._link_live:
             return  # from a link that was given up
         if isinstance(input, LinkText):
-            self._said(input.text, now)
+            self._said(input.text, now=now)
         elif isinstance(input, LinkClosed):
-            self._link_lost(input, now)
+            self._link_lost(input, now=now)
         elif self.state is ClientState.CONNECTING:
-            self._joining(input, now)
+            self._joining(input, now=now)
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Do what is due: connect again, give up, send what waits, show that we are here."""
-        for timer in self._timers.due(now):
+        for timer in self._timers.due(now=now):
             if timer == "connect":
-                self._connect(now)
+                self._connect(now=now)
             elif timer == "welcome":
-                self._retry_or_end("no-welcome", "the signaling server did not answer in time", now)
+                self._retry_or_end("no-welcome", "the signaling server did not answer in time", now=now)
             elif timer == "keepalive" and self._welcome is not None:
                 self._outputs.append(SendText(self._link, encode(Keepalive())))
                 self._timers.set("keepalive", Instant(now + self._welcome.pace.keepalive * SECOND))
             elif timer == "flush":
-                self._flush(now)
+                self._flush(now=now)
 
     def next_timer(self) -> Instant | None:
         """When `tick` has something to do."""
@@ -285,24 +285,24 @@ class RoomClient:
 
     # -------------------------------------------------------------------------------------------------------- the link
 
-    def _connect(self, now: Instant) -> None:
+    def _connect(self, *, now: Instant) -> None:
         self._link += 1
         self._link_live = True
-        self._become(ClientState.CONNECTING, "asked for a link", now)
+        self._become(ClientState.CONNECTING, "asked for a link", now=now)
         self._timers.set("welcome", Instant(now + self._patience.join))
         self._outputs.append(OpenLink(link=self._link))
 
-    def _joining(self, opened: LinkOpened, now: Instant) -> None:
-        self._become(ClientState.JOINING, f"link {opened.link} is open", now)
+    def _joining(self, opened: LinkOpened, *, now: Instant) -> None:
+        self._become(ClientState.JOINING, f"link {opened.link} is open", now=now)
         join = Join(version=VERSION, room=self.room, limit=self._limit, resume=self._resume)
         self._outputs.append(SendText(self._link, encode(join)))
 
-    def _link_lost(self, closed: LinkClosed, now: Instant) -> None:
+    def _link_lost(self, closed: LinkClosed, *, now: Instant) -> None:
         reason = closed.reason or f"the connection was closed with code {closed.code}"
         self._link_live = False
-        self._retry_or_end("unreachable", reason, now)
+        self._retry_or_end("unreachable", reason, now=now)
 
-    def _retry_or_end(self, code: str, reason: str, now: Instant) -> None:
+    def _retry_or_end(self, code: str, reason: str, *, now: Instant) -> None:
         """The link is of no more use: try another if we were in and there is time left, else it is the end."""
         if self.state is ClientState.JOINED:
             self._events.append(Interrupted(reason=reason))
@@ -312,15 +312,15 @@ class RoomClient:
         self._timers.clear()
         pause = self._pause // 2 + self._random.randrange(self._pause // 2 + 1)
         if self._give_up_at is None or now + pause > self._give_up_at:
-            self._end(code, reason, now)
+            self._end(code, reason, now=now)
             return
-        self._become(ClientState.WAITING, reason, now)
+        self._become(ClientState.WAITING, reason, now=now)
         self._pause = min(2 * self._pause, self._patience.longest_pause)
         self._timers.set("connect", Instant(now + pause))
 
-    def _end(self, code: str, reason: str, now: Instant) -> None:
+    def _end(self, code: str, reason: str, *, now: Instant) -> None:
         self._give_link_up()
-        self._become(ClientState.ENDED, reason, now)
+        self._become(ClientState.ENDED, reason, now=now)
         self._timers.clear()
         self._waiting.clear()
         self._events.append(Ended(code=code, reason=reason))
@@ -330,48 +330,48 @@ class RoomClient:
             self._link_live = False
             self._outputs.append(CloseLink(link=self._link, code=code))
 
-    def _become(self, state: ClientState, reason: str, now: Instant) -> None:
+    def _become(self, state: ClientState, reason: str, *, now: Instant) -> None:
         self.state = state
         if self._trace.enabled:
-            self._trace(now, "signaling", reason, event=state.value)
+            self._trace.signaling(reason, now=now, event=state.value)
 
     # -------------------------------------------------------------------------------------------------- what comes in
 
-    def _said(self, text: str | bytes, now: Instant) -> None:
+    def _said(self, text: str | bytes, *, now: Instant) -> None:
         try:
             message = decode_from_server(text)
         except DecodeError as error:
-            self._drop("bad-message", str(error), now)
+            self._drop("bad-message", str(error), now=now)
             return
         if isinstance(message, Error):
-            self._error(message, now)
+            self._error(message, now=now)
         elif isinstance(message, Welcome):
-            self._welcomed(message, now)
+            self._welcomed(message, now=now)
         elif self.state is not ClientState.JOINED:
-            self._drop("not-joined", "said before the welcome", now)
+            self._drop("not-joined", "said before the welcome", now=now)
         elif isinstance(message, Joined):
             self._joined(message.peer)
         elif isinstance(message, Left):
             self._left(message.peer, message.reason)
         else:
-            self._signalled(message, now)
+            self._signaled(message, now=now)
 
-    def _error(self, error: Error, now: Instant) -> None:
+    def _error(self, error: Error, *, now: Instant) -> None:
         if error.fatal:
             if error.code in PASSING and self.peer_id:
-                self._retry_or_end(error.code, error.message, now)
+                self._retry_or_end(error.code, error.message, now=now)
             else:
-                self._end(error.code, error.message, now)
+                self._end(error.code, error.message, now=now)
         else:
             self._events.append(Refused(code=error.code, reason=error.message))
 
-    def _welcomed(self, welcome: Welcome, now: Instant) -> None:
+    def _welcomed(self, welcome: Welcome, *, now: Instant) -> None:
         if self.state is not ClientState.JOINING:
-            self._drop("unexpected", "a welcome while not joining", now)
+            self._drop("unexpected", "a welcome while not joining", now=now)
             return
         if welcome.version != VERSION:
             self._give_link_up(POLICY)
-            self._end("version", f"the server speaks version {welcome.version}, this program {VERSION}", now)
+            self._end("version", f"the server speaks version {welcome.version}, this program {VERSION}", now=now)
             return
         resumed = welcome.resumed and welcome.peer == self.peer_id
         before = self._peers
@@ -385,8 +385,8 @@ class RoomClient:
         self._timers.set("keepalive", Instant(now + welcome.pace.keepalive * SECOND))
         # a second's worth is left to the network, which may squeeze together what was sent apart
         pace = welcome.pace
-        self._bucket = Bucket(pace.messages_per_second, max(1, pace.burst - pace.messages_per_second), now)
-        self._become(ClientState.JOINED, f"{welcome.peer} is in, with {len(welcome.peers)} others", now)
+        self._bucket = Bucket(pace.messages_per_second, max(1, pace.burst - pace.messages_per_second), now=now)
+        self._become(ClientState.JOINED, f"{welcome.peer} is in, with {len(welcome.peers)} others", now=now)
         entered = Entered(peer_id=welcome.peer, peers=welcome.peers, servers=welcome.servers, resumed=resumed)
         self._events.append(entered)
         self._events += [
@@ -397,7 +397,7 @@ class RoomClient:
         if resumed:
             self._events += [PeerJoined(peer=peer) for peer in welcome.peers if peer not in before]
         self._waiting = deque((peer, body) for peer, body in self._waiting if resumed and peer in self._peers)
-        self._flush(now)
+        self._flush(now=now)
 
     def _joined(self, peer: str) -> None:
         if peer not in self._peers and peer != self.peer_id:
@@ -409,36 +409,36 @@ class RoomClient:
             self._waiting = deque(each for each in self._waiting if each[0] != peer)
             self._events.append(PeerLeft(peer=peer, reason=reason))
 
-    def _signalled(self, message: Signal, now: Instant) -> None:
+    def _signaled(self, message: Signal, *, now: Instant) -> None:
         newest = self._peers.get(message.peer)
         if newest is None:
-            self._drop("unknown-peer", f"a signal from {message.peer}, who is not in the room", now)
+            self._drop("unknown-peer", f"a signal from {message.peer}, who is not in the room", now=now)
             return
         try:
             body = decode_body(message.body)
         except DecodeError as error:
-            self._drop("bad-body", f"from {message.peer}: {error}", now)
+            self._drop("bad-body", f"from {message.peer}: {error}", now=now)
             return
         if body.generation < newest:
-            self._drop("old-generation", f"{message.peer} is at generation {newest}, not {body.generation}", now)
+            self._drop("old-generation", f"{message.peer} is at generation {newest}, not {body.generation}", now=now)
             return
         if isinstance(body, Description):
             self._peers[message.peer] = body.generation
         self._events.append(BodyReceived(peer=message.peer, body=body))
 
-    def _drop(self, name: str, reason: str, now: Instant) -> None:
+    def _drop(self, name: str, reason: str, *, now: Instant) -> None:
         self._counters[f"dropped-{name}"] += 1
         if self._trace.enabled:
-            self._trace(now, "signaling", reason, event=f"dropped-{name}")
+            self._trace.signaling(reason, now=now, event=f"dropped-{name}")
 
     # -------------------------------------------------------------------------------------------------- what goes out
 
-    def _flush(self, now: Instant) -> None:
+    def _flush(self, *, now: Instant) -> None:
         """Send what waits, as fast as the server takes it."""
         if self.state is not ClientState.JOINED:
             return
         while self._waiting:
-            if not self._bucket.take(1, now):
+            if not self._bucket.take(1, now=now):
                 self._timers.set("flush", self._bucket.ready(1))
                 return
             self._outputs.append(SendText(self._link, encode(signal(*self._waiting.popleft()))))

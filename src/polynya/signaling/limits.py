@@ -66,14 +66,14 @@ class Bucket:
 
     __slots__ = ("_capacity", "_cost", "_full_at", "_span")
 
-    def __init__(self, rate: int, capacity: int, now: Instant, *, per: int = SECOND) -> None:
+    def __init__(self, rate: int, capacity: int, *, now: Instant, per: int = SECOND) -> None:
         # told by the time at which it would be full again, it needs no tick: one comparison a take
         self._cost = per // rate
         self._capacity = capacity
         self._span = self._cost * capacity
         self._full_at = now
 
-    def take(self, tokens: int, now: Instant) -> bool:
+    def take(self, tokens: int, *, now: Instant) -> bool:
         """Take tokens if there are as many; else take none."""
         full_at = max(self._full_at, now) + self._cost * tokens
         if full_at > now + self._span:

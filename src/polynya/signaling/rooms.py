@@ -95,10 +95,10 @@ class Rooms:
 
     # ----------------------------------------------------------------------------------------------------- time
 
-    def tick(self, now: Instant) -> list[Room]:
+    def tick(self, *, now: Instant) -> list[Room]:
         """Forget who did not come back. Returns the rooms in which nothing happened for too long: to be closed."""
         idle: list[Room] = []
-        for kind, name in self._timers.due(now):
+        for kind, name in self._timers.due(now=now):
             # one that is due may have been ended by one that was due before it
             if kind == "away" and name in self._away:
                 self.leave(self._away[name], LOST)
@@ -119,7 +119,7 @@ class Rooms:
     # ------------------------------------------------------------------------------------------- coming and going
 
     def enter(
-        self, join: Join, link: int, remote: str, servers: tuple[IceServer, ...], now: Instant
+        self, join: Join, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant
     ) -> Member | NoPlace:
         """A newcomer enters a room, which is made when it is not there, and is welcomed."""
         most = self._limits.room_members
@@ -140,7 +140,7 @@ class Rooms:
         others = tuple(each.id for each in room.members.values() if each.link is not None)
         room.members[member.id] = self._members[member.id] = member
         self._welcome(member, others, servers, resumed=False)
-        self._touch(room, now)
+        self._touch(room, now=now)
         return member
 
     def resumable(self, join: Join) -> Member | None:
@@ -152,7 +152,7 @@ class Rooms:
             return None
         return member
 
-    def resume(self, member: Member, link: int, remote: str, servers: tuple[IceServer, ...], now: Instant) -> None:
+    def resume(self, member: Member, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant) -> None:
         """The member is back, on another link, and gets what was kept for it."""
         self._away.pop(member.id, None)
         self._timers.cancel(("away", member.id))
@@ -165,9 +165,9 @@ class Rooms:
         others = tuple(each.id for each in members.values() if each is not member and member.id not in each.strangers)
         self._welcome(member, others, servers, resumed=True)
         self.outbox.extend(SendText(link, text) for text in self._hand_over(member))
-        self._touch(member.room, now)
+        self._touch(member.room, now=now)
 
-    def go_away(self, member: Member, now: Instant) -> None:
+    def go_away(self, member: Member, *, now: Instant) -> None:
         """The member's connection broke: its place is kept for a while, if the server keeps places."""
         if not self._limits.resume_timeout:
             self.leave(member, LOST)
@@ -208,7 +208,7 @@ class Rooms:
             self._remove(away, LOST)  # and leaves the room, for the newcomer
         return True
 
-    def _touch(self, room: Room, now: Instant) -> None:
+    def _touch(self, room: Room, *, now: Instant) -> None:
         self._timers.set(("room", room.name), Instant(now + self._limits.room_timeout * SECOND))
 
     def _draw(self) -> str:
@@ -216,12 +216,12 @@ class Rooms:
 
     # --------------------------------------------------------------------------------------------------- saying
 
-    def relay(self, sender: Member, message: Signal, now: Instant) -> bool:
+    def relay(self, sender: Member, message: Signal, *, now: Instant) -> bool:
         """Hand a signal to another member of the sender's room; False when there is none of that id."""
         peer = sender.room.members.get(message.peer)
         if peer is None or peer is sender:
             return False
-        self._touch(sender.room, now)
+        self._touch(sender.room, now=now)
         self._tell(peer, Signal(peer=sender.id, body=message.body))
         return True
 

@@ -111,20 +111,20 @@ class RoomServer:
 
     # ------------------------------------------------------------------------------------------------ the contract
 
-    def receive(self, input: LinkInput, now: Instant) -> None:
+    def receive(self, input: LinkInput, *, now: Instant) -> None:
         """Take in what a link did. Never raises on what a member sent."""
         if isinstance(input, LinkText):
             if (link := self._links.get(input.link)) is not None:
-                self._said(link, input.text, now)
+                self._said(link, input.text, now=now)
         elif isinstance(input, LinkOpened):
-            self._opened(input, now)
+            self._opened(input, now=now)
         else:
-            self._link_closed(input, now)
-        self._drain_rooms(now)
+            self._link_closed(input, now=now)
+        self._drain_rooms(now=now)
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Close what was silent for too long, and forget who did not come back."""
-        for kind, number in self._timers.due(now):
+        for kind, number in self._timers.due(now=now):
             link = self._links.get(number)
             if link is None:  # ended by a timer that was due before
                 continue
@@ -132,9 +132,9 @@ class RoomServer:
                 self._refuse(link, "join-timeout", f"no join within {self.limits.join_timeout} s", POLICY)
             else:
                 self._refuse(link, "idle", f"silent for {self.limits.idle_timeout} s", GOING_AWAY)
-        for room in self._rooms.tick(now):
+        for room in self._rooms.tick(now=now):
             self._close_room(room)
-        self._drain_rooms(now)
+        self._drain_rooms(now=now)
 
     def next_timer(self) -> Instant | None:
         """When `tick` has something to do."""
@@ -148,13 +148,13 @@ class RoomServer:
         drained, self._events = self._events, []
         return drained
 
-    def close(self, now: Instant) -> None:
+    def close(self, *, now: Instant) -> None:
         """The server goes: every member is told, every link is closed. What comes after this is ignored."""
         self._closed = True
         self._rooms.clear()
         for link in list(self._links.values()):
             self._refuse(link, "shutting-down", "the server is shutting down", GOING_AWAY)
-        self._drain_rooms(now)
+        self._drain_rooms(now=now)
 
     @property
     def counters(self) -> Counters:
@@ -164,15 +164,15 @@ class RoomServer:
 
     # ------------------------------------------------------------------------------------------------------- links
 
-    def _opened(self, opened: LinkOpened, now: Instant) -> None:
+    def _opened(self, opened: LinkOpened, *, now: Instant) -> None:
         limits = self.limits
         link = _Link(
             id=opened.link,
             remote=opened.remote,
             servers=opened.servers,
-            messages=Bucket(limits.messages_per_second, limits.burst, now),
-            bytes=Bucket(limits.bytes_per_second, limits.bytes_burst, now),
-            offences=Bucket(1, limits.offences, now, per=OFFENCE_FORGIVEN),
+            messages=Bucket(limits.messages_per_second, limits.burst, now=now),
+            bytes=Bucket(limits.bytes_per_second, limits.bytes_burst, now=now),
+            offences=Bucket(1, limits.offences, now=now, per=OFFENCE_FORGIVEN),
         )
         full = len(self._links) >= limits.links
         self._links[link.id] = link
@@ -186,7 +186,7 @@ class RoomServer:
         else:
             self._timers.set(("join", link.id), Instant(now + limits.join_timeout * SECOND))
 
-    def _link_closed(self, closed: LinkClosed, now: Instant) -> None:
+    def _link_closed(self, closed: LinkClosed, *, now: Instant) -> None:
         link = self._links.get(closed.link)
         if link is None:
             return
@@ -197,8 +197,8 @@ class RoomServer:
         if closed.code in CLEAN:
             self._rooms.leave(member, closed.reason or LEFT)
         else:
-            self._note(now, "away", f"the connection of {member.id} was lost")
-            self._rooms.go_away(member, now)
+            self._note(now=now, event="away", reason=f"the connection of {member.id} was lost")
+            self._rooms.go_away(member, now=now)
 
     def _forget(self, link: _Link) -> None:
         del self._links[link.id]
@@ -233,45 +233,45 @@ class RoomServer:
 
     # ---------------------------------------------------------------------------------------------------- messages
 
-    def _said(self, link: _Link, text: str | bytes, now: Instant) -> None:
+    def _said(self, link: _Link, text: str | bytes, *, now: Instant) -> None:
         self._counters["messages"] += 1
         size = len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         if size > self.limits.message_bytes:
-            self._offence(link, "too-large", f"a message has at most {self.limits.message_bytes} bytes", now)
+            self._offence(link, "too-large", f"a message has at most {self.limits.message_bytes} bytes", now=now)
             return
-        if not (link.messages.take(1, now) and link.bytes.take(size, now)):
+        if not (link.messages.take(1, now=now) and link.bytes.take(size, now=now)):
             self._offence(
-                link, "rate", f"more than {self.limits.messages_per_second} messages/s or too many bytes", now
+                link, "rate", f"more than {self.limits.messages_per_second} messages/s or too many bytes", now=now
             )
             return
         try:
             message = decode_from_member(text)
         except DecodeError as error:
-            self._offence(link, "bad-message", str(error), now)
+            self._offence(link, "bad-message", str(error), now=now)
             return
         if isinstance(message, Join):
-            self._join(link, message, now)
+            self._join(link, message, now=now)
         elif isinstance(message, Leave):
             self._leave(link)
         elif link.member is None:
-            self._offence(link, "not-joined", "the first message is join", now)
+            self._offence(link, "not-joined", "the first message is join", now=now)
         else:
             self._timers.set(("idle", link.id), Instant(now + self.limits.idle_timeout * SECOND))
             if isinstance(message, Signal):
-                self._relay(link, link.member, message, now)
+                self._relay(link, link.member, message, now=now)
 
-    def _offence(self, link: _Link, code: str, reason: str, now: Instant) -> None:
+    def _offence(self, link: _Link, code: str, reason: str, *, now: Instant) -> None:
         """Answer what does not fit the protocol; close the link when it happens too often."""
-        if not link.offences.take(1, now):
+        if not link.offences.take(1, now=now):
             self._refuse(link, code, f"{reason}; and this too often", TOO_LARGE if code == "too-large" else POLICY)
             return
         self._counters[code] += 1
-        self._note(now, "refused", f"{code}: {reason}")
+        self._note(now=now, event="refused", reason=f"{code}: {reason}")
         self._say(link, Error(code=code, message=reason))
 
-    def _join(self, link: _Link, join: Join, now: Instant) -> None:
+    def _join(self, link: _Link, join: Join, *, now: Instant) -> None:
         if link.member is not None:
-            self._offence(link, "already-joined", "this connection has joined a room", now)
+            self._offence(link, "already-joined", "this connection has joined a room", now=now)
             return
         if join.version != VERSION:
             self._refuse(link, "version", f"this server speaks version {VERSION}, not {join.version}", POLICY)
@@ -281,10 +281,10 @@ class RoomServer:
             old = self._links.get(member.link) if member.link is not None else None
             if old is not None:  # it is dead and nobody noticed
                 self._close(old, REPLACED, "resumed on another connection")
-            self._rooms.resume(member, link.id, link.remote, link.servers, now)
+            self._rooms.resume(member, link.id, link.remote, link.servers, now=now)
             self._entered(link, member, resumed=True, now=now)
             return
-        entered = self._rooms.enter(join, link.id, link.remote, link.servers, now)
+        entered = self._rooms.enter(join, link.id, link.remote, link.servers, now=now)
         if isinstance(entered, NoPlace):
             self._refuse(link, entered.code, entered.reason, TRY_LATER)
         else:
@@ -298,7 +298,9 @@ class RoomServer:
         members = len(member.room.members)
         event = MemberJoined(link=link.id, remote=link.remote, peer=member.id, members=members, resumed=resumed)
         self._events.append(event)
-        self._note(now, "joined", f"{member.id} {'came back' if resumed else 'joined'}, {members} in the room")
+        self._note(
+            now=now, event="joined", reason=f"{member.id} {'came back' if resumed else 'joined'}, {members} in the room"
+        )
 
     def _leave(self, link: _Link) -> None:
         member = link.member
@@ -306,8 +308,8 @@ class RoomServer:
         if member is not None:
             self._rooms.leave(member, LEFT)
 
-    def _relay(self, link: _Link, sender: Member, message: Signal, now: Instant) -> None:
-        if self._rooms.relay(sender, message, now):
+    def _relay(self, link: _Link, sender: Member, message: Signal, *, now: Instant) -> None:
+        if self._rooms.relay(sender, message, now=now):
             self._counters["relayed"] += 1
             return
         self._counters["unknown-peer"] += 1
@@ -323,13 +325,13 @@ class RoomServer:
         self._outputs += self._rooms.outbox
         self._rooms.outbox.clear()
 
-    def _drain_rooms(self, now: Instant) -> None:
+    def _drain_rooms(self, *, now: Instant) -> None:
         self._take_outbox()
         for member, reason in self._rooms.gone:
             self._events.append(MemberLeft(peer=member.id, remote=member.remote, reason=reason))
-            self._note(now, "left", f"{member.id}: {reason}")
+            self._note(now=now, event="left", reason=f"{member.id}: {reason}")
         self._rooms.gone.clear()
 
-    def _note(self, now: Instant, event: str, reason: str) -> None:
+    def _note(self, *, now: Instant, event: str, reason: str) -> None:
         if self._trace.enabled:
-            self._trace(now, "signaling", reason, event=event)
+            self._trace.signaling(reason, now=now, event=event)

@@ -102,7 +102,7 @@ class ChunkStream:
             if sending.done() and sending.exception() is not None:
                 outcome.reason = "the source failed"
                 return
-            if not self._ended and (sending.done() or self._is_waited_for(now)):
+            if not self._ended and (sending.done() or self._is_waited_for(now=now)):
                 self._ended = True
                 self._say_end()
             if self._other_ended.is_set():
@@ -117,7 +117,7 @@ class ChunkStream:
                 if now - self._end_sent >= REPEAT:
                     self._say_end()
 
-    def _is_waited_for(self, now: float) -> bool:
+    def _is_waited_for(self, *, now: float) -> bool:
         return self._other_ended.is_set() and now - max(self._active, self._heard) >= self._linger
 
     async def _send(self, source: AsyncIterator[bytes]) -> None:

@@ -460,7 +460,7 @@ ACCESS_TOKEN: Final = _opaque(_A.ACCESS_TOKEN)
 THIRD_PARTY_AUTHORIZATION: Final = _text(_A.THIRD_PARTY_AUTHORIZATION)
 MOBILITY_TICKET: Final = _opaque(_A.MOBILITY_TICKET)
 
-# behaviour discovery, transmit counter
+# behavior discovery, transmit counter
 CHANGE_REQUEST: Final[Attribute[ChangeRequest]] = Attribute(
     _A.CHANGE_REQUEST, _decode_change_request, lambda value, _: bytes((0, 0, 0, value.address << 2 | value.port << 1))
 )

@@ -28,7 +28,7 @@ class Budget:
         self._sources = sources
         self._full_again: dict[str, int] = {}
 
-    def take(self, source: str, now: Instant) -> bool:
+    def take(self, source: str, *, now: Instant) -> bool:
         """Use one unit of a source's budget; False when there is none left."""
         if not self._interval:
             return True

@@ -98,13 +98,13 @@ class MappingLifetime:
         self._outputs: list[Open | Close | Send] = []
         self._events: list[LifetimeReport] = []
 
-    def start(self, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
         """Open the flows; what follows comes of itself."""
         self._outputs += [
             Open(flow=flow, transport=Transport.UDP, local=self._bind) for flow in (self._kept, self._asking)
         ]
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         """Take in an answer, an error, or what became of a flow."""
         if self.state is State.ENDED:
             return
@@ -112,22 +112,22 @@ class MappingLifetime:
             case Opened():
                 self._open.append(input.flow)
                 if len(self._open) == 2:
-                    self._renew(now)
+                    self._renew(now=now)
             case Closed():
                 self._end(f"no socket: {input.reason}")
             case Datagram() | IcmpError() | SendFailed():
-                self._questions.receive(input, now)
+                self._questions.receive(input, now=now)
             case _:
                 pass
-        self._go_on(now)
+        self._go_on(now=now)
 
-    def tick(self, now: Instant) -> None:
-        self._questions.tick(now)
-        self._go_on(now)
+    def tick(self, *, now: Instant) -> None:
+        self._questions.tick(now=now)
+        self._go_on(now=now)
         if self._due is not None and now >= self._due:
             self._due = None
-            self._try(now)
-            self._go_on(now)
+            self._try(now=now)
+            self._go_on(now=now)
 
     def next_timer(self) -> Instant | None:
         waits = (self._questions.next_timer(), self._due)
@@ -148,30 +148,30 @@ class MappingLifetime:
 
     # ----------------------------------------------------------------------------------------------------------- steps
 
-    def _renew(self, now: Instant) -> None:
+    def _renew(self, *, now: Instant) -> None:
         self.state = State.RENEWING
         question = Question(test=State.RENEWING, flow=self._kept, to=self._server, schedule=self._schedule)
-        self._questions.ask(question, now)
+        self._questions.ask(question, now=now)
 
-    def _try(self, now: Instant) -> None:
+    def _try(self, *, now: Instant) -> None:
         self.state = State.TRYING
         question = Question(
             test=State.TRYING, flow=self._asking, to=self._server, schedule=self._schedule,
             response_port=self._port, heard_by=self._kept,
         )  # fmt: skip
-        self._questions.ask(question, now)
+        self._questions.ask(question, now=now)
 
-    def _go_on(self, now: Instant) -> None:
+    def _go_on(self, *, now: Instant) -> None:
         for event in self._questions.events():
             if self.state is State.ENDED or isinstance(event, Returned):
                 continue
             if event.question.test is State.RENEWING:
-                self._renewed(event, now)
+                self._renewed(event, now=now)
             else:
-                self._tried(event, now)
+                self._tried(event, now=now)
         self._outputs += self._questions.outputs()
 
-    def _renewed(self, answer: Answer[State], now: Instant) -> None:
+    def _renewed(self, answer: Answer[State], *, now: Instant) -> None:
         if answer.message is None:
             self._end(answer.reason)
             return
@@ -179,7 +179,7 @@ class MappingLifetime:
         self._port = answer.message[XOR_MAPPED_ADDRESS].port
         self._due = Instant(now + self._rest)
 
-    def _tried(self, answer: Answer[State], now: Instant) -> None:
+    def _tried(self, answer: Answer[State], *, now: Instant) -> None:
         if answer.message is not None:
             self.report = replace(self.report, survived=self._rest)
         elif not answer.silent:
@@ -198,7 +198,7 @@ class MappingLifetime:
         else:
             doubled = min(max(survived * 2, FIRST), self._longest)
             self._rest = doubled if gone is None else (survived + gone) // 2
-            self._renew(now)
+            self._renew(now=now)
 
     def _end(self, reason: str) -> None:
         self.state = State.ENDED

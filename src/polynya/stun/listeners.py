@@ -72,23 +72,23 @@ class Listeners:
         self._outputs: list[Output] = []
         self._events: list[object] = []
 
-    def start(self, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
         """Ask for the first flow of each place."""
         for index in range(len(self._places)):
             self._open_next(index)
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         """Note that a listener came or went; all else is the machine's."""
         index = self._by_flow.get(input.flow) if isinstance(input, (Opened, Closed)) else None
         if index is None:
-            self._machine.receive(input, now)
+            self._machine.receive(input, now=now)
         elif isinstance(input, Opened):
             self._opened(index, input.local)
         elif isinstance(input, Closed):
             self._failed(index, input)
 
-    def tick(self, now: Instant) -> None:
-        self._machine.tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self._machine.tick(now=now)
 
     def next_timer(self) -> Instant | None:
         return self._machine.next_timer()

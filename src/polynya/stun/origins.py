@@ -1,4 +1,4 @@
-"""From where a Binding server can answer, for NAT behaviour discovery (RFC 5780, section 6).
+"""From where a Binding server can answer, for NAT behavior discovery (RFC 5780, section 6).
 
     two addresses, each with the same two ports         one address with two ports
 

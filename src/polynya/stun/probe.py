@@ -86,35 +86,35 @@ class BindingProbe:
         """Who is asked now."""
         return self._server
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Ask. A second call changes nothing."""
         if self.state is State.IDLE:
             self.state = State.ASKING
-            self._ask(self._server, now)
+            self._ask(self._server, now=now)
 
     def owns_transaction(self, transaction_id: bytes) -> bool:
         """Whether an answer with this id is for this probe."""
         return transaction_id in self._transactions
 
-    def receive(self, input: Datagram | Received | IcmpError | SendFailed | Closed, now: Instant) -> None:
+    def receive(self, input: Datagram | Received | IcmpError | SendFailed | Closed, *, now: Instant) -> None:
         """Take an answer or an error; what is not for this probe is dropped and counted."""
         if self.state is not State.ASKING:
             return
         if isinstance(input, Received):
-            self._answered(input.message, input.flow, input.remote, now)
+            self._answered(input.message, input.flow, input.remote, now=now)
         elif isinstance(input, Datagram):
             try:
                 message = decode(input.data)
             except DecodeError:
                 self._count("not STUN")
                 return
-            self._answered(message, input.flow, input.remote, now)
+            self._answered(message, input.flow, input.remote, now=now)
         else:
-            self._transactions.receive(input, now)
+            self._transactions.receive(input, now=now)
             self._end_if_failed()
 
-    def tick(self, now: Instant) -> None:
-        self._transactions.tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self._transactions.tick(now=now)
         self._end_if_failed()
 
     def next_timer(self) -> Instant | None:
@@ -131,30 +131,30 @@ class BindingProbe:
     def counters(self) -> Counters:
         return {**self._transactions.counters, **self._counters}
 
-    def _ask(self, server: Address, now: Instant) -> None:
+    def _ask(self, server: Address, *, now: Instant) -> None:
         self._server = server
         self._asked.append(server)
         transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
         request = Message.request(Method.BINDING, transaction_id).encode(fingerprint=True)
         self._transactions.start(
-            transaction_id, request, self._flow, server, now, context=None, schedule=self._schedule
+            transaction_id, request, self._flow, server, now=now, context=None, schedule=self._schedule
         )  # fmt: skip
 
-    def _answered(self, message: Message, flow: Flow, remote: Address, now: Instant) -> None:
+    def _answered(self, message: Message, flow: Flow, remote: Address, *, now: Instant) -> None:
         transaction = self._transactions.match(message.transaction_id, flow, remote)
         if transaction is None:
             return
         if message.method != Method.BINDING or message.cls not in (Class.SUCCESS, Class.ERROR):
             self._count("not a Binding response")
             return
-        self._transactions.answer(transaction, now)
+        self._transactions.answer(transaction, now=now)
         if message.unknown_required:
             numbers = ", ".join(f"{number:#06x}" for number in message.unknown_required)
             self._end(None, f"{remote} answered with attributes that are not known: {numbers}", transaction)
         elif message.cls is Class.SUCCESS:
             self._succeeded(message, transaction)
         else:
-            self._refused(message, transaction, now)
+            self._refused(message, transaction, now=now)
 
     def _succeeded(self, message: Message, transaction: ClientTransaction[None]) -> None:
         mapped = message.get(XOR_MAPPED_ADDRESS)
@@ -165,16 +165,18 @@ class BindingProbe:
         reason = f"{transaction.summary}, with MAPPED-ADDRESS only" if mapped else "the answer holds no mapped address"
         self._end(mapped, reason, transaction)
 
-    def _refused(self, message: Message, transaction: ClientTransaction[None], now: Instant) -> None:
+    def _refused(self, message: Message, transaction: ClientTransaction[None], *, now: Instant) -> None:
         error = message.get(ERROR_CODE)
         if error is None:
             self._end(None, f"{self._server} refused and did not say why", transaction)
         elif error.code == ErrorCode.TRY_ALTERNATE:
-            self._try_alternate(message.get(ALTERNATE_SERVER) or (), transaction, now)
+            self._try_alternate(message.get(ALTERNATE_SERVER) or (), transaction, now=now)
         else:
             self._end(None, f"{self._server} refused: {error}", transaction)
 
-    def _try_alternate(self, servers: tuple[Address, ...], transaction: ClientTransaction[None], now: Instant) -> None:
+    def _try_alternate(
+        self, servers: tuple[Address, ...], transaction: ClientTransaction[None], *, now: Instant
+    ) -> None:
         """Go where the server sends us (RFC 8489, section 10). Only a flow without a connection can."""
         usable = [server for server in servers if server.family == self._server.family and server.port]
         fresh = [server for server in usable if server not in self._asked]
@@ -186,7 +188,7 @@ class BindingProbe:
             what = "one that was asked before" if usable else "no server of this address family"
             self._end(None, f"{self._server} asks to try another server and names {what}", transaction)
         else:
-            self._ask(fresh[0], now)
+            self._ask(fresh[0], now=now)
 
     def _end_if_failed(self) -> None:
         for ended in self._transactions.events():

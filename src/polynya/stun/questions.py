@@ -1,4 +1,4 @@
-"""Binding requests of behaviour discovery, paced, and which answer is to which (RFC 5780, section 5).
+"""Binding requests of behavior discovery, paced, and which answer is to which (RFC 5780, section 5).
 
 An answer may come from elsewhere than where the request went, if it was asked to: what counts is the transaction id,
 the flow, and the source that the request asked for. Silence and refusals are answers, too: of the NAT, of the server.
@@ -83,22 +83,22 @@ class Questions(Generic[TestT]):
         self._events: list[Answer[TestT] | Returned[TestT]] = []
         self._counters: dict[str, int] = {}
 
-    def ask(self, question: Question[TestT], now: Instant) -> None:
+    def ask(self, question: Question[TestT], *, now: Instant) -> None:
         """Send this as soon as it may be sent."""
         self._waiting.append(question)
-        self._begin(now)
+        self._begin(now=now)
 
-    def receive(self, input: Datagram | IcmpError | SendFailed | Closed, now: Instant) -> None:
+    def receive(self, input: Datagram | IcmpError | SendFailed | Closed, *, now: Instant) -> None:
         if isinstance(input, Datagram):
-            self._take(input, now)
+            self._take(input, now=now)
         else:
-            self._transactions.receive(input, now)
+            self._transactions.receive(input, now=now)
         self._hear_silence()
 
-    def tick(self, now: Instant) -> None:
-        self._transactions.tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self._transactions.tick(now=now)
         self._hear_silence()
-        self._begin(now)
+        self._begin(now=now)
 
     def next_timer(self) -> Instant | None:
         waits = (self._transactions.next_timer(), self._not_before if self._waiting else None)
@@ -124,7 +124,7 @@ class Questions(Generic[TestT]):
 
     # ---------------------------------------------------------------------------------------------------------- steps
 
-    def _begin(self, now: Instant) -> None:
+    def _begin(self, *, now: Instant) -> None:
         while self._waiting and now >= self._not_before:
             question = self._waiting.popleft()
             attributes: dict[Attribute[Any], Any] = {}
@@ -136,11 +136,17 @@ class Questions(Generic[TestT]):
             request = Message.request(Method.BINDING, transaction_id, attributes).encode(fingerprint=True)
             self._asked[transaction_id] = question
             self._transactions.start(
-                transaction_id, request, question.flow, question.to, now, context=question, schedule=question.schedule
+                transaction_id,
+                request,
+                question.flow,
+                question.to,
+                now=now,
+                context=question,
+                schedule=question.schedule,
             )
             self._not_before = Instant(now + PAUSE)
 
-    def _take(self, datagram: Datagram, now: Instant) -> None:
+    def _take(self, datagram: Datagram, *, now: Instant) -> None:
         try:
             message = decode(datagram.data)
         except DecodeError:
@@ -153,9 +159,9 @@ class Questions(Generic[TestT]):
             if question.flow != datagram.flow:
                 self._events.append(Returned(question=question, flow=datagram.flow, source=datagram.remote))
         else:
-            self._answered(question, message, datagram, now)
+            self._answered(question, message, datagram, now=now)
 
-    def _answered(self, question: Question[TestT], message: Message, datagram: Datagram, now: Instant) -> None:
+    def _answered(self, question: Question[TestT], message: Message, datagram: Datagram, *, now: Instant) -> None:
         source = datagram.remote
         transaction = self._transactions.by_id.get(message.transaction_id)
         if transaction is None:
@@ -173,7 +179,7 @@ class Questions(Generic[TestT]):
             return
         elif not question.fits(source):
             reason = f"{source} answered what {question.to} was asked, where another was to answer"
-        self._transactions.answer(transaction, now)
+        self._transactions.answer(transaction, now=now)
         told = None if reason else message
         self._events.append(Answer(question=question, message=told, source=source, reason=reason))
 

@@ -146,7 +146,7 @@ class AttributeType(IntEnum):
     MOBILITY_TICKET = 0x8030
     SSODA_ADDITIONAL_ADDRESS_FAMILY = 0x8032  # draft-martinsen-tram-ssoda: how coturn's releases know 0x8000
     SSODA_ADDRESS_ERROR_CODE = 0x8033  # the same draft's number of 0x8001
-    NOMINATION = 0xC001  # libwebrtc's; registered for something else, so only after both sides signalled `renomination`
+    NOMINATION = 0xC001  # libwebrtc's; registered for something else, so only after both sides signaled `renomination`
 
 
 COMPREHENSION_OPTIONAL: Final = 0x8000

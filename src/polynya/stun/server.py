@@ -5,7 +5,7 @@ reason phrases, so that a forged source gets little more than the forger sent. R
 answered as RFC 3489 had it, with MAPPED-ADDRESS; libnice's discovery sends such. Everything that is not a request is
 dropped and counted.
 
-A listener with an `Origin` serves behaviour discovery, too (RFC 5780):
+A listener with an `Origin` serves behavior discovery, too (RFC 5780):
 
     | the request has         | the answer                                                                            |
     |-------------------------|---------------------------------------------------------------------------------------|
@@ -16,7 +16,7 @@ A listener with an `Origin` serves behaviour discovery, too (RFC 5780):
     | PADDING, RESPONSE-PORT  | 400: a small packet must not bring large ones to where it did not come from           |
 
 An answer to one of the last four, and every error, takes from a budget of the source that asked. Over streams each flow
-has its own framer; a stream that loses step, or sends ChannelData, is closed. Behaviour discovery is for datagrams.
+has its own framer; a stream that loses step, or sends ChannelData, is closed. Behavior discovery is for datagrams.
 """
 
 from __future__ import annotations
@@ -75,24 +75,24 @@ class BindingServer:
         self, *, trace: Tracer = NO_TRACE, max_streams: int = MAX_STREAMS, budget: Budget | None = None
     ) -> None:  # fmt: skip
         self.budget = Budget(*BUDGET) if budget is None else budget
-        """For errors and for what behaviour discovery asks for."""
+        """For errors and for what behavior discovery asks for."""
         self.origins: Mapping[Flow, Origin] = {}
-        """The listeners that serve behaviour discovery."""
+        """The listeners that serve behavior discovery."""
         self._trace = trace
         self._max_streams = max_streams
         self._streams: dict[Flow, tuple[Address, StreamFramer]] = {}
         self._outputs: list[Send | Close] = []
         self._counters: dict[str, int] = {}
 
-    def receive(self, input: Input | Received, now: Instant) -> None:
+    def receive(self, input: Input | Received, *, now: Instant) -> None:
         """Answer a request, take in a stream's bytes, or note that a stream came or went."""
         match input:
             case Datagram():
-                self._take(input.flow, input.remote, input.data, now, input.packet)
+                self._take(input.flow, input.remote, input.data, now=now, packet=input.packet)
             case Received():
-                self._answer(input.flow, input.remote, input.message, now)
+                self._answer(input.flow, input.remote, input.message, now=now)
             case StreamData():
-                self._take_stream(input.flow, input.data, now)
+                self._take_stream(input.flow, input.data, now=now)
             case Opened() if input.remote is not None:
                 self._accept(input.flow, input.remote)
             case Closed():
@@ -100,7 +100,7 @@ class BindingServer:
             case _:
                 self._count("not for a Binding server")
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Nothing is ever due."""
 
     def next_timer(self) -> Instant | None:
@@ -127,32 +127,32 @@ class BindingServer:
         else:
             self._streams[flow] = remote, StreamFramer(channels=False, max_frame=MAX_REQUEST)
 
-    def _take_stream(self, flow: Flow, data: bytes, now: Instant) -> None:
+    def _take_stream(self, flow: Flow, data: bytes, *, now: Instant) -> None:
         stream = self._streams.get(flow)
         if stream is None:
             self._count("data of a stream that is not open")
             return
         remote, framer = stream
         for frame in framer.feed(data):
-            self._take(flow, remote, frame, now)
+            self._take(flow, remote, frame, now=now)
         if framer.error is not None:
-            self._drop(remote, f"stream closed: {framer.error}", now)
+            self._drop(remote, f"stream closed: {framer.error}", now=now)
             del self._streams[flow]
             self._outputs.append(Close(flow=flow))
 
     # -------------------------------------------------------------------------------------------------------- messages
 
-    def _take(self, flow: Flow, remote: Address, data: bytes, now: Instant, packet: int = 0) -> None:
+    def _take(self, flow: Flow, remote: Address, data: bytes, *, now: Instant, packet: int = 0) -> None:
         try:
             message = decode(data, legacy=True)
         except DecodeError as error:
-            self._drop(remote, str(error), now, packet)
+            self._drop(remote, str(error), now=now, packet=packet)
             return
-        self._answer(flow, remote, message, now, packet)
+        self._answer(flow, remote, message, now=now, packet=packet)
 
-    def _answer(self, flow: Flow, remote: Address, message: Message, now: Instant, packet: int = 0) -> None:
+    def _answer(self, flow: Flow, remote: Address, message: Message, *, now: Instant, packet: int = 0) -> None:
         if message.cls is not Class.REQUEST or message.method != Method.BINDING:
-            self._drop(remote, f"not a Binding request: {message.method!r} {message.cls.name}", now, packet)
+            self._drop(remote, f"not a Binding request: {message.method!r} {message.cls.name}", now=now, packet=packet)
             return
         origin = self.origins.get(flow)
         asked = _asked(message) if message.attributes else ()
@@ -163,8 +163,8 @@ class BindingServer:
                 by = origin.elsewhere.get(message[CHANGE_REQUEST]) if origin is not None else None
             refused = asked if origin is None else (CHANGE_REQUEST,) if by is None else ()
             unknown += tuple(each.number for each in refused)
-        if (asked or unknown) and not self.budget.take(source_of(remote.host), now):
-            self._drop(remote, "too many answers to one source", now, packet)
+        if (asked or unknown) and not self.budget.take(source_of(remote.host), now=now):
+            self._drop(remote, "too many answers to one source", now=now, packet=packet)
         elif unknown or by is None:
             listed = tuple(dict.fromkeys(unknown))[:MAX_UNKNOWN]
             self._refuse(flow, remote, message, ErrorCode.UNKNOWN_ATTRIBUTE, {UNKNOWN_ATTRIBUTES: listed})
@@ -183,17 +183,17 @@ class BindingServer:
         self._outputs.append(Send(flow, remote, answer.encode(fingerprint=message.has_fingerprint)))
         self._count("errors")
 
-    def _drop(self, remote: Address, reason: str, now: Instant, packet: int = 0) -> None:
+    def _drop(self, remote: Address, reason: str, *, now: Instant, packet: int = 0) -> None:
         self._count("dropped")
         if self._trace.enabled:
-            self._trace(now, "message-dropped", reason, remote=str(remote), packet=packet)
+            self._trace.message_dropped(reason, now=now, remote=str(remote), packet=packet)
 
     def _count(self, what: str) -> None:
         self._counters[what] = self._counters.get(what, 0) + 1
 
 
 def _asked(message: Message) -> tuple[Attribute[Any], ...]:
-    """What of behaviour discovery a request asks for; clients of RFC 3489 begin with a CHANGE-REQUEST of nothing."""
+    """What of behavior discovery a request asks for; clients of RFC 3489 begin with a CHANGE-REQUEST of nothing."""
     return tuple(each for each in _DISCOVERY if each in message and message[each] != ChangeRequest())
 
 

@@ -18,13 +18,13 @@ from enum import Enum
 from random import Random
 
 from polynya.core.addresses import Address
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Datagram, Input, Open, Opened, Output, Send, StreamData
 from polynya.core.trace import NO_TRACE, Tracer
 
-from .behaviour import BehaviourReport
+from .behavior import BehaviorReport
 from .framing import StreamFramer
 from .probe import BindingProbe
 from .transactions import RELIABLE
@@ -37,7 +37,7 @@ class State(Enum):
 
 
 class StreamMapping:
-    """A machine: opens a stream to each server in turn, asks, and ends with one event, a `BehaviourReport`.
+    """A machine: opens a stream to each server in turn, asks, and ends with one event, a `BehaviorReport`.
 
     `local` is an address of this host with a port that is free: all streams leave from it. `names` are the servers' for
     their certificates, where the transport is TLS. Of the report, what is not about the mapping stays empty.
@@ -55,7 +55,7 @@ class StreamMapping:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.state = State.NEW
-        self.report = BehaviourReport(server=servers[0], local=local)
+        self.report = BehaviorReport(server=servers[0], local=local)
         """What is known so far."""
         self._servers = tuple(servers)
         self._names = tuple(names)
@@ -68,35 +68,37 @@ class StreamMapping:
         self._probe: BindingProbe | None = None
         self._mapped: list[Address] = []
         self._outputs: list[Output] = []
-        self._events: list[BehaviourReport] = []
+        self._events: list[BehaviorReport] = []
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Begin. A second call changes nothing."""
         if self.state is State.NEW:
             self.state = State.ASKING
-            self._open_next(now)
+            self._open_next(now=now)
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         if self.state is not State.ASKING or not isinstance(input, (Opened, Closed, StreamData)):
             return
         current = input.flow == self._flows[-1]
         if isinstance(input, Closed) and input.flow in self._flows:
             server = str(self._servers[self._flows.index(input.flow)])
             self._flows.remove(input.flow)
-            self._end(None, input.reason if server in input.reason else f"{server}: {input.reason}", now)
+            self._end(None, input.reason if server in input.reason else f"{server}: {input.reason}", now=now)
         elif current and isinstance(input, Opened):
-            self._ask(input.flow, now)
+            self._ask(input.flow, now=now)
         elif current and isinstance(input, StreamData) and self._probe is not None:
             for frame in self._framer.feed(input.data):
-                self._probe.receive(Datagram(input.flow, self._probe.server, frame), now)
-            self._collect(now)
+                self._probe.receive(Datagram(input.flow, self._probe.server, frame), now=now)
+            self._collect(now=now)
             if self._framer.error is not None and self.state is State.ASKING:
-                self._end(None, f"{self._servers[len(self._mapped)]} does not speak STUN: {self._framer.error}", now)
+                self._end(
+                    None, f"{self._servers[len(self._mapped)]} does not speak STUN: {self._framer.error}", now=now
+                )
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         if self._probe is not None:
-            self._probe.tick(now)
-            self._collect(now)
+            self._probe.tick(now=now)
+            self._collect(now=now)
 
     def next_timer(self) -> Instant | None:
         return None if self._probe is None else self._probe.next_timer()
@@ -105,13 +107,13 @@ class StreamMapping:
         drained, self._outputs = self._outputs, []
         return drained
 
-    def events(self) -> list[BehaviourReport]:
+    def events(self) -> list[BehaviorReport]:
         drained, self._events = self._events, []
         return drained
 
     # ------------------------------------------------------------------------------------------------------- asking
 
-    def _open_next(self, now: Instant) -> None:  # noqa: ARG002 - the opening has the system's own timeout
+    def _open_next(self, *, now: Instant) -> None:  # noqa: ARG002 - the opening has the system's own timeout
         number, flow = len(self._mapped), self._flow_ids.new()
         self._flows.append(flow)
         self._framer = StreamFramer(channels=False)
@@ -124,15 +126,15 @@ class StreamMapping:
         )
         self._outputs.append(opening)
 
-    def _ask(self, flow: Flow, now: Instant) -> None:
+    def _ask(self, flow: Flow, *, now: Instant) -> None:
         server = self._servers[len(self._mapped)]
         self._probe = BindingProbe(
             flow=flow, server=server, random=self._random, schedule=RELIABLE, trace=self._trace.of("stun")
         )
-        self._probe.start(now)
-        self._collect(now)
+        self._probe.start(now=now)
+        self._collect(now=now)
 
-    def _collect(self, now: Instant) -> None:
+    def _collect(self, *, now: Instant) -> None:
         probe = self._probe
         if probe is None:
             return
@@ -140,37 +142,37 @@ class StreamMapping:
         for ended in probe.events():
             self._probe = None
             if ended.mapped is None:
-                self._end(None, ended.reason, now)
+                self._end(None, ended.reason, now=now)
                 return
             self._mapped.append(ended.mapped)
             if len(self._mapped) < len(self._servers):
-                self._open_next(now)
+                self._open_next(now=now)
             else:
-                self._end(*judge(self._servers, self._mapped), now)
+                self._end(*judge(self._servers, self._mapped), now=now)
 
-    def _end(self, mapping: Behaviour | None, reason: str, now: Instant) -> None:
+    def _end(self, mapping: Behavior | None, reason: str, *, now: Instant) -> None:
         self.state, self._probe = State.ENDED, None
         self._outputs += [Close(flow=flow) for flow in self._flows]
         self._flows.clear()
         mapped = self._mapped[0] if self._mapped else None
         translated = None if mapped is None else mapped != self.report.local
         self.report = replace(self.report, mapped=mapped, translated=translated, mapping=mapping, mapping_reason=reason)
-        self._trace(now, "note", reason, mapping=None if mapping is None else mapping.value)
+        self._trace.note(reason, now=now, mapping=None if mapping is None else mapping.value)
         self._events.append(self.report)
 
 
-def judge(servers: Sequence[Address], mapped: Sequence[Address]) -> tuple[Behaviour | None, str]:
+def judge(servers: Sequence[Address], mapped: Sequence[Address]) -> tuple[Behavior | None, str]:
     """What follows from what each server saw of one port, and why."""
     seen = list(zip(servers, mapped, strict=True))
     pairs = [(one, other) for number, one in enumerate(seen) for other in seen[number + 1 :]]
     by_port = [one[1] == other[1] for one, other in pairs if one[0].host == other[0].host]
     by_host = [one[1] == other[1] for one, other in pairs if one[0].host != other[0].host]
     if by_port and not all(by_port):
-        return Behaviour.APD, "two ports of one server see different addresses"
+        return Behavior.APD, "two ports of one server see different addresses"
     if by_host and all(by_host):
-        return Behaviour.EI, "servers at different addresses see the same one"
+        return Behavior.EI, "servers at different addresses see the same one"
     if by_host and by_port:
-        return Behaviour.AD, "servers at different addresses see different ones, and two ports of one the same"
+        return Behavior.AD, "servers at different addresses see different ones, and two ports of one the same"
     if by_host:
         return None, "it depends on the remote address; whether on the port as well, two ports of one server tell"
     return None, "it does not depend on the remote port; whether on the address, another server tells"

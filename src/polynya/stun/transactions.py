@@ -160,15 +160,15 @@ class ClientTransaction(Generic[ContextT]):
         """For people: how it stands."""
         return f"{self.state.value} after {_times(self.sends)}"
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Send the request for the first time."""
         if self.state is not State.IDLE:
             raise UsageError(f"transaction {self.transaction_id.hex()} has been started")
         self.state = TRANSITIONS[self.state][_Event.START]
         self.started = now
-        self._send(now)
+        self._send(now=now)
 
-    def answer(self, now: Instant, answered_send: int = 0) -> None:
+    def answer(self, *, now: Instant, answered_send: int = 0) -> None:
         """A genuine answer arrived. A second one, to a retransmission, changes nothing.
 
         The round-trip time is taken when the request was sent once (Karn's rule), or when the answer says that it is
@@ -192,11 +192,11 @@ class ClientTransaction(Generic[ContextT]):
             self.state = TRANSITIONS[self.state][_Event.CANCEL]
             self._due = Instant(self.started + self._schedule.total)
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         if self._due is None or now < self._due:
             return
         if self.state is State.SENT and self.sends < self._schedule.sends:
-            self._send(now)
+            self._send(now=now)
         else:
             refused = f" (the system refused with errno {self.errno})" if self.errno is not None else ""
             self._end(_Event.TIMEOUT, f"{self.remote} did not answer {_times(self.sends)}{refused}")
@@ -212,7 +212,7 @@ class ClientTransaction(Generic[ContextT]):
         drained, self._events = self._events, []
         return drained
 
-    def _send(self, now: Instant) -> None:
+    def _send(self, *, now: Instant) -> None:
         self.sends += 1
         self._due = Instant(now + self._schedule.wait(self.sends))
         request = self._request
@@ -261,8 +261,8 @@ class Transactions(Generic[ContextT]):
         request: bytes,
         flow: Flow,
         remote: Address,
-        now: Instant,
         *,
+        now: Instant,
         context: ContextT,
         schedule: Schedule = UNRELIABLE,
         ip: IpFields | None = None,
@@ -274,8 +274,8 @@ class Transactions(Generic[ContextT]):
             transaction_id=transaction_id, request=Send(flow, remote, request, ip), context=context, schedule=schedule
         )
         self.by_id[transaction_id] = transaction
-        transaction.start(now)
-        self._drain(transaction, now, f"request to {remote}")
+        transaction.start(now=now)
+        self._drain(transaction, now=now, what=f"request to {remote}")
         return transaction
 
     def match(self, transaction_id: bytes, flow: Flow, remote: Address) -> ClientTransaction[ContextT] | None:
@@ -290,21 +290,21 @@ class Transactions(Generic[ContextT]):
         return transaction
 
     def answer(
-        self, transaction: ClientTransaction[ContextT], now: Instant, answered_send: int = 0
+        self, transaction: ClientTransaction[ContextT], *, now: Instant, answered_send: int = 0
     ) -> ClientTransaction[ContextT]:
         """A genuine answer arrived: the transaction is over and has its `rtt`. No event: the caller knows."""
-        transaction.answer(now, answered_send)
+        transaction.answer(now=now, answered_send=answered_send)
         transaction.events()
         self._forget(transaction)
-        self._note(transaction, now, "answered")
+        self._note(transaction, now=now, reason="answered")
         return transaction
 
-    def cancel(self, transaction_id: bytes, now: Instant) -> None:
+    def cancel(self, transaction_id: bytes, *, now: Instant) -> None:
         """Send it no more, but take an answer that still comes. Nothing happens when it is over."""
         transaction = self.by_id.get(transaction_id)
         if transaction is not None and transaction.state is State.SENT:
             transaction.cancel()
-            self._drain(transaction, now, "cancelled")
+            self._drain(transaction, now=now, what="cancelled")
 
     def drop(self, transaction_id: bytes) -> None:
         """Forget it at once, without an event."""
@@ -318,7 +318,7 @@ class Transactions(Generic[ContextT]):
         self._next = None
         self._outputs, self._events = (), ()
 
-    def receive(self, input: IcmpError | SendFailed | Closed, now: Instant) -> None:
+    def receive(self, input: IcmpError | SendFailed | Closed, *, now: Instant) -> None:
         """A hard ICMP error ends every transaction with that remote, a closed flow every one of its own.
 
         A refused send or a soft error counts as a lost packet: the schedule goes on.
@@ -338,17 +338,17 @@ class Transactions(Generic[ContextT]):
                 continue
             else:
                 transaction.unreachable(input.kind.value)
-            self._drain(transaction, now)
+            self._drain(transaction, now=now)
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Send again what is due, and end what was waited for long enough."""
         first = self.next_timer()
         if first is None or now < first:
             return
         due = [(at, each) for each in self.by_id.values() if (at := each.next_timer()) is not None and at <= now]
         for _, transaction in sorted(due, key=_when):
-            transaction.tick(now)
-            self._drain(transaction, now, f"send {transaction.sends}")
+            transaction.tick(now=now)
+            self._drain(transaction, now=now, what=f"send {transaction.sends}")
 
     def next_timer(self) -> Instant | None:
         return self._next
@@ -371,7 +371,7 @@ class Transactions(Generic[ContextT]):
     def __len__(self) -> int:
         return len(self.by_id)
 
-    def _drain(self, transaction: ClientTransaction[ContextT], now: Instant, what: str = "") -> None:
+    def _drain(self, transaction: ClientTransaction[ContextT], *, now: Instant, what: str = "") -> None:
         self._outputs += tuple(transaction.outputs())
         ended = transaction.events()
         due = transaction.next_timer()
@@ -383,7 +383,7 @@ class Transactions(Generic[ContextT]):
             what = event.reason
             if event.state is State.FAILED:
                 self._events += (event,)
-        self._note(transaction, now, what)
+        self._note(transaction, now=now, reason=what)
 
     def _forget(self, transaction: ClientTransaction[ContextT]) -> None:
         self.by_id.pop(transaction.transaction_id, None)
@@ -394,12 +394,11 @@ class Transactions(Generic[ContextT]):
     def _find_next(self) -> None:
         self._next = earliest(*[transaction.next_timer() for transaction in self.by_id.values()])
 
-    def _note(self, transaction: ClientTransaction[Any], now: Instant, reason: str) -> None:
+    def _note(self, transaction: ClientTransaction[Any], *, now: Instant, reason: str) -> None:
         if self._trace.enabled:
-            self._trace(
-                now,
-                "transaction",
+            self._trace.transaction(
                 reason,
+                now=now,
                 transaction=transaction.transaction_id.hex(),
                 state=transaction.state.value,
                 remote=str(transaction.remote),

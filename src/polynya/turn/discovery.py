@@ -26,7 +26,7 @@ from polynya.core.instants import Instant
 from polynya.core.machine import Input, RecordType, Resolve, Resolved
 from polynya.stun.uris import TurnUri
 
-from .client.events import TurnServer
+from .client.events import ServerAddress
 
 SERVICES: Final = {
     Transport.UDP: ("_turn._udp", "turn.udp"),
@@ -46,7 +46,7 @@ class Discovered:
     """The servers, best first. Where there are none `reason` says why."""
 
     uri: TurnUri
-    servers: tuple[TurnServer, ...]
+    servers: tuple[ServerAddress, ...]
     reason: str = ""
 
 
@@ -76,11 +76,11 @@ class Discovery:
         self._outputs: list[Resolve] = []
         self._events: list[Discovered] = []
 
-    def start(self, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
         """Ask what must be asked."""
         self._advance()
 
-    def receive(self, input: Input, now: Instant) -> None:  # noqa: ARG002
+    def receive(self, input: Input, *, now: Instant) -> None:  # noqa: ARG002
         """Take an answer; any other input is not for this machine."""
         if not isinstance(input, Resolved) or input.query.token != self._token or self._ended:
             return
@@ -92,7 +92,7 @@ class Discovery:
         self._known[query] = self._in_order(input)
         self._advance()
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Nothing is ever due: the resolver has its own patience."""
 
     def next_timer(self) -> Instant | None:
@@ -157,7 +157,7 @@ class Discovery:
             return f"{self.uri} is for {self.uri.transport.value}, which is not used here"
         return "; ".join(self._errors) or f"{self.uri.host} has no address that can be used here"
 
-    def _servers(self) -> list[TurnServer]:
+    def _servers(self) -> list[ServerAddress]:
         uri = self.uri
         if not self._transports():
             return []
@@ -180,7 +180,7 @@ class Discovery:
             allowed = (Transport.UDP, Transport.TCP)
         return tuple(transport for transport in self._usable if transport in allowed and transport in SERVICES)
 
-    def _by_naptr(self, name: str, transports: tuple[Transport, ...], depth: int) -> Iterator[TurnServer]:
+    def _by_naptr(self, name: str, transports: tuple[Transport, ...], depth: int) -> Iterator[ServerAddress]:
         records = sorted(
             fields for fields in (_naptr(text) for text in self._ask(name, RecordType.NAPTR)) if fields is not None
         )
@@ -198,13 +198,13 @@ class Discovery:
                 elif flags == "" and depth < MAX_DEPTH:
                     yield from self._by_naptr(target, (transport,), depth + 1)
 
-    def _by_srv(self, name: str, transport: Transport) -> Iterator[TurnServer]:
+    def _by_srv(self, name: str, transport: Transport) -> Iterator[ServerAddress]:
         for text in self._ask(name, RecordType.SRV):
             fields = _srv(text)
             if fields is not None and fields[3]:
                 yield from self._at(fields[3], fields[2], transport)
 
-    def _at(self, name: str, port: int, transport: Transport) -> Iterator[TurnServer]:
+    def _at(self, name: str, port: int, transport: Transport) -> Iterator[ServerAddress]:
         if transport not in self._usable:
             return
         hosts: Iterable[str] = (name,) if _is_literal(name) else self._ask(name, RecordType.ADDRESS)
@@ -214,7 +214,7 @@ class Discovery:
             except DecodeError:
                 continue
             if address.family in self._families:
-                yield TurnServer(address=address, transport=transport, name=self.uri.host)
+                yield ServerAddress(address=address, transport=transport, name=self.uri.host)
 
 
 def _is_literal(name: str) -> bool:

@@ -45,7 +45,7 @@ from polynya.stun.integrity import IntegrityKey, userhash
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.stun.security import SecurityFeature, nonce_with_features
-from polynya.turn.client import Credentials, TurnClient, TurnConfig, TurnServer
+from polynya.turn.client import ClientConfig, Credentials, ServerAddress, TurnClient
 
 SERVER = Address("203.0.113.1", 3478)
 USER = Credentials("alice", "open sesame")
@@ -93,34 +93,34 @@ class Relay:
 
     # -------------------------------------------------------------------------------------------------- from clients
 
-    def take(self, data: bytes, source: Address, now: int) -> bytes | None:
+    def take(self, data: bytes, source: Address, *, now: int) -> bytes | None:
         for client, allocation in list(self.allocations.items()):
             if allocation.ends <= now:
                 del self.allocations[client]
         if data[0] >> 6 == 1:
-            self._channel_data(data, source, now)
+            self._channel_data(data, source, now=now)
             return None
         message = decode(data)
         if message.cls is Class.INDICATION:
-            self._indication(message, source, now)
+            self._indication(message, source, now=now)
             return None
         again = self.answers.get((source, message.transaction_id))
         if again is None:
-            again = self._request(message, source, now)
+            again = self._request(message, source, now=now)
             self.answers[source, message.transaction_id] = again
         return again or None
 
-    def _request(self, message: Message, source: Address, now: int) -> bytes:
+    def _request(self, message: Message, source: Address, *, now: int) -> bytes:
         self.requests.append(message)
         if self.trouble is not None and (own := self.trouble(message, source)) is not None:
             return own
-        key, error = self._authenticate(message, source, now)
+        key, error = self._authenticate(message, source, now=now)
         values: dict[Attribute[Any], Any] = {}
         if not error:
-            error, values = self._perform(message, source, now)
+            error, values = self._perform(message, source, now=now)
         self.log.append((now, message, error))
         if error in (401, 438):
-            values = self._challenge(now)
+            values = self._challenge(now=now)
         answer = Message.error(message, error, None, values) if error else Message.success(message, values)
         return self.signed(answer, key)
 
@@ -129,7 +129,7 @@ class Relay:
             return answer.encode(sha256=key)
         return answer.encode(integrity=key)
 
-    def _challenge(self, now: int) -> dict[Attribute[Any], Any]:
+    def _challenge(self, *, now: int) -> dict[Attribute[Any], Any]:
         self.nonces += 1
         nonce = b"%d-%d" % (now, self.nonces)
         features = SecurityFeature.NONE
@@ -147,7 +147,7 @@ class Relay:
     def key(self, username: str) -> IntegrityKey:
         return IntegrityKey.long_term(username, self.realm, self.users[username], 2 if self.sha256 else 1)
 
-    def _authenticate(self, message: Message, source: Address, now: int) -> tuple[IntegrityKey | None, int]:
+    def _authenticate(self, message: Message, source: Address, *, now: int) -> tuple[IntegrityKey | None, int]:
         if not self.authenticate:
             return None, 0
         username = self.username(message)
@@ -175,10 +175,10 @@ class Relay:
             return hashes.get(message.get(USERHASH) or b"")
         return message.get(USERNAME)
 
-    def _perform(self, message: Message, source: Address, now: int) -> tuple[int, dict[Attribute[Any], Any]]:
+    def _perform(self, message: Message, source: Address, *, now: int) -> tuple[int, dict[Attribute[Any], Any]]:
         allocation = self.allocations.get(source)
         if message.method == Method.ALLOCATE:
-            return self._allocate(message, source, now) if allocation is None else (437, {})
+            return self._allocate(message, source, now=now) if allocation is None else (437, {})
         if allocation is None:
             return 437, {}
         if message.method == Method.REFRESH:
@@ -205,7 +205,7 @@ class Relay:
             allocation.permissions[peer.host] = now + 300 * SECOND
         return 0, {}
 
-    def _allocate(self, message: Message, source: Address, now: int) -> tuple[int, dict[Attribute[Any], Any]]:
+    def _allocate(self, message: Message, source: Address, *, now: int) -> tuple[int, dict[Attribute[Any], Any]]:
         wanted = [message.get(REQUESTED_ADDRESS_FAMILY) or 4]
         values: dict[Attribute[Any], Any] = {}
         if ADDITIONAL_ADDRESS_FAMILY in message:
@@ -225,20 +225,20 @@ class Relay:
             values[RESERVATION_TOKEN] = b"reserved"
         return 0, {XOR_RELAYED_ADDRESS: relayed, XOR_MAPPED_ADDRESS: source, LIFETIME: self.lifetime, **values}
 
-    def _indication(self, message: Message, source: Address, now: int) -> None:
+    def _indication(self, message: Message, source: Address, *, now: int) -> None:
         if message.method == Method.SEND:
-            self._relay(source, message[XOR_PEER_ADDRESS][0], message[DATA], "send", now)
+            self._relay(source, message[XOR_PEER_ADDRESS][0], message[DATA], "send", now=now)
 
-    def _channel_data(self, data: bytes, source: Address, now: int) -> None:
+    def _channel_data(self, data: bytes, source: Address, *, now: int) -> None:
         number, payload = decode_channel_data(data)
         allocation = self.allocations.get(source)
         peer, ends = allocation.channels.get(number, (None, 0)) if allocation else (None, 0)
         if peer is None or ends <= now:
             self.dropped.append(f"channel {number:#06x} is not bound")
             return
-        self._relay(source, peer, payload, "channel", now)
+        self._relay(source, peer, payload, "channel", now=now)
 
-    def _relay(self, source: Address, peer: Address, data: bytes, by: str, now: int) -> None:
+    def _relay(self, source: Address, peer: Address, data: bytes, by: str, *, now: int) -> None:
         allocation = self.allocations.get(source)
         if allocation is None or allocation.permissions.get(peer.host, 0) <= now:
             self.dropped.append(f"{peer} is not permitted")
@@ -247,7 +247,7 @@ class Relay:
 
     # --------------------------------------------------------------------------------------------------- from peers
 
-    def from_peer(self, client: Address, peer: Address, data: bytes, now: int) -> bytes | None:
+    def from_peer(self, client: Address, peer: Address, data: bytes, *, now: int) -> bytes | None:
         """What the client gets of a peer's datagram, or None: not permitted."""
         allocation = self.allocations.get(client)
         if allocation is None or allocation.permissions.get(peer.host, 0) <= now:
@@ -274,7 +274,7 @@ class World:
     def __init__(
         self,
         *relays: Relay,
-        config: TurnConfig | None = None,
+        config: ClientConfig | None = None,
         credentials: Credentials | None = USER,
         transport: Transport = Transport.UDP,
         flow: bool = False,
@@ -294,7 +294,7 @@ class World:
         own = self.flow_ids.new() if flow else None
         self.locals: dict[Flow, Address] = {own: Address("192.0.2.9", 5000)} if own else {}
         self.client = TurnClient(
-            TurnServer(address=self.relay.address, transport=transport),
+            ServerAddress(address=self.relay.address, transport=transport),
             config,
             random=Random(seed),
             flow_ids=self.flow_ids,
@@ -337,7 +337,7 @@ class World:
             if first <= at:
                 heappop(self._queue)[2]()
             else:
-                self.client.tick(self.now)
+                self.client.tick(now=self.now)
             self._drain()
         self.now = Instant(until)
 
@@ -348,7 +348,7 @@ class World:
         """A peer sends; the server passes it on, or not."""
         flow = flow or self.client.flow
         assert flow is not None
-        frame = self.relay.from_peer(self.locals[flow], peer, data, self.now)
+        frame = self.relay.from_peer(self.locals[flow], peer, data, now=self.now)
         if frame is not None:
             self.inward(flow, self.relay.address, frame)
 
@@ -358,7 +358,7 @@ class World:
             return
         stream = flow in self._framers
         event: Input = StreamData(flow, data) if stream else Datagram(flow, remote, data)
-        self.later(self.delay, lambda: self.client.receive(event, self.now))
+        self.later(self.delay, lambda: self.client.receive(event, now=self.now))
 
     def _drain(self) -> None:
         for output in self.client.outputs():
@@ -376,7 +376,7 @@ class World:
         self.opens.append(request)
         if request.remote is not None and request.remote not in self.relays:
             gone = Closed(flow=request.flow, reason=f"{request.remote}: connection refused")
-            self.later(self.delay, lambda: self.client.receive(gone, self.now))
+            self.later(self.delay, lambda: self.client.receive(gone, now=self.now))
             return
         local = self.locals[request.flow] = Address("192.0.2.9", 5000 + len(self.opens))
         if request.transport.reliable:
@@ -384,7 +384,7 @@ class World:
             self._framers[request.flow] = StreamFramer()
             self._remotes[request.flow] = request.remote
         opened = Opened(flow=request.flow, local=local, remote=request.remote)
-        self.later(2 * self.delay, lambda: self.client.receive(opened, self.now))
+        self.later(2 * self.delay, lambda: self.client.receive(opened, now=self.now))
 
     def _send(self, output: Send) -> None:
         assert output.flow in self.locals and output.flow not in self.closes, f"sent by {output.flow}, not open"
@@ -397,7 +397,7 @@ class World:
         def arrive() -> None:
             framer = self._framers.get(flow)
             for frame in framer.feed(output.data) if framer else [output.data]:
-                answer = relay.take(frame, source, self.now)
+                answer = relay.take(frame, source, now=self.now)
                 if answer is not None:
                     self.inward(flow, relay.address, answer)
 

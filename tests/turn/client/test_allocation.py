@@ -30,13 +30,13 @@ from polynya.stun.registry import Method
 from polynya.turn.client import (
     Allocated,
     AllocationFailed,
+    ClientConfig,
     Lost,
     Released,
+    ServerAddress,
     ServerChosen,
     State,
     TurnClient,
-    TurnConfig,
-    TurnServer,
 )
 from tests.turn.client.relay import SERVER, USER, Relay, World, alternate
 
@@ -79,9 +79,9 @@ def test_an_allocation_is_made_used_and_freed(transport: Transport) -> None:
 
 
 def test_tls_is_opened_for_the_servers_name() -> None:
-    server = TurnServer(address=SERVER, transport=Transport.TLS, name="turn.example.org")
+    server = ServerAddress(address=SERVER, transport=Transport.TLS, name="turn.example.org")
     client = TurnClient(server, random=Random(1), flow_ids=FlowIds())
-    client.start(World().now)
+    client.start(now=World().now)
     [request] = client.outputs()
     assert request.server_name == "turn.example.org" and request.alpn == ("stun.turn",)
 
@@ -223,7 +223,7 @@ def test_servers_that_send_us_on_and_on_are_left() -> None:
 
 
 def test_one_allocation_can_have_both_families() -> None:
-    world = World(config=TurnConfig(families=(6, 4)))
+    world = World(config=ClientConfig(families=(6, 4)))
     world.run(1)
     request = world.relay.requests[0]
     assert request[ADDITIONAL_ADDRESS_FAMILY] == 6 and REQUESTED_ADDRESS_FAMILY not in request
@@ -232,7 +232,7 @@ def test_one_allocation_can_have_both_families() -> None:
 
 
 def test_a_family_that_is_refused_is_told_with_the_reason() -> None:
-    world = World(Relay(families=(4,)), config=TurnConfig(families=(4, 6)))
+    world = World(Relay(families=(4,)), config=ClientConfig(families=(4, 6)))
     world.run(1)
     [allocated] = world.of(Allocated)
     assert [address.family for address in allocated.relayed] == [4]
@@ -241,7 +241,7 @@ def test_a_family_that_is_refused_is_told_with_the_reason() -> None:
 
 
 def test_ipv6_alone_is_asked_for_by_its_own_attribute() -> None:
-    world = World(config=TurnConfig(families=(6,)))
+    world = World(config=ClientConfig(families=(6,)))
     world.run(1)
     assert world.relay.requests[0][REQUESTED_ADDRESS_FAMILY] == 6
     assert [address.family for address in world.client.relayed] == [6]
@@ -261,12 +261,12 @@ def wrong_family(request: Message) -> bytes:
 
 
 def test_a_pair_of_ports_is_reserved_and_the_second_taken() -> None:
-    world = World(config=TurnConfig(even_port=True))
+    world = World(config=ClientConfig(even_port=True))
     world.run(1)
     assert world.relay.requests[0][EVEN_PORT] is True
     token = world.of(Allocated)[0].reservation_token
     assert token == b"reserved"
-    second = World(config=TurnConfig(reservation_token=token, families=(6,)))
+    second = World(config=ClientConfig(reservation_token=token, families=(6,)))
     second.run(1)
     request = second.relay.requests[0]
     assert request[RESERVATION_TOKEN] == token and REQUESTED_ADDRESS_FAMILY not in request
@@ -278,10 +278,10 @@ def test_a_server_without_dont_fragment_is_asked_again_without_it() -> None:
             return None
         return Message.error(request, 420, None, {UNKNOWN_ATTRIBUTES: (0x1A,)}).encode()
 
-    world = World(Relay(trouble=trouble), config=TurnConfig(dont_fragment=True))
+    world = World(Relay(trouble=trouble), config=ClientConfig(dont_fragment=True))
     world.run(1)
     assert world.of(Allocated)[0].dont_fragment is False
-    able = World(config=TurnConfig(dont_fragment=True))
+    able = World(config=ClientConfig(dont_fragment=True))
     able.run(1)
     assert able.of(Allocated)[0].dont_fragment is True
 
@@ -301,7 +301,7 @@ def test_a_server_without_dont_fragment_is_asked_again_without_it() -> None:
 )
 def test_what_no_server_can_give_is_refused_before_anything_is_sent(options: dict) -> None:
     with pytest.raises(ConfigurationError):
-        TurnConfig(**options)
+        ClientConfig(**options)
 
 
 # ------------------------------------------------------------------------------------------------------------ its end

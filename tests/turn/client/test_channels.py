@@ -88,26 +88,26 @@ def test_a_number_rests_before_it_is_bound_to_another_peer() -> None:
     for peer in peers:
         channels.bind(peer)
 
-    def answer_all(now: Instant) -> list[tuple[int, Address]]:
+    def answer_all(*, now: Instant) -> list[tuple[int, Address]]:
         asks = channels.asks()
         for ask in asks:
-            channels.answered(Answer(ask, SUCCESS, None, "", now), now)
+            channels.answered(Answer(ask, SUCCESS, None, "", now), now=now)
         return [(ask.attributes[CHANNEL_NUMBER], ask.attributes[XOR_PEER_ADDRESS][0]) for ask in asks]
 
-    assert answer_all(now) == list(zip(range(0x4000, 0x5000), peers, strict=True))
+    assert answer_all(now=now) == list(zip(range(0x4000, 0x5000), peers, strict=True))
     channels.events()
     one_more = Address("192.0.2.52", 1)
     channels.bind(one_more)
     [failed] = channels.events()
     assert isinstance(failed, ChannelFailed) and failed.peer == one_more and "4096 channels" in failed.reason
-    channels.forget(peers[7], now)
+    channels.forget(peers[7], now=now)
     for seconds in (500, 899):  # the others are renewed meanwhile
-        channels.tick(Instant(seconds * SECOND))
+        channels.tick(now=Instant(seconds * SECOND))
         channels.bind(one_more)
-        assert one_more not in [peer for _, peer in answer_all(Instant(seconds * SECOND))]
-    channels.tick(Instant(900 * SECOND))  # 600 s of life and 300 s of rest are over
+        assert one_more not in [peer for _, peer in answer_all(now=Instant(seconds * SECOND))]
+    channels.tick(now=Instant(900 * SECOND))  # 600 s of life and 300 s of rest are over
     channels.bind(one_more)
-    assert (0x4007, one_more) in answer_all(Instant(900 * SECOND))
+    assert (0x4007, one_more) in answer_all(now=Instant(900 * SECOND))
 
 
 def test_a_peer_comes_back_to_its_number_at_any_time() -> None:

@@ -14,7 +14,7 @@ from polynya.stun.attributes import DATA, DONT_FRAGMENT, XOR_PEER_ADDRESS, IcmpV
 from polynya.stun.framing import encode_channel_data
 from polynya.stun.message import Message, Received, decode
 from polynya.stun.registry import Method
-from polynya.turn.client import ChannelBound, PeerUnreachable, Permitted, RelayedData, TurnConfig
+from polynya.turn.client import ChannelBound, ClientConfig, PeerUnreachable, Permitted, RelayedData
 from polynya.turn.client.indications import MAX_DATA, unreachable
 from tests.turn.client.relay import SERVER, World, icmp_indication
 
@@ -219,7 +219,7 @@ def test_a_silent_udp_path_is_kept_open_and_a_busy_one_left_alone() -> None:
 
 
 def test_keeping_the_path_open_can_be_left_to_others() -> None:
-    world = World(config=TurnConfig(keepalive=0))
+    world = World(config=ClientConfig(keepalive=0))
     world.run(590)
     assert not [data for _, data in world.out if data[:2] == b"\x00\x11"]
 

@@ -12,12 +12,12 @@ from polynya.core.instants import SECOND
 from polynya.stun.registry import Method
 from polynya.turn.client import (
     ChannelFailed,
+    ClientConfig,
     Lost,
     PermissionFailed,
     Permitted,
     RelayedData,
     State,
-    TurnConfig,
 )
 from polynya.turn.client.lifetimes import renewal
 from tests.turn.client.relay import Relay, World
@@ -126,7 +126,7 @@ def test_whatever_lifetime_the_server_grants_is_kept(lifetime: int) -> None:
 def test_a_longer_lifetime_is_asked_for_in_every_request() -> None:
     from polynya.stun.attributes import LIFETIME
 
-    world = standing(config=TurnConfig(lifetime=1200 * SECOND))
+    world = standing(config=ClientConfig(lifetime=1200 * SECOND))
     world.run(1200)
     asked = [m[LIFETIME] for m in world.relay.requests if m.method in (Method.ALLOCATE, Method.REFRESH)]
     assert len(asked) >= 3 and set(asked) == {1200}

@@ -10,7 +10,7 @@ from polynya.core.pacer import Pacer
 from polynya.stun.attributes import XOR_PEER_ADDRESS
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
-from polynya.turn.client import Allocated, PermissionFailed, Permitted, TurnConfig
+from polynya.turn.client import Allocated, ClientConfig, PermissionFailed, Permitted
 from tests.turn.client.relay import SERVER, USER, Relay, World
 
 PEERS = [Address(f"192.0.2.{number}", 4000) for number in range(50, 90)]
@@ -105,7 +105,7 @@ def test_a_peer_of_another_family_is_explained() -> None:
 
 
 def test_both_families_are_permitted_together_on_a_dual_allocation() -> None:
-    world = World(config=TurnConfig(families=(4, 6)))
+    world = World(config=ClientConfig(families=(4, 6)))
     world.run(1)
     peers = [PEERS[0], Address("2001:db8::50", 1)]
     world.do(world.client.permit, peers)

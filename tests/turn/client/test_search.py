@@ -40,7 +40,7 @@ class SearchWorld(World):
             elif isinstance(output, Resolve):
                 hosts = self.zone.get(output.name, ())
                 answer = Resolved(query=output, hosts=hosts, error="" if hosts else f"{output.name}: no such name")
-                self.later(0, lambda answer=answer: self.client.receive(answer, self.now))  # type: ignore[misc]
+                self.later(0, lambda answer=answer: self.client.receive(answer, now=self.now))  # type: ignore[misc]
         for event in self.client.events():
             self.events.append(event)
             self.times.append(self.now)

@@ -7,7 +7,7 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.flows import Transport
 from polynya.stun.uris import TurnUri
-from polynya.turn.client.events import TurnServer
+from polynya.turn.client.events import ServerAddress
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ from polynya.turn.client.events import TurnServer
 )
 def test_a_server_has_the_uri_that_it_would_be_asked_by(transport: Transport, name: str, uri: str) -> None:
     """RFC 7065, section 3.1."""
-    assert TurnServer(address=Address("192.0.2.1", 3478), transport=transport, name=name).uri == uri
+    assert ServerAddress(address=Address("192.0.2.1", 3478), transport=transport, name=name).uri == uri
     assert str(TurnUri.parse(uri)) == uri
 
 
 def test_an_ipv6_server_stands_in_brackets() -> None:
-    assert TurnServer(address=Address("2001:db8::1", 3478)).uri == "turn:[2001:db8::1]:3478?transport=udp"
+    assert ServerAddress(address=Address("2001:db8::1", 3478)).uri == "turn:[2001:db8::1]:3478?transport=udp"

@@ -14,7 +14,7 @@ from polynya.stun.framing import encode_channel_data
 from polynya.stun.integrity import IntegrityKey, userhash
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
-from polynya.turn.server.config import RelayHost, TurnConfig
+from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.relay_server import RelayServer
 from polynya.turn.server.users import StaticUsers, User
@@ -31,14 +31,14 @@ ALLOW = ("203.0.113.0/24", "2001:db8:9::/48")
 PASSWORDS = {"alice": "wonder", "bob": "builder"}
 
 
-def config(**changes: Any) -> TurnConfig:
+def config(**changes: Any) -> ServerConfig:
     values: dict[str, Any] = {
         "realm": REALM,
         "relays": (RelayHost(host=HOST), RelayHost(host=HOST6)),
         "policy": PeerPolicy(allow=ALLOW),
         "ports": (50000, 50099),
     }
-    return TurnConfig(**(values | changes))
+    return ServerConfig(**(values | changes))
 
 
 def users() -> StaticUsers:
@@ -48,7 +48,7 @@ def users() -> StaticUsers:
 class Table:
     """The server with its network: relay ports open as asked for, unless `taken`."""
 
-    def __init__(self, config: TurnConfig, directory: Any = None, seed: int = 1) -> None:
+    def __init__(self, config: ServerConfig, directory: Any = None, seed: int = 1) -> None:
         self.now = Instant(1000 * SECOND)
         self.server = RelayServer(config, directory or users(), FlowIds(), random=random.Random(seed))
         self.flows: dict[Flow, Address] = {}
@@ -62,7 +62,7 @@ class Table:
 
     def give(self, input: Any) -> list[Send]:
         """Give the server an input; what it sent in turn."""
-        self.server.receive(input, self.now)
+        self.server.receive(input, now=self.now)
         return self.drain()
 
     def drain(self) -> list[Send]:
@@ -79,11 +79,11 @@ class Table:
                     assert output.local is not None
                     number = self.taken.get(output.local)
                     if number is not None:
-                        self.server.receive(Closed(flow=output.flow, reason="in use", errno=number), self.now)
+                        self.server.receive(Closed(flow=output.flow, reason="in use", errno=number), now=self.now)
                     else:
                         assert output.local not in self.flows.values(), "bound twice"
                         self.flows[output.flow] = output.local
-                        self.server.receive(Opened(flow=output.flow, local=output.local), self.now)
+                        self.server.receive(Opened(flow=output.flow, local=output.local), now=self.now)
                 elif isinstance(output, Close):
                     self.flows.pop(output.flow, None)
                     self.closed.append(output.flow)
@@ -96,7 +96,7 @@ class Table:
         sent = self.drain()
         while (due := self.server.next_timer()) is not None and due <= end:
             self.now = max(due, self.now)
-            self.server.tick(self.now)
+            self.server.tick(now=self.now)
             sent += self.drain()
         self.now = end
         return sent

@@ -40,7 +40,7 @@ class Assault:
         self.random = random.Random(seed)
         self.table = Table(config(ports=(50000, 50031)))
         served = {LISTENER: Address(HOST, 3478), Flow(910): Address(HOST, 3479)}
-        self.table.server.control.set_origins(origins(served), self.table.now)
+        self.table.server.control.set_origins(origins(served), now=self.table.now)
         self.people: list[Person] = []
         self.cases = 0
         self.objects: list[int] = []
@@ -102,7 +102,7 @@ class Assault:
         }
         assert not any(left.values()), f"after {self.cases} cases: {left}"
         for _, ports in allocations._hosts:
-            ports._wake(table.now)
+            ports._wake(now=table.now)
             assert ports.free == 32, "a relay port has leaked"
         assert len(control.counters) < 200
         table.sent.clear()

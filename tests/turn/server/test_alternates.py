@@ -50,7 +50,9 @@ def test_a_stream_is_of_its_listeners_transport_until_it_closes() -> None:
     streams = Streams(Limits())
     streams.secure_listeners = (Flow(1),)
     tls, tcp = Client(Flow(10), FOUR), Client(Flow(11), FOUR)
-    assert streams.accept(tls, Instant(0), Flow(1)) and streams.accept(tcp, Instant(0), Flow(2))
+    assert streams.accept(tls, now=Instant(0), listener=Flow(1)) and streams.accept(
+        tcp, now=Instant(0), listener=Flow(2)
+    )
     assert [streams.transport(flow) for flow in (Flow(10), Flow(11), Flow(12))] == [
         Transport.TLS, Transport.TCP, Transport.UDP
     ]  # fmt: skip

@@ -41,6 +41,6 @@ def test_a_leak_of_memory_would_be_seen() -> None:
 
 def test_a_fault_in_the_server_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that is not given back when its Allocate is refused late."""
-    monkeypatch.setattr(RelayPorts, "release", lambda *_: None)
+    monkeypatch.setattr(RelayPorts, "release", lambda *_, **__: None)
     with pytest.raises(AssertionError, match="port has leaked"):
         Assault(1).run(100)

@@ -20,7 +20,7 @@ def nonces(lifetime: int = 600) -> Nonces:
 
 def test_a_nonce_is_short_printable_and_tells_the_features() -> None:
     """At most 127 characters that a quoted string may hold; 24 of them are the fewest for an answer to a stranger."""
-    made = nonces().make(CLIENT, START)
+    made = nonces().make(CLIENT, now=START)
     assert len(made) == 24 and made.isascii() and not set(made) & set(b'"\\')
     assert features_of(made) == SecurityFeature.PASSWORD_ALGORITHMS
 
@@ -28,39 +28,39 @@ def test_a_nonce_is_short_printable_and_tells_the_features() -> None:
 @pytest.mark.parametrize("age", [0, 1, 599])
 def test_it_is_good_for_its_lifetime(age: int) -> None:
     one = nonces()
-    assert one.valid(one.make(CLIENT, START), CLIENT, Instant(START + age * SECOND))
+    assert one.valid(one.make(CLIENT, now=START), CLIENT, now=Instant(START + age * SECOND))
 
 
 @pytest.mark.parametrize("age", [600, 601, 65_535, 65_536, 65_537, 65_536 * 3, 2**24, 2**32])
 def test_and_never_again_though_its_two_bytes_of_time_return(age: int) -> None:
     one = nonces()
-    assert not one.valid(one.make(CLIENT, START), CLIENT, Instant(START + age * SECOND))
+    assert not one.valid(one.make(CLIENT, now=START), CLIENT, now=Instant(START + age * SECOND))
 
 
 def test_one_from_the_future_is_none() -> None:
     one = nonces()
-    assert not one.valid(one.make(CLIENT, Instant(START + 5 * SECOND)), CLIENT, START)
+    assert not one.valid(one.make(CLIENT, now=Instant(START + 5 * SECOND)), CLIENT, now=START)
 
 
 @pytest.mark.parametrize("other", [CLIENT.with_port(4001), Address("198.51.100.2", 4000), Address("2001:db8::1", 4000)])
 def test_it_is_good_for_whom_it_was_made(other: Address) -> None:
     one = nonces()
-    assert not one.valid(one.make(CLIENT, START), other, START)
+    assert not one.valid(one.make(CLIENT, now=START), other, now=START)
 
 
 def test_another_key_or_other_features_make_another_one() -> None:
-    made = nonces().make(CLIENT, START)
-    assert not Nonces(b"k" * 32, SecurityFeature.PASSWORD_ALGORITHMS, 600 * SECOND).valid(made, CLIENT, START)
-    assert not Nonces(KEY, SecurityFeature.NONE, 600 * SECOND).valid(made, CLIENT, START)
+    made = nonces().make(CLIENT, now=START)
+    assert not Nonces(b"k" * 32, SecurityFeature.PASSWORD_ALGORITHMS, 600 * SECOND).valid(made, CLIENT, now=START)
+    assert not Nonces(KEY, SecurityFeature.NONE, 600 * SECOND).valid(made, CLIENT, now=START)
 
 
 def test_every_change_of_a_character_is_seen() -> None:
     """Base64 has several writings of the same eight bytes; one of them is ours."""
     one = nonces()
-    made = one.make(CLIENT, START)
+    made = one.make(CLIENT, now=START)
     for position in range(len(made)):
         for byte in range(256):
             changed = made[:position] + bytes((byte,)) + made[position + 1 :]
-            assert one.valid(changed, CLIENT, START) == (changed == made)
+            assert one.valid(changed, CLIENT, now=START) == (changed == made)
     for odd in (b"", made[:-1], made + b"=", made + b"A", made[:-1] + b"=", made * 2):
-        assert not one.valid(odd, CLIENT, START)
+        assert not one.valid(odd, CLIENT, now=START)

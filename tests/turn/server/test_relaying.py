@@ -148,11 +148,11 @@ def test_a_channel_that_the_plane_refused_need_not_rest(table: Table, alice: Per
     control = table.server.control
     control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.CHANNEL_BIND, {
         a.CHANNEL_NUMBER: 0x4000, a.XOR_PEER_ADDRESS: (PEER,)
-    })), table.now)  # fmt: skip
+    })), now=table.now)  # fmt: skip
     [permit] = control.outputs()
-    control.receive(Done(permit.number), table.now)  # type: ignore[union-attr]
+    control.receive(Done(permit.number), now=table.now)  # type: ignore[union-attr]
     [bind] = control.outputs()
-    control.receive(Refused(bind.number, "no memory"), table.now)  # type: ignore[union-attr]
+    control.receive(Refused(bind.number, "no memory"), now=table.now)  # type: ignore[union-attr]
     [answer] = control.outputs()
     assert isinstance(answer, Send) and code(decode(answer.data)) == 508
     second = PEER.with_port(7000)

@@ -20,7 +20,7 @@ def test_limits_count_for_what_comes_after_and_take_nothing_away() -> None:
     table = Table(config())
     people = [Person(table, Address(CLIENT.host, 1000 + number)) for number in range(3)]
     assert [code(person.allocate()) for person in people[:2]] == [0, 0]
-    table.server.control.set_config(config(limits=Limits(allocations=2)), table.now)
+    table.server.control.set_config(config(limits=Limits(allocations=2)), now=table.now)
     assert code(people[2].allocate()) == 486
     assert [code(person.refresh(600)) for person in people[:2]] == [0, 0]
 
@@ -31,7 +31,7 @@ def test_lifetimes_and_the_channel_range_count_at_once() -> None:
     alice.allocate()
     assert code(alice.bind(0x5000, PEER)) == 400
     changed = config(channel_range=ChannelRange.RFC5766, max_lifetime=700 * 10**9)
-    table.server.control.set_config(changed, table.now)
+    table.server.control.set_config(changed, now=table.now)
     assert code(alice.bind(0x5000, PEER)) == 0
     assert alice.refresh(3600)[a.LIFETIME] == 700
 
@@ -40,7 +40,7 @@ def test_users_may_change_and_allocations_go_on_until_their_next_request() -> No
     table = Table(config())
     alice = Person(table)
     alice.allocate()
-    table.server.control.set_directory(StaticUsers(REALM, [User.with_password("carol", REALM, "new")]), table.now)
+    table.server.control.set_directory(StaticUsers(REALM, [User.with_password("carol", REALM, "new")]), now=table.now)
     assert code(Person(table, Address(CLIENT.host, 1), "carol", "new").allocate()) == 0
     assert len(table.server.control.allocations.by_client) == 2
     assert code(alice.refresh(600)) == 401, "she is nobody now"
@@ -53,7 +53,7 @@ def test_a_new_directory_is_asked_about_those_who_were_known() -> None:
         carol.learn(carol.say(carol.build(Method.REFRESH)))
     table.give(UserFound("carol", User.with_password("carol", REALM, "sea")))
     assert code(carol.say(carol.build(Method.REFRESH))) == 437
-    table.server.control.set_directory(AskedUsers(), table.now)
+    table.server.control.set_directory(AskedUsers(), now=table.now)
     assert carol.say(carol.build(Method.REFRESH)) is None, "she is looked up again"
     table.give(UserFound("carol", None))
     assert code(carol.say(carol.build(Method.REFRESH))) == 401
@@ -65,4 +65,4 @@ def test_a_new_directory_is_asked_about_those_who_were_known() -> None:
 def test_what_clients_hold_on_to_is_fixed(change: dict[str, Any]) -> None:
     table = Table(config())
     with pytest.raises(ConfigurationError, match=next(iter(change))):
-        table.server.control.set_config(config(**change), table.now)
+        table.server.control.set_config(config(**change), now=table.now)

@@ -16,7 +16,7 @@ from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.commands import Done, Relay, RelayLost, SetExpiry
-from polynya.turn.server.config import Limits, RelayHost, TurnConfig
+from polynya.turn.server.config import Limits, RelayHost, ServerConfig
 from polynya.turn.server.events import AllocationCreated, AllocationEnded, Drained, RequestRefused
 from tests.turn.server.harness import (
     CLIENT,
@@ -55,7 +55,7 @@ def test_the_port_is_open_before_the_client_is_answered(table: Table) -> None:
     alice = Person(table)
     alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
     request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
-    table.server.receive(Datagram(LISTENER, CLIENT, request), table.now)
+    table.server.receive(Datagram(LISTENER, CLIENT, request), now=table.now)
     [opening] = table.server.outputs()
     assert opening.local.host == HOST, "only the request to open, no answer"
 
@@ -99,7 +99,7 @@ def test_a_request_that_comes_again_while_it_is_worked_on_is_answered_once(table
     alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
     request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
     for _ in range(3):
-        table.server.receive(Datagram(LISTENER, CLIENT, request), table.now)
+        table.server.receive(Datagram(LISTENER, CLIENT, request), now=table.now)
     assert len(table.drain()) == 1
     assert len(table.flows) == 1
 
@@ -247,7 +247,7 @@ def test_lifetimes_are_kept_within_bounds(table: Table, asked: int | None, given
     assert (ended.reason, ended.client.remote) == ("expired", CLIENT)
 
 
-def test_an_even_port_is_even_and_its_neighbour_waits_for_its_token(table: Table) -> None:
+def test_an_even_port_is_even_and_its_neighbor_waits_for_its_token(table: Table) -> None:
     alice = Person(table)
     answer = alice.allocate({a.EVEN_PORT: True})
     [relayed] = answer[a.XOR_RELAYED_ADDRESS]
@@ -288,14 +288,14 @@ def test_a_draining_server_spreads_its_clients_by_address_family() -> None:
         ((*there, there6), "2001:db8:7::1", {there6}),
         ((there6,), OTHER.host, set()),
     ):
-        table.server.control.drain(table.now, tuple(map(Alternate, alternates)))
+        table.server.control.drain(now=table.now, alternates=tuple(map(Alternate, alternates)))
         answers = [Person(table, Address(host, 5000 + number)).allocate() for number in range(20)]
         assert {code(answer) for answer in answers} == {300 if expected else 508}
         assert {each for answer in answers for each in answer.get(a.ALTERNATE_SERVER) or ()} == expected
 
 
 def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table, alice: Person) -> None:
-    table.server.control.drain(table.now, (Alternate(Address("192.0.2.99", 3478)),))
+    table.server.control.drain(now=table.now, alternates=(Alternate(Address("192.0.2.99", 3478)),))
     answer = Person(table, OTHER).allocate()
     assert code(answer) == 300 and answer[a.ALTERNATE_SERVER] == (Address("192.0.2.99", 3478),)
     assert code(alice.refresh()) == 0
@@ -307,7 +307,7 @@ def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table
 def test_a_reservation_that_outlives_its_allocation_is_waited_for(table: Table) -> None:
     alice = Person(table)
     alice.allocate({a.EVEN_PORT: True})
-    table.server.control.drain(table.now)
+    table.server.control.drain(now=table.now)
     alice.refresh(0)
     table.run_for(29)
     assert table.events(Drained) == []
@@ -340,11 +340,11 @@ def test_refresh_prolongs_and_zero_ends(table: Table, alice: Person) -> None:
 def test_a_refresh_that_meets_the_end_of_its_allocation_is_refused(table: Table, alice: Person) -> None:
     """The port is lost while the plane is told of the new expiry."""
     control, [relay] = table.server.control, alice.relayed
-    control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.REFRESH)), table.now)
+    control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.REFRESH)), now=table.now)
     [told] = control.outputs()
     assert isinstance(told, SetExpiry)
-    control.receive(RelayLost(Relay(relay), "gone"), table.now)
-    control.receive(Done(told.number), table.now)
+    control.receive(RelayLost(Relay(relay), "gone"), now=table.now)
+    control.receive(Done(told.number), now=table.now)
     answers = [decode(output.data) for output in control.outputs() if isinstance(output, Send)]
     assert [code(answer) for answer in answers] == [437]
 
@@ -410,8 +410,8 @@ def test_a_stream_that_closes_while_its_port_opens_leaves_nothing(table: Table) 
     table.open_stream(stream)
     alice = Person(table, stream=stream)
     alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
-    table.server.receive(StreamData(stream, alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})), table.now)
-    table.server.receive(Closed(flow=stream, reason="gone"), table.now)
+    table.server.receive(StreamData(stream, alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})), now=table.now)
+    table.server.receive(Closed(flow=stream, reason="gone"), now=table.now)
     assert table.drain() == []
     assert table.flows == {} and table.server.control.allocations.claimed == 0
     assert set(table.server.plane.size.values()) == {0}
@@ -489,7 +489,7 @@ def test_limits_are_checked_when_they_are_given() -> None:
 
 def test_what_the_rfc_recommends_is_the_default_and_what_it_warns_of_is_refused() -> None:
     """RFC 8656, sections 5 and 7.2."""
-    usual = TurnConfig(realm="example.org", relays=(RelayHost(host=HOST),))
+    usual = ServerConfig(realm="example.org", relays=(RelayHost(host=HOST),))
     assert usual.ports == (49152, 65535)
     assert (usual.default_lifetime, usual.max_lifetime) == (600 * SECOND, 3600 * SECOND)
     assert usual.nonce_lifetime <= 3600 * SECOND

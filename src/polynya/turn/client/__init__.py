@@ -2,7 +2,7 @@
 
 from .allocation import State
 from .client import TurnClient
-from .config import TurnConfig
+from .config import ClientConfig
 from .credentials import Credentials
 from .events import (
     Allocated,
@@ -16,9 +16,9 @@ from .events import (
     Permitted,
     RelayedData,
     Released,
+    ServerAddress,
     ServerChosen,
     TurnEvent,
-    TurnServer,
 )
 from .report import TurnReport
 
@@ -27,6 +27,7 @@ __all__ = [
     "AllocationFailed",
     "ChannelBound",
     "ChannelFailed",
+    "ClientConfig",
     "Credentials",
     "CredentialsNeeded",
     "Lost",
@@ -35,11 +36,10 @@ __all__ = [
     "Permitted",
     "RelayedData",
     "Released",
+    "ServerAddress",
     "ServerChosen",
     "State",
     "TurnClient",
-    "TurnConfig",
     "TurnEvent",
     "TurnReport",
-    "TurnServer",
 ]

@@ -55,8 +55,8 @@ from polynya.stun.message import Message
 from polynya.stun.registry import ErrorCode, Method
 from polynya.turn.numbers import DEFAULT_LIFETIME, MAX_LIFETIME, UDP
 
-from .config import TurnConfig
-from .events import Allocated, AllocationFailed, Lost, Released, ServerChosen, TurnServer
+from .config import ClientConfig
+from .events import Allocated, AllocationFailed, Lost, Released, ServerAddress, ServerChosen
 from .lifetimes import RETRY, renewal
 from .requests import Answer, Ask
 
@@ -109,7 +109,13 @@ class Allocation:
     """One allocation. Drained by the client: `asks`, then `outputs` (after the sends of the asks), then `events`."""
 
     def __init__(
-        self, server: TurnServer, config: TurnConfig, *, flow_ids: FlowIds, flow: Flow | None, trace: Tracer = NO_TRACE
+        self,
+        server: ServerAddress,
+        config: ClientConfig,
+        *,
+        flow_ids: FlowIds,
+        flow: Flow | None,
+        trace: Tracer = NO_TRACE,
     ) -> None:
         self.state = State.NEW
         self.server = server
@@ -134,77 +140,77 @@ class Allocation:
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         if self.state is State.NEW:
-            self._approach("an allocation was asked for", now, fresh=self.flow is None)
+            self._approach("an allocation was asked for", now=now, fresh=self.flow is None)
 
-    def close(self, now: Instant, *, may_stand: bool) -> None:
+    def close(self, *, now: Instant, may_stand: bool) -> None:
         """Free it. `may_stand`: an Allocate is under way that the server may have granted."""
         if self.state is State.ALLOCATED:
-            self._become(State.CLOSING, "closed here", now)
+            self._become(State.CLOSING, "closed here", now=now)
             self._timers.clear()
             self._timers.set(_Timer.PATIENCE, Instant(now + CLOSE_PATIENCE))
             self._asks.append(self._release())
         elif self.state is State.ALLOCATING and may_stand:
-            self._become(State.CLOSING, "closed here while allocating", now)
+            self._become(State.CLOSING, "closed here while allocating", now=now)
             self._timers.set(_Timer.PATIENCE, Instant(now + CLOSE_PATIENCE))
         elif self.state in (State.NEW, State.OPENING, State.ALLOCATING):
-            self._released("closed here before there was an allocation", now)
+            self._released("closed here before there was an allocation", now=now)
 
-    def renew(self, now: Instant) -> None:
+    def renew(self, *, now: Instant) -> None:
         """Refresh it now: there is reason to doubt that it stands."""
         if self.state is State.ALLOCATED:
             self._timers.set(_Timer.RENEW, now)
-            self.tick(now)
+            self.tick(now=now)
 
     def free_unseen(self) -> None:
         """An Allocate is under way that the server may grant: free what it gives, after it."""
         if not self.relayed:
             self._asks.append(self._release())
 
-    def leave(self, now: Instant) -> None:
+    def leave(self, *, now: Instant) -> None:
         """Wait no longer to hear that it is freed."""
         if self.state is State.CLOSING:
-            self._released("closed here; no answer was waited for", now)
+            self._released("closed here; no answer was waited for", now=now)
 
-    def opened(self, flow: Flow, now: Instant) -> None:
+    def opened(self, flow: Flow, *, now: Instant) -> None:
         """Our own flow is open."""
         if self.state is State.OPENING and flow == self.flow:
-            self._allocate("its flow is open", now)
+            self._allocate("its flow is open", now=now)
 
-    def flow_gone(self, reason: str, now: Instant, *, still_open: bool = False) -> None:
+    def flow_gone(self, reason: str, *, now: Instant, still_open: bool = False) -> None:
         """The flow was closed by the other side or the system, could not be opened, or is of no use any more."""
         self._ours = self._ours and still_open
-        self._end(None, reason, now)
+        self._end(None, reason, now=now)
 
-    def gone(self, code: int | None, reason: str, now: Instant) -> None:
+    def gone(self, code: int | None, reason: str, *, now: Instant) -> None:
         """Another part of the client was told that there is no allocation."""
         if self.state is State.ALLOCATED:
-            self._end(code, reason, now)
+            self._end(code, reason, now=now)
 
     # -------------------------------------------------------------------------------------------------------- machine
 
-    def answered(self, answer: Answer, now: Instant) -> None:
+    def answered(self, answer: Answer, *, now: Instant) -> None:
         """The end of one of our requests."""
         if answer.ask.method == Method.ALLOCATE:
-            self._allocate_answered(answer, now)
+            self._allocate_answered(answer, now=now)
         elif self.state is State.CLOSING:
             if answer.ask.attributes[LIFETIME]:
                 return  # a refresh that was under way
             freed = answer.ok or answer.code == ErrorCode.ALLOCATION_MISMATCH
-            self._released("the server has freed it" if freed else answer.reason, now)
+            self._released("the server has freed it" if freed else answer.reason, now=now)
         elif self.state is State.ALLOCATED:
-            self._refresh_answered(answer, now)
+            self._refresh_answered(answer, now=now)
 
-    def tick(self, now: Instant) -> None:
-        for timer in self._timers.due(now):
+    def tick(self, *, now: Instant) -> None:
+        for timer in self._timers.due(now=now):
             if timer is _Timer.RENEW:
                 self._asks.append(Ask(Method.REFRESH, {LIFETIME: self._config.lifetime // SECOND}))
             elif timer is _Timer.END:
                 why = self.attempts[-1].reason if self.attempts else "it was not answered"
-                self._end(None, f"the allocation could not be refreshed before its lifetime ended: {why}", now)
+                self._end(None, f"the allocation could not be refreshed before its lifetime ended: {why}", now=now)
             else:
-                self._released(f"{self.server} did not say in time that it is freed", now)
+                self._released(f"{self.server} did not say in time that it is freed", now=now)
 
     def next_timer(self) -> Instant | None:
         return self._timers.next()
@@ -223,18 +229,18 @@ class Allocation:
 
     # ----------------------------------------------------------------------------------------------- flow and server
 
-    def _approach(self, reason: str, now: Instant, *, fresh: bool) -> None:
+    def _approach(self, reason: str, *, now: Instant, fresh: bool) -> None:
         """Go to `self.server`: by the flow that there is, or by a fresh one."""
         if fresh:
             self._close_flow()
             self.flow = self._flow_ids.new()
             self._ours = True
-            self._become(State.OPENING, reason, now)
+            self._become(State.OPENING, reason, now=now)
             self._outputs.append(self._open(self.flow))
         assert self.flow is not None
         self._events.append(ServerChosen(flow=self.flow, server=self.server, reason=reason))
         if not fresh:
-            self._allocate(reason, now)
+            self._allocate(reason, now=now)
 
     def _open(self, flow: Flow) -> Open:
         server, config = self.server, self._config
@@ -259,8 +265,8 @@ class Allocation:
 
     # ------------------------------------------------------------------------------------------------------- allocate
 
-    def _allocate(self, reason: str, now: Instant) -> None:
-        self._become(State.ALLOCATING, reason, now)
+    def _allocate(self, reason: str, *, now: Instant) -> None:
+        self._become(State.ALLOCATING, reason, now=now)
         config = self._config
         values: dict[Attribute[Any], Any] = {REQUESTED_TRANSPORT: UDP}
         if config.lifetime != DEFAULT_LIFETIME:
@@ -277,66 +283,66 @@ class Allocation:
             values[DONT_FRAGMENT] = True
         self._asks.append(Ask(Method.ALLOCATE, values))
 
-    def _allocate_answered(self, answer: Answer, now: Instant) -> None:
+    def _allocate_answered(self, answer: Answer, *, now: Instant) -> None:
         if self.state is State.CLOSING:
             if answer.ok:
                 self._asks.append(self._release())
             else:
-                self._released("there was no allocation after all", now)
+                self._released("there was no allocation after all", now=now)
             return
         if self.state is not State.ALLOCATING:
             return
         if answer.ok:
             assert answer.message is not None
-            self._succeeded(answer.message, answer.sent_at, now)
+            self._succeeded(answer.message, answer.sent_at, now=now)
             return
         self.attempts.append(Attempt(str(self.server), answer.reason))
         message = answer.message
         if answer.code == ErrorCode.TRY_ALTERNATE and message is not None:
-            self._try_alternate(message, answer, now)
+            self._try_alternate(message, answer, now=now)
         elif answer.code == ErrorCode.ALLOCATION_MISMATCH and self._ports < MAX_PORTS:
             self._ports += 1
-            self._approach("another port is tried: the server takes the last one for in use", now, fresh=True)
+            self._approach("another port is tried: the server takes the last one for in use", now=now, fresh=True)
         elif self._dont_fragment and message is not None and self._unknown(message, DONT_FRAGMENT):
             self._dont_fragment = False
-            self._allocate("asked again without DONT-FRAGMENT, which the server does not know", now)
+            self._allocate("asked again without DONT-FRAGMENT, which the server does not know", now=now)
         else:
-            self._end(answer.code, answer.reason, now)
+            self._end(answer.code, answer.reason, now=now)
 
     @staticmethod
     def _unknown(message: Message, attribute: Attribute[Any]) -> bool:
         return attribute.number in (message.get(UNKNOWN_ATTRIBUTES) or ())
 
-    def _try_alternate(self, message: Message, answer: Answer, now: Instant) -> None:
+    def _try_alternate(self, message: Message, answer: Answer, *, now: Instant) -> None:
         """Go where the server sends us (RFC 8489, section 10), by the same transport."""
         named = message.get(ALTERNATE_SERVER) or ()
         known = [server.address for server in self._servers]
         fresh = [address for address in named if address not in known and address.port]
         fresh.sort(key=lambda address: address.family != self.server.address.family)
         if len(self._servers) > MAX_HOPS:
-            self._end(answer.code, f"{answer.reason}; {MAX_HOPS} others did before", now)
+            self._end(answer.code, f"{answer.reason}; {MAX_HOPS} others did before", now=now)
         elif not fresh:
-            self._end(answer.code, f"{answer.reason}, and names none that was not asked before", now)
+            self._end(answer.code, f"{answer.reason}, and names none that was not asked before", now=now)
         else:
             old, name = self.server, message.get(ALTERNATE_DOMAIN) or self.server.name
-            self.server = TurnServer(address=fresh[0], transport=old.transport, name=name)
+            self.server = ServerAddress(address=fresh[0], transport=old.transport, name=name)
             self._servers.append(self.server)
             serves = old.transport is Transport.UDP and old.address.family == self.server.address.family
-            self._approach(f"{old} sends us there", now, fresh=not serves)
+            self._approach(f"{old} sends us there", now=now, fresh=not serves)
 
-    def _succeeded(self, message: Message, sent_at: Instant, now: Instant) -> None:
+    def _succeeded(self, message: Message, sent_at: Instant, *, now: Instant) -> None:
         families = self._config.families
         given = message.get(XOR_RELAYED_ADDRESS) or ()
         relayed = [address for family in families for address in given if address.family == family]
         lifetime = self._lifetime(message)
         if not relayed or not lifetime:
             what = "a lifetime of zero" if relayed else "no relayed address that was asked for"
-            self._end(None, f"{self.server} answered with success and {what}", now)
+            self._end(None, f"{self.server} answered with success and {what}", now=now)
             self._asks.append(self._release())  # RFC 8656, section 7.3: what cannot be used is given back
             return
         self.relayed = tuple(relayed)
         self.mapped = message.get(XOR_MAPPED_ADDRESS)
-        self._become(State.ALLOCATED, f"relayed at {', '.join(map(str, relayed))}", now)
+        self._become(State.ALLOCATED, f"relayed at {', '.join(map(str, relayed))}", now=now)
         self._granted(lifetime, sent_at)
         assert self.flow is not None
         self._events.append(
@@ -365,16 +371,16 @@ class Allocation:
 
     # -------------------------------------------------------------------------------------------------------- refresh
 
-    def _refresh_answered(self, answer: Answer, now: Instant) -> None:
+    def _refresh_answered(self, answer: Answer, *, now: Instant) -> None:
         if answer.ok:
             assert answer.message is not None
             lifetime = self._lifetime(answer.message)
             if lifetime:
                 self._granted(lifetime, answer.sent_at)
             else:
-                self._end(None, f"{self.server} ended the allocation: it granted a lifetime of zero", now)
+                self._end(None, f"{self.server} ended the allocation: it granted a lifetime of zero", now=now)
         elif answer.code == ErrorCode.ALLOCATION_MISMATCH:
-            self._end(answer.code, answer.reason, now)
+            self._end(answer.code, answer.reason, now=now)
         else:
             self.attempts.append(Attempt(str(self.server), answer.reason))
             self._timers.set(_Timer.RENEW, Instant(now + RETRY))
@@ -396,31 +402,31 @@ class Allocation:
 
     # ------------------------------------------------------------------------------------------------------------ end
 
-    def _end(self, code: int | None, reason: str, now: Instant) -> None:
+    def _end(self, code: int | None, reason: str, *, now: Instant) -> None:
         """It failed, was lost, or is over as we wanted it to be."""
         if self.state is State.ALLOCATED:
-            self._finish(State.LOST, reason, now)
+            self._finish(State.LOST, reason, now=now)
             self._events.append(Lost(code=code, reason=reason))
         elif self.state is State.CLOSING:
-            self._released(reason, now)
+            self._released(reason, now=now)
         elif self.state in (State.OPENING, State.ALLOCATING):
-            self._finish(State.FAILED, reason, now)
+            self._finish(State.FAILED, reason, now=now)
             self._events.append(AllocationFailed(code=code, reason=reason, server=self.server))
 
-    def _released(self, reason: str, now: Instant) -> None:
-        self._finish(State.CLOSED, reason, now)
+    def _released(self, reason: str, *, now: Instant) -> None:
+        self._finish(State.CLOSED, reason, now=now)
         self._events.append(Released(reason=reason))
 
-    def _finish(self, state: State, reason: str, now: Instant) -> None:
-        self._become(state, reason, now)
+    def _finish(self, state: State, reason: str, *, now: Instant) -> None:
+        self._become(state, reason, now=now)
         self._timers.clear()
         self._asks.clear()
         self._close_flow()
 
-    def _become(self, state: State, reason: str, now: Instant) -> None:
+    def _become(self, state: State, reason: str, *, now: Instant) -> None:
         """The one writer of `state`."""
         assert state in TRANSITIONS[self.state], f"{self.state} does not become {state}"
         self.state = state
         self.history.append((now, state, reason))
         if self._trace.enabled:
-            self._trace(now, "server", reason, server=str(self.server), state=state.value)
+            self._trace.server(reason, now=now, server=str(self.server), state=state.value)

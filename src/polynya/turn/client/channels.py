@@ -96,11 +96,11 @@ class Channels:
             return
         self._ask(channel)
 
-    def forget(self, peer: Address, now: Instant) -> None:
+    def forget(self, peer: Address, *, now: Instant) -> None:
         """Renew it no more and send nothing on it."""
         channel = self._by_peer.get(peer)
         if channel is not None and channel.state is not State.RESTING:
-            self._rest(channel, now)
+            self._rest(channel, now=now)
 
     def clear(self) -> None:
         """The allocation is gone."""
@@ -145,7 +145,7 @@ class Channels:
 
     # -------------------------------------------------------------------------------------------------------- machine
 
-    def answered(self, answer: Answer, now: Instant) -> Address | None:
+    def answered(self, answer: Answer, *, now: Instant) -> Address | None:
         """The end of one of our requests; the peer, when its channel stands."""
         channel = self._by_number.get(answer.ask.subject)
         if channel is None:
@@ -161,17 +161,17 @@ class Channels:
         if channel.state is State.BOUND and answer.code in TEMPORARY:
             self._timers.set((_Timer.RENEW, channel.number), Instant(now + RETRY))
             return None
-        self._rest(channel, now)
+        self._rest(channel, now=now)
         self._events.append(ChannelFailed(peer=channel.peer, code=answer.code, reason=answer.reason))
         return None
 
-    def tick(self, now: Instant) -> None:
-        for timer, number in self._timers.due(now):
+    def tick(self, *, now: Instant) -> None:
+        for timer, number in self._timers.due(now=now):
             channel = self._by_number[number]
             if timer is _Timer.RENEW:
                 self._ask(channel)
             elif timer is _Timer.END:
-                self._rest(channel, now)
+                self._rest(channel, now=now)
                 reason = f"the channel to {channel.peer} could not be renewed in time"
                 self._events.append(ChannelFailed(peer=channel.peer, code=None, reason=reason))
             else:
@@ -203,7 +203,7 @@ class Channels:
         self._timers.set((_Timer.RENEW, channel.number), Instant(sent_at + renewal(CHANNEL_LIFETIME)))
         self._timers.set((_Timer.END, channel.number), channel.ends)
 
-    def _rest(self, channel: _Channel, now: Instant) -> None:
+    def _rest(self, channel: _Channel, *, now: Instant) -> None:
         """What comes on it is still taken: the server may not have ended it yet."""
         if channel.state is State.ASKED:  # whether the server has bound it is not known
             channel.ends = Instant(now + CHANNEL_LIFETIME)

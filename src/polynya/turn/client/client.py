@@ -42,9 +42,9 @@ from polynya.stun.registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Metho
 
 from .allocation import ENDED, Allocation, State
 from .channels import Channels
-from .config import TurnConfig
+from .config import ClientConfig
 from .credentials import Credentials
-from .events import CredentialsNeeded, PeerUnreachable, RelayedData, ServerChosen, TurnEvent, TurnServer
+from .events import CredentialsNeeded, PeerUnreachable, RelayedData, ServerAddress, ServerChosen, TurnEvent
 from .indications import MAX_DATA, read_data_indication, send_indication
 from .keepalive import Keepalive
 from .permissions import Permissions
@@ -61,8 +61,8 @@ class TurnClient:
 
     def __init__(
         self,
-        server: TurnServer,
-        config: TurnConfig | None = None,
+        server: ServerAddress,
+        config: ClientConfig | None = None,
         *,
         random: random_module.Random,
         flow_ids: FlowIds,
@@ -73,7 +73,7 @@ class TurnClient:
     ) -> None:
         if flow is not None and server.transport.reliable:
             raise ValueError("a stream to a TURN server is opened by its client: leave the flow out")
-        self.config = config or TurnConfig()
+        self.config = config or ClientConfig()
         self._draw = random.randbytes
         self._trace = trace
         self._allocation = Allocation(server, self.config, flow_ids=flow_ids, flow=flow, trace=trace)
@@ -95,59 +95,59 @@ class TurnClient:
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Allocate. A second call changes nothing."""
-        self._allocation.start(now)
-        self._collect(now)
+        self._allocation.start(now=now)
+        self._collect(now=now)
 
-    def permit(self, peers: Iterable[Address], now: Instant) -> None:
+    def permit(self, peers: Iterable[Address], *, now: Instant) -> None:
         """Let these peers send to the relay, and us to them, until they are forgotten. Any port of a host will do.
 
         Ends with `Permitted` or `PermissionFailed` for each. Before there is an allocation it is asked for later.
         """
         if self.state not in ENDED:
             self._permissions.permit(peers)
-            self._collect(now)
+            self._collect(now=now)
 
-    def bind(self, peer: Address, now: Instant) -> None:
+    def bind(self, peer: Address, *, now: Instant) -> None:
         """Have a channel to this peer, and so its permission. Ends with `ChannelBound` or `ChannelFailed`."""
         if self.state not in ENDED:
             self._channels.bind(peer)
-            self._collect(now)
+            self._collect(now=now)
 
-    def forget(self, peer: Address, now: Instant) -> None:
+    def forget(self, peer: Address, *, now: Instant) -> None:
         """Renew neither the permission of this peer's host nor its channel, and take nothing from the host."""
         self._permissions.forget(peer.host)
-        self._channels.forget(peer, now)
+        self._channels.forget(peer, now=now)
 
-    def set_credentials(self, credentials: Credentials, now: Instant) -> None:
+    def set_credentials(self, credentials: Credentials, *, now: Instant) -> None:
         """Sign with these from now on: the answer to `CredentialsNeeded`, or before the old ones expire."""
-        self._requests.set_credentials(credentials, now)
-        self._collect(now)
+        self._requests.set_credentials(credentials, now=now)
+        self._collect(now=now)
 
-    def renew(self, now: Instant) -> None:
+    def renew(self, *, now: Instant) -> None:
         """Refresh the allocation now: there is reason to doubt that it stands. `Lost` follows if it does not."""
-        self._allocation.renew(now)
-        self._collect(now)
+        self._allocation.renew(now=now)
+        self._collect(now=now)
 
-    def close(self, now: Instant, *, wait: bool = True) -> None:
+    def close(self, *, now: Instant, wait: bool = True) -> None:
         """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds.
 
         Without `wait` it follows at once: the server is told, and a flow of our own is closed.
         """
-        self._allocation.close(now, may_stand=self._requests.signed_under_way)
+        self._allocation.close(now=now, may_stand=self._requests.signed_under_way)
         if not wait and self.state is State.CLOSING:
             self._allocation.free_unseen()
-            self._collect(now)
-            self._allocation.leave(now)
-        self._collect(now)
+            self._collect(now=now)
+            self._allocation.leave(now=now)
+        self._collect(now=now)
 
     @property
     def state(self) -> State:
         return self._allocation.state
 
     @property
-    def server(self) -> TurnServer:
+    def server(self) -> ServerAddress:
         """Who is asked now: after a 300 not the one that was given."""
         return self._allocation.server
 
@@ -196,7 +196,7 @@ class TurnClient:
 
     # ----------------------------------------------------------------------------------------------------------- data
 
-    def send(self, peer: Address, data: bytes, now: Instant, *, dont_fragment: bool = False) -> bool:
+    def send(self, peer: Address, data: bytes, *, now: Instant, dont_fragment: bool = False) -> bool:
         """Send a datagram to a peer; False, and counted, while the peer is not permitted or it is too long.
 
         `dont_fragment` asks for the DF bit, which only a Send indication can carry.
@@ -208,48 +208,48 @@ class TurnClient:
                 return False
             frame = send_indication(self._draw(TRANSACTION_ID_LENGTH), peer, data, dont_fragment=dont_fragment)
         if self._trace.enabled:
-            self._trace(now, "data", "relayed", flow=self._flow.id, remote=str(peer), length=len(data))
+            self._trace.data("relayed", now=now, flow=self._flow.id, remote=str(peer), length=len(data))
         self._outputs.append(Send(self._flow, self._address, frame))
-        self._keepalive.spoke(now)
+        self._keepalive.spoke(now=now)
         return True
 
     # -------------------------------------------------------------------------------------------------------- machine
 
-    def receive(self, input: Input | Received, now: Instant) -> None:
+    def receive(self, input: Input | Received, *, now: Instant) -> None:
         """Take in what happened. What is not for this client is dropped and counted."""
         match input:
             case Datagram() | Received() if not self.expects(input.flow, input.remote):
                 self._counters["not from the server"] += 1
             case Datagram():
-                self._frame(input.data, input.packet, now)
+                self._frame(input.data, input.packet, now=now)
             case Received():
-                self._message(input.message, input.packet, now)
+                self._message(input.message, input.packet, now=now)
             case StreamData():
                 if input.flow == self._flow and self._framer is not None:
-                    self._stream(input.data, self._framer, now)
+                    self._stream(input.data, self._framer, now=now)
             case Opened() | Closed() | IcmpError() | SendFailed() if input.flow == self._flow:
                 if isinstance(input, Opened):
-                    self._allocation.opened(input.flow, now)
+                    self._allocation.opened(input.flow, now=now)
                 elif isinstance(input, Closed):
-                    self._allocation.flow_gone(input.reason, now)
+                    self._allocation.flow_gone(input.reason, now=now)
                 else:
-                    self._requests.failed(input, now)
-                self._collect(now)
+                    self._requests.failed(input, now=now)
+                self._collect(now=now)
             case _:
                 pass
 
-    def tick(self, now: Instant) -> None:
-        self._requests.tick(now)
-        self._allocation.tick(now)
-        self._permissions.tick(now)
-        self._channels.tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self._requests.tick(now=now)
+        self._allocation.tick(now=now)
+        self._permissions.tick(now=now)
+        self._channels.tick(now=now)
         quiet = self._keepalive.next_timer()
         if quiet is not None and now >= quiet:
-            self._keepalive.spoke(now)
+            self._keepalive.spoke(now=now)
             self._outputs.append(
                 Send(self._flow, self._address, self._keepalive.indication(self._draw(TRANSACTION_ID_LENGTH)))
             )
-        self._collect(now)
+        self._collect(now=now)
 
     def next_timer(self) -> Instant | None:
         return self._due
@@ -264,57 +264,57 @@ class TurnClient:
 
     # -------------------------------------------------------------------------------------------------------- packets
 
-    def _stream(self, data: bytes, framer: StreamFramer, now: Instant) -> None:
+    def _stream(self, data: bytes, framer: StreamFramer, *, now: Instant) -> None:
         for frame in framer.feed(data):
-            self._frame(frame, 0, now)
+            self._frame(frame, 0, now=now)
         if framer.error is not None:
             reason = f"{self.server} broke the stream's framing: {framer.error}"
-            self._allocation.flow_gone(reason, now, still_open=True)
-            self._collect(now)
+            self._allocation.flow_gone(reason, now=now, still_open=True)
+            self._collect(now=now)
 
-    def _frame(self, data: bytes, packet: int, now: Instant) -> None:
+    def _frame(self, data: bytes, packet: int, *, now: Instant) -> None:
         if data and data[0] >> 6 == 1:
             unwrapped = self.unwrap(data)
             if unwrapped is None:
-                self._drop("data on no channel of ours", packet, now)
+                self._drop("data on no channel of ours", packet, now=now)
             else:
-                self._incoming(RelayedData(*unwrapped, packet), now)
+                self._incoming(RelayedData(*unwrapped, packet), now=now)
         else:
             try:
-                self._message(decode(data), packet, now)
+                self._message(decode(data), packet, now=now)
             except DecodeError as error:
-                self._drop("malformed", packet, now, str(error))
+                self._drop("malformed", packet, now=now, reason=str(error))
 
-    def _message(self, message: Message, packet: int, now: Instant) -> None:
+    def _message(self, message: Message, packet: int, *, now: Instant) -> None:
         if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
-            self._requests.receive(message, self._flow, self._address, now)
-            self._collect(now)
+            self._requests.receive(message, self._flow, self._address, now=now)
+            self._collect(now=now)
         elif message.cls is Class.INDICATION and message.method == Method.DATA:
             found = read_data_indication(message, packet)
             if found is not None:
-                self._incoming(found, now)
+                self._incoming(found, now=now)
             else:
-                self._drop("a Data indication without peer or data", packet, now)
+                self._drop("a Data indication without peer or data", packet, now=now)
         else:
-            self._drop("neither an answer nor data", packet, now)
+            self._drop("neither an answer nor data", packet, now=now)
 
-    def _incoming(self, found: RelayedData | PeerUnreachable, now: Instant) -> None:
+    def _incoming(self, found: RelayedData | PeerUnreachable, *, now: Instant) -> None:
         peer = found.peer
         if self.state is not State.ALLOCATED or (peer.host not in self._permissions and peer not in self._channels):
-            self._drop("from a peer that was not permitted", 0, now)
+            self._drop("from a peer that was not permitted", 0, now=now)
             return
         if self._trace.enabled and isinstance(found, RelayedData):
-            self._trace(now, "data", "relayed", flow=self._flow.id, remote=str(peer), length=len(found.data))
+            self._trace.data("relayed", now=now, flow=self._flow.id, remote=str(peer), length=len(found.data))
         self._events.append(found)
 
-    def _drop(self, what: str, packet: int, now: Instant, reason: str = "") -> None:
+    def _drop(self, what: str, packet: int, *, now: Instant, reason: str = "") -> None:
         self._counters[what] += 1
         if self._trace.enabled:
-            self._trace(now, "message-dropped", reason or what, remote=str(self._address), packet=packet)
+            self._trace.message_dropped(reason or what, now=now, remote=str(self._address), packet=packet)
 
     # ---------------------------------------------------------------------------------------------------------- parts
 
-    def _collect(self, now: Instant) -> None:
+    def _collect(self, *, now: Instant) -> None:
         """Hand asks to the requests and answers to whose they are, until all is quiet; then gather what came out."""
         while True:
             for event in self._allocation.events():
@@ -325,12 +325,12 @@ class TurnClient:
             if self.state is State.ALLOCATED:
                 asks += self._permissions.asks() + self._channels.asks()
                 if self._framer is None:
-                    self._keepalive.start(now)
+                    self._keepalive.start(now=now)
             for ask in asks:
-                self._requests.ask(ask, now)
+                self._requests.ask(ask, now=now)
             answers = self._requests.events()
             for answer in answers:
-                self._answered(answer, now)
+                self._answered(answer, now=now)
             if not asks and not answers:
                 break
         self._outputs += self._requests.outputs()
@@ -349,17 +349,17 @@ class TurnClient:
         self._channels.padded = self._framer is not None
         self._requests.aim(chosen.flow, chosen.server)
 
-    def _answered(self, answer: Answer | CredentialsNeeded, now: Instant) -> None:
+    def _answered(self, answer: Answer | CredentialsNeeded, *, now: Instant) -> None:
         if isinstance(answer, CredentialsNeeded):
             self._events.append(answer)
             return
         if answer.code == ErrorCode.ALLOCATION_MISMATCH:
-            self._allocation.gone(answer.code, answer.reason, now)
+            self._allocation.gone(answer.code, answer.reason, now=now)
         if answer.ask.method == Method.CREATE_PERMISSION:
-            self._permissions.answered(answer, now)
+            self._permissions.answered(answer, now=now)
         elif answer.ask.method == Method.CHANNEL_BIND:
-            peer = self._channels.answered(answer, now)
+            peer = self._channels.answered(answer, now=now)
             if peer is not None:
                 self._permissions.by_channel(peer, answer.sent_at)
         else:
-            self._allocation.answered(answer, now)
+            self._allocation.answered(answer, now=now)

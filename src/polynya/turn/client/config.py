@@ -12,7 +12,7 @@ from polynya.turn.numbers import DEFAULT_LIFETIME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnConfig:
+class ClientConfig:
     """ConfigurationError for what no server can give. Durations are nanoseconds."""
 
     families: tuple[int, ...] = (IPV4,)

@@ -11,7 +11,7 @@ from polynya.stun.attributes import AddressError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnServer:
+class ServerAddress:
     """One address of a TURN server and how it is reached. `name` is what its TLS certificate must be for."""
 
     address: Address
@@ -38,7 +38,7 @@ class ServerChosen:
     """
 
     flow: Flow
-    server: TurnServer
+    server: ServerAddress
     reason: str
 
 
@@ -53,7 +53,7 @@ class Allocated:
     lifetime: int
     """Seconds until it is refreshed, at the latest."""
     flow: Flow
-    server: TurnServer
+    server: ServerAddress
     refused: tuple[AddressError, ...] = ()
     """The families that were asked for and not given, with the reason."""
     reservation_token: bytes | None = None
@@ -69,7 +69,7 @@ class AllocationFailed:
 
     code: int | None
     reason: str
-    server: TurnServer | None
+    server: ServerAddress | None
     """Which failed, the last of several; None where none was found to be asked."""
 
 

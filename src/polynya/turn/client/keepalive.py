@@ -20,7 +20,7 @@ class Keepalive:
         self._interval = interval
         self._since: Instant | None = None
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Begin; nothing happens when it has begun."""
         if self._since is None and self._interval:
             self._since = now
@@ -28,7 +28,7 @@ class Keepalive:
     def clear(self) -> None:
         self._since = None
 
-    def spoke(self, now: Instant) -> None:
+    def spoke(self, *, now: Instant) -> None:
         """Something was sent."""
         if self._since is not None:
             self._since = now

@@ -117,7 +117,7 @@ class Permissions:
 
     # -------------------------------------------------------------------------------------------------------- machine
 
-    def answered(self, answer: Answer, now: Instant) -> None:
+    def answered(self, answer: Answer, *, now: Instant) -> None:
         """The end of one of our requests."""
         hosts = [host for host in answer.ask.subject if host in self._by_host]
         if answer.ok:
@@ -128,11 +128,11 @@ class Permissions:
             self._last = None
         else:
             for host in hosts:
-                self._failed(host, answer.code, answer.reason, now)
+                self._failed(host, answer.code, answer.reason, now=now)
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         renewals: list[str] = []
-        for timer, host in self._timers.due(now):
+        for timer, host in self._timers.due(now=now):
             if timer is _Timer.RENEW:
                 renewals.append(host)
             else:
@@ -189,7 +189,7 @@ class Permissions:
         if told:
             self._events.append(Permitted(peers=tuple(told)))
 
-    def _failed(self, host: str, code: int | None, reason: str, now: Instant) -> None:
+    def _failed(self, host: str, code: int | None, reason: str, *, now: Instant) -> None:
         if self._by_host[host].state is State.INSTALLED and code in TEMPORARY:
             self._timers.set((_Timer.RENEW, host), Instant(now + RETRY))
         else:

@@ -29,7 +29,7 @@ from polynya.stun.registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Metho
 from polynya.stun.transactions import RELIABLE, UNRELIABLE, ClientTransaction, Schedule, Transactions
 
 from .credentials import Authentication, Credentials, Signature, Verdict
-from .events import CredentialsNeeded, TurnServer
+from .events import CredentialsNeeded, ServerAddress
 from .explain import refusal
 
 MAX_TRIES: Final = 6
@@ -87,7 +87,7 @@ class Requests:
         self._pacer = pacer
         self._transactions: Transactions[Ask] = Transactions(trace)
         self._flow = Flow(0)
-        self._server: TurnServer | None = None
+        self._server: ServerAddress | None = None
         self._paced: deque[tuple[Instant, Ask]] = deque()
         self._parked: list[Ask] = []
         self.heard = False
@@ -97,7 +97,7 @@ class Requests:
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
-    def aim(self, flow: Flow, server: TurnServer) -> None:
+    def aim(self, flow: Flow, server: ServerAddress) -> None:
         """Ask this server by this flow from now on. What is under way is forgotten."""
         self.clear()
         if self._server is None or server.address != self._server.address:
@@ -106,16 +106,16 @@ class Requests:
         self.heard = False
         self._schedule = RELIABLE if server.transport.reliable else self._udp_schedule
 
-    def ask(self, ask: Ask, now: Instant) -> None:
+    def ask(self, ask: Ask, *, now: Instant) -> None:
         """Send the request as soon as the pacer has a slot."""
         if ask.last:
-            self._send(ask, now)
+            self._send(ask, now=now)
             return
-        slot = self._pacer.reserve(now) if self._pacer is not None else now
+        slot = self._pacer.reserve(now=now) if self._pacer is not None else now
         self._paced.append((slot, ask))
-        self._send_due(now)
+        self._send_due(now=now)
 
-    def set_credentials(self, credentials: Credentials, now: Instant) -> None:
+    def set_credentials(self, credentials: Credentials, *, now: Instant) -> None:
         """Sign with these from now on; what waits for them is sent. Those that we have already change nothing."""
         if credentials == self._authentication.credentials:
             return
@@ -123,7 +123,7 @@ class Requests:
         parked, self._parked = self._parked, []
         for ask in parked:
             ask.tries = 1
-            self.ask(ask, now)
+            self.ask(ask, now=now)
 
     def clear(self) -> None:
         """Forget all that is under way."""
@@ -150,7 +150,7 @@ class Requests:
 
     # -------------------------------------------------------------------------------------------------------- machine
 
-    def receive(self, message: Message, flow: Flow, remote: Address, now: Instant) -> None:
+    def receive(self, message: Message, flow: Flow, remote: Address, *, now: Instant) -> None:
         """Take a response; one that does not fit is dropped and counted."""
         transaction = self._transactions.match(message.transaction_id, flow, remote)
         if transaction is None:
@@ -162,29 +162,29 @@ class Requests:
             return
         error = message.get(ERROR_CODE) if message.cls is Class.ERROR else None
         if error is not None and error.code in (ErrorCode.UNAUTHENTICATED, ErrorCode.STALE_NONCE):
-            self._challenged(transaction, message, error, now)
+            self._challenged(transaction, message, error, now=now)
         elif ask.signature is not None and not ask.signature.verifies(message):
-            self._unbelievable(transaction, error, now)
+            self._unbelievable(transaction, error, now=now)
         elif (
             error is not None
             and error.code == ErrorCode.WRONG_CREDENTIALS
             and ask.tries < MAX_TRIES
             and self._authentication.revert(ask.signature)
         ):
-            self._transactions.answer(transaction, now)
-            self.ask(ask, now)
+            self._transactions.answer(transaction, now=now)
+            self.ask(ask, now=now)
         else:
-            self._transactions.answer(transaction, now)
+            self._transactions.answer(transaction, now=now)
             self._end(transaction, message, error)
 
-    def failed(self, input: IcmpError | SendFailed | Closed, now: Instant) -> None:
+    def failed(self, input: IcmpError | SendFailed | Closed, *, now: Instant) -> None:
         """A send was refused, an ICMP error came back, or the flow is gone."""
-        self._transactions.receive(input, now)
+        self._transactions.receive(input, now=now)
         self._collect()
 
-    def tick(self, now: Instant) -> None:
-        self._send_due(now)
-        self._transactions.tick(now)
+    def tick(self, *, now: Instant) -> None:
+        self._send_due(now=now)
+        self._transactions.tick(now=now)
         self._collect()
 
     def next_timer(self) -> Instant | None:
@@ -212,26 +212,26 @@ class Requests:
         slot = self._paced[0][0]
         return slot if self._pacer is None else max(slot, self._pacer.free_at)
 
-    def _send_due(self, now: Instant) -> None:
+    def _send_due(self, *, now: Instant) -> None:
         while (slot := self._slot()) is not None and slot <= now:
             if self._pacer is not None:
-                self._pacer.used(now)
-            self._send(self._paced.popleft()[1], now)
+                self._pacer.used(now=now)
+            self._send(self._paced.popleft()[1], now=now)
 
-    def _send(self, ask: Ask, now: Instant) -> None:
+    def _send(self, ask: Ask, *, now: Instant) -> None:
         assert self._server is not None, "aim comes first"
         transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
         message = Message.request(ask.method, transaction_id, ask.attributes)
         data, ask.signature = self._authentication.sign(message)
         ask.tries += 1
         self._transactions.start(
-            transaction_id, data, self._flow, self._server.address, now, context=ask, schedule=self._schedule
+            transaction_id, data, self._flow, self._server.address, now=now, context=ask, schedule=self._schedule
         )
 
     def _challenged(
-        self, transaction: ClientTransaction[Ask], message: Message, error: StunError, now: Instant
+        self, transaction: ClientTransaction[Ask], message: Message, error: StunError, *, now: Instant
     ) -> None:  # fmt: skip
-        self._transactions.answer(transaction, now)
+        self._transactions.answer(transaction, now=now)
         ask = transaction.context
         self._counters[f"challenges {error.code}"] += 1
         verdict = self._authentication.challenged(message, error.code, ask.signature)
@@ -246,14 +246,14 @@ class Requests:
         elif ask.tries >= MAX_TRIES:
             self._end(transaction, message, error)
         else:
-            self.ask(ask, now)
+            self.ask(ask, now=now)
 
-    def _unbelievable(self, transaction: ClientTransaction[Ask], error: StunError | None, now: Instant) -> None:
+    def _unbelievable(self, transaction: ClientTransaction[Ask], error: StunError | None, *, now: Instant) -> None:
         ask = transaction.context
         self._counters["answers not signed as agreed"] += 1
         ask.note = f"an answer that was not signed as agreed said {error or 'success'}"
         if self._schedule is RELIABLE:
-            self._transactions.answer(transaction, now)
+            self._transactions.answer(transaction, now=now)
             self._events.append(Answer(ask, None, None, f"{self._server}: {ask.note}", transaction.started))
 
     def _end(self, transaction: ClientTransaction[Ask], message: Message, error: StunError | None) -> None:

@@ -28,9 +28,9 @@ from polynya.turn.discovery import Discovery
 
 from .allocation import ENDED
 from .client import TurnClient
-from .config import TurnConfig
+from .config import ClientConfig
 from .credentials import Credentials
-from .events import Allocated, AllocationFailed, CredentialsNeeded, ServerChosen, TurnEvent, TurnServer
+from .events import Allocated, AllocationFailed, CredentialsNeeded, ServerAddress, ServerChosen, TurnEvent
 
 PATIENCE: Final = SECOND
 """After this the next server is tried beside the last one,"""
@@ -52,7 +52,7 @@ class RelaySearch:
     def __init__(
         self,
         uri: TurnUri,
-        config: TurnConfig | None = None,
+        config: ClientConfig | None = None,
         *,
         random: random_module.Random,
         flow_ids: FlowIds,
@@ -68,14 +68,14 @@ class RelaySearch:
         self.found: TurnClient | None = None
         self.attempts: list[Attempt] = []
         """What did not work, oldest first."""
-        self._config = config or TurnConfig()
+        self._config = config or ClientConfig()
         self._random = random
         self._flow_ids = flow_ids
         self._credentials = credentials
         self._pacer = pacer
         self._trace = trace
         self._discovery = Discovery(uri, random=random, families=families, transports=transports)
-        self._left: list[TurnServer] = []
+        self._left: list[ServerAddress] = []
         self._clients: list[TurnClient] = []
         self._next: Instant | None = None
         self._last = AllocationFailed(code=None, reason="", server=None)
@@ -85,46 +85,46 @@ class RelaySearch:
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
-    def start(self, now: Instant) -> None:
+    def start(self, *, now: Instant) -> None:
         """Find a relay. A second call changes nothing."""
         if self.state is State.NEW:
             self.state = State.DISCOVERING
-            self._discovery.start(now)
-            self._collect(now)
+            self._discovery.start(now=now)
+            self._collect(now=now)
 
-    def set_credentials(self, credentials: Credentials, now: Instant) -> None:
+    def set_credentials(self, credentials: Credentials, *, now: Instant) -> None:
         """Sign with these from now on: the answer to `CredentialsNeeded`."""
         self._credentials = credentials
         self._asked_for_credentials = False
         for client in self._clients:
-            client.set_credentials(credentials, now)
-        self._collect(now)
+            client.set_credentials(credentials, now=now)
+        self._collect(now=now)
 
-    def close(self, now: Instant) -> None:
+    def close(self, *, now: Instant) -> None:
         """Free whatever was allocated. `Released` follows when there was a relay."""
         self._left.clear()
         self._next = None
         for client in self._clients:
-            client.close(now)
+            client.close(now=now)
         if self.found is None:
             self.state = State.ENDED
-        self._collect(now)
+        self._collect(now=now)
 
     # -------------------------------------------------------------------------------------------------------- machine
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         if self.found is None:
-            self._discovery.receive(input, now)
+            self._discovery.receive(input, now=now)
         for client in self._clients:
-            client.receive(input, now)
-        self._collect(now)
+            client.receive(input, now=now)
+        self._collect(now=now)
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         if self._next is not None and now >= self._next:
-            self._try_next(now)
+            self._try_next(now=now)
         for client in self._clients:
-            client.tick(now)
-        self._collect(now)
+            client.tick(now=now)
+        self._collect(now=now)
 
     def next_timer(self) -> Instant | None:
         return earliest(self._next, *[client.next_timer() for client in self._clients])
@@ -140,7 +140,7 @@ class RelaySearch:
 
     # --------------------------------------------------------------------------------------------------------- inside
 
-    def _try_next(self, now: Instant) -> None:
+    def _try_next(self, *, now: Instant) -> None:
         """Start with the next server; nothing happens when there is none left."""
         self._next = None
         if not self._left:
@@ -156,12 +156,12 @@ class RelaySearch:
             trace=self._trace,
         )
         self._clients.append(client)
-        client.start(now)
+        client.start(now=now)
         if self._left:
             same = self._left[0].address.family == server.address.family
             self._next = Instant(now + (PATIENCE if same else PATIENCE_WITH_A_FAMILY))
 
-    def _collect(self, now: Instant) -> None:
+    def _collect(self, *, now: Instant) -> None:
         self._outputs += self._discovery.outputs()
         for told in self._discovery.events():
             if self.state is State.DISCOVERING:
@@ -169,27 +169,27 @@ class RelaySearch:
                 self._left = list(told.servers)
                 if not told.servers:
                     self.attempts.append(Attempt(str(self.uri), told.reason))
-                self._try_next(now)
+                self._try_next(now=now)
         position = 0
         while position < len(self._clients):  # an event may add one at the end
             client = self._clients[position]
             position += 1
             for event in client.events():
-                self._take(client, event, now)
+                self._take(client, event, now=now)
         for client in self._clients:
             self._outputs += client.outputs()
         self._clients = [client for client in self._clients if client is self.found or client.state not in ENDED]
         if self.state is State.TRYING and not self._clients and not self._left:
             self._fail()
 
-    def _take(self, client: TurnClient, event: TurnEvent, now: Instant) -> None:
+    def _take(self, client: TurnClient, event: TurnEvent, *, now: Instant) -> None:
         if client is self.found:
             self._events.append(event)
         elif isinstance(event, AllocationFailed):
             self.attempts.append(Attempt(str(event.server), event.reason))
             self._last = event
             self._left = others(self._left, event)
-            self._try_next(now)
+            self._try_next(now=now)
         elif isinstance(event, CredentialsNeeded):
             if not self._asked_for_credentials:
                 self._asked_for_credentials = True
@@ -201,7 +201,7 @@ class RelaySearch:
             self._events += [ServerChosen(flow=event.flow, server=event.server, reason=reason), event]
             for other in self._clients:
                 if other is not client:
-                    other.close(now)
+                    other.close(now=now)
 
     def _fail(self) -> None:
         self.state = State.ENDED
@@ -209,7 +209,7 @@ class RelaySearch:
         self._events.append(AllocationFailed(code=self._last.code, reason=reason, server=self._last.server))
 
 
-def others(servers: Iterable[TurnServer], failed: AllocationFailed) -> list[TurnServer]:
+def others(servers: Iterable[ServerAddress], failed: AllocationFailed) -> list[ServerAddress]:
     """Those of `servers` that are worth asking: who has refused is not asked the same by another transport.
 
     RFC 8656, section 7.4: not for a minute after 486 or 508, for two after 437, and never again after most.

@@ -31,7 +31,7 @@ from polynya.turn.numbers import RESERVATION_LIFETIME, UDP
 
 from .allocations import Allocation, Allocations, Claim, Relayed
 from .commands import AssignRelay, Client, FreeRelay, OpenRelay, Refused, Relay, SetExpiry
-from .config import TurnConfig
+from .config import ServerConfig
 from .events import AllocationCreated, AllocationEnded
 from .requests import Ask, Attributes, Order, Procedure, Refusal, Resumed, allocation_of
 
@@ -54,7 +54,7 @@ class _Wish:
 class Allocating:
     """Makes, prolongs and ends allocations."""
 
-    def __init__(self, config: TurnConfig, allocations: Allocations) -> None:
+    def __init__(self, config: ServerConfig, allocations: Allocations) -> None:
         self.config = config
         self._families = config.families
         self._allocations = allocations
@@ -72,17 +72,17 @@ class Allocating:
 
     # -------------------------------------------------------------------------------------------------------- allocate
 
-    def allocate(self, ask: Ask, now: Instant) -> Procedure:
+    def allocate(self, ask: Ask, *, now: Instant) -> Procedure:
         """RFC 8656, section 7.2."""
         if ask.client in self._allocations.by_client or ask.client in self._opening:
             raise Refusal(ErrorCode.ALLOCATION_MISMATCH, "there is an allocation already")
         self._opening[ask.client] = None
         try:
-            return (yield from self._allocate(ask, now))
+            return (yield from self._allocate(ask, now=now))
         finally:
             del self._opening[ask.client]
 
-    def _allocate(self, ask: Ask, now: Instant) -> Procedure:
+    def _allocate(self, ask: Ask, *, now: Instant) -> Procedure:
         wish = self._wish(ask.message)
         if self.draining is not None:
             self._send_away(self.draining(ask.client))
@@ -94,19 +94,19 @@ class Allocating:
             if reservation is None:
                 raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, "no such reservation")
             claim, relays = reservation.claim, [reservation.relayed]
-            now = yield from self._assign(ask, reservation.relayed, claim, lifetime, now)
+            now = yield from self._assign(ask, reservation.relayed, claim, lifetime, now=now)
         else:
             taken = self._allocations.claim(user, ask.client)
             if taken is None:
                 raise Refusal(ErrorCode.ALLOCATION_QUOTA_REACHED, "too many allocations")
             claim = taken
-            relays, reply, now = yield from self._open_all(ask, wish, claim, lifetime, now)
+            relays, reply, now = yield from self._open_all(ask, wish, claim, lifetime, now=now)
         allocation = Allocation(ask.client, user, claim, relays, stream=ask.stream)
         self._allocations.add(allocation)
         relayed = tuple(each.external for each in relays)
         self._events.append(AllocationCreated(client=ask.client, user=user.name, relayed=relayed, lifetime=lifetime))
         if ask.abandoned:
-            yield from self.end(allocation, "its stream closed", now)
+            yield from self.end(allocation, "its stream closed", now=now)
             return {}
         return {
             XOR_RELAYED_ADDRESS: relayed,
@@ -153,7 +153,7 @@ class Allocating:
         return max(self.config.default_lifetime, min(asked * SECOND, self.config.max_lifetime))
 
     def _open_all(
-        self, ask: Ask, wish: _Wish, claim: Claim, lifetime: int, now: Instant
+        self, ask: Ask, wish: _Wish, claim: Claim, lifetime: int, *, now: Instant
     ) -> Generator[Order, Resumed, tuple[list[Relayed], Attributes, Instant]]:
         """Open every relayed address that is wished for. Of two families one is enough; the other's error is told."""
         relays: list[Relayed] = []
@@ -164,7 +164,7 @@ class Allocating:
             if family not in self._families:
                 failed = AddressError(family, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED)
                 continue
-            opened, why, now = yield from self._open(ask, family, wish, lifetime, now)
+            opened, why, now = yield from self._open(ask, family, wish, lifetime, now=now)
             if not opened:
                 failed = AddressError(family, ErrorCode.INSUFFICIENT_CAPACITY)
                 continue
@@ -172,7 +172,7 @@ class Allocating:
             if len(opened) == 2:
                 second = self._allocations.claim(ask.granted.user, ask.client)
                 if second is None:
-                    yield from self._free(opened, now)
+                    yield from self._free(opened, now=now)
                     self._allocations.release(claim)
                     raise Refusal(ErrorCode.ALLOCATION_QUOTA_REACHED, "too many allocations for a reservation, too")
                 reply[RESERVATION_TOKEN] = self._allocations.reserve(opened[1], second)
@@ -185,13 +185,13 @@ class Allocating:
         return relays, reply, now
 
     def _open(
-        self, ask: Ask, family: int, wish: _Wish, lifetime: int, now: Instant
+        self, ask: Ask, family: int, wish: _Wish, lifetime: int, *, now: Instant
     ) -> Generator[Order, Resumed, tuple[list[Relayed], str, Instant]]:
         """One relay port, and the next one, held for later, when that is wished for; empty, and why, where none is."""
         pair = wish.reserve
         why = ""
         for _ in range(_TRIES):
-            taken = self._allocations.take_port(family, now, even=wish.even, pair=pair)
+            taken = self._allocations.take_port(family, now=now, even=wish.even, pair=pair)
             if taken is None:
                 break
             host, ports, port = taken
@@ -213,20 +213,20 @@ class Allocating:
                 if isinstance(report, Refused):
                     refused = report
                     for unopened in range(number, port + pair + 1):
-                        ports.release(unopened, now)
+                        ports.release(unopened, now=now)
                     break
                 opened.append(relayed)
                 self._allocations.relayed[relay] = relayed
             else:
                 return opened, "", now
-            now = yield from self._free(opened, now)
+            now = yield from self._free(opened, now=now)
             why = f"no relay port can be opened: {refused.reason}"
             if refused.errno is not None and refused.errno not in _ELSEWHERE:
                 break
         return [], why, now
 
     def _assign(
-        self, ask: Ask, relayed: Relayed, claim: Claim, lifetime: int, now: Instant
+        self, ask: Ask, relayed: Relayed, claim: Claim, lifetime: int, *, now: Instant
     ) -> Generator[Order, Resumed, Instant]:
         relayed.until = Instant(now + lifetime)
         report, now = yield partial(
@@ -238,14 +238,14 @@ class Allocating:
             bytes_per_second=self.config.limits.bytes_per_second,
         )
         if isinstance(report, Refused):
-            yield from self._free([relayed], now)
+            yield from self._free([relayed], now=now)
             self._allocations.release(claim)
             raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, f"the reserved port is lost: {report.reason}")
         return now
 
     # --------------------------------------------------------------------------------------------------------- refresh
 
-    def refresh(self, ask: Ask, now: Instant) -> Procedure:
+    def refresh(self, ask: Ask, *, now: Instant) -> Procedure:
         """RFC 8656, section 8.2."""
         allocation = allocation_of(ask, self._allocations)
         family = ask.message.get(REQUESTED_ADDRESS_FAMILY)
@@ -253,7 +253,7 @@ class Allocating:
         if not relays:
             raise Refusal(ErrorCode.PEER_ADDRESS_FAMILY_MISMATCH, f"nothing of address family {family} is allocated")
         if ask.message.get(LIFETIME) == 0:
-            yield from self.end(allocation, "ended by its client", now, relays)
+            yield from self.end(allocation, "ended by its client", now=now, relays=relays)
             return {LIFETIME: 0}
         lifetime = self._lifetime(ask.message)
         for relayed in relays:
@@ -268,7 +268,7 @@ class Allocating:
     # ------------------------------------------------------------------------------------------------------------- end
 
     def end(
-        self, allocation: Allocation, reason: str, now: Instant, relays: list[Relayed] | None = None
+        self, allocation: Allocation, reason: str, *, now: Instant, relays: list[Relayed] | None = None
     ) -> Generator[Order, Resumed, Instant]:
         """End an allocation, or some of its relayed addresses: known no more at once, counted until the plane is done.
 
@@ -281,7 +281,7 @@ class Allocating:
             allocation.reason = reason
         allocation.freeing += len(ending)
         for relayed in ending:
-            now = yield from self._free([relayed], now)
+            now = yield from self._free([relayed], now=now)
             allocation.freeing -= 1
             if relayed.traffic is not None:
                 allocation.traffic.append(relayed.traffic)
@@ -297,23 +297,23 @@ class Allocating:
             )
         return now
 
-    def expire(self, allocation: Allocation, now: Instant) -> Generator[Order, Resumed, Instant]:
+    def expire(self, allocation: Allocation, *, now: Instant) -> Generator[Order, Resumed, Instant]:
         """End what has expired of an allocation."""
         over = [each for each in allocation.relays if each.until <= now]
         if not over:
             self._allocations.expiries.set(allocation.client, allocation.until)
-        return self.end(allocation, "expired", now, over)
+        return self.end(allocation, "expired", now=now, relays=over)
 
-    def give_up(self, token: bytes, now: Instant) -> Generator[Order, Resumed, Instant]:
+    def give_up(self, token: bytes, *, now: Instant) -> Generator[Order, Resumed, Instant]:
         """Free the port of a reservation that nobody redeemed."""
         reservation = self._allocations.reservations.pop(token)
-        now = yield from self._free([reservation.relayed], now)
+        now = yield from self._free([reservation.relayed], now=now)
         self._allocations.release(reservation.claim)
         return now
 
-    def _free(self, relays: list[Relayed], now: Instant) -> Generator[Order, Resumed, Instant]:
+    def _free(self, relays: list[Relayed], *, now: Instant) -> Generator[Order, Resumed, Instant]:
         for relayed in relays:
             _, now = yield partial(FreeRelay, relay=relayed.relay)
             self._allocations.relayed.pop(relayed.relay, None)
-            relayed.ports.release(relayed.relay.port, now)
+            relayed.ports.release(relayed.relay.port, now=now)
         return now

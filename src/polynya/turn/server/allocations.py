@@ -18,7 +18,7 @@ from polynya.core.timers import Timers
 from polynya.stun.budget import source_of
 
 from .commands import Client, Peer, Relay, Traffic
-from .config import RelayHost, TurnConfig
+from .config import RelayHost, ServerConfig
 from .ports import RelayPorts
 from .users import User
 
@@ -107,7 +107,7 @@ class Reservation:
 class Allocations:
     """All allocations, relay ports, reservations and quotas."""
 
-    def __init__(self, config: TurnConfig, random: random.Random) -> None:
+    def __init__(self, config: ServerConfig, random: random.Random) -> None:
         self.by_client: dict[Client, Allocation] = {}
         self.by_relay: dict[Relay, Allocation] = {}
         self.relayed: dict[Relay, Relayed] = {}
@@ -158,7 +158,7 @@ class Allocations:
     # ----------------------------------------------------------------------------------------------------------- ports
 
     def take_port(
-        self, family: int, now: Instant, *, even: bool, pair: bool
+        self, family: int, *, now: Instant, even: bool, pair: bool
     ) -> tuple[RelayHost, RelayPorts, int] | None:
         """A port of a host of this family; None when all are taken. With `pair` the next higher one is taken, too."""
         hosts = self._by_family[family]
@@ -166,7 +166,7 @@ class Allocations:
             start = self._random.randrange(len(hosts))
             hosts = hosts[start:] + hosts[:start]
         for host, ports in hosts:
-            port = ports.take_even(now, pair=pair) if even else ports.take(now)
+            port = ports.take_even(now=now, pair=pair) if even else ports.take(now=now)
             if port is not None:
                 return host, ports, port
         return None

@@ -33,29 +33,29 @@ class Answers:
         self.refused: list[RequestRefused] = []
         """Drained by the owner."""
 
-    def may_answer(self, client: Client, now: Instant) -> bool:
+    def may_answer(self, client: Client, *, now: Instant) -> bool:
         """Use one unit of what a stranger may be sent."""
-        return self.budget.take(source_of(client.remote.host), now)
+        return self.budget.take(source_of(client.remote.host), now=now)
 
     def success(self, ask: Ask, attributes: Attributes) -> bytes:
         """A signed success response."""
         return _sign(Message.success(ask.message, attributes), ask)
 
-    def refusal(self, ask: Ask, refusal: Refusal, now: Instant) -> bytes | None:
+    def refusal(self, ask: Ask, refusal: Refusal, *, now: Instant) -> bytes | None:
         """A signed error response."""
-        if refusal.code in _BUDGETED and not self.may_answer(ask.client, now):
+        if refusal.code in _BUDGETED and not self.may_answer(ask.client, now=now):
             return None
         self._note(ask.message, ask.client, refusal.code, refusal.reason, ask.granted.user.name)
         return _sign(Message.error(ask.message, refusal.code, None, refusal.attributes), ask)
 
     def denial(
-        self, message: Message, client: Client, denied: Denied, authenticator: Authenticator, now: Instant
+        self, message: Message, client: Client, denied: Denied, authenticator: Authenticator, *, now: Instant
     ) -> bytes | None:
         """An error response to whoever has not proven who it is."""
-        if not self.may_answer(client, now):
+        if not self.may_answer(client, now=now):
             return None
         self._note(message, client, denied.code, denied.reason, "")
-        attributes = authenticator.challenge(client, now) if denied.challenge else {}
+        attributes = authenticator.challenge(client, now=now) if denied.challenge else {}
         return Message.error(message, denied.code, "", attributes).encode(fingerprint=message.has_fingerprint)
 
     def _note(self, message: Message, client: Client, code: int, reason: str, user: str) -> None:

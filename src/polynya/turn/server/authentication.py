@@ -35,7 +35,7 @@ from polynya.stun.registry import ErrorCode, Method, PasswordAlgorithmNumber
 from polynya.stun.security import SecurityFeature
 
 from .commands import Client
-from .config import TurnConfig
+from .config import ServerConfig
 from .nonces import Nonces
 from .users import ASK, Directory, User
 
@@ -70,7 +70,7 @@ class MustAsk:
 class Authenticator:
     """Decides whose a request is. It keeps nothing of it."""
 
-    def __init__(self, config: TurnConfig, directory: Directory, nonce_key: bytes) -> None:
+    def __init__(self, config: ServerConfig, directory: Directory, nonce_key: bytes) -> None:
         self._realm = config.realm
         self._directory = directory
         self._refuse_expired_refresh = config.refuse_expired_refresh
@@ -84,15 +84,15 @@ class Authenticator:
         self._announces = bool(features & SecurityFeature.PASSWORD_ALGORITHMS)
         self._nonces = Nonces(nonce_key, features, config.nonce_lifetime)
 
-    def challenge(self, client: Client, now: Instant) -> dict[Attribute[Any], Any]:
+    def challenge(self, client: Client, *, now: Instant) -> dict[Attribute[Any], Any]:
         """What a client needs to sign its next request."""
-        attributes: dict[Attribute[Any], Any] = {REALM: self._realm, NONCE: self._nonces.make(client.remote, now)}
+        attributes: dict[Attribute[Any], Any] = {REALM: self._realm, NONCE: self._nonces.make(client.remote, now=now)}
         if self._announces:
             attributes[PASSWORD_ALGORITHMS] = self._offered
         return attributes
 
     def check(
-        self, message: Message, client: Client, now: Instant, unix: int | None, known: tuple[User, ...] | None = None
+        self, message: Message, client: Client, *, now: Instant, unix: int | None, known: tuple[User, ...] | None = None
     ) -> Granted | Denied | MustAsk:
         """Whose request this is. `unix` is the time of day, None when nobody told; `known` who was found by asking."""
         if not (message.has_integrity or message.has_integrity_sha256):
@@ -101,7 +101,7 @@ class Authenticator:
         name, hashed, realm, nonce = value(USERNAME), value(USERHASH), value(REALM), value(NONCE)
         if (name is None) == (hashed is None) or realm is None or nonce is None:
             return Denied(ErrorCode.BAD_REQUEST, "credentials are incomplete", challenge=False)
-        if not self._nonces.valid(nonce, client.remote, now):
+        if not self._nonces.valid(nonce, client.remote, now=now):
             return Denied(ErrorCode.STALE_NONCE, "stale nonce")
         algorithm = self._algorithm(message)
         if algorithm is None:

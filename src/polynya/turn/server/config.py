@@ -92,7 +92,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnConfig:
+class ServerConfig:
     """The control plane's settings."""
 
     realm: str

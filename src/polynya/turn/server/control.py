@@ -15,10 +15,10 @@ commands and look-ups. It forwards nothing itself.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.flows import Flow
@@ -53,7 +53,7 @@ from .commands import (
     SetPolicy,
     Traffic,
 )
-from .config import TurnConfig
+from .config import ServerConfig
 from .events import Drained, PeerRefused, TurnEvent
 from .frames import SEND_TYPE
 from .lookups import LookUp, LookUps, UserFound, Waiting
@@ -78,10 +78,16 @@ _FAREWELL_KEPT: Final = 40 * SECOND
 """How long a client may send again what it did not hear the answer to (RFC 8489, section 6.3.1)."""
 
 
+class Handler(Protocol):
+    """Answers one kind of request from an authenticated client (RFC 8656, 7 to 12)."""
+
+    def __call__(self, ask: Ask, *, now: Instant) -> Procedure: ...
+
+
 class TurnServer:
     """The control plane. `random` must be the system's in production: ports, nonces and tokens come from it."""
 
-    def __init__(self, config: TurnConfig, directory: Directory, *, random: Random, trace: Tracer = NO_TRACE) -> None:
+    def __init__(self, config: ServerConfig, directory: Directory, *, random: Random, trace: Tracer = NO_TRACE) -> None:
         self.config = config
         self._trace = trace
         self._random = random
@@ -92,7 +98,7 @@ class TurnServer:
         """Read it; it changes by requests only."""
         self._allocating = Allocating(config, self.allocations)
         self._permitting = Permitting(config, self.allocations)
-        self._handlers: dict[int, Callable[[Ask, Instant], Procedure]] = {
+        self._handlers: dict[int, Handler] = {
             Method.ALLOCATE: self._allocating.allocate,
             Method.REFRESH: self._allocating.refresh,
             Method.CREATE_PERMISSION: self._permitting.create_permission,
@@ -116,19 +122,19 @@ class TurnServer:
 
     # ---------------------------------------------------------------------------------------------------- owner's calls
 
-    def set_unix_time(self, seconds: int, now: Instant) -> None:
+    def set_unix_time(self, seconds: int, *, now: Instant) -> None:
         """Tell the time of day, which expiring credentials need. Without it none of them is good."""
         self._unix_offset = seconds - now // SECOND
 
-    def set_policy(self, policy: PeerPolicy, now: Instant) -> None:
+    def set_policy(self, policy: PeerPolicy, *, now: Instant) -> None:
         """Go by new rules at once: permissions that they forbid are taken back."""
         self._permitting.policy = policy
         self._procedures.order(partial(SetPolicy, policy=policy))
         for allocation in list(self.allocations.by_client.values()):
-            self._procedures.start(self._permitting.revoke(allocation, now), None, now)
-        self._settle(now)
+            self._procedures.start(self._permitting.revoke(allocation, now=now), None, now=now)
+        self._settle(now=now)
 
-    def set_config(self, config: TurnConfig, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+    def set_config(self, config: ServerConfig, *, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
         """Go by new limits, lifetimes and channel range; what is there already keeps what it has.
 
         The peer policy is `set_policy`'s. Raises ConfigurationError for a change of what is FIXED.
@@ -145,21 +151,21 @@ class TurnServer:
         self._binding.budget = self._answers.budget
         self._requests = Budget(config.limits.requests_per_second)
 
-    def set_origins(self, origins: Mapping[Flow, Origin], now: Instant) -> None:  # noqa: ARG002 - as a driver calls
-        """Serve behaviour discovery (RFC 5780) on these listeners."""
+    def set_origins(self, origins: Mapping[Flow, Origin], *, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+        """Serve behavior discovery (RFC 5780) on these listeners."""
         self._binding.origins = origins
 
-    def set_directory(self, directory: Directory, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+    def set_directory(self, directory: Directory, *, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
         """Use another user directory. Allocations go on; nonces stay good."""
         self._directory = directory
         self._auth = Authenticator(self.config, directory, self._nonce_key)
         self._lookups.forget()
 
-    def set_secure_listeners(self, listeners: Collection[Flow], now: Instant) -> None:  # noqa: ARG002 - as a driver calls
+    def set_secure_listeners(self, listeners: Collection[Flow], *, now: Instant) -> None:  # noqa: ARG002 - as a driver calls
         """The streams that are accepted on these from now on are TLS: such a client is sent elsewhere by TLS only."""
         self._streams.secure_listeners = listeners
 
-    def drain(self, now: Instant, alternates: tuple[Alternate, ...] = ()) -> None:  # noqa: ARG002 - as a driver calls
+    def drain(self, *, now: Instant, alternates: tuple[Alternate, ...] = ()) -> None:  # noqa: ARG002 - as a driver calls
         """Make no new allocations: clients are sent to `alternates`, or away. `Drained` when the last one is over."""
         self._allocating.draining = lambda client: fitting(
             alternates, client.remote, self._streams.transport(client.flow)
@@ -173,26 +179,28 @@ class TurnServer:
             self._draining = False
             self._events.append(Drained())
 
-    def close_all(self, reason: str, now: Instant) -> None:
+    def close_all(self, reason: str, *, now: Instant) -> None:
         """End every allocation."""
         for allocation in list(self.allocations.by_client.values()):
-            self._end(allocation, reason, now)
-        self._settle(now)
+            self._end(allocation, reason, now=now)
+        self._settle(now=now)
 
     # --------------------------------------------------------------------------------------------------------- machine
 
-    def receive(self, input: TurnInput, now: Instant) -> None:
+    def receive(self, input: TurnInput, *, now: Instant) -> None:
         """Take in a packet, what became of a stream, a report of the plane, or the answer to a look-up."""
         match input:
             case Datagram():
-                self._take_datagram(input, now)
+                self._take_datagram(input, now=now)
             case Done() | Refused():
-                if not self._procedures.take(input, now) and isinstance(input, Refused):
+                if not self._procedures.take(input, now=now) and isinstance(input, Refused):
                     self._count("commands refused that nobody waited for")
             case StreamData():
-                self._take_stream(input, now)
+                self._take_stream(input, now=now)
             case Received():
-                self._message(input.message, Client(input.flow, input.remote), now, stream=input.flow in self._streams)
+                self._message(
+                    input.message, Client(input.flow, input.remote), now=now, stream=input.flow in self._streams
+                )
             case Send():
                 self._outputs.append(input)
             case Traffic():
@@ -200,42 +208,42 @@ class TurnServer:
                 if relayed is not None:
                     relayed.traffic = input
             case PeerError():
-                self._peer_error(input, now)
+                self._peer_error(input, now=now)
             case PeerForbidden():
                 self._peer_forbidden(input)
             case RelayLost():
-                self._relay_lost(input, now)
+                self._relay_lost(input, now=now)
             case UserFound():
                 users = (input.user,) if input.user is not None else ()
-                for waiting in self._lookups.found(input.name, users, now):
-                    self._message(waiting.message, waiting.client, now, stream=waiting.stream)
+                for waiting in self._lookups.found(input.name, users, now=now):
+                    self._message(waiting.message, waiting.client, now=now, stream=waiting.stream)
             case Opened() if input.remote is not None:
                 client = Client(input.flow, input.remote)
                 if (oldest := self._streams.crowded_out(client)) is not None:
                     self._count("streams closed: others came")
-                    self._close_stream(oldest, "others came, and it had no allocation", now)
-                if not self._streams.accept(client, now, input.listener):
+                    self._close_stream(oldest, "others came, and it had no allocation", now=now)
+                if not self._streams.accept(client, now=now, listener=input.listener):
                     self._count("streams refused")
                     self._outputs.append(Close(flow=input.flow))
             case Closed():
-                self._stream_gone(input.flow, "its stream closed", now)
+                self._stream_gone(input.flow, "its stream closed", now=now)
             case _:
                 self._count("not for a TURN server")
-        self._settle(now)
+        self._settle(now=now)
 
-    def tick(self, now: Instant) -> None:
-        for client in self.allocations.expiries.due(now):
+    def tick(self, *, now: Instant) -> None:
+        for client in self.allocations.expiries.due(now=now):
             allocation = self.allocations.by_client[client]
-            self._procedures.start(self._allocating.expire(allocation, now), None, now)
-        for token in self.allocations.reserved_until.due(now):
-            self._procedures.start(self._allocating.give_up(token, now), None, now)
-        for flow in self._streams.idle(now):
+            self._procedures.start(self._allocating.expire(allocation, now=now), None, now=now)
+        for token in self.allocations.reserved_until.due(now=now):
+            self._procedures.start(self._allocating.give_up(token, now=now), None, now=now)
+        for flow in self._streams.idle(now=now):
             self._count("streams closed: no allocation")
-            self._close_stream(flow, "it had no allocation", now)
-        for _ in range(self._lookups.tick(now)):
+            self._close_stream(flow, "it had no allocation", now=now)
+        for _ in range(self._lookups.tick(now=now)):
             self._count("requests dropped: nobody answered the look-up")
-        self._procedures.tick(now)
-        self._settle(now)
+        self._procedures.tick(now=now)
+        self._settle(now=now)
 
     def next_timer(self) -> Instant | None:
         timers = (
@@ -263,19 +271,19 @@ class TurnServer:
 
     # ---------------------------------------------------------------------------------------------------------- inputs
 
-    def _take_datagram(self, datagram: Datagram, now: Instant) -> None:
+    def _take_datagram(self, datagram: Datagram, *, now: Instant) -> None:
         client = Client(datagram.flow, datagram.remote)
-        if not self._requests.take(source_of(datagram.remote.host), now):
-            self._drop(client, "too many requests", now, datagram.packet)
+        if not self._requests.take(source_of(datagram.remote.host), now=now):
+            self._drop(client, "too many requests", now=now, packet=datagram.packet)
             return
         try:
             message = decode(datagram.data, legacy=True, lenient=True)
         except DecodeError as error:
-            self._drop(client, f"not STUN: {error}", now, datagram.packet)
+            self._drop(client, f"not STUN: {error}", now=now, packet=datagram.packet)
             return
-        self._message(message, client, now, stream=client.flow in self._streams)
+        self._message(message, client, now=now, stream=client.flow in self._streams)
 
-    def _take_stream(self, chunk: StreamData, now: Instant) -> None:
+    def _take_stream(self, chunk: StreamData, *, now: Instant) -> None:
         taken = self._streams.feed(chunk.flow, chunk.data)
         if taken is None:
             self._count("data of a stream that is not open")
@@ -285,16 +293,16 @@ class TurnServer:
             if is_channel_data(frame) or frame.startswith(SEND_TYPE):
                 self._outputs.append(Forward(client, frame))
             elif chunk.flow in self._streams:
-                self._take_datagram(Datagram(client.flow, client.remote, frame), now)
+                self._take_datagram(Datagram(client.flow, client.remote, frame), now=now)
         if broken:
-            self._drop(client, f"stream closed: {broken}", now)
-            self._close_stream(chunk.flow, "its stream lost step", now)
+            self._drop(client, f"stream closed: {broken}", now=now)
+            self._close_stream(chunk.flow, "its stream lost step", now=now)
 
-    def _close_stream(self, flow: Flow, reason: str, now: Instant) -> None:
+    def _close_stream(self, flow: Flow, reason: str, *, now: Instant) -> None:
         self._outputs.append(Close(flow=flow))
-        self._stream_gone(flow, reason, now)
+        self._stream_gone(flow, reason, now=now)
 
-    def _stream_gone(self, flow: Flow, reason: str, now: Instant) -> None:
+    def _stream_gone(self, flow: Flow, reason: str, *, now: Instant) -> None:
         client = self._streams.close(flow)
         if client is None:
             return
@@ -303,9 +311,9 @@ class TurnServer:
                 ask.abandoned = True
         allocation = self.allocations.by_client.get(client)
         if allocation is not None:
-            self._end(allocation, reason, now)
+            self._end(allocation, reason, now=now)
 
-    def _peer_error(self, report: PeerError, now: Instant) -> None:
+    def _peer_error(self, report: PeerError, *, now: Instant) -> None:
         """Tell the client of an ICMP error from a peer that it has a permission for (RFC 8656, section 11.5)."""
         allocation = self.allocations.by_client.get(report.client)
         if allocation is None or allocation.permissions.get(report.peer.host, now) <= now:
@@ -321,29 +329,29 @@ class TurnServer:
             client, user = allocation.client, allocation.user.name
             self._events.append(PeerRefused(client=client, user=user, peer=report.peer, rule=report.rule))
 
-    def _relay_lost(self, report: RelayLost, now: Instant) -> None:
+    def _relay_lost(self, report: RelayLost, *, now: Instant) -> None:
         allocation = self.allocations.by_relay.get(report.relay)
         if allocation is not None:
-            self._end(allocation, f"the relay port is lost: {report.reason}", now)
+            self._end(allocation, f"the relay port is lost: {report.reason}", now=now)
 
     # -------------------------------------------------------------------------------------------------------- messages
 
-    def _message(self, message: Message, client: Client, now: Instant, *, stream: bool) -> None:
+    def _message(self, message: Message, client: Client, *, now: Instant, stream: bool) -> None:
         if message.cls is not Class.REQUEST:
-            self._drop(client, f"nothing to answer: {message.method!r} {message.cls.name}", now)
+            self._drop(client, f"nothing to answer: {message.method!r} {message.cls.name}", now=now)
         elif message.method == Method.BINDING and not message.malformed:
-            self._bind(message, client, now)
+            self._bind(message, client, now=now)
         elif message.legacy or message.method not in self._handlers:
-            self._drop(client, f"not a request that is answered here: {message.method!r}", now)
+            self._drop(client, f"not a request that is answered here: {message.method!r}", now=now)
         elif (client, message.transaction_id) in self._busy:
             self._count("requests dropped: being worked on")
-        elif (answer := self._given(message, client, now)) is not None:
+        elif (answer := self._given(message, client, now=now)) is not None:
             self._count("answers repeated")
             self._outputs.append(Send(client.flow, client.remote, answer))
         else:
-            self._authenticate(message, client, now, stream=stream)
+            self._authenticate(message, client, now=now, stream=stream)
 
-    def _given(self, message: Message, client: Client, now: Instant) -> bytes | None:
+    def _given(self, message: Message, client: Client, *, now: Instant) -> bytes | None:
         """The answer that this very request got before."""
         allocation = self.allocations.by_client.get(client)
         if message.method == Method.ALLOCATE and allocation is not None:
@@ -352,73 +360,73 @@ class TurnServer:
         farewell = self._farewells.get((client, message.transaction_id))
         return farewell[1] if farewell is not None and message.method == Method.REFRESH and now < farewell[0] else None
 
-    def _bind(self, message: Message, client: Client, now: Instant) -> None:
-        self._binding.receive(Received(client.flow, client.remote, message, b""), now)
+    def _bind(self, message: Message, client: Client, *, now: Instant) -> None:
+        self._binding.receive(Received(client.flow, client.remote, message, b""), now=now)
         answers = [output for output in self._binding.outputs() if isinstance(output, Send)]
         self._count("binding answers" if answers else "dropped: too many answers to strangers")
         self._outputs += answers
 
-    def _authenticate(self, message: Message, client: Client, now: Instant, *, stream: bool) -> None:
+    def _authenticate(self, message: Message, client: Client, *, now: Instant, stream: bool) -> None:
         unix = None if self._unix_offset is None else now // SECOND + self._unix_offset
-        verdict = self._auth.check(message, client, now, unix)
+        verdict = self._auth.check(message, client, now=now, unix=unix)
         if isinstance(verdict, MustAsk):
-            known = self._lookups.known(verdict.name, now)
+            known = self._lookups.known(verdict.name, now=now)
             if known is None:
-                if not self._answers.may_answer(client, now):  # who would be refused anyway costs no look-up
-                    self._drop(client, "too many look-ups for one source", now)
-                elif not self._lookups.wait(verdict.name, Waiting(message, client, stream), now):
-                    self._drop(client, "too many look-ups", now)
+                if not self._answers.may_answer(client, now=now):  # who would be refused anyway costs no look-up
+                    self._drop(client, "too many look-ups for one source", now=now)
+                elif not self._lookups.wait(verdict.name, Waiting(message, client, stream), now=now):
+                    self._drop(client, "too many look-ups", now=now)
                 return
-            verdict = self._auth.check(message, client, now, unix, known)
+            verdict = self._auth.check(message, client, now=now, unix=unix, known=known)
         if isinstance(verdict, Denied):
-            self._deny(message, client, verdict, now)
+            self._deny(message, client, verdict, now=now)
         elif isinstance(verdict, Granted):
-            self._run(Ask(message, client, verdict, stream), now)
+            self._run(Ask(message, client, verdict, stream), now=now)
 
-    def _deny(self, message: Message, client: Client, denied: Denied, now: Instant) -> None:
-        answer = self._answers.denial(message, client, denied, self._auth, now)
+    def _deny(self, message: Message, client: Client, denied: Denied, *, now: Instant) -> None:
+        answer = self._answers.denial(message, client, denied, self._auth, now=now)
         if answer is None:
-            self._drop(client, "too many answers to strangers", now)
+            self._drop(client, "too many answers to strangers", now=now)
             return
         self._count(_ERRORS[denied.code])
         self._outputs.append(Send(client.flow, client.remote, answer))
 
     # ------------------------------------------------------------------------------------------------------ procedures
 
-    def _run(self, ask: Ask, now: Instant) -> None:
+    def _run(self, ask: Ask, *, now: Instant) -> None:
         message = ask.message
         if message.malformed:
-            self._finish(Outcome(ask, refusal=Refusal(ErrorCode.BAD_REQUEST, message.malformed)), now)
+            self._finish(Outcome(ask, refusal=Refusal(ErrorCode.BAD_REQUEST, message.malformed)), now=now)
             return
         if message.unknown_required:
             listed = tuple(dict.fromkeys(message.unknown_required))[:MAX_UNKNOWN]
             refusal = Refusal(ErrorCode.UNKNOWN_ATTRIBUTE, "unknown attributes", {UNKNOWN_ATTRIBUTES: listed})
-            self._finish(Outcome(ask, refusal=refusal), now)
+            self._finish(Outcome(ask, refusal=refusal), now=now)
             return
         self._busy[ask.client, message.transaction_id] = ask
-        self._procedures.start(self._handlers[message.method](ask, now), ask, now)
+        self._procedures.start(self._handlers[message.method](ask, now=now), ask, now=now)
 
-    def _end(self, allocation: Allocation, reason: str, now: Instant) -> None:
-        self._procedures.start(self._allocating.end(allocation, reason, now), None, now)
+    def _end(self, allocation: Allocation, reason: str, *, now: Instant) -> None:
+        self._procedures.start(self._allocating.end(allocation, reason, now=now), None, now=now)
 
-    def _settle(self, now: Instant) -> None:
+    def _settle(self, *, now: Instant) -> None:
         """Carry on whatever this call has set off, until nothing moves."""
         while self._procedures.over:
             for outcome in self._procedures.outcomes():
-                self._finish(outcome, now)
+                self._finish(outcome, now=now)
         for event in self._allocating.events():
             self._events.append(event)
             flow = event.client.flow
             if event.client in self.allocations.by_client:
                 self._streams.settle(flow)
             else:
-                self._streams.wait(flow, now)
+                self._streams.wait(flow, now=now)
         self._tell_drained()
         if self._answers.refused:
             refused, self._answers.refused = self._answers.refused, []
             self._events += refused
 
-    def _finish(self, outcome: Outcome[Ask | None], now: Instant) -> None:
+    def _finish(self, outcome: Outcome[Ask | None], *, now: Instant) -> None:
         """Answer the request that a procedure was for."""
         ask = outcome.context
         if ask is None:
@@ -428,19 +436,19 @@ class TurnServer:
         if ask.abandoned:
             return
         if outcome.refusal is not None:
-            refused = self._answers.refusal(ask, outcome.refusal, now)
+            refused = self._answers.refusal(ask, outcome.refusal, now=now)
             if refused is None:
-                self._drop(client, "too many answers to one who only gets errors", now)
+                self._drop(client, "too many answers to one who only gets errors", now=now)
                 return
             answer = refused
             self._count(_ERRORS[outcome.refusal.code])
         else:
             answer = self._answers.success(ask, outcome.value)
             self._count(_SUCCESSES[message.method])
-            self._remember(ask, answer, now)
+            self._remember(ask, answer, now=now)
         self._outputs.append(Send(client.flow, client.remote, answer))
 
-    def _remember(self, ask: Ask, answer: bytes, now: Instant) -> None:
+    def _remember(self, ask: Ask, answer: bytes, *, now: Instant) -> None:
         """Keep the answers that a second execution would not give again."""
         allocation = self.allocations.by_client.get(ask.client)
         if ask.message.method == Method.ALLOCATE and allocation is not None:
@@ -451,10 +459,10 @@ class TurnServer:
                 farewells.popitem(last=False)
             farewells[ask.client, ask.message.transaction_id] = Instant(now + _FAREWELL_KEPT), answer
 
-    def _drop(self, client: Client, reason: str, now: Instant, packet: int = 0) -> None:
+    def _drop(self, client: Client, reason: str, *, now: Instant, packet: int = 0) -> None:
         self._count(f"dropped: {reason.partition(':')[0]}")
         if self._trace.enabled:
-            self._trace(now, "message-dropped", reason, remote=str(client.remote), packet=packet)
+            self._trace.message_dropped(reason, now=now, remote=str(client.remote), packet=packet)
 
     def _count(self, what: str) -> None:
         self._counters[what] = self._counters.get(what, 0) + 1

@@ -89,7 +89,7 @@ class _Port:
     def limit(self, bytes_per_second: int) -> None:
         self.interval = SECOND // bytes_per_second if bytes_per_second else 0
 
-    def within_rate(self, size: int, now: Instant) -> bool:
+    def within_rate(self, size: int, *, now: Instant) -> bool:
         """Whether so many bytes may pass now: a second's worth at once, then at the rate."""
         if not self.interval:
             return True
@@ -123,10 +123,10 @@ class Forwarder:
 
     # -------------------------------------------------------------------------------------------------------- commands
 
-    def execute(self, command: Command | Forward, now: Instant) -> None:
+    def execute(self, command: Command | Forward, *, now: Instant) -> None:
         """Do what the control plane says; a report acknowledges it, now or when the system has answered."""
         if isinstance(command, Forward):
-            self._from_client(command.client, command.data, now)
+            self._from_client(command.client, command.data, now=now)
             return
         number = command.number
         if isinstance(command, OpenRelay):
@@ -204,13 +204,13 @@ class Forwarder:
 
     # --------------------------------------------------------------------------------------------------------- machine
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         """Forward a packet, hand it up, or note what became of a port."""
         if isinstance(input, Datagram):
             port = self._by_flow.get(input.flow)
             if port is not None:
-                self._from_peer(port, Peer(input.remote), input.data, now)
-            elif not self._from_client(Client(input.flow, input.remote), input.data, now):
+                self._from_peer(port, Peer(input.remote), input.data, now=now)
+            elif not self._from_client(Client(input.flow, input.remote), input.data, now=now):
                 self._reports.append(input)
         elif isinstance(input, Opened):
             command = self._opening.pop(input.flow, None)
@@ -219,7 +219,7 @@ class Forwarder:
         elif isinstance(input, Closed):
             self._closed(input)
         elif isinstance(input, IcmpError):
-            self._peer_error(input, now)
+            self._peer_error(input, now=now)
         elif isinstance(input, SendFailed):
             self._count("sends refused by the system")
 
@@ -227,7 +227,7 @@ class Forwarder:
         """Whether a flow is one of the relay ports."""
         return flow in self._by_flow or flow in self._opening
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Nothing is ever due: what has expired is not used, and is freed by command."""
 
     def next_timer(self) -> Instant | None:
@@ -276,7 +276,7 @@ class Forwarder:
             self._reports.append(port.traffic)
             self._reports.append(RelayLost(port.relay, closed.reason))
 
-    def _peer_error(self, error: IcmpError, now: Instant) -> None:
+    def _peer_error(self, error: IcmpError, *, now: Instant) -> None:
         port = self._by_flow.get(error.flow)
         if port is None or port.client is None or now >= port.until:
             return
@@ -286,13 +286,13 @@ class Forwarder:
 
     # ------------------------------------------------------------------------------------------------------ to the peer
 
-    def _from_client(self, client: Client, data: bytes, now: Instant) -> bool:
+    def _from_client(self, client: Client, data: bytes, *, now: Instant) -> bool:
         """Carry out what a client sent; False when it is not for the data plane."""
         ports = self._by_client.get(client)
         if ports is None:
             return False
         if len(data) >= 4 and data[0] >> 6 == 1:
-            self._channel_data(ports, data, now)
+            self._channel_data(ports, data, now=now)
             return True
         if data[:2] != SEND_TYPE:
             return False
@@ -305,10 +305,10 @@ class Forwarder:
         if port is None:
             self._count("Send to a family that is not allocated")
         else:
-            self._to_peer(port, peer, sending.data, now, dont_fragment=sending.dont_fragment)
+            self._to_peer(port, peer, sending.data, now=now, dont_fragment=sending.dont_fragment)
         return True
 
-    def _channel_data(self, ports: dict[int, _Port], data: bytes, now: Instant) -> None:
+    def _channel_data(self, ports: dict[int, _Port], data: bytes, *, now: Instant) -> None:
         channel, size = data[0] << 8 | data[1], data[2] << 8 | data[3]
         for port in ports.values():
             bound = port.channels.get(channel)
@@ -319,16 +319,16 @@ class Forwarder:
                 elif now >= until:
                     self._drop(port, "the channel has expired")
                 else:
-                    self._to_peer(port, peer, data[4 : 4 + size], now)
+                    self._to_peer(port, peer, data[4 : 4 + size], now=now)
                 return
         self._count("the channel is not bound")
 
-    def _to_peer(self, port: _Port, peer: Peer, data: bytes, now: Instant, *, dont_fragment: bool = False) -> None:
+    def _to_peer(self, port: _Port, peer: Peer, data: bytes, *, now: Instant, dont_fragment: bool = False) -> None:
         if now >= port.until:
             self._drop(port, "the allocation has expired")
         elif port.permissions.get(peer.host, now) <= now:
             self._drop(port, "no permission")
-        elif not port.within_rate(len(data), now):
+        elif not port.within_rate(len(data), now=now):
             self._drop(port, "too many bytes")
         else:
             inside = self._inside.get(peer)
@@ -338,13 +338,13 @@ class Forwarder:
             port.traffic.to_peers += 1
             port.traffic.bytes_to_peers += len(data)
             if inside is not None:
-                self._from_peer(inside, port.external, data, now)
+                self._from_peer(inside, port.external, data, now=now)
             else:
                 self._outputs.append(Send(port.flow, peer, data, _WHOLE if dont_fragment else None))
 
     # ---------------------------------------------------------------------------------------------------- to the client
 
-    def _from_peer(self, port: _Port, peer: Peer, data: bytes, now: Instant) -> None:
+    def _from_peer(self, port: _Port, peer: Peer, data: bytes, *, now: Instant) -> None:
         client = port.client
         if client is None or now >= port.until:
             self._drop(port, "nobody has this relay now")
@@ -352,10 +352,10 @@ class Forwarder:
             self._drop(port, "no permission for the peer")
         elif peer not in self._inside and self._forbidden(peer):
             self._drop(port, "forbidden peer")
-        elif not port.within_rate(len(data), now):
+        elif not port.within_rate(len(data), now=now):
             self._drop(port, "too many bytes")
         else:
-            frame = self._frame(port, peer, data, now)
+            frame = self._frame(port, peer, data, now=now)
             if frame is None:
                 self._drop(port, "too large to be wrapped")
                 return
@@ -363,7 +363,7 @@ class Forwarder:
             port.traffic.bytes_from_peers += len(data)
             self._outputs.append(Send(client.flow, client.remote, frame))
 
-    def _frame(self, port: _Port, peer: Peer, data: bytes, now: Instant) -> bytes | None:
+    def _frame(self, port: _Port, peer: Peer, data: bytes, *, now: Instant) -> bytes | None:
         channel = port.peers.get(peer)
         if channel is not None and now < port.channels[channel][1]:
             frame = encode_channel_data(channel, data, pad=port.stream)

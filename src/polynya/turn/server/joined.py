@@ -24,7 +24,7 @@ from .lookups import LookUp
 class SocketPlane(Protocol):
     """A data plane with sockets of its own: the listeners' and the relays'."""
 
-    def execute(self, command: Command | Forward, at: Instant) -> None:
+    def execute(self, command: Command | Forward, *, now: Instant) -> None:
         """Carry out a command, now or when the system allows it."""
 
     def reports(self) -> list[Report]:
@@ -54,13 +54,13 @@ class JoinedServer:
         self._outputs: list[Send | Close] = []
         self._events: list[TurnEvent | LookUp] = []
 
-    def receive(self, input: TurnInput, now: Instant) -> None:
-        self.control.receive(input, now)
-        self.pump(now)
+    def receive(self, input: TurnInput, *, now: Instant) -> None:
+        self.control.receive(input, now=now)
+        self.pump(now=now)
 
-    def tick(self, now: Instant) -> None:
-        self.control.tick(now)
-        self.pump(now)
+    def tick(self, *, now: Instant) -> None:
+        self.control.tick(now=now)
+        self.pump(now=now)
 
     def next_timer(self) -> Instant | None:
         return self.control.next_timer()
@@ -74,11 +74,11 @@ class JoinedServer:
         drained, self._events = self._events, []
         return drained + self.control.events()
 
-    def settle(self, now: Instant) -> None:
+    def settle(self, *, now: Instant) -> None:
         """Carry out what a call of the control plane's own methods (`drain`, `set_policy`, ...) has set off."""
-        self.pump(now)
+        self.pump(now=now)
 
-    def pump(self, now: Instant) -> None:
+    def pump(self, *, now: Instant) -> None:
         """Carry commands down and reports up until both are silent. Call it whenever the plane was run."""
         control, plane = self.control, self.plane
         while True:
@@ -91,9 +91,9 @@ class JoinedServer:
                 elif isinstance(output, Close):
                     self._outputs.append(output)
                 else:
-                    plane.execute(output, now)
+                    plane.execute(output, now=now)
             reports = plane.reports()
             for report in reports:
-                control.receive(report, now)
+                control.receive(report, now=now)
             if not reports:
                 return

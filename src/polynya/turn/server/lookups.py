@@ -54,12 +54,12 @@ class LookUps:
         self._known: dict[str, tuple[Instant, tuple[User, ...]]] = {}
         self._outputs: list[LookUp] = []
 
-    def known(self, name: str, now: Instant) -> tuple[User, ...] | None:
+    def known(self, name: str, *, now: Instant) -> tuple[User, ...] | None:
         """Who this is, when it was asked not long ago."""
         entry = self._known.get(name)
         return entry[1] if entry is not None and now < entry[0] else None
 
-    def wait(self, name: str, request: Waiting, now: Instant) -> bool:
+    def wait(self, name: str, request: Waiting, *, now: Instant) -> bool:
         """Let a request wait, and ask unless that was done already; False when too many wait."""
         if self.limits.pending_lookups and self._count >= self.limits.pending_lookups:
             return False
@@ -73,7 +73,7 @@ class LookUps:
         waiting[key] = request
         return True
 
-    def found(self, name: str, users: Sequence[User], now: Instant) -> list[Waiting]:
+    def found(self, name: str, users: Sequence[User], *, now: Instant) -> list[Waiting]:
         """Keep an answer, and let go who waited for it."""
         known = self._known
         known.pop(name, None)
@@ -89,9 +89,9 @@ class LookUps:
         else:
             self._known.pop(name, None)
 
-    def tick(self, now: Instant) -> int:
+    def tick(self, *, now: Instant) -> int:
         """Drop the requests that waited too long; how many."""
-        return sum(len(self._release(name)) for name in self._patience.due(now))
+        return sum(len(self._release(name)) for name in self._patience.due(now=now))
 
     def next_timer(self) -> Instant | None:
         return self._patience.next()

@@ -39,11 +39,11 @@ class Nonces:
         self._head = nonce_with_features(features, b"")
         self._mac = blake2s(self._head, key=key, digest_size=_MAC)
 
-    def make(self, client: Address, now: Instant) -> bytes:
+    def make(self, client: Address, *, now: Instant) -> bytes:
         """A nonce for this client, from now on."""
         return self._made(client, now // SECOND)
 
-    def valid(self, nonce: bytes, client: Address, now: Instant) -> bool:
+    def valid(self, nonce: bytes, client: Address, *, now: Instant) -> bool:
         """Whether we made this nonce for this client, not too long ago."""
         if len(nonce) != _HEAD + _TAIL:
             return False

@@ -13,7 +13,7 @@ from polynya.turn.numbers import CHANNEL_LIFETIME, CHANNEL_REST, FIRST_CHANNEL, 
 
 from .allocations import Allocation, Allocations, Channel, Relayed
 from .commands import BindChannel, Peer, Permit, Refused, Unpermit
-from .config import TurnConfig
+from .config import ServerConfig
 from .policy import PeerPolicy
 from .requests import Ask, Order, Procedure, Refusal, Resumed, allocation_of
 
@@ -21,17 +21,17 @@ from .requests import Ask, Order, Procedure, Refusal, Resumed, allocation_of
 class Permitting:
     """Lets clients and peers reach each other, where the rules allow it."""
 
-    def __init__(self, config: TurnConfig, allocations: Allocations) -> None:
+    def __init__(self, config: ServerConfig, allocations: Allocations) -> None:
         self._allocations = allocations
         self.policy: PeerPolicy = config.policy
         self.configure(config)
 
-    def configure(self, config: TurnConfig) -> None:
+    def configure(self, config: ServerConfig) -> None:
         """Go by these limits, and this channel range, from now on."""
         self._limits = config.limits
         self._last_channel = config.channel_range.last
 
-    def create_permission(self, ask: Ask, now: Instant) -> Procedure:
+    def create_permission(self, ask: Ask, *, now: Instant) -> Procedure:
         """RFC 8656, section 10.2. All of the peers or none."""
         allocation = allocation_of(ask, self._allocations)
         peers = ask.message.get(XOR_PEER_ADDRESS)
@@ -46,10 +46,10 @@ class Permitting:
             verdict = self.policy.judge_host(peer.host)
             if verdict and not self._allocations.live_at(peer.host):
                 raise Refusal(ErrorCode.FORBIDDEN, f"peer {peer.host}: {verdict}")
-        yield from self._permit(allocation, {each: tuple(hosts) for each, hosts in by_relay.items()}, now)
+        yield from self._permit(allocation, {each: tuple(hosts) for each, hosts in by_relay.items()}, now=now)
         return {}
 
-    def channel_bind(self, ask: Ask, now: Instant) -> Procedure:
+    def channel_bind(self, ask: Ask, *, now: Instant) -> Procedure:
         """RFC 8656, section 12.2."""
         allocation = allocation_of(ask, self._allocations)
         number, peers = ask.message.get(CHANNEL_NUMBER), ask.message.get(XOR_PEER_ADDRESS)
@@ -59,7 +59,7 @@ class Permitting:
             raise Refusal(ErrorCode.BAD_REQUEST, f"channel {number:#06x} is out of range")
         peer = Peer(peers[0])
         relayed = _relay_for(allocation, peer)
-        self._forget_rested(allocation, now)
+        self._forget_rested(allocation, now=now)
         known = allocation.channels.get(number)
         if known is not None and known.peer != peer:
             raise Refusal(ErrorCode.BAD_REQUEST, f"channel {number:#06x} is another peer's")
@@ -75,7 +75,7 @@ class Permitting:
             # Known from now on, so that a second request meanwhile cannot take the number for another peer.
             known = allocation.channels[number] = allocation.channels_by_peer[peer] = Channel(number, peer, now)
         try:
-            known.until = yield from self._bind(allocation, relayed, known, now)
+            known.until = yield from self._bind(allocation, relayed, known, now=now)
         except Refusal:
             if other is None:  # it never was bound, so it need not rest
                 allocation.channels.pop(number, None)
@@ -84,18 +84,18 @@ class Permitting:
         return {}
 
     def _bind(
-        self, allocation: Allocation, relayed: Relayed, channel: Channel, now: Instant
+        self, allocation: Allocation, relayed: Relayed, channel: Channel, *, now: Instant
     ) -> Generator[Order, Resumed, Instant]:
         """Permit and bind; until when it is bound."""
         number, peer = channel.number, channel.peer
-        now = yield from self._permit(allocation, {relayed: (peer.host,)}, now)
+        now = yield from self._permit(allocation, {relayed: (peer.host,)}, now=now)
         until = Instant(now + CHANNEL_LIFETIME)
         report, _ = yield partial(BindChannel, relay=relayed.relay, channel=number, peer=peer, until=until)
         if isinstance(report, Refused):
             raise Refusal(ErrorCode.INSUFFICIENT_CAPACITY, report.reason)
         return until
 
-    def revoke(self, allocation: Allocation, now: Instant) -> Generator[Order, Resumed, Instant]:
+    def revoke(self, allocation: Allocation, *, now: Instant) -> Generator[Order, Resumed, Instant]:
         """Take back the permissions that new rules forbid."""
         for relayed in list(allocation.relays):
             forbidden = tuple(
@@ -112,7 +112,7 @@ class Permitting:
         return now
 
     def _permit(
-        self, allocation: Allocation, by_relay: dict[Relayed, tuple[str, ...]], now: Instant
+        self, allocation: Allocation, by_relay: dict[Relayed, tuple[str, ...]], *, now: Instant
     ) -> Generator[Order, Resumed, Instant]:
         permissions, limit = allocation.permissions, self._limits.permissions
         wanted = [host for hosts in by_relay.values() for host in hosts]
@@ -140,7 +140,7 @@ class Permitting:
                 permissions[host] = until
         return now
 
-    def _forget_rested(self, allocation: Allocation, now: Instant) -> None:
+    def _forget_rested(self, allocation: Allocation, *, now: Instant) -> None:
         rested = [each for each in allocation.channels.values() if each.until + CHANNEL_REST <= now]
         for channel in rested:
             del allocation.channels[channel.number]

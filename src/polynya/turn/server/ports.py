@@ -34,9 +34,9 @@ class RelayPorts:
         """How many could be taken, but for those whose rest has ended unnoticed."""
         return self._free
 
-    def take(self, now: Instant) -> int | None:
+    def take(self, *, now: Instant) -> int | None:
         """A free port, or None when there is none."""
-        self._wake(now)
+        self._wake(now=now)
         if not self._free:
             return None
         start = 0
@@ -47,9 +47,9 @@ class RelayPorts:
         found = self._state.find(_FREE, start)
         return self._use(found if found >= 0 else self._state.find(_FREE))
 
-    def take_even(self, now: Instant, *, pair: bool) -> int | None:
-        """A free even port; with `pair` its upper neighbour is free, too, and both are taken."""
-        self._wake(now)
+    def take_even(self, *, now: Instant, pair: bool) -> int | None:
+        """A free even port; with `pair` its upper neighbor is free, too, and both are taken."""
+        self._wake(now=now)
         first = self._low & 1
         evens = (self._count - first - pair + 1) // 2
         if evens <= 0 or not self._free:
@@ -63,7 +63,7 @@ class RelayPorts:
                 return self._use(index)
         return None
 
-    def release(self, port: int, now: Instant) -> None:
+    def release(self, port: int, *, now: Instant) -> None:
         """Give a port back: it rests first."""
         index = port - self._low
         if self._state[index] != _USED:
@@ -76,7 +76,7 @@ class RelayPorts:
         self._free -= 1
         return self._low + index
 
-    def _wake(self, now: Instant) -> None:
+    def _wake(self, *, now: Instant) -> None:
         resting = self._resting
         while resting and resting[0][0] <= now:
             self._state[resting.popleft()[1]] = _FREE

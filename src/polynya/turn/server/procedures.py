@@ -43,27 +43,27 @@ class Procedures(Generic[ContextT]):
         self.over: list[Outcome[ContextT]] = []
         """Those that have ended since `outcomes` was called."""
 
-    def start(self, procedure: Generator[Order, Resumed, Any], context: ContextT, now: Instant) -> None:
+    def start(self, procedure: Generator[Order, Resumed, Any], context: ContextT, *, now: Instant) -> None:
         """Run a procedure up to its first command, or its end."""
-        self._step(procedure, context, None, now)
+        self._step(procedure, context, None, now=now)
 
     def order(self, order: Order) -> None:
         """Give a command that nobody waits for."""
         self._number += 1
         self._commands.append(order(number=self._number))
 
-    def take(self, report: Done | Refused, now: Instant) -> bool:
+    def take(self, report: Done | Refused, *, now: Instant) -> bool:
         """Resume whom a report is for; False when nobody waits for it."""
         waiting = self._waiting.pop(report.number, None)
         if waiting is None:
             return False
-        self._step(*waiting, (report, now), now)
+        self._step(*waiting, (report, now), now=now)
         return True
 
-    def tick(self, now: Instant) -> None:
+    def tick(self, *, now: Instant) -> None:
         """Let those that waited too long go on as if the plane had refused."""
         while (due := self.next_timer()) is not None and due <= now:
-            self.take(Refused(self._patience.popleft()[1], "the data plane did not answer"), now)
+            self.take(Refused(self._patience.popleft()[1], "the data plane did not answer"), now=now)
 
     def next_timer(self) -> Instant | None:
         patience, waiting = self._patience, self._waiting
@@ -86,7 +86,7 @@ class Procedures(Generic[ContextT]):
         return len(self._waiting)
 
     def _step(
-        self, procedure: Generator[Order, Resumed, Any], context: ContextT, resume: Resumed | None, now: Instant
+        self, procedure: Generator[Order, Resumed, Any], context: ContextT, resume: Resumed | None, *, now: Instant
     ) -> None:
         try:
             order = next(procedure) if resume is None else procedure.send(resume)

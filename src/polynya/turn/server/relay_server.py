@@ -13,7 +13,7 @@ from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Datagram, IcmpError, Open, Opened, Send, SendFailed
 from polynya.core.trace import NO_TRACE, Tracer
 
-from .config import TurnConfig
+from .config import ServerConfig
 from .control import TurnInput, TurnServer
 from .events import TurnEvent
 from .forwarder import Forwarder
@@ -26,7 +26,7 @@ class RelayServer:
 
     def __init__(
         self,
-        config: TurnConfig,
+        config: ServerConfig,
         directory: Directory,
         flow_ids: FlowIds,
         *,
@@ -39,25 +39,25 @@ class RelayServer:
         self._events: list[TurnEvent | LookUp] = []
         self._started = False
 
-    def receive(self, input: TurnInput, now: Instant) -> None:
+    def receive(self, input: TurnInput, *, now: Instant) -> None:
         """Give a packet to the plane first: what it does not know comes back for the control plane."""
         if not self._started:
             self._started = True
-            self._pump(now)  # the rules
+            self._pump(now=now)  # the rules
         match input:
             case Datagram():
-                self.plane.receive(input, now)
+                self.plane.receive(input, now=now)
             case Opened() | Closed() | IcmpError() | SendFailed() if self.plane.owns(input.flow):
-                self.plane.receive(input, now)
+                self.plane.receive(input, now=now)
             case IcmpError() | SendFailed():
                 pass  # a client that does not listen: nothing is owed to it
             case _:
-                self.control.receive(input, now)
-        self._pump(now)
+                self.control.receive(input, now=now)
+        self._pump(now=now)
 
-    def tick(self, now: Instant) -> None:
-        self.control.tick(now)
-        self._pump(now)
+    def tick(self, *, now: Instant) -> None:
+        self.control.tick(now=now)
+        self._pump(now=now)
 
     def next_timer(self) -> Instant | None:
         return self.control.next_timer()
@@ -70,11 +70,11 @@ class RelayServer:
         drained, self._events = self._events, []
         return drained + self.control.events()
 
-    def settle(self, now: Instant) -> None:
+    def settle(self, *, now: Instant) -> None:
         """Carry out what a call of the control plane's own methods (`drain`, `set_policy`, ...) has set off."""
-        self._pump(now)
+        self._pump(now=now)
 
-    def _pump(self, now: Instant) -> None:
+    def _pump(self, *, now: Instant) -> None:
         """Carry commands down and reports up until both are silent."""
         control, plane = self.control, self.plane
         while True:
@@ -85,10 +85,10 @@ class RelayServer:
                 elif isinstance(output, LookUp):
                     self._events.append(output)
                 else:
-                    plane.execute(output, now)
+                    plane.execute(output, now=now)
             reports = plane.reports()
             for report in reports:
-                control.receive(report, now)
+                control.receive(report, now=now)
             if not reports:
                 self._outputs += plane.outputs()
                 return

@@ -54,7 +54,7 @@ class Streams:
         limit = self.limits.streams_per_address
         return not limit or self._by_source.get(source_of(client.remote.host), 0) < limit
 
-    def accept(self, client: Client, now: Instant, listener: Flow | None = None) -> bool:
+    def accept(self, client: Client, *, now: Instant, listener: Flow | None = None) -> bool:
         """Take a stream; False when there are too many, in all or from this address."""
         limits, source = self.limits, source_of(client.remote.host)
         if (limits.streams and len(self._open) >= limits.streams) or not self._may_have_more(client):
@@ -63,7 +63,7 @@ class Streams:
         if listener in self.secure_listeners:
             self._secure[client.flow] = None
         self._by_source[source] = self._by_source.get(source, 0) + 1
-        self.wait(client.flow, now)
+        self.wait(client.flow, now=now)
         return True
 
     def transport(self, flow: Flow) -> Transport:
@@ -89,7 +89,7 @@ class Streams:
         self._patience.cancel(flow)
         self._waiting.pop(flow, None)
 
-    def wait(self, flow: Flow, now: Instant) -> None:
+    def wait(self, flow: Flow, *, now: Instant) -> None:
         """The stream has no allocation, or none any more: it may stay for a while."""
         if flow not in self._open:
             return
@@ -113,9 +113,9 @@ class Streams:
         self._patience.cancel(flow)
         return client
 
-    def idle(self, now: Instant) -> list[Flow]:
+    def idle(self, *, now: Instant) -> list[Flow]:
         """The streams whose time is over."""
-        return self._patience.due(now)
+        return self._patience.due(now=now)
 
     def next_timer(self) -> Instant | None:
         return self._patience.next()

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from polynya.core.addresses import Address
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.lab import Firewall, Host, Network, Profile
 from polynya.lab.firewall import UDP_BLOCKED
 from polynya.lab.nodes import Node
 from polynya.lab.programs import Listening
 from polynya.nat import FilterScope, Hairpinning, NatConfig, PortAssignment, every_class
-from polynya.stun.behaviour import BehaviourDiscovery, BehaviourReport
+from polynya.stun.behavior import BehaviorDiscovery, BehaviorReport
 from polynya.stun.origins import corners, origins
 from polynya.stun.server import BindingServer
 
@@ -37,9 +37,9 @@ def serve(net: Network, internet: Node, first: Address = FIRST, other: Address |
     host.run(Listening(server, flows))
 
 
-def discover(net: Network, host: Host, server: Address = FIRST, local: str = "") -> BehaviourReport:
+def discover(net: Network, host: Host, server: Address = FIRST, local: str = "") -> BehaviorReport:
     where = Address(local or host.interfaces[0].addresses[0], 0)
-    machine = BehaviourDiscovery(server=server, local=where, flow_ids=net.flow_ids, random=random.Random(1))
+    machine = BehaviorDiscovery(server=server, local=where, flow_ids=net.flow_ids, random=random.Random(1))
     process = host.run(machine)
     process.call(machine.start)
     assert net.run_until(lambda: bool(process.log), LIMIT), "it comes to an end"
@@ -73,7 +73,7 @@ def test_every_cell_is_told_as_it_is(config: NatConfig, ports: PortAssignment) -
                 assert (report.translated, report.mapping, report.filtering) == (True, made.mapping, made.filtering)
                 if hairpinning is Hairpinning.NONE:
                     assert report.hairpinning is False
-                elif made.filtering is Behaviour.EI or made.mapping is Behaviour.EI:
+                elif made.filtering is Behavior.EI or made.mapping is Behavior.EI:
                     assert report.hairpinning is True, made
                 assert report.mapped is not None and report.mapped.host == "198.51.100.1"
                 assert report.other == OTHER and not report.rewrites
@@ -98,7 +98,7 @@ def open_host(net: Network, **options: Any) -> Host:
 def test_in_the_open_there_is_no_nat() -> None:
     net = Network()
     report = discover(net, open_host(net))
-    assert (report.translated, report.mapping, report.filtering) == (False, Behaviour.EI, Behaviour.EI)
+    assert (report.translated, report.mapping, report.filtering) == (False, Behavior.EI, Behavior.EI)
     assert report.mapped == report.local and report.hairpinning is None
     assert report.hairpinning_reason == "there is no NAT"
 
@@ -107,7 +107,7 @@ def test_ipv6_is_asked_as_well() -> None:
     net = Network()
     host = open_host(net, first=FIRST6, other=OTHER6)
     report = discover(net, host, FIRST6, "2001:db8:7::7")
-    assert (report.translated, report.filtering, report.other) == (False, Behaviour.EI, OTHER6)
+    assert (report.translated, report.filtering, report.other) == (False, Behavior.EI, OTHER6)
 
 
 def test_a_firewall_filters_and_translates_nothing() -> None:
@@ -116,7 +116,7 @@ def test_a_firewall_filters_and_translates_nothing() -> None:
     serve(net, internet)
     wall = net.firewall("wall", outside=internet)
     report = discover(net, net.host("alice", "192.0.2.7", wall))
-    assert (report.translated, report.mapping, report.filtering) == (False, Behaviour.EI, Behaviour.APD)
+    assert (report.translated, report.mapping, report.filtering) == (False, Behavior.EI, Behavior.APD)
 
 
 def test_where_udp_is_blocked_nothing_is_known() -> None:
@@ -129,13 +129,13 @@ def test_where_udp_is_blocked_nothing_is_known() -> None:
     assert report.mapping_reason == "mapping, test I: 203.0.113.1:3478 did not answer 5 sends"
 
 
-@pytest.mark.parametrize("filtering", Behaviour, ids=lambda each: each.name)
-def test_with_two_ports_of_one_address_it_is_told_whether_the_port_counts(filtering: Behaviour) -> None:
+@pytest.mark.parametrize("filtering", Behavior, ids=lambda each: each.name)
+def test_with_two_ports_of_one_address_it_is_told_whether_the_port_counts(filtering: Behavior) -> None:
     net, host = behind(NatConfig(filtering=filtering), other=FIRST.with_port(3479))
     report = discover(net, host)
     assert (report.mapping, report.other) == (None, None)
     assert report.mapping_reason == "203.0.113.1:3478 names no other address"
-    assert report.filtering is (Behaviour.APD if filtering is Behaviour.APD else None)
+    assert report.filtering is (Behavior.APD if filtering is Behavior.APD else None)
     assert report.filtering_reason
 
 
@@ -148,9 +148,9 @@ def test_a_server_that_serves_none_of_it_leaves_it_open() -> None:
 
 
 def test_a_socket_on_all_addresses_does_not_say_whether_there_is_a_nat() -> None:
-    net, host = behind(NatConfig(mapping=Behaviour.AD, filtering=Behaviour.AD))
+    net, host = behind(NatConfig(mapping=Behavior.AD, filtering=Behavior.AD))
     report = discover(net, host, local="0.0.0.0")
-    assert (report.translated, report.mapping, report.filtering) == (None, Behaviour.AD, Behaviour.AD)
+    assert (report.translated, report.mapping, report.filtering) == (None, Behavior.AD, Behavior.AD)
 
 
 def test_an_address_that_is_not_ours_is_told() -> None:
@@ -162,7 +162,7 @@ def test_an_address_that_is_not_ours_is_told() -> None:
 @pytest.mark.parametrize("outer", list(every_class()), ids=lambda config: config.label)
 def test_of_two_nats_the_stricter_is_seen(outer: NatConfig) -> None:
     """Behind a carrier's NAT, each of the two axes is that of whichever NAT is worse."""
-    order = list(Behaviour)
+    order = list(Behavior)
     for inner in every_class():
         net = Network(seed=2)
         internet = net.router("internet")
@@ -182,4 +182,4 @@ def test_behind_a_nat_for_ipv4_and_a_firewall_for_ipv6() -> None:
     nat = net.nat("nat", outside=internet, address="198.51.100.1", inside=inside, firewall=Firewall())
     host = net.host("alice", ("10.0.0.2", "2001:db8:7::7"), nat)
     report = discover(net, host, FIRST6, "2001:db8:7::7")
-    assert (report.translated, report.filtering) == (False, Behaviour.APD)
+    assert (report.translated, report.filtering) == (False, Behavior.APD)

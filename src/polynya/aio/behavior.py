@@ -15,7 +15,7 @@ from polynya.core.instants import nanoseconds
 from polynya.core.machine import Resolve
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun import lifetime
-from polynya.stun.behaviour import PATIENT, BehaviourDiscovery, BehaviourReport
+from polynya.stun.behavior import PATIENT, BehaviorDiscovery, BehaviorReport
 from polynya.stun.lifetime import LifetimeReport, MappingLifetime
 from polynya.stun.stream_mapping import StreamMapping
 from polynya.stun.transactions import Schedule
@@ -27,9 +27,9 @@ from .sockets import from_sockaddr, to_sockaddr
 from .tcp import TlsContexts, system_tls
 
 
-async def discover_behaviour(
+async def discover_behavior(
     server: str, *, local: str = "", schedule: Schedule = PATIENT, trace: Tracer = NO_TRACE
-) -> BehaviourReport:
+) -> BehaviorReport:
     """Ask a STUN server, as a URI (`stun:HOST:PORT`), how the NATs on the way to it map, filter and hairpin.
 
     `local` is the address to ask from; left out, the one that this host would use. It takes from a few round trips,
@@ -41,7 +41,7 @@ async def discover_behaviour(
     """
     place = await _place(server, local)
     flow_ids = FlowIds()
-    machine = BehaviourDiscovery(
+    machine = BehaviorDiscovery(
         server=place,
         local=_local(place, local),
         flow_ids=flow_ids,
@@ -49,7 +49,7 @@ async def discover_behaviour(
         schedule=schedule,
         trace=trace,
     )
-    report: BehaviourReport = await _run(machine, flow_ids, trace)
+    report: BehaviorReport = await _run(machine, flow_ids, trace)
     return report
 
 
@@ -65,7 +65,7 @@ async def discover_lifetime(
     """Find out for how many seconds the NATs on the way to a STUN server keep a mapping that nobody uses.
 
     Times up to `longest` are tried until it is known to `resolution`, which takes minutes: see `MappingLifetime`. The
-    times of the report are nanoseconds. Raises what `discover_behaviour` does.
+    times of the report are nanoseconds. Raises what `discover_behavior` does.
     """
     place = await _place(server, local)
     flow_ids = FlowIds()
@@ -85,7 +85,7 @@ async def discover_lifetime(
 
 async def discover_stream_mapping(
     servers: Sequence[str], *, local: str = "", tls: TlsContexts = system_tls, trace: Tracer = NO_TRACE
-) -> BehaviourReport:
+) -> BehaviorReport:
     """Ask STUN servers by TCP (`stun:HOST:PORT`) or TLS (`stuns:HOST:PORT`) how the NATs on the way map streams.
 
     All are asked from one port, and any two will do; two ports of one of them, and a third at another address, tell the
@@ -113,7 +113,7 @@ async def discover_stream_mapping(
         names=[uri.host for uri in uris],
         trace=trace,
     )
-    report: BehaviourReport = await _run(machine, flow_ids, trace, tls)
+    report: BehaviorReport = await _run(machine, flow_ids, trace, tls)
     return report
 
 
@@ -139,7 +139,7 @@ async def _place(server: str, local: str) -> Address:
     """Where the server is, of the family of `local` if that is given."""
     uri = StunUri.parse(server)
     if uri.transport is not Transport.UDP:
-        raise ConfigurationError(f"behaviour discovery goes by UDP: {server} does not")
+        raise ConfigurationError(f"behavior discovery goes by UDP: {server} does not")
     return await _where(uri, local)
 
 

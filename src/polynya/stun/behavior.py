@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, Final
 
 from polynya.core.addresses import Address, scope
-from polynya.core.behaviour import Behaviour
+from polynya.core.behavior import Behavior
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Counters, Datagram, IcmpError, Input, Open, Opened, Send, SendFailed
@@ -58,7 +58,7 @@ class Test(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BehaviourReport:
+class BehaviorReport:
     """What was found out, None where it could not be. Each `..._reason` says why in either case, for people."""
 
     server: Address
@@ -70,9 +70,9 @@ class BehaviourReport:
     """The server's other address and port."""
     translated: bool | None = None
     """Whether there is a NAT; None also where we are bound to no certain address."""
-    mapping: Behaviour | None = None
+    mapping: Behavior | None = None
     mapping_reason: str = ""
-    filtering: Behaviour | None = None
+    filtering: Behavior | None = None
     """Also that of a firewall that translates nothing."""
     filtering_reason: str = ""
     hairpinning: bool | None = None
@@ -83,8 +83,8 @@ class BehaviourReport:
     """Something in the way changes addresses within packets (section 3.6)."""
 
 
-class BehaviourDiscovery:
-    """A machine: opens two flows, asks, closes them, and says what it found by one event, a `BehaviourReport`.
+class BehaviorDiscovery:
+    """A machine: opens two flows, asks, closes them, and says what it found by one event, a `BehaviorReport`.
 
     `local` is where to ask from, with port 0: an address of this host, or its family's unspecified one.
     """
@@ -99,7 +99,7 @@ class BehaviourDiscovery:
         schedule: Schedule = PATIENT,
         trace: Tracer = NO_TRACE,
     ) -> None:
-        self.report = BehaviourReport(server=server)
+        self.report = BehaviorReport(server=server)
         """What is known so far."""
         self._server = server
         self._bind = local
@@ -112,38 +112,38 @@ class BehaviourDiscovery:
         self._passed: dict[Test, bool] = {}
         """Which of filtering's tests II and III were let in."""
         self._outputs: list[Open | Close | Send] = []
-        self._events: list[BehaviourReport] = []
+        self._events: list[BehaviorReport] = []
         self._two_addresses = False
         self._hairpinning = False
         self._ended = False
 
     # --------------------------------------------------------------------------------------------------------- machine
 
-    def start(self, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
         """Open the flows; what follows comes of itself."""
         self._outputs += [Open(flow=flow, transport=Transport.UDP, local=self._bind) for flow in self._flows.values()]
 
-    def receive(self, input: Input, now: Instant) -> None:
+    def receive(self, input: Input, *, now: Instant) -> None:
         """Take in an answer, a request that came back, an error, or what became of a flow."""
         match input:
             case Opened():
                 for test, flow in self._flows.items():
                     if flow == input.flow:
                         self._open[flow] = input.local
-                        self._ask(test, self._server, now)
+                        self._ask(test, self._server, now=now)
             case Closed() if input.flow not in self._open:
                 for test, flow in self._flows.items():
                     if flow == input.flow:
                         self._failed(test, f"no socket: {input.reason}")
             case Datagram() | IcmpError() | SendFailed() | Closed():
-                self._questions.receive(input, now)
+                self._questions.receive(input, now=now)
             case _:
                 pass
-        self._go_on(now)
+        self._go_on(now=now)
 
-    def tick(self, now: Instant) -> None:
-        self._questions.tick(now)
-        self._go_on(now)
+    def tick(self, *, now: Instant) -> None:
+        self._questions.tick(now=now)
+        self._go_on(now=now)
 
     def next_timer(self) -> Instant | None:
         return self._questions.next_timer()
@@ -152,7 +152,7 @@ class BehaviourDiscovery:
         drained, self._outputs = self._outputs, []
         return drained
 
-    def events(self) -> list[BehaviourReport]:
+    def events(self) -> list[BehaviorReport]:
         drained, self._events = self._events, []
         return drained
 
@@ -163,7 +163,7 @@ class BehaviourDiscovery:
 
     # ----------------------------------------------------------------------------------------------------------- steps
 
-    def _go_on(self, now: Instant) -> None:
+    def _go_on(self, *, now: Instant) -> None:
         if self._ended:
             return
         for event in self._questions.events():
@@ -172,10 +172,10 @@ class BehaviourDiscovery:
             elif event.message is None:
                 self._failed(event.question.test, event.reason, silent=event.silent)
             else:
-                self._answered(event, now)
+                self._answered(event, now=now)
         if self.report.mapping_reason and self.report.filtering_reason and not self._hairpinning:
             self._hairpinning = True
-            self._begin_hairpin(now)
+            self._begin_hairpin(now=now)
         self._outputs += self._questions.outputs()
         if self.report.hairpinning_reason:
             self._ended = True
@@ -183,13 +183,13 @@ class BehaviourDiscovery:
             self._outputs += [Close(flow=flow) for flow in self._open]
             self._events.append(self.report)
 
-    def _ask(self, test: Test, to: Address, now: Instant, change: ChangeRequest | None = None) -> None:
+    def _ask(self, test: Test, to: Address, *, now: Instant, change: ChangeRequest | None = None) -> None:
         first = Test.MAPPING_1 if test.of_mapping else Test.FILTERING_1
         self._questions.ask(
-            Question(test=test, flow=self._flows[first], to=to, change=change, schedule=self._schedule), now
+            Question(test=test, flow=self._flows[first], to=to, change=change, schedule=self._schedule), now=now
         )
 
-    def _answered(self, answer: Answer[Test], now: Instant) -> None:
+    def _answered(self, answer: Answer[Test], *, now: Instant) -> None:
         """A success response, from where it was asked to come from."""
         test, message = answer.question.test, answer.message
         assert message is not None
@@ -198,14 +198,14 @@ class BehaviourDiscovery:
             self._note(rewrites=True)
         match test:
             case Test.MAPPING_1:
-                self._first_mapping(mapped, self._other(message), now)
+                self._first_mapping(mapped, self._other(message), now=now)
             case Test.MAPPING_2 | Test.MAPPING_3:
-                self._judge_mapping(test, now)
+                self._judge_mapping(test, now=now)
             case Test.FILTERING_1:
                 self._two_addresses = self._other(message) is not None
                 if self._two_addresses:
-                    self._ask(Test.FILTERING_2, self._server, now, ChangeRequest(address=True, port=True))
-                self._ask(Test.FILTERING_3, self._server, now, ChangeRequest(port=True))
+                    self._ask(Test.FILTERING_2, self._server, now=now, change=ChangeRequest(address=True, port=True))
+                self._ask(Test.FILTERING_3, self._server, now=now, change=ChangeRequest(port=True))
             case Test.FILTERING_2 | Test.FILTERING_3:
                 self._passed[test] = True
                 self._judge_filtering()
@@ -232,47 +232,47 @@ class BehaviourDiscovery:
             self._passed[test] = False
             self._judge_filtering()
 
-    def _first_mapping(self, mapped: Address, other: Address | None, now: Instant) -> None:
+    def _first_mapping(self, mapped: Address, other: Address | None, *, now: Instant) -> None:
         local = self._open[self._flows[Test.MAPPING_1]]
         here = mapped == Address(local.host, local.port)
         certain = scope(local.host) != "unspecified"
         self._note(local=local, mapped=mapped, other=other, translated=not here if certain else None)
         if here and certain:
-            self._note(mapping=Behaviour.EI, mapping_reason=f"{mapped} is what we have: there is no NAT")
+            self._note(mapping=Behavior.EI, mapping_reason=f"{mapped} is what we have: there is no NAT")
         elif other is None:
             self._note(mapping_reason=f"{self._server} names no other address")
         else:
-            self._ask(Test.MAPPING_2, other.with_port(self._server.port), now)
+            self._ask(Test.MAPPING_2, other.with_port(self._server.port), now=now)
 
-    def _judge_mapping(self, test: Test, now: Instant) -> None:
+    def _judge_mapping(self, test: Test, *, now: Instant) -> None:
         seen, other = self._mapped, self.report.other
         first, second = seen[Test.MAPPING_1], seen[Test.MAPPING_2]
         if first == second:
-            self._note(mapping=Behaviour.EI, mapping_reason=f"{first} towards both addresses")
+            self._note(mapping=Behavior.EI, mapping_reason=f"{first} towards both addresses")
         elif test is Test.MAPPING_2 and other is not None:
-            self._ask(Test.MAPPING_3, other, now)
+            self._ask(Test.MAPPING_3, other, now=now)
         else:
             third = seen[Test.MAPPING_3]
-            kind = Behaviour.AD if second == third else Behaviour.APD
+            kind = Behavior.AD if second == third else Behavior.APD
             reason = f"{first} towards one address, {second} and {third} towards two ports of another"
             self._note(mapping=kind, mapping_reason=reason)
 
     def _judge_filtering(self) -> None:
         from_all, from_port = self._passed.get(Test.FILTERING_2), self._passed.get(Test.FILTERING_3)
         if from_all:
-            self._note(filtering=Behaviour.EI, filtering_reason="an answer from another address and port came in")
+            self._note(filtering=Behavior.EI, filtering_reason="an answer from another address and port came in")
         elif from_port is None or (from_all is None and self._two_addresses):
             return
         elif not from_port:
-            self._note(filtering=Behaviour.APD, filtering_reason="no answer from elsewhere came in")
+            self._note(filtering=Behavior.APD, filtering_reason="no answer from elsewhere came in")
         elif self._two_addresses:
             reason = "an answer from another port came in, none from another address"
-            self._note(filtering=Behaviour.AD, filtering_reason=reason)
+            self._note(filtering=Behavior.AD, filtering_reason=reason)
         else:
             reason = f"an answer from another port came in; {self._server} has no other address to answer from"
             self._note(filtering_reason=reason)
 
-    def _begin_hairpin(self, now: Instant) -> None:
+    def _begin_hairpin(self, *, now: Instant) -> None:
         ends = [self._mapped.get(test) for test in self._flows]
         if self.report.translated is False or None in ends:
             reason = "there is no NAT" if self.report.translated is False else "our mapped addresses are not known"
@@ -280,7 +280,7 @@ class BehaviourDiscovery:
             return
         for flow, to in zip(self._flows.values(), reversed(ends), strict=True):
             if to is not None:
-                self._questions.ask(Question(test=Test.HAIRPIN, flow=flow, to=to, schedule=BRIEF), now)
+                self._questions.ask(Question(test=Test.HAIRPIN, flow=flow, to=to, schedule=BRIEF), now=now)
 
     def _note(self, **found: Any) -> None:
         self.report = replace(self.report, **found)

@@ -16,7 +16,7 @@ from polynya.stun.attributes import (
     XOR_MAPPED_ADDRESS,
     ChangeRequest,
 )
-from polynya.stun.behaviour import BehaviourDiscovery, BehaviourReport
+from polynya.stun.behavior import BehaviorDiscovery, BehaviorReport
 from polynya.stun.message import Message, decode
 
 SERVER, OTHER = Address("203.0.113.1", 3478), Address("203.0.113.2", 3479)
@@ -29,18 +29,18 @@ class Table:
     """A discovery by hand, its flows open and its first requests sent."""
 
     def __init__(self) -> None:
-        self.machine = BehaviourDiscovery(server=SERVER, local=LOCAL, flow_ids=FlowIds(), random=random.Random(1))
+        self.machine = BehaviorDiscovery(server=SERVER, local=LOCAL, flow_ids=FlowIds(), random=random.Random(1))
         self.now = Instant(0)
         self.sent: list[Send] = []
         self.closed: list[Flow] = []
-        self.reports: list[BehaviourReport] = []
-        self.machine.start(self.now)
+        self.reports: list[BehaviorReport] = []
+        self.machine.start(now=self.now)
         self.flows = [each.flow for each in self.machine.outputs() if isinstance(each, Open)]
         for number, flow in enumerate(self.flows):
             self.give(Opened(flow=flow, local=LOCAL.with_port(5000 + number)))
 
     def give(self, input: Any) -> None:
-        self.machine.receive(input, self.now)
+        self.machine.receive(input, now=self.now)
         self.drain()
 
     def drain(self) -> None:
@@ -55,7 +55,7 @@ class Table:
         end = Instant(self.now + duration)
         while (due := self.machine.next_timer()) is not None and due <= end:
             self.now = max(self.now, due)
-            self.machine.tick(self.now)
+            self.machine.tick(now=self.now)
             self.drain()
         self.now = end
 

@@ -1,0 +1,48 @@
+"""Containers that cost little memory while they are empty.
+
+A process may hold thousands of idle agents, and most of their queues and tables are empty most of the time. An empty
+`list` takes 56 bytes and an empty `dict` 64, and each keeps its storage after it was emptied. The containers here share
+one empty value and give their storage back when they are drained or emptied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Queue(Generic[T]):
+    """Outputs or events of a machine that wait for their owner, oldest first."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self) -> None:
+        self._items: list[T] | tuple[()] = ()
+
+    def append(self, item: T) -> None:
+        if self._items:
+            self._items.append(item)
+        else:
+            self._items = [item]
+
+    def extend(self, items: Iterable[T]) -> None:
+        if self._items:
+            self._items.extend(items)
+        else:
+            self._items = list(items) or ()
+
+    def drain(self) -> list[T]:
+        """Remove and return everything that waits, oldest first."""
+        items, self._items = self._items, ()
+        return items or []
+
+    def clear(self) -> None:
+        self._items = ()
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
