@@ -241,7 +241,7 @@ def _settled(one: Peer, other: Peer) -> bool:
     agents: list[Any] = [peer.session.agent for peer in (one, other)]
     numbers = [agent.local_description.generation for agent in agents]
     roles = [agent.controlling for agent in agents]
-    keys = agents[0]._generation.keys
+    keys = agents[0].generation.keys
     return (
         numbers[0] == numbers[1]
         and roles[0] != roles[1]
