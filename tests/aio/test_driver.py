@@ -207,17 +207,16 @@ def test_names_are_resolved_and_a_query_that_is_open_at_the_end_is_cancelled(run
     async def main() -> None:
         cancelled = asyncio.Event()
 
-        class Slow:
-            async def resolve(self, query: Resolve) -> Resolved:
-                if query.name == "quick.example":
-                    return Resolved(query=query, hosts=("192.0.2.1",))
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    cancelled.set()
-                raise AssertionError
+        async def resolve(name: str) -> list[str]:
+            if name == "quick.example":
+                return ["192.0.2.1"]
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+            raise AssertionError
 
-        async with driving(resolver=Slow()) as driver:
+        async with driving(resolve=resolve) as driver:
             quick = Resolve(name="quick.example", token=7)
             driver.call(driver.machine.put, quick, Resolve(name="never.example"))
             assert await driver.machine.received(Resolved) == Resolved(query=quick, hosts=("192.0.2.1",))

@@ -402,6 +402,19 @@ def test_tls_checks_the_name_and_tells_the_protocol_that_was_chosen(
     run(main())
 
 
+def test_one_context_of_the_user_serves_all_tls_streams(run: Run, contexts: Contexts, certificate: Path) -> None:
+    async def main() -> None:
+        trusting = ssl.create_default_context(cafile=certificate)
+        async with driving(tls=contexts) as server, driving(tls=trusting) as client:
+            listener = await listen(server, Transport.TLS)
+            for _ in range(2):
+                flow = connect(client, listener.local, Transport.TLS, server_name="turn.example")
+                await client.machine.until(lambda flow=flow: about(client, flow))  # type: ignore[misc]
+                assert isinstance(about(client, flow)[0], Opened)
+
+    run(main())
+
+
 def test_a_transport_is_closed_once_and_then_aborted() -> None:
     """TLS of Python 3.11.2, which is Debian 12's, raises AttributeError when it is aborted after a second close."""
     calls: list[str] = []

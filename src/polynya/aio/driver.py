@@ -14,40 +14,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, FlowIds
-from polynya.core.machine import Close, Input, Machine, Open, Output, Resolve, Resolved, Send
+from polynya.core.machine import Close, Input, Machine, Open, Output, Resolve, Send
 from polynya.core.trace import NO_TRACE, Tracer
 
 from . import clock
 from .alarm import alarm
-from .dns import Resolver
+from .dns import ResolveName, Resolver
 from .hub import Hub
 from .packet_trace import Capture, PacketTrace
-from .tcp import TlsContexts, system_tls
+from .tcp import Tls, tls_contexts
 from .udp import Deliver, SendData
 
 R = TypeVar("R")
 MachineT = TypeVar("MachineT", bound=Machine[Any, Any, Any])
 
 
-class Resolves(Protocol):
-    """What looks names up."""
-
-    async def resolve(self, query: Resolve) -> Resolved:
-        """Answer the query; a failure is an answer."""
-
-
 class Driver(Generic[MachineT]):
     """Runs one machine on real sockets in the running event loop.
 
     Make it inside a running loop and close it there. `on_event` gets each event after the outputs of its step were
-    carried out; what it raises goes to the loop's exception handler. `flow_ids` are those that the machine names its
-    flows with. `tls` makes the contexts of TLS flows; `capture` gets every packet while `trace` is enabled;
-    `ip_fields` asks for the ECN, DSCP and TTL of what arrives, which makes every datagram a little dearer.
+    carried out; what it raises goes to the loop's exception handler. `flow_ids` allocates the machine's flows.
+
+    `tls` is the context of TLS flows, or a function that makes one for each `Open`; the default trusts the system's
+    certificate authorities. `resolve` looks up host names in place of the system's resolver. `capture` is called for
+    every packet while `trace` is enabled. `ip_fields` requests the ECN, DSCP and TTL of datagrams that arrive, which
+    makes each datagram a little slower.
     """
 
     __slots__ = (
@@ -73,8 +69,8 @@ class Driver(Generic[MachineT]):
         on_event: Callable[[Any], None],
         flow_ids: FlowIds | None = None,
         trace: Tracer = NO_TRACE,
-        resolver: Resolves | None = None,
-        tls: TlsContexts = system_tls,
+        resolve: ResolveName | None = None,
+        tls: Tls | None = None,
         capture: Capture | None = None,
         ip_fields: bool = False,
     ) -> None:
@@ -83,7 +79,7 @@ class Driver(Generic[MachineT]):
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
-        self._resolver = resolver
+        self._resolver = None if resolve is None else Resolver(resolve=resolve)
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._inbox: tuple[Input, ...] = ()
         self._stepping = False
@@ -92,7 +88,7 @@ class Driver(Generic[MachineT]):
         self._hub = Hub(
             self._loop,
             self,
-            tls=tls,
+            tls=tls_contexts(tls),
             ip_fields=ip_fields,
             trace=PacketTrace(trace, capture) if trace.enabled else None,
         )

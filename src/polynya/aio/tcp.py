@@ -42,6 +42,9 @@ BACKLOG: Final = 128
 TlsContexts = Callable[[Open], ssl.SSLContext]
 """Makes the TLS context of an `Open`: with a remote for a client, without one for a listener."""
 
+Tls = ssl.SSLContext | TlsContexts
+"""One context for all TLS flows, used as it is, or a function that makes the context of each."""
+
 
 def system_tls(request: Open) -> ssl.SSLContext:
     """A client's context that trusts the system's certificate authorities. It has no certificate to listen with."""
@@ -51,6 +54,16 @@ def system_tls(request: Open) -> ssl.SSLContext:
     if request.alpn:
         context.set_alpn_protocols(list(request.alpn))
     return context
+
+
+def tls_contexts(tls: Tls | None) -> TlsContexts:
+    """Return the maker of contexts for `tls`; the default trusts the system's certificate authorities."""
+    if tls is None:
+        return system_tls
+    if isinstance(tls, ssl.SSLContext):
+        context = tls
+        return lambda _: context
+    return tls
 
 
 class StreamOwner(Protocol):
