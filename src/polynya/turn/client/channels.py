@@ -33,6 +33,8 @@ from .requests import Answer, Ask
 
 COUNT: Final = LAST_CHANNEL - FIRST_CHANNEL + 1
 MAX_PAYLOAD: Final = 0xFFFF
+HEADER: Final = 4
+"""Bytes before the payload of ChannelData; over a stream up to three bytes of padding follow it."""
 _HEADER: Final = Struct("!HH").pack
 _READ_HEADER: Final = Struct("!HH").unpack_from
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")

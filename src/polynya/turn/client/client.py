@@ -41,14 +41,15 @@ from polynya.stun.message import Message, Received, decode
 from polynya.stun.registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Method
 
 from .allocation import ENDED, Allocation, State
+from .channels import HEADER as CHANNEL_HEADER
 from .channels import Channels
 from .config import ClientConfig
 from .credentials import Credentials
 from .events import CredentialsNeeded, PeerUnreachable, RelayedData, ServerAddress, ServerChosen, TurnEvent
-from .indications import MAX_DATA, read_data_indication, send_indication
+from .indications import MAX_DATA, SEND_HEADER, read_data_indication, send_indication
 from .keepalive import Keepalive
 from .permissions import Permissions
-from .report import TurnReport, turn_report
+from .report import RelayOverhead, TurnReport, turn_report
 from .requests import Answer, Requests
 
 
@@ -173,6 +174,16 @@ class TurnClient:
     def permitted(self, peer: Address) -> bool:
         """Whether data for this peer can be sent."""
         return self.state is State.ALLOCATED and self._permissions.installed(peer.host)
+
+    def overhead(self, peer: Address) -> RelayOverhead:
+        """Return how a datagram to this peer is carried to the server now: by a channel, or in a Send indication."""
+        channel = self.wrap(peer, b"") is not None
+        return RelayOverhead(
+            family=self._address.family,
+            transport=self.server.transport,
+            channel=channel,
+            header=CHANNEL_HEADER if channel else SEND_HEADER[peer.family],
+        )
 
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether what comes by this flow from there is this client's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from polynya.core.addresses import IPV6, Address
+from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.machine import IcmpKind
 from polynya.stun.attributes import DATA, DONT_FRAGMENT, ICMP, XOR_PEER_ADDRESS, Attribute, IcmpValue
 from polynya.stun.message import MAX_ATTRIBUTES, Message
@@ -15,6 +15,12 @@ from .events import PeerUnreachable, RelayedData
 
 MAX_DATA: Final = MAX_ATTRIBUTES - 40
 """Bytes of data that fit an indication, with the peer's address and DONT-FRAGMENT."""
+
+SEND_HEADER: Final[Mapping[int, int]] = {IPV4: 20 + 12 + 4, IPV6: 20 + 24 + 4}
+"""Bytes of a Send indication besides its data, by the family of the peer: STUN header, XOR-PEER-ADDRESS, DATA.
+
+Up to three bytes of padding follow the data; DONT-FRAGMENT adds 4 bytes.
+"""
 
 _KINDS4: Final[Mapping[tuple[int, int], IcmpKind]] = {
     (3, 0): IcmpKind.NET_UNREACHABLE,

@@ -7,9 +7,30 @@ from dataclasses import dataclass
 from typing import Any
 
 from polynya.core.errors import Attempt
+from polynya.core.flows import Transport
 from polynya.core.instants import Instant, in_seconds
 
 from .allocation import Allocation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayOverhead:
+    """How a TURN client carries datagrams to one peer, between the client and the server."""
+
+    family: int
+    """IP version of the path to the server."""
+    transport: Transport
+    """Transport of the path to the server."""
+    channel: bool
+    """Whether a channel is bound to the peer; otherwise each datagram travels in a Send indication."""
+    header: int
+    """Bytes that are added to each datagram. Up to three bytes of padding follow the data, except in ChannelData over
+    UDP."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether the data is padded to a multiple of four bytes."""
+        return not self.channel or self.transport.reliable
 
 
 @dataclass(frozen=True, slots=True)
