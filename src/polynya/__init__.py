@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
     from .aio.connection import Connection, Path
-    from .aio.mux import Mux, UnknownPeer
-    from .aio.muxed import MuxedAgent
+    from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
     from .aio.signaling import Signaling, connect_room
     from .aio.turn import TurnClient
@@ -77,8 +76,7 @@ _HOMES: Final = {
     "aio.agent": ("Agent",),
     "aio.behavior": ("discover_behavior", "discover_lifetime", "discover_stream_mapping"),
     "aio.connection": ("Connection", "Path"),
-    "aio.mux": ("Mux", "UnknownPeer"),
-    "aio.muxed": ("MuxedAgent",),
+    "aio.mux": ("Mux", "MuxedAgent", "UnknownPeer"),
     "aio.servers": ("IceServer",),
     "aio.signaling": ("Signaling", "connect_room"),
     "aio.turn": ("TurnClient",),

@@ -214,7 +214,7 @@ class Meeting:
     async def _trickle(self, agent: Agent, peer: str) -> None:
         """Tell the peer all there is to signal, for the life of the agent: after a restart all of it anew."""
         try:
-            async for signal in agent.to_signal():
+            async for signal in agent._signals():
                 if isinstance(signal, Description):
                     await self.signaling.send_description(peer, signal)
                 else:
