@@ -27,7 +27,7 @@ from .alarm import alarm
 from .dns import ResolveName, Resolver
 from .hub import Hub
 from .packet_trace import Capture, PacketTrace
-from .tcp import Tls, tls_contexts
+from .tcp import STREAM_LIMITS, StreamLimits, Tls, tls_contexts
 from .udp import Deliver, SendData
 
 R = TypeVar("R")
@@ -71,6 +71,7 @@ class Driver(Generic[MachineT]):
         trace: Tracer = NO_TRACE,
         resolve: ResolveName | None = None,
         tls: Tls | None = None,
+        limits: StreamLimits = STREAM_LIMITS,
         capture: Capture | None = None,
         ip_fields: bool = False,
     ) -> None:
@@ -89,6 +90,7 @@ class Driver(Generic[MachineT]):
             self._loop,
             self,
             tls=tls_contexts(tls),
+            limits=limits,
             ip_fields=ip_fields,
             trace=PacketTrace(trace, capture) if trace.enabled else None,
         )
@@ -150,6 +152,10 @@ class Driver(Generic[MachineT]):
     def receive_buffers(self) -> dict[Flow, int]:
         """Bytes of receive buffer that the system granted each open UDP flow."""
         return self._hub.receive_buffers()
+
+    def write_buffers(self) -> dict[Flow, int]:
+        """Bytes that wait to be written on each open stream."""
+        return self._hub.write_buffers()
 
     # ------------------------------------------------------------------------------------------ close
 

@@ -23,7 +23,7 @@ from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
 from polynya.stun.message import is_stun
 
-from . import poller, sockets
+from . import features, poller, sockets
 from .icmp import read_errors
 from .packet_trace import PacketTrace
 from .sockets import SockAddr
@@ -31,11 +31,12 @@ from .tally import Tally
 
 BATCH: Final = 64
 """Datagrams read before the event loop gets its turn back."""
+MAX_FAILURES: Final = 16
+"""Consecutive reads that fail without an ICMP error before the socket is closed."""
 
 _LARGEST: Final = 65535
 _CONTROL: Final = 128  # bytes of control messages: there are two
 _BEYOND_STUN: Final = b"\x04"  # bytes compare like text: whatever is not below this does not begin like STUN
-_FAILURES: Final = 16  # reads in a row that fail without a report before the socket is given up
 
 Deliver = Callable[[bytes], None]
 SendData = Callable[[bytes], bool]
@@ -93,6 +94,7 @@ class UdpSocket:
 
         NotImplementedError where the loop cannot watch sockets.
         """
+        ip_fields = ip_fields and features.CONTROL_MESSAGES
         poller.watch(loop, self._sock, _FieldReader(self) if ip_fields else self)
         self._loop = loop
         if ip_fields:
@@ -221,7 +223,7 @@ class UdpSocket:
         if error.errno in sockets.SOFT_ERRORS or error.errno == errno.ECONNREFUSED:
             return False
         self._bad_reads += 1
-        if self._bad_reads >= _FAILURES or error.errno in {errno.EBADF, errno.ENOTSOCK}:
+        if self._bad_reads >= MAX_FAILURES or error.errno in {errno.EBADF, errno.ENOTSOCK}:
             self.give_up(error)
         return False
 
@@ -290,10 +292,10 @@ class UdpSocket:
 
     def put(self, data: bytes, name: SockAddr, ip: IpFields | None = None) -> None:
         """Hand a datagram to the system, or raise its OSError."""
-        if ip is None or not sockets.CAN_SET_FIELDS:
+        if ip is None or not features.CONTROL_MESSAGES:
             self._sendto(data, name)
             return
-        if ip.segment_size is not None and not sockets.LINUX:
+        if ip.segment_size is not None and not features.LINUX:
             for start in range(0, len(data), ip.segment_size):
                 self._sendto(data[start : start + ip.segment_size], name)
             return
