@@ -14,11 +14,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from polynya.core.addresses import Address, scope
-from polynya.core.empty import NOTHING
 from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
 from polynya.stun.message import is_stun
@@ -83,7 +82,8 @@ class UdpSocket:
         self._remote: SockAddr | None = None
         """The first remote whose data was accepted, and who gets it: most sockets have no other."""
         self._deliver: Deliver | None = None
-        self._deliveries: Mapping[SockAddr, Deliver] = NOTHING
+        self._deliveries: dict[SockAddr, Deliver] | None = None
+        """The other remotes; a shared socket has thousands."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bad_reads = 0
 
@@ -131,24 +131,27 @@ class UdpSocket:
         name = self._name(remote)
         if self._remote is None or self._remote == name:
             self._remote, self._deliver = name, deliver
-        elif isinstance(self._deliveries, dict):
-            self._deliveries[name] = deliver  # a shared socket has thousands
-        else:
+        elif self._deliveries is None:
             self._deliveries = {name: deliver}
+        else:
+            self._deliveries[name] = deliver
 
     def refuse(self, remote: Address) -> None:
         """What `remote` sends goes to the machine again."""
         name = self._name(remote)
         if self._remote == name:
             self._remote = self._deliver = None
-        else:
-            left = self._deliveries
-            if isinstance(left, dict) and left.pop(name, None) is not None and not left:
-                self._deliveries = NOTHING
+        elif self._deliveries is not None:
+            self._deliveries.pop(name, None)
+            self._deliveries = self._deliveries or None
+
+    def _receiver(self, source: SockAddr) -> Deliver | None:
+        others = self._deliveries
+        return self._deliver if source == self._remote else others.get(source) if others else None
 
     def _forget_remotes(self) -> None:
         self._remote = self._deliver = None
-        self._deliveries = NOTHING
+        self._deliveries = None
 
     def read(self) -> None:
         """Read a batch. Called by the event loop when the socket is readable or has an error pending."""
@@ -168,7 +171,8 @@ class UdpSocket:
                     continue
                 count += 1
                 size += len(data)
-                deliver = self._deliver if source == self._remote else self._deliveries.get(source)
+                others = self._deliveries
+                deliver = self._deliver if source == self._remote else others.get(source) if others else None
                 if deliver is not None and data >= _BEYOND_STUN:
                     deliver(data)
                 else:
@@ -195,8 +199,7 @@ class UdpSocket:
             self._bad_reads = 0
             self.owner.tally.datagrams_in += 1
             self.owner.tally.bytes_in += len(data)
-            deliver = self._deliver if source == self._remote else self._deliveries.get(source)
-            self.dispatch(data, source, deliver, sockets.received_fields(messages))
+            self.dispatch(data, source, self._receiver(source), sockets.received_fields(messages))
 
     def dispatch(self, data: bytes, source: SockAddr, deliver: Deliver | None, ip: IpFields | None = None) -> None:
         """Hand over one datagram that did not take the short way; `deliver` is whom its data is for."""
@@ -371,7 +374,7 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         self.owner.tally.datagrams_in += 1
         self.owner.tally.bytes_in += len(data)
-        self.dispatch(data, addr, self._deliver if addr == self._remote else self._deliveries.get(addr))
+        self.dispatch(data, addr, self._receiver(addr))
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError) and not self.report_icmp():
