@@ -52,7 +52,11 @@ class RelayedPath:
             frame = self._wrap(self._peer, data)
             if frame is not None:
                 return self._send_frame(frame)
-        return self._driver.call(lambda now: self._driver.machine.send(data, *self._component, now=now))
+        driver = self._driver
+        refused = driver.refused
+        return (
+            driver.call(lambda now: driver.machine.send(data, *self._component, now=now)) and driver.refused == refused
+        )
 
     def close(self) -> None:
         """From now on all packets of the server go to the machine."""
