@@ -15,7 +15,7 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import SECOND, Instant
-from polynya.core.machine import Close, Closed, Datagram, Open, Opened, Proxy, Resolve, Resolved, Send, SendFailed
+from polynya.core.machine import Close, Closed, Datagram, Open, Opened, Resolve, Resolved, Send, SendFailed
 from tests.aio.conftest import Recorder, Run, address_of, driving, open_udp, stun_like
 
 
@@ -140,7 +140,7 @@ def test_a_timer_that_moves_nearer_is_heard_at_the_nearer_time_and_one_that_move
 
 def test_a_jump_of_the_clock_ticks_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr(clock, "LOOK_INTERVAL", 0.01)
+        clock.watch(asyncio.get_running_loop(), interval=0.01)
         real = clock.now
         async with driving() as driver:
             driver.call(driver.machine.wake_in, 3600)
@@ -150,12 +150,13 @@ def test_a_jump_of_the_clock_ticks_at_once(run: Run, monkeypatch: pytest.MonkeyP
     run(main())
 
 
-def test_nothing_of_an_hour_of_sleep_is_seen_while_the_clocks_agree(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timer_does_not_fire_early_while_the_clocks_agree(run: Run) -> None:
     async def main() -> None:
-        monkeypatch.setattr(clock, "LOOK_INTERVAL", 0.001)
-        async with driving() as driver:
+        clock.watch(asyncio.get_running_loop(), interval=0.001)
+        async with driving() as driver, driving() as other:
             driver.call(driver.machine.wake_in, 3600)
-            await asyncio.sleep(0.05)
+            other.call(other.machine.wake_in, 0.05)
+            await other.machine.until(lambda: other.machine.ticks)
             assert driver.machine.ticks == []
 
     run(main())
@@ -178,14 +179,12 @@ def test_what_cannot_be_bound_is_closed_with_what_can_be_done(run: Run, foreign:
 def test_what_the_driver_cannot_open_is_the_callers_error_and_the_rest_is_carried_out(run: Run) -> None:
     async def main() -> None:
         async with driving() as driver:
-            ids, remote = driver.flow_ids, Address("127.0.0.1", 9)
-            proxied = Open(
-                flow=ids.new(), transport=Transport.TCP, remote=remote, proxy=Proxy(scheme="http", host="p", port=8080)
-            )
-            dtls = Open(flow=ids.new(), transport=Transport.DTLS, remote=remote)
-            udp = Open(flow=ids.new(), transport=Transport.UDP, local=Address("127.0.0.1", 0))
-            with pytest.raises(ConfigurationError, match="leave the proxy out"):
-                driver.call(driver.machine.put, proxied, dtls, udp)
+            ids, local = driver.flow_ids, Address("127.0.0.1", 0)
+            nowhere = Open(flow=ids.new(), transport=Transport.UDP)
+            bare = Open(flow=ids.new(), transport=Transport.TLS, local=local)
+            udp = Open(flow=ids.new(), transport=Transport.UDP, local=local)
+            with pytest.raises(ConfigurationError, match="give `local`"):
+                driver.call(driver.machine.put, nowhere, bare, udp)
             assert [type(each) for each in driver.machine.inputs] == [Closed, Closed, Opened]
 
     run(main())
@@ -209,17 +208,16 @@ def test_names_are_resolved_and_a_query_that_is_open_at_the_end_is_cancelled(run
     async def main() -> None:
         cancelled = asyncio.Event()
 
-        class Slow:
-            async def resolve(self, query: Resolve) -> Resolved:
-                if query.name == "quick.example":
-                    return Resolved(query=query, hosts=("192.0.2.1",))
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    cancelled.set()
-                raise AssertionError
+        async def resolve(name: str) -> list[str]:
+            if name == "quick.example":
+                return ["192.0.2.1"]
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+            raise AssertionError
 
-        async with driving(resolver=Slow()) as driver:
+        async with driving(resolve=resolve) as driver:
             quick = Resolve(name="quick.example", token=7)
             driver.call(driver.machine.put, quick, Resolve(name="never.example"))
             assert await driver.machine.received(Resolved) == Resolved(query=quick, hosts=("192.0.2.1",))
@@ -239,7 +237,7 @@ def test_after_close_nothing_is_sent_or_heard_but_events_are_still_told(run: Run
 
         def goodbye(*, now: Instant) -> None:
             driver.machine.put(Send(opened.flow, address_of(foreign), b"late"))
-            driver.machine._events.append("closed")
+            driver.machine.emit("closed")
 
         driver.call(goodbye)
         driver.take(Datagram(opened.flow, address_of(foreign), b"late"))
