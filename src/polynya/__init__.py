@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
     from .aio.connection import Connection, Path
     from .aio.meeting import connect_room
-    from .aio.mux import Mux, UnknownPeer
-    from .aio.muxed import MuxedAgent
+    from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
     from .aio.signaling import Signaling
     from .aio.turn import TurnClient
@@ -79,8 +78,7 @@ _HOMES: Final = {
     "aio.behavior": ("discover_behavior", "discover_lifetime", "discover_stream_mapping"),
     "aio.connection": ("Connection", "Path"),
     "aio.meeting": ("connect_room",),
-    "aio.mux": ("Mux", "UnknownPeer"),
-    "aio.muxed": ("MuxedAgent",),
+    "aio.mux": ("Mux", "MuxedAgent", "UnknownPeer"),
     "aio.servers": ("IceServer",),
     "aio.signaling": ("Signaling",),
     "aio.turn": ("TurnClient",),
