@@ -1,4 +1,4 @@
-"""What the documentation shows is true: its programs run, and the commands that it names exist."""
+"""The documentation is true: its programs run, its commands exist, its links and anchors work."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_program_that_needs_a_server_runs_with_one(program: str) -> None:
 
 
 def commands() -> dict[str, set[str]]:
-    """Every command of the command line with its options, as it lists them itself."""
+    """Every command of the command line with its options, from the command line itself."""
     root = typer.main.get_command(app)
     context = typer.Context(root)
     found = {}
@@ -97,7 +97,7 @@ def test_every_command_and_option_that_is_named_exists() -> None:
 
 
 def _code(page: Path) -> str:
-    """What a page shows as shell: its blocks, and its code in running text."""
+    """The shell code of a page: its blocks, and the code in running text."""
     text = page.read_text(encoding="utf-8")
     shown = [match[2] for match in BLOCK.finditer(text) if match[1] == "sh"]
     running = re.findall(r"`[^`\n]+`", BLOCK.sub("", text))
