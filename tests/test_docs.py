@@ -1,4 +1,4 @@
-"""The documentation is true: its programs run, its commands exist, its links and anchors work."""
+"""The documentation is true: its programs run, its commands exist, its links work."""
 
 from __future__ import annotations
 
