@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,11 @@ def test_a_program_that_needs_a_server_runs_with_one(program: str) -> None:
             ready = server.stdout.readline()
             address = re.search(r"\bhttp=(?:http://)?(\S+)", ready)
             assert address, ready
-            both = [start(program.replace(SERVER, f"http://{address[1]}")) for _ in range(2)]
-            assert [finish(process) for process in both] == ["b'hello'\n"] * 2
+            with ExitStack() as stack:
+                both = [stack.enter_context(start(program.replace(SERVER, f"http://{address[1]}"))) for _ in range(2)]
+                for process in both:
+                    stack.callback(process.kill)  # of a pair, one may wait for the other that has failed
+                assert [finish(process) for process in both] == ["b'hello'\n"] * 2
         finally:
             server.terminate()
         assert server.wait(timeout=10) == 0
