@@ -13,7 +13,7 @@ AIOICE := .peers/aioice/.installed
 AIOICE_VERSION := 0.13.0
 PION := .peers/pion/.installed
 
-.PHONY: help setup debian peers demo check test wheel lint bench fuzz docs clean
+.PHONY: help setup debian peers demo check test wheel lint bench fuzz docs map clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,6 +50,9 @@ fuzz: $(VENV) ## mutate messages without end against the decoders, or a TURN ser
 
 docs: $(VENV) ## build the documentation into site/, broken links being errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+map: $(VENV) ## write the map of files into the architecture page, from the module docstrings
+	$(BIN)/python scripts/map.py
 
 clean: ## remove all that make made, the virtual environments too
 	rm -rf .venv .peers .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site
