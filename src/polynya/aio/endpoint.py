@@ -189,7 +189,7 @@ class Endpoint(Waiting, ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Closes every connection and every socket. Safe to call twice, and to cancel: the sockets close in any case."""
+        """Closes every connection and every socket. Safe to call twice and to cancel: the sockets close in any case."""
 
     # ---------------------------------------------------------------------------------------------------- signaling
 

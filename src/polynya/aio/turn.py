@@ -182,7 +182,7 @@ class TurnClient:
             raise
 
     async def close(self) -> None:
-        """Frees the allocation and closes the socket. Safe to call twice, and to cancel: the socket closes in any case."""
+        """Frees the allocation and closes the socket. Safe to call twice and to cancel: it closes in any case."""
         driver = self._driver
         if driver is None or driver.closed:
             self._end("closed here")
