@@ -11,7 +11,7 @@ The names, by what they are for; each has its own help, and all are in docs/refe
     Agents and connections    Agent, Connection, ConnectionAgent, Path, IceServer, IceConfig, NominationPolicy,
                               Renomination, Schedule, Interface, InterfaceAddress
     Signaling                 Address, Candidate, CandidateType, TcpType, Description, Joined, Left,
-                              RemoteCandidate, RemoteDescription, Signaling, connect_room
+                              RemoteCandidate, RemoteDescription, Signaling, PendingConnection, connect_room
     Many agents on one socket Mux, MuxedAgent, UnknownPeer
     Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
                               LocalCandidatesEnded, PairChanged, Restarted, RoleChanged, SelectedPairChanged,
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
     from .aio.connection import Connection, ConnectionAgent, Path
+    from .aio.meeting import PendingConnection, connect_room
     from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
-    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Signaling, connect_room
+    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Signaling
     from .aio.turn import TurnClient
     from .core.addresses import Address
     from .core.behavior import Behavior
@@ -134,6 +135,7 @@ __all__ = [
     "PairView",
     "Path",
     "PcapngWriter",
+    "PendingConnection",
     "PolynyaError",
     "ProtocolError",
     "RemoteCandidate",
@@ -175,6 +177,10 @@ _HOMES: Final = {
         "ConnectionAgent",
         "Path",
     ),
+    "aio.meeting": (
+        "PendingConnection",
+        "connect_room",
+    ),
     "aio.mux": (
         "Mux",
         "MuxedAgent",
@@ -187,7 +193,6 @@ _HOMES: Final = {
         "RemoteCandidate",
         "RemoteDescription",
         "Signaling",
-        "connect_room",
     ),
     "aio.turn": ("TurnClient",),
     "core.addresses": ("Address",),
