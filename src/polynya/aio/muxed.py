@@ -13,9 +13,9 @@ from polynya.core.instants import Instant
 from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.session.mux import Mux as MuxMachine
-from polynya.session.report import SessionReport, shared_report
+from polynya.session.report import SessionReport
 from polynya.session.session import SessionEvent
 
 from .driver import Driver
@@ -73,7 +73,7 @@ class MuxedAgent(Endpoint):
         return False
 
     def why(self) -> SessionReport:
-        return shared_report(self._mux.machine.bases, self.ice)
+        return self._mux.machine.bases.why(self.ice)
 
     def take(self, event: SessionEvent) -> None:
         """What the mux has for it."""
