@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from .ice.nomination import NominationPolicy, Renomination
     from .ice.pairs import PairState, PairView
     from .ice.report import PairReport
-    from .session.gathering_events import GatheringState, GatheringStateChanged
+    from .session.events import GatheringState, GatheringStateChanged
     from .session.report import SessionReport
     from .stun.attributes import AddressError
     from .stun.behavior import BehaviorReport
@@ -253,7 +253,7 @@ _HOMES: Final = {
         "PairView",
     ),
     "ice.report": ("PairReport",),
-    "session.gathering_events": (
+    "session.events": (
         "GatheringState",
         "GatheringStateChanged",
     ),

@@ -11,7 +11,7 @@ import pytest
 import polynya
 from polynya.aio.endpoint import AgentEvent, Endpoint
 from polynya.ice.events import AgentState, AgentStateChanged, LocalCandidateAdded, SelectedPairChanged
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from tests.aio.conftest import Run
 from tests.aio.test_agent import local_agent
 from tests.aio.test_signals import carried

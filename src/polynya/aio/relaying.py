@@ -38,7 +38,7 @@ class RelayedPath:
         self._deliver = deliver
         self._short: tuple[Flow, Address] | None = None
         self._send_frame: Callable[[bytes], bool] | None = None
-        client = driver.machine.gathering.relays.client(flow)
+        client = driver.machine.relay_client(flow)
         if client is None or client.flow is None or client.server.transport is not Transport.UDP:
             return
         self._wrap, self._unwrap = client.wrap, client.unwrap
