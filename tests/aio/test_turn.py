@@ -44,6 +44,22 @@ def test_datagrams_go_to_a_peer_and_back_by_indication_and_by_channel(run: Run, 
     run(main())
 
 
+def test_what_cannot_be_sent_is_an_error(run: Run) -> None:
+    async def main() -> None:
+        async with serving() as (_, where), TurnClient(f"turn:{where}", **LOGIN) as relay:
+            await relay.permit(ECHO)
+            with pytest.raises(UsageError, match="encode it first"):
+                relay.send(ECHO, "text")  # type: ignore[arg-type]
+            with pytest.raises(UsageError, match="65425 bytes is too long"):
+                relay.send(ECHO, bytes(65425))
+            for data in (bytearray(b"data"), memoryview(b"data")):
+                assert relay.send(ECHO, data) and await relay.recv() == (b"data", ECHO)
+            assert repr(relay) == f"<TurnClient turn:{where}: [2001:db8::7]:49152, 198.51.100.7:49152>"
+        assert repr(relay) == f"<TurnClient turn:{where}: closed: closed here>"
+
+    run(main())
+
+
 def test_both_families_are_allocated_by_default(run: Run) -> None:
     async def main() -> None:
         async with serving() as (_, where), TurnClient(f"turn:{where}", **LOGIN) as relay:
