@@ -187,7 +187,7 @@ class Signaling(Waiting):
         return _usable(self._machine.servers)
 
     @property
-    def ice_servers(self) -> tuple[ListedServer, ...]:
+    def _ice_servers(self) -> tuple[ListedServer, ...]:
         """The server list as it was received, with the lifetime of credentials in seconds."""
         return self._machine.servers
 
