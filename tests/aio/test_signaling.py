@@ -158,7 +158,7 @@ def test_members_rejoin_a_server_that_was_restarted(run: Run) -> None:
     run(main())
 
 
-# -------------------------------------------------------------------------------------------------------- server list
+# ---------------------------------------------------------------------------------------------------------- server list
 
 
 def test_a_member_refreshes_its_server_list(run: Run) -> None:
@@ -201,7 +201,7 @@ def test_the_server_list_is_fetched_without_joining_a_room(run: Run) -> None:
     run(main())
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_a_missing_server_is_reported_at_once(run: Run) -> None:

@@ -155,7 +155,7 @@ class Meeting:
         """Close the meeting, when it owns a connection and the user has closed that."""
         await self.close()
 
-    # ----------------------------------------------------------------------------------------------------- connecting
+    # ------------------------------------------------------------------------------------------------------- connecting
 
     async def connect(self, timeout: float | None = None) -> Connection:
         """Wait for the other side and connect to it.
@@ -254,7 +254,7 @@ class Meeting:
                 return server.username, server.password
         raise SignalingError(f"{self.signaling.url} no longer lists {uri}")
 
-    # ------------------------------------------------------------------------------------------------------ receiving
+    # -------------------------------------------------------------------------------------------------------- receiving
 
     async def _receive(self) -> None:
         try:
