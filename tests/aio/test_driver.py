@@ -15,7 +15,7 @@ from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import SECOND, Instant
-from polynya.core.machine import Close, Closed, Datagram, Open, Opened, Proxy, Resolve, Resolved, Send, SendFailed
+from polynya.core.machine import Close, Closed, Datagram, Open, Opened, Resolve, Resolved, Send, SendFailed
 from tests.aio.conftest import Recorder, Run, address_of, driving, open_udp, stun_like
 
 
@@ -178,14 +178,12 @@ def test_what_cannot_be_bound_is_closed_with_what_can_be_done(run: Run, foreign:
 def test_what_the_driver_cannot_open_is_the_callers_error_and_the_rest_is_carried_out(run: Run) -> None:
     async def main() -> None:
         async with driving() as driver:
-            ids, remote = driver.flow_ids, Address("127.0.0.1", 9)
-            proxied = Open(
-                flow=ids.new(), transport=Transport.TCP, remote=remote, proxy=Proxy(scheme="http", host="p", port=8080)
-            )
-            dtls = Open(flow=ids.new(), transport=Transport.DTLS, remote=remote)
-            udp = Open(flow=ids.new(), transport=Transport.UDP, local=Address("127.0.0.1", 0))
-            with pytest.raises(ConfigurationError, match="leave the proxy out"):
-                driver.call(driver.machine.put, proxied, dtls, udp)
+            ids, local = driver.flow_ids, Address("127.0.0.1", 0)
+            nowhere = Open(flow=ids.new(), transport=Transport.UDP)
+            bare = Open(flow=ids.new(), transport=Transport.TLS, local=local)
+            udp = Open(flow=ids.new(), transport=Transport.UDP, local=local)
+            with pytest.raises(ConfigurationError, match="give `local`"):
+                driver.call(driver.machine.put, nowhere, bare, udp)
             assert [type(each) for each in driver.machine.inputs] == [Closed, Closed, Opened]
 
     run(main())

@@ -9,7 +9,7 @@ import pytest
 
 from polynya.core import machine
 from polynya.core.addresses import Address
-from polynya.core.flows import Flow, Transport
+from polynya.core.flows import Flow
 from polynya.core.machine import (
     Close,
     Closed,
@@ -19,9 +19,7 @@ from polynya.core.machine import (
     IcmpKind,
     Input,
     IpFields,
-    Open,
     Output,
-    Proxy,
     RecordType,
     Resolve,
     Resolved,
@@ -73,7 +71,7 @@ def test_the_contract_names_every_input_and_output_of_the_design() -> None:
 
 
 def test_equal_events_are_equal_and_can_be_asserted_as_lists() -> None:
-    assert Send(Flow(1), SERVER, b"x") == Send(Flow(1), SERVER, b"x") != Send(Flow(1, 1), SERVER, b"x")
+    assert Send(Flow(1), SERVER, b"x") == Send(Flow(1), SERVER, b"x") != Send(Flow(2), SERVER, b"x")
     assert Datagram(Flow(1), SERVER, b"x") == Datagram(Flow(1), SERVER, b"x")
     assert SendFailed(flow=Flow(1), remote=SERVER, errno=1) == SendFailed(flow=Flow(1), remote=SERVER, errno=1)
     assert Closed(flow=Flow(1), reason="a") != Closed(flow=Flow(1), reason="b")
@@ -82,12 +80,6 @@ def test_equal_events_are_equal_and_can_be_asserted_as_lists() -> None:
 
 def test_packets_are_not_followed_unless_someone_numbers_them() -> None:
     assert (Datagram(Flow(1), SERVER, b"").packet, Send(Flow(1), SERVER, b"").packet) == (0, 0)
-
-
-def test_a_proxys_credentials_never_show() -> None:
-    proxy = Proxy(scheme="socks5", host="proxy.example", port=1080, username="alice", password="correct horse")
-    shown = repr(Open(flow=Flow(1), transport=Transport.TCP, remote=SERVER, proxy=proxy))
-    assert "correct horse" not in shown and "alice" not in shown and "socks5://proxy.example:1080" in shown
 
 
 def test_an_answer_carries_the_query_it_belongs_to() -> None:

@@ -418,7 +418,6 @@ def test_streams_on_one_host_and_ipv6_ones_work_alike(net: Network) -> None:
         ({"interface": "wlan7"}, errno.ENODEV),
         ({"remote": Address("2001:db8::5", 443)}, errno.ENETUNREACH),
         ({"local": Address("192.0.2.1", 0), "remote": Address("2001:db8::5", 443)}, errno.EAFNOSUPPORT),
-        ({"transport": Transport.DTLS}, errno.EPROTONOSUPPORT),
     ],
 )
 def test_what_the_system_would_refuse_is_refused(net: Network, more: dict[str, Any], number: int) -> None:

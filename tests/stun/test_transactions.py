@@ -164,7 +164,7 @@ def test_an_answer_is_matched_by_id_source_and_flow() -> None:
     transactions = table()
     begin(transactions)
     assert transactions.match(ID, FLOW, OTHER) is None
-    assert transactions.match(ID, Flow(1, 1), SERVER) is None
+    assert transactions.match(ID, Flow(2), SERVER) is None
     assert transactions.match(bytes(12), FLOW, SERVER) is None
     assert transactions.counters == {"unmatched answers": 3}
     found = transactions.match(ID, FLOW, SERVER)

@@ -18,7 +18,7 @@ from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed
 from . import sockets
 from .packet_trace import PacketTrace
 from .tally import Tally
-from .tcp import Listener, Stream, TlsContexts, refuse_unsupported
+from .tcp import Listener, Stream, TlsContexts
 from .udp import Deliver, SendData, UdpEndpoint, UdpSocket
 
 FLUSH_TIMEOUT: Final = 1.0
@@ -80,7 +80,6 @@ class Hub:
     def open(self, output: Open) -> None:
         """Open what is asked for. ConfigurationError, besides `Closed`, for what this driver cannot open at all."""
         try:
-            refuse_unsupported(output)
             if output.transport is Transport.UDP:
                 self._open_udp(output)
             elif output.remote is not None:

@@ -53,14 +53,6 @@ def system_tls(request: Open) -> ssl.SSLContext:
     return context
 
 
-def refuse_unsupported(request: Open) -> None:
-    """Raise ConfigurationError for an `Open` that this driver cannot carry out."""
-    if request.proxy is not None:
-        raise ConfigurationError(f"{request.proxy!r}: streams are opened directly only; leave the proxy out")
-    if request.transport is Transport.DTLS:
-        raise ConfigurationError("DTLS flows cannot be opened: use udp, tcp or tls")
-
-
 class StreamOwner(Protocol):
     """What streams need from the hub."""
 

@@ -5,7 +5,6 @@
       UsageError                  a call at the wrong time; says which call comes first
       ProtocolError
         DecodeError               bytes or text that are not what they should be
-        RemoteProtocolError       the other side broke a rule
         TransactionError          a request was answered with an error, or not at all
       SignalingError              the signaling server refused, or went away
       ConnectError                no pair works; carries every attempt and why it failed
@@ -38,10 +37,6 @@ class ProtocolError(PolynyaError):
 
 class DecodeError(ProtocolError, ValueError):
     """Bytes or text that cannot be decoded. The one error that every decoder raises."""
-
-
-class RemoteProtocolError(ProtocolError):
-    """The other side broke a rule in a way that cannot be ignored."""
 
 
 class TransactionError(ProtocolError):

@@ -207,25 +207,11 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proxy:
-    """An HTTP CONNECT or SOCKS5 proxy that a stream is opened through."""
-
-    scheme: str
-    host: str
-    port: int
-    username: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        return f"Proxy({self.scheme}://{self.host}:{self.port})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
     """Make a socket or a stream and answer with `Opened` or `Closed` for this flow.
 
     UDP: bind to `local`; port 0 takes any port, or any free one of `ports` (low, high, inclusive). `interface` pins the
-    socket where the system can. TCP, TLS, DTLS: connect to `remote`, or listen on `local` when `remote` is None.
+    socket where the system can. TCP and TLS: connect to `remote`, or listen on `local` when `remote` is None.
     """
 
     flow: Flow
@@ -235,9 +221,8 @@ class Open:
     ports: tuple[int, int] | None = None
     interface: str | None = None
     server_name: str | None = None
-    """The name that a TLS or DTLS certificate must be for."""
+    """The name that a TLS certificate must be for."""
     alpn: tuple[str, ...] = ()
-    proxy: Proxy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

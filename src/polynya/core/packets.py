@@ -83,7 +83,7 @@ class IpPacket:
     icmp: IcmpMessage | None = None
     fragment: Fragment | None = None
     tls: bool = False
-    """Flagged as TLS or DTLS, which the virtual network models and does not encrypt."""
+    """Flagged as TLS, which the virtual network models and does not encrypt."""
 
 
 _VERSION_IHL = 0x45

@@ -107,10 +107,6 @@ class Inspection:
         base = self._locals.base(flow)
         return None if base is None else base.key
 
-    def now(self, pair: PairView) -> PairView:
-        """The same pair as it is now, or `pair` itself when it is gone."""
-        return next((view for view in self.pairs() if view.id == pair.id), pair)
-
     def attempts(self) -> tuple[Attempt, ...]:
         """Every pair that does not work, and why."""
         return attempts(self._generation)

@@ -159,9 +159,6 @@ class Streams:
 
     def open(self, process: Process, open: Open) -> Opened | Closed | None:
         """Begin to listen or to connect; None when the answer comes later."""
-        if open.transport is Transport.DTLS:
-            reason = f"{open.transport.value} is not part of this network"
-            return Closed(flow=open.flow, reason=reason, errno=errno.EPROTONOSUPPORT)
         if open.flow in process.streams or open.flow in process.sockets:
             raise LabError(f"{self.host.name}: {open.flow} was opened twice")
         return self._listen(process, open) if open.remote is None else self._connect(process, open, open.remote)

@@ -15,7 +15,7 @@ from .relay_events import RelayFound
 UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # told, never bound
 """The related address that says nothing (RFC 8839, section 5.1)."""
 
-RELAY_PREFERENCE: Final = {Transport.UDP: 3 << 13, Transport.DTLS: 2 << 13, Transport.TCP: 1 << 13, Transport.TLS: 0}
+RELAY_PREFERENCE: Final = {Transport.UDP: 3 << 13, Transport.TCP: 1 << 13, Transport.TLS: 0}
 """Local preference of a relayed candidate by how its server is reached: UDP before TCP before TLS."""
 
 

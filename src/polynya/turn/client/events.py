@@ -26,7 +26,7 @@ class ServerAddress:
     def uri(self) -> str:
         """The very server as a URI (RFC 7065)."""
         where = f"{self.name}:{self.address.port}" if self.name else str(self.address)
-        transport = "udp" if self.transport in (Transport.UDP, Transport.DTLS) else "tcp"
+        transport = "tcp" if self.transport.reliable else "udp"
         return f"turn{'s' if self.transport.secure else ''}:{where}?transport={transport}"
 
 
