@@ -28,6 +28,8 @@ class Side:
 
     name: str
     command: Sequence[str | Path]
+    root: Path = ROOT
+    """The checkout that the command runs in and imports from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,10 @@ Wrap = Callable[[Sequence[str | Path]], Sequence[str | Path]]
 
 def run(side: Side, *, timeout: float = 120, wrap: Wrap = list) -> dict[str, float]:
     """Run a workload once and read its last line. Raises RuntimeError with the output of a workload that fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    path = os.pathsep.join([str(side.root), str(side.root / "src")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     done = subprocess.run(
-        wrap(side.command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        wrap(side.command), cwd=side.root, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:

@@ -2,6 +2,7 @@
 
     make bench                              everything, five rounds each
     .venv/bin/python -m bench.run --rounds 3 --only connect memory --json -
+    make bench ARGS="--against HEAD~3 --rounds 9"    this checkout against an earlier commit of it, in turns
 
 As root it measures inside a network namespace with one interface, so that the networks of this machine do not affect
 the results. A missed goal is reported with a profile of our side.
@@ -19,11 +20,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from bench.harness import (
     AIOICE,
@@ -203,8 +205,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="number of rounds for each side")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
     parser.add_argument("--output", type=Path, default=REPORT, help="file for the report, in Markdown")
+    parser.add_argument("--against", metavar="REV", help="compare with this commit and print; no report is written")
     parser.add_argument("--json", type=Path, help="file for every value of every round; - is standard output")
     arguments = parser.parse_args()
+    if arguments.against:
+        compare_with(arguments.against, arguments.only, arguments.rounds)
+        return
 
     versions = {"polynya": version_of(OURS, "polynya"), "aioice": version_of(AIOICE, "aioice")}
     if any(MEASUREMENTS[name].server for name in arguments.only):
@@ -238,6 +244,45 @@ def main() -> None:
         print(text) if str(arguments.json) == "-" else arguments.json.write_text(text, encoding="utf-8")
     missed = [f"{name}: {result.figure.title}" for name, group in results.items() for result in group if not result.met]
     print(f"{arguments.output} written; missed: {', '.join(missed) or 'nothing'}", file=sys.stderr)
+
+
+SLOWER: Final = 1.03
+"""The ratio to an earlier commit from which on a figure counts as worse."""
+
+
+def compare_with(revision: str, names: Sequence[str], rounds: int) -> None:
+    """Print each measurement of this checkout beside the same of an earlier commit, run in turns."""
+    with ExitStack() as stack:
+        wrap, where = _place(stack)
+        then = stack.enter_context(checkout(revision))
+        print(f"{commit()} against {revision} on {machine()}, {where}, {rounds} rounds", flush=True)
+        for name in names:
+            measurement = MEASUREMENTS[name]
+            command = [OURS, measurement.script, *measurement.ours]
+            results = compare(
+                Side("now", command),
+                Side(revision, command, then),
+                [
+                    replace(figure, against="", goal=1 / SLOWER if figure.more_is_better else SLOWER)
+                    for figure in measurement.figures
+                ],
+                rounds=rounds,
+                timeout=measurement.timeout,
+                wrap=wrap,
+            )
+            print(f"\n{measurement.title}\n\n{table(results, 'now', revision)}", flush=True)
+
+
+@contextmanager
+def checkout(revision: str) -> Iterator[Path]:
+    """A checkout of an earlier commit, removed at the end."""
+    folder = ROOT / ".cache" / "bench-against"
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "--force", "--detach", str(folder), revision], check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
 
 
 def _place(stack: ExitStack) -> tuple[Wrap, str]:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
     from .aio.connection import Connection, Path
-    from .aio.mux import Mux, UnknownPeer
-    from .aio.muxed import MuxedAgent
+    from .aio.meeting import connect_room
+    from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
-    from .aio.signaling import Signaling, connect_room
+    from .aio.signaling import Signaling
     from .aio.turn import TurnClient
     from .core.errors import (
         Attempt,
@@ -77,10 +77,10 @@ _HOMES: Final = {
     "aio.agent": ("Agent",),
     "aio.behavior": ("discover_behavior", "discover_lifetime", "discover_stream_mapping"),
     "aio.connection": ("Connection", "Path"),
-    "aio.mux": ("Mux", "UnknownPeer"),
-    "aio.muxed": ("MuxedAgent",),
+    "aio.meeting": ("connect_room",),
+    "aio.mux": ("Mux", "MuxedAgent", "UnknownPeer"),
     "aio.servers": ("IceServer",),
-    "aio.signaling": ("Signaling", "connect_room"),
+    "aio.signaling": ("Signaling",),
     "aio.turn": ("TurnClient",),
     "core.errors": (
         "Attempt",

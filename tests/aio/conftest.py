@@ -114,10 +114,13 @@ class Recorder:
         drained, self._events = self._events, []
         return drained
 
-    # ---- what tests do with it
+    # ---- called by tests
 
     def put(self, *outputs: Output, now: Instant | None = None) -> None:
         self._outputs += outputs
+
+    def emit(self, event: object) -> None:
+        self._events.append(event)
 
     def wake_in(self, seconds: float, *, now: Instant) -> None:
         self.due = Instant(now + round(seconds * SECOND))
@@ -134,6 +137,12 @@ class Recorder:
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [each for each in self.inputs if isinstance(each, kind)]
+
+
+async def until(condition: Callable[[], object], interval: float = 0.002) -> None:
+    """Poll until `condition()` is true; the limit of `run` applies."""
+    while not condition():  # noqa: ASYNC110  # no event exists for what is polled
+        await asyncio.sleep(interval)
 
 
 @asynccontextmanager

@@ -87,13 +87,53 @@ def test_a_name_that_cannot_be_is_an_answer_too(run: Run, name: str) -> None:
 
 
 def test_a_resolver_that_does_not_answer_is_given_up(run: Run) -> None:
-    class Silent(Resolver):
-        async def _addresses(self, name: str) -> tuple[str, ...]:
-            await asyncio.Event().wait()
-            raise AssertionError
+    async def silent(name: str) -> list[str]:
+        await asyncio.Event().wait()
+        raise AssertionError
 
-    answer = run(Silent(timeout=0.01).resolve(Resolve(name="stun.example")))
+    answer = run(Resolver(resolve=silent, timeout=0.01).resolve(Resolve(name="stun.example")))
     assert answer.error == "stun.example: no answer within 0.01 s"
+
+
+# ----------------------------------------------------------------------------------------------- a custom `resolve`
+
+
+def resolved(run: Run, result: object, name: str = "stun.example") -> Resolved:
+    """The answer of a resolver whose `resolve` returns or raises `result`."""
+
+    async def resolve(asked: str) -> Any:
+        assert asked == "stun.example"
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    answer: Resolved = run(Resolver(resolve=resolve).resolve(Resolve(name=name)))
+    return answer
+
+
+def test_a_custom_resolve_answers_in_place_of_the_systems_resolver(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the system's resolver was used"))
+    answer = resolved(run, ["2001:DB8:0::1", "192.0.2.1", "2001:db8::1"])
+    assert (answer.hosts, answer.error) == (("2001:db8::1", "192.0.2.1"), "")
+
+
+def test_literal_addresses_do_not_reach_a_custom_resolve(run: Run) -> None:
+    assert resolved(run, AssertionError("not called"), "192.0.2.7").hosts == ("192.0.2.7",)
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (KeyError("stun.example"), "resolve() raised KeyError: 'stun.example'"),
+        (OSError("no route"), "no route"),
+        ("192.0.2.1", "resolve() returned '192.0.2.1': return a list of IP addresses"),
+        (["192.0.2.1", "other.example"], "resolve() returned 'other.example', which is not an IP address"),
+        ([], "resolve() returned no addresses"),
+        (None, "resolve() returned None: return a list of IP addresses"),
+    ],
+)
+def test_a_custom_resolve_that_fails_is_an_answer_with_the_reason(run: Run, result: object, error: str) -> None:
+    assert resolved(run, result) == Resolved(query=Resolve(name="stun.example"), error=f"stun.example: {error}")
 
 
 # -------------------------------------------------------------------------------------------------------- SRV, NAPTR

@@ -57,10 +57,10 @@ def test_each_socket_is_read_by_its_own_reader_and_a_loop_without_sockets_is_for
         await asyncio.wait_for(asyncio.gather(*(reader.read_once for reader in readers)), 10)
         assert [reader.got for reader in readers] == [[b"0"], [b"1"], [b"2"]]
         for sock in sockets:
-            assert loop in poller._pollers
+            assert loop in poller.loops()
             poller.unwatch(loop, sock)
             poller.unwatch(loop, sock)
-        assert loop not in poller._pollers
+        assert loop not in poller.loops()
 
     run(main())
 
@@ -102,6 +102,6 @@ def test_a_single_socket_is_read_without_asking_which_and_another_may_come_and_g
                 poller.unwatch(loop, two.sock)
         assert (one.got, two.got) == ([b"0", b"1", b"2"], [b"two"])
         poller.unwatch(loop, one.sock)
-        assert loop not in poller._pollers
+        assert loop not in poller.loops()
 
     run(main())

@@ -230,7 +230,7 @@ def test_cancelling_leaves_nothing_open(run: Run) -> None:
 
 
 def test_a_member_whose_rate_is_low_gets_everything_through(run: Run) -> None:
-    limits = Limits(messages_per_second=100, burst=110, offences=0)
+    limits = Limits(messages_per_second=100, burst=110, offenses=0)
 
     async def main() -> None:
         async with server(limits=limits) as house, Signaling(house.url, "r") as a, Signaling(house.url, "r") as b:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from polynya.aio import tcp
 from polynya.aio.driver import Driver
+from polynya.aio.tcp import StreamLimits
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, Transport
@@ -106,7 +107,8 @@ def test_who_closes_hears_nothing_more_and_the_other_hears_it_once(run: Run) -> 
             assert received(driver, accepted.flow) == b"the last words", "what waits is written first"
             assert closed.flow == accepted.flow
             assert "closed by the other side" in closed.reason
-            await asyncio.sleep(0.01)
+            late = connect(driver, accepted.local)
+            await driver.machine.until(lambda: about(driver, late))
             assert driver.machine.of(Closed) == [closed]
 
     run(main())
@@ -126,11 +128,10 @@ def test_a_refused_connection_is_closed_with_the_reason(run: Run) -> None:
     run(main())
 
 
-def test_a_connection_that_nobody_answers_is_given_up(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tls_handshake_without_an_answer_times_out(run: Run) -> None:
     async def main() -> None:
-        monkeypatch.setattr(tcp, "CONNECT_TIMEOUT", 0.05)
-        with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, but says nothing of TLS
-            async with driving() as driver:
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts TCP and never answers the handshake
+            async with driving(limits=StreamLimits(connect_timeout=0.05)) as driver:
                 connect(driver, Address(*silent.getsockname()), Transport.TLS)
                 closed = await driver.machine.received(Closed)
                 assert closed.errno == errno.ETIMEDOUT
@@ -141,16 +142,20 @@ def test_a_connection_that_nobody_answers_is_given_up(run: Run, monkeypatch: pyt
 
 def test_a_flow_that_is_closed_while_it_connects_is_never_heard_of(run: Run) -> None:
     async def main() -> None:
+        accepted: list[socket.socket] = []
         with socket.create_server(("127.0.0.1", 0)) as silent:
             async with driving() as driver:
                 for transport in (Transport.TCP, Transport.TLS):
                     flow = connect(driver, Address(*silent.getsockname()), transport)
                     driver.call(driver.machine.put, Close(flow=flow))
                     flow = connect(driver, Address(*silent.getsockname()), Transport.TLS)
-                    await asyncio.sleep(0.01)
+                    accepted.append((await asyncio.to_thread(silent.accept))[0])
                     driver.call(driver.machine.put, Close(flow=flow))
-                await asyncio.sleep(0.01)
-                assert driver.machine.inputs == []
+                last = connect(driver, Address(*silent.getsockname()))
+                await driver.machine.until(lambda: about(driver, last))
+                assert [each.flow for each in driver.machine.inputs] == [last]
+        for each in accepted:
+            each.close()
 
     run(main())
 
@@ -160,24 +165,24 @@ def test_a_driver_can_be_closed_while_streams_connect(run: Run) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             driver = Driver(Recorder(), on_event=lambda _: None)
             connect(driver, Address(*silent.getsockname()), Transport.TLS)
-            await asyncio.sleep(0.01)
+            accepted, _ = await asyncio.to_thread(silent.accept)
             connect(driver, Address(*silent.getsockname()), Transport.TLS)
             connect(driver, Address(*silent.getsockname()))
             driver.call(driver.machine.put, Open(flow=driver.flow_ids.new(), transport=Transport.TCP, local=LOOPBACK))
             driver.close_now()
             await driver.aclose()
             assert driver.machine.inputs == []
+            accepted.close()
 
     run(main())
 
 
 def test_a_message_that_does_not_fit_is_dropped_whole_and_the_machine_is_told(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run,
 ) -> None:
     async def main() -> None:
-        monkeypatch.setattr(tcp, "WRITE_LIMIT", 100_000)
         with socket.create_server(("127.0.0.1", 0)) as server:
-            async with driving() as driver:
+            async with driving(limits=StreamLimits(write_buffer=100_000)) as driver:
                 flow = connect(driver, Address(*server.getsockname()))
                 opened = await driver.machine.received(Opened)
                 accepted, _ = server.accept()
@@ -212,18 +217,17 @@ def test_a_client_that_never_reads_holds_little_of_a_servers_memory(run: Run) ->
                 message = bytes(20_000)
                 while not driver.machine.of(SendFailed):
                     driver.call(driver.machine.put, Send(opened.flow, opened.remote, message))
-                [stream] = [each for each in driver._hub._carriers.values() if each.flow == opened.flow]
-                waiting = stream._transport.get_write_buffer_size()
-                assert tcp.ACCEPTED_WRITE_LIMIT - len(message) < waiting <= tcp.ACCEPTED_WRITE_LIMIT
+                waiting, limit = driver.write_buffers()[opened.flow], StreamLimits().accepted_write_buffer
+                assert limit - len(message) < waiting <= limit
 
     run(main())
 
 
-def test_a_reader_that_never_reads_does_not_hold_up_the_close(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_never_reads_does_not_hold_up_the_close(run: Run) -> None:
     async def main() -> None:
-        monkeypatch.setattr("polynya.aio.hub.FLUSH_TIMEOUT", 0.05)
         with socket.create_server(("127.0.0.1", 0)) as server:
-            driver = Driver(Recorder(), on_event=lambda _: None)
+            limits = StreamLimits(flush_timeout=0.05)
+            driver = Driver(Recorder(), on_event=lambda _: None, limits=limits)
             flow = connect(driver, Address(*server.getsockname()))
             opened = await driver.machine.received(Opened)
             while not driver.machine.of(SendFailed):
@@ -247,8 +251,8 @@ def test_a_close_that_is_cancelled_leaves_nothing_open(run: Run) -> None:
                 while not driver.machine.of(SendFailed):
                     driver.call(driver.machine.put, Send(flow, opened.remote, bytes(60_000)))
                 closing = asyncio.create_task(driver.aclose())
-                await asyncio.sleep(0.01)
-                assert not closing.done(), "it waits for the slow reader"
+                done, _ = await asyncio.wait([closing], timeout=0.05)
+                assert not done, "it waits for the slow reader"
                 closing.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await closing
@@ -402,6 +406,19 @@ def test_tls_checks_the_name_and_tells_the_protocol_that_was_chosen(
     run(main())
 
 
+def test_one_context_of_the_user_serves_all_tls_streams(run: Run, contexts: Contexts, certificate: Path) -> None:
+    async def main() -> None:
+        trusting = ssl.create_default_context(cafile=certificate)
+        async with driving(tls=contexts) as server, driving(tls=trusting) as client:
+            listener = await listen(server, Transport.TLS)
+            for _ in range(2):
+                flow = connect(client, listener.local, Transport.TLS, server_name="turn.example")
+                await client.machine.until(lambda flow=flow: about(client, flow))  # type: ignore[misc]
+                assert isinstance(about(client, flow)[0], Opened)
+
+    run(main())
+
+
 def test_a_transport_is_closed_once_and_then_aborted() -> None:
     """TLS of Python 3.11.2, which is Debian 12's, raises AttributeError when it is aborted after a second close."""
     calls: list[str] = []
@@ -416,8 +433,12 @@ def test_a_transport_is_closed_once_and_then_aborted() -> None:
         def abort(self) -> None:
             calls.append("abort")
 
-    stream = tcp.Stream(cast("tcp.StreamOwner", None), Flow(1), Transport.TLS)
-    stream._transport = FakeTransport()
+    class Owner:
+        def opened(self, opened: Opened, transport: Transport) -> None:
+            assert (opened.local, opened.remote) == (Address("127.0.0.1", 1), Address("127.0.0.1", 2))
+
+    stream = tcp.Stream(cast("tcp.StreamOwner", Owner()), Flow(1), Transport.TLS)
+    stream.connection_made(FakeTransport({"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)}))
     stream.close()
     stream.close()
     stream.abort()

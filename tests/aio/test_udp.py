@@ -8,14 +8,15 @@ import socket
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from polynya.aio import sockets, udp
 from polynya.aio.driver import Driver
+from polynya.aio.tally import Tally
 from polynya.core.addresses import Address
-from polynya.core.flows import Transport
+from polynya.core.flows import Flow, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import (
     Close,
@@ -24,6 +25,7 @@ from polynya.core.machine import (
     Ecn,
     IcmpError,
     IcmpKind,
+    Input,
     IpFields,
     Open,
     Opened,
@@ -32,11 +34,12 @@ from polynya.core.machine import (
 )
 from polynya.core.packets import IpPacket, Protocol
 from polynya.core.trace import TraceEvent, Tracer
-from tests.aio.conftest import Recorder, Run, address_of, driving, open_udp, stun_like
+from tests.aio.conftest import Recorder, Run, address_of, driving, open_udp, stun_like, until
 from tests.free_ports import free_port
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
 DATA = b"\x80 application data"
+FLOW = Flow(1)
 
 
 def sockaddr(address: Address) -> tuple[str, int]:
@@ -54,9 +57,46 @@ def largest_buffer() -> int:
 
 
 async def settle(driver: Driver[Recorder], count: int) -> None:
-    """Until the driver has read so many datagrams."""
-    while driver.counters["datagrams_in"] < count:  # noqa: ASYNC110  # there is no event: data bypasses the machine
-        await asyncio.sleep(0.001)
+    """Wait until the driver has read this many datagrams; data bypasses the machine and emits no event."""
+    await until(lambda: driver.counters["datagrams_in"] >= count)
+
+
+class Owner:
+    """The owner of a single socket: records its inputs."""
+
+    trace = None
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.inputs: list[Input] = []
+
+    def take(self, input: Input) -> None:
+        self.inputs.append(input)
+
+    lost = take
+
+
+class FaultySocket:
+    """An open IPv4 socket whose reads and writes fail with `error`."""
+
+    family = socket.AF_INET
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def getsockname(self) -> tuple[str, int]:
+        return ("127.0.0.1", 1)
+
+    def close(self) -> None:
+        pass
+
+    def fail(self, *_: object) -> Any:
+        raise self.error
+
+    recvfrom = recvmsg = sendto = fail
+
+    def getsockopt(self, *_: object) -> Any:
+        raise OSError(errno.ENOPROTOOPT, "no such option")
 
 
 # ------------------------------------------------------------------------------------------------------- whose it is
@@ -267,14 +307,18 @@ def test_an_icmp_error_that_another_call_has_met_is_still_told(run: Run) -> None
     """Else the socket would wake the loop again and again, with nothing to read."""
 
     async def main() -> None:
+        request = Open(flow=FLOW, transport=Transport.UDP, local=Address("127.0.0.1", 0))
         for ip_fields in (False, True):
-            async with driving(ip_fields=ip_fields) as driver:
-                opened = await open_udp(driver)
-                [carrier] = driver._hub._carriers.values()
-                assert isinstance(carrier, udp.UdpSocket)
-                driver.sender(opened.flow, free_address())(b"to nobody")
-                assert carrier._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
-                await driver.machine.received(IcmpError)
+            sock, _ = sockets.open_udp(request)
+            owner = Owner()
+            carrier = udp.UdpSocket(sock, FLOW, owner)
+            carrier.watch(asyncio.get_running_loop(), ip_fields=ip_fields)
+            carrier.sender(free_address())(b"to a closed port")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+            await until(lambda owner=owner: owner.inputs)
+            [error] = owner.inputs
+            assert isinstance(error, IcmpError)
+            carrier.close()
 
     run(main())
 
@@ -314,23 +358,14 @@ def test_a_datagram_that_the_system_refuses_is_an_input_and_counted(run: Run) ->
     run(main())
 
 
-def test_a_full_buffer_is_loss_and_no_failure(
-    run: Run, foreign: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def main() -> None:
-        async with driving() as driver:
-            opened = await open_udp(driver)
-
-            def full(*_: object) -> None:
-                raise BlockingIOError(errno.EAGAIN, "the buffer is full")
-
-            monkeypatch.setattr(udp.UdpSocket, "_sendto", full)
-            assert driver.sender(opened.flow, address_of(foreign))(DATA) is False
-            driver.call(driver.machine.put, Send(opened.flow, address_of(foreign), DATA))
-            assert driver.machine.of(SendFailed) == []
-            assert driver.counters["send_failed_EAGAIN"] == 2
-
-    run(main())
+def test_a_full_buffer_is_counted_as_loss_and_emits_no_send_failed() -> None:
+    full, owner, remote = BlockingIOError(errno.EAGAIN, "the buffer is full"), Owner(), Address("127.0.0.1", 9)
+    carrier = udp.UdpSocket(cast("socket.socket", FaultySocket(full)), FLOW, owner)
+    assert carrier.sender(remote)(DATA) is False
+    carrier.send(Send(FLOW, remote, DATA))
+    assert owner.inputs == []
+    assert owner.tally.failures == {"EAGAIN": 2}
+    assert owner.tally.datagrams_out == 0
 
 
 @linux
@@ -347,8 +382,7 @@ def test_what_the_kernel_dropped_is_counted(run: Run, foreign: socket.socket) ->
                 sent += 500
                 assert sent < 1_000_000
             driver.accept_data(opened.flow, address_of(foreign), lambda _: None)
-            while driver.counters["datagrams_in"] + driver.counters["kernel_drops"] < sent:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+            await until(lambda: driver.counters["datagrams_in"] + driver.counters["kernel_drops"] >= sent)
             before = driver.counters
             assert before["datagrams_in"] + before["kernel_drops"] == sent
             driver.call(driver.machine.put, Close(flow=opened.flow))
@@ -357,20 +391,18 @@ def test_what_the_kernel_dropped_is_counted(run: Run, foreign: socket.socket) ->
     run(main())
 
 
-def test_a_socket_that_only_fails_is_closed_with_the_reason(run: Run) -> None:
-    async def main() -> None:
-        async with driving() as driver:
-            opened = await open_udp(driver)
-            [carrier] = driver._hub._carriers.values()
-            assert isinstance(carrier, udp.UdpSocket)
-            for _ in range(udp._FAILURES):
-                assert driver.machine.of(Closed) == []
-                carrier._recover(OSError(errno.ENETDOWN, "Network is down"))
-            [closed] = driver.machine.of(Closed)
-            assert (closed.flow, closed.errno) == (opened.flow, errno.ENETDOWN)
-            assert "Network is down" in closed.reason
-
-    run(main())
+def test_a_socket_that_only_fails_is_closed_with_the_reason() -> None:
+    owner = Owner()
+    down = FaultySocket(OSError(errno.ENETDOWN, "Network is down"))
+    carrier = udp.UdpSocket(cast("socket.socket", down), FLOW, owner)
+    for _ in range(udp.MAX_FAILURES):
+        assert owner.inputs == []
+        carrier.read()
+    [closed] = owner.inputs
+    assert isinstance(closed, Closed)
+    assert (closed.flow, closed.errno) == (FLOW, errno.ENETDOWN)
+    assert "Network is down" in closed.reason
+    assert carrier.closed
 
 
 # --------------------------------------------------------------------------------------------------- how it is bound

@@ -47,7 +47,7 @@ async def meet(reader, writer, **options):
     async with polynya.Agent(**options) as agent:
         await signal(agent, reader, writer)
         connection = await agent.connect(timeout=20)
-        await connection.nominated()
+        await agent.completed()
         connection.send(b"by " + str(connection.path.local.address.host).encode())
         heard = (await connection.recv()).decode()
         writer.write(b"done\\n")  # the other side may still wait for an answer of ours
@@ -122,11 +122,11 @@ import polynya
 
 async def carry(agent, reader, writer):
     async def tell():
-        async for text in agent.signals():
+        async for text in agent.local_signals():
             writer.write(json.dumps(text).encode() + b"\\n")
     telling = asyncio.ensure_future(tell())
     while line := await reader.readline():
-        agent.signaled(json.loads(line))
+        agent.add_remote_signal(json.loads(line))
     telling.cancel()
 
 async def until(test):
@@ -150,7 +150,7 @@ async def dial(host, port):
     async with polynya.Agent(interfaces=lambda interface: interface.name in allowed) as agent:
         carrying = asyncio.ensure_future(carry(agent, reader, writer))
         connection = await agent.connect(timeout=20)
-        await connection.nominated()
+        await agent.completed()
         connection.send(b"one")
         told = [(await connection.recv()).decode(), connection.path.local.address.host]
         nothing = agent.interfaces_changed()

@@ -255,7 +255,7 @@ def test_where_there_are_no_other_credentials_the_server_is_not_waited_for(uri: 
     scene.net.run_for(SECOND)
     for peer in scene.peers:
         assert peer.session.gathering.state is GatheringState.COMPLETE
-        assert str(peer.session.why()).count("does not accept the credentials of 'lab'") == 1
+        assert str(peer.session.why()).count("refuses the credentials of 'lab'") == 1
     assert scene.turn.allocations == 0
     assert scene.end() == []
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import select
 import sys
-import time
 from collections.abc import Hashable
 from typing import Final, Protocol
 
@@ -23,8 +21,9 @@ from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.timers import Timers
 
 from . import clock
+from .features import BOOTTIME, TIMERFD
 
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", 0)
+_CLOCK: Final = BOOTTIME or 0
 _ABSOLUTE: Final = 1  # TFD_TIMER_ABSTIME
 _FLAGS: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _FOREVER: Final = Instant(1 << 62)
@@ -46,7 +45,7 @@ class Alarm:
 
     __slots__ = ("_armed", "_file", "_handle", "_holders", "_loop", "_timers", "_watch")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, timerfd: bool = TIMERFD) -> None:
         self._loop = loop
         self._holders = 0
         self._timers: Timers[TimerOwner] = Timers()
@@ -54,7 +53,7 @@ class Alarm:
         self._handle: asyncio.TimerHandle | None = None
         self._watch = clock.watch(loop)
         self._watch.subscribe(self, Alarm._on_jump)
-        self._file = _make_file()
+        self._file = _make_file() if timerfd else None
         if self._file is not None:
             try:
                 loop.add_reader(self._file, self._ring)
@@ -136,18 +135,23 @@ class Alarm:
             self._arm(following)
 
 
-def alarm(loop: asyncio.AbstractEventLoop) -> Alarm:
-    """The alarm of this loop, to have until `leave`."""
+def alarm(loop: asyncio.AbstractEventLoop, *, timerfd: bool = TIMERFD) -> Alarm:
+    """Return the alarm of this loop, held until `leave`; `timerfd` applies if the call creates it."""
     found = _alarms.get(loop)
     if found is None:
-        found = _alarms[loop] = Alarm(loop)
+        found = _alarms[loop] = Alarm(loop, timerfd=timerfd)
     return found.hold()
+
+
+def loops() -> tuple[asyncio.AbstractEventLoop, ...]:
+    """The event loops that have an alarm at present."""
+    return tuple(_alarms)
 
 
 # ---------------------------------------------------------------------------------------------------------- the system
 
 _Times = ctypes.c_long * 4  # struct itimerspec: the interval, then the time, each of seconds and nanoseconds
-_library: Final = ctypes.CDLL(None) if hasattr(select, "epoll") else None
+_library: Final = ctypes.CDLL(None) if TIMERFD else None
 
 
 def _make_file() -> int | None:

@@ -13,7 +13,8 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
@@ -21,16 +22,24 @@ from polynya.stun.budget import source_of
 
 from .tally import Tally
 
-TIMEOUT: Final = 10.0
-"""Seconds for a handshake."""
-AT_ONCE: Final = 512
-"""Handshakes of one listener that may be under way."""
-AT_ONCE_OF_ONE: Final = 64
-"""Of these from one IPv4 address or IPv6 /64, so that no single host keeps all others out."""
 BATCH: Final = 16
-"""Connections that are accepted before the loop gets its turn: while more of them wait, no accept gives it one."""
+"""Connections that are accepted in a row before other tasks run: an accept that need not wait does not yield."""
 PAUSE: Final = 0.2
-"""Seconds to wait when the system has nothing left to make a connection with."""
+"""Seconds before the next accept when the system has no resources for another connection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandshakeLimits:
+    """Limits of one TLS listener's handshakes."""
+
+    timeout: float = 10.0
+    """Seconds for each handshake."""
+    at_once: int = 512
+    """Handshakes in progress, in all."""
+    at_once_per_source: int = 64
+    """Handshakes in progress from one IPv4 address or IPv6 /64, so that one host cannot keep all others out."""
+
+
 _GONE_AGAIN: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 
@@ -38,9 +47,16 @@ class Handshakes:
     """Accepts from a listening socket, which is its own from now on. `make` gives each connection's protocol."""
 
     def __init__(
-        self, listening: socket.socket, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol], tally: Tally
+        self,
+        listening: socket.socket,
+        context: ssl.SSLContext,
+        make: Callable[[], asyncio.Protocol],
+        tally: Tally,
+        limits: HandshakeLimits,
     ) -> None:
         self.closed = False
+        self.limits = limits
+        """Applies to connections that are accepted from now on."""
         self._tally = tally
         self._listening = listening
         self._context = context
@@ -50,6 +66,11 @@ class Handshakes:
         self._by_source: dict[str, int] = {}
         self._accepting = self._loop.create_task(self._accept(), name="accept TLS connections")
         self._accepting.add_done_callback(lambda _: listening.close())
+
+    @property
+    def in_progress(self) -> Mapping[str, int]:
+        """The number of handshakes in progress, by source (an IPv4 address or IPv6 /64)."""
+        return self._by_source
 
     def close(self) -> None:
         """Accept no more and drop what is under way. Streams that were accepted live on."""
@@ -72,7 +93,8 @@ class Handshakes:
                 await asyncio.sleep(0 if error.errno in _GONE_AGAIN else PAUSE)
                 continue
             source = source_of(address[0].partition("%")[0])
-            if len(self._shaking) >= AT_ONCE or self._by_source.get(source, 0) >= AT_ONCE_OF_ONE:
+            limits, from_source = self.limits, self._by_source.get(source, 0)
+            if len(self._shaking) >= limits.at_once or from_source >= limits.at_once_per_source:
                 self._tally.handshakes_refused += 1
                 accepted.close()
                 continue
@@ -88,7 +110,7 @@ class Handshakes:
             try:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await self._loop.connect_accepted_socket(
-                    self._make, accepted, ssl=self._context, ssl_handshake_timeout=TIMEOUT
+                    self._make, accepted, ssl=self._context, ssl_handshake_timeout=self.limits.timeout
                 )
             except OSError:  # which SSLError and the timeout are, too; the loop has closed the socket
                 self._tally.handshakes_failed += 1

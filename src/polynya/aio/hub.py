@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
@@ -18,11 +18,8 @@ from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed
 from . import sockets
 from .packet_trace import PacketTrace
 from .tally import Tally
-from .tcp import Listener, Stream, TlsContexts
+from .tcp import Listener, Stream, StreamLimits, TlsContexts
 from .udp import Deliver, SendData, UdpEndpoint, UdpSocket
-
-FLUSH_TIMEOUT: Final = 1.0
-"""Seconds that streams get to write what waits when all is closed."""
 
 Carrier = UdpSocket | Stream | Listener
 
@@ -42,7 +39,7 @@ class HubOwner(Protocol):
 class Hub:
     """The sockets of one driver."""
 
-    __slots__ = ("_carriers", "_ip_fields", "_leaving", "_loop", "_owner", "_tls", "tally", "trace")
+    __slots__ = ("_carriers", "_ip_fields", "_leaving", "_loop", "_owner", "_tls", "limits", "tally", "trace")
 
     def __init__(
         self,
@@ -50,11 +47,13 @@ class Hub:
         owner: HubOwner,
         *,
         tls: TlsContexts,
+        limits: StreamLimits,
         ip_fields: bool,
         trace: PacketTrace | None,
     ) -> None:
         self.trace = trace
         self.tally = Tally()
+        self.limits = limits
         self._loop = loop
         self._owner = owner
         self._tls = tls
@@ -189,6 +188,10 @@ class Hub:
             flow: carrier.receive_buffer() for flow, carrier in self._carriers.items() if isinstance(carrier, UdpSocket)
         }
 
+    def write_buffers(self) -> dict[Flow, int]:
+        """Bytes that wait to be written on each open stream."""
+        return {flow: carrier.write_buffer for flow, carrier in self._carriers.items() if isinstance(carrier, Stream)}
+
     # ------------------------------------------------------------------------------------------ close
 
     def abort(self) -> None:
@@ -206,11 +209,11 @@ class Hub:
         try:
             for carrier in leaving:
                 carrier.close()
-            await asyncio.wait(waits, timeout=FLUSH_TIMEOUT)
+            await asyncio.wait(waits, timeout=self.limits.flush_timeout)
         finally:
             for carrier in leaving:
                 carrier.abort()
-            await asyncio.wait(waits, timeout=FLUSH_TIMEOUT)
+            await asyncio.wait(waits, timeout=self.limits.flush_timeout)
 
     def _shut(self) -> list[Stream | Listener]:
         """Close what can be closed at once; what may need time is returned."""

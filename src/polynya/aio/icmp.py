@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from polynya.core.machine import IcmpKind
 
-from .sockets import IP_RECVERR, IPV6_RECVERR, LINUX
+from .features import LINUX
+from .sockets import IP_RECVERR, IPV6_RECVERR
 
 _HEAD: Final = struct.Struct("=IBBBxII")  # sock_extended_err: errno, origin, type, code, info, data
 _LOCAL, _ICMP, _ICMP6 = 1, 2, 3

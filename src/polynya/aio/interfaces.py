@@ -21,8 +21,9 @@ from polynya.core.addresses import scope
 from polynya.core.machine import Interface, InterfaceAddress
 
 from . import netlink
+from .features import LINUX
 from .netlink import IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP
-from .sockets import LINUX, interface_index
+from .sockets import interface_index
 
 _IF_INET6: Final = Path("/proc/net/if_inet6")
 
@@ -95,6 +96,8 @@ def _all_loopback(addresses: tuple[InterfaceAddress, ...]) -> bool:
 
 
 def _ipv6_flags() -> dict[tuple[str, str], int]:
+    if not LINUX:
+        return {}
     try:
         return parse_if_inet6(_IF_INET6.read_text())
     except OSError:
@@ -126,7 +129,7 @@ def _mtu(probe: socket.socket, name: str) -> int:
 
 
 def _ioctl(probe: socket.socket, request: int, name: str, kind: str) -> int | None:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not LINUX:
         return None
     import fcntl  # noqa: PLC0415  # not everywhere
 

@@ -14,6 +14,8 @@ import select
 import socket
 from typing import Final, Protocol
 
+from .features import EPOLL
+
 AT_ONCE: Final = 256
 """Sockets that are read in one turn of the loop."""
 
@@ -73,7 +75,7 @@ def watch(loop: asyncio.AbstractEventLoop, sock: socket.socket, reader: Readable
 
     NotImplementedError where the loop cannot watch sockets.
     """
-    if not hasattr(select, "epoll"):
+    if not EPOLL:
         loop.add_reader(sock, reader.read)
         return
     poller = _pollers.get(loop)
@@ -84,7 +86,12 @@ def watch(loop: asyncio.AbstractEventLoop, sock: socket.socket, reader: Readable
 
 def unwatch(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
     """Undo `watch`. Safe to call twice, while the socket is open."""
-    if not hasattr(select, "epoll"):
+    if not EPOLL:
         loop.remove_reader(sock)
     elif (poller := _pollers.get(loop)) is not None:
         poller.remove(sock.fileno())
+
+
+def loops() -> tuple[asyncio.AbstractEventLoop, ...]:
+    """The event loops that watch sockets by an epoll at present."""
+    return tuple(_pollers)

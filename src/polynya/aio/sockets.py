@@ -20,12 +20,11 @@ from polynya.core.addresses import Address, scope
 from polynya.core.errors import ConfigurationError
 from polynya.core.machine import Ecn, IpFields, Open
 
+from .features import LINUX
+
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Ancillary = tuple[tuple[int, int, bytes], ...]
 
-LINUX: Final = sys.platform.startswith("linux")
-CAN_SET_FIELDS: Final = hasattr(socket.socket, "sendmsg")
-"""Whether one datagram can have an ECN, DSCP, TTL or segment size of its own."""
 RECEIVE_BUFFER: Final = 1 << 20
 """Bytes asked for: a burst of 500 full packets while the process is busy elsewhere."""
 

@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
 from polynya.core.addresses import Address
@@ -25,22 +26,35 @@ from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed, 
 from polynya.core.packets import Protocol as IpProtocol
 
 from . import sockets
-from .handshakes import Handshakes
+from .handshakes import HandshakeLimits, Handshakes
 from .packet_trace import PacketTrace
 from .tally import Tally
 
-CONNECT_TIMEOUT: Final = 20.0
-"""Seconds for a connection and its TLS handshake."""
-
-WRITE_LIMIT: Final = 1 << 20
-"""Bytes that may wait to be written on one stream,"""
-ACCEPTED_WRITE_LIMIT: Final = 1 << 18
-"""and on one that was accepted: a server has thousands of them, and what is relayed late is of little use."""
-
 BACKLOG: Final = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """Limits of a driver's TCP and TLS streams."""
+
+    connect_timeout: float = 20.0
+    """Seconds for a connection and its TLS handshake."""
+    write_buffer: int = 1 << 20
+    """Bytes that may wait to be written on a stream that this side connected."""
+    accepted_write_buffer: int = 1 << 18
+    """The same for an accepted stream: a server has thousands of them, and data that is relayed late is useless."""
+    flush_timeout: float = 1.0
+    """Seconds to write buffered data when the driver closes."""
+    handshakes: HandshakeLimits = field(default_factory=HandshakeLimits)
+
+
+STREAM_LIMITS: Final = StreamLimits()
 
 TlsContexts = Callable[[Open], ssl.SSLContext]
 """Makes the TLS context of an `Open`: with a remote for a client, without one for a listener."""
+
+Tls = ssl.SSLContext | TlsContexts
+"""One context for all TLS flows, used as it is, or a function that makes the context of each."""
 
 
 def system_tls(request: Open) -> ssl.SSLContext:
@@ -53,11 +67,22 @@ def system_tls(request: Open) -> ssl.SSLContext:
     return context
 
 
+def tls_contexts(tls: Tls | None) -> TlsContexts:
+    """Return the maker of contexts for `tls`; the default trusts the system's certificate authorities."""
+    if tls is None:
+        return system_tls
+    if isinstance(tls, ssl.SSLContext):
+        context = tls
+        return lambda _: context
+    return tls
+
+
 class StreamOwner(Protocol):
     """What streams need from the hub."""
 
     trace: PacketTrace | None
     tally: Tally
+    limits: StreamLimits
 
     def take(self, input: Input) -> None:
         """Something arrived or failed."""
@@ -110,16 +135,16 @@ class Stream(asyncio.Protocol):
     async def _connect(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, request: Open, context: ssl.SSLContext | None
     ) -> None:
-        remote, number = self._remote, None
+        remote, number, timeout = self._remote, None, self._owner.limits.connect_timeout
         name = request.server_name or remote.host
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 await loop.sock_connect(sock, sockets.to_sockaddr(remote))
                 self._handed_over = True
                 server = {"server_hostname": name} if context is not None else {}
                 await loop.create_connection(lambda: self, sock=sock, ssl=context, **cast("Any", server))
         except TimeoutError:
-            reason, number = f"{remote} did not answer within {CONNECT_TIMEOUT:g} s", errno.ETIMEDOUT
+            reason, number = f"{remote} did not answer within {timeout:g} s", errno.ETIMEDOUT
         except ssl.SSLCertVerificationError as error:
             reason = f"{remote} has no certificate for {name} that is trusted here: {error.verify_message}"
         except ssl.SSLError as error:
@@ -169,7 +194,13 @@ class Stream(asyncio.Protocol):
 
     @property
     def _write_limit(self) -> int:
-        return WRITE_LIMIT if self._listener is None else ACCEPTED_WRITE_LIMIT
+        limits = self._owner.limits
+        return limits.write_buffer if self._listener is None else limits.accepted_write_buffer
+
+    @property
+    def write_buffer(self) -> int:
+        """Bytes that wait to be written."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def _refuse(self, number: int) -> None:
         self._owner.tally.failed(number)
@@ -262,7 +293,7 @@ class Listener:
             sock.close()
             return
         if context is not None:
-            self._handshakes = Handshakes(sock, context, self._accept, self._owner.tally)
+            self._handshakes = Handshakes(sock, context, self._accept, self._owner.tally, self._owner.limits.handshakes)
         else:
             self._server = server = await loop.create_server(self._accept, sock=sock, backlog=BACKLOG)
             if self._is_closed():

@@ -14,16 +14,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from polynya.core.addresses import Address, scope
-from polynya.core.empty import NOTHING
 from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
 from polynya.stun.message import is_stun
 
-from . import poller, sockets
+from . import features, poller, sockets
 from .icmp import read_errors
 from .packet_trace import PacketTrace
 from .sockets import SockAddr
@@ -31,11 +30,12 @@ from .tally import Tally
 
 BATCH: Final = 64
 """Datagrams read before the event loop gets its turn back."""
+MAX_FAILURES: Final = 16
+"""Consecutive reads that fail without an ICMP error before the socket is closed."""
 
 _LARGEST: Final = 65535
 _CONTROL: Final = 128  # bytes of control messages: there are two
 _BEYOND_STUN: Final = b"\x04"  # bytes compare like text: whatever is not below this does not begin like STUN
-_FAILURES: Final = 16  # reads in a row that fail without a report before the socket is given up
 
 Deliver = Callable[[bytes], None]
 SendData = Callable[[bytes], bool]
@@ -82,7 +82,8 @@ class UdpSocket:
         self._remote: SockAddr | None = None
         """The first remote whose data was accepted, and who gets it: most sockets have no other."""
         self._deliver: Deliver | None = None
-        self._deliveries: Mapping[SockAddr, Deliver] = NOTHING
+        self._deliveries: dict[SockAddr, Deliver] | None = None
+        """The other remotes; a shared socket has thousands."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bad_reads = 0
 
@@ -93,6 +94,7 @@ class UdpSocket:
 
         NotImplementedError where the loop cannot watch sockets.
         """
+        ip_fields = ip_fields and features.CONTROL_MESSAGES
         poller.watch(loop, self._sock, _FieldReader(self) if ip_fields else self)
         self._loop = loop
         if ip_fields:
@@ -129,24 +131,27 @@ class UdpSocket:
         name = self._name(remote)
         if self._remote is None or self._remote == name:
             self._remote, self._deliver = name, deliver
-        elif isinstance(self._deliveries, dict):
-            self._deliveries[name] = deliver  # a shared socket has thousands
-        else:
+        elif self._deliveries is None:
             self._deliveries = {name: deliver}
+        else:
+            self._deliveries[name] = deliver
 
     def refuse(self, remote: Address) -> None:
         """What `remote` sends goes to the machine again."""
         name = self._name(remote)
         if self._remote == name:
             self._remote = self._deliver = None
-        else:
-            left = self._deliveries
-            if isinstance(left, dict) and left.pop(name, None) is not None and not left:
-                self._deliveries = NOTHING
+        elif self._deliveries is not None:
+            self._deliveries.pop(name, None)
+            self._deliveries = self._deliveries or None
+
+    def _receiver(self, source: SockAddr) -> Deliver | None:
+        others = self._deliveries
+        return self._deliver if source == self._remote else others.get(source) if others else None
 
     def _forget_remotes(self) -> None:
         self._remote = self._deliver = None
-        self._deliveries = NOTHING
+        self._deliveries = None
 
     def read(self) -> None:
         """Read a batch. Called by the event loop when the socket is readable or has an error pending."""
@@ -166,7 +171,8 @@ class UdpSocket:
                     continue
                 count += 1
                 size += len(data)
-                deliver = self._deliver if source == self._remote else self._deliveries.get(source)
+                others = self._deliveries
+                deliver = self._deliver if source == self._remote else others.get(source) if others else None
                 if deliver is not None and data >= _BEYOND_STUN:
                     deliver(data)
                 else:
@@ -193,8 +199,7 @@ class UdpSocket:
             self._bad_reads = 0
             self.owner.tally.datagrams_in += 1
             self.owner.tally.bytes_in += len(data)
-            deliver = self._deliver if source == self._remote else self._deliveries.get(source)
-            self.dispatch(data, source, deliver, sockets.received_fields(messages))
+            self.dispatch(data, source, self._receiver(source), sockets.received_fields(messages))
 
     def dispatch(self, data: bytes, source: SockAddr, deliver: Deliver | None, ip: IpFields | None = None) -> None:
         """Hand over one datagram that did not take the short way; `deliver` is whom its data is for."""
@@ -221,7 +226,7 @@ class UdpSocket:
         if error.errno in sockets.SOFT_ERRORS or error.errno == errno.ECONNREFUSED:
             return False
         self._bad_reads += 1
-        if self._bad_reads >= _FAILURES or error.errno in {errno.EBADF, errno.ENOTSOCK}:
+        if self._bad_reads >= MAX_FAILURES or error.errno in {errno.EBADF, errno.ENOTSOCK}:
             self.give_up(error)
         return False
 
@@ -290,10 +295,10 @@ class UdpSocket:
 
     def put(self, data: bytes, name: SockAddr, ip: IpFields | None = None) -> None:
         """Hand a datagram to the system, or raise its OSError."""
-        if ip is None or not sockets.CAN_SET_FIELDS:
+        if ip is None or not features.CONTROL_MESSAGES:
             self._sendto(data, name)
             return
-        if ip.segment_size is not None and not sockets.LINUX:
+        if ip.segment_size is not None and not features.LINUX:
             for start in range(0, len(data), ip.segment_size):
                 self._sendto(data[start : start + ip.segment_size], name)
             return
@@ -369,7 +374,7 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         self.owner.tally.datagrams_in += 1
         self.owner.tally.bytes_in += len(data)
-        self.dispatch(data, addr, self._deliver if addr == self._remote else self._deliveries.get(addr))
+        self.dispatch(data, addr, self._receiver(addr))
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError) and not self.report_icmp():

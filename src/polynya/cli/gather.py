@@ -92,10 +92,10 @@ async def _gather(asked: _Asked) -> int:
 async def _ask_server(url: str) -> tuple[tuple[IceServer, ...], bool]:
     """The servers that a signaling server tells, and whether it is on this host."""
     try:
-        from polynya.aio.signaling import ask_servers  # noqa: PLC0415
+        from polynya.aio.signaling import fetch_servers  # noqa: PLC0415
     except ModuleNotFoundError as error:
         common.need("signaling", error)
-    return await ask_servers(url)
+    return await fetch_servers(url)
 
 
 def _line(candidate: Candidate) -> str:

@@ -11,11 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from polynya import ConfigurationError, ConnectionClosed, TransactionError
-from polynya.aio.tcp import TlsContexts, system_tls
 from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.core.machine import Open
 from polynya.turn.client import Allocated
 
 from . import common
@@ -69,7 +67,7 @@ def relay(
             username=username,
             password=password,
             families=tuple(dict.fromkeys(family)) if family else (4,),
-            tls=_trusting(ca) if ca is not None else system_tls,
+            tls=None if ca is None else _trusting(ca),
             trace=tracer,
             capture=capture,
         )
@@ -147,17 +145,13 @@ def _peers(texts: list[str], *, ports: bool) -> tuple[Address, ...]:
     return peers
 
 
-def _trusting(authorities: Path) -> TlsContexts:
-    def make(request: Open) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=authorities)
-        except OSError as error:  # which SSLError is, too
-            raise ConfigurationError(f"cannot read certificates from {authorities}: {error}") from None
-        if request.alpn:
-            context.set_alpn_protocols(list(request.alpn))
-        return context
-
-    return make
+def _trusting(authorities: Path) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:  # which SSLError is, too
+        raise ConfigurationError(f"cannot read certificates from {authorities}: {error}") from None
+    context.set_alpn_protocols(["stun.turn"])
+    return context
 
 
 def _json(allocation: Allocated) -> dict[str, Any]:

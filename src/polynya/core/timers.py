@@ -68,6 +68,11 @@ class Timers(Generic[KeyT]):
             due.append(key)
         return due
 
+    @property
+    def size(self) -> int:
+        """Heap entries, including canceled ones that were not swept yet."""
+        return len(self._heap)
+
     def __contains__(self, key: KeyT) -> bool:
         return key in self._entries
 

@@ -22,7 +22,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from .instants import Instant
 
@@ -127,15 +127,16 @@ class Tracer:
 
     def bind(self, **fields: Json) -> Tracer:
         """Return a tracer that adds these fields to every event."""
-        return (
-            self
-            if self._sink is None
-            else Tracer(self._sink, self._node, self._machine, {**(self._fields or {}), **fields})
-        )
+        if self._sink is None:
+            return self
+        return Tracer(self._sink, self._node, self._machine, {**(self._fields or {}), **fields})
 
     def _write(self, kind: str, reason: str, now: Instant, fields: dict[str, Field]) -> None:
         assert self._sink is not None
-        plain = {name: _plain(value) for name, value in fields.items()}
+        plain = cast("dict[str, Json]", fields)
+        for name, value in fields.items():
+            if type(value) not in _PLAIN:
+                plain[name] = _plain(value)
         if self._fields is not None:
             plain.update(self._fields)
         check(kind, plain)
@@ -378,6 +379,10 @@ class Tracer:
         """A remark for people."""
         if self._sink is not None:
             self._write("note", reason, now, fields)
+
+
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+"""Types that are JSON as they are; a lookup is faster than a call for each field."""
 
 
 def _plain(value: Field) -> Json:

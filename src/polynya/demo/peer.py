@@ -63,7 +63,7 @@ async def take_part(task: Task, tell: Tell, leave: asyncio.Event) -> bool:
                 await stack.enter_async_context(meeting)
                 connection = await meeting.connect(task.timeout)
                 await _talk(connection, dialogue, tell)
-                await connection.nominated()
+                await connection.agent.completed()
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -114,7 +114,7 @@ def _outcome(meeting: Meeting, dialogue: Dialogue, error: str) -> Outcome:
     return Outcome(
         error=error,
         peer_id=meeting.signaling.peer_id,
-        controlling=agent.controlling,
+        controlling=agent.is_controlling,
         messages=dialogue.counts(),
         candidates=why.data["ice"]["local_candidates"],
         remote_candidates=why.data["ice"]["remote_candidates"],

@@ -159,7 +159,12 @@ class SignalingLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     burst: Annotated[int, _says("Messages at once after a silence.")] = _rooms.burst
     bytes_per_second: Annotated[int, _says("Of one member.")] = _rooms.bytes_per_second
     bytes_burst: Annotated[int, _says("Bytes at once after a silence.")] = _rooms.bytes_burst
-    offences: Annotated[int, _says("Refused messages after which a member is cut off.")] = _rooms.offences
+    server_lists: Annotated[
+        int, _says("Server lists that a client may request at once; one more is granted every 10 seconds.")
+    ] = _rooms.server_lists
+    offenses: Annotated[
+        int, _says("Refused messages before a client is disconnected; one is forgiven every 10 seconds.")
+    ] = _rooms.offenses
     room_members: Annotated[int, _says("In one room, at most 256.")] = _rooms.room_members
     rooms: Annotated[int, _says("In all.")] = _rooms.rooms
     links: Annotated[int, _says("Connections in all.")] = _rooms.links

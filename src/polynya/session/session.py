@@ -52,6 +52,7 @@ from polynya.ice.events import (
 )
 from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class, Method
+from polynya.turn.client.report import RelayOverhead
 
 from .gathering import Gathering
 from .gathering_events import BaseOpened, GatheringState, GatheringStateChanged, MappingFound
@@ -186,9 +187,14 @@ class Session:
         self.gathering.close(now=now)
         self._collect(now=now)
 
-    def target(self, stream: int = 0, component: int = 1) -> tuple[Flow, Address] | None:
-        """The flow and remote address that a component's data is sent to, if it can be sent."""
-        return self.agent.path(stream, component)
+    def relay_overhead(self, flow: Flow, peer: Address) -> RelayOverhead | None:
+        """Return how datagrams on a relayed flow are carried to the TURN server; None for any other flow.
+
+        `flow` is that of the selected pair and `peer` its remote address. The answer changes when a channel is bound
+        or lost.
+        """
+        client = self.gathering.relays.client(flow)
+        return None if client is None else client.overhead(peer)
 
     def why(self) -> SessionReport:
         """What was gathered and what was not, every pair, and every transition with its reason."""
