@@ -9,11 +9,9 @@ import sys
 import pytest
 
 from polynya.aio import netlink
-from tests.aio.conftest import LIMIT
+from tests.loops import LIMIT
 
-pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="the tests look for Linux' features in /proc"
-)
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="these tests use /proc")
 
 PRELUDE = """
 import asyncio, os, selectors, socket, sys

@@ -277,7 +277,7 @@ def test_without_a_drain_sigterm_ends_it_at_once_and_logs_the_end_of_each_alloca
 
     asyncio.run(main())
     line = process.until("is over")
-    assert "user alice, is over: the server stops" in line
+    assert "user alice, ended: the server stops" in line
 
 
 def test_users_of_a_database_come_and_go_without_a_reload(start: Start, tmp_path: Path) -> None:

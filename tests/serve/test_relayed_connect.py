@@ -121,7 +121,7 @@ def test_credentials_that_expired_meanwhile_are_asked_for_again(run: Run, monkey
                 here, there = await asyncio.gather(one.connect(10), two.connect(10))
                 here.send(b"x")
                 assert await there.recv() == b"x"
-                assert server.counters["turn.answers 401"] >= 4
+                assert server.counters["turn.error responses 401"] >= 4
 
     run(main())
 

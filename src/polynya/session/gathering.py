@@ -36,7 +36,6 @@ from polynya.core.machine import (
     Closed,
     Datagram,
     IcmpError,
-    Input,
     InterfacesChanged,
     Opened,
     Output,
@@ -81,7 +80,8 @@ class _Wait(Enum):
 class Gathering:
     """Machine that gathers a session's addresses: core inputs in, outputs and `GatheringEvent`s out.
 
-    Its outputs are appended to `outbox`. `relays` is None without TURN servers.
+    Its outputs are appended to `outbox`. `relays` is None without TURN servers, as is the machine for STUN servers
+    without those.
     """
 
     __slots__ = (
@@ -91,6 +91,7 @@ class Gathering:
         "_events",
         "_keeping",
         "_patient_until",
+        "_servers",
         "_stun",
         "_trace",
         "answers",
@@ -113,8 +114,10 @@ class Gathering:
         self._config = config
         self._trace = trace
         self._bases = Bases(config, flow_ids, outbox)
-        self._stun = StunServers(config, random=random, pacer=pacer, trace=trace, outbox=outbox)
+        self._stun: StunServers | None = None
         self.relays: Relays | None = None
+        if config.stun_servers:
+            self._stun = StunServers(config, random=random, pacer=pacer, trace=trace, outbox=outbox)
         if config.turn_servers:
             self.relays = Relays(
                 config.turn_servers,
@@ -125,6 +128,10 @@ class Gathering:
                 trace=trace.of("turn"),
                 outbox=outbox,
             )
+        self._servers: tuple[StunServers | Relays, ...] = tuple(
+            machine for machine in (self._stun, self.relays) if machine is not None
+        )
+        """The machines that talk to servers."""
         self._keeping = True
         """Whether mappings that are found are kept open."""
         self._deadline: tuple[Instant, _Wait] | None = None
@@ -140,7 +147,8 @@ class Gathering:
         chosen = self._bases.choose(interfaces)
         self._begin(f"{len(chosen)} local addresses to gather on", now=now)
         self._bases.open(chosen)
-        self._stun.start()
+        if self._stun is not None:
+            self._stun.start()
         if self.relays is not None:
             self.relays.start(now=now)
         self._collect(now=now)
@@ -160,8 +168,9 @@ class Gathering:
         self._begin(f"{len(new)} local addresses are new, {len(gone)} sockets lost theirs", now=now)
         self._close(gone, "its address is gone from this host", now=now)
         self._bases.open(new)
-        for base in self.bases:
-            self._stun.ask(base, now=now)
+        if self._stun is not None:
+            for base in self.bases:
+                self._stun.ask(base, now=now)
         self._finish_if_done(now=now)
         return gone
 
@@ -182,12 +191,14 @@ class Gathering:
     def stop_keepalives(self) -> None:
         """Stop the keepalives of mappings: checks and consent keep the nominated pair's path open."""
         self._keeping = False
-        self._stun.stop_keeping()
+        if self._stun is not None:
+            self._stun.stop_keeping()
 
     def close(self, *, now: Instant) -> None:
         """Free all relays, close all sockets and drop all questions."""
         self._deadline = None
-        self._stun.close()
+        if self._stun is not None:
+            self._stun.close()
         if self.relays is not None:
             self.relays.close(now=now)
         self._bases.close_all()
@@ -239,51 +250,48 @@ class Gathering:
 
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` answers a request of gathering."""
-        return self._stun.expects(flow, remote) or (self.relays is not None and self.relays.expects(flow, remote))
+        return any(machine.expects(flow, remote) for machine in self._servers)
 
     # ------------------------------------------------------------------------------------------------------ machine
 
     def receive(self, input: GatheringInput, *, now: Instant) -> None:
         match input:
             case Received() if input.message.method == Method.BINDING:
-                self._stun.receive(input, now=now)
+                if self._stun is not None:
+                    self._stun.receive(input, now=now)
             case IcmpError() | SendFailed():
-                self._stun.receive(input, now=now)
-                self._receive_relayed(input, now=now)
+                for machine in self._servers:
+                    machine.receive(input, now=now)
             case Opened() if input.flow in self._bases.opening:
                 self._opened(input, now=now)
             case Closed() if input.flow in self._bases.opening or self.base(input.flow) is not None:
                 self._bases.failed(input)
-                self._stun.forget(input.flow)
-                if self.relays is not None:
-                    self.relays.remove_base(input.flow, input.reason, now=now, closed=True)
+                self._forget(input.flow, input.reason, now=now, closed=True)
                 self._collect(now=now)
                 self._finish_if_done(now=now)
-            case Resolved() if self._stun.resolves(input.query):
-                self._resolved(input, now=now)
+            case Resolved() if self._stun is not None and self._stun.resolves(input.query):
+                server, reason = self._stun.resolved(input, self.bases, now=now)
+                if reason:
+                    self.answers.unresolved(server, reason, now=now)
+                self._finish_if_done(now=now)
             case Received() | Datagram() | StreamData() | Opened() | Closed() | Resolved():
-                self._receive_relayed(input, now=now)
+                if self.relays is not None:
+                    self.relays.receive(input, now=now)
             case InterfacesChanged():
                 if self.state is GatheringState.NEW:
                     self.start(input, now=now)
         self._collect(now=now)
 
-    def _receive_relayed(self, input: Input | Received, *, now: Instant) -> None:
-        if self.relays is not None:
-            self.relays.receive(input, now=now)
-
     def tick(self, *, now: Instant) -> None:
-        self._stun.tick(now=now)
-        if self.relays is not None:
-            self.relays.tick(now=now)
+        for machine in self._servers:
+            machine.tick(now=now)
         self._collect(now=now)
         if self._deadline is not None and now >= self._deadline[0]:
             self._release(self._deadline[1], now=now)
 
     def next_timer(self) -> Instant | None:
         deadline = None if self._deadline is None else self._deadline[0]
-        relays = None if self.relays is None else self.relays.next_timer()
-        return earliest(deadline, self._stun.next_timer(), relays)
+        return earliest(deadline, *[machine.next_timer() for machine in self._servers])
 
     @property
     def has_events(self) -> bool:
@@ -298,31 +306,32 @@ class Gathering:
     def _close(self, flows: Collection[Flow], reason: str, *, now: Instant) -> None:
         """Close sockets after their relays were freed, and drop their questions."""
         for flow in flows:
-            self._stun.forget(flow)
-            if self.relays is not None:
-                self.relays.remove_base(flow, reason, now=now)
+            self._forget(flow, reason, now=now)
         self._bases.close(flows)
         self._collect(now=now)
+
+    def _forget(self, flow: Flow, reason: str, *, now: Instant, closed: bool = False) -> None:
+        """Drop the questions and relays of a base; with `closed` its socket is closed already."""
+        if self._stun is not None:
+            self._stun.forget(flow)
+        if self.relays is not None:
+            self.relays.remove_base(flow, reason, now=now, closed=closed)
 
     def _opened(self, opened: Opened, *, now: Instant) -> None:
         base = self._bases.opened(opened)
         if base is not None:
             self._events.append(BaseOpened(base=base))
-            self._stun.ask(base, now=now)
+            if self._stun is not None:
+                self._stun.ask(base, now=now)
             if self.relays is not None:
                 self.relays.add_base(base, now=now)
             self._collect(now=now)
             self._finish_if_done(now=now)
 
-    def _resolved(self, resolved: Resolved, *, now: Instant) -> None:
-        server, reason = self._stun.resolved(resolved, self.bases, now=now)
-        if reason:
-            self.answers.unresolved(server, reason, now=now)
-        self._finish_if_done(now=now)
-
     def _collect(self, *, now: Instant) -> None:
-        for ended in self._stun.events():
-            self._answered(ended, now=now)
+        if self._stun is not None:
+            for ended in self._stun.events():
+                self._answered(ended, self._stun, now=now)
         if self.relays is not None:
             for event in self.relays.events():
                 self._relay_event(event, now=now)
@@ -335,7 +344,7 @@ class Gathering:
             self._grant_grace(now=now)
         self._finish_if_done(now=now)
 
-    def _answered(self, ended: ProbeEnded, *, now: Instant) -> None:
+    def _answered(self, ended: ProbeEnded, stun: StunServers, *, now: Instant) -> None:
         base = self.base(ended.flow)
         if base is None:
             return
@@ -343,7 +352,7 @@ class Gathering:
         if ended.mapped is not None:
             self._events.append(MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server))
             if ended.mapped != base.local and self._keeping:
-                self._stun.keep(ended.flow, ended.server, now=now)
+                stun.keep(ended.flow, ended.server, now=now)
             self._grant_grace(now=now)
         self._finish_if_done(now=now)
 
@@ -368,7 +377,8 @@ class Gathering:
         self._deadline = None
         patient = timer is _Wait.GRACE and now < self._patient_until
         waited = f"{in_seconds(wait):g} s after {since}"
-        for flow, server in self._stun.release(self._reaches if patient else None):
+        asked = () if self._stun is None else self._stun.release(self._reaches if patient else None)
+        for flow, server in asked:
             if (base := self.base(flow)) is not None:
                 self.answers.late(str(server), base, f"{server} had not answered {waited}")
         if self.relays is not None:
@@ -385,7 +395,7 @@ class Gathering:
 
     @property
     def _waiting(self) -> bool:
-        return self._stun.pending or (self.relays is not None and self.relays.pending)
+        return any(machine.pending for machine in self._servers)
 
     def _finish_if_done(self, *, now: Instant) -> None:
         if self.state is not GatheringState.GATHERING or self._bases.opening or self._waiting:
