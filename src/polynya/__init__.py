@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .ice.description import Description
     from .stun.behavior import BehaviorReport
     from .stun.lifetime import LifetimeReport
+    from .stun.stream_mapping import StreamMappingReport
 
     __version__: str
 
@@ -65,6 +66,7 @@ __all__ = [
     "RemoteProtocolError",
     "Signaling",
     "SignalingError",
+    "StreamMappingReport",
     "TransactionError",
     "TurnClient",
     "UnknownPeer",
@@ -102,6 +104,7 @@ _HOMES: Final = {
     "ice.description": ("Description",),
     "stun.behavior": ("BehaviorReport",),
     "stun.lifetime": ("LifetimeReport",),
+    "stun.stream_mapping": ("StreamMappingReport",),
 }
 
 

@@ -41,7 +41,7 @@ def test_without_a_nat_nothing_is_forgotten() -> None:
     async def main() -> None:
         async with Server(ServeConfig(listen=(FIRST,), alternates=(OTHER,))):
             report = await discover_lifetime(f"stun:{FIRST}", longest=0.1)
-            assert (report.survived, report.gone_after) == (100 * MILLISECOND, None)
+            assert (report.survived, report.gone_after) == (0.1, None)
 
     asyncio.run(main())
 
@@ -98,8 +98,8 @@ def test_streams_are_asked_from_one_port(scheme: str, tmp_path: Path) -> None:
     async def tells(places: tuple[Address, ...]) -> None:
         uris = [f"{scheme}:{place}" for place in places]
         report = await polynya.discover_stream_mapping(uris, tls=turn_house.trusting(tmp_path / "cert.pem"))
-        assert report.mapped == report.local and report.translated is False
-        assert "does not depend on the remote port" in report.mapping_reason
+        assert set(report.mapped) == {report.local} and report.translated is False
+        assert "does not depend on the remote port" in report.reason
 
     asyncio.run(main())
 
@@ -117,4 +117,4 @@ def test_streams_that_cannot_be_asked_are_told() -> None:
             asyncio.run(ask(*servers))
     port = free_port()
     report = asyncio.run(polynya.discover_stream_mapping([f"stun:127.0.0.1:{port}", "stun:127.0.0.1:1"]))
-    assert report.mapping is None and report.mapping_reason.startswith(f"127.0.0.1:{port}: ")
+    assert report.mapping is None and report.reason.startswith(f"127.0.0.1:{port}: ")

@@ -17,7 +17,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun import lifetime
 from polynya.stun.behavior import PATIENT, BehaviorDiscovery, BehaviorReport
 from polynya.stun.lifetime import LifetimeReport, MappingLifetime
-from polynya.stun.stream_mapping import StreamMapping
+from polynya.stun.stream_mapping import StreamMapping, StreamMappingReport
 from polynya.stun.transactions import Schedule
 from polynya.stun.uris import StunUri
 
@@ -64,8 +64,8 @@ async def discover_lifetime(
 ) -> LifetimeReport:
     """Find out for how many seconds the NATs on the way to a STUN server keep a mapping that nobody uses.
 
-    Times up to `longest` are tried until it is known to `resolution`, which takes minutes: see `MappingLifetime`. The
-    times of the report are nanoseconds. Raises what `discover_behavior` does.
+    Times up to `longest` are tried until it is known to `resolution`, which takes minutes: see `MappingLifetime`.
+    Raises what `discover_behavior` does.
     """
     place = await _place(server, local)
     flow_ids = FlowIds()
@@ -85,11 +85,11 @@ async def discover_lifetime(
 
 async def discover_stream_mapping(
     servers: Sequence[str], *, local: str = "", tls: TlsContexts = system_tls, trace: Tracer = NO_TRACE
-) -> BehaviorReport:
+) -> StreamMappingReport:
     """Ask STUN servers by TCP (`stun:HOST:PORT`) or TLS (`stuns:HOST:PORT`) how the NATs on the way map streams.
 
     All are asked from one port, and any two will do; two ports of one of them, and a third at another address, tell the
-    whole. Of the report what is not about the mapping stays None. `tls` makes the contexts for TLS. It takes a few
+    whole. `tls` makes the contexts for TLS. It takes a few
     round trips, or as long as the system tries to connect.
 
     Raises ConfigurationError for URIs that cannot be used together, ConnectError when a server has no address that this
@@ -113,7 +113,7 @@ async def discover_stream_mapping(
         names=[uri.host for uri in uris],
         trace=trace,
     )
-    report: BehaviorReport = await _run(machine, flow_ids, trace, tls)
+    report: StreamMappingReport = await _run(machine, flow_ids, trace, tls)
     return report
 
 
