@@ -37,7 +37,7 @@ async def test_a_server_with_two_addresses_answers_every_question() -> None:
 async def test_without_a_nat_nothing_is_forgotten() -> None:
     async with Server(ServeConfig(listen=(FIRST,), alternates=(OTHER,))):
         report = await discover_lifetime(f"stun:{FIRST}", longest=0.1)
-        assert (report.survived, report.gone_after) == (100 * MILLISECOND, None)
+        assert (report.survived, report.gone_after) == (0.1, None)
 
 
 async def test_a_server_with_one_address_leaves_filtering_open() -> None:
@@ -76,8 +76,8 @@ async def test_streams_are_asked_from_one_port(scheme: str, tmp_path: Path) -> N
     async def check(places: tuple[Address, ...]) -> None:
         uris = [f"{scheme}:{place}" for place in places]
         report = await polynya.discover_stream_mapping(uris, tls=turn_house.trusting(tmp_path / "cert.pem"))
-        assert report.mapped == report.local and report.translated is False
-        assert "does not depend on the remote port" in report.mapping_reason
+        assert set(report.mapped) == {report.local} and report.translated is False
+        assert "does not depend on the remote port" in report.reason
 
     async with Server(turn_house.tls_config(tmp_path, listen=two)) as house:
         places = house.stun_addresses
@@ -100,7 +100,7 @@ async def test_streams_that_cannot_be_asked_are_refused() -> None:
             await polynya.discover_stream_mapping(servers)
     port = free_port()
     report = await polynya.discover_stream_mapping([f"stun:127.0.0.1:{port}", "stun:127.0.0.1:1"])
-    assert report.mapping is None and report.mapping_reason.startswith(f"127.0.0.1:{port}: ")
+    assert report.mapping is None and report.reason.startswith(f"127.0.0.1:{port}: ")
 
 
 @pytest.mark.parametrize("discover", [discover_behavior, discover_lifetime])
