@@ -1,4 +1,4 @@
-"""Addresses: one spelling each, hostile text refused with one error, and what each reaches."""
+"""Addresses: canonical text, hostile input, and scopes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ zones = st.from_regex(r"[A-Za-z0-9_.:-]{1,64}", fullmatch=True)
 
 
 @given(hosts, ports)
-def test_packed_bytes_are_parsed_to_the_same_address(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> None:
+def test_packed_bytes_are_parsed_to_the_same_address(
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
+) -> None:
     address = Address.from_packed(host.packed, port)
     assert address.packed == host.packed
     assert address.family == host.version

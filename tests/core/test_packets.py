@@ -76,7 +76,9 @@ def test_echo_is_decoded_as_it_was_encoded(source: Address, destination: Address
 
 @PAIRS
 @pytest.mark.parametrize("kind", list(IcmpKind))
-def test_an_icmp_error_contains_the_packet_that_caused_it(source: Address, destination: Address, kind: IcmpKind) -> None:
+def test_an_icmp_error_contains_the_packet_that_caused_it(
+    source: Address, destination: Address, kind: IcmpKind
+) -> None:
     about = udp(source, destination)
     icmp = IcmpMessage(kind=kind, about=about, mtu=1280 if kind is IcmpKind.TOO_BIG else None)
     packet = IpPacket(7, destination.with_port(0), source.with_port(0), Protocol.ICMP, icmp=icmp)
