@@ -297,12 +297,16 @@ def _inside(tree: ast.Module, wanted: ast.AST, function: str) -> bool:
 
 
 def machines(module: Module) -> list[ast.ClassDef]:
-    """The classes that define `next_timer` and `tick`: machines, by the contract of `core/machine.py`."""
+    """The classes that define `next_timer` and `tick`: machines, by the contract of `core/machine.py`.
+
+    A Protocol with these methods is no machine: a shell may declare what it drives.
+    """
     return [
         node
         for node in ast.walk(module.tree)
         if isinstance(node, ast.ClassDef)
         and {"next_timer", "tick"} <= {inner.name for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        and not any(ast.unparse(base).split("[")[0] == "Protocol" for base in node.bases)
     ]
 
 

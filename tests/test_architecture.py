@@ -251,6 +251,7 @@ def test_a_shell_is_found_by_its_imports() -> None:
     assert shell_imports(Module("serve/server.py", "import asyncio")) != []
     assert shell_imports(Module("core/addresses.py", "import socket")) == []
     assert machines(Module("serve/server.py", MACHINE.format("pass"))) != []
+    assert machines(Module("serve/server.py", MACHINE.format("pass").replace("Agent", "Agent(Protocol[A])"))) == []
 
 
 def test_every_room_of_machines_is_a_room() -> None:

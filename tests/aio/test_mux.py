@@ -15,7 +15,7 @@ from polynya.aio.endpoint import Endpoint
 from polynya.aio.mux import Mux, UnknownPeer
 from polynya.core.addresses import Address
 from polynya.core.machine import Interface, InterfaceAddress
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class

@@ -12,7 +12,7 @@ import pytest
 import polynya
 from polynya.core.addresses import Address
 from polynya.ice.events import AgentState
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.session.signals import read_signal
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode

@@ -11,9 +11,8 @@ from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import CredentialsWanted, GatheringState
 from polynya.session.options import Policy, TurnCredentials
-from polynya.session.relay_events import CredentialsWanted
 from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
 
 FAR = "turn:203.0.113.10"

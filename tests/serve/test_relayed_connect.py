@@ -32,7 +32,7 @@ def house(**turn: object) -> Server:
 def test_members_are_told_the_turn_listeners_with_credentials_that_expire(run: Run) -> None:
     async def main() -> None:
         async with house(credential_lifetime=3600) as server, Signaling(server.url, "r") as room:
-            stun, turn = room.ice_servers
+            stun, turn = room._ice_servers
             [address] = server.stun_addresses
             assert stun.uris == (f"stun:{address}",) and not stun.username
             assert turn.uris == (f"turn:{address}?transport=udp", f"turn:{address}?transport=tcp")
@@ -121,7 +121,7 @@ def test_credentials_that_expired_meanwhile_are_asked_for_again(run: Run, monkey
                 here, there = await asyncio.gather(one.connect(10), two.connect(10))
                 here.send(b"x")
                 assert await there.recv() == b"x"
-                assert server.counters["turn.answers 401"] >= 4
+                assert server.counters["turn.error responses 401"] >= 4
 
     run(main())
 

@@ -193,7 +193,7 @@ def test_a_client_reconnects_after_a_shutdown_and_not_to_a_full_room() -> None:
     assert ended.code == "room-full"
 
 
-# -------------------------------------------------------------------------------------------------------- server list
+# ---------------------------------------------------------------------------------------------------------- server list
 
 
 def test_a_member_requests_the_server_list_and_gets_the_current_one() -> None:
@@ -269,7 +269,7 @@ def test_a_request_without_an_answer_times_out() -> None:
     assert server.client.servers == NEW_SERVERS, "a late answer is current, too"
 
 
-# ---------------------------------------------------------------------------------------------------------- by hand
+# -------------------------------------------------------------------------------------------------------------- by hand
 
 
 class Server:

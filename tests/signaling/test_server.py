@@ -240,7 +240,7 @@ def test_messages_kept_for_all_absent_members_are_bounded() -> None:
     assert one.say(signal(c.peer, description())) == [Joined(c.peer)], "resuming released the memory"
 
 
-# -------------------------------------------------------------------------------------------------------- server list
+# ---------------------------------------------------------------------------------------------------------- server list
 
 
 def test_a_member_gets_the_current_server_list() -> None:
@@ -285,7 +285,7 @@ def test_a_server_list_for_a_closed_link_is_dropped() -> None:
     assert house.server.outputs() == []
 
 
-# -------------------------------------------------------------------------------------------------------------- limits
+# --------------------------------------------------------------------------------------------------------------- limits
 
 
 def test_the_room_limit_of_its_first_member_holds_for_all() -> None:
@@ -399,7 +399,7 @@ def test_joining_twice_and_other_versions_are_refused() -> None:
     assert old.closed == (POLICY, "version")
 
 
-# ---------------------------------------------------------------------------------------------------------------- time
+# ----------------------------------------------------------------------------------------------------------------- time
 
 
 def test_a_link_that_does_not_join_is_closed() -> None:
@@ -481,7 +481,7 @@ def test_closing_the_server_sends_errors_and_closes_all_links() -> None:
     assert house.server.outputs() == []
 
 
-# ---------------------------------------------------------------------------------------- trace, events and counters
+# ------------------------------------------------------------------------------------------- trace, events and counters
 
 
 def test_the_trace_and_the_events_hold_no_token_and_no_room_name() -> None:

@@ -16,9 +16,8 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.config import IceConfig
 from polynya.ice.events import AgentState
 from polynya.ice.pairs import PairView
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import CredentialsWanted, GatheringState
 from polynya.session.options import AddressFilter, InterfaceFilter, TurnCredentials
-from polynya.session.relay_events import CredentialsWanted
 from polynya.session.report import SessionReport
 from polynya.session.session import Session, SessionEvent
 from polynya.turn.client.report import RelayOverhead
@@ -226,7 +225,7 @@ class Agent(Endpoint):
         if (left := self._relayed.get(component)) is not None:
             self._relayed = {key: path for key, path in self._relayed.items() if key != component}
             left.close()
-        if pair is None or self._driver is None or not self._session.gathering.relays.owns(pair.flow):
+        if pair is None or self._driver is None or self._session.relay_client(pair.flow) is None:
             return super()._sender(connection, pair)
         path = RelayedPath(
             self._driver,

@@ -40,7 +40,7 @@ from polynya.ice.events import (
 from polynya.ice.pairs import PairView
 from polynya.ice.report import PairReport
 from polynya.ice.sdp import UnsupportedCandidate
-from polynya.session.gathering_events import GatheringState, GatheringStateChanged
+from polynya.session.events import GatheringState, GatheringStateChanged
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, SessionEvent
 from polynya.session.signals import read_signal, write_signal
@@ -189,7 +189,7 @@ class Endpoint(Waiting, ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Closes every connection and every socket. Safe to call twice and to cancel: the sockets close in any case."""
+        """Closes every connection and every socket. Safe to call twice and to cancel: the sockets close anyway."""
 
     # ---------------------------------------------------------------------------------------------------- signaling
 

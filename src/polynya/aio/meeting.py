@@ -155,7 +155,7 @@ class Meeting:
         """Close the meeting, when it owns a connection and the user has closed that."""
         await self.close()
 
-    # ----------------------------------------------------------------------------------------------------- connecting
+    # ------------------------------------------------------------------------------------------------------- connecting
 
     async def connect(self, timeout: float | None = None) -> Connection:
         """Wait for the other side and connect to it.
@@ -195,7 +195,7 @@ class Meeting:
         loop = asyncio.get_running_loop()
         gone = self._gone = loop.create_future()
         described = self._described = loop.create_future()
-        options = {"credentials": self._renew, **self._options}
+        options = {"credentials": self.new_credentials, **self._options}
         agent = self.agent = Agent(servers=servers, controlling=controlling, loopback=loopback, **options)
         agent.start()
         self.peer = peer
@@ -240,7 +240,7 @@ class Meeting:
             return ConnectError(f"no other member joined the room {self.signaling.room!r} within {timeout:g} s")
         return ConnectError(f"no connection within {timeout:g} s", self.agent.attempts())
 
-    async def _renew(self, uri: str, _realm: str) -> tuple[str, str]:
+    async def new_credentials(self, uri: str, _realm: str) -> tuple[str, str]:
         """Return new credentials of a TURN server in the signaling server's list; at most every RENEWAL seconds."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._renewals.get(uri, loop.time()) - loop.time())
@@ -254,7 +254,7 @@ class Meeting:
                 return server.username, server.password
         raise SignalingError(f"{self.signaling.url} no longer lists {uri}")
 
-    # ------------------------------------------------------------------------------------------------------ receiving
+    # -------------------------------------------------------------------------------------------------------- receiving
 
     async def _receive(self) -> None:
         try:

@@ -28,12 +28,12 @@ from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate
 from polynya.ice.config import IceConfig
 from polynya.ice.description import Description
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.session.interfaces import choose_addresses
 from polynya.session.mux import AgentData, AgentEvent, FlowClosed, FlowOpened, UnknownUfrag
 from polynya.session.mux import Mux as MuxMachine
 from polynya.session.options import AddressFilter, HostAddress, InterfaceFilter
-from polynya.session.report import SessionReport, shared_report
+from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived
 
 from .agent import PACER, RANDOM
@@ -330,7 +330,7 @@ class MuxedAgent(Endpoint):
         return False
 
     def why(self) -> SessionReport:
-        return shared_report(self._mux._machine.bases, self._ice)
+        return self._mux._machine.bases.why(self._ice)
 
     @property
     def _machine(self) -> _MuxedMachine:

@@ -38,7 +38,7 @@ class RelayedPath:
         self._deliver = deliver
         self._short: tuple[Flow, Address] | None = None
         self._send_frame: Callable[[bytes], bool] | None = None
-        client = driver.machine.gathering.relays.client(flow)
+        client = driver.machine.relay_client(flow)
         if client is None or client.flow is None or client.server.transport is not Transport.UDP:
             return
         self._wrap, self._unwrap = client.wrap, client.unwrap
@@ -52,7 +52,11 @@ class RelayedPath:
             frame = self._wrap(self._peer, data)
             if frame is not None:
                 return self._send_frame(frame)
-        return self._driver.call(lambda now: self._driver.machine.send(data, *self._component, now=now))
+        driver = self._driver
+        refused = driver.refused
+        return (
+            driver.call(lambda now: driver.machine.send(data, *self._component, now=now)) and driver.refused == refused
+        )
 
     def close(self) -> None:
         """From now on all packets of the server go to the machine."""

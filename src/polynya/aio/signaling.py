@@ -131,7 +131,7 @@ class Signaling(Waiting):
         self._refusal: ServersRefused | None = None
         self._end: Ended | None = None
 
-    # ------------------------------------------------------------------------------------------------------- lifecycle
+    # -------------------------------------------------------------------------------------------------------- lifecycle
 
     async def __aenter__(self) -> Signaling:
         self._websockets.call(self._machine.start)
@@ -158,7 +158,7 @@ class Signaling(Waiting):
         finally:
             self._wake()
 
-    # -------------------------------------------------------------------------------------------------- the room
+    # --------------------------------------------------------------------------------------------------------- the room
 
     @property
     def peer_id(self) -> str:
@@ -187,7 +187,7 @@ class Signaling(Waiting):
         return _usable(self._machine.servers)
 
     @property
-    def ice_servers(self) -> tuple[ListedServer, ...]:
+    def _ice_servers(self) -> tuple[ListedServer, ...]:
         """The server list as it was received, with the lifetime of credentials in seconds."""
         return self._machine.servers
 
@@ -216,7 +216,7 @@ class Signaling(Waiting):
         """Whether this side has the controlling role: the member with the larger id has it."""
         return self._machine.controls(peer)
 
-    # -------------------------------------------------------------------------------------------------------- sending
+    # ---------------------------------------------------------------------------------------------------------- sending
 
     async def send_description(self, peer: str, description: Description) -> None:
         """Send the description of this side's agent to a peer. Waits only while many messages are queued.
@@ -251,7 +251,7 @@ class Signaling(Waiting):
             self._raise_if_ended()
         self._websockets.call(self._machine.send, peer, body)
 
-    # ------------------------------------------------------------------------------------------------------- receiving
+    # -------------------------------------------------------------------------------------------------------- receiving
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
@@ -303,7 +303,7 @@ class Signaling(Waiting):
         except DecodeError:
             self._counters["dropped-bad-body"] += 1
 
-    # ------------------------------------------------------------------------------------------------------- state
+    # ------------------------------------------------------------------------------------------------------------ state
 
     def _check_entered(self) -> None:
         if not self._entered:

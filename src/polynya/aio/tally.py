@@ -24,6 +24,11 @@ class Tally:
     failures: dict[str, int] | None = None
     """None until the system refuses a datagram, which it rarely does."""
 
+    @property
+    def refused(self) -> int:
+        """All datagrams that the system refused."""
+        return 0 if self.failures is None else sum(self.failures.values())
+
     def failed(self, number: int) -> None:
         """Counts a datagram that the system refused, by the error number."""
         if self.failures is None:

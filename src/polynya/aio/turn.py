@@ -182,7 +182,7 @@ class TurnClient:
             raise
 
     async def close(self) -> None:
-        """Frees the allocation and closes the socket. Safe to call twice and to cancel: it closes in any case."""
+        """Frees the allocation and closes the socket. Safe to call twice and to cancel: the socket closes anyway."""
         driver = self._driver
         if driver is None or driver.closed:
             self._end("closed here")
@@ -252,7 +252,9 @@ class TurnClient:
             if frame is not None:
                 return send(frame)
         driver, machine = self._running()
-        return driver.call(partial(machine.send, address, data, dont_fragment=dont_fragment))
+        refused = driver.refused
+        permitted = driver.call(partial(machine.send, address, data, dont_fragment=dont_fragment))
+        return permitted and driver.refused == refused
 
     async def recv(self) -> tuple[bytes, Address]:
         """Returns the next datagram and the peer that sent it. Raises ConnectionClosed once the allocation is gone."""

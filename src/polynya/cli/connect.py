@@ -52,11 +52,14 @@ def connect(
     trace: TraceOption = None,
     pcap: PcapOption = None,
 ) -> None:
-    """Connect to the other program in ROOM, and copy standard input to its standard output, in both directions.
+    """Connect standard input and output to those of the other program in ROOM.
 
-    Each chunk of input becomes one datagram. Datagrams may be lost or reordered, and they are not encrypted. The
-    command ends when both sides have sent everything, or when one side has and the other is silent. Exit codes: 0 both
-    sides ended normally, 1 no connection or a broken one, 2 wrong use, 130 interrupted.
+    Each chunk of input becomes one datagram. Datagrams may be lost or
+    reordered, and they are not encrypted. The command ends when both sides have
+    sent everything, or when one side has and the other is silent.
+
+    Exit codes: 0 both sides ended normally, 1 no connection or a broken one,
+    2 wrong use, 130 interrupted.
     """
     if server is None:
         raise typer.BadParameter("give --server http://HOST:PORT or set POLYNYA_SERVER", param_hint="--server")

@@ -103,7 +103,7 @@ class ClientTimeouts:
     """Time after the link broke in which the client tries to reconnect; 0 for never."""
 
 
-# ------------------------------------------------------------------------------------------------------------- events
+# --------------------------------------------------------------------------------------------------------------- events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +218,7 @@ class RoomClient:
         self._events: Queue[ClientEvent] = Queue()
         self._counters: Counter[str] = Counter()
 
-    # ------------------------------------------------------------------------------------------------- state
+    # ------------------------------------------------------------------------------------------------------------ state
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -242,7 +242,7 @@ class RoomClient:
     def counters(self) -> Counters:
         return dict(self._counters)
 
-    # -------------------------------------------------------------------------------------------------- commands
+    # --------------------------------------------------------------------------------------------------------- commands
 
     def start(self, *, now: Instant) -> None:
         """Open a link and join the room."""
@@ -288,7 +288,7 @@ class RoomClient:
             self._outputs.append(SendText(self._link, encode(Leave())))
         self._end("left", reason, now=now)
 
-    # ---------------------------------------------------------------------------------------------------- the contract
+    # ----------------------------------------------------------------------------------------------------- the contract
 
     def receive(self, input: ClientInput, *, now: Instant) -> None:
         """Handle an event of the link. Never raises because of a message from the server or a peer."""
@@ -326,7 +326,7 @@ class RoomClient:
     def events(self) -> list[ClientEvent]:
         return self._events.drain()
 
-    # -------------------------------------------------------------------------------------------------------- the link
+    # --------------------------------------------------------------------------------------------------------- the link
 
     def _connect(self, *, now: Instant) -> None:
         self._link += 1
@@ -490,7 +490,7 @@ class RoomClient:
         self._counters[f"dropped-{name}"] += 1
         self._trace.signaling(reason, now=now, event=f"dropped-{name}")
 
-    # -------------------------------------------------------------------------------------------------- sent messages
+    # ---------------------------------------------------------------------------------------------------- sent messages
 
     def _flush(self, *, now: Instant) -> None:
         """Send queued messages as fast as the server's limits allow."""

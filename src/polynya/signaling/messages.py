@@ -58,7 +58,7 @@ class IceServer(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"IceServer(uris={self.uris!r}, username={self.username!r})"
 
 
-# ---------------------------------------------------------------------------------------------------- client to server
+# ----------------------------------------------------------------------------------------------------- client to server
 
 
 class Resume(Struct, frozen=True):
@@ -102,7 +102,7 @@ class Leave(Struct, frozen=True, tag="leave"):
 
 FromClient = Join | ListServers | Signal | Keepalive | Leave
 
-# ---------------------------------------------------------------------------------------------------- server to client
+# ----------------------------------------------------------------------------------------------------- server to client
 
 
 class Pace(Struct, frozen=True, kw_only=True):
@@ -164,7 +164,7 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", omit_defaults=True):
 
 FromServer = Welcome | ServerList | Joined | Left | Signal | Error
 
-# ---------------------------------------------------------------------------------------------------- member to member
+# ----------------------------------------------------------------------------------------------------- member to member
 
 
 class Description(Struct, frozen=True, kw_only=True, tag="description", tag_field="kind", omit_defaults=True):
@@ -191,7 +191,7 @@ class Candidate(Struct, frozen=True, kw_only=True, tag="candidate", tag_field="k
 
 Body = Description | Candidate
 
-# --------------------------------------------------------------------------------------------------------------- codec
+# ---------------------------------------------------------------------------------------------------------------- codec
 
 _encoder: Final = msgspec.json.Encoder()
 _from_client: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(FromClient)

@@ -97,7 +97,7 @@ class Rooms:
     def members(self) -> int:
         return len(self._members)
 
-    # ----------------------------------------------------------------------------------------------------- time
+    # ------------------------------------------------------------------------------------------------------------- time
 
     def tick(self, *, now: Instant) -> list[Room]:
         """Remove members that did not resume in time. Returns the idle rooms, which the caller must close."""
@@ -120,7 +120,7 @@ class Rooms:
         self._members.clear()
         self._rooms.clear()
 
-    # ------------------------------------------------------------------------------------------- membership
+    # ------------------------------------------------------------------------------------------------------- membership
 
     def enter(
         self, join: Join, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant
@@ -220,7 +220,7 @@ class Rooms:
     def _draw(self) -> str:
         return f"{self._random.getrandbits(128):032x}"
 
-    # --------------------------------------------------------------------------------------------------- sending
+    # ---------------------------------------------------------------------------------------------------------- sending
 
     def relay(self, sender: Member, message: Signal, *, now: Instant) -> bool:
         """Send a signal to another member of the sender's room. Returns False if that room has no such member."""

@@ -125,7 +125,7 @@ class RoomServer:
         self._counters: Counter[str] = Counter()
         self._closed = False
 
-    # ------------------------------------------------------------------------------------------------ the contract
+    # ----------------------------------------------------------------------------------------------------- the contract
 
     def receive(self, input: ServerInput, *, now: Instant) -> None:
         """Handle an event of a link. Never raises because of a client's message."""
@@ -181,7 +181,7 @@ class RoomServer:
         now = {"links": len(self._links), "rooms": len(self._rooms), "members": self._rooms.members}
         return {**self._counters, **now}
 
-    # ------------------------------------------------------------------------------------------------------- links
+    # ------------------------------------------------------------------------------------------------------------ links
 
     def _on_opened(self, opened: LinkOpened, *, now: Instant) -> None:
         limits = self.limits
@@ -253,7 +253,7 @@ class RoomServer:
                 reason = f"the room was idle for {self.limits.room_timeout} s"
                 self._refuse(link, "room-idle", reason, GOING_AWAY)
 
-    # ---------------------------------------------------------------------------------------------------- messages
+    # --------------------------------------------------------------------------------------------------------- messages
 
     def _on_text(self, link: _Link, text: str | bytes, *, now: Instant) -> None:
         self._counters["messages"] += 1
@@ -356,7 +356,7 @@ class RoomServer:
         reason = f"more than {self.limits.server_lists} server lists at once, or one in {REFILL // SECOND} s"
         self._send_error(link, Error(code="servers-rate", message=reason))
 
-    # ----------------------------------------------------------------------------------------------------- sending
+    # ---------------------------------------------------------------------------------------------------------- sending
 
     def _send_error(self, link: _Link, error: Error) -> None:
         self._take_outbox()  # keep the order: the rooms' messages are older
