@@ -83,18 +83,18 @@ def test_the_size_of_a_room_a_message_and_of_what_is_kept() -> None:
     join(house), join(house)
     full = house.raw()
     assert refusals(full.say(Join(version=1, room="room"))) == ["room-full"]
-    house = House(message_bytes=1024, offences=1)
+    house = House(message_bytes=1024, offenses=1)
     first, _ = join(house)
     said = [each for _ in range(2) for each in first.say('{"type":"keepalive","x":"%s"}' % ("y" * 1000))]
     assert refusals(said) == ["too-large"] * 2 and first.closed is not None and first.closed[0] == TOO_LARGE
 
 
 def test_the_rate_of_messages_and_of_bytes() -> None:
-    house = House(messages_per_second=10, burst=20, offences=3)
+    house = House(messages_per_second=10, burst=20, offenses=3)
     link, _ = join(house)
     said = [each for _ in range(60) for each in link.say(Keepalive())]
     assert "rate" in " ".join(refusals(said)) and link.closed is not None
-    house = House(bytes_per_second=20_000, bytes_burst=70_000, offences=3)
+    house = House(bytes_per_second=20_000, bytes_burst=70_000, offenses=3)
     link, _ = join(house)
     said = [each for _ in range(60) for each in link.say('{"type":"keepalive","padding":"%s"}' % ("x" * 10_000))]
     assert refusals(said) and link.closed is not None

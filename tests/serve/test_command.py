@@ -155,8 +155,8 @@ def test_every_other_flag_does_what_it_says(start: Start) -> None:
     assert list(where) == ["stun", "turn", "http"]
     realms: list[str] = []
 
-    def credentials(secret: str) -> Callable[[str], Coroutine[None, None, tuple[str, str]]]:
-        async def ask(realm: str) -> tuple[str, str]:
+    def credentials(secret: str) -> Callable[[str, str], Coroutine[None, None, tuple[str, str]]]:
+        async def ask(_uri: str, realm: str) -> tuple[str, str]:
             realms.append(realm)
             return "99999999999:me", time_limited_password("99999999999:me", secret.encode())
 

@@ -32,7 +32,7 @@ def house(**turn: object) -> Server:
 def test_members_are_told_the_turn_listeners_with_credentials_that_expire(run: Run) -> None:
     async def main() -> None:
         async with house(credential_lifetime=3600) as server, Signaling(server.url, "r") as room:
-            stun, turn = room.ice_servers
+            stun, turn = room._ice_servers
             [address] = server.stun_addresses
             assert stun.uris == (f"stun:{address}",) and not stun.username
             assert turn.uris == (f"turn:{address}?transport=udp", f"turn:{address}?transport=tcp")

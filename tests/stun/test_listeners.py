@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from polynya.core.addresses import Address
-from polynya.core.flows import FlowIds, Transport
+from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Datagram, Open, Opened, Send, StreamData
 from polynya.stun.listeners import TRIES, ListenerFailed, ListenerOpened, Listeners, Place
@@ -65,7 +65,7 @@ def test_a_stream_that_was_accepted_is_the_machines() -> None:
     listeners = listening(Place(FIXED, (TCP,)))
     [tcp] = opens(listeners)
     listeners.receive(Opened(flow=tcp.flow, local=FIXED), now=NOW)
-    stream = FlowIds.again(tcp.flow)
+    stream = Flow(tcp.flow.id + 1)
     listeners.receive(Opened(flow=stream, local=FIXED, remote=CLIENT, listener=tcp.flow), now=NOW)
     listeners.receive(StreamData(stream, REQUEST), now=NOW)
     [answer] = listeners.outputs()

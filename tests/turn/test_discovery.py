@@ -140,9 +140,9 @@ def test_families_and_transports_that_cannot_be_used_are_left_out() -> None:
     assert found.servers == () and "no such" in found.reason
 
 
-def test_a_transport_that_is_not_spoken_is_named_and_nothing_is_asked() -> None:
-    found, rounds = discover("turns:example.org?transport=udp", HOSTS)
-    assert found.servers == () and "is for dtls, which is not used here" in found.reason and rounds == []
+def test_a_transport_that_is_not_usable_is_named_and_no_query_is_sent() -> None:
+    found, rounds = discover("turns:example.org", HOSTS, transports=(Transport.UDP, Transport.TCP))
+    assert found.servers == () and "is for tls, which is not used here" in found.reason and rounds == []
 
 
 def test_a_name_that_does_not_exist_says_so() -> None:

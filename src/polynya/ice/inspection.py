@@ -13,7 +13,7 @@ from polynya.core.flows import Flow
 from polynya.core.machine import Resolve
 
 from . import report
-from .candidates import LocalCandidate, LocalCandidates
+from .candidates import Candidate, LocalCandidate, LocalCandidates
 from .description import Description
 from .events import AgentState
 from .generation import Generation
@@ -107,16 +107,17 @@ class Inspection:
         base = self._locals.base(flow)
         return None if base is None else base.key
 
-    def now(self, pair: PairView) -> PairView:
-        """The same pair as it is now, or `pair` itself when it is gone."""
-        return next((view for view in self.pairs() if view.id == pair.id), pair)
-
     def attempts(self) -> tuple[Attempt, ...]:
         """Every pair that does not work, and why."""
         return attempts(self._generation)
 
     def local_candidates(self) -> list[LocalCandidate]:
         return list(self._locals.all)
+
+    def remote_candidates(self, stream: int | None = None) -> list[Candidate]:
+        """The other side's candidates of one stream, or of all; peer-reflexive ones are among them."""
+        lists = self._generation.checklists.lists
+        return [each for checklist in lists if stream in {None, checklist.stream} for each in checklist.remotes]
 
     def why(self) -> Report:
         """What happened and why, down to each transition of each pair."""

@@ -1,10 +1,12 @@
 """The URIs of STUN and TURN servers (RFC 7064, 7065).
 
     stun:HOST[:PORT]                     stuns:...: over TLS
-    turn:HOST[:PORT][?transport=udp|tcp] turns:...: over TLS, or DTLS with `transport=udp`
+    turn:HOST[:PORT][?transport=udp|tcp] turns:HOST[:PORT][?transport=tcp]: over TLS
 
-HOST is a name, an IPv4 address or an IPv6 address in brackets. There are no slashes, users or passwords. `str()` gives
-back what was parsed, with the scheme and transport in lower case and addresses in their canonical spelling.
+HOST is a name, an IPv4 address or an IPv6 address in brackets. There are no slashes, users or passwords. `str()`
+returns what was parsed, with the scheme and transport in lower case and addresses in their canonical spelling.
+
+TURN over DTLS is not supported: `turns:HOST?transport=udp` is a ConfigurationError.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class StunUri:
 
     @property
     def port(self) -> int:
-        """Where the server listens: as the URI says, else 3478, or 5349 over TLS and DTLS."""
+        """The port of the server: as the URI says, else 3478, or 5349 over TLS."""
         return _port(self.explicit_port, secure=self.secure)
 
     @property
@@ -58,13 +60,21 @@ class StunUri:
 
 @dataclass(frozen=True, slots=True)
 class TurnUri:
-    """A TURN server. Carries no credentials. `explicit_transport` is None where the URI left it open."""
+    """A TURN server, without credentials. `explicit_transport` is None if the URI names no transport.
+
+    Raises ConfigurationError for DTLS (`turns:` with `transport=udp`), which is not supported.
+    """
 
     host: str
     """A name, or an address without brackets."""
     explicit_port: int | None = None
     secure: bool = False
     explicit_transport: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.secure and self.explicit_transport == "udp":
+            tls = "turns:" + _authority(self.host, self.explicit_port)
+            raise ConfigurationError(f"'{self}': TURN over DTLS is not supported; use {tls} for TURN over TLS")
 
     @classmethod
     def parse(cls, text: str) -> TurnUri:
@@ -80,14 +90,14 @@ class TurnUri:
 
     @property
     def port(self) -> int:
-        """Where the server listens: as the URI says, else 3478, or 5349 over TLS and DTLS."""
+        """The port of the server: as the URI says, else 3478, or 5349 over TLS."""
         return _port(self.explicit_port, secure=self.secure)
 
     @property
     def transport(self) -> Transport:
         """What the URI says, else UDP for `turn:` and TLS for `turns:` (RFC 5928, section 3)."""
         if self.secure:
-            return Transport.DTLS if self.explicit_transport == "udp" else Transport.TLS
+            return Transport.TLS
         return Transport.TCP if self.explicit_transport == "tcp" else Transport.UDP
 
     def __str__(self) -> str:
