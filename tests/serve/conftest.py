@@ -1,4 +1,4 @@
-"""Runs a coroutine on each kind of loop, and fails if it leaves a task behind or something unhandled."""
+"""Runs a coroutine on each event loop. Fails if it leaves a task behind or an exception unhandled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 LIMIT = 60.0
-"""Seconds after which a test with real sockets is given up."""
+"""Seconds after which a test with real sockets fails."""
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

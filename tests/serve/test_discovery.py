@@ -1,4 +1,4 @@
-"""RFC 5780 by `polynya serve`: four listeners, by each data plane; what cannot be is told before anything is opened."""
+"""Behavior discovery (RFC 5780) of a server: four listeners on each data plane, and configuration errors."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ async def ask(
     server: Address,
     attributes: dict[Any, Any] | None = None,
     *,
-    hears: socket.socket | None = None,
+    receiver: socket.socket | None = None,
 ) -> tuple[Address, Message]:
-    """From where the answer came, and what it is."""
+    """Return the source address of the answer, and the answer."""
     request = Message.request(Method.BINDING, os.urandom(12), attributes)
     sock.sendto(request.encode(), (server.host, server.port))
-    data, source = await asyncio.to_thread((hears or sock).recvfrom, 4096)
+    data, source = await asyncio.to_thread((receiver or sock).recvfrom, 4096)
     answer = decode(data)
     assert answer.transaction_id == request.transaction_id
     return Address(*source), answer
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_every_listener_tells_the_others_and_answers_from_them(run: Run, plane: str) -> None:
+def test_every_listener_names_the_others_and_answers_from_them(run: Run, plane: str) -> None:
     made = {**PLANES[plane]}
     trace = Tracer(lambda event: None, "server") if made.pop("trace", False) else None
     config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), **made)
@@ -99,7 +99,7 @@ def test_every_listener_tells_the_others_and_answers_from_them(run: Run, plane: 
                             RESPONSE_ORIGIN: source,
                             OTHER_ADDRESS: Address(there.host, port),
                         }
-                source, answer = await ask(sock, FIRST, {RESPONSE_PORT: own(second).port}, hears=second)
+                source, answer = await ask(sock, FIRST, {RESPONSE_PORT: own(second).port}, receiver=second)
                 assert (source, answer[XOR_MAPPED_ADDRESS]) == (FIRST, own(sock))
                 source, answer = await ask(sock, OTHER, {PADDING: bytes(1500)})
                 assert (source, len(answer[PADDING])) == (OTHER, 1500)
@@ -107,7 +107,7 @@ def test_every_listener_tells_the_others_and_answers_from_them(run: Run, plane: 
     run(test())
 
 
-def test_a_nats_name_is_told_for_every_address(run: Run) -> None:
+def test_answers_have_the_external_addresses(run: Run) -> None:
     outside = {FIRST.host: "192.0.2.1", OTHER.host: "192.0.2.2"}
 
     async def test() -> None:
@@ -125,7 +125,7 @@ def test_a_nats_name_is_told_for_every_address(run: Run) -> None:
 
 
 @pytest.mark.parametrize("turn", [None, options()], ids=["STUN only", "with TURN"])
-def test_without_an_alternate_nothing_is_promised(run: Run, turn: Any) -> None:
+def test_without_an_alternate_behavior_discovery_is_refused(run: Run, turn: Any) -> None:
     async def test() -> None:
         async with Server(ServeConfig(listen=(FIRST,), turn=turn)):
             with client() as sock:
@@ -139,27 +139,27 @@ def test_without_an_alternate_nothing_is_promised(run: Run, turn: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "error"),
     [
-        ('listen = ["0.0.0.0:3478"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "is no certain address"),
-        ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["0.0.0.0:3479"]', "is no certain address"),
+        ('listen = ["0.0.0.0:3478"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "is a wildcard address"),
+        ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["0.0.0.0:3479"]', "is a wildcard address"),
         ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.2:3478"]', "needs another port"),
         ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.1:3478"]', "needs another port"),
         ('listen = ["192.0.2.1:0"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "known beforehand"),
         (
             'listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["[2001:db8::2]:3479"]',
-            "of its family, not 0",
+            "of its IP version, not 0",
         ),
-        ('listen = ["192.0.2.1:1", "192.0.2.3:1"]\n[stun]\nalternates = ["192.0.2.2:3"]', "family, not 2"),
+        ('listen = ["192.0.2.1:1", "192.0.2.3:1"]\n[stun]\nalternates = ["192.0.2.2:3"]', "IP version, not 2"),
         ('listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3", "192.0.2.3:3"]', "two STUN alternates"),
         ('listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["stun.example.org:3"]', "stun.alternates"),
         (
             'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["198.51.100.1/192.0.2.9"]',
-            "where no STUN alternate listens",
+            "where no listener with a STUN alternate is",
         ),
         (
             'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["2001:db8::1/192.0.2.1"]',
-            "two families",
+            "must have the same IP version",
         ),
         (
             'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["here/192.0.2.1"]',
@@ -168,13 +168,13 @@ def test_without_an_alternate_nothing_is_promised(run: Run, turn: Any) -> None:
         ('listen = ["192.0.2.1:1"]\n[stun]\nexternal_ips = ["198.51.100.1"]', "write EXTERNAL/ADDR"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Any, file: str, told: str) -> None:
+def test_an_invalid_alternate_is_a_configuration_error(tmp_path: Any, file: str, error: str) -> None:
     (tmp_path / "polynya.toml").write_text(file)
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=error):
         server_config(load(tmp_path / "polynya.toml"))
 
 
-def test_its_listeners_are_no_peers_for_clients_of_turn(run: Run) -> None:
+def test_its_listeners_are_denied_as_peers(run: Run) -> None:
     """security.md, line 2: the server's own listeners are denied, though their hosts are allowed here."""
 
     async def test() -> None:
@@ -186,12 +186,12 @@ def test_its_listeners_are_no_peers_for_clients_of_turn(run: Run) -> None:
                     with pytest.raises(polynya.TransactionError) as caught:
                         await relay.bind(own)
                     assert caught.value.code == 403
-            assert server.turn_uris == (uri,), "clients are told the usual listener only"
+            assert server.turn_uris == (uri,), "the alternates are not listed"
 
     run(test())
 
 
-def test_other_alternates_need_a_restart(run: Run) -> None:
+def test_a_change_of_alternates_needs_a_restart(run: Run) -> None:
     async def test() -> None:
         config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
         async with Server(config) as server:
@@ -207,7 +207,7 @@ def test_other_alternates_need_a_restart(run: Run) -> None:
     run(test())
 
 
-def test_an_address_that_is_not_here_stops_the_start(run: Run) -> None:
+def test_an_address_of_another_host_fails_the_start(run: Run) -> None:
     elsewhere = Address("192.0.2.77", free_port())
 
     async def test() -> None:

@@ -21,7 +21,7 @@ def documented() -> Rows:
     return set(found)
 
 
-def told(server: Server) -> Rows:
+def exposed(server: Server) -> Rows:
     text = Metrics(server).text().decode()
     helped = dict(re.findall(r"^# HELP (\w+) (.*)$", text, re.MULTILINE))
     kinds = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
@@ -33,14 +33,14 @@ def told(server: Server) -> Rows:
 def test_the_page_names_every_metric_and_no_other(run: Run) -> None:
     async def main() -> None:
         async with Server(ServeConfig(listen=(ANY4,), http=(ANY4,))) as server:
-            alone = told(server)
+            alone = exposed(server)
         async with Server(config(http=(ANY4,))) as server, echo() as peer, client(server) as relay:
             await relay.permit(peer)
             await works(relay, peer)
-            both = alone | told(server)
+            both = alone | exposed(server)
         page = documented()
         assert {row[0] for row in page} == {row[0] for row in both}
-        # a family that has counted nothing yet shows no label
+        # a metric without samples shows no label
         unlabeled = {(name, kind, "", meaning) for name, kind, _, meaning in page}
         assert both <= page | unlabeled
 

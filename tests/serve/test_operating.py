@@ -1,4 +1,4 @@
-"""A server while it runs: reloaded, drained, measured. Sessions go on meanwhile."""
+"""A running server: reload, drain and metrics, while sessions continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polynya.aio.signaling import ask_servers
+from polynya.aio.signaling import fetch_servers
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, TransactionError
 from polynya.serve import ServeConfig, Server
@@ -40,7 +40,7 @@ tls_config = partial(turn_house.tls_config, http=(ANY4,))
 
 
 async def get(server: Server, path: str, *headers: str, host: str | None = None) -> tuple[int, str]:
-    """An HTTP request by hand: its status and body."""
+    """Send an HTTP request; return status and body."""
     [address] = server.http_addresses
     reader, writer = await asyncio.open_connection(address.host, address.port)
     lines = (f"GET {path} HTTP/1.1", f"Host: {host or address}", "Connection: close", *headers, "", "")
@@ -56,7 +56,7 @@ async def get(server: Server, path: str, *headers: str, host: str | None = None)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_reload_keeps_sessions_and_counts_for_the_next_ones(run: Run, workers: int) -> None:
+def test_a_reload_keeps_sessions_and_applies_to_new_ones(run: Run, workers: int) -> None:
     """coturn/coturn#878."""
     bob = User.with_password("bob", REALM, "builder")
 
@@ -78,9 +78,9 @@ def test_a_reload_keeps_sessions_and_counts_for_the_next_ones(run: Run, workers:
             async with client(server, username="bob", password="builder"):
                 with pytest.raises(TransactionError, match="486"):
                     await client(server).allocate(5)
-            (_, turn, _), _ = await ask_servers(server.url)
+            (_, turn, _), _ = await fetch_servers(server.url)
             assert turn.password == time_limited_password(turn.username, b"new")
-            # a rule that goes counts at once for those who went by it
+            # removing a rule takes effect at once for existing allocations
             closed = options(workers=workers, config=turn_config(policy=PeerPolicy(allow=("10.0.0.0/8",))))
             server.reload(config(closed))
             relay.send(peer, b"x")
@@ -91,14 +91,14 @@ def test_a_reload_keeps_sessions_and_counts_for_the_next_ones(run: Run, workers:
     run(main())
 
 
-def test_what_needs_a_restart_is_named_and_stays(run: Run) -> None:
+def test_keys_that_need_a_restart_are_named_and_keep_their_value(run: Run) -> None:
     async def main() -> None:
         async with Server(config()) as server, echo() as peer, client(server) as relay:
             moved = options(config=turn_config(ports=(50000, 50001)), workers=3)
             changed = config(moved, listen=(ANY4, ANY4), trusted_proxies=("127.0.0.1",))
             named = ["listen", "signaling.trusted_proxies", "turn.ports", "turn.workers"]
             assert server.reload(changed) == named
-            assert server.reload(changed) == named, "as long as it is so"
+            assert server.reload(changed) == named, "at every reload"
             assert server.reload(ServeConfig(listen=(ANY4,), http=(ANY4,))) == ["turn"]
             await relay.permit(peer)
             await works(relay, peer)
@@ -109,7 +109,7 @@ def test_what_needs_a_restart_is_named_and_stays(run: Run) -> None:
 
 
 def test_a_certificate_is_swapped_live(run: Run, tmp_path: Path) -> None:
-    """coturn/coturn#1446: streams that stand go on with the old one, new ones get the new one."""
+    """coturn/coturn#1446: existing streams keep the old certificate, new ones get the new one."""
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     old = trusting(tmp_path / "cert.pem")
 
@@ -123,7 +123,7 @@ def test_a_certificate_is_swapped_live(run: Run, tmp_path: Path) -> None:
         async with Server(made) as server, echo() as peer, client(server, "tls", tls=old) as relay:
             swap()
             async with client(server, "tls", tls=trusts_old):
-                pass  # nobody has reloaded yet
+                pass  # there was no reload yet
             server.reload(made)
             await relay.permit(peer)
             await works(relay, peer)
@@ -135,7 +135,7 @@ def test_a_certificate_is_swapped_live(run: Run, tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_certificate_that_cannot_be_used_changes_nothing(run: Run, tmp_path: Path) -> None:
+def test_an_unusable_certificate_changes_nothing(run: Run, tmp_path: Path) -> None:
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     (tmp_path / "good.pem").write_bytes((tmp_path / "cert.pem").read_bytes())
     tls = trusting(tmp_path / "good.pem")
@@ -152,7 +152,7 @@ def test_a_certificate_that_cannot_be_used_changes_nothing(run: Run, tmp_path: P
             with pytest.raises(ConfigurationError, match="certificate"):
                 server.reload(changed)
             async with client(server, "tls", tls=tls):
-                pass  # the old certificate, and alice still is who she was
+                pass  # with the old certificate and the old users
         with pytest.raises(ConfigurationError, match="certificate"):
             async with Server(changed):
                 pass
@@ -163,7 +163,7 @@ def test_a_certificate_that_cannot_be_used_changes_nothing(run: Run, tmp_path: P
 # ---------------------------------------------------------------------------------------------------------------- drain
 
 
-def test_a_drain_takes_no_new_clients_and_ends_when_the_last_one_has_gone(run: Run) -> None:
+def test_a_drain_refuses_new_clients_and_ends_with_the_last_one(run: Run) -> None:
     async def main() -> None:
         async with Server(config(options(drain=60.0, shared_secrets=("s",)))) as server, echo() as peer:
             relay = client(server)
@@ -175,8 +175,8 @@ def test_a_drain_takes_no_new_clients_and_ends_when_the_last_one_has_gone(run: R
             with pytest.raises(TransactionError, match="508"):
                 await client(server).allocate(5)
             assert await get(server, "/healthz") == (503, "shutting down\n")
-            offered, _ = await ask_servers(server.url)
-            assert [each.uri for each in offered] == list(server.stun_uris), "who comes now is not sent here"
+            offered, _ = await fetch_servers(server.url)
+            assert [each.uri for each in offered] == list(server.stun_uris), "TURN is no longer listed"
             assert not draining.done()
             await relay.close()
             await draining
@@ -254,7 +254,7 @@ def value(text: str, name: str) -> float:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_metrics_are_live(run: Run, workers: int) -> None:
-    """coturn/coturn#1235, #1898: what stands now, and what was carried, also of allocations that are over."""
+    """coturn/coturn#1235, #1898: current allocations, and the traffic of all, including ended ones."""
 
     async def main() -> None:
         async with Server(config(options(workers=workers))) as server, echo() as peer:
@@ -269,27 +269,29 @@ def test_metrics_are_live(run: Run, workers: int) -> None:
                     assert value(text, 'polynya_turn_bytes_total{direction="from_peers"}') == 15 * round_
                 await until(lambda: server.relaying is not None and not server.relaying.allocations)
                 text = ""
-                while 'polynya_turn_allocations{transport="udp"} 0.0' not in text:  # a worker tells when it has freed
+                while (
+                    'polynya_turn_allocations{transport="udp"} 0.0' not in text
+                ):  # a worker reports when it has freed the allocation
                     _, text = await get(server, "/metrics")
                 assert value(text, 'polynya_turn_allocations{transport="udp"}') == 0
                 assert value(text, "polynya_turn_allocations_created_total") == 2 * round_
                 assert value(text, 'polynya_turn_bytes_total{direction="to_peers"}') == 10 * round_
-                assert value(text, 'polynya_turn_messages_total{what="answers to ALLOCATE"}') == 2 * round_
+                assert value(text, 'polynya_turn_messages_total{counter="answers to ALLOCATE"}') == 2 * round_
                 assert value(text, "polynya_draining") == 0
 
     run(main())
 
 
-def test_metrics_have_no_label_that_a_client_chose(run: Run) -> None:
+def test_no_label_of_a_metric_comes_from_a_client(run: Run) -> None:
     """coturn/coturn#1026, #1933; security.md, line 11."""
-    strangers = [f"stranger-{number}" for number in range(5)]
+    unknown = [f"unknown-{number}" for number in range(5)]
 
     async def main() -> None:
         async with Server(config()) as server:
 
             async def series() -> set[str]:
                 _, text = await get(server, "/metrics")
-                assert not any(each in text for each in ("alice", *strangers, "127.0.0.1"))
+                assert not any(each in text for each in ("alice", *unknown, "127.0.0.1"))
                 return {line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
 
             async def visit(name: str) -> None:
@@ -297,9 +299,9 @@ def test_metrics_have_no_label_that_a_client_chose(run: Run) -> None:
                     with pytest.raises(TransactionError):
                         await client(server, username=name).allocate(5)
 
-            await visit(strangers[0])
+            await visit(unknown[0])
             before = await series()
-            for name in strangers[1:]:
+            for name in unknown[1:]:
                 await visit(name)
             assert await series() == before
 
@@ -312,7 +314,7 @@ def test_a_server_with_stun_alone_has_metrics_too(run: Run) -> None:
             status, text = await get(server, "/metrics")
             assert status == 200 and "polynya_turn" not in text
             assert value(text, "polynya_signaling_rooms") == 0
-            assert value(text, 'polynya_sockets_total{what="datagrams_in"}') == 0
+            assert value(text, 'polynya_sockets_total{counter="datagrams_in"}') == 0
 
     run(main())
 
@@ -322,12 +324,12 @@ def test_a_server_with_stun_alone_has_metrics_too(run: Run) -> None:
     [
         ("X: y", None, 200),
         ("X: y", "localhost:9", 200),
-        ("X: y", "evil.example", 404),  # a page that made its own name point here
-        ("X-Forwarded-For: 198.51.100.1", None, 404),  # a proxy on this host, which speaks for somebody
+        ("X: y", "evil.example", 404),  # a web page with DNS rebinding
+        ("X-Forwarded-For: 198.51.100.1", None, 404),  # a proxy on this host, for a client elsewhere
         ("Forwarded: for=198.51.100.1", None, 404),
     ],
 )
-def test_metrics_are_for_this_host_alone(run: Run, header: str, host: str | None, status: int) -> None:
+def test_metrics_are_only_for_this_host(run: Run, header: str, host: str | None, status: int) -> None:
     async def main() -> None:
         async with Server(config()) as server:
             assert (await get(server, "/metrics", header, host=host))[0] == status
@@ -335,7 +337,7 @@ def test_metrics_are_for_this_host_alone(run: Run, header: str, host: str | None
     run(main())
 
 
-def test_a_visitor_by_a_trusted_proxy_is_not_of_this_host(run: Run) -> None:
+def test_a_client_of_a_trusted_proxy_is_not_on_this_host(run: Run) -> None:
     async def main() -> None:
         async with Server(config(trusted_proxies=("127.0.0.1",))) as server:
             assert (await get(server, "/metrics", "X-Forwarded-For: 198.51.100.1"))[0] == 404
@@ -343,7 +345,7 @@ def test_a_visitor_by_a_trusted_proxy_is_not_of_this_host(run: Run) -> None:
     run(main())
 
 
-def test_metrics_with_a_token_are_for_who_shows_it(run: Run) -> None:
+def test_metrics_with_a_token_need_the_token(run: Run) -> None:
     async def main() -> None:
         async with Server(config(metrics_token="open")) as server:
             wanted: list[tuple[Any, int]] = [

@@ -1,4 +1,4 @@
-"""The server on real sockets: it listens, answers, refuses, and goes in time whatever its clients do."""
+"""The server on real sockets: it listens, answers, refuses, and stops in time whatever its clients do."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_stun_is_answered_on_every_listener(run: Run) -> None:
     run(test())
 
 
-def test_a_member_is_told_the_stun_listeners(run: Run) -> None:
+def test_a_member_gets_the_stun_listeners(run: Run) -> None:
     async def test() -> None:
         async with Server(config()) as server, websocket(server) as link:
             await link.send('{"type":"join","version":1,"room":"r"}')
@@ -81,14 +81,14 @@ def test_a_member_is_told_the_stun_listeners(run: Run) -> None:
     run(test())
 
 
-def test_healthz_says_ok_and_other_paths_are_not_there(run: Run) -> None:
+def test_healthz_answers_ok_and_other_paths_do_not_exist(run: Run) -> None:
     async def test() -> None:
         async with Server(config()) as server:
             [address] = server.http_addresses
             end = " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
             answer = await http(address, f"GET /healthz{end}")
             assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"\r\n\r\nok\n")
-            assert b"server:" not in answer.lower(), "what runs here is nobody's business"
+            assert b"server:" not in answer.lower(), "the answer does not name the server software"
             assert (await http(address, f"GET /{end}")).startswith(b"HTTP/1.1 404 ")
             with pytest.raises(InvalidStatus):
                 await connect(server.url.replace("http", "ws", 1) + "/elsewhere", proxy=None)
@@ -99,29 +99,29 @@ def test_healthz_says_ok_and_other_paths_are_not_there(run: Run) -> None:
 @pytest.mark.parametrize(
     ("origin", "accepted"), [("http://evil.example", False), ("https://friend.example", True), ("own", True)]
 )
-def test_web_pages_of_other_sites_may_not_speak_for_their_visitors(run: Run, origin: str, accepted: bool) -> None:
+def test_web_pages_of_other_origins_are_refused(run: Run, origin: str, accepted: bool) -> None:
     async def test() -> None:
         async with Server(config(origins=("https://friend.example",))) as server:
-            said = server.url if origin == "own" else origin
+            header = server.url if origin == "own" else origin
             if accepted:
-                async with websocket(server, origin=said) as link:
+                async with websocket(server, origin=header) as link:
                     await link.ping()
                 return
             with pytest.raises(InvalidStatus) as refused:
-                async with websocket(server, origin=said):
+                async with websocket(server, origin=header):
                     pass
             assert refused.value.response.status_code == 403
 
     run(test())
 
 
-def test_hostile_members_are_answered_and_cut_off_and_others_go_on(run: Run) -> None:
+def test_hostile_clients_are_answered_and_disconnected_and_others_stay(run: Run) -> None:
     async def test() -> None:
         async with Server(config()) as server, websocket(server) as bystander:
             await bystander.send('{"type":"join","version":1,"room":"r"}')
             for hostile in ("nonsense", b"\x00\xff", "x" * 20_000, '{"type":"signal"}'):
                 async with websocket(server) as link:
-                    with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - where it ends is the server's
+                    with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - the server decides when it ends
                         while True:
                             await link.send(hostile)
                             error = json.loads(await link.recv())
@@ -139,9 +139,9 @@ def test_hostile_members_are_answered_and_cut_off_and_others_go_on(run: Run) -> 
     run(test())
 
 
-def test_a_connection_that_never_asks_is_closed(run: Run) -> None:
+def test_a_connection_without_a_request_is_closed(run: Run) -> None:
     async def test() -> None:
-        async with Server(config(request_timeout=2.0)) as server:
+        async with Server(config(request_timeout=2.0)) as server, websocket(server) as link:
             [address] = server.http_addresses
             for opening in (b"", b"GET /healthz HTTP/1.1\r\nHost:"):
                 reader, writer = await asyncio.open_connection(address.host, address.port)
@@ -150,12 +150,10 @@ def test_a_connection_that_never_asks_is_closed(run: Run) -> None:
                     assert await reader.read() == b""
                     raise ConnectionResetError
                 writer.close()
-            async with websocket(server) as link:
-                await asyncio.sleep(2.2)
-                await link.send('{"type":"leave"}')
-                with pytest.raises(ConnectionClosed) as closed:
-                    await link.recv()
-                assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000, "one that asked stays"
+            await link.send('{"type":"leave"}')
+            with pytest.raises(ConnectionClosed) as closed:
+                await link.recv()
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000, "an older WebSocket stays open"
 
     run(test())
 
@@ -166,14 +164,14 @@ async def drain(link: ClientConnection) -> None:
             await link.recv()
 
 
-def test_a_member_that_does_not_read_is_cut_off_and_costs_nobody_else(run: Run) -> None:
+def test_a_member_that_does_not_read_is_disconnected_and_others_stay(run: Run) -> None:
     limits = Limits(
         messages_per_second=100_000, burst=100_000, bytes_per_second=10**9, bytes_burst=10**9, away_messages=0
     )
 
     async def test() -> None:
         async with Server(config(limits=limits)) as server, websocket(server) as fast:
-            # a raw socket, for the library reads whether it is asked to or not
+            # a raw socket, because the library always reads
             [address] = server.http_addresses
             reader, writer = await asyncio.open_connection(address.host, address.port, limit=1024)
             writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -201,7 +199,7 @@ def test_a_member_that_does_not_read_is_cut_off_and_costs_nobody_else(run: Run) 
     run(test())
 
 
-def test_a_port_that_is_taken_is_told_and_nothing_stays_open(run: Run) -> None:
+def test_a_used_port_is_an_error_and_nothing_stays_open(run: Run) -> None:
     async def test() -> None:
         with socket.socket() as taken, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken_udp:
             taken.bind(("127.0.0.1", free_port()))
@@ -218,13 +216,13 @@ def test_a_port_that_is_taken_is_told_and_nothing_stays_open(run: Run) -> None:
 
 
 def test_nothing_to_listen_on_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigurationError, match="without an address"):
+    with pytest.raises(ConfigurationError, match="no address to listen on"):
         ServeConfig()
 
 
-def test_it_goes_in_time_with_members_and_idle_connections(run: Run) -> None:
+def test_it_stops_in_time_with_members_and_idle_connections(run: Run) -> None:
     async def test() -> None:
-        # none that the system gives: whoever comes after it must find nobody there, not even himself
+        # not an ephemeral port: the connection at the end could get that as its own port, and reach itself
         server = Server(config(http=(Address("127.0.0.1", free_port()),)))
         async with server:
             [address] = server.http_addresses

@@ -350,11 +350,11 @@ def descriptors() -> list[Path]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"users": ()}, "nobody can use"),
-        ({"credential_lifetime": 1}, "lifetime of credentials"),
+        ({"users": ()}, "TURN has no users"),
+        ({"credential_lifetime": 1}, "credential_lifetime"),
         ({"drain": -1.0}, "drain"),
         ({"workers": -1}, "workers"),
-        ({"gather": 5.0}, "gathers"),
+        ({"gather": 5.0}, "gather"),
         ({"shared_secrets": ("",)}, "secret must not be empty"),
     ],
 )
@@ -364,7 +364,7 @@ def test_what_cannot_be_is_refused_before_anything_is_opened(changes: dict[str, 
 
 
 def test_tls_needs_turn_and_a_certificate() -> None:
-    with pytest.raises(ConfigurationError, match="TLS is for TURN"):
+    with pytest.raises(ConfigurationError, match="tls_listen needs TURN"):
         ServeConfig(tls_listen=(ANY4,))
     with pytest.raises(ConfigurationError, match="certificate"):
         config(tls_listen=(ANY4,))
