@@ -18,7 +18,7 @@ import polynya
 
 async def tell(agent: polynya.Agent, writer: asyncio.StreamWriter) -> None:
     """Signal all there is, as long as the agent lives: our description, each candidate when it is found, restarts."""
-    async for text in agent.signals():
+    async for text in agent.local_signals():
         writer.write(json.dumps(text).encode() + b"\n")
         await writer.drain()
 
@@ -26,7 +26,7 @@ async def tell(agent: polynya.Agent, writer: asyncio.StreamWriter) -> None:
 async def hear(agent: polynya.Agent, reader: asyncio.StreamReader) -> None:
     """Give the agent what the other side signals."""
     while line := await reader.readline():
-        agent.signaled(json.loads(line))
+        agent.add_remote_signal(json.loads(line))
 
 
 async def talk(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, controlling: bool) -> None:

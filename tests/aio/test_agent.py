@@ -70,7 +70,8 @@ def test_two_agents_find_each_other_and_talk_both_ways() -> None:
 def test_the_path_is_nominated_on_both_sides_and_is_the_same_pair(family: int) -> None:
     async def main() -> None:
         async with connected(families=(family,)) as (a, b):
-            ours, theirs = await asyncio.wait_for(asyncio.gather(a.nominated(), b.nominated()), 10)
+            await asyncio.gather(a.agent.completed(10), b.agent.completed(10))
+            ours, theirs = a.path, b.path
             assert (ours.local.address, ours.remote.address) == (theirs.remote.address, theirs.local.address)
             assert ours.remote.address.family == family
             assert ours.nominated
@@ -110,9 +111,8 @@ def test_with_both_sides_controlling_a_role_conflict_is_repaired() -> None:
         async with local_agent() as a, local_agent() as b:
             a.set_remote(b.description)
             b.set_remote(a.description)
-            _, _, here, there = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
-            await asyncio.wait_for(asyncio.gather(here.nominated(), there.nominated()), 10)
-            assert a.controlling != b.controlling
+            await asyncio.gather(tell_all(a, b), tell_all(b, a), a.completed(10), b.completed(10))
+            assert a.is_controlling != b.is_controlling
 
     asyncio.run(main())
 
@@ -246,23 +246,26 @@ def test_an_agent_that_gave_up_says_so_without_a_timeout() -> None:
 def test_wrong_use_raises_at_once_and_says_what_to_do() -> None:
     async def main() -> None:
         agent = local_agent()
+        for call in (agent.connect(1), agent.completed(1), agent.signal_text()):
+            with pytest.raises(polynya.UsageError, match="async with"):
+                await call
         with pytest.raises(polynya.UsageError, match="async with"):
-            agent.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
+            agent.restart()
         async with agent:
             with pytest.raises(polynya.UsageError, match="a timeout"):
                 await agent.connect()
-            with pytest.raises(polynya.ConnectError, match="did not describe itself"):
+            with pytest.raises(polynya.ConnectError, match="no description of the other side arrived"):
                 await agent.connect(0.01)
             for stream, component in ((0, 0), (0, 2), (1, 1), (-1, 1)):
                 with pytest.raises(polynya.UsageError, match="components="):
                     agent.connection(stream, component)
-            with pytest.raises(polynya.UsageError, match="started before"):
-                agent.start()
             with pytest.raises(polynya.DecodeError):
                 agent.add_candidate("candidate:nonsense")
             agent.add_candidate("candidate:1 1 udp 1 192.0.2.1 1 typ future")  # RFC 8839, section 5.1: ignored
         with pytest.raises(polynya.UsageError, match="closed"):
             agent.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
+        with pytest.raises(polynya.UsageError, match="closed: make a new one"):
+            agent.start()
 
     asyncio.run(main())
 
@@ -327,8 +330,7 @@ def test_events_show_what_happens_as_it_happens() -> None:
             watching = asyncio.create_task(watch())
             a.set_remote(b.description)
             b.set_remote(a.description)
-            _, _, here, _ = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
-            await here.nominated()
+            await asyncio.gather(tell_all(a, b), tell_all(b, a), a.completed(10), b.completed(10))
             await a.close()
             await asyncio.wait_for(watching, 10)
             assert any(isinstance(event, SelectedPairChanged) and event.nominated for event in seen)
@@ -359,7 +361,7 @@ def test_a_restart_keeps_the_connection_and_moves_it_to_the_new_generation() -> 
             a.set_remote(b.description)
             b.set_remote(a.description)
             _, _, here, there = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(10), b.connect(10))
-            await asyncio.gather(here.nominated(), there.nominated())
+            await asyncio.gather(a.completed(), b.completed())
             for restarting, other in ((a, b), (b, a)):
                 old = restarting.description
                 new = restarting.restart()
@@ -411,7 +413,7 @@ def test_interfaces_that_stayed_as_they_are_restart_nothing() -> None:
 
 def test_a_nat_that_maps_one_to_one_is_told_by_the_user() -> None:
     async def main() -> None:
-        async with local_agent(families=(4,), external={"127.0.0.1": "198.51.100.7"}) as agent:
+        async with local_agent(families=(4,), nat_1to1={"127.0.0.1": "198.51.100.7"}) as agent:
             told = [candidate async for candidate in agent.candidates()]
             assert [candidate.type.value for candidate in told] == ["host", "srflx"]
             assert told[1].address == ("198.51.100.7", told[0].address.port, "")
@@ -436,7 +438,7 @@ def test_what_an_agent_is_given_goes_before_its_ice_options(
     options: dict[str, object], controlling: bool, components: tuple[int, ...]
 ) -> None:
     agent = local_agent(**options)
-    assert agent.controlling is controlling
+    assert agent.is_controlling is controlling
     assert agent._session.agent.components == components
 
 
@@ -463,7 +465,7 @@ def test_with_a_trace_why_names_the_packet_that_caused_a_transition() -> None:
     async def main() -> None:
         events: list[TraceEvent] = []
         async with connected(trace=Tracer(events.append, node="here")) as (one, other):
-            await asyncio.gather(one.nominated(), other.nominated())
+            await asyncio.gather(one.agent.completed(), other.agent.completed())
             for connection in (one, other):
                 report = connection.agent.why()
                 named = {

@@ -111,7 +111,7 @@ def test_streams_that_cannot_be_asked_are_told() -> None:
     for servers, says in (
         (("stun:127.0.0.1",), "two servers or more"),
         (("stun:127.0.0.1", "stuns:127.0.0.1"), "two servers or more"),
-        (("stun:127.0.0.1", "stun:127.0.0.1:3478"), "one place"),
+        (("stun:127.0.0.1", "stun:127.0.0.1:3478"), "one address and port"),
     ):
         with pytest.raises(ConfigurationError, match=says):
             asyncio.run(ask(*servers))

@@ -9,7 +9,9 @@ import pytest
 
 from polynya.aio import clock
 from polynya.core.instants import SECOND, Instant
-from tests.aio.conftest import Run, until
+from tests.loops import until
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no CLOCK_BOOTTIME")
@@ -18,34 +20,29 @@ def test_the_clock_continues_while_the_system_sleeps() -> None:
     assert before <= clock.now() <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def test_a_loop_has_one_watch_which_is_removed_with_its_last_subscriber(run: Run) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        watch = clock.watch(loop)
-        assert clock.watch(loop) is watch
-        one, two = object(), object()
-        watch.subscribe(one, lambda _: None)
-        watch.subscribe(two, lambda _: None)
-        watch.unsubscribe(one)
-        assert clock.watch(loop) is watch
-        watch.unsubscribe(two)
-        watch.unsubscribe(two)
-        assert loop not in clock.loops(), "the registry keeps no closed loop"
-
-    run(main())
+async def test_a_loop_has_one_watch_which_is_removed_with_its_last_subscriber() -> None:
+    loop = asyncio.get_running_loop()
+    watch = clock.watch(loop)
+    assert clock.watch(loop) is watch
+    one, two = object(), object()
+    watch.subscribe(one, lambda _: None)
+    watch.subscribe(two, lambda _: None)
+    watch.unsubscribe(one)
+    assert clock.watch(loop) is watch
+    watch.unsubscribe(two)
+    watch.unsubscribe(two)
+    assert loop not in clock.loops(), "the registry keeps no closed loop"
 
 
-def test_each_subscriber_is_called_once_for_each_jump(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> list[str]:
-        real, notified = clock.now, []
-        watch = clock.watch(asyncio.get_running_loop(), interval=0.005)
-        watch.subscribe("one", lambda _: notified.append("one"))
-        watch.subscribe("two", lambda _: notified.append("two"))
-        for jumps in (1, 2):
-            monkeypatch.setattr(clock, "now", lambda ahead=jumps: Instant(real() + ahead * 60 * SECOND))
-            await until(lambda expected=2 * jumps: len(notified) >= expected)
-        for who in ("one", "two"):
-            watch.unsubscribe(who)
-        return notified
-
-    assert run(main()) == ["one", "two"] * 2
+async def test_each_subscriber_is_called_once_for_each_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = clock.now
+    notified: list[str] = []
+    watch = clock.watch(asyncio.get_running_loop(), interval=0.005)
+    watch.subscribe("one", lambda _: notified.append("one"))
+    watch.subscribe("two", lambda _: notified.append("two"))
+    for jumps in (1, 2):
+        monkeypatch.setattr(clock, "now", lambda ahead=jumps: Instant(real() + ahead * 60 * SECOND))
+        await until(lambda expected=2 * jumps: len(notified) >= expected)  # type: ignore[misc]
+    for who in ("one", "two"):
+        watch.unsubscribe(who)
+    assert notified == ["one", "two"] * 2

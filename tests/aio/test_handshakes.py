@@ -13,9 +13,11 @@ import pytest
 from polynya.aio import handshakes
 from polynya.aio.handshakes import HandshakeLimits, Handshakes
 from polynya.aio.tally import Tally
-from tests.aio.conftest import Run, until
 from tests.free_ports import free_port
 from tests.interop.coturn import make_certificate
+from tests.loops import until
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 
 class Heard(asyncio.Protocol):
@@ -70,101 +72,81 @@ async def gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-def test_connections_that_complete_the_handshake_are_served(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        house = House(tmp_path)
-        await asyncio.gather(*(house.echo() for _ in range(5)))
-        assert Heard.count == 5
-        await house.close()
-
-    run(main())
+async def test_connections_that_complete_the_handshake_are_served(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    await asyncio.gather(*(house.echo() for _ in range(5)))
+    assert Heard.count == 5
+    await house.close()
 
 
-def test_silence_and_nonsense_end_the_connection_before_the_protocol_is_made(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        house = House(tmp_path, timeout=0.2)
-        silent, hostile = await house.silent(), await house.silent()
-        hostile[1].write(b"GET / HTTP/1.1\r\n\r\n")
-        await gone(*hostile)
-        await gone(*silent)
-        house.handshakes.limits = HandshakeLimits()
-        await house.echo()
-        assert Heard.count == 1
-        assert (house.tally.handshakes_failed, house.tally.handshakes_refused) == (2, 0)
-        await house.close()
-
-    run(main())
+async def test_silence_and_nonsense_end_the_connection_before_the_protocol_is_made(tmp_path: Path) -> None:
+    house = House(tmp_path, timeout=0.2)
+    silent, hostile = await house.silent(), await house.silent()
+    hostile[1].write(b"GET / HTTP/1.1\r\n\r\n")
+    await gone(*hostile)
+    await gone(*silent)
+    house.handshakes.limits = HandshakeLimits()
+    await house.echo()
+    assert Heard.count == 1
+    assert (house.tally.handshakes_failed, house.tally.handshakes_refused) == (2, 0)
+    await house.close()
 
 
-def test_handshakes_in_progress_are_limited(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        house = House(tmp_path, at_once=3)
-        first = [await house.silent() for _ in range(3)]
-        await gone(*await house.silent())
-        assert house.tally.handshakes_refused == 1
-        for _, writer in first:
-            writer.close()
-        async with asyncio.timeout(5):
-            while Heard.count == 0:
-                try:
-                    await house.echo()
-                except (ConnectionError, asyncio.IncompleteReadError):
-                    await asyncio.sleep(0.01)
-        await house.close()
-
-    run(main())
+async def test_handshakes_in_progress_are_limited(tmp_path: Path) -> None:
+    house = House(tmp_path, at_once=3)
+    first = [await house.silent() for _ in range(3)]
+    await gone(*await house.silent())
+    assert house.tally.handshakes_refused == 1
+    for _, writer in first:
+        writer.close()
+    async with asyncio.timeout(5):
+        while Heard.count == 0:
+            try:
+                await house.echo()
+            except (ConnectionError, asyncio.IncompleteReadError):
+                await asyncio.sleep(0.01)
+    await house.close()
 
 
-def test_a_flood_of_connections_does_not_block_the_event_loop(run: Run, tmp_path: Path) -> None:
+async def test_a_flood_of_connections_does_not_block_the_event_loop(tmp_path: Path) -> None:
     """An accept that succeeds at once does not yield to the event loop."""
 
-    async def main() -> None:
-        house = House(tmp_path, at_once=0)
-        flood = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(100)]  # no task runs meanwhile
-        turns = 0
-        while house.tally.handshakes_refused < len(flood):
-            await asyncio.sleep(0)
-            turns += 1
-        assert turns >= len(flood) // handshakes.BATCH
-        for each in flood:
-            each.close()
-        await house.close()
-
-    run(main())
+    house = House(tmp_path, at_once=0)
+    flood = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(100)]  # no task runs meanwhile
+    turns = 0
+    while house.tally.handshakes_refused < len(flood):
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= len(flood) // handshakes.BATCH
+    for each in flood:
+        each.close()
+    await house.close()
 
 
-def test_one_source_cannot_keep_the_others_out(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        house = House(tmp_path, at_once_per_source=2)
-        first = [await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)) for _ in range(2)]
-        await gone(*await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)))
-        assert house.tally.handshakes_refused == 1
-        await house.echo()
-        first[0][1].close()
-        async with asyncio.timeout(5):
-            await until(lambda: house.handshakes.in_progress == {"127.0.0.2": 1})
-        first[1][1].close()
-        await house.close()
-        assert house.handshakes.in_progress == {}
-
-    run(main())
+async def test_one_source_cannot_keep_the_others_out(tmp_path: Path) -> None:
+    house = House(tmp_path, at_once_per_source=2)
+    first = [await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)) for _ in range(2)]
+    await gone(*await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)))
+    assert house.tally.handshakes_refused == 1
+    await house.echo()
+    first[0][1].close()
+    async with asyncio.timeout(5):
+        await until(lambda: house.handshakes.in_progress == {"127.0.0.2": 1})
+    first[1][1].close()
+    await house.close()
+    assert house.handshakes.in_progress == {}
 
 
-def test_closing_ends_the_handshakes_and_keeps_the_streams(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        house = House(tmp_path)
-        reader, writer = await asyncio.open_connection(
-            "localhost", house.port, ssl=house.trusting, family=socket.AF_INET
-        )
-        silent = await house.silent()
-        await until(lambda: house.handshakes.in_progress)
-        unread = await house.silent()  # accepted by the system only
-        await house.close()
-        await gone(*silent)
-        await gone(*unread)
-        writer.write(b"still here")
-        assert await reader.readexactly(10) == b"still here"
-        writer.close()
-        await writer.wait_closed()
-
-    run(main())
+async def test_closing_ends_the_handshakes_and_keeps_the_streams(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    reader, writer = await asyncio.open_connection("localhost", house.port, ssl=house.trusting, family=socket.AF_INET)
+    silent = await house.silent()
+    await until(lambda: house.handshakes.in_progress)
+    unread = await house.silent()  # accepted by the system only
+    await house.close()
+    await gone(*silent)
+    await gone(*unread)
+    writer.write(b"still here")
+    assert await reader.readexactly(10) == b"still here"
+    writer.close()
+    await writer.wait_closed()

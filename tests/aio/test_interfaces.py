@@ -31,17 +31,17 @@ def test_the_flags_of_an_address_are_those_of_its_interface() -> None:
     assert [flags["eth0", f"2001:db8::{n}"] for n in (1, 2, 3)] == [0x01, 0x20, 0x40]
 
 
-def test_a_line_that_is_cut_short_is_passed_over() -> None:
+def test_a_truncated_line_is_skipped() -> None:
     assert parse_if_inet6("fe80\n\n20010db8000000000000000000000001 04 40") == {}
 
 
-def test_loopback_is_listed_as_what_it_is() -> None:
+def test_loopback_is_listed_as_loopback() -> None:
     [loopback] = [interface for interface in list_interfaces() if interface.loopback]
     assert InterfaceAddress(host="127.0.0.1", prefix_length=8) in loopback.addresses
     assert loopback.index >= 1
 
 
-def test_a_listing_is_quick() -> None:
+def test_a_listing_takes_little_time() -> None:
     list_interfaces()
     began = time.process_time()
     for _ in range(10):
@@ -72,14 +72,14 @@ def test_a_listing_is_quick() -> None:
         "optimistic, and found to be a duplicate",
     ],
 )
-def test_what_the_kernels_flags_mean(flags: int, preferred: bool, expected: dict[str, bool]) -> None:
+def test_the_kernels_flags_are_translated(flags: int, preferred: bool, expected: dict[str, bool]) -> None:
     """RFC 4862, section 5.5.4 (deprecated); RFC 4429 (an optimistic address may be used); RFC 8981 (temporary)."""
     told = netlink.ipv6_address("2001:db8::1", 64, flags, preferred=preferred)
     assert told == InterfaceAddress(host="2001:db8::1", prefix_length=64, **expected)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="netlink is Linux'")
-def test_where_the_kernel_may_not_be_asked_the_rest_of_the_system_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_netlink_the_listing_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sandboxes forbid netlink (Android's does)."""
     asked = list_interfaces()
 
@@ -104,7 +104,7 @@ print(json.dumps([dataclasses.asdict(interface) for interface in asked]))
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_states_labels_mtu_and_flags_are_told_as_the_kernel_has_them() -> None:
+def test_states_labels_mtu_and_flags_are_those_of_the_kernel() -> None:
     with namespace("interfaces") as here:
         here.ip("link", "add", "up0", "mtu", "1420", "type", "veth", "peer", "name", "down0")
         here.ip("tuntap", "add", "tun0", "mode", "tun")

@@ -51,7 +51,8 @@ def test_two_programs_that_know_only_a_room_exchange_datagrams(run: Run) -> None
             two.send(b"to one")
             assert await one.recv() == b"to one"
             assert await two.recv() == b"to two"
-            assert (await one.nominated()).local.address.host in {"127.0.0.1", "::1"}
+            await one.agent.completed()
+            assert one.path.local.address.host in {"127.0.0.1", "::1"}
             await one.close()
             await two.close()
             with pytest.raises(ConnectionClosed):

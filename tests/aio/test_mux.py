@@ -15,7 +15,7 @@ from polynya.aio.endpoint import Endpoint
 from polynya.aio.mux import Mux, UnknownPeer
 from polynya.core.addresses import Address
 from polynya.core.machine import Interface, InterfaceAddress
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class
@@ -157,11 +157,11 @@ def test_who_comes_from_an_address_that_another_had_keeps_it_when_the_other_is_f
                 await asyncio.gather(old.connect(9), first.connect(9))
             async with mux.agent(controlling=False) as new, client(ports=(port, port)) as second, carried(new, second):
                 ours, theirs = await asyncio.gather(new.connect(9), second.connect(9))
-                await theirs.nominated()
+                await second.completed()
                 here = (next(iter(mux._open)), theirs.path.local.address)
-                assert mux.machine.reader(*here) is new
+                assert mux._machine.reader(*here) is new
                 await old.close()
-                assert mux.machine.reader(*here) is new
+                assert mux._machine.reader(*here) is new
                 before = mux._driver._hub._carriers[here[0]]._deliveries or mux._driver._hub._carriers[here[0]]._deliver
                 assert before, "the short way is kept"
                 theirs.send(b"still here")
@@ -172,7 +172,7 @@ def test_who_comes_from_an_address_that_another_had_keeps_it_when_the_other_is_f
 
 def test_an_external_address_is_told_as_well(run: Run) -> None:
     async def main() -> None:
-        async with local_mux(external={"127.0.0.1": "198.51.100.1"}) as mux, mux.agent() as agent:
+        async with local_mux(nat_1to1={"127.0.0.1": "198.51.100.1"}) as mux, mux.agent() as agent:
             told = [candidate.label async for candidate in agent.candidates()]
             port = mux.addresses[0].port
             assert told == [f"host 127.0.0.1:{port}", f"srflx 198.51.100.1:{port}"]
@@ -200,8 +200,8 @@ def test_what_cannot_be_is_told(run: Run) -> None:
             async with mux.agent(ice=named) as agent:
                 with pytest.raises(polynya.ConfigurationError, match="this ufrag"):
                     mux.agent(ice=named).start()
-                with pytest.raises(polynya.UsageError, match="started before"):
-                    agent.start()
+                agent.start()
+                assert len(mux) == 1, "a second start changes nothing"
             with pytest.raises(polynya.UsageError, match="closed"):
                 agent.set_remote(agent.description)
             with pytest.raises(polynya.UsageError, match="started before"):
@@ -268,7 +268,7 @@ def test_when_an_address_goes_another_takes_over_and_the_connection_goes_on(
             carried(here, there),
         ):
             ours, theirs = await asyncio.gather(here.connect(9), there.connect(9))
-            await theirs.nominated()
+            await there.completed()
             assert not mux.interfaces_changed()
             lo("127.0.0.2")
             assert mux.interfaces_changed()

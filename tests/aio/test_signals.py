@@ -12,7 +12,7 @@ import pytest
 import polynya
 from polynya.core.addresses import Address
 from polynya.ice.events import AgentState
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.session.signals import read_signal
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
@@ -24,8 +24,8 @@ CREDENTIALS = "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\n"
 
 
 async def carry(source: polynya.Agent, target: polynya.Agent) -> None:
-    async for text in source.signals():
-        target.signaled(text)
+    async for text in source.local_signals():
+        target.add_remote_signal(text)
 
 
 @asynccontextmanager
@@ -86,7 +86,7 @@ def test_the_channel_carries_restarts_and_data_goes_on_all_the_while(run: Run, w
 async def told_by(agent: polynya.Agent) -> list[str]:
     """What an agent tells until it has told all."""
     texts = []
-    async for text in agent.signals():
+    async for text in agent.local_signals():
         texts.append(text)
         if read_signal(text).ended:
             break
@@ -105,7 +105,7 @@ def test_texts_may_come_in_any_order_twice_and_not_all(run: Run, change: Change)
         async with a, b:
             for source, target in ((a, b), (b, a)):
                 for text in change(await told_by(source)):
-                    target.signaled(text)
+                    target.add_remote_signal(text)
             await asyncio.gather(a.connect(timeout=9), b.connect(timeout=9))
 
     run(main())
@@ -118,8 +118,8 @@ def test_a_late_end_of_an_old_generation_does_not_end_the_new_one(run: Run) -> N
             old_end = (await told_by(b))[-1]
             b.restart()
             new_description = (await told_by(b))[0]
-            a.signaled(new_description)
-            a.signaled(old_end)
+            a.add_remote_signal(new_description)
+            a.add_remote_signal(old_end)
             assert a._session.agent.remote_description == b.description
             assert not a._session.agent._generation.remote_ended
 
@@ -159,7 +159,7 @@ def test_what_is_no_such_text_is_refused_and_changes_nothing(run: Run, text: str
     async def main() -> None:
         async with local_agent() as agent:
             with pytest.raises(polynya.DecodeError, match=what):
-                agent.signaled(text)
+                agent.add_remote_signal(text)
             assert agent._session.agent.remote_description is None
 
     run(main())
@@ -170,7 +170,7 @@ def test_a_fragment_of_another_program_is_understood(run: Run) -> None:
 
     async def main() -> None:
         async with local_agent(components=(1, 1)) as agent:
-            agent.signaled(
+            agent.add_remote_signal(
                 "a=ice-options:trickle ice2\r\n"
                 "m=audio 9 RTP/AVP 0\r\na=mid:left\r\na=ice-ufrag:8hhY\r\na=ice-pwd:asd88fgpdd777uzjYhagZg\r\n"
                 "m=audio 9 RTP/AVP 0\r\na=mid:right\r\na=candidate:1 1 UDP 2130706431 192.0.2.1 5000 typ host\r\n"
@@ -250,9 +250,9 @@ def test_what_a_server_answers_after_the_end_is_signaled_after_the_end(run: Run)
             async with a, b:
                 await answer(prompt, Address("198.51.100.7", 40000))
                 told: list[str] = []
-                async for text in a.signals():
+                async for text in a.local_signals():
                     told.append(text)
-                    b.signaled(text)
+                    b.add_remote_signal(text)
                     if read_signal(text).ended:
                         await answer(slow, Address("198.51.100.7", 40001))
                     elif "40001" in text:

@@ -20,7 +20,7 @@ LOGIN = {"username": USER.username, "password": USER.password}
 def test_datagrams_go_to_a_peer_and_back_by_indication_and_by_channel(run: Run, transport: str) -> None:
     async def main() -> None:
         async with serving() as (server, where):
-            async with TurnClient(f"turn:{where}?transport={transport}", **LOGIN) as relay:
+            async with TurnClient(f"turn:{where}?transport={transport}", families=(4,), **LOGIN) as relay:
                 assert relay.relayed == (Address("198.51.100.7", 49152),) and relay.mapped is not None
                 assert not relay.send(ECHO, b"too early")
                 await relay.permit("192.0.2.50", Address("192.0.2.51", 9))
@@ -40,6 +40,17 @@ def test_datagrams_go_to_a_peer_and_back_by_indication_and_by_channel(run: Run, 
                 assert got == sent and server.dropped == []
                 assert "allocated" in str(relay.why())
             assert server.allocations == {} and relay.closed
+
+    run(main())
+
+
+def test_both_families_are_allocated_by_default(run: Run) -> None:
+    async def main() -> None:
+        async with serving() as (_, where), TurnClient(f"turn:{where}", **LOGIN) as relay:
+            assert [address.family for address in relay.relayed] == [6, 4]
+        async with serving(Relay(families=(4,))) as (_, where), TurnClient(f"turn:{where}", **LOGIN) as relay:
+            assert [address.family for address in relay.relayed] == [4]
+            assert [(refused.family, int(refused.code)) for refused in relay.allocation.refused] == [(6, 440)]
 
     run(main())
 
@@ -78,7 +89,8 @@ def test_time_limited_credentials_are_asked_for_with_the_realm(run: Run) -> None
     async def main() -> None:
         async with serving() as (server, where):
 
-            async def ask(realm: str) -> tuple[str, str]:
+            async def ask(uri: str, realm: str) -> tuple[str, str]:
+                assert uri == f"turn:{where}"
                 realms.append(realm)
                 await asyncio.sleep(0)
                 return "alice", server.users["alice"]
@@ -95,7 +107,7 @@ def test_time_limited_credentials_are_asked_for_with_the_realm(run: Run) -> None
 
 
 def test_a_function_that_gives_refused_credentials_again_is_not_asked_for_ever(run: Run) -> None:
-    async def ask(realm: str) -> tuple[str, str]:
+    async def ask(uri: str, realm: str) -> tuple[str, str]:
         return "alice", "wrong"
 
     async def main() -> None:
@@ -108,7 +120,7 @@ def test_a_function_that_gives_refused_credentials_again_is_not_asked_for_ever(r
 
 
 def test_credentials_that_cannot_be_had_fail_it(run: Run) -> None:
-    async def ask(realm: str) -> tuple[str, str]:
+    async def ask(uri: str, realm: str) -> tuple[str, str]:
         raise LookupError("the key server is down")
 
     async def main() -> None:

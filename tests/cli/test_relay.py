@@ -80,7 +80,7 @@ def test_a_server_that_refuses_is_exit_code_1_and_one_line() -> None:
             assert done.returncode == 1 and done.stdout == b""
             [line] = done.stderr.decode().splitlines()
             assert line.startswith("polynya: 401")
-            assert "does not accept the credentials of 'alice'" in line if user else "asks for a user name" in line
+            assert "refuses the credentials of 'alice'" in line if user else "asks for a user name" in line
 
 
 @pytest.mark.parametrize(

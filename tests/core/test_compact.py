@@ -31,7 +31,7 @@ def test_empty_queues_share_no_items() -> None:
     assert other.drain() == []
 
 
-def test_an_empty_extension_and_clear_leave_nothing() -> None:
+def test_an_empty_extension_and_clear_leave_the_queue_empty() -> None:
     queue: Queue[int] = Queue()
     queue.extend([])
     assert not queue

@@ -43,7 +43,7 @@ async def talk(a: polynya.Agent, b: polynya.Agent) -> None:
         async with asyncio.timeout(10):
             assert [await there.recv() for _ in range(20)] == expected
             assert [await here.recv() for _ in range(20)] == expected
-            await asyncio.gather(here.nominated(), there.nominated())
+            await asyncio.gather(a.completed(), b.completed())
     for path in (here.path, there.path):
         assert path.relayed
         assert (path.local.type.value, path.remote.type.value) == ("relay", "relay")

@@ -161,7 +161,7 @@ def test_what_is_closed_is_freed(tmp_path: Path) -> None:
 
 def test_a_wrong_password_is_told_at_once(server: Coturn) -> None:
     async def main() -> None:
-        with pytest.raises(TransactionError, match="does not accept the credentials of 'alice'") as caught:
+        with pytest.raises(TransactionError, match="refuses the credentials of 'alice'") as caught:
             await client(server, password="wrong").allocate()
         assert caught.value.code == 401 and f"realm {REALM!r}" not in str(caught.value)
 

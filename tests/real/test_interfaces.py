@@ -47,7 +47,7 @@ async def meet(reader, writer, **options):
     async with polynya.Agent(**options) as agent:
         await signal(agent, reader, writer)
         connection = await agent.connect(timeout=20)
-        await connection.nominated()
+        await agent.completed()
         connection.send(b"by " + str(connection.path.local.address.host).encode())
         heard = (await connection.recv()).decode()
         writer.write(b"done\\n")  # the other side may still wait for an answer of ours
@@ -122,11 +122,11 @@ import polynya
 
 async def carry(agent, reader, writer):
     async def tell():
-        async for text in agent.signals():
+        async for text in agent.local_signals():
             writer.write(json.dumps(text).encode() + b"\\n")
     telling = asyncio.ensure_future(tell())
     while line := await reader.readline():
-        agent.signaled(json.loads(line))
+        agent.add_remote_signal(json.loads(line))
     telling.cancel()
 
 async def until(test):
@@ -150,7 +150,7 @@ async def dial(host, port):
     async with polynya.Agent(interfaces=lambda interface: interface.name in allowed) as agent:
         carrying = asyncio.ensure_future(carry(agent, reader, writer))
         connection = await agent.connect(timeout=20)
-        await connection.nominated()
+        await agent.completed()
         connection.send(b"one")
         told = [(await connection.recv()).decode(), connection.path.local.address.host]
         nothing = agent.interfaces_changed()
@@ -206,7 +206,7 @@ def connect(hosts: Hosts, interfaces: list[str], families: list[int]) -> dict[st
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("interface", ["a0", "b0"])
-def test_an_address_is_left_by_its_own_interface_though_another_has_the_better_route(
+def test_packets_leave_by_the_interface_of_their_address_despite_a_better_route(
     hosts: Hosts, interface: str, family: int
 ) -> None:
     """RFC 8445, section 5.1.1.1 has a candidate of every address; each is a way of its own only where it leaves so."""
@@ -219,14 +219,14 @@ def test_an_address_is_left_by_its_own_interface_though_another_has_the_better_r
     assert [socket["note"] for socket in seen["why"]["gathering"]["sockets"]] == [""]
 
 
-def test_with_both_interfaces_each_has_its_own_packets(hosts: Hosts) -> None:
+def test_each_of_two_interfaces_sends_only_packets_of_its_addresses(hosts: Hosts) -> None:
     seen = connect(hosts, ["a0", "b0"], [4, 6])
     assert set(seen["pinned"]["a0"]) <= {"10.1.0.2", "fd01::2"}
     assert set(seen["pinned"]["b0"]) <= {"10.2.0.2", "fd02::2"}
     assert seen["reached"].removeprefix("by ") in ADDRESSES.values()
 
 
-def test_a_connection_moves_to_the_other_interface_when_its_own_goes_down(hosts: Hosts) -> None:
+def test_a_connection_moves_to_the_other_interface_when_its_interface_goes_down(hosts: Hosts) -> None:
     """A network change by hand: the cable is pulled, `interfaces_changed` is called, and both sides follow."""
     listener = hosts.peer.popen(sys.executable, "-c", MOVING, stdout=subprocess.PIPE, text=True)
     with listener:
@@ -243,7 +243,7 @@ def test_a_connection_moves_to_the_other_interface_when_its_own_goes_down(hosts:
     assert before in {"10.1.0.2", "fd01::2"} and after in {"10.2.0.2", "fd02::2"}
 
 
-def test_an_address_that_services_keep_on_a_dead_end_is_left_by_another_interface() -> None:
+def test_packets_of_an_address_on_a_dead_end_leave_by_another_interface() -> None:
     """An address of a dummy interface, as routers and load balancers have: pinned to it, its packets would be lost."""
     with namespace("service") as here, namespace("client") as there:
         cable(End(here, "pn0", ["10.5.0.1/24"]), End(there, "pn0", ["10.5.0.2/24"]))

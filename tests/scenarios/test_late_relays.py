@@ -7,7 +7,7 @@ import pytest
 from polynya.core.instants import SECOND, Instant
 from polynya.ice.events import AgentState, LocalCandidateAdded, LocalCandidatesEnded
 from polynya.lab.exchange import Peer
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.session.options import Policy
 from polynya.stun.message import Message
 from polynya.stun.registry import Method

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from polynya.core.flows import Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.ice.candidates import Candidate
 from polynya.ice.events import AgentState, SelectedPairChanged
@@ -17,6 +18,7 @@ from polynya.lab.topologies import Topology, between_nats
 from polynya.nat import NatConfig, PortAssignment, every_class
 from polynya.nat.rules import expect
 from polynya.session.options import Policy
+from tests.scenarios.relays import Scene, nats
 
 CLASSES = list(every_class(NatConfig(ports=PortAssignment.RANDOM)))
 
@@ -121,3 +123,19 @@ def test_signaling_that_overtakes_itself_changes_nothing() -> None:
             meeting = meet(made, configs=relayed_configs(made), signaling_jitter=SECOND // 10)
             assert meeting.connected, (first.label, second.label, seed)
             assert meeting.faults == ()
+
+
+def test_a_session_says_how_a_relayed_path_carries_its_data() -> None:
+    """The path to the TURN server is IPv4 and UDP, and a channel is bound to the peer of the nominated pair."""
+    scene = Scene(nats(CLASSES[0], CLASSES[0]), policy=Policy.RELAY)
+    assert scene.start()
+    scene.net.run_for(SECOND)
+    for peer in scene.peers:
+        pair = peer.selected
+        assert pair is not None
+        overhead = peer.session.relay_overhead(pair.flow, pair.remote_address)
+        assert overhead is not None
+        assert (overhead.family, overhead.transport, overhead.channel, overhead.header) == (4, Transport.UDP, True, 4)
+        base = peer.session.gathering.bases[0]
+        assert peer.session.relay_overhead(base.flow, pair.remote_address) is None
+    assert scene.end() == []

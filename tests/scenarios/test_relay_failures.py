@@ -11,9 +11,8 @@ from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import CredentialsWanted, GatheringState
 from polynya.session.options import Policy, TurnCredentials
-from polynya.session.relay_events import CredentialsWanted
 from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
 
 FAR = "turn:203.0.113.10"
@@ -255,7 +254,7 @@ def test_where_there_are_no_other_credentials_the_server_is_not_waited_for(uri: 
     scene.net.run_for(SECOND)
     for peer in scene.peers:
         assert peer.session.gathering.state is GatheringState.COMPLETE
-        assert str(peer.session.why()).count("does not accept the credentials of 'lab'") == 1
+        assert str(peer.session.why()).count("refuses the credentials of 'lab'") == 1
     assert scene.turn.allocations == 0
     assert scene.end() == []
 

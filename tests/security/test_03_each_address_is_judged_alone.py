@@ -45,7 +45,7 @@ def test_the_data_plane_asks_by_itself_for_data_in_both_directions() -> None:
     table.server.plane.execute(partial(SetPolicy, policy=PeerPolicy())(number=10**6), now=table.now)
     assert alice.send(b"x", FORBIDDEN) == []
     assert table.from_peer(alice.relayed[0], b"x", FORBIDDEN) == []
-    assert table.server.plane.counters["forbidden peer"] == 2
+    assert table.server.plane.counters["peer denied by policy"] == 2
 
 
 def test_a_plane_that_was_told_no_rules_reaches_nobody() -> None:

@@ -18,7 +18,7 @@ from polynya.stun import attributes as a
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
 from polynya.turn.server.config import Limits
-from polynya.turn.server.users import AskedUsers
+from polynya.turn.server.users import ExternalUsers
 from tests.interop.coturn import make_certificate
 from tests.serve.conftest import Run
 from tests.serve.turn_house import client, options, tls_config, turn_config, until
@@ -97,7 +97,7 @@ def test_no_two_servers_share_their_nonces() -> None:
 
 
 def test_nobody_is_looked_up_for_a_forged_source() -> None:
-    table = Table(config(), AskedUsers())
+    table = Table(config(), ExternalUsers())
     alice = Person(table)
     alice.nonce = b"obMatJos2AAADAAAAAAAAAAA"
     assert code(alice.say(alice.build(Method.ALLOCATE, ALLOCATE))) == 438
@@ -137,7 +137,7 @@ def test_streams_that_ask_for_nothing_keep_nobody_out_who_does() -> None:
         assert code(one.allocate()) == 0
     table.open_stream(Flow(800), CLIENT)
     assert table.closed[-1] == Flow(800), "none that waits is left to go"
-    assert table.server.control.counters["streams refused"] == 1
+    assert table.server.control.counters["streams refused: too many"] == 1
 
 
 def test_a_host_that_has_its_share_drives_nobody_out() -> None:
@@ -174,7 +174,7 @@ def test_half_open_tls_and_silent_tcp_are_capped_timed_and_counted(
             idle = [await asyncio.open_connection(plain.host, plain.port) for _ in range(3)]
             await asyncio.gather(*(ended(*each) for each in idle))
             counted = server.counters
-            assert counted["turn.streams closed: no allocation"] + counted.get("turn.streams refused", 0) == 3
+            assert counted["turn.streams closed: no allocation"] + counted.get("turn.streams refused: too many", 0) == 3
             async with client(server) as relay:
                 assert relay.relayed, "who means it comes in"
 

@@ -78,7 +78,7 @@ def test_answers_that_go_or_come_from_elsewhere_share_the_budget(attributes: dic
     table.server.control.set_config(config(limits=limits), now=table.now)
     request = Message.request(Method.BINDING, bytes(12), attributes).encode()
     assert sum(len(table.from_client(request, CLIENT)) for _ in range(100)) == 20
-    assert table.server.control.counters["dropped: too many answers to strangers"] == 80
+    assert table.server.control.counters["dropped: too many unauthenticated responses"] == 80
     assert table.from_client(provoke(table, 401, CLIENT, 1)) == [], "the budget is one"
     table.run_for(1)
     assert sum(len(table.from_client(request, CLIENT)) for _ in range(100)) == 10

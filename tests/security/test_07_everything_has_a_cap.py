@@ -130,4 +130,4 @@ def test_the_allocation_cycle_leaks_nothing() -> None:
     allocations = table.server.control.allocations
     assert (allocations.claimed, len(allocations.relayed), len(allocations.by_relay)) == (0, 0, 0)
     assert set(table.server.plane.size.values()) == {0}
-    assert allocations._live_hosts == allocations._by_account == allocations._by_source == {}
+    assert set(allocations.size.values()) == {0}, allocations.size

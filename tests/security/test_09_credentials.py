@@ -18,7 +18,7 @@ from polynya.stun.registry import Method
 from polynya.stun.security import SecurityFeature, features_of
 from polynya.turn.server.config import Limits
 from polynya.turn.server.lookups import LookUp, UserFound
-from polynya.turn.server.users import AskedUsers, Directories, SharedSecrets, StaticUsers, User
+from polynya.turn.server.users import Directories, ExternalUsers, SharedSecrets, StaticUsers, User
 from tests.turn.server.harness import CLIENT, OTHER, PASSWORDS, REALM, Person, Table, code, config, users
 
 ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
@@ -183,7 +183,7 @@ def test_incomplete_credentials_are_a_bad_request(missing: a.Attribute) -> None:
 
 
 def test_users_can_be_looked_up_outside() -> None:
-    table = Table(config(), Directories([users(), AskedUsers()]))
+    table = Table(config(), Directories([users(), ExternalUsers()]))
     carol = Person(table, name="carol", password="sea")
     carol.learn(carol.say(carol.build(Method.ALLOCATE, ALLOCATE)))
     request = carol.build(Method.ALLOCATE, ALLOCATE)
@@ -196,7 +196,7 @@ def test_users_can_be_looked_up_outside() -> None:
 
 
 def test_a_stranger_who_was_looked_up_is_refused_and_silence_ends() -> None:
-    table = Table(config(), AskedUsers())
+    table = Table(config(), ExternalUsers())
     carol = Person(table, name="carol", password="sea")
     carol.learn(carol.say(carol.build(Method.ALLOCATE, ALLOCATE)))
     carol.say(carol.build(Method.ALLOCATE, ALLOCATE))
@@ -213,7 +213,7 @@ def test_a_stranger_who_was_looked_up_is_refused_and_silence_ends() -> None:
 def test_one_source_cannot_use_up_the_look_ups_of_all() -> None:
     """Who guesses names is asked about as often as it may be answered, and the others still come in."""
     limits = Limits(unauthenticated_answers_per_second=10, unauthenticated_burst=20, pending_lookups=50)
-    table = Table(config(limits=limits), AskedUsers())
+    table = Table(config(limits=limits), ExternalUsers())
     mallory = Person(table, OTHER, "mallory", "?")
     assert mallory.learn(mallory.say(mallory.build(Method.ALLOCATE, ALLOCATE)))
     for number in range(1000):
@@ -229,13 +229,13 @@ def test_one_source_cannot_use_up_the_look_ups_of_all() -> None:
 
 
 def test_all_sources_together_wait_for_so_many_look_ups_and_no_more() -> None:
-    table = Table(config(limits=Limits(pending_lookups=5)), AskedUsers())
+    table = Table(config(limits=Limits(pending_lookups=5)), ExternalUsers())
     for number in range(8):
         person = Person(table, Address(f"198.51.100.{number}", 1000), f"name {number}", "?")
         assert person.learn(person.say(person.build(Method.ALLOCATE, ALLOCATE)))
         person.say(person.build(Method.ALLOCATE, ALLOCATE))
     assert len(table.events(LookUp)) == 5
-    assert table.server.control.counters["dropped: too many look-ups"] == 3
+    assert table.server.control.counters["dropped: too many user lookups"] == 3
 
 
 def test_a_userhash_is_looked_for_in_every_directory() -> None:

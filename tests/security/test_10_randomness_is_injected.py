@@ -14,7 +14,8 @@ from polynya.core.addresses import Address
 from polynya.core.flows import FlowIds
 from polynya.stun import attributes as a
 from polynya.stun.message import decode
-from polynya.turn.server.relay_server import RelayServer
+from polynya.turn.server.forwarder import Forwarder
+from polynya.turn.server.server import TurnServer
 from tests.turn.server.harness import CLIENT, PEER, Person, Table, code, config, users
 
 
@@ -42,7 +43,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others() -> None:
 
 def test_the_systems_randomness_fits() -> None:
     table = Table(config(ports=(49152, 65535)))
-    table.server = RelayServer(config(ports=(49152, 65535)), users(), FlowIds(), random=random.SystemRandom())
+    chance = random.SystemRandom()
+    plane = Forwarder(FlowIds(), random=chance)
+    table.server = TurnServer(config(ports=(49152, 65535)), users(), plane, random=chance)
     ports = []
     for number in range(50):
         person = Person(table, Address(CLIENT.host, 1000 + number))

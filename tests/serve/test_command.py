@@ -155,8 +155,8 @@ def test_every_other_flag_does_what_it_says(start: Start) -> None:
     assert list(where) == ["stun", "turn", "http"]
     realms: list[str] = []
 
-    def credentials(secret: str) -> Callable[[str], Coroutine[None, None, tuple[str, str]]]:
-        async def ask(realm: str) -> tuple[str, str]:
+    def credentials(secret: str) -> Callable[[str, str], Coroutine[None, None, tuple[str, str]]]:
+        async def ask(_uri: str, realm: str) -> tuple[str, str]:
             realms.append(realm)
             return "99999999999:me", time_limited_password("99999999999:me", secret.encode())
 
@@ -275,7 +275,7 @@ def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start:
 
     asyncio.run(main())
     line = process.until("is over")
-    assert "user alice, is over: the server stops" in line
+    assert "user alice, ended: the server stops" in line
 
 
 def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_metrics_are_live(run: Run, workers: int) -> None:
                 assert value(text, 'polynya_turn_allocations{transport="udp"}') == 0
                 assert value(text, "polynya_turn_allocations_created_total") == 2 * round_
                 assert value(text, 'polynya_turn_bytes_total{direction="to_peers"}') == 10 * round_
-                assert value(text, 'polynya_turn_messages_total{counter="answers to ALLOCATE"}') == 2 * round_
+                assert value(text, 'polynya_turn_messages_total{counter="success responses ALLOCATE"}') == 2 * round_
                 assert value(text, "polynya_draining") == 0
 
     run(main())
@@ -366,7 +366,7 @@ def test_the_peer_policy_keeps_what_the_operator_denied(run: Run) -> None:
         policy = PeerPolicy(allow=("127.0.0.0/8",), deny=("127.0.0.1:9",), listeners=(Address("127.0.0.1", 7),))
         async with Server(config(options(config=turn_config(policy=policy)))) as server:
             assert server.relaying is not None
-            used = server.relaying.machine.control._permitting.policy
+            used = server.relaying.machine.control.policy
             assert used.judge(Address("127.0.0.1", 9)) and used.judge(Address("127.0.0.1", 7))
             assert used.judge(server.http_addresses[0]) and used.judge(server.stun_addresses[0])
             assert not used.judge(Address("127.0.0.1", 11))

@@ -214,7 +214,7 @@ def test_the_log_names_the_client(run: Run, caplog: pytest.LogCaptureFixture) ->
         said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
         assert f"allocation for {mapped}, user alice: {relayed}" in said
         assert any(
-            each.startswith(f"allocation for {mapped}, user alice, is over: ended by its client; ") for each in said
+            each.startswith(f"allocation for {mapped}, user alice, ended: ended by its client; ") for each in said
         )
         denied = "refused: 403 peer 10.0.0.1: denied by 10.0.0.0/8 (private)"
         assert f"CREATE_PERMISSION from {mapped}, user alice {denied}" in said
@@ -240,17 +240,17 @@ def test_the_log_says_what_was_dropped_and_which_rule_forbids_a_peer(
                 assert server.reload(config(replace(made, config=turn_config(policy=rules)))) == []
                 for _ in range(3):
                     relay.send(peer, b"x")
-                await until(lambda: "is refused: " in caplog.text)
-                while server.counters.get("turn.not-forwarded.forbidden peer", 0) < 3:
+                await until(lambda: " is denied: " in caplog.text)
+                while server.counters.get("turn.not-forwarded.peer denied by policy", 0) < 3:
                     await server.refresh()
                     await asyncio.sleep(0.01)
                 await relay.close()
-            await until(lambda: "is over: ended by its client" in caplog.text)
+            await until(lambda: "ended: ended by its client" in caplog.text)
         said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
-        [told] = [each for each in said if "is refused: " in each]
-        assert told == f"relay of {mapped}, user alice: peer {peer} is refused: denied by 127.0.0.1"
-        [end] = [each for each in said if "is over: ended by its client" in each]
-        assert end.endswith("3 datagrams dropped (3 forbidden peer)")
+        [told] = [each for each in said if " is denied: " in each]
+        assert told == f"relay of {mapped}, user alice: peer {peer} is denied: denied by 127.0.0.1"
+        [end] = [each for each in said if "ended: ended by its client" in each]
+        assert end.endswith("3 datagrams dropped (3 peer denied by policy)")
 
     caplog.set_level(logging.DEBUG, "polynya")
     run(main())

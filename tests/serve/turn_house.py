@@ -96,6 +96,6 @@ async def until(condition: Any) -> None:
 
 async def forbidden(server: Server) -> None:
     """Until the data plane has refused one datagram for its peer."""
-    while server.counters.get("turn.not-forwarded.forbidden peer", 0) != 1:
+    while server.counters.get("turn.not-forwarded.peer denied by policy", 0) != 1:
         await server.refresh()
         await asyncio.sleep(0.01)

@@ -22,7 +22,7 @@ from polynya.core.machine import (
 from polynya.ice.candidates import CandidateType
 from polynya.ice.config import IceConfig
 from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded
-from polynya.session.gathering_events import GatheringState, GatheringStateChanged
+from polynya.session.events import GatheringState, GatheringStateChanged
 from polynya.session.options import Policy, SessionConfig
 from polynya.stun.attributes import ALTERNATE_SERVER
 from polynya.stun.message import Message, decode
@@ -86,7 +86,7 @@ def test_a_mapping_becomes_a_candidate_while_the_other_server_is_silent(bench) -
     assert not ended(b)
     b.advance(1.01)
     assert ended(b), "one answer starts a grace period for the others, and no more than that"
-    assert "192.0.2.9:3478 had not answered 1 s after the last answer came" in str(b.session.why())
+    assert "192.0.2.9:3478 had not answered 1 s after the last answer" in str(b.session.why())
 
 
 def test_a_server_that_answered_one_component_is_asked_on_for_the_other(bench) -> None:
@@ -378,7 +378,7 @@ def test_an_answer_that_comes_after_the_end_is_a_candidate_all_the_same(bench) -
     b.start(ETH0)
     b.advance(5.01)
     assert ended(b) and ends(b) == 1
-    assert "192.0.2.1:3478 had not answered 5 s after gathering began, and is asked on" in str(b.session.why())
+    assert "192.0.2.1:3478 had not answered 5 s after gathering began; its requests continue" in str(b.session.why())
     b.advance(27)
     questions = b.take(Send)
     assert len(questions) == 7

@@ -190,7 +190,7 @@ def test_a_name_or_ufrag_that_is_taken_is_refused() -> None:
     world = World(0)
     world.add("a", "ufrag", "p" * 22)
     for name, ufrag in (("a", "other"), ("b", "ufrag")):
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(ValueError, match="in use by another agent"):
             world.add(name, ufrag, "p" * 22)
 
 

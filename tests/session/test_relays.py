@@ -12,8 +12,8 @@ from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Closed, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
+from polynya.session.events import PathReady, RelayFailed, RelayFound
 from polynya.session.options import Base, HostAddress, TurnCredentials
-from polynya.session.relay_events import PathReady, RelayFailed, RelayFound
 from polynya.session.relays import Relays
 from polynya.stun.attributes import ALTERNATE_SERVER, LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
 from polynya.stun.message import Message, decode

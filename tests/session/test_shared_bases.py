@@ -17,10 +17,9 @@ from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import CandidateType
 from polynya.ice.config import IceConfig
 from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState
 from polynya.session.mux import AgentEvent, FlowClosed, Mux
 from polynya.session.options import HostAddress, SessionConfig
-from polynya.session.report import shared_report
 from polynya.session.shared_bases import MAX_CHANGES
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
@@ -147,9 +146,7 @@ def test_of_two_servers_the_silent_one_has_a_second_after_the_other_has_answered
     assert b.told(name) == [MAPPED] and not b.ended(name)
     b.wait(0.2)
     assert b.ended(name)
-    assert f"{silent.remote} had not answered 1 s after the last answer came" in str(
-        shared_report(b.mux.bases, b.mux[name])
-    )
+    assert f"{silent.remote} had not answered 1 s after the last answer" in str(b.mux.bases.why(b.mux[name]))
 
 
 def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_patience() -> None:
@@ -163,7 +160,7 @@ def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_
     assert not b.ended(name)
     b.wait(0.2)
     assert b.ended(name) and b.told(name) == []
-    report = str(shared_report(b.mux.bases, b.mux[name]))
+    report = str(b.mux.bases.why(b.mux[name]))
     assert "gathering complete" in report and "nowhere.example has no address" in report
     assert "192.0.2.1:3478 had not answered 5 s after they were asked" in report
 
@@ -342,7 +339,7 @@ def test_a_socket_that_is_closed_takes_its_mapping_and_its_questions_along() -> 
     assert not b.ended(name), "the other socket's question is open"
     b.answer(second, MAPPED.with_port(42000))
     assert b.ended(name) and b.told(b.join()) == [MAPPED.with_port(42000)]
-    assert "10.0.0.2 is not used: its address is gone" in str(shared_report(b.mux.bases, b.mux[name]))
+    assert "10.0.0.2 is not used: its address is gone" in str(b.mux.bases.why(b.mux[name]))
 
 
 @pytest.mark.parametrize("server", ["[2001:db8::1]", "127.0.0.1"])

@@ -60,7 +60,7 @@ def test_an_old_server_tells_mapped_address_only() -> None:
 def test_an_answer_without_an_address_is_a_failure_that_says_so() -> None:
     probe, send = started()
     [ended] = answered(probe, send, Message.success(decode(send.data)))
-    assert (ended.mapped, ended.reason) == (None, "the answer holds no mapped address")
+    assert (ended.mapped, ended.reason) == (None, "the response has no mapped address")
 
 
 def test_an_error_answer_is_told_with_code_and_reason() -> None:

@@ -134,15 +134,15 @@ def test_starting_twice_is_the_callers_error() -> None:
 def test_the_table_of_transitions_is_what_the_machine_does() -> None:
     reach = {
         State.IDLE: lambda m: None,
-        State.SENT: lambda m: m.start(START),
-        State.QUIET: lambda m: (m.start(START), m.cancel()),
-        State.ANSWERED: lambda m: (m.start(START), m.answer(START)),
-        State.FAILED: lambda m: (m.start(START), m.unreachable("x")),
-        State.FORGOTTEN: lambda m: (m.start(START), m.cancel(), m.unreachable("x")),
+        State.SENT: lambda m: m.start(now=START),
+        State.QUIET: lambda m: (m.start(now=START), m.cancel()),
+        State.ANSWERED: lambda m: (m.start(now=START), m.answer(now=START)),
+        State.FAILED: lambda m: (m.start(now=START), m.unreachable("x")),
+        State.FORGOTTEN: lambda m: (m.start(now=START), m.cancel(), m.unreachable("x")),
     }
     events = {
         "timer, none left": lambda m: m.tick(now=Instant(START + 1000 * SECOND)),
-        "answer": lambda m: m.answer(START),
+        "answer": lambda m: m.answer(now=START),
         "unreachable": lambda m: m.unreachable("x"),
         "cancel": lambda m: m.cancel(),
     }

@@ -34,8 +34,9 @@ from polynya.turn.client import (
     TurnClient,
 )
 from polynya.turn.server.config import RelayHost, ServerConfig
+from polynya.turn.server.forwarder import Forwarder
 from polynya.turn.server.policy import PeerPolicy
-from polynya.turn.server.relay_server import RelayServer
+from polynya.turn.server.server import TurnServer
 from polynya.turn.server.users import Directory, SharedSecrets, StaticUsers, User
 from tests.lab.conftest import Program
 
@@ -94,7 +95,8 @@ def scene(
         refuse_expired_refresh=True,
     )
     server = net.host("turn", SERVER, middle, delay=5 * MILLISECOND)
-    machine = RelayServer(config, users, net.flow_ids, random=Random(seed))
+    random = Random(seed)
+    machine = TurnServer(config, users, Forwarder(net.flow_ids, random=random), random=random)
     machine.control.set_unix_time(UNIX, now=net.now)
     server.run(Listening(machine, {net.flow_ids.new(): Address(each, 3478) for each in SERVER}))
     symmetric = NatConfig(mapping=Behavior.APD, ports=PortAssignment.RANDOM, udp_timeout=nat_timeout)

@@ -1,12 +1,12 @@
-"""Names to hosts: literal addresses at once, host names by the system's resolver, SRV and NAPTR records by dnspython.
+"""Name resolution: host names by the system's resolver or the user's, SRV and NAPTR records by dnspython.
 
-The text of an answer, in the resolver's order:
+A literal address is its own answer. The texts of an answer, in the resolver's order:
 
     ADDRESS    the host, in canonical form
     SRV        `priority weight port target`                                 (RFC 2782)
     NAPTR      `order preference "flags" "service" "regexp" replacement`     (RFC 3403)
 
-Which of several records is taken first is for the machine to draw: it has the randomness.
+The machine selects among several records, because it has the randomness.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from polynya.core.errors import DecodeError
 from polynya.core.machine import RecordType, Resolve, Resolved
 
 TIMEOUT: Final = 5.0
-"""Seconds for one query; ICE goes on without the server meanwhile."""
+"""Seconds for one query; ICE continues without the server in the meantime."""
 
 LOCALHOST: Final = ("127.0.0.1", "::1")
 
@@ -75,7 +75,7 @@ class Resolver:
         return _checked(found)
 
     async def _records(self, name: str, record: RecordType) -> tuple[str, ...]:
-        import dns.asyncresolver  # noqa: PLC0415  # a third of a second, and few programs look records up
+        import dns.asyncresolver  # noqa: PLC0415  # takes 300 ms, and few programs use it
         import dns.exception  # noqa: PLC0415
 
         try:
@@ -108,7 +108,7 @@ def _checked(found: object) -> tuple[str, ...]:
 
 
 def known(name: str) -> tuple[str, ...]:
-    """The hosts of a name that need not be asked for: a literal address, or this host itself (RFC 6761, 6.3)."""
+    """Return the addresses of a name that needs no query: a literal address, or localhost (RFC 6761, 6.3)."""
     plain = name.rstrip(".").lower()
     if plain == "localhost" or plain.endswith(".localhost"):
         return LOCALHOST

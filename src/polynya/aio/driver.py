@@ -152,6 +152,11 @@ class Driver(Generic[MachineT]):
         """Datagrams and bytes in and out, kernel drops, and failed sends by error name, since the start."""
         return self._hub.counters()
 
+    @property
+    def refused(self) -> int:
+        """Sends that the system refused, since the start; a call of the machine whose send is refused adds one."""
+        return self._hub.tally.refused
+
     def receive_buffers(self) -> dict[Flow, int]:
         """Bytes of receive buffer that the system granted each open UDP flow."""
         return self._hub.receive_buffers()

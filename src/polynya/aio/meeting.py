@@ -229,7 +229,7 @@ class Meeting:
     async def _trickle(self, agent: Agent, peer: str) -> None:
         """Send the agent's descriptions and candidates to the peer, for the life of the agent, restarts included."""
         try:
-            async for signal in agent.to_signal():
+            async for signal in agent._signals():
                 if isinstance(signal, Description):
                     await self.signaling.send_description(peer, signal)
                 else:

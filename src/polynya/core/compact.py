@@ -8,9 +8,28 @@ one empty value and free their storage when they are drained or emptied.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Table(dict[K, V]):
+    """A dict that frees its storage with its last entry, which a dict keeps."""
+
+    __slots__ = ()
+
+    def pop(self, *args: Any) -> Any:
+        value = super().pop(*args)
+        if not self:
+            super().clear()
+        return value
+
+    def __delitem__(self, key: K) -> None:
+        super().__delitem__(key)
+        if not self:
+            super().clear()
 
 
 class Queue(Generic[T]):

@@ -39,7 +39,7 @@ class Flow(NamedTuple):
 
 
 FlowPath = tuple[Flow, Address]
-"""A flow with the remote address that packets go to or come from."""
+"""A flow and a remote address: the path of packets to and from that address."""
 
 
 class FlowIds:

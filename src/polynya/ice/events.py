@@ -91,6 +91,8 @@ class PathWanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentStateChanged:
+    """The state of the agent changed."""
+
     old: AgentState
     new: AgentState
     reason: str

@@ -13,7 +13,7 @@ from polynya.core.flows import Flow
 from polynya.core.machine import Resolve
 
 from . import report
-from .candidates import LocalCandidate, LocalCandidates
+from .candidates import Candidate, LocalCandidate, LocalCandidates
 from .description import Description
 from .events import AgentState
 from .generation import Generation
@@ -113,6 +113,11 @@ class Inspection:
 
     def local_candidates(self) -> list[LocalCandidate]:
         return list(self._locals.all)
+
+    def remote_candidates(self, stream: int | None = None) -> list[Candidate]:
+        """The other side's candidates of one stream, or of all; peer-reflexive ones are among them."""
+        lists = self._generation.checklists.lists
+        return [each for checklist in lists if stream in {None, checklist.stream} for each in checklist.remotes]
 
     def why(self) -> Report:
         """What happened and why, down to each transition of each pair."""

@@ -11,7 +11,7 @@ from polynya.core.errors import ConfigurationError
 from polynya.signaling.limits import Limits
 from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.config import ServerConfig
-from polynya.turn.server.users import AskedUsers, Directories, Directory, SharedSecrets, StaticUsers, User
+from polynya.turn.server.users import Directories, Directory, ExternalUsers, SharedSecrets, StaticUsers, User
 
 from .discovery import Discovery
 
@@ -64,7 +64,7 @@ class TurnOptions:
         if self.shared_secrets:
             directories.append(SharedSecrets(self.config.realm, self.shared_secrets))
         if self.look_up is not None:
-            directories.append(AskedUsers())  # last, as it answers for any name
+            directories.append(ExternalUsers())  # last, as it answers for any name
         return directories[0] if len(directories) == 1 else Directories(directories)
 
 

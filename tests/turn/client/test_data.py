@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import MILLISECOND
 from polynya.core.machine import Datagram, IcmpKind, StreamData
@@ -15,7 +15,7 @@ from polynya.stun.framing import encode_channel_data
 from polynya.stun.message import Message, Received, decode
 from polynya.stun.registry import Method
 from polynya.turn.client import ChannelBound, ClientConfig, PeerUnreachable, Permitted, RelayedData
-from polynya.turn.client.indications import MAX_DATA, unreachable
+from polynya.turn.client.indications import MAX_DATA, SEND_HEADER, unreachable
 from tests.turn.client.relay import SERVER, World, icmp_indication
 
 PEER = Address("192.0.2.50", 4000)
@@ -236,3 +236,22 @@ def test_delay_does_not_matter_to_data() -> None:
     world.do(world.client.send, PEER, b"x")
     world.run(0.5)
     assert world.relay.sent == [(PEER, b"x", "send")]
+
+
+@pytest.mark.parametrize("transport", [Transport.UDP, Transport.TCP])
+def test_the_overhead_of_a_channel_and_of_a_send_indication_is_as_on_the_wire(transport: Transport) -> None:
+    world = permitted(transport)
+    for channel in (False, True):
+        if channel:
+            world.do(world.client.bind, PEER)
+            world.run(1)
+        overhead = world.client.overhead(PEER)
+        assert (overhead.family, overhead.transport, overhead.channel) == (4, transport, channel)
+        for size in (8, 9):
+            world.do(world.client.send, PEER, bytes(size))
+            padding = -size % 4 if overhead.padded else 0
+            assert len(world.out[-1][1]) == overhead.header + size + padding
+
+
+def test_a_send_indication_to_an_ipv6_peer_has_twelve_bytes_more() -> None:
+    assert SEND_HEADER[IPV6] - SEND_HEADER[IPV4] == 12

@@ -15,8 +15,9 @@ from polynya.stun.integrity import IntegrityKey, userhash
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.server.config import RelayHost, ServerConfig
+from polynya.turn.server.forwarder import Forwarder
 from polynya.turn.server.policy import PeerPolicy
-from polynya.turn.server.relay_server import RelayServer
+from polynya.turn.server.server import TurnServer
 from polynya.turn.server.users import StaticUsers, User
 
 REALM = "example.org"
@@ -50,7 +51,9 @@ class Table:
 
     def __init__(self, config: ServerConfig, directory: Any = None, seed: int = 1) -> None:
         self.now = Instant(1000 * SECOND)
-        self.server = RelayServer(config, directory or users(), FlowIds(), random=random.Random(seed))
+        chance = random.Random(seed)
+        plane = Forwarder(FlowIds(), random=chance)
+        self.server = TurnServer(config, directory or users(), plane, random=chance)
         self.flows: dict[Flow, Address] = {}
         self.taken: dict[Address, int] = {}
         """Ports that other programs hold, with the errno that says so."""

@@ -87,23 +87,14 @@ class Assault:
                 table.give(Closed(flow=person.stream, reason="gone"))
         table.run_for(7200)
         control = table.server.control
-        allocations = control.allocations
+        assert control.allocations.free_ports(now=table.now) == 2 * 32, "a relay port has leaked"
         left = {
             "relay ports": len(table.flows),
-            "allocations": len(allocations.by_client) + len(allocations.by_relay) + len(allocations.relayed),
-            "claims": allocations.claimed + len(allocations._by_account) + len(allocations._by_source),
-            "live hosts": len(allocations._live_hosts),
-            "reservations": len(allocations.reservations),
-            "procedures": len(control._procedures) + len(control._busy),
-            "streams": len(control._streams),
-            "sources of streams": len(control._streams._by_source) + len(control._streams._waiting),
             "timers": 0 if control.next_timer() is None else 1,
-            **table.server.plane.size,
+            **{f"control: {name}": held for name, held in control.size.items()},
+            **{f"plane: {name}": held for name, held in table.server.plane.size.items()},
         }
         assert not any(left.values()), f"after {self.cases} cases: {left}"
-        for _, ports in allocations._hosts:
-            ports._wake(now=table.now)
-            assert ports.free == 32, "a relay port has leaked"
         assert len(control.counters) < 200
         table.sent.clear()
         table.log.clear()
@@ -131,7 +122,7 @@ class Assault:
             self.table.from_client(bytes(data), person.address)
         else:
             self.table.give(StreamData(person.stream, bytes(data)))
-            if person.stream not in self.table.server.control._streams:
+            if not self.table.server.control.has_stream(person.stream):
                 self.flow += 1
                 person.stream = Flow(self.flow)
                 self.table.open_stream(person.stream, person.address)

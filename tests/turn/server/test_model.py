@@ -354,9 +354,8 @@ class Requests(RuleBasedStateMachine):
         allocations = self.table.server.control.allocations
         assert len(allocations.by_relay) + held == len(allocations.relayed) == expected
         assert allocations.claimed - held == len(self.models) == len(allocations.by_client)
-        used = sum(100 - ports._free - len(ports._resting) for _, ports in allocations._hosts)
-        assert used == expected, "a port that nobody has is free, or rests"
-        assert len(self.table.server.control._procedures) == 0
+        assert allocations.ports_in_use == expected, "a port that nobody has is free, or rests"
+        assert self.table.server.control.size["procedures"] == 0
 
 
 TestRequests = Requests.TestCase

@@ -13,9 +13,9 @@ def test_a_server_survives_what_is_mutated_and_keeps_nothing_of_it(seed: int) ->
     assault = Assault(seed)
     assault.run(40_000)
     counters = assault.table.server.control.counters
-    assert counters["answers to ALLOCATE"] > 10, "some cases get through"
-    assert counters["answers to CREATE_PERMISSION"] > 10
-    assert {f"answers {number}" for number in (400, 401, 403, 420, 437, 441, 442, 443)} <= set(counters)
+    assert counters["success responses ALLOCATE"] > 10, "some cases get through"
+    assert counters["success responses CREATE_PERMISSION"] > 10
+    assert {f"error responses {number}" for number in (400, 401, 403, 420, 437, 441, 442, 443)} <= set(counters)
 
 
 def test_the_same_seed_gives_the_same_cases() -> None:

@@ -19,7 +19,7 @@ def ports(low: int = 50000, high: int = 50009, rest: int = 0, seed: int = 1) -> 
 def test_every_port_is_given_once_and_then_none() -> None:
     pool = ports()
     assert sorted(pool.take(now=NOW) or 0 for _ in range(10)) == list(range(50000, 50010))
-    assert pool.take(now=NOW) is None and pool.take_even(now=NOW, pair=False) is None and pool.free == 0
+    assert pool.take(now=NOW) is None and pool.take_even(now=NOW, pair=False) is None and pool.free_ports(now=NOW) == 0
 
 
 def test_they_come_in_no_order_that_could_be_guessed() -> None:

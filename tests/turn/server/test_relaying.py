@@ -119,7 +119,7 @@ def test_what_fits_no_message_is_dropped(table: Table, alice: Person) -> None:
     assert len(decode(back.data)[a.DATA]) == 65_000
     alice.bind(0x4000)
     assert table.from_peer(relay, bytes(65_507)) == []
-    assert table.server.plane.counters["too large to be wrapped"] == 2
+    assert table.server.plane.counters["too large for the client"] == 2
 
 
 @pytest.mark.parametrize(("kind", "last"), [(ChannelRange.RFC8656, 0x4FFF), (ChannelRange.RFC5766, 0x7FFF)])

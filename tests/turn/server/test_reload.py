@@ -12,7 +12,7 @@ from polynya.stun import attributes as a
 from polynya.stun.registry import Method
 from polynya.turn.server.config import ChannelRange, Limits, RelayHost
 from polynya.turn.server.lookups import UserFound
-from polynya.turn.server.users import AskedUsers, StaticUsers, User
+from polynya.turn.server.users import ExternalUsers, StaticUsers, User
 from tests.turn.server.harness import CLIENT, HOST, PEER, REALM, Person, Table, code, config
 
 
@@ -47,13 +47,13 @@ def test_users_may_change_and_allocations_go_on_until_their_next_request() -> No
 
 
 def test_a_new_directory_is_asked_about_those_who_were_known() -> None:
-    table = Table(config(), AskedUsers())
+    table = Table(config(), ExternalUsers())
     carol = Person(table, name="carol", password="sea")
     for _ in range(2):
         carol.learn(carol.say(carol.build(Method.REFRESH)))
     table.give(UserFound("carol", User.with_password("carol", REALM, "sea")))
     assert code(carol.say(carol.build(Method.REFRESH))) == 437
-    table.server.control.set_directory(AskedUsers(), now=table.now)
+    table.server.control.set_directory(ExternalUsers(), now=table.now)
     assert carol.say(carol.build(Method.REFRESH)) is None, "she is looked up again"
     table.give(UserFound("carol", None))
     assert code(carol.say(carol.build(Method.REFRESH))) == 401

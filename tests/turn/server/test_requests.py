@@ -76,7 +76,7 @@ def test_when_no_port_can_be_opened_the_answer_is_508_and_nothing_is_held(table:
     for port in range(50000, 50100):
         table.taken[Address(HOST, port)] = errno.EMFILE
     assert code(Person(table).allocate()) == 508
-    assert len(table.server.control.allocations._hosts[0][1]._resting) == 1, "another port would fare no better"
+    assert table.server.control.allocations.ports_resting == 1, "another port would fare no better"
     assert "no relay port can be opened: in use" in table.events(RequestRefused)[-1].reason, (
         "the log says what the system said"
     )
@@ -166,7 +166,7 @@ def test_a_malformed_attribute_is_answered_with_400_once_the_client_is_known(
         alice.allocate()
     answer = alice.say(alice.build_raw(method, attributes))
     assert code(answer) == 400 and answer is not None and answer.verify(alice.key)
-    assert "answers to CREATE_PERMISSION" not in table.server.control.counters
+    assert "success responses CREATE_PERMISSION" not in table.server.control.counters
     assert len(table.flows) == (method != Method.ALLOCATE)
 
 
@@ -435,7 +435,7 @@ def test_what_comes_on_a_stream_that_was_closed_is_dropped(table: Table) -> None
     assert table.closed == [Flow(700)]
     for flow in (Flow(700), Flow(999)):
         assert table.give(StreamData(flow, Message.request(Method.BINDING, bytes(12)).encode())) == []
-    assert table.server.control.counters["data of a stream that is not open"] == 2
+    assert table.server.control.counters["data on a stream that is not open"] == 2
 
 
 def test_a_stream_that_loses_step_is_closed(table: Table) -> None:

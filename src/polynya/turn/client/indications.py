@@ -1,11 +1,11 @@
-"""Send and Data indications (RFC 8656, section 11), and the ICMP errors that a server passes on in them (11.5)."""
+"""Send and Data indications (RFC 8656, section 11), and the ICMP errors that servers forward in them (11.5)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from polynya.core.addresses import IPV6, Address
+from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.machine import IcmpKind
 from polynya.stun.attributes import DATA, DONT_FRAGMENT, ICMP, XOR_PEER_ADDRESS, Attribute, IcmpValue
 from polynya.stun.message import MAX_ATTRIBUTES, Message
@@ -15,6 +15,12 @@ from .events import PeerUnreachable, RelayedData
 
 MAX_DATA: Final = MAX_ATTRIBUTES - 40
 """Bytes of data that fit an indication, with the peer's address and DONT-FRAGMENT."""
+
+SEND_HEADER: Final[Mapping[int, int]] = {IPV4: 20 + 12 + 4, IPV6: 20 + 24 + 4}
+"""Bytes of a Send indication besides its data, by the family of the peer: STUN header, XOR-PEER-ADDRESS, DATA.
+
+Up to three bytes of padding follow the data; DONT-FRAGMENT adds 4 bytes.
+"""
 
 _KINDS4: Final[Mapping[tuple[int, int], IcmpKind]] = {
     (3, 0): IcmpKind.NET_UNREACHABLE,
@@ -37,7 +43,7 @@ _KINDS6: Final[Mapping[tuple[int, int], IcmpKind]] = {
 
 
 def send_indication(transaction_id: bytes, peer: Address, data: bytes, *, dont_fragment: bool) -> bytes:
-    """What carries `data` to a peer without a channel. `dont_fragment` asks for the DF bit."""
+    """Return a Send indication with `data` for a peer. `dont_fragment` requests the DF bit."""
     values: dict[Attribute[Any], Any] = {XOR_PEER_ADDRESS: (peer,), DATA: data}
     if dont_fragment:
         values[DONT_FRAGMENT] = True
@@ -45,7 +51,7 @@ def send_indication(transaction_id: bytes, peer: Address, data: bytes, *, dont_f
 
 
 def read_data_indication(message: Message, packet: int) -> RelayedData | PeerUnreachable | None:
-    """A peer's datagram, or the error that ours met; None when it holds neither."""
+    """Return the datagram or ICMP error in a Data indication; None if it holds neither."""
     peers, data, icmp = message.get(XOR_PEER_ADDRESS), message.get(DATA), message.get(ICMP)
     if not peers or message.unknown_required:
         return None
@@ -55,7 +61,7 @@ def read_data_indication(message: Message, packet: int) -> RelayedData | PeerUnr
 
 
 def unreachable(peer: Address, icmp: IcmpValue) -> PeerUnreachable:
-    """What the error means. Its type and code are of the peer's IP version."""
+    """Return the event for an ICMP error, whose type and code are of the peer's IP version."""
     kinds = _KINDS6 if peer.family == IPV6 else _KINDS4
     kind = kinds.get((icmp.type, icmp.code), IcmpKind.OTHER)
     mtu = int.from_bytes(icmp.data, "big") if kind is IcmpKind.TOO_BIG else None

@@ -1,4 +1,4 @@
-"""`why()` of a TURN client: what it did, what the server said, and what stands."""
+"""`why()` of a TURN client: its history, the server's answers and its present state."""
 
 from __future__ import annotations
 
@@ -7,14 +7,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from polynya.core.errors import Attempt
+from polynya.core.flows import Transport
 from polynya.core.instants import Instant, in_seconds
 
 from .allocation import Allocation
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayOverhead:
+    """How a TURN client carries datagrams to one peer, between the client and the server."""
+
+    family: int
+    """IP version of the path to the server."""
+    transport: Transport
+    """Transport of the path to the server."""
+    channel: bool
+    """Whether a channel is bound to the peer; otherwise each datagram travels in a Send indication."""
+    header: int
+    """Bytes that are added to each datagram. Up to three bytes of padding follow the data, except in ChannelData over
+    UDP."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether the data is padded to a multiple of four bytes."""
+        return not self.channel or self.transport.reliable
+
+
 @dataclass(frozen=True, slots=True)
 class TurnReport:
-    """`data` is fit for JSON; `str()` is for people."""
+    """Report of a TURN client: `data` can be written as JSON, `str()` is for people. Times are seconds."""
 
     data: dict[str, Any]
 
@@ -25,7 +46,7 @@ class TurnReport:
 def turn_report(
     allocation: Allocation, *, permissions: Mapping[str, str], channels: Mapping[str, str], counters: Mapping[str, int]
 ) -> TurnReport:
-    """The whole client. Times are seconds since it was started."""
+    """Return the report of a client. Times are seconds since its start."""
     history = allocation.history
     since = history[0][0] if history else Instant(0)
     return TurnReport(
