@@ -32,8 +32,9 @@ from polynya.stun.attributes import (
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from tests.free_ports import free_port
-from tests.serve.conftest import Run
 from tests.serve.turn_house import NAME, PASSWORD, options
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 # loopback addresses of this process, so that other servers on this host are not in the way
 _OWN = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}"
@@ -75,67 +76,56 @@ async def ask(
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_every_listener_names_the_others_and_answers_from_them(run: Run, plane: str) -> None:
+async def test_every_listener_names_the_others_and_answers_from_them(plane: str) -> None:
     made = {**PLANES[plane]}
     trace = Tracer(lambda event: None, "server") if made.pop("trace", False) else None
     config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), **made)
-
-    async def test() -> None:
-        async with Server(config, **({"trace": trace} if trace else {})) as server:
-            assert server.stun_addresses == (FIRST,)
-            with client() as sock, client() as second:
-                for here in (FIRST, FIRST.with_port(OTHER.port), OTHER, OTHER.with_port(FIRST.port)):
-                    there = OTHER if here.host == FIRST.host else FIRST
-                    port = FIRST.port if here.port == OTHER.port else OTHER.port
-                    for change in [None, *(ChangeRequest(host, port) for host in (0, 1) for port in (0, 1))]:
-                        source, answer = await ask(sock, here, {CHANGE_REQUEST: change} if change else None)
-                        moved = change or ChangeRequest()
-                        assert source == Address(
-                            there.host if moved.address else here.host, port if moved.port else here.port
-                        )
-                        assert answer.attributes == {
-                            XOR_MAPPED_ADDRESS: own(sock),
-                            MAPPED_ADDRESS: own(sock),
-                            RESPONSE_ORIGIN: source,
-                            OTHER_ADDRESS: Address(there.host, port),
-                        }
-                source, answer = await ask(sock, FIRST, {RESPONSE_PORT: own(second).port}, receiver=second)
-                assert (source, answer[XOR_MAPPED_ADDRESS]) == (FIRST, own(sock))
-                source, answer = await ask(sock, OTHER, {PADDING: bytes(1500)})
-                assert (source, len(answer[PADDING])) == (OTHER, 1500)
-
-    run(test())
+    async with Server(config, **({"trace": trace} if trace else {})) as server:
+        assert server.stun_addresses == (FIRST,)
+        with client() as sock, client() as second:
+            for here in (FIRST, FIRST.with_port(OTHER.port), OTHER, OTHER.with_port(FIRST.port)):
+                there = OTHER if here.host == FIRST.host else FIRST
+                port = FIRST.port if here.port == OTHER.port else OTHER.port
+                for change in [None, *(ChangeRequest(host, port) for host in (0, 1) for port in (0, 1))]:
+                    source, answer = await ask(sock, here, {CHANGE_REQUEST: change} if change else None)
+                    moved = change or ChangeRequest()
+                    assert source == Address(
+                        there.host if moved.address else here.host, port if moved.port else here.port
+                    )
+                    assert answer.attributes == {
+                        XOR_MAPPED_ADDRESS: own(sock),
+                        MAPPED_ADDRESS: own(sock),
+                        RESPONSE_ORIGIN: source,
+                        OTHER_ADDRESS: Address(there.host, port),
+                    }
+            source, answer = await ask(sock, FIRST, {RESPONSE_PORT: own(second).port}, receiver=second)
+            assert (source, answer[XOR_MAPPED_ADDRESS]) == (FIRST, own(sock))
+            source, answer = await ask(sock, OTHER, {PADDING: bytes(1500)})
+            assert (source, len(answer[PADDING])) == (OTHER, 1500)
 
 
-def test_answers_have_the_external_addresses(run: Run) -> None:
+async def test_answers_have_the_external_addresses() -> None:
     outside = {FIRST.host: "192.0.2.1", OTHER.host: "192.0.2.2"}
-
-    async def test() -> None:
-        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips=outside, turn=options())
-        async with Server(config):
-            with client() as sock:
-                source, answer = await ask(sock, FIRST)
-                assert source == FIRST
-                assert answer[RESPONSE_ORIGIN] == Address("192.0.2.1", FIRST.port)
-                assert answer[OTHER_ADDRESS] == Address("192.0.2.2", OTHER.port)
-                source, answer = await ask(sock, FIRST, {CHANGE_REQUEST: ChangeRequest(address=True)})
-                assert answer[RESPONSE_ORIGIN] == Address("192.0.2.2", FIRST.port)
-
-    run(test())
+    config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips=outside, turn=options())
+    async with Server(config):
+        with client() as sock:
+            source, answer = await ask(sock, FIRST)
+            assert source == FIRST
+            assert answer[RESPONSE_ORIGIN] == Address("192.0.2.1", FIRST.port)
+            assert answer[OTHER_ADDRESS] == Address("192.0.2.2", OTHER.port)
+            source, answer = await ask(sock, FIRST, {CHANGE_REQUEST: ChangeRequest(address=True)})
+            assert answer[RESPONSE_ORIGIN] == Address("192.0.2.2", FIRST.port)
 
 
 @pytest.mark.parametrize("turn", [None, options()], ids=["STUN only", "with TURN"])
-def test_without_an_alternate_behavior_discovery_is_refused(run: Run, turn: Any) -> None:
-    async def test() -> None:
-        async with Server(ServeConfig(listen=(FIRST,), turn=turn)):
-            with client() as sock:
-                for attributes in ({CHANGE_REQUEST: ChangeRequest(port=True)}, {RESPONSE_PORT: 5}, {PADDING: b"1234"}):
-                    _, answer = await ask(sock, FIRST, attributes)
-                    assert answer[ERROR_CODE].code == 420
-                _, answer = await ask(sock, FIRST)
-                assert answer.attributes == {XOR_MAPPED_ADDRESS: own(sock)}
-
-    run(test())
+async def test_without_an_alternate_behavior_discovery_is_refused(turn: Any) -> None:
+    async with Server(ServeConfig(listen=(FIRST,), turn=turn)):
+        with client() as sock:
+            for attributes in ({CHANGE_REQUEST: ChangeRequest(port=True)}, {RESPONSE_PORT: 5}, {PADDING: b"1234"}):
+                _, answer = await ask(sock, FIRST, attributes)
+                assert answer[ERROR_CODE].code == 420
+            _, answer = await ask(sock, FIRST)
+            assert answer.attributes == {XOR_MAPPED_ADDRESS: own(sock)}
 
 
 @pytest.mark.parametrize(
@@ -174,46 +164,35 @@ def test_an_invalid_alternate_is_a_configuration_error(tmp_path: Any, file: str,
         server_config(load(tmp_path / "polynya.toml"))
 
 
-def test_its_listeners_are_denied_as_peers(run: Run) -> None:
+async def test_its_listeners_are_denied_as_peers() -> None:
     """security.md, line 2: the server's own listeners are denied, though their hosts are allowed here."""
-
-    async def test() -> None:
-        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), turn=options())
-        async with Server(config) as server:
-            uri = f"turn:{FIRST}"
-            async with polynya.TurnClient(uri, username=NAME, password=PASSWORD) as relay:
-                for own in (FIRST, OTHER, FIRST.with_port(OTHER.port), OTHER.with_port(FIRST.port)):
-                    with pytest.raises(polynya.TransactionError) as caught:
-                        await relay.bind(own)
-                    assert caught.value.code == 403
-            assert server.turn_uris == (uri,), "the alternates are not listed"
-
-    run(test())
+    config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), turn=options())
+    async with Server(config) as server:
+        uri = f"turn:{FIRST}"
+        async with polynya.TurnClient(uri, username=NAME, password=PASSWORD) as relay:
+            for own in (FIRST, OTHER, FIRST.with_port(OTHER.port), OTHER.with_port(FIRST.port)):
+                with pytest.raises(polynya.TransactionError) as caught:
+                    await relay.bind(own)
+                assert caught.value.code == 403
+        assert server.turn_uris == (uri,), "the alternates are not listed"
 
 
-def test_a_change_of_alternates_needs_a_restart(run: Run) -> None:
-    async def test() -> None:
-        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
-        async with Server(config) as server:
-            assert server.reload(config) == []
-            assert server.reload(replace(config, alternates=(), external_ips={})) == [
-                "stun.alternates",
-                "stun.external_ips",
-            ]
-            with client() as sock:
-                _, answer = await ask(sock, FIRST)
-                assert answer[OTHER_ADDRESS] == OTHER, "it goes on as it was"
-
-    run(test())
+async def test_a_change_of_alternates_needs_a_restart() -> None:
+    config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
+    async with Server(config) as server:
+        assert server.reload(config) == []
+        assert server.reload(replace(config, alternates=(), external_ips={})) == [
+            "stun.alternates",
+            "stun.external_ips",
+        ]
+        with client() as sock:
+            _, answer = await ask(sock, FIRST)
+            assert answer[OTHER_ADDRESS] == OTHER, "it goes on as it was"
 
 
-def test_an_address_of_another_host_fails_the_start(run: Run) -> None:
+async def test_an_address_of_another_host_fails_the_start() -> None:
     elsewhere = Address("192.0.2.77", free_port())
-
-    async def test() -> None:
-        for turn in (None, options()):
-            with pytest.raises(ConfigurationError, match=r"cannot listen on udp 192\.0\.2\.77"):
-                async with Server(ServeConfig(listen=(FIRST,), alternates=(elsewhere,), turn=turn)):
-                    pass
-
-    run(test())
+    for turn in (None, options()):
+        with pytest.raises(ConfigurationError, match=r"cannot listen on udp 192\.0\.2\.77"):
+            async with Server(ServeConfig(listen=(FIRST,), alternates=(elsewhere,), turn=turn)):
+                pass

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import pytest
 from websockets.asyncio.client import connect
 
 from polynya.aio.meeting import Meeting
@@ -18,7 +19,8 @@ from polynya.signaling.messages import IceServer, ListServers, ServerList, decod
 from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.users import User, time_limited_password
 from tests.cli.conftest import Process, start
-from tests.serve.conftest import Run
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 __all__ = ["start"]
 
@@ -41,31 +43,25 @@ async def server_list(server: Server) -> tuple[IceServer, ...]:
         return answer.servers
 
 
-def test_members_get_the_turn_listeners_with_credentials_that_expire(run: Run) -> None:
-    async def main() -> None:
-        async with house(credential_lifetime=3600) as server, Signaling(server.url, "r") as room:
-            stun, turn = await server_list(server)
-            [address] = server.stun_addresses
-            assert stun.uris == (f"stun:{address}",) and not stun.username
-            assert turn.uris == (f"turn:{address}?transport=udp", f"turn:{address}?transport=tcp")
-            expiry, owner = turn.username.split(":")
-            assert turn.lifetime == 3600 and 3590 < int(expiry) - time.time() <= 3600
-            assert turn.credential == time_limited_password(turn.username, SECRET.encode())
-            assert "127.0.0.1" not in owner
-            assert [each.uri for each in room.servers] == [*stun.uris, *turn.uris]
-            again, _ = await fetch_servers(server.url)
-            assert again[1].username.partition(":")[2] == owner, "the same client is the same user"
-
-    run(main())
+async def test_members_get_the_turn_listeners_with_credentials_that_expire() -> None:
+    async with house(credential_lifetime=3600) as server, Signaling(server.url, "r") as room:
+        stun, turn = await server_list(server)
+        [address] = server.stun_addresses
+        assert stun.uris == (f"stun:{address}",) and not stun.username
+        assert turn.uris == (f"turn:{address}?transport=udp", f"turn:{address}?transport=tcp")
+        expiry, owner = turn.username.split(":")
+        assert turn.lifetime == 3600 and 3590 < int(expiry) - time.time() <= 3600
+        assert turn.credential == time_limited_password(turn.username, SECRET.encode())
+        assert "127.0.0.1" not in owner
+        assert [each.uri for each in room.servers] == [*stun.uris, *turn.uris]
+        again, _ = await fetch_servers(server.url)
+        assert again[1].username.partition(":")[2] == owner, "the same client is the same user"
 
 
-def test_without_a_shared_secret_turn_is_not_listed(run: Run) -> None:
-    async def main() -> None:
-        users = (User.with_password("alice", "example.org", "wonder"),)
-        async with house(shared_secrets=(), users=users) as server, Signaling(server.url, "r") as room:
-            assert [each.uri for each in room.servers] == list(server.stun_uris)
-
-    run(main())
+async def test_without_a_shared_secret_turn_is_not_listed() -> None:
+    users = (User.with_password("alice", "example.org", "wonder"),)
+    async with house(shared_secrets=(), users=users) as server, Signaling(server.url, "r") as room:
+        assert [each.uri for each in room.servers] == list(server.stun_uris)
 
 
 def test_tls_is_listed_with_a_name_and_never_with_an_address() -> None:
@@ -102,46 +98,38 @@ def test_credentials_differ_by_client_and_not_by_the_rest_of_an_ipv6_subnet() ->
     assert len(set(names)) == 5 and names[2] == names[3]
 
 
-def test_two_relay_only_members_of_a_room_exchange_datagrams(run: Run) -> None:
-    async def main() -> None:
-        async with (
-            house() as server,
-            Meeting(server.url, "r", policy="relay") as one,
-            Meeting(server.url, "r", policy="relay") as two,
-        ):
-            here, there = await asyncio.gather(one.connect(10), two.connect(10))
-            for number in range(20):
-                here.send(b"a %d" % number)
-                there.send(b"b %d" % number)
-            assert [await there.recv() for _ in range(20)] == [b"a %d" % number for number in range(20)]
-            assert [await here.recv() for _ in range(20)] == [b"b %d" % number for number in range(20)]
-            assert here.path.relayed and there.path.relayed
-            relaying = server.relaying
-            assert relaying is not None and relaying.allocations >= 2 and relaying.carried.bytes_to_peers > 100
-
-    run(main())
+async def test_two_relay_only_members_of_a_room_exchange_datagrams() -> None:
+    async with (
+        house() as server,
+        Meeting(server.url, "r", policy="relay") as one,
+        Meeting(server.url, "r", policy="relay") as two,
+    ):
+        here, there = await asyncio.gather(one.connect(10), two.connect(10))
+        for number in range(20):
+            here.send(b"a %d" % number)
+            there.send(b"b %d" % number)
+        assert [await there.recv() for _ in range(20)] == [b"a %d" % number for number in range(20)]
+        assert [await here.recv() for _ in range(20)] == [b"b %d" % number for number in range(20)]
+        assert here.path.relayed and there.path.relayed
+        relaying = server.relaying
+        assert relaying is not None and relaying.allocations >= 2 and relaying.carried.bytes_to_peers > 100
 
 
-def test_expired_credentials_are_replaced_by_new_ones(run: Run) -> None:
+async def test_expired_credentials_are_replaced_by_new_ones() -> None:
     """The credentials of a member that joined long ago have expired when it begins to allocate."""
     behind = 1000.0
-
-    async def main() -> None:
-        nonlocal behind
-        async with (
-            house(credential_lifetime=60, unix_time=lambda: time.time() - behind) as server,
-            Meeting(server.url, "r", policy="relay") as one,
-            Meeting(server.url, "r", policy="relay") as two,
-        ):
-            behind = 0.0
-            here, there = await asyncio.gather(one.connect(10), two.connect(10))
-            here.send(b"x")
-            assert await there.recv() == b"x"
-            assert server.counters["turn.error responses 401"] >= 4
-            assert server.counters["signaling.server-lists"] == 2
-            assert server.counters["signaling.joined"] == 2
-
-    run(main())
+    async with (
+        house(credential_lifetime=60, unix_time=lambda: time.time() - behind) as server,
+        Meeting(server.url, "r", policy="relay") as one,
+        Meeting(server.url, "r", policy="relay") as two,
+    ):
+        behind = 0.0
+        here, there = await asyncio.gather(one.connect(10), two.connect(10))
+        here.send(b"x")
+        assert await there.recv() == b"x"
+        assert server.counters["turn.error responses 401"] >= 4
+        assert server.counters["signaling.server-lists"] == 2
+        assert server.counters["signaling.joined"] == 2
 
 
 def test_two_processes_are_relayed_by_the_server_of_their_room(start: type[Process]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 from contextlib import suppress
@@ -16,8 +15,9 @@ from polynya.core.errors import ConfigurationError, TransactionError
 from polynya.serve import Server
 from polynya.serve.users import SCHEMA, UserDatabase, hash_line, read_users, stored_user
 from polynya.turn.server.users import User
-from tests.serve.conftest import Run
 from tests.serve.turn_house import NAME, PASSWORD, REALM, client, config, options
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 LINE = hash_line(NAME, REALM, PASSWORD)
 
@@ -106,19 +106,16 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_database_look_up_is_for_one_user_of_one_realm(database: Path) -> None:
-    async def main() -> None:
-        users = UserDatabase(database, REALM)
-        alice = await users(NAME)
-        assert alice is not None and alice.max_allocations == 1
-        assert keys_of(alice) == keys_of(User.with_password(NAME, REALM, PASSWORD))
-        old = await users("old")
-        assert old is not None and list(old.keys) == [1] and old.max_allocations is None
-        assert await users("bob") is None and await users("mallory' OR 1=1 --") is None
-        with pytest.raises(ConfigurationError, match="'broken'"):
-            await users("broken")
-
-    asyncio.run(main())
+async def test_a_database_look_up_is_for_one_user_of_one_realm(database: Path) -> None:
+    users = UserDatabase(database, REALM)
+    alice = await users(NAME)
+    assert alice is not None and alice.max_allocations == 1
+    assert keys_of(alice) == keys_of(User.with_password(NAME, REALM, PASSWORD))
+    old = await users("old")
+    assert old is not None and list(old.keys) == [1] and old.max_allocations is None
+    assert await users("bob") is None and await users("mallory' OR 1=1 --") is None
+    with pytest.raises(ConfigurationError, match="'broken'"):
+        await users("broken")
 
 
 def test_an_unusable_database_is_refused(tmp_path: Path) -> None:
@@ -129,18 +126,15 @@ def test_an_unusable_database_is_refused(tmp_path: Path) -> None:
             UserDatabase(tmp_path / name, REALM)
 
 
-def test_a_server_accepts_users_of_a_database(run: Run, database: Path) -> None:
-    async def main() -> None:
-        made = options(users=(), look_up=UserDatabase(database, REALM))
-        async with Server(config(made)) as server:
-            async with client(server):
-                with pytest.raises(TransactionError, match="486"):
-                    await client(server).allocate(5)
-            for name, password in ((NAME, "wrong"), ("bob", "x"), ("broken", "x"), ("mallory", "x")):
-                with pytest.raises(TransactionError, match="401"):
-                    await client(server, username=name, password=password).allocate(5)
-            os.unlink(database)  # noqa: PTH108
+async def test_a_server_accepts_users_of_a_database(database: Path) -> None:
+    made = options(users=(), look_up=UserDatabase(database, REALM))
+    async with Server(config(made)) as server:
+        async with client(server):
+            with pytest.raises(TransactionError, match="486"):
+                await client(server).allocate(5)
+        for name, password in ((NAME, "wrong"), ("bob", "x"), ("broken", "x"), ("mallory", "x")):
             with pytest.raises(TransactionError, match="401"):
-                await client(server, username="old", password="x").allocate(5)
-
-    run(main())
+                await client(server, username=name, password=password).allocate(5)
+        os.unlink(database)  # noqa: PTH108
+        with pytest.raises(TransactionError, match="401"):
+            await client(server, username="old", password="x").allocate(5)
