@@ -186,11 +186,6 @@ class Signaling(Waiting):
         """All STUN and TURN servers in the server list, with credentials, for `Agent(servers=...)`."""
         return _usable(self._machine.servers)
 
-    @property
-    def _ice_servers(self) -> tuple[ListedServer, ...]:
-        """The server list as it was received, with the lifetime of credentials in seconds."""
-        return self._machine.servers
-
     async def refresh_servers(self) -> tuple[IceServer, ...]:
         """Request a new server list, with new TURN credentials, and return it as `servers`.
 
