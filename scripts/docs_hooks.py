@@ -1,13 +1,13 @@
-"""What mkdocs asks for while it builds: reference text that is taken from the code, so that it cannot go stale.
+"""mkdocs hooks: reference text generated from the code, so that it is always current.
 
-A line of its own in a page is replaced:
+A directive is a line of a page, which is replaced:
 
-    ::: polynya.Agent           the docstring of a class with its public methods, or of a function
-    ::: trace-kinds             the table of trace events and the fields that each must carry
+    ::: polynya.Agent           the docstring of a class and of its public methods, or of a function
+    ::: trace-kinds             the table of trace events with their required fields
     ::: errors                  the tree of errors
     ::: cli                     every command of `polynya` with its options
     ::: configuration           every key of the server's configuration file
-    ::: states:polynya.ice.pairs.TRANSITIONS    a table of states, as the machine itself uses it
+    ::: states:polynya.ice.pairs.TRANSITIONS    a transition table, as the machine uses it
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def render(directive: str) -> str:
-    """The Markdown that a directive stands for; raises for one that names nothing."""
+    """Return the Markdown of a directive. Raises if it names nothing."""
     special = {"trace-kinds": trace_kinds, "errors": errors, "cli": commands, "configuration": configuration}
     if directive in special:
         return special[directive]()
@@ -45,7 +45,7 @@ def render(directive: str) -> str:
 
 
 def document(name: str, thing: Any) -> Iterator[str]:
-    """A class with its public methods and properties, or a function."""
+    """Document a class with its public methods and properties, or a function."""
     yield f"### `{name}`\n"
     if inspect.isclass(thing):
         if (signature := _signature(thing)) != "()":
@@ -70,7 +70,7 @@ def document(name: str, thing: Any) -> Iterator[str]:
 
 
 def _members(thing: type) -> dict[str, Any]:
-    """What a class and those it is made of define, in the order of the code, the inherited first."""
+    """Return the members of a class in the order of the code, inherited ones first."""
     found: dict[str, Any] = {}
     for each in reversed(thing.__mro__):
         if each.__module__.startswith("polynya."):
@@ -79,13 +79,13 @@ def _members(thing: type) -> dict[str, Any]:
 
 
 def _documented(name: str, thing: type) -> str:
-    """The docstring of a member, or that of what it overrides."""
+    """Return the docstring of a member, or of the member that it overrides."""
     texts = (inspect.getdoc(vars(each)[name]) for each in thing.__mro__ if name in vars(each))
     return next((text for text in texts if text), "")
 
 
 def _signature(thing: Any) -> str:
-    """The parameters without `self`, as they are written in the code: long ones a line each."""
+    """Return the parameters without `self`, one a line if they are long."""
     signature = inspect.signature(thing)
     parts, star = [], False
     for each in signature.parameters.values():
@@ -118,7 +118,7 @@ def _annotation(annotation: Any) -> str:
 
 
 def _text(thing: Any) -> str:
-    """A docstring as Markdown: indented blocks in it become code."""
+    """Return a docstring as Markdown. Its indented blocks become code."""
     if inspect.isclass(thing) and thing.__doc__ is None:
         return ""
     text = inspect.getdoc(thing) or ""
@@ -126,7 +126,7 @@ def _text(thing: Any) -> str:
 
 
 def states(path: str) -> str:
-    """A dictionary state -> event -> next state as a table: a row for each state, a column for each event."""
+    """Return a table of a dictionary state -> event -> next state: a row for each state, a column for each event."""
     module_name, _, name = path.rpartition(".")
     table = getattr(importlib.import_module(module_name), name)
     events = list(dict.fromkeys(event for row in table.values() for event in row))
@@ -142,15 +142,15 @@ def _name(thing: Any) -> str:
 
 
 def trace_kinds() -> str:
-    """Every kind of trace event."""
+    """Return the table of trace events."""
     rows = [
         f"| `{kind}` | {', '.join(f'`{each}`' for each in sorted(fields)) or '-'} |" for kind, fields in KINDS.items()
     ]
-    return "\n".join(["| kind | must carry |", "|---|---|", *rows])
+    return "\n".join(["| kind | required fields |", "|---|---|", *rows])
 
 
 def errors() -> str:
-    """Every error, under the one it is a kind of."""
+    """Return the tree of errors."""
 
     def lines(kind: type[Exception], depth: int) -> Iterator[str]:
         yield f"{'    ' * depth}- `{kind.__name__}`: {inspect.cleandoc(kind.__doc__ or '').splitlines()[0]}"
@@ -162,14 +162,14 @@ def errors() -> str:
 
 
 def commands() -> str:
-    """Every command of the command line, from what it says itself."""
+    """Return the help of every command."""
     root = typer.main.get_command(importlib.import_module("polynya.cli.app").app)
     context = typer.Context(root, info_name="polynya")
     return "\n".join(_command(context, root, name) for name in root.list_commands(context))
 
 
 def configuration() -> str:
-    """Every key of the server's file, table by table, with its default."""
+    """Return every key of the server's configuration file, table by table, with its default."""
     schema = importlib.import_module("polynya.serve.schema")
     settings = importlib.import_module("polynya.serve.settings")
     lines = []
