@@ -17,7 +17,7 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, ForwardRef
 
@@ -159,9 +159,14 @@ def _text(thing: Any) -> str:
 
 
 def states(path: str) -> str:
-    """A dictionary state -> event -> next state as a table: a row for each state, a column for each event."""
+    """A table of transitions: state -> event -> next state, or state -> next states, with a row for each state."""
     module_name, _, name = path.rpartition(".")
     table = getattr(importlib.import_module(module_name), name)
+    if not all(isinstance(row, Mapping) for row in table.values()):
+        rows = [
+            f"| `{_name(state)}` | {', '.join(f'`{_name(each)}`' for each in row)} |" for state, row in table.items()
+        ]
+        return "\n".join(["| state | next states |", "|---|---|", *rows])
     events = list(dict.fromkeys(event for row in table.values() for event in row))
     lines = [f"| state | {' | '.join(_name(event) for event in events)} |", "|---" * (len(events) + 1) + "|"]
     for state, row in table.items():
