@@ -218,7 +218,7 @@ def test_a_third_member_is_refused(run: Run) -> None:
     run(main())
 
 
-def test_cancelling_at_any_turn_leaves_nothing_open(run: Run) -> None:
+def test_canceling_at_any_turn_of_the_loop_leaves_nothing_open(run: Run) -> None:
     async def main() -> None:
         async with server(limits=Limits(resume_timeout=0)) as house:
             for turns in (0, 1, 2, 5, 10, 20, 30, 40, 60, 90, 130):

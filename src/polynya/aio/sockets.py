@@ -259,7 +259,10 @@ def request_fields(sock: socket.socket) -> None:
     """Request the ECN, DSCP and TTL of every datagram; fields that the system refuses stay None."""
     six = sock.family == socket.AF_INET6
     level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
-    options = (socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT) if six else (socket.IP_RECVTOS, IP_RECVTTL)
+    names = ("IPV6_RECVTCLASS", "IPV6_RECVHOPLIMIT") if six else ("IP_RECVTOS",)
+    options: list[int] = [getattr(socket, name) for name in names if hasattr(socket, name)]
+    if LINUX and not six:
+        options.append(IP_RECVTTL)
     for option in options:
         with suppress(OSError):
             sock.setsockopt(level, option, 1)

@@ -246,7 +246,7 @@ class UdpSocket:
             if report.origin is None and sending_to is not None:
                 remote = sending_to
             if self.owner.trace is not None:
-                self.owner.trace.icmp(self.local, remote, report.kind.value)
+                self.owner.trace.icmp(self.local, remote, report.kind)
             self.owner.take(
                 IcmpError(flow=self.flow, remote=remote, kind=report.kind, origin=report.origin, mtu=report.mtu)
             )
