@@ -142,7 +142,7 @@ def test_families_and_transports_that_cannot_be_used_are_left_out() -> None:
 
 def test_a_transport_that_is_not_spoken_is_named_and_nothing_is_asked() -> None:
     found, rounds = discover("turns:example.org?transport=udp", HOSTS)
-    assert found.servers == () and "is for dtls, which is not used here" in found.reason and rounds == []
+    assert found.servers == () and "needs dtls, which is not supported here" in found.reason and rounds == []
 
 
 def test_a_name_that_does_not_exist_says_so() -> None:
