@@ -288,7 +288,7 @@ def test_loopback_is_not_gathered_unless_asked_for() -> None:
     async def main() -> None:
         async with polynya.Agent(interfaces=["lo"]) as agent:
             assert [candidate async for candidate in agent.candidates()] == []
-            assert "loopback was not asked for" in str(agent.why())
+            assert "loopback is not enabled" in str(agent.why())
 
     asyncio.run(main())
 

@@ -182,7 +182,7 @@ def test_an_external_address_is_told_as_well(run: Run) -> None:
 
 def test_what_cannot_be_is_told(run: Run) -> None:
     async def main() -> None:
-        with pytest.raises(polynya.ConfigurationError, match="loopback was not asked for"):
+        with pytest.raises(polynya.ConfigurationError, match="loopback is not enabled"):
             async with Mux(addresses=["127.0.0.1"]):
                 pass
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:

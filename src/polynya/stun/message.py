@@ -79,7 +79,7 @@ _layout_of: Final = _layouts.by_key.get
 class Message:
     """A STUN message with its attributes as typed values, by attribute."""
 
-    __slots__ = ("_data", "_frame", "attributes", "cls", "method", "transaction_id")
+    __slots__ = ("_data", "attributes", "cls", "frame", "method", "transaction_id")
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Message:
         self.transaction_id = transaction_id
         self.attributes = attributes
         self._data = _data
-        self._frame = _frame
+        self.frame = _frame
 
     # -------------------------------------------------------------------------------------------------------- building
 
@@ -171,30 +171,30 @@ class Message:
     @property
     def legacy(self) -> bool:
         """Whether the message has no magic cookie, as in RFC 3489; its transaction id has 16 bytes then."""
-        return self._frame.legacy
+        return self.frame.legacy
 
     @property
     def unknown_required(self) -> tuple[int, ...]:
         """The types of unknown comprehension-required attributes, in their order."""
-        return self._frame.unknown_required
+        return self.frame.unknown_required
 
     @property
     def malformed(self) -> str:
         """The comprehension-required attribute that is invalid, and why; empty unless `decode` was lenient."""
-        return self._frame.malformed
+        return self.frame.malformed
 
     @property
     def has_fingerprint(self) -> bool:
         """Whether the message has a FINGERPRINT, which `decode` has verified."""
-        return self._frame.fingerprint
+        return self.frame.fingerprint
 
     @property
     def has_integrity(self) -> bool:
-        return self._frame.integrity > 0
+        return self.frame.integrity > 0
 
     @property
     def has_integrity_sha256(self) -> bool:
-        return self._frame.sha256 > 0
+        return self.frame.sha256 > 0
 
     def verify(self, key: IntegrityKey) -> bool:
         """Whether the message is signed with `key`; False for an unsigned one.
@@ -202,7 +202,7 @@ class Message:
         If it has both integrity attributes, the stronger one decides (RFC 8489, section 9.1.3). The comparison takes
         constant time.
         """
-        data, frame = self._data, self._frame
+        data, frame = self._data, self.frame
         if frame.sha256:
             offset, size = frame.sha256, frame.sha256_size
             digest = key.sha256(frame.sha256_head + data[4:offset])[:size]
@@ -214,9 +214,9 @@ class Message:
 
     def verify_sha1(self, key: IntegrityKey) -> bool:
         """Verify MESSAGE-INTEGRITY only, for a peer that negotiated SHA-1 (RFC 8489, section 9.2.5)."""
-        data, offset = self._data, self._frame.integrity
+        data, offset = self._data, self.frame.integrity
         return offset > 0 and compare_digest(
-            key.sha1(self._frame.integrity_head + data[4:offset]), data[offset + 4 : offset + 24]
+            key.sha1(self.frame.integrity_head + data[4:offset]), data[offset + 4 : offset + 24]
         )
 
     def __repr__(self) -> str:
