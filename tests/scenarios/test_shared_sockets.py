@@ -206,7 +206,7 @@ def test_the_mapping_stays_while_an_agent_lives() -> None:
     assert questions.count == 3, "asked again every five minutes"
 
 
-def test_when_the_last_agent_has_gone_nothing_is_sent_and_the_next_one_asks_anew() -> None:
+def test_without_agents_nothing_is_sent_and_the_next_one_asks_again() -> None:
     config = NatConfig(udp_timeout=30 * SECOND, ports=PortAssignment.RANDOM)
     questions = Questions()
     network = Network(5, capture=questions)

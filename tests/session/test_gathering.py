@@ -41,14 +41,14 @@ def candidates(bench) -> list[tuple[str, Address]]:  # type: ignore[no-untyped-d
     return [(event.candidate.type.value, event.candidate.address) for event in bench.of(LocalCandidateAdded)]
 
 
-def test_a_socket_is_opened_on_every_address_and_each_is_told_at_once(bench) -> None:
+def test_a_socket_is_opened_on_every_address_and_each_is_emitted_at_once(bench) -> None:
     b = bench("stun:192.0.2.1")
     b.start(ETH0, WLAN0)
     assert candidates(b) == [("host", Address("10.0.0.2", 5000)), ("host", Address("10.9.0.2", 5001))]
     assert not ended(b), "servers are still asked"
 
 
-def test_without_servers_gathering_ends_when_the_sockets_stand(bench) -> None:
+def test_without_servers_gathering_ends_when_the_sockets_are_open(bench) -> None:
     b = bench()
     b.start(ETH0, answer=False)
     assert not ended(b)
@@ -89,7 +89,7 @@ def test_a_mapping_becomes_a_candidate_while_the_other_server_is_silent(bench) -
     assert "192.0.2.9:3478 had not answered 1 s after the last answer" in str(b.session.why())
 
 
-def test_a_server_that_answered_one_component_is_asked_on_for_the_other(bench) -> None:
+def test_a_server_that_answered_one_component_gets_time_for_the_other(bench) -> None:
     """It is reached from this address, so the silence is loss; the third send, at 1.5 s, is heard."""
     b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2,)))
     b.start(ETH0)
@@ -104,7 +104,7 @@ def test_a_server_that_answered_one_component_is_asked_on_for_the_other(bench) -
     assert ended(b)
 
 
-def test_but_no_longer_than_its_patience_and_not_from_another_address(bench) -> None:
+def test_the_patience_ends_that_time_and_another_address_gets_none(bench) -> None:
     """aiortc/aiortc#1183: an interface whose packets vanish delays nobody though the other one's server answers."""
     b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2,)))
     b.start(ETH0)
@@ -157,14 +157,14 @@ def test_names_are_looked_up_and_one_address_of_each_family_is_asked(bench) -> N
     assert sorted(str(send.remote) for send in b.take(Send)) == ["192.0.2.1:3479", "[2001:db8::9]:3479"]
 
 
-def test_a_name_without_an_address_is_said_and_waited_for_no_longer(bench) -> None:
+def test_a_name_without_an_address_is_reported_and_not_waited_for(bench) -> None:
     b = bench("stun:nowhere.example")
     b.start(ETH0)
     assert ended(b)
     assert "stun:nowhere.example: no answer (nowhere.example has no address)" in str(b.session.why())
 
 
-def test_a_socket_that_cannot_be_opened_is_said_and_the_others_go_on(bench) -> None:
+def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(bench) -> None:
     b = bench()
     b.start(ETH0, WLAN0, answer=False)
     first, second = b.take(Open)
@@ -215,7 +215,7 @@ def test_an_answer_of_another_server_or_to_another_question_changes_nothing(benc
     assert b.session.counters["unexpected"] == 1
 
 
-def test_no_host_tells_no_address_of_this_host(bench) -> None:
+def test_no_host_signals_no_address_of_this_host(bench) -> None:
     b = bench("stun:192.0.2.1", policy=Policy.NO_HOST)
     b.start(ETH0)
     [question] = b.take(Send)
@@ -239,7 +239,7 @@ def test_closing_closes_every_socket_and_silences_every_timer(bench) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"families": ()}, {"families": (5,)}, {"ports": (0, 5)}, {"ports": (9, 5)}, {"patience": 0}]
 )
-def test_options_that_cannot_be_are_refused_before_anything_is_opened(wrong: dict[str, object]) -> None:
+def test_invalid_options_are_refused_before_anything_is_opened(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         SessionConfig(ice=IceConfig(controlling=True), **wrong)  # type: ignore[arg-type]
 
@@ -262,7 +262,7 @@ def told_of(bench) -> list[LocalCandidateAdded]:  # type: ignore[no-untyped-def]
     return told
 
 
-def test_a_nat_that_maps_one_to_one_is_told_by_a_rule(bench) -> None:
+def test_a_configured_one_to_one_nat_gives_a_candidate(bench) -> None:
     b = bench(external={"10.0.0.2": "203.0.113.2"})
     b.start(ETH0)
     assert candidates(b) == [("host", Address("10.0.0.2", 5000)), ("srflx", Address("203.0.113.2", 5000))]
@@ -323,7 +323,7 @@ def test_sockets_are_pinned_to_their_interface_but_for_those_that_nothing_leaves
     assert pinned == {"10.0.0.2:0": "eth0", "127.0.0.1:0": None, "192.0.2.77:0": None}
 
 
-def test_what_a_socket_could_not_be_given_is_told(bench) -> None:
+def test_options_that_a_socket_could_not_get_are_reported(bench) -> None:
     b = bench()
     b.start(ETH0, answer=False)
     [opening] = b.take(Open)
@@ -442,7 +442,7 @@ def test_after_a_restart_a_late_candidate_belongs_to_the_new_generation(bench) -
     assert ends(b) == 2
 
 
-def test_a_change_of_network_asks_late_questions_anew_and_waits_for_these(bench) -> None:
+def test_a_change_of_network_repeats_late_questions_and_waits_for_these(bench) -> None:
     b = bench("stun:192.0.2.1")
     b.start(ETH0)
     b.advance(6)
@@ -478,7 +478,7 @@ def test_an_address_that_is_gone_takes_its_late_questions_along(bench) -> None:
     assert sends and wlan not in {send.flow for send in sends}
 
 
-def test_a_name_that_is_looked_up_late_is_asked_and_waited_for_by_nobody(bench) -> None:
+def test_a_name_that_resolves_late_is_asked_and_delays_nothing(bench) -> None:
     """A name server that is down costs seconds, until the resolver asks the next one."""
     b = bench("stun:192.0.2.1", "stun:late.example")
     b.start(ETH0, answer=False)

@@ -143,7 +143,7 @@ def test_the_first_to_allocate_is_kept_and_what_was_tried_beside_it_is_closed() 
     assert len(house.opened) == 1 and [event for event in house.events if isinstance(event, RelayFound)] == [found]
 
 
-def test_a_server_that_was_heard_of_is_let_finish_alone() -> None:
+def test_a_server_that_has_answered_gets_time_to_finish_alone() -> None:
     """Its challenge came: the rest takes a round trip more."""
     house = House()
     house.run(0.1)
@@ -197,7 +197,7 @@ def test_two_that_are_sent_to_one_server_do_not_take_each_others_answers() -> No
     assert house.events[-1] == PathReady(flow=found.flow, host="198.51.100.1")
 
 
-def test_a_name_that_stands_for_no_server_is_told_and_not_waited_for() -> None:
+def test_a_name_without_a_server_is_reported_and_not_waited_for() -> None:
     house = House("turn:nowhere.example")
     [failed] = house.events
     assert isinstance(failed, RelayFailed) and failed.base is None
@@ -218,7 +218,7 @@ def test_it_is_pending_until_the_last_server_has_failed() -> None:
     assert len([event for event in house.events if isinstance(event, RelayFailed)]) == 3
 
 
-def test_who_is_late_is_asked_on_and_followed_by_others() -> None:
+def test_a_late_server_continues_and_others_follow() -> None:
     """Nobody waits for it, and whoever allocates first is taken all the same."""
     house = House()
     house.run(0.1)

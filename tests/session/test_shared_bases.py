@@ -110,7 +110,7 @@ def bench(*servers: str, external: dict[str, str] | None = None) -> Bench:
     return Bench(Mux(config, random=random.Random(1), pacer=Pacer()))
 
 
-def test_nobody_is_asked_before_an_agent_is_there_and_then_once_for_all() -> None:
+def test_no_server_is_asked_before_an_agent_gathers_and_then_once_for_all() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     assert b.outputs == [] and b.mux.next_timer() is None
@@ -149,7 +149,7 @@ def test_of_two_servers_the_silent_one_has_a_second_after_the_other_has_answered
     assert f"{silent.remote} had not answered 1 s after the last answer" in str(b.mux.bases.why(b.mux[name]))
 
 
-def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_patience() -> None:
+def test_a_silent_or_unresolved_server_delays_no_longer_than_the_patience() -> None:
     b = bench("stun:silent.example", "stun:nowhere.example")
     b.open()
     name = b.join()
@@ -165,7 +165,7 @@ def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_
     assert "192.0.2.1:3478 had not answered 5 s after they were asked" in report
 
 
-def test_a_late_answer_and_a_late_name_are_told_after_the_end() -> None:
+def test_a_late_answer_and_a_late_name_are_emitted_after_the_end() -> None:
     b = bench("stun:192.0.2.1", "stun:slow.example")
     b.open()
     name = b.join()
@@ -200,7 +200,7 @@ def test_servers_that_were_silent_are_asked_again_for_an_agent_that_comes_half_a
     assert b.told(late) == [MAPPED] == b.told("agent1")
 
 
-def test_a_port_that_nobody_listens_on_ends_it_at_once() -> None:
+def test_a_port_without_a_listener_ends_it_at_once() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -211,7 +211,7 @@ def test_a_port_that_nobody_listens_on_ends_it_at_once() -> None:
     assert b.ended(name)
 
 
-def test_a_mapping_is_kept_while_an_agent_is_there_and_let_go_when_none_is() -> None:
+def test_a_mapping_is_kept_only_while_an_agent_is_present() -> None:
     """RFC 8445, section 11: Tr is 15 s."""
     b = bench("stun:192.0.2.1")
     b.open()
@@ -230,7 +230,7 @@ def test_a_mapping_is_kept_while_an_agent_is_there_and_let_go_when_none_is() -> 
     assert len(b.take(Send)) == 1, "and it is kept again"
 
 
-def test_a_mapping_that_nobody_kept_is_forgotten() -> None:
+def test_a_mapping_without_keepalives_is_dropped() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     one = b.join()
@@ -246,7 +246,7 @@ def test_a_mapping_that_nobody_kept_is_forgotten() -> None:
     assert b.told(other) == [MAPPED.with_port(41000)] and b.ended(other)
 
 
-def test_servers_are_asked_again_every_five_minutes_and_a_change_is_told_to_everybody() -> None:
+def test_servers_are_asked_again_every_five_minutes_and_all_agents_get_a_change() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     old = b.join()
@@ -261,7 +261,7 @@ def test_servers_are_asked_again_every_five_minutes_and_a_change_is_told_to_ever
     assert b.told(b.join()) == [moved], "one that comes now never hears of the first"
 
 
-def test_a_nat_that_maps_anew_each_time_is_told_of_eight_times() -> None:
+def test_a_nat_that_changes_its_mapping_each_time_gives_eight_candidates() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -284,7 +284,7 @@ def test_a_refresh_that_is_not_answered_changes_nothing() -> None:
     assert b.told(b.join()) == [MAPPED] and b.told(name) == [MAPPED]
 
 
-def test_a_changed_network_makes_them_be_asked_anew() -> None:
+def test_in_a_changed_network_the_servers_are_asked_again() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -301,7 +301,7 @@ def test_a_changed_network_makes_them_be_asked_anew() -> None:
     assert b.told(late) == [MAPPED.with_port(41000)] and b.told(name) == [MAPPED, MAPPED.with_port(41000)]
 
 
-def test_a_changed_network_in_which_no_agent_is_asks_nobody() -> None:
+def test_a_changed_network_without_agents_asks_no_server() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     b.mux.network_changed(now=b.now)
@@ -309,7 +309,7 @@ def test_a_changed_network_in_which_no_agent_is_asks_nobody() -> None:
     assert b.outputs == [] and b.mux.next_timer() is None
 
 
-def test_a_socket_that_comes_later_is_told_to_all_and_asked_from() -> None:
+def test_a_later_socket_is_a_candidate_of_all_and_asks_the_servers() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -351,7 +351,7 @@ def test_a_server_out_of_reach_is_not_asked_and_not_waited_for(server: str) -> N
     assert b.asked() == [] and b.ended(name)
 
 
-def test_an_answer_that_nobody_asked_for_is_dropped() -> None:
+def test_an_answer_to_no_request_is_dropped() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()

@@ -52,7 +52,7 @@ def test_what_cannot_serve_is_refused(first: Address, other: Address, problem: s
 
 
 @pytest.mark.parametrize("listeners", [(A1P1, *corners(A1P1, A2P2)), (A1P1, A1P2)], ids=["two addresses", "one"])
-def test_what_every_answer_tells_is_encoded_once(listeners: tuple[Address, ...]) -> None:
+def test_the_attributes_of_every_response_are_encoded_once(listeners: tuple[Address, ...]) -> None:
     """A data plane adds these bytes as they are."""
     for origin in origins({Flow(number): address for number, address in enumerate(listeners)}).values():
         head = Message.success(Message.request(Method.BINDING, bytes(12)), {}).encode()

@@ -97,5 +97,5 @@ def test_every_message_type_is_one_method_and_one_class() -> None:
         assert message_type(*split_message_type(number)) == number
 
 
-def test_comprehension_is_told_by_the_number() -> None:
+def test_comprehension_follows_from_the_number() -> None:
     assert AttributeType.USE_CANDIDATE < COMPREHENSION_OPTIONAL <= AttributeType.SOFTWARE

@@ -143,7 +143,7 @@ def test_a_stream_that_cannot_be_opened_fails_it() -> None:
         (441, "another user name"),
     ],
 )
-def test_each_refusal_is_told_apart_and_explained(code: int, explained: str) -> None:
+def test_each_refusal_is_explained(code: int, explained: str) -> None:
     world = World(Relay(trouble=refusing(code)))
     world.run(1)
     [failed] = world.of(AllocationFailed)
@@ -231,7 +231,7 @@ def test_one_allocation_can_have_both_families() -> None:
     assert [address.family for address in allocated.relayed] == [6, 4] and allocated.refused == ()
 
 
-def test_a_family_that_is_refused_is_told_with_the_reason() -> None:
+def test_a_refused_family_is_reported_with_the_reason() -> None:
     world = World(Relay(families=(4,)), config=ClientConfig(families=(4, 6)))
     world.run(1)
     [allocated] = world.of(Allocated)
@@ -318,7 +318,7 @@ def test_an_allocation_that_the_server_has_lost_is_lost() -> None:
 
 
 @pytest.mark.parametrize("ask", ["permit", "bind"])
-def test_whatever_request_is_told_that_there_is_no_allocation_it_is_lost(ask: str) -> None:
+def test_an_allocation_mismatch_in_any_request_loses_it(ask: str) -> None:
     """RFC 8656, section 5: 437 to any request but Allocate."""
     world = World()
     world.run(1)

@@ -163,7 +163,7 @@ def test_padding_after_channel_data_is_no_data() -> None:
         (5, 1, bytes(4), IcmpKind.OTHER, None),
     ],
 )
-def test_an_icmp_error_at_the_relay_is_told(type: int, code: int, data: bytes, kind: IcmpKind, mtu: int | None) -> None:
+def test_an_icmp_error_at_the_relay_is_reported(type: int, code: int, data: bytes, kind: IcmpKind, mtu: int | None) -> None:
     world = permitted()
     inject(world, icmp_indication(PEER, type, code, data))
     assert world.of(PeerUnreachable) == [PeerUnreachable(peer=PEER, kind=kind, type=type, code=code, mtu=mtu)]
