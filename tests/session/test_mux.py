@@ -151,7 +151,7 @@ def test_an_agent_that_leaves_takes_no_socket_and_no_neighbor_with_it() -> None:
     world.run(5)
     world.mux.remove("peer0", now=world.now)
     assert not [output for output in world.mux.outputs() if not isinstance(output, Send)]
-    assert not world.mux.send("peer0", b"to nobody")
+    assert not world.mux.send("peer0", b"to no peer")
     world.run(60)
     assert world.mux["peer1"].state is AgentState.COMPLETED, "its consent goes on"
     assert len(world.mux) == 1

@@ -231,7 +231,7 @@ def check(data: bytes) -> Message | None:
         assert same(message, expected), "a learned layout reads it differently"
     if message is None:
         return None
-    assert stun, "decoded, but not told to be STUN"
+    assert stun, "decoded, but `is_stun` is False"
     assert message.verify(KEY) in (True, False)
     try:
         built = Message(message.method, message.cls, message.transaction_id, message.attributes).encode()

@@ -14,7 +14,7 @@ from polynya.stun.registry import (
     split_message_type,
 )
 
-# Written down anew from the registry, so that a slip in the code is not repeated here.
+# Copied from the registry a second time, so that a slip in the code is not repeated here.
 ATTRIBUTES = """
     0001 MAPPED-ADDRESS 0003 CHANGE-REQUEST 0004 SOURCE-ADDRESS 0005 CHANGED-ADDRESS 0006 USERNAME
     0008 MESSAGE-INTEGRITY 0009 ERROR-CODE 000A UNKNOWN-ATTRIBUTES 000C CHANNEL-NUMBER 000D LIFETIME

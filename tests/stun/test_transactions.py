@@ -256,7 +256,7 @@ def test_an_id_in_use_is_the_callers_error() -> None:
 
 
 def test_every_send_is_an_output_of_its_own_with_the_ip_fields_asked_for() -> None:
-    """Whoever follows packets numbers each send; one object sent twice would have one number."""
+    """The trace numbers each send; one object sent twice would have one number."""
     transactions = table()
     fields = IpFields(dscp=34)
     begin(transactions, ip=fields)

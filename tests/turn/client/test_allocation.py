@@ -383,7 +383,7 @@ def test_closing_without_waiting_frees_it_all_the_same(at: float, transport: Tra
 
 
 def test_the_last_request_waits_for_no_slot() -> None:
-    """Several clients close at one moment: whoever drives them may be gone before the pacer has slots for all."""
+    """Several clients close at one moment: their owner may be gone before the pacer has slots for all."""
     pacer = Pacer()
     worlds = [World(pacer=pacer) for _ in range(3)]
     for world in worlds:
@@ -419,7 +419,7 @@ def test_what_comes_after_the_end_does_nothing() -> None:
     world.run(1)
     world.do(world.client.close)
     world.run(1)
-    told, sent = len(world.events), len(world.out)
+    emitted, sent = len(world.events), len(world.out)
     peer = Address("192.0.2.50", 1)
     world.do(world.client.permit, [peer])
     world.do(world.client.bind, peer)
@@ -427,7 +427,7 @@ def test_what_comes_after_the_end_does_nothing() -> None:
     world.do(world.client.start)
     assert world.do(world.client.send, peer, b"x") is False
     world.run(10)
-    assert (len(world.events), len(world.out)) == (told, sent)
+    assert (len(world.events), len(world.out)) == (emitted, sent)
 
 
 def test_a_server_that_grants_nothing_has_not_allocated() -> None:
