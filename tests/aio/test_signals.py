@@ -12,8 +12,8 @@ import pytest
 import polynya
 from polynya.core.addresses import Address
 from polynya.ice.events import AgentState
+from polynya.ice.sdp.signal import read_signal
 from polynya.session.events import GatheringState
-from polynya.session.signals import read_signal
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from tests.aio.conftest import Run
@@ -121,7 +121,7 @@ def test_a_late_end_of_an_old_generation_does_not_end_the_new_one(run: Run) -> N
             a.signaled(new_description)
             a.signaled(old_end)
             assert a._session.agent.remote_description == b.description
-            assert not a._session.agent._generation.remote_ended
+            assert not a._session.agent.generation.remote_ended
 
     run(main())
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from polynya.core.empty import NOTHING
 from polynya.core.errors import ConnectionClosed, UsageError
-from polynya.core.instants import in_seconds
 from polynya.ice.candidates import Candidate
 
 if TYPE_CHECKING:
@@ -233,7 +232,7 @@ class Connection:
             remote=pair.remote,
             nominated=pair.nominated,
             relayed=pair.relayed,
-            rtt=None if pair.rtt is None else in_seconds(pair.rtt),
+            rtt=pair.rtt,
             reason=self._reason,
             datagrams_sent=self.datagrams_sent,
             datagrams_received=self.datagrams_received,
