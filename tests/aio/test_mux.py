@@ -171,7 +171,7 @@ async def test_nat_1to1_adds_a_candidate_of_the_mux() -> None:
 
 
 async def test_wrong_options_and_calls_are_refused() -> None:
-    with pytest.raises(polynya.ConfigurationError, match="loopback was not asked for"):
+    with pytest.raises(polynya.ConfigurationError, match="loopback is not enabled"):
         async with Mux(addresses=["127.0.0.1"]):
             pass
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:

@@ -61,7 +61,7 @@ def behind(config: NatConfig, seed: int = 1, link: Profile | None = None, other:
 
 @pytest.mark.parametrize("ports", PortAssignment, ids=lambda ports: ports.name)
 @pytest.mark.parametrize("config", list(every_class()), ids=lambda config: config.label)
-def test_every_cell_is_told_as_it_is(config: NatConfig, ports: PortAssignment) -> None:
+def test_every_cell_is_discovered(config: NatConfig, ports: PortAssignment) -> None:
     """With every scope of the filter, direction of sessions and kind of hairpinning."""
     for scope in FilterScope:
         for inbound in (False, True):
@@ -130,7 +130,7 @@ def test_where_udp_is_blocked_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("filtering", Behavior, ids=lambda each: each.name)
-def test_with_two_ports_of_one_address_it_is_told_whether_the_port_counts(filtering: Behavior) -> None:
+def test_two_ports_of_one_address_show_whether_the_port_counts(filtering: Behavior) -> None:
     net, host = behind(NatConfig(filtering=filtering), other=FIRST.with_port(3479))
     report = discover(net, host)
     assert (report.mapping, report.other) == (None, None)
@@ -153,7 +153,7 @@ def test_a_socket_on_all_addresses_does_not_say_whether_there_is_a_nat() -> None
     assert (report.translated, report.mapping, report.filtering) == (None, Behavior.AD, Behavior.AD)
 
 
-def test_an_address_that_is_not_ours_is_told() -> None:
+def test_an_address_of_another_host_is_reported() -> None:
     net, host = behind(NatConfig())
     report = discover(net, host, local="192.0.2.99")
     assert "192.0.2.99 is not an address of alice" in report.mapping_reason and report.mapping is None

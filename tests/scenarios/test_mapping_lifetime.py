@@ -48,7 +48,7 @@ def test_the_lifetime_is_found(seconds: int, refreshed: bool) -> None:
 
 
 @pytest.mark.parametrize("config", list(every_class(NatConfig(udp_timeout=75 * SECOND))), ids=lambda each: each.label)
-def test_whatever_the_nat_is_like(config: NatConfig) -> None:
+def test_the_lifetime_is_found_behind_every_nat(config: NatConfig) -> None:
     assert holds(measure(*behind(config)), 75)
 
 
@@ -64,12 +64,12 @@ def test_lossy_links_change_nothing(seed: int) -> None:
     assert holds(measure(*behind(NatConfig(udp_timeout=60 * SECOND), seed, link)), 60)
 
 
-def test_what_outlives_the_longest_rest_is_told_so() -> None:
+def test_a_mapping_that_outlives_the_longest_time_is_reported_so() -> None:
     report = measure(*behind(NatConfig(udp_timeout=3600 * SECOND)), longest=300 * SECOND)
     assert (report.survived, report.gone_after) == (300, None)
 
 
-def test_it_is_as_fine_as_it_is_asked_to_be() -> None:
+def test_the_resolution_is_as_requested() -> None:
     report = measure(*behind(NatConfig(udp_timeout=45 * SECOND)), resolution=SECOND)
     assert holds(report, 45, 1)
 
@@ -79,7 +79,7 @@ def test_a_server_that_answers_to_no_other_port_says_so() -> None:
     assert (report.survived, report.gone_after) == (None, None) and "420" in report.reason
 
 
-def test_where_the_two_flows_have_two_external_addresses_nothing_is_said() -> None:
+def test_two_flows_with_two_external_addresses_give_no_result() -> None:
     """The response goes to the address of the request, which has no idle mapping."""
     net = Network(seed=3)
     internet = net.router("internet")
@@ -91,7 +91,7 @@ def test_where_the_two_flows_have_two_external_addresses_nothing_is_said() -> No
     assert report.survived is None and "does not arrive" in report.reason
 
 
-def test_an_address_that_is_not_ours_is_told() -> None:
+def test_an_address_of_another_host_is_reported() -> None:
     net, host = behind(NatConfig())
     machine = MappingLifetime(
         server=FIRST, local=Address("192.0.2.99", 0), flow_ids=net.flow_ids, random=random.Random(1)

@@ -96,14 +96,14 @@ def ask(
 @pytest.mark.parametrize(
     "config", list(every_class(NatConfig(ports=PortAssignment.RANDOM))), ids=lambda each: each.label
 )
-def test_three_places_tell_the_whole(config: NatConfig, transport: Transport) -> None:
+def test_three_places_show_the_whole_mapping(config: NatConfig, transport: Transport) -> None:
     report = ask(config, ONE, ONE_B, TWO, transport=transport)
     assert report.mapping is config.mapping, report.reason
     assert report.translated and [mapped.host for mapped in report.mapped] == ["198.51.100.1"] * 3
 
 
 @pytest.mark.parametrize("config", list(every_class(NatConfig(ports=PortAssignment.RANDOM))), ids=lambda e: e.label)
-def test_two_servers_tell_whether_the_mapping_depends_on_the_other_end(config: NatConfig) -> None:
+def test_two_servers_show_whether_the_mapping_depends_on_the_remote_address(config: NatConfig) -> None:
     report = ask(config, ONE, TWO)
     assert report.mapping is (Behavior.EI if config.mapping is Behavior.EI else None)
     assert report.mapping or "depends on the remote address" in report.reason
@@ -123,13 +123,13 @@ def test_a_server_that_refuses_or_speaks_something_else_is_the_reason() -> None:
     assert report.mapping is None and f"{ONE} sent bytes that are no STUN message" in report.reason
 
 
-def test_two_ports_of_one_server_tell_of_the_port_alone() -> None:
+def test_two_ports_of_one_server_show_whether_the_port_counts() -> None:
     assert ask(NatConfig(mapping=Behavior.APD, ports=PortAssignment.RANDOM), ONE, ONE_B).mapping is Behavior.APD
     report = ask(NatConfig(mapping=Behavior.AD, ports=PortAssignment.RANDOM), ONE, ONE_B)
     assert report.mapping is None and "to test the address" in report.reason
 
 
-def test_an_odd_nat_is_told_by_its_worst() -> None:
+def test_an_odd_nat_is_reported_as_its_strictest_behavior() -> None:
     """Another address sees the same, another port does not."""
     same, other = Address("198.51.100.1", 1), Address("198.51.100.1", 2)
     assert judge((ONE, ONE_B, TWO), (same, other, same))[0] is Behavior.APD

@@ -102,7 +102,7 @@ def test_an_other_address_on_the_same_host_is_not_believed() -> None:
     assert table.machine.report.mapping is None and table.machine.report.other is None
 
 
-def test_what_is_not_ours_is_dropped_and_counted() -> None:
+def test_packets_of_others_are_dropped_and_counted() -> None:
     table = Table()
     request = decode(table.asked().data)
     answer = Message.success(request, {XOR_MAPPED_ADDRESS: MAPPED}).encode()

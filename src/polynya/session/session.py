@@ -242,9 +242,10 @@ class Session:
                 self.agent.receive(input, now=now)
             case StreamData():
                 self.gathering.receive(input, now=now)
-            case Resolved() if self.agent.expects(input.query):
-                self.agent.receive(input, now=now)
-            case Opened() | Resolved() | InterfacesChanged():
+            case Resolved():
+                if not self.agent.receive(input, now=now):
+                    self.gathering.receive(input, now=now)
+            case Opened() | InterfacesChanged():
                 self.gathering.receive(input, now=now)
         self._collect(now=now)
 
@@ -282,14 +283,13 @@ class Session:
         if from_turn and message.method != Method.BINDING:
             self.gathering.receive(received, now=now)
             return
-        response = message.cls is Class.SUCCESS or message.cls is Class.ERROR
-        if response and not self.agent.owns_transaction(message.transaction_id):
+        if self.agent.receive(received, now=now):
+            return
+        if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
             if self.gathering.expects(datagram.flow, datagram.remote):
                 self.gathering.receive(received, now=now)
             else:
                 self._drop("unexpected", datagram, "a response to no pending request", now=now)
-            return
-        self.agent.receive(received, now=now)
 
     def _data(self, datagram: Datagram, *, now: Instant) -> None:
         component = self.agent.accepts(datagram.flow, datagram.remote)
