@@ -196,7 +196,7 @@ async def test_connect_fails_with_every_attempt_and_its_reason() -> None:
 
 
 async def test_an_agent_that_gives_up_fails_connect_without_a_timeout() -> None:
-    ice = IceConfig(controlling=True, patience=50_000_000)
+    ice = IceConfig(controlling=True, patience=0.05)
     async with local_agent(families=(4,), ice=ice) as a:
         a.set_remote(polynya.Description(ufrag="abcd", password="0123456789012345678901"))
         a.add_candidate(None)

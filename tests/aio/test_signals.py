@@ -12,8 +12,8 @@ import pytest
 import polynya
 from polynya.core.addresses import Address
 from polynya.ice.events import AgentState
+from polynya.ice.sdp.signal import read_signal
 from polynya.session.events import GatheringState
-from polynya.session.signals import read_signal
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from tests.aio.test_agent import local_agent
@@ -109,7 +109,7 @@ async def test_a_late_end_of_an_old_generation_does_not_end_the_new_one() -> Non
         a.add_remote_signal(new_description)
         a.add_remote_signal(old_end)
         assert a._session.agent.remote_description == b.description
-        assert not a._session.agent._generation.remote_ended
+        assert not a._session.agent.generation.remote_ended
 
 
 async def test_each_stream_has_its_own_connections() -> None:

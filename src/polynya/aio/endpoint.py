@@ -39,11 +39,11 @@ from polynya.ice.events import (
 )
 from polynya.ice.pairs import PairView
 from polynya.ice.report import PairReport
-from polynya.ice.sdp import UnsupportedCandidate
+from polynya.ice.sdp.candidate import UnsupportedCandidate
+from polynya.ice.sdp.signal import read_signal, write_signal
 from polynya.session.events import GatheringState, GatheringStateChanged
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, SessionEvent
-from polynya.session.signals import read_signal, write_signal
 from polynya.turn.client.report import RelayOverhead
 
 from . import clock
@@ -285,7 +285,8 @@ class Endpoint(Waiting, ABC):
 
         Of one stream, or of all.
         """
-        return self._machine.agent.remote_candidates(stream)
+        found = self._machine.agent.remote_candidates()
+        return [candidate for number, candidate in found if stream in {None, number}]
 
     @property
     def is_controlling(self) -> bool:
