@@ -1,8 +1,8 @@
 """Containers that cost little memory while they are empty.
 
 A process may hold thousands of idle agents, and most of their queues and tables are empty most of the time. An empty
-`list` takes 56 bytes and an empty `dict` 64, and each keeps its storage after it was emptied. The containers here share
-one empty value and give their storage back when they are drained or emptied. `History` shares equal entries among all
+`list` takes 56 bytes and an empty `dict` 64, and each keeps its storage when it is emptied. The containers here share
+one empty value and free their storage when they are drained or emptied. `History` shares equal entries among all
 agents of the process.
 """
 
