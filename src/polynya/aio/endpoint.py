@@ -285,8 +285,7 @@ class Endpoint(Waiting, ABC):
 
         Of one stream, or of all.
         """
-        found = self._machine.agent.remote_candidates()
-        return [candidate for number, candidate in found if stream in {None, number}]
+        return self._machine.agent.remote_candidates(stream)
 
     @property
     def is_controlling(self) -> bool:
