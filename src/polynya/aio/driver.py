@@ -1,9 +1,9 @@
 """The driver: runs one machine on real sockets in the running event loop.
 
 A datagram, a timer or a call of the user is one step. In a step the driver calls the machine once, performs its
-outputs, passes its events to `on_event`, and sets the timer. An input that arises during a step (a socket that opened
-at once, a send that failed) is queued in the inbox and handled before the step ends. The machine is therefore never
-re-entered, and `on_event` may call it.
+outputs, passes its events to `on_event`, and sets the timer. An input that arises during a step, such as a failed send,
+is queued in the inbox and handled before the step ends. The machine is therefore never re-entered, and `on_event` may
+call it.
 
     socket, timer, user --> machine --> outputs --> events --> timer
                  ^                         |           |
