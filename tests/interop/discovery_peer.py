@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 from polynya.aio.behavior import discover_behavior, discover_lifetime
-from polynya.core.instants import SECOND
 from polynya.stun.transactions import Schedule
 
 
@@ -31,7 +30,7 @@ async def lifetime(server: str, longest: float, resolution: float) -> dict[str, 
     schedule = Schedule(sends=2, last_wait=2)
     report = await discover_lifetime(server, longest=longest, resolution=resolution, schedule=schedule)
     times = {"survived": report.survived, "gone_after": report.gone_after}
-    return {**{name: time and time / SECOND for name, time in times.items()}, "reason": report.reason}
+    return {**times, "reason": report.reason}
 
 
 uri, *times = sys.argv[1:]

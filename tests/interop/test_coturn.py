@@ -91,7 +91,7 @@ def test_one_allocation_of_both_families(server: Coturn, transport: str) -> None
         ):
             assert [address.family for address in relay.relayed] == [4, 6] and relay.allocation.refused == ()
             await relay.permit(peer4, peer6)
-            assert [len(event.peers) for event in relay.latest if isinstance(event, Permitted)] == [2]
+            assert [len(event.peers) for event in relay._latest if isinstance(event, Permitted)] == [2]
             await exchange(relay, peer4)
             await exchange(relay, peer6)
             await relay.bind(peer6)
@@ -185,7 +185,7 @@ def test_a_server_without_credentials_is_used_without_them(tmp_path: Path) -> No
         async with echoing() as peer, TurnClient(f"turn:127.0.0.1:{server.port}") as relay:
             await relay.bind(peer)
             await exchange(relay, peer)
-            assert [event.number for event in relay.latest if isinstance(event, ChannelBound)] == [0x4000]
+            assert [event.number for event in relay._latest if isinstance(event, ChannelBound)] == [0x4000]
 
     with coturn(tmp_path, auth=False) as server:
         run(main(server))

@@ -65,7 +65,7 @@ def test_a_pair_whose_permission_is_missing_stays_waiting_and_takes_no_slot(monk
     assert not watch.of(Method.SEND, Class.INDICATION), "and nothing is sent before"
     kinds = {message.method for _, message in watch.sent if message.cls is Class.REQUEST}
     assert kinds <= {Method.ALLOCATE, Method.CREATE_PERMISSION, Method.BINDING}
-    pacer = scene.one.session.agent._pacing._pacer
+    pacer = scene.one.session.agent.pacing._pacer
     reserved: list[Pacer] = []
     reserve = Pacer.reserve
     monkeypatch.setattr(Pacer, "reserve", lambda self, *, now: reserved.append(self) or reserve(self, now=now))

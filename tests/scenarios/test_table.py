@@ -118,7 +118,7 @@ def test_no_cell_waits_for_a_retransmission(signaling: int, later: int) -> None:
             events: list[TraceEvent] = []
             topology = between_nats(first, second, network=Network(0, trace=Tracer(events.append)))
             configs = [session_config(topology, controlling=controls) for controls in (True, False)]
-            patient = [replace(each, ice=replace(each.ice, schedule=Schedule(rto=20 * SECOND))) for each in configs]
+            patient = [replace(each, ice=replace(each.ice, schedule=Schedule(rto=20.0))) for each in configs]
             meeting = meet(
                 topology,
                 configs=(patient[0], patient[1]),

@@ -161,7 +161,7 @@ def _enriched(
     made = []
     lite = chance.random() < 0.3
     for config, what in zip(configs, topology.description[:2], strict=True) if len(topology.description) == 2 else ():
-        ice = replace(config.ice, components=components, pacing=chance.choice((5, 5, 5, 20, 50)) * MILLISECOND)
+        ice = replace(config.ice, components=components, pacing=chance.choice((5, 5, 5, 20, 50)) / 1000)
         if lite and what == "no NAT" and not story.count("lite"):
             story.append("lite")
             made.append(replace(config, ice=replace(ice, lite=True), stun_servers=()))
@@ -251,7 +251,7 @@ def _settled(one: Peer, other: Peer) -> bool:
 
 def _talk(network: Network, one: Peer, other: Peer) -> bool:
     """Whether data goes both ways in every component; on a lossy link it is sent again and again."""
-    keys = one.session.agent._generation.keys
+    keys = one.session.agent.generation.keys
     expected = {key: b"to component %d of stream %d" % key[::-1] for key in keys}
 
     def all_there() -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from polynya.aio.driver import Driver
 from polynya.aio.interfaces import list_interfaces
-from polynya.aio.tcp import TlsContexts, system_tls
+from polynya.aio.tcp import STREAM_LIMITS, StreamLimits, TlsContexts, system_tls
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import Flow, FlowIds, Transport
@@ -58,7 +58,14 @@ class Server:
     day, for the expiry of the TURN credentials that signaling issues.
     """
 
-    def __init__(self, config: ServeConfig, *, trace: Tracer = NO_TRACE, unix_time: Callable[[], float] = time) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        trace: Tracer = NO_TRACE,
+        unix_time: Callable[[], float] = time,
+        stream_limits: StreamLimits = STREAM_LIMITS,
+    ) -> None:
         self.config = config
         self.stun_addresses: tuple[Address, ...] = ()
         """Listeners for STUN over UDP and, with `turn`, for TURN over UDP and TCP; with the actual ports."""
@@ -69,6 +76,7 @@ class Server:
         """The TURN part, if it is configured."""
         self.stopping = False
         self._trace = trace
+        self._stream_limits = stream_limits
         self._links: Links | None = None
         self._unix_time = unix_time
         self._offers = Offers(unix_time=unix_time)
@@ -259,7 +267,14 @@ class Server:
         listeners = Listeners(tuple(self._places), flow_ids, machine)
         loop = asyncio.get_running_loop()
         self._opening = [loop.create_future() for _ in self._places]
-        self._driver = Driver(listeners, on_event=self._on_event, flow_ids=flow_ids, trace=self._trace, tls=tls)
+        self._driver = Driver(
+            listeners,
+            on_event=self._on_event,
+            flow_ids=flow_ids,
+            trace=self._trace,
+            tls=tls,
+            limits=self._stream_limits,
+        )
         self._driver.call(listeners.start)
         opened = tuple(await asyncio.gather(*self._opening))
         plain, secure = len(config.listen), len(config.tls_listen)

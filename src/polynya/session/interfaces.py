@@ -15,7 +15,7 @@ from functools import lru_cache
 from polynya.core.addresses import IPV4, IPV6, Address, pack_host, scope
 from polynya.core.errors import DecodeError
 from polynya.core.machine import Interface, InterfaceAddress
-from polynya.ice.priorities import HIGHEST_PREFERENCE, LINK_LOCAL_PREFERENCE, PREFERENCE_STEP
+from polynya.ice.candidates import HIGHEST_PREFERENCE, LINK_LOCAL_PREFERENCE, PREFERENCE_STEP
 
 from .options import HostAddress, SessionConfig
 

@@ -32,7 +32,7 @@ from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
 from polynya.ice.config import IceConfig
-from polynya.ice.events import IceEvent, RemoteAuthenticated, RemoteRevoked, SelectedPairChanged
+from polynya.ice.events import IceEvent, InternalEvent, RemoteAuthenticated, RemoteRevoked, SelectedPairChanged
 from polynya.stun.attributes import USERNAME
 from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class
@@ -68,7 +68,7 @@ class AgentEvent(Generic[NameT]):
     """An event of one agent."""
 
     name: NameT
-    event: IceEvent
+    event: IceEvent | InternalEvent
 
 
 @dataclass(slots=True)

@@ -47,6 +47,7 @@ from polynya.ice.events import (
     AgentStateChanged,
     ConsentLost,
     IceEvent,
+    InternalEvent,
     PathWanted,
     Restarted,
     SelectedPairChanged,
@@ -82,7 +83,7 @@ class DataReceived:
     data: bytes
 
 
-SessionEvent = IceEvent | GatheringStateChanged | CredentialsWanted | DataReceived
+SessionEvent = IceEvent | InternalEvent | GatheringStateChanged | CredentialsWanted | DataReceived
 
 
 class Session:
@@ -372,7 +373,7 @@ class Session:
         for each in gathered:
             self.agent.add_local(each, now=now)
 
-    def _note(self, event: IceEvent, *, now: Instant) -> None:
+    def _note(self, event: IceEvent | InternalEvent, *, now: Instant) -> None:
         match event:
             case SelectedPairChanged() if event.pair is not None and event.nominated:
                 self.gathering.bind(event.pair.flow, event.pair.remote_address, now=now)

@@ -3,7 +3,7 @@
 The nonce is checked before the user is searched: a packet whose source may be forged causes no user lookup. Requests
 are checked in this order:
 
-    | what is wrong                                                       | response                  |
+    | problem of the request                                              | response                  |
     |---------------------------------------------------------------------|---------------------------|
     | neither MESSAGE-INTEGRITY nor MESSAGE-INTEGRITY-SHA256              | 401 with a challenge      |
     | USERNAME or USERHASH, REALM or NONCE is missing                     | 400                       |
