@@ -191,8 +191,8 @@ def pin(sock: socket.socket, family: int, interface: str) -> str:
     """Make the packets of a socket leave by this interface; return a note if the system refuses or cannot do that.
 
     A bound source address does not select the route. Without this option, packets of all interfaces leave by the best
-    route, most of them with another interface's address, and a second uplink is never tried. Linux has two options, and
-    each address family uses the one without side effects:
+    route, and a second uplink is never tried. Linux has two options, and each address family uses the one without side
+    effects:
 
     IPv4 uses IP_UNICAST_IF. It limits the route look-up to this interface and accepts packets that arrive on any (a
     host answers for its addresses on all interfaces). SO_BINDTODEVICE would drop packets from other programs of this
