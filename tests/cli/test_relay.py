@@ -47,7 +47,7 @@ def test_the_relayed_address_is_printed_and_freed_again(transport: str) -> None:
         done = polynya("relay", f"turn:{where}?transport={transport}", "--user", USER, "--once")
         assert done.returncode == 0, done.stderr
         assert done.stdout == b"198.51.100.7:49152\n"
-        assert f"over {transport} for 600 s at a time; it sees us as 127.0.0.1:" in done.stderr.decode()
+        assert f"over {transport}, lifetime 600 s; our address at the server is 127.0.0.1:" in done.stderr.decode()
         assert server.allocations == {}
 
 
@@ -65,11 +65,11 @@ def test_it_runs_until_it_is_interrupted_and_then_frees_what_it_has(start: Calla
         process = start("relay", f"turn:{where}", "-u", USER, "-p", "192.0.2.51:1", "-p", str(ECHO), "--channel")
         assert process.line() == "198.51.100.7:49152\n"
         assert "403" in process.until("192.0.2.51")
-        process.until(f"sending back what comes from {ECHO}\n")
+        process.until(f"echoing datagrams from {ECHO}\n")
         [allocation] = server.allocations.values()
         assert [peer for peer, _ in allocation.channels.values()] == [ECHO]
         process.signal(signal.SIGINT)
-        process.until("0 datagrams sent back")
+        process.until("0 datagrams echoed")
         assert process.wait() == 130 and server.allocations == {}
 
 
