@@ -56,7 +56,7 @@ type peer struct {
 	conn        chan *ice.Conn
 }
 
-// describe says the credentials, and gathers: the candidates follow as they are found.
+// describe signals the credentials and starts to gather; candidates are signaled as they are found.
 func (p *peer) describe(lite bool) {
 	ufrag, password, err := p.agent.GetLocalUserCredentials()
 	if err != nil {
@@ -92,7 +92,7 @@ func (p *peer) add(text any) {
 	}
 }
 
-// use connects, and says what is received until the connection ends.
+// use connects, and reports received data until the connection ends.
 func (p *peer) use(ufrag, password string) {
 	connect := p.agent.Accept
 	if p.controlling {
