@@ -1,6 +1,6 @@
-"""Our behavior discovery as a program: `discovery_peer.py URI` prints what it found, as an object of JSON.
+"""Our behavior discovery as a program: `discovery_peer.py URI` prints its report as JSON.
 
-`discovery_peer.py URI LONGEST RESOLUTION` finds out how long a mapping lives, in seconds.
+`discovery_peer.py URI LONGEST RESOLUTION` measures the lifetime of a mapping, in seconds.
 """
 
 from __future__ import annotations
