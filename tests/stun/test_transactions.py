@@ -90,7 +90,7 @@ def test_a_schedules_total_is_when_it_fails(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("wrong", [{"rto": 0}, {"sends": 0}, {"last_wait": 0}])
 def test_an_impossible_schedule_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="rto|schedule"):
+    with pytest.raises(ValueError, match=r"rto|schedule"):
         Schedule(**wrong)
 
 
