@@ -13,7 +13,7 @@ AIOICE := .peers/aioice/.installed
 AIOICE_VERSION := 0.13.0
 PION := .peers/pion/.installed
 
-.PHONY: help setup debian peers demo test lint bench fuzz docs clean
+.PHONY: help setup debian peers demo check test wheel lint bench fuzz docs map clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,9 +27,15 @@ setup: $(VENV) debian peers ## .venv with polynya and all it can use, Debian pac
 demo: $(VENV) ## two processes find each other on this machine and talk; then the table of NATs (at most 20 s)
 	$(BIN)/polynya demo $(ARGS)
 
+check: $(VENV) ## the fast tests while you work (at most 3 minutes): machines, virtual network, real loopback
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not root and not peer" $(ARGS)
+
 test: setup ## all tests; as root also those with namespaces, captures and foreign programs
 	@mkdir -p .cache
 	POLYNYA_SKIPPED=.cache/skipped.txt $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+wheel: $(VENV) ## build the wheel and use it in clean environments: bare and [all], oldest and newest Python
+	$(BIN)/python scripts/check_wheel.py $(ARGS)
 
 lint: $(VENV) ## ruff (format and rules), mypy strict
 	$(BIN)/ruff format --check .
@@ -44,6 +50,9 @@ fuzz: $(VENV) ## mutate messages without end against the decoders, or a TURN ser
 
 docs: $(VENV) ## build the documentation into site/, broken links being errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+map: $(VENV) ## write the map of files into the architecture page, from the module docstrings
+	$(BIN)/python scripts/map.py
 
 clean: ## remove all that make made, the virtual environments too
 	rm -rf .venv .peers .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist site

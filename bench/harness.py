@@ -1,8 +1,8 @@
-"""Side-by-side measurements: the same workload in two libraries, in turns, in processes of their own.
+"""Runs the same workload in two libraries, in turns, each in a process of its own.
 
 A workload is a command that prints one line of JSON, `{"NAME": NUMBER, ...}`, as its last line. The sides take turns
-(A B A B ...), so that a machine that grows slower slows both; what is compared is the median over the rounds, shown
-with the least and the greatest. A goal is a ratio of medians; one that is missed is reported as missed.
+(A B A B ...), so that a machine that becomes slower affects both. The median over the rounds is compared, and shown
+with the minimum and the maximum. A goal is a ratio of medians.
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ class Side:
 
     name: str
     command: Sequence[str | Path]
+    root: Path = ROOT
+    """The checkout that the command runs in and imports from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What is read from a workload's JSON, and the ratio that is asked for."""
+    """A value in a workload's JSON, with the goal for its ratio."""
 
     key: str
     title: str
     unit: str
     goal: float | None = None
-    """With `more_is_better` ours / theirs must be at least this; without, at most. None where nothing was asked for."""
+    """With `more_is_better` ours / theirs must be at least this; without, at most. None without a goal."""
     more_is_better: bool = True
     scale: float = 1.0
-    """What a value is multiplied by to be shown in `unit`."""
+    """The factor that converts a value into `unit`."""
     against: str = ""
-    """The key of the other side's value, where that is called otherwise."""
+    """The key of the other side's value, if it is different."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +83,11 @@ Wrap = Callable[[Sequence[str | Path]], Sequence[str | Path]]
 
 
 def run(side: Side, *, timeout: float = 120, wrap: Wrap = list) -> dict[str, float]:
-    """Run a workload once and read its last line. Raises RuntimeError with what it said when it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+    """Run a workload once and read its last line. Raises RuntimeError with the output of a workload that fails."""
+    path = os.pathsep.join([str(side.root), str(side.root / "src")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
     done = subprocess.run(
-        wrap(side.command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        wrap(side.command), cwd=side.root, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
@@ -96,7 +99,7 @@ def run(side: Side, *, timeout: float = 120, wrap: Wrap = list) -> dict[str, flo
 def compare(
     ours: Side, theirs: Side, figures: Sequence[Figure], *, rounds: int = 5, timeout: float = 120, wrap: Wrap = list
 ) -> list[Result]:
-    """Run both sides in turns and return each figure of both."""
+    """Run both sides in turns; returns each figure of both."""
     taken: dict[str, list[dict[str, float]]] = {ours.name: [], theirs.name: []}
     for number in range(rounds):
         for side in (ours, theirs):
@@ -115,7 +118,7 @@ def compare(
 
 
 def show(sample: Sample) -> str:
-    """Median with the least and greatest: `12.3 (11.9-13.0)`."""
+    """The median with the minimum and maximum: `12.3 (11.9-13.0)`."""
     return f"{_number(sample.median)} ({_number(min(sample.values))}-{_number(max(sample.values))})"
 
 
@@ -125,22 +128,22 @@ def _number(value: float) -> str:
 
 def table(results: Sequence[Result], ours: str, theirs: str) -> str:
     """The results as a Markdown table."""
-    lines = [f"| measured | {ours} | {theirs} | ratio | asked for | |", "|---|---|---|---|---|---|"]
+    lines = [f"| measured | {ours} | {theirs} | ratio | goal | |", "|---|---|---|---|---|---|"]
     for result in results:
         figure = result.figure
-        asked = verdict = ""
+        goal = verdict = ""
         if figure.goal is not None:
-            asked = f"{'at least' if figure.more_is_better else 'at most'} {figure.goal:g}"
+            goal = f"{'at least' if figure.more_is_better else 'at most'} {figure.goal:g}"
             verdict = "met" if result.met else "**missed**"
         lines.append(
             f"| {figure.title}, {figure.unit} | {show(result.ours)} | {show(result.theirs)} "
-            f"| {result.ratio:.2f} | {asked} | {verdict} |"
+            f"| {result.ratio:.2f} | {goal} | {verdict} |"
         )
     return "\n".join(lines)
 
 
 def machine() -> str:
-    """What the figures were taken on: processor, cores, kernel, Python."""
+    """The machine of the measurements: processor, cores, kernel, Python."""
     model = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         for line in cpuinfo.read_text().splitlines():
@@ -153,7 +156,7 @@ def machine() -> str:
 
 
 def version_of(python: Path, package: str) -> str:
-    """`NAME VERSION` of a package in a virtual environment; RuntimeError when it is not there."""
+    """`NAME VERSION` of a package in a virtual environment; RuntimeError if it is missing."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -168,7 +171,7 @@ def coturn_version() -> str:
 
 
 def commit() -> str:
-    """The commit that was measured, with a `+` when files differ from it."""
+    """The measured commit, with a `+` if files differ from it."""
     head = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -131,7 +131,7 @@ async def polynya_link() -> AsyncIterator[Link]:
 
         gathered = trickle(one, two), trickle(two, one)
         *_, sending, receiving = await asyncio.gather(*gathered, one.connect(timeout=30), two.connect(timeout=30))
-        await asyncio.gather(sending.nominated(), receiving.nominated())
+        await asyncio.gather(one.completed(), two.completed())
         target = sending.path.remote.address
 
         async def receive(count: int) -> None:

@@ -2,9 +2,10 @@
 
     make bench                              everything, five rounds each
     .venv/bin/python -m bench.run --rounds 3 --only connect memory --json -
+    make bench ARGS="--against HEAD~3 --rounds 9"    this checkout against an earlier commit of it, in turns
 
-As root it measures inside a network namespace with one interface of its own, so that figures do not depend on what else
-this machine is connected to. What falls short is reported with a profile of our side.
+As root it measures inside a network namespace with one interface, so that the networks of this machine do not affect
+the results. A missed goal is reported with a profile of our side.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from bench.harness import (
     AIOICE,
@@ -49,7 +51,7 @@ SHOWN_OF_PROFILE = 15
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A script that both interpreters run, with what is read from it."""
+    """A script that both interpreters run, and the figures in its output."""
 
     title: str
     about: str
@@ -59,19 +61,19 @@ class Measurement:
     figures: Sequence[Figure]
     timeout: float = 180
     rounds: int | None = None
-    """Rounds of its own where one takes long."""
+    """The number of rounds, if a round takes long."""
     allocations: bool = False
-    """Whether the script itself can say, with `--allocations`, where its memory goes; else its time is profiled."""
+    """Whether the script has `--allocations`, which lists its memory; otherwise its time is profiled."""
     server: bool = False
-    """Whether a server is measured: then the other side is coturn, and the script says with `--profile` where the
-    time of ours goes."""
+    """Whether a server is measured: then the other side is coturn, and `--profile` of the script profiles ours."""
 
 
 MEASUREMENTS: dict[str, Measurement] = {
     "codec": Measurement(
         title="Reading, verifying and building connectivity checks",
-        about="1,000 distinct complete checks (user name, priority, role, use-candidate, integrity, fingerprint), "
-        "every attribute converted to its type; messages a second of CPU time, the best of 25 passes of each round.",
+        about="The workload is 1,000 different complete checks (user name, priority, role, use-candidate, "
+        "integrity, fingerprint). Every attribute is converted to its type. The result is messages per "
+        "second of CPU time: the best of 25 passes in each round.",
         script="bench/stun_codec.py",
         ours=["polynya"],
         theirs=["aioice"],
@@ -83,9 +85,10 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "receive": Measurement(
         title="Receiving a datagram through a connected pair",
-        about="100 bytes, asyncio's own loop; CPU time of the receiving process, kernel included. *Burst*: the "
-        "socket's buffer is filled first, then read to its end. *Paced*: another process sends 5,000 a second, so "
-        "that most wake-ups find one datagram and most of the cost is the wake-up itself.",
+        about="Datagrams of 100 bytes arrive in asyncio's own loop. The result is the CPU time of the receiving "
+        "process, including the kernel. *Burst*: the socket's buffer is filled, then read until it is empty. "
+        "*Paced*: another process sends 5,000 datagrams a second, so most wake-ups find one datagram. Most "
+        "of the cost is then the wake-up.",
         script="bench/receive.py",
         ours=["--library", "polynya"],
         theirs=["--library", "aioice"],
@@ -96,10 +99,10 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "connect": Measurement(
         title="From the start of gathering to a valid pair on both sides",
-        about="Two agents in one process on one host, host candidates of IPv4 and IPv6, no server; the median of 20 "
-        "connections in each round. *In a row*: one right after another, so that the pace of a process (a transaction "
-        "every 5 ms, RFC 8445, section 14.2, and each side needs one) makes a connection wait for the one before. "
-        "*Alone*: after a rest.",
+        about="Two agents in one process connect over host candidates of IPv4 and IPv6, without a server. The "
+        "result is the median of 20 connections in each round. *In a row*: each connection starts when the "
+        "previous one is ready. Each side needs a transaction, and a process starts one every 5 ms (RFC "
+        "8445, section 14.2), so a connection waits for the previous one. *Alone*: after a pause.",
         script="bench/connect.py",
         ours=["--library", "polynya", "--measure", "connect"],
         theirs=["--library", "aioice", "--measure", "connect"],
@@ -110,8 +113,8 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "memory": Measurement(
         title="Memory of idle connected agents",
-        about="1,000 agents connected in pairs in one process, 7 s after the last connected; growth of the process's "
-        "anonymous memory for each agent.",
+        about="1,000 agents are connected in pairs in one process. The result is the growth of the process's "
+        "anonymous memory for each agent, 7 s after the last connection.",
         script="bench/connect.py",
         ours=["--library", "polynya", "--measure", "memory"],
         theirs=["--library", "aioice", "--measure", "memory"],
@@ -124,19 +127,20 @@ if shutil.which("turnserver") and shutil.which("taskset"):
     MEASUREMENTS |= {
         "relay": Measurement(
             title="A client's datagram through a TURN channel",
-            about="100 bytes to a peer and back through coturn's channel, ten under way at once; CPU time of the "
-            "client's process, asyncio's own loop.",
+            about="Datagrams of 100 bytes go to a peer and back through a channel of coturn, ten at the same time. "
+            "The result is the CPU time of the client's process, in asyncio's own loop.",
             script="bench/relay_client.py",
             ours=["--library", "polynya"],
             theirs=["--library", "aioice"],
             figures=[Figure("relayed", "there and back", "us", 1 / 3, more_is_better=False)],
         ),
         "relayed": Measurement(
-            title="What a relayed datagram costs a busy TURN server",
-            about="100 flows of 120 bytes, each client from a host of its own, through channels in both directions at "
-            "once, as many as come through; each server as it is shipped, with users, a realm and one allowed peer "
-            "network, pinned to one processor and the load to another. CPU time, user and system, of all its "
-            "processes for each datagram that has arrived. *Busy* is the part of its processor that it used.",
+            title="CPU time of a relayed datagram on a busy TURN server",
+            about="100 flows send datagrams of 120 bytes through channels in both directions, as fast as possible. "
+            "Each client has a host of its own. Each server runs with its default configuration, users, a "
+            "realm and one allowed peer network. It is pinned to one processor and the load to another. The "
+            "result is the CPU time, user and system, of all its processes for each datagram that arrived. "
+            "*Busy* is the used share of its processor.",
             script="bench/relay_server.py",
             ours=["--server", "polynya", "--measure", "saturated"],
             theirs=["--server", "coturn", "--measure", "saturated"],
@@ -150,10 +154,10 @@ if shutil.which("turnserver") and shutil.which("taskset"):
             server=True,
         ),
         "gathered": Measurement(
-            title="What a relayed datagram costs a TURN server that is not busy",
-            about="1,000 flows of 120 bytes, 20,000 datagrams a second in both directions together, evenly, so that "
-            "most of the cost is waking up. *Gathered*: `gather = 0.001`, off by default. The latency is from "
-            "one end to the other.",
+            title="CPU time of a relayed datagram on a TURN server that is mostly idle",
+            about="1,000 flows send datagrams of 120 bytes: 20,000 a second in both directions together, evenly "
+            "spaced. Most of the cost is then the wake-up. *Gathered*: with `gather = 0.001`, which is off "
+            "by default. The latency is from one end to the other.",
             script="bench/relay_server.py",
             ours=["--server", "polynya", "--measure", "paced"],
             theirs=["--server", "coturn", "--measure", "paced"],
@@ -167,9 +171,10 @@ if shutil.which("turnserver") and shutil.which("taskset"):
             server=True,
         ),
         "allocated": Measurement(
-            title="Allocations made and freed",
-            about="Clients that are new each time, each from a host of its own: refused for want of credentials, then "
-            "allocated, then freed. Cycles a second of CPU time of the server on one processor.",
+            title="Allocations created and freed",
+            about="Each cycle has a new client with a host of its own. Its first request is refused because it has "
+            "no credentials; then it creates and frees an allocation. The result is cycles per second of CPU "
+            "time of the server on one processor.",
             script="bench/relay_server.py",
             ours=["--server", "polynya", "--measure", "cycles"],
             theirs=["--server", "coturn", "--measure", "cycles"],
@@ -182,8 +187,9 @@ if shutil.which("turnserver") and shutil.which("taskset"):
         ),
         "idle": Measurement(
             title="Memory of an idle allocation",
-            about="3,000 allocations of as many clients, after the first 500 have shown the server what it needs "
-            "anyway; growth of the anonymous memory of its processes for each.",
+            about="3,000 clients have one allocation each. The result is the growth of the anonymous memory of the "
+            "server's processes for each allocation. The first 500 are not counted, because they include "
+            "memory that the server needs anyway.",
             script="bench/relay_server.py",
             ours=["--server", "polynya", "--measure", "memory"],
             theirs=["--server", "coturn", "--measure", "memory"],
@@ -196,11 +202,15 @@ if shutil.which("turnserver") and shutil.which("taskset"):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each side runs")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds for each side")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS))
-    parser.add_argument("--output", type=Path, default=REPORT, help="the report, Markdown")
-    parser.add_argument("--json", type=Path, help="every value of every round, - for standard output")
+    parser.add_argument("--output", type=Path, default=REPORT, help="file for the report, in Markdown")
+    parser.add_argument("--against", metavar="REV", help="compare with this commit and print; no report is written")
+    parser.add_argument("--json", type=Path, help="file for every value of every round; - is standard output")
     arguments = parser.parse_args()
+    if arguments.against:
+        compare_with(arguments.against, arguments.only, arguments.rounds)
+        return
 
     versions = {"polynya": version_of(OURS, "polynya"), "aioice": version_of(AIOICE, "aioice")}
     if any(MEASUREMENTS[name].server for name in arguments.only):
@@ -236,8 +246,47 @@ def main() -> None:
     print(f"{arguments.output} written; missed: {', '.join(missed) or 'nothing'}", file=sys.stderr)
 
 
+SLOWER: Final = 1.03
+"""The ratio to an earlier commit from which on a figure counts as worse."""
+
+
+def compare_with(revision: str, names: Sequence[str], rounds: int) -> None:
+    """Print each measurement of this checkout beside the same of an earlier commit, run in turns."""
+    with ExitStack() as stack:
+        wrap, where = _place(stack)
+        then = stack.enter_context(checkout(revision))
+        print(f"{commit()} against {revision} on {machine()}, {where}, {rounds} rounds", flush=True)
+        for name in names:
+            measurement = MEASUREMENTS[name]
+            command = [OURS, measurement.script, *measurement.ours]
+            results = compare(
+                Side("now", command),
+                Side(revision, command, then),
+                [
+                    replace(figure, against="", goal=1 / SLOWER if figure.more_is_better else SLOWER)
+                    for figure in measurement.figures
+                ],
+                rounds=rounds,
+                timeout=measurement.timeout,
+                wrap=wrap,
+            )
+            print(f"\n{measurement.title}\n\n{table(results, 'now', revision)}", flush=True)
+
+
+@contextmanager
+def checkout(revision: str) -> Iterator[Path]:
+    """A checkout of an earlier commit, removed at the end."""
+    folder = ROOT / ".cache" / "bench-against"
+    git = ["git", "-C", str(ROOT), "worktree"]
+    subprocess.run([*git, "add", "--force", "--detach", str(folder), revision], check=True, capture_output=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+
+
 def _place(stack: ExitStack) -> tuple[Wrap, str]:
-    """Where the workloads run: a namespace with one interface as root, else this host as it is."""
+    """The place of the workloads: as root a namespace with one interface, otherwise this host."""
     if os.geteuid() != 0:
         return list, "on this host's own interfaces"
     here = stack.enter_context(alone(["10.77.0.1/24", "fd77::1/64"]))
@@ -245,7 +294,7 @@ def _place(stack: ExitStack) -> tuple[Wrap, str]:
 
 
 def profile(measurement: Measurement) -> str:
-    """Where the time of our side goes, from one more run under cProfile; or its memory, from tracemalloc."""
+    """A profile of our side from another run: its time by cProfile, or its memory by tracemalloc."""
     if measurement.allocations or measurement.server:
         more = ["--profile"] if measurement.server else ["--count", "100", "--allocations"]
         done = subprocess.run(
@@ -279,9 +328,9 @@ def report(
 ) -> str:
     """The page of the documentation."""
     how = (
-        "Written by `make bench`; do not edit. Each side runs in a process of its own, in turns with the other; shown "
-        "is the median over the rounds with the least and the greatest. Machines vary by 10 to 20 % from run to run: "
-        "look at ratios."
+        "`make bench` writes this page; do not edit it. The two sides run in turns, each in a process of its "
+        "own. Each value is the median over the rounds, with the minimum and the maximum. Results vary by 10 "
+        "to 20 % from run to run, so compare the ratios."
     )
     facts = [
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}",
@@ -298,7 +347,7 @@ def report(
             table(group, versions["polynya"], versions["coturn" if measurement.server else "aioice"]),
         ]
         if name in profiles:
-            parts += [f"Short of what was asked for. Where it goes:\n\n```text\n{profiles[name]}\n```"]
+            parts += [f"The goal was missed. The profile of our side:\n\n```text\n{profiles[name]}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

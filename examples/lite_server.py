@@ -128,7 +128,7 @@ async def call(host: str, port: int, text: str) -> None:
         agent.add_candidate(candidate)
         agent.add_candidate(None)
         connection = await agent.connect(timeout=10)
-        await connection.nominated()  # a lite agent sends nothing before
+        await agent.completed()  # a lite agent sends nothing before a pair is nominated
         connection.send(text.encode())
         print((await connection.recv()).decode())
     writer.close()

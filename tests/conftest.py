@@ -6,6 +6,7 @@ each skipped group, why, and what enables it. POLYNYA_SKIPPED=FILE writes the sa
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import shutil
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.loops import run
 
 ROOT = Path(__file__).resolve().parent.parent
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin"])
@@ -130,6 +133,27 @@ def pytest_configure() -> None:
     """A shell starts what it runs in the background with SIGINT ignored, and so would be what the tests interrupt."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run an async test on each loop that its marker names."""
+    if inspect.iscoroutinefunction(metafunc.function):
+        marker = metafunc.definition.get_closest_marker("loops")
+        metafunc.fixturenames.append("loop")
+        metafunc.parametrize("loop", marker.args if marker is not None else ["asyncio"], indirect=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run async tests: no test makes a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    marker = pyfuncitem.get_closest_marker("unhandled")
+    expected = marker.args[0] if marker is not None else 0
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    run(pyfuncitem.obj(**arguments), pyfuncitem.callspec.params["loop"], unhandled=expected)
+    return True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

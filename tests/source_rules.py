@@ -1,9 +1,9 @@
-"""The rules of the source tree, as functions from a module's text to what breaks them. `test_architecture.py` asks."""
+"""The rules of the source tree. Each function returns the lines that break its rule, for `test_architecture.py`."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 PACKAGE = "polynya"
 FACE = "the public face"
-"""Stands for `polynya/__init__.py`."""
+"""The room of `polynya/__init__.py`."""
 
 PROTOCOLS = {"core", "stun"}
 MACHINES = PROTOCOLS | {"turn", "ice", "nat", "portmap", "signaling"}
@@ -55,16 +55,19 @@ EXCEPTIONS: dict[tuple[str, str], set[str]] = {
     ("core/addresses.py", "socket"): {"AF_INET", "AF_INET6", "inet_pton", "inet_ntop"},
     ("*", "uuid"): {"UUID"},
 }
-"""(Module, forbidden import) -> the names of it that may be used all the same."""
+"""(Module, forbidden import) -> the names of that import that are allowed."""
 
 SHELL_MODULES = {"asyncio", "socket", "select", "selectors", "ssl", "subprocess", "threading"}
-"""Whoever imports one of these is a shell."""
+"""A file that imports one of these is a shell."""
+
+POSITIONAL_NOW = {("core/trace.py", "_write")}
+"""(Module, function) that accepts `now` by position: only the tracer's own methods call it, for each event."""
 
 CHANGES = {
     "add", "append", "appendleft", "cancel", "clear", "discard", "due", "extend", "insert", "pop", "popitem", "popleft",
     "remove", "set", "setdefault", "update",
 }  # fmt: skip
-"""Methods that change what they are called on."""
+"""Methods that change their object."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +98,21 @@ def room_of(parts: list[str]) -> str:
 
 
 class Import(NamedTuple):
-    """One import, wherever it stands in a file."""
+    """One import, at any depth of a file."""
 
     target: str
     """The absolute module, also of a relative import."""
     name: str
-    """The name that is taken from it; "" for `import MODULE`."""
+    """The imported name; "" for `import MODULE`."""
     bound: str
-    """What it is called in the file."""
+    """The name that the import binds in the file."""
     line: int
 
 
 def imports(module: Module, *, typing_only: bool = True) -> Iterator[Import]:
     """Every import of a module.
 
-    `typing_only=False` leaves out what stands under `if TYPE_CHECKING:`.
+    `typing_only=False` leaves out imports under `if TYPE_CHECKING:`.
     """
     package = [PACKAGE, *Path(module.path).parent.parts]
     skipped: set[int] = set()
@@ -129,7 +132,7 @@ def imports(module: Module, *, typing_only: bool = True) -> Iterator[Import]:
 
 
 def wrong_direction(module: Module) -> list[str]:
-    """Imports of a room that this module's room must not know."""
+    """Imports of rooms that the module's own room must not import."""
     allowed = MAY_IMPORT[module.room] | {module.room}
     wrong = []
     for target, name, _, line in imports(module):
@@ -142,8 +145,70 @@ def wrong_direction(module: Module) -> list[str]:
     return wrong
 
 
+def import_circles(modules: Sequence[Module]) -> list[str]:
+    """Groups of files that import each other, directly or through others; imports for type checkers count."""
+    edges = {path: sorted(others) for path, others in file_imports(modules).items()}
+    return [f"these files import each other: {', '.join(group)}" for group in _components(edges) if len(group) > 1]
+
+
+def file_imports(modules: Sequence[Module]) -> dict[str, set[str]]:
+    """The path of each file -> the paths of the files that it imports. A file never counts as importing itself."""
+    files = {module.path for module in modules}
+    return {module.path: set(_imported_files(module, files)) - {module.path} for module in modules}
+
+
+def _imported_files(module: Module, files: set[str]) -> Iterator[str]:
+    for target, name, _, _ in imports(module):
+        top, *parts = target.split(".")
+        if top != PACKAGE:
+            continue
+        base = "/".join(parts)
+        submodule = f"{base}/{name}".strip("/")
+        candidates = (f"{submodule}.py", f"{submodule}/__init__.py", f"{base}.py", f"{base}/__init__.py".strip("/"))
+        yield from [path for path in candidates if path in files][:1]
+
+
+def _components(edges: dict[str, list[str]]) -> list[list[str]]:
+    """Strongly connected components of a graph (Tarjan), each sorted, in the order of their first node."""
+    numbers: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        numbers[node] = lowest[node] = len(numbers)
+        stack.append(node)
+        for other in edges.get(node, []):
+            if other not in numbers:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], numbers[other])
+        if lowest[node] == numbers[node]:
+            start = stack.index(node)
+            found.append(sorted(stack[start:]))
+            del stack[start:]
+
+    for node in sorted(edges):
+        if node not in numbers:
+            visit(node)
+    return sorted(found)
+
+
+def positional_now(module: Module) -> list[str]:
+    """Functions that accept the time, `now`, by position; lambdas aside. Two times in a row are easily swapped."""
+    wrong = []
+    for node in ast.walk(module.tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            by_position = [*node.args.posonlyargs, *node.args.args]
+            allowed = (module.path, node.name) in POSITIONAL_NOW
+            if not allowed and any(argument.arg == "now" for argument in by_position):
+                wrong.append(f"{module.path}:{node.lineno}: {node.name} takes `now` by position")
+    return wrong
+
+
 def impure_imports(module: Module) -> list[str]:
-    """Uses of a forbidden module in a room of machines; types and the named exceptions aside."""
+    """Uses of forbidden modules in a room of machines, except for type checkers and in `EXCEPTIONS`."""
     if module.room not in PURE:
         return []
     wrong, names = [], {}
@@ -172,7 +237,7 @@ def _excepted(module: Module, name: str) -> set[str]:
 
 
 def unordered(module: Module) -> list[str]:
-    """Uses of hash order in a room of machines: `hash()`, and walks over what this file itself calls a set."""
+    """Uses of hash order in a room of machines: `hash()`, and iteration over names that the file declares as sets."""
     if module.room not in PURE:
         return []
     sets = _names_of_sets(module.tree)
@@ -232,17 +297,21 @@ def _inside(tree: ast.Module, wanted: ast.AST, function: str) -> bool:
 
 
 def machines(module: Module) -> list[ast.ClassDef]:
-    """The classes that have a `next_timer` and a `tick`: machines, by the contract of core."""
+    """The classes that define `next_timer` and `tick`: machines, by the contract of `core/machine.py`.
+
+    A Protocol with these methods is no machine: a shell may declare what it drives.
+    """
     return [
         node
         for node in ast.walk(module.tree)
         if isinstance(node, ast.ClassDef)
         and {"next_timer", "tick"} <= {inner.name for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        and not any(ast.unparse(base).split("[")[0] == "Protocol" for base in node.bases)
     ]
 
 
 def impure_timers(module: Module) -> list[str]:
-    """What a machine's `next_timer` changes of the machine: it must change nothing."""
+    """Statements in a machine's `next_timer` that change the machine; the method must be pure."""
     wrong = []
     for machine in machines(module):
         for function in machine.body:
@@ -265,7 +334,7 @@ def impure_timers(module: Module) -> list[str]:
 
 
 def shell_imports(module: Module) -> list[str]:
-    """The modules that make this one a shell, outside of `if TYPE_CHECKING:` and the named exceptions."""
+    """Imports that make a module a shell, outside `if TYPE_CHECKING:` and the named exceptions."""
     return [
         f"{module.path}:{line}: imports {target}"
         for target, _, _, line in imports(module, typing_only=False)

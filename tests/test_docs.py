@@ -1,4 +1,4 @@
-"""What the documentation shows is true: its programs run, and the commands that it names exist."""
+"""The documentation is true: its programs run, its commands exist, its links work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,18 @@ def test_a_program_that_needs_a_server_runs_with_one(program: str) -> None:
             ready = server.stdout.readline()
             address = re.search(r"\bhttp=(?:http://)?(\S+)", ready)
             assert address, ready
-            both = [start(program.replace(SERVER, f"http://{address[1]}")) for _ in range(2)]
-            assert [finish(process) for process in both] == ["b'hello'\n"] * 2
+            with ExitStack() as stack:
+                both = [stack.enter_context(start(program.replace(SERVER, f"http://{address[1]}"))) for _ in range(2)]
+                for process in both:
+                    stack.callback(process.kill)  # of a pair, one may wait for the other that has failed
+                assert [finish(process) for process in both] == ["b'hello'\n"] * 2
         finally:
             server.terminate()
         assert server.wait(timeout=10) == 0
 
 
 def commands() -> dict[str, set[str]]:
-    """Every command of the command line with its options, as it lists them itself."""
+    """Every command of the command line with its options, from the command line itself."""
     root = typer.main.get_command(app)
     context = typer.Context(root)
     found = {}
@@ -97,7 +101,7 @@ def test_every_command_and_option_that_is_named_exists() -> None:
 
 
 def _code(page: Path) -> str:
-    """What a page shows as shell: its blocks, and its code in running text."""
+    """The shell code of a page: its blocks, and the code in running text."""
     text = page.read_text(encoding="utf-8")
     shown = [match[2] for match in BLOCK.finditer(text) if match[1] == "sh"]
     running = re.findall(r"`[^`\n]+`", BLOCK.sub("", text))

@@ -1,10 +1,32 @@
 """Polynya connects two programs across NATs and firewalls.
 
-async with polynya.Agent(servers=["stun:stun.example.org"]) as agent: ...      # signaling is yours
-connection = await polynya.connect_room("http://signal.example.org", "room")   # signaling is `polynya serve`
+    async with polynya.connect_room("http://signal.example.org", "room") as connection:     # signaling: `polynya serve`
+        connection.send(b"hello")
 
-Each name is imported when it is first asked for: a worker of the server, which needs two folders of all this, starts in
-a third of the time and holds 12 MB less.
+    async with polynya.Agent(servers=["stun:stun.example.org"]) as agent:                   # signaling of your own
+        connection = await agent.connect(timeout=30)
+
+The names, by what they are for; each has its own help, and all are in docs/reference/api.md:
+
+    Agents and connections    Agent, Connection, ConnectionAgent, Path, IceServer, IceConfig, NominationPolicy,
+                              Renomination, Schedule, Interface, InterfaceAddress
+    Signaling                 Address, Candidate, CandidateType, TcpType, Description, Joined, Left,
+                              RemoteCandidate, RemoteDescription, Signaling, PendingConnection, connect_room
+    Many agents on one socket Mux, MuxedAgent, UnknownPeer
+    Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
+                              LocalCandidatesEnded, PairChanged, Restarted, RoleChanged, SelectedPairChanged,
+                              GatheringState, GatheringStateChanged, PairState, PairView, LocalCandidate, Flow,
+                              Transport
+    Reports                   PairReport, SessionReport
+    TURN by hand              TurnClient, Allocated, ServerAddress, TurnReport, AddressError
+    NAT behavior              discover_behavior, discover_lifetime, discover_stream_mapping, Behavior,
+                              BehaviorReport, LifetimeReport, StreamMappingReport
+    Traces                    TraceEvent, TraceWriter, Tracer, PcapngWriter, IpPacket
+    Errors                    Attempt, ConfigurationError, ConnectError, ConnectionClosed, DecodeError,
+                              PolynyaError, ProtocolError, SignalingError, TransactionError, UsageError
+
+Each name is imported when it is first used: a worker process of the server, which needs two subpackages, starts in a
+third of the time and takes 12 MB less.
 """
 
 from __future__ import annotations
@@ -15,12 +37,14 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
-    from .aio.connection import Connection, Path
-    from .aio.mux import Mux, UnknownPeer
-    from .aio.muxed import MuxedAgent
+    from .aio.connection import Connection, ConnectionAgent, Path
+    from .aio.meeting import PendingConnection, connect_room
+    from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
-    from .aio.signaling import Signaling, connect_room
+    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Signaling
     from .aio.turn import TurnClient
+    from .core.addresses import Address
+    from .core.behavior import Behavior
     from .core.errors import (
         Attempt,
         ConfigurationError,
@@ -29,44 +53,112 @@ if TYPE_CHECKING:
         DecodeError,
         PolynyaError,
         ProtocolError,
-        RemoteProtocolError,
         SignalingError,
         TransactionError,
         UsageError,
     )
-    from .ice.candidates import Candidate, CandidateType
+    from .core.flows import Flow, Transport
+    from .core.machine import Interface, InterfaceAddress
+    from .core.packets import IpPacket
+    from .core.pcapng import PcapngWriter
+    from .core.trace import TraceEvent, Tracer, TraceWriter
+    from .ice.candidates import Candidate, CandidateType, LocalCandidate, TcpType
     from .ice.config import IceConfig
     from .ice.description import Description
+    from .ice.events import (
+        AgentState,
+        AgentStateChanged,
+        ConsentLost,
+        Failed,
+        LocalCandidateAdded,
+        LocalCandidatesEnded,
+        PairChanged,
+        Restarted,
+        RoleChanged,
+        SelectedPairChanged,
+    )
+    from .ice.nomination import NominationPolicy, Renomination
+    from .ice.pairs import PairState, PairView
+    from .ice.report import PairReport
+    from .session.events import GatheringState, GatheringStateChanged
+    from .session.report import SessionReport
+    from .stun.attributes import AddressError
     from .stun.behavior import BehaviorReport
     from .stun.lifetime import LifetimeReport
+    from .stun.stream_mapping import StreamMappingReport
+    from .stun.transactions import Schedule
+    from .turn.client.events import Allocated, ServerAddress
+    from .turn.client.report import TurnReport
 
     __version__: str
 
 __all__ = [
+    "Address",
+    "AddressError",
     "Agent",
+    "AgentState",
+    "AgentStateChanged",
+    "Allocated",
     "Attempt",
+    "Behavior",
     "BehaviorReport",
     "Candidate",
     "CandidateType",
     "ConfigurationError",
     "ConnectError",
     "Connection",
+    "ConnectionAgent",
     "ConnectionClosed",
+    "ConsentLost",
     "DecodeError",
     "Description",
+    "Failed",
+    "Flow",
+    "GatheringState",
+    "GatheringStateChanged",
     "IceConfig",
     "IceServer",
+    "Interface",
+    "InterfaceAddress",
+    "IpPacket",
+    "Joined",
+    "Left",
     "LifetimeReport",
+    "LocalCandidate",
+    "LocalCandidateAdded",
+    "LocalCandidatesEnded",
     "Mux",
     "MuxedAgent",
+    "NominationPolicy",
+    "PairChanged",
+    "PairReport",
+    "PairState",
+    "PairView",
     "Path",
+    "PcapngWriter",
+    "PendingConnection",
     "PolynyaError",
     "ProtocolError",
-    "RemoteProtocolError",
+    "RemoteCandidate",
+    "RemoteDescription",
+    "Renomination",
+    "Restarted",
+    "RoleChanged",
+    "Schedule",
+    "SelectedPairChanged",
+    "ServerAddress",
+    "SessionReport",
     "Signaling",
     "SignalingError",
+    "StreamMappingReport",
+    "TcpType",
+    "TraceEvent",
+    "TraceWriter",
+    "Tracer",
     "TransactionError",
+    "Transport",
     "TurnClient",
+    "TurnReport",
     "UnknownPeer",
     "UsageError",
     "connect_room",
@@ -77,13 +169,36 @@ __all__ = [
 
 _HOMES: Final = {
     "aio.agent": ("Agent",),
-    "aio.behavior": ("discover_behavior", "discover_lifetime", "discover_stream_mapping"),
-    "aio.connection": ("Connection", "Path"),
-    "aio.mux": ("Mux", "UnknownPeer"),
-    "aio.muxed": ("MuxedAgent",),
+    "aio.behavior": (
+        "discover_behavior",
+        "discover_lifetime",
+        "discover_stream_mapping",
+    ),
+    "aio.connection": (
+        "Connection",
+        "ConnectionAgent",
+        "Path",
+    ),
+    "aio.meeting": (
+        "PendingConnection",
+        "connect_room",
+    ),
+    "aio.mux": (
+        "Mux",
+        "MuxedAgent",
+        "UnknownPeer",
+    ),
     "aio.servers": ("IceServer",),
-    "aio.signaling": ("Signaling", "connect_room"),
+    "aio.signaling": (
+        "Joined",
+        "Left",
+        "RemoteCandidate",
+        "RemoteDescription",
+        "Signaling",
+    ),
     "aio.turn": ("TurnClient",),
+    "core.addresses": ("Address",),
+    "core.behavior": ("Behavior",),
     "core.errors": (
         "Attempt",
         "ConfigurationError",
@@ -92,23 +207,76 @@ _HOMES: Final = {
         "DecodeError",
         "PolynyaError",
         "ProtocolError",
-        "RemoteProtocolError",
         "SignalingError",
         "TransactionError",
         "UsageError",
     ),
-    "ice.candidates": ("Candidate", "CandidateType"),
+    "core.flows": (
+        "Flow",
+        "Transport",
+    ),
+    "core.machine": (
+        "Interface",
+        "InterfaceAddress",
+    ),
+    "core.packets": ("IpPacket",),
+    "core.pcapng": ("PcapngWriter",),
+    "core.trace": (
+        "TraceEvent",
+        "TraceWriter",
+        "Tracer",
+    ),
+    "ice.candidates": (
+        "Candidate",
+        "CandidateType",
+        "LocalCandidate",
+        "TcpType",
+    ),
     "ice.config": ("IceConfig",),
     "ice.description": ("Description",),
+    "ice.events": (
+        "AgentState",
+        "AgentStateChanged",
+        "ConsentLost",
+        "Failed",
+        "LocalCandidateAdded",
+        "LocalCandidatesEnded",
+        "PairChanged",
+        "Restarted",
+        "RoleChanged",
+        "SelectedPairChanged",
+    ),
+    "ice.nomination": (
+        "NominationPolicy",
+        "Renomination",
+    ),
+    "ice.pairs": (
+        "PairState",
+        "PairView",
+    ),
+    "ice.report": ("PairReport",),
+    "session.events": (
+        "GatheringState",
+        "GatheringStateChanged",
+    ),
+    "session.report": ("SessionReport",),
+    "stun.attributes": ("AddressError",),
     "stun.behavior": ("BehaviorReport",),
     "stun.lifetime": ("LifetimeReport",),
+    "stun.stream_mapping": ("StreamMappingReport",),
+    "stun.transactions": ("Schedule",),
+    "turn.client.events": (
+        "Allocated",
+        "ServerAddress",
+    ),
+    "turn.client.report": ("TurnReport",),
 }
 
 
 def __getattr__(name: str) -> object:
-    """What is asked for, from where it lives; `aio.signaling` needs the extra `polynya[signaling]`."""
+    """Imports a name from its module; `aio.signaling` needs the extra `polynya[signaling]`."""
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415 - 25 ms that few need
+        from importlib.metadata import version  # noqa: PLC0415 - it takes 25 ms, and few programs need it
 
         value: object = version("polynya")
     else:

@@ -1,4 +1,4 @@
-"""Both loops, a machine that records what it is told, and foreign sockets to talk to."""
+"""A machine that records its inputs, its driver, and plain sockets as peers."""
 
 from __future__ import annotations
 
@@ -16,70 +16,24 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Datagram, Input, Open, Opened, Output, Resolve, Send, StreamData
-
-LIMIT = 60.0
-"""Seconds after which a test with real sockets is given up."""
+from tests import loops
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-class EndpointLoop(asyncio.SelectorEventLoop):
-    """Like Windows' proactor: it cannot watch sockets."""
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine on each kind of loop."""
 
-    def add_reader(self, *_: Any) -> None:  # type: ignore[override]
-        raise NotImplementedError
+    def run_on_loop(main: Coroutine[Any, Any, Any], expect_unhandled: int = 0) -> Any:
+        return loops.run(main, request.param, unhandled=expect_unhandled)
 
-
-def _loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.SelectorEventLoop}
-    try:
-        import uvloop
-    except ImportError:
-        return loops
-    return {**loops, "uvloop": uvloop.new_event_loop}
-
-
-@pytest.fixture(params=sorted(_loops()))
-def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    """Runs a coroutine on each kind of loop, and fails if it leaves a task behind or something unhandled."""
-    yield from _run_on(_loops()[request.param])
-
-
-@pytest.fixture
-def run_on_asyncio() -> Iterator[Run]:
-    """For what uvloop does without Python's help, so that it cannot be replaced."""
-    yield from _run_on(asyncio.SelectorEventLoop)
-
-
-@pytest.fixture
-def run_without_readers() -> Iterator[Run]:
-    yield from _run_on(EndpointLoop)
-
-
-def _run_on(factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[Run]:
-    unhandled: list[dict[str, Any]] = []
-
-    def run(main: Coroutine[Any, Any, Any], expect_unhandled: int = 0) -> Any:
-        async def guarded() -> Any:
-            loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, context: unhandled.append(context))
-            async with asyncio.timeout(LIMIT):
-                result = await main
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            assert not left, f"tasks were left behind: {left}"
-            return result
-
-        with asyncio.Runner(loop_factory=factory) as runner:
-            result = runner.run(guarded())
-        assert len(unhandled) == expect_unhandled, unhandled
-        return result
-
-    yield run
+    return run_on_loop
 
 
 @dataclass
 class Recorder:
-    """A machine that records its inputs; tests queue its outputs, events and timer."""
+    """A machine that records its inputs; tests set its outputs, events and timer."""
 
     inputs: list[Input] = field(default_factory=list)
     ticks: list[Instant] = field(default_factory=list)
@@ -114,10 +68,13 @@ class Recorder:
         drained, self._events = self._events, []
         return drained
 
-    # ---- what tests do with it
+    # ---- called by tests
 
     def put(self, *outputs: Output, now: Instant | None = None) -> None:
         self._outputs += outputs
+
+    def emit(self, event: object) -> None:
+        self._events.append(event)
 
     def wake_in(self, seconds: float, *, now: Instant) -> None:
         self.due = Instant(now + round(seconds * SECOND))
@@ -128,7 +85,7 @@ class Recorder:
             await self.changed.wait()
 
     async def received(self, kind: type[Any], count: int = 1) -> Any:
-        """The last of `count` inputs of a kind."""
+        """Wait for `count` inputs of a kind; return the last of them."""
         await self.until(lambda: len(self.of(kind)) >= count)
         return self.of(kind)[count - 1]
 
@@ -138,7 +95,7 @@ class Recorder:
 
 @asynccontextmanager
 async def driving(on_event: Callable[[Any], None] = lambda _: None, **options: Any) -> AsyncIterator[Driver[Recorder]]:
-    """A driver with a recorder, closed at the end."""
+    """Run a recorder in a driver, which is closed at the end."""
     driver = Driver(Recorder(), on_event=on_event, **options)
     try:
         yield driver
@@ -147,7 +104,7 @@ async def driving(on_event: Callable[[Any], None] = lambda _: None, **options: A
 
 
 async def open_udp(driver: Driver[Recorder], host: str = "127.0.0.1", **options: Any) -> Opened:
-    """Open a UDP flow and wait until it is open."""
+    """Open a UDP flow; wait for its `Opened`."""
     flow = driver.flow_ids.new()
     driver.call(driver.machine.put, Open(flow=flow, transport=Transport.UDP, local=Address.of(host, 0), **options))
     machine = driver.machine
@@ -159,10 +116,10 @@ async def open_udp(driver: Driver[Recorder], host: str = "127.0.0.1", **options:
 
 @pytest.fixture
 def foreign() -> Iterator[socket.socket]:
-    """A plain UDP socket on IPv4 loopback."""
+    """Open a plain UDP socket on IPv4 loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        sock.settimeout(LIMIT)
+        sock.settimeout(loops.LIMIT)
         yield sock
 
 
@@ -171,7 +128,7 @@ def address_of(sock: socket.socket) -> Address:
 
 
 def stun_like(size: int = 20) -> bytes:
-    """Bytes that are STUN by their header."""
+    """Make bytes with the header of a STUN message."""
     return b"\x00\x01" + (size - 20).to_bytes(2, "big") + b"\x21\x12\xa4\x42" + bytes(size - 8)
 
 

@@ -1,4 +1,4 @@
-"""The one timer that wakes all drivers of a loop."""
+"""The alarm: one timer of the system for all drivers of an event loop."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ import pytest
 
 from polynya.aio import alarm, clock
 from polynya.core.instants import MICROSECOND, MILLISECOND, SECOND, Instant
-from tests.aio.conftest import Run
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 
-@pytest.fixture(params=["the system's timer", "the loop's timer"])
-def _kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if request.param == "the loop's timer":
-        monkeypatch.setattr(alarm, "_make_file", lambda: None)
-    yield
-    assert not alarm._alarms, "an alarm that nobody has is gone"
+@pytest.fixture(params=[True, False], ids=["timerfd", "the loop's timer"])
+def timerfd(request: pytest.FixtureRequest) -> Iterator[bool]:
+    yield request.param
+    assert alarm.loops() == (), "an alarm without holders is removed"
 
 
-pytestmark = pytest.mark.usefixtures("_kind")
+class Sleeper:
+    """A timer owner that records when its timer was due, and then calls `then`."""
 
-
-class TimerOwner:
-    """Notes when it was woken, and may do something then."""
-
-    def __init__(self, name: str, woken: list[str], then: Callable[[], None] = lambda: None) -> None:
-        self.name, self.woken, self.then = name, woken, then
-        self.alarm = alarm.alarm(asyncio.get_running_loop())
+    def __init__(self, name: str, woken: list[str], *, timerfd: bool) -> None:
+        self.name, self.woken = name, woken
+        self.then: Callable[[], object] = lambda: None
+        self.alarm = alarm.alarm(asyncio.get_running_loop(), timerfd=timerfd)
         self.at: Instant | None = None
         self.up = asyncio.Event()
 
@@ -44,80 +41,68 @@ class TimerOwner:
         self.then()
 
 
-def sleepers(*names: str) -> tuple[list[TimerOwner], list[str]]:
+def sleepers(*names: str, timerfd: bool) -> tuple[list[Sleeper], list[str]]:
     woken: list[str] = []
-    return [TimerOwner(name, woken) for name in names], woken
+    return [Sleeper(name, woken, timerfd=timerfd) for name in names], woken
 
 
-def test_everyone_is_woken_in_the_order_of_time_and_never_early(run: Run) -> None:
-    async def main() -> None:
-        made, woken = sleepers("late", "early", "first")
-        due = [one.sleep(wait) for one, wait in zip(made, (9 * MILLISECOND, 2_300 * MICROSECOND, 0), strict=True)]
-        for one, at in zip(made, due, strict=True):
-            await one.up.wait()
-            assert one.at is not None and one.at >= at
-        assert woken == ["first", "early", "late"]
-        for one in made:
-            one.alarm.leave(one)
-
-    run(main())
-
-
-def test_a_time_that_is_set_anew_holds_and_a_cancelled_one_does_not(run: Run) -> None:
-    async def main() -> None:
-        [moved, cancelled, postponed], woken = sleepers("moved", "cancelled", "postponed")
-        moved.sleep(3600 * SECOND)
-        cancelled.sleep(1 * MILLISECOND)
-        postponed.sleep(1 * MILLISECOND)
-        cancelled.alarm.cancel(cancelled)
-        until = postponed.sleep(8 * MILLISECOND)
-        moved.sleep(2 * MILLISECOND)
-        await moved.up.wait()
-        await postponed.up.wait()
-        assert woken == ["moved", "postponed"] and postponed.at is not None and postponed.at >= until
-        for one in (moved, cancelled, postponed):
-            one.alarm.leave(one)
-
-    run(main())
-
-
-def test_one_that_is_always_due_leaves_the_loop_its_turns(run: Run) -> None:
-    async def main() -> None:
-        [busy], woken = sleepers("busy")
-        busy.then = lambda: busy.sleep(0) and None
-        busy.sleep(0)
-        await busy.up.wait()
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert len(woken) < 30
-        busy.alarm.leave(busy)
-
-    run(main())
-
-
-def test_who_leaves_while_it_is_due_is_not_woken_and_the_last_takes_the_alarm_along(run: Run) -> None:
-    async def main() -> None:
-        [one, other], woken = sleepers("one", "other")
-        one.then = lambda: one.alarm.leave(one)
-        one.sleep(MILLISECOND)
+async def test_timers_fire_in_the_order_of_time_and_never_early(timerfd: bool) -> None:
+    made, woken = sleepers("late", "early", "first", timerfd=timerfd)
+    due = [one.sleep(wait) for one, wait in zip(made, (9 * MILLISECOND, 2_300 * MICROSECOND, 0), strict=True)]
+    for one, at in zip(made, due, strict=True):
         await one.up.wait()
-        assert asyncio.get_running_loop() in alarm._alarms, "the other has it yet"
-        other.sleep(MILLISECOND)
-        other.alarm.leave(other)
-        await asyncio.sleep(0.005)
-        assert woken == ["one"]
-
-    run(main())
+        assert one.at is not None and one.at >= at
+    assert woken == ["first", "early", "late"]
+    for one in made:
+        one.alarm.leave(one)
 
 
-def test_the_fault_of_one_is_told_and_wakes_the_others_all_the_same(run: Run) -> None:
-    async def main() -> None:
-        [faulty, other], _ = sleepers("faulty", "other")
-        faulty.then = lambda: 1 // 0 and None
-        at = faulty.sleep(MILLISECOND)
-        other.alarm.set(other, at)
-        await other.up.wait()
-        for one in (faulty, other):
-            one.alarm.leave(one)
+async def test_a_timer_that_is_set_again_moves_and_a_canceled_one_does_not_fire(timerfd: bool) -> None:
+    [moved, canceled, postponed], woken = sleepers("moved", "canceled", "postponed", timerfd=timerfd)
+    moved.sleep(3600 * SECOND)
+    canceled.sleep(1 * MILLISECOND)
+    postponed.sleep(1 * MILLISECOND)
+    canceled.alarm.cancel(canceled)
+    later = postponed.sleep(8 * MILLISECOND)
+    moved.sleep(2 * MILLISECOND)
+    await moved.up.wait()
+    await postponed.up.wait()
+    assert woken == ["moved", "postponed"] and postponed.at is not None and postponed.at >= later
+    for one in (moved, canceled, postponed):
+        one.alarm.leave(one)
 
-    run(main(), expect_unhandled=1)
+
+async def test_a_timer_that_is_always_due_lets_other_tasks_run(timerfd: bool) -> None:
+    [busy], woken = sleepers("busy", timerfd=timerfd)
+    busy.then = lambda: busy.sleep(0)
+    busy.sleep(0)
+    await busy.up.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(woken) < 30
+    busy.alarm.leave(busy)
+
+
+async def test_an_owner_that_leaves_is_not_woken_and_the_last_one_removes_the_alarm(timerfd: bool) -> None:
+    [one, other, last], woken = sleepers("one", "other", "last", timerfd=timerfd)
+    one.then = lambda: one.alarm.leave(one)
+    one.sleep(MILLISECOND)
+    await one.up.wait()
+    assert alarm.loops() == (asyncio.get_running_loop(),), "two others still hold it"
+    other.sleep(MILLISECOND)
+    last.sleep(2 * MILLISECOND)
+    other.alarm.leave(other)
+    await last.up.wait()
+    assert woken == ["one", "last"]
+    last.alarm.leave(last)
+
+
+@pytest.mark.unhandled(1)
+async def test_an_owner_that_raises_is_reported_and_the_others_are_woken(timerfd: bool) -> None:
+    [faulty, other], _ = sleepers("faulty", "other", timerfd=timerfd)
+    faulty.then = lambda: 1 // 0
+    at = faulty.sleep(MILLISECOND)
+    other.alarm.set(other, at)
+    await other.up.wait()
+    for one in (faulty, other):
+        one.alarm.leave(one)

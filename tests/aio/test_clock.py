@@ -1,4 +1,4 @@
-"""The clock of real time and the watch over its jumps."""
+"""The clock of real time, and the watch that detects its jumps."""
 
 from __future__ import annotations
 
@@ -9,45 +9,40 @@ import pytest
 
 from polynya.aio import clock
 from polynya.core.instants import SECOND, Instant
-from tests.aio.conftest import Run
+from tests.loops import until
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 
-@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that runs on in sleep")
-def test_the_clock_is_the_one_that_runs_on_in_sleep() -> None:
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no CLOCK_BOOTTIME")
+def test_the_clock_continues_while_the_system_sleeps() -> None:
     before = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     assert before <= clock.now() <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-def test_all_drivers_of_a_loop_share_one_watch_and_it_rests_when_the_last_leaves(run: Run) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        watch = clock.watch(loop)
-        assert clock.watch(loop) is watch
-        one, two = object(), object()
-        watch.subscribe(one, lambda _: None)
-        watch.subscribe(two, lambda _: None)
-        watch.unsubscribe(one)
-        assert clock.watch(loop) is watch
-        watch.unsubscribe(two)
-        watch.unsubscribe(two)
-        assert loop not in clock._watches, "a loop that is over can be forgotten"
-
-    run(main())
+async def test_a_loop_has_one_watch_which_is_removed_with_its_last_subscriber() -> None:
+    loop = asyncio.get_running_loop()
+    watch = clock.watch(loop)
+    assert clock.watch(loop) is watch
+    one, two = object(), object()
+    watch.subscribe(one, lambda _: None)
+    watch.subscribe(two, lambda _: None)
+    watch.unsubscribe(one)
+    assert clock.watch(loop) is watch
+    watch.unsubscribe(two)
+    watch.unsubscribe(two)
+    assert loop not in clock.loops(), "the registry keeps no closed loop"
 
 
-def test_a_jump_is_told_to_every_subscriber_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> list[str]:
-        monkeypatch.setattr(clock, "LOOK_INTERVAL", 0.005)
-        real, told = clock.now, []
-        watch = clock.JumpWatch(asyncio.get_running_loop())
-        heard = asyncio.Event()
-        watch.subscribe("one", lambda _: told.append("one"))
-        watch.subscribe("two", lambda _: (told.append("two"), heard.set()))
-        monkeypatch.setattr(clock, "now", lambda: Instant(real() + 60 * SECOND))
-        await heard.wait()
-        await asyncio.sleep(0.03)
-        for who in ("one", "two"):
-            watch.unsubscribe(who)
-        return told
-
-    assert run(main()) == ["one", "two"]
+async def test_each_subscriber_is_called_once_for_each_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = clock.now
+    notified: list[str] = []
+    watch = clock.watch(asyncio.get_running_loop(), interval=0.005)
+    watch.subscribe("one", lambda _: notified.append("one"))
+    watch.subscribe("two", lambda _: notified.append("two"))
+    for jumps in (1, 2):
+        monkeypatch.setattr(clock, "now", lambda ahead=jumps: Instant(real() + ahead * 60 * SECOND))
+        await until(lambda expected=2 * jumps: len(notified) >= expected)  # type: ignore[misc]
+    for who in ("one", "two"):
+        watch.unsubscribe(who)
+    assert notified == ["one", "two"] * 2

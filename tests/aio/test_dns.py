@@ -1,4 +1,4 @@
-"""Names: what needs no asking, what the system's resolver says, and records from a name server of the test's own."""
+"""Name resolution: literal addresses, the system's resolver, a custom one, and records of a local name server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 
 from polynya.aio.dns import Resolver, known
 from polynya.core.machine import RecordType, Resolve, Resolved
-from tests.aio.conftest import Run
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 
 @pytest.mark.parametrize(
@@ -36,21 +37,18 @@ from tests.aio.conftest import Run
         ("", ()),
     ],
 )
-def test_literal_addresses_and_this_host_need_no_asking(name: str, hosts: tuple[str, ...]) -> None:
+def test_literal_addresses_and_localhost_need_no_query(name: str, hosts: tuple[str, ...]) -> None:
     assert known(name) == hosts
 
 
-def test_a_literal_is_answered_without_the_systems_resolver(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: Any, **__: Any) -> Any:
-        pytest.fail("nobody is to be asked")
-
-    monkeypatch.setattr(socket, "getaddrinfo", never)
+async def test_a_literal_address_does_not_reach_the_systems_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the system's resolver was used"))
     query = Resolve(name="192.0.2.1", token=3)
-    assert run(Resolver().resolve(query)) == Resolved(query=query, hosts=("192.0.2.1",))
+    assert await Resolver().resolve(query) == Resolved(query=query, hosts=("192.0.2.1",))
 
 
 def answering(*hosts: str) -> Any:
-    """A `getaddrinfo` that knows these hosts, each for two socket types as the real one does."""
+    """Make a `getaddrinfo` that returns these hosts, each for two socket types as the real one does."""
 
     def getaddrinfo(name: str, *_: Any, **__: Any) -> list[Any]:
         families = [(socket.AF_INET6 if ":" in host else socket.AF_INET, host) for host in hosts]
@@ -59,41 +57,79 @@ def answering(*hosts: str) -> Any:
     return getaddrinfo
 
 
-def test_the_systems_order_is_kept_and_each_host_is_told_once(
-    run_on_asyncio: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.loops("asyncio")  # uvloop calls getaddrinfo of C
+async def test_the_order_of_the_system_is_kept_without_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", answering("2001:db8::1", "192.0.2.1", "192.0.2.2"))
-    answer = run_on_asyncio(Resolver().resolve(Resolve(name="stun.example")))
+    answer = await Resolver().resolve(Resolve(name="stun.example"))
     assert answer.hosts == ("2001:db8::1", "192.0.2.1", "192.0.2.2")
     assert answer.error == ""
 
 
-def test_an_unknown_name_is_an_answer_with_the_reason(run_on_asyncio: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.loops("asyncio")
+async def test_an_unknown_name_is_answered_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     query = Resolve(name="nowhere.example")
-    assert run_on_asyncio(Resolver().resolve(query)) == Resolved(
-        query=query, error="nowhere.example: Name or service not known"
-    )
+    assert await Resolver().resolve(query) == Resolved(query=query, error="nowhere.example: Name or service not known")
 
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".example", "..", "bad\0name", "\ud800.example"])
-def test_a_name_that_cannot_be_is_an_answer_too(run: Run, name: str) -> None:
-    answer = run(Resolver(timeout=0.5).resolve(Resolve(name=name)))
+async def test_an_invalid_name_is_answered_with_an_error(name: str) -> None:
+    answer = await Resolver(timeout=0.5).resolve(Resolve(name=name))
     assert answer.hosts == ()
     assert answer.error
 
 
-def test_a_resolver_that_does_not_answer_is_given_up(run: Run) -> None:
-    class Silent(Resolver):
-        async def _addresses(self, name: str) -> tuple[str, ...]:
-            await asyncio.Event().wait()
-            raise AssertionError
+async def test_a_resolver_that_does_not_answer_times_out() -> None:
+    async def silent(name: str) -> list[str]:
+        await asyncio.Event().wait()
+        raise AssertionError
 
-    answer = run(Silent(timeout=0.01).resolve(Resolve(name="stun.example")))
+    answer = await Resolver(resolve=silent, timeout=0.01).resolve(Resolve(name="stun.example"))
     assert answer.error == "stun.example: no answer within 0.01 s"
+
+
+# ----------------------------------------------------------------------------------------------- a custom `resolve`
+
+
+async def resolved(result: object, name: str = "stun.example") -> Resolved:
+    """Return the answer of a resolver whose `resolve` returns or raises `result`."""
+
+    async def resolve(asked: str) -> Any:
+        assert asked == "stun.example"
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return await Resolver(resolve=resolve).resolve(Resolve(name=name))
+
+
+async def test_a_custom_resolve_answers_in_place_of_the_systems_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("the system's resolver was used"))
+    answer = await resolved(["2001:DB8:0::1", "192.0.2.1", "2001:db8::1"])
+    assert (answer.hosts, answer.error) == (("2001:db8::1", "192.0.2.1"), "")
+
+
+async def test_literal_addresses_do_not_reach_a_custom_resolve() -> None:
+    assert (await resolved(AssertionError("not called"), "192.0.2.7")).hosts == ("192.0.2.7",)
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (KeyError("stun.example"), "resolve() raised KeyError: 'stun.example'"),
+        (OSError("no route"), "no route"),
+        (ConnectionResetError(), "ConnectionResetError"),
+        ("192.0.2.1", "resolve() returned '192.0.2.1': return a list of IP addresses"),
+        (["192.0.2.1", "other.example"], "resolve() returned 'other.example', which is not an IP address"),
+        ([], "resolve() returned no addresses"),
+        (None, "resolve() returned None: return a list of IP addresses"),
+    ],
+)
+async def test_a_failed_custom_resolve_is_answered_with_the_reason(result: object, error: str) -> None:
+    assert await resolved(result) == Resolved(query=Resolve(name="stun.example"), error=f"stun.example: {error}")
 
 
 # -------------------------------------------------------------------------------------------------------- SRV, NAPTR
@@ -106,7 +142,7 @@ example. 60 IN NAPTR 100 10 "S" "RELAY:turn.udp" "" _turn._udp.example.
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers from ZONE, in its order."""
+    """A name server that answers from ZONE, in its order."""
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -130,7 +166,7 @@ class NameServer(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def name_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Let dnspython ask a server on loopback instead of those of this host."""
+    """Make dnspython use a name server on loopback."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(NameServer, local_addr=("127.0.0.1", 0))
     port = transport.get_extra_info("sockname")[1]
@@ -150,22 +186,16 @@ async def name_server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
         await asyncio.sleep(0)
 
 
-def test_records_are_told_as_text_and_all_of_them(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with name_server(monkeypatch):
-            srv = await Resolver().resolve(Resolve(name="_turn._udp.example", record=RecordType.SRV))
-            assert sorted(srv.hosts) == ["10 5 3478 a.example.", "20 0 3478 b.example."]
-            naptr = await Resolver().resolve(Resolve(name="example", record=RecordType.NAPTR))
-            assert naptr.hosts == ('100 10 "S" "RELAY:turn.udp" "" _turn._udp.example.',)
-
-    run(main())
+async def test_all_records_are_returned_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with name_server(monkeypatch):
+        srv = await Resolver().resolve(Resolve(name="_turn._udp.example", record=RecordType.SRV))
+        assert sorted(srv.hosts) == ["10 5 3478 a.example.", "20 0 3478 b.example."]
+        naptr = await Resolver().resolve(Resolve(name="example", record=RecordType.NAPTR))
+        assert naptr.hosts == ('100 10 "S" "RELAY:turn.udp" "" _turn._udp.example.',)
 
 
-def test_a_name_without_records_is_an_answer_with_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with name_server(monkeypatch):
-            answer = await Resolver().resolve(Resolve(name="other.example", record=RecordType.SRV))
-            assert answer.hosts == ()
-            assert "does not exist" in answer.error
-
-    run(main())
+async def test_a_name_without_records_is_answered_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with name_server(monkeypatch):
+        answer = await Resolver().resolve(Resolve(name="other.example", record=RecordType.SRV))
+        assert answer.hosts == ()
+        assert "does not exist" in answer.error

@@ -1,4 +1,4 @@
-"""Connections to a TLS listener that do not get on with it: few, and not for long (security.md, line 4)."""
+"""Limits of a TLS listener on handshakes that do not complete (security.md, line 4)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import asyncio
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from polynya.aio import handshakes
-from polynya.aio.handshakes import Handshakes
+from polynya.aio.handshakes import HandshakeLimits, Handshakes
 from polynya.aio.tally import Tally
-from tests.aio.conftest import Run
 from tests.free_ports import free_port
 from tests.interop.coturn import make_certificate
+from tests.loops import until
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 
 class Heard(asyncio.Protocol):
-    """Sends back what it hears, and is counted."""
+    """Echoes what it receives; the class counts its connections."""
 
     count = 0
 
@@ -33,7 +36,7 @@ class Heard(asyncio.Protocol):
 class House:
     """A TLS listener on loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **limits: Any) -> None:
         make_certificate(folder / "cert.pem", folder / "key.pem")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
@@ -42,7 +45,7 @@ class House:
         listening.setblocking(False)
         self.port = listening.getsockname()[1]
         self.tally = Tally()
-        self.handshakes = Handshakes(listening, context, Heard, self.tally)
+        self.handshakes = Handshakes(listening, context, Heard, self.tally, HandshakeLimits(**limits))
         Heard.count = 0
 
     async def silent(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -63,119 +66,87 @@ class House:
 
 
 async def gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until the other side has closed."""
+    """Wait until the other side has closed."""
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await reader.readexactly(1)
     writer.close()
 
 
-def test_who_shakes_hands_is_heard(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        house = House(tmp_path)
-        await asyncio.gather(*(house.echo() for _ in range(5)))
-        assert Heard.count == 5
-        await house.close()
-
-    run(main())
+async def test_connections_that_complete_the_handshake_are_served(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    await asyncio.gather(*(house.echo() for _ in range(5)))
+    assert Heard.count == 5
+    await house.close()
 
 
-def test_who_says_nothing_or_nonsense_is_dropped_and_never_heard_of(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handshakes, "TIMEOUT", 0.2)
-
-    async def main() -> None:
-        house = House(tmp_path)
-        silent, hostile = await house.silent(), await house.silent()
-        hostile[1].write(b"GET / HTTP/1.1\r\n\r\n")
-        await gone(*hostile)
-        await gone(*silent)
-        monkeypatch.setattr(handshakes, "TIMEOUT", 10.0)
-        await house.echo()
-        assert Heard.count == 1
-        assert (house.tally.handshakes_failed, house.tally.handshakes_refused) == (2, 0)
-        await house.close()
-
-    run(main())
+async def test_silence_and_nonsense_end_the_connection_before_the_protocol_is_made(tmp_path: Path) -> None:
+    house = House(tmp_path, timeout=0.2)
+    silent, hostile = await house.silent(), await house.silent()
+    hostile[1].write(b"GET / HTTP/1.1\r\n\r\n")
+    await gone(*hostile)
+    await gone(*silent)
+    house.handshakes.limits = HandshakeLimits()
+    await house.echo()
+    assert Heard.count == 1
+    assert (house.tally.handshakes_failed, house.tally.handshakes_refused) == (2, 0)
+    await house.close()
 
 
-def test_only_so_many_may_be_half_open(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handshakes, "AT_ONCE", 3)
-
-    async def main() -> None:
-        house = House(tmp_path)
-        first = [await house.silent() for _ in range(3)]
-        await gone(*await house.silent())
-        assert house.tally.handshakes_refused == 1
-        for _, writer in first:
-            writer.close()
-        async with asyncio.timeout(5):
-            while Heard.count == 0:
-                try:
-                    await house.echo()
-                except (ConnectionError, asyncio.IncompleteReadError):
-                    await asyncio.sleep(0.01)
-        await house.close()
-
-    run(main())
-
-
-def test_a_flood_of_connections_leaves_the_loop_its_turn(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An accept that has something to accept does not wait, and so lets nobody else run."""
-    monkeypatch.setattr(handshakes, "AT_ONCE", 0)
-
-    async def main() -> None:
-        house = House(tmp_path)
-        flood = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(100)]  # nobody else runs meanwhile
-        turns = 0
-        while house.tally.handshakes_refused < len(flood):
-            await asyncio.sleep(0)
-            turns += 1
-        assert turns >= len(flood) // handshakes.BATCH
-        for each in flood:
-            each.close()
-        await house.close()
-
-    run(main())
-
-
-def test_one_host_cannot_keep_the_others_out(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handshakes, "AT_ONCE_OF_ONE", 2)
-
-    async def main() -> None:
-        house = House(tmp_path)
-        first = [await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)) for _ in range(2)]
-        await gone(*await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)))
-        assert house.tally.handshakes_refused == 1
-        await house.echo()
-        first[0][1].close()
-        async with asyncio.timeout(5):
-            while house.handshakes._by_source != {"127.0.0.2": 1}:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-        first[1][1].close()
-        await house.close()
-        assert house.handshakes._by_source == {}
-
-    run(main())
-
-
-def test_closing_drops_what_is_half_open_and_lets_streams_live(run: Run, tmp_path: Path) -> None:
-    async def main() -> None:
-        house = House(tmp_path)
-        reader, writer = await asyncio.open_connection(
-            "localhost", house.port, ssl=house.trusting, family=socket.AF_INET
-        )
-        silent = await house.silent()
-        await asyncio.sleep(0.05)
-        unread = await house.silent()  # accepted by the system only
-        await house.close()
-        await gone(*silent)
-        await gone(*unread)
-        writer.write(b"still here")
-        assert await reader.readexactly(10) == b"still here"
+async def test_handshakes_in_progress_are_limited(tmp_path: Path) -> None:
+    house = House(tmp_path, at_once=3)
+    first = [await house.silent() for _ in range(3)]
+    await gone(*await house.silent())
+    assert house.tally.handshakes_refused == 1
+    for _, writer in first:
         writer.close()
-        await writer.wait_closed()
+    async with asyncio.timeout(30):
+        while Heard.count == 0:
+            try:
+                await house.echo()
+            except (ConnectionError, asyncio.IncompleteReadError):
+                await asyncio.sleep(0.01)
+    await house.close()
 
-    run(main())
+
+async def test_a_flood_of_connections_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    """An accept that succeeds at once does not yield to the event loop."""
+
+    house = House(tmp_path, at_once=0)
+    flood = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(100)]  # no task runs meanwhile
+    turns = 0
+    while house.tally.handshakes_refused < len(flood):
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= len(flood) // handshakes.BATCH
+    for each in flood:
+        each.close()
+    await house.close()
+
+
+async def test_one_source_cannot_keep_the_others_out(tmp_path: Path) -> None:
+    house = House(tmp_path, at_once_per_source=2)
+    first = [await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)) for _ in range(2)]
+    await gone(*await asyncio.open_connection("127.0.0.1", house.port, local_addr=("127.0.0.2", 0)))
+    assert house.tally.handshakes_refused == 1
+    await house.echo()
+    first[0][1].close()
+    async with asyncio.timeout(30):
+        await until(lambda: house.handshakes.in_progress == {"127.0.0.2": 1})
+    first[1][1].close()
+    await house.close()
+    assert house.handshakes.in_progress == {}
+
+
+async def test_closing_ends_the_handshakes_and_keeps_the_streams(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    reader, writer = await asyncio.open_connection("localhost", house.port, ssl=house.trusting, family=socket.AF_INET)
+    silent = await house.silent()
+    await until(lambda: house.handshakes.in_progress)
+    unread = await house.silent()  # accepted by the system only
+    await house.close()
+    await gone(*silent)
+    await gone(*unread)
+    writer.write(b"still here")
+    assert await reader.readexactly(10) == b"still here"
+    writer.close()
+    await writer.wait_closed()

@@ -15,7 +15,7 @@ DESTINATION = ("203.0.113.9", 4000)
 
 
 def report(origin: int, kind: int, code: int, *, number: int = errno.EHOSTUNREACH, info: int = 0) -> Report:
-    """What is read from an entry whose sender is 192.0.2.254 or 2001:db8::fe, none for a local one."""
+    """Parse an entry that 192.0.2.254, 2001:db8::fe or (for origin 1) this host sent."""
     offenders = {
         1: bytes(16),
         2: struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_pton(socket.AF_INET, "192.0.2.254")),
@@ -39,7 +39,7 @@ def report(origin: int, kind: int, code: int, *, number: int = errno.EHOSTUNREAC
         (12, 0, IcmpKind.OTHER),
     ],
 )
-def test_icmp_means_what_rfc_792_and_1812_say(kind: int, code: int, meaning: IcmpKind) -> None:
+def test_icmp_codes_have_the_meaning_of_rfc_792_and_1812(kind: int, code: int, meaning: IcmpKind) -> None:
     assert report(2, kind, code) == Report(DESTINATION, meaning, "192.0.2.254", None)
 
 
@@ -56,20 +56,20 @@ def test_icmp_means_what_rfc_792_and_1812_say(kind: int, code: int, meaning: Icm
         (4, 1, IcmpKind.OTHER),
     ],
 )
-def test_icmpv6_means_what_rfc_4443_says(kind: int, code: int, meaning: IcmpKind) -> None:
+def test_icmpv6_codes_have_the_meaning_of_rfc_4443(kind: int, code: int, meaning: IcmpKind) -> None:
     assert report(3, kind, code) == Report(DESTINATION, meaning, "2001:db8::fe", None)
 
 
-def test_too_big_tells_the_size_that_fits_where_the_router_did() -> None:
+def test_too_big_has_the_mtu_that_the_router_sent() -> None:
     assert report(2, 3, 4, info=1280) == Report(DESTINATION, IcmpKind.TOO_BIG, "192.0.2.254", 1280)
     assert report(2, 3, 4, info=0) == Report(DESTINATION, IcmpKind.TOO_BIG, "192.0.2.254", None)
     assert report(3, 2, 0, info=1280) == Report(DESTINATION, IcmpKind.TOO_BIG, "2001:db8::fe", 1280)
 
 
-def test_this_hosts_own_refusal_has_no_sender() -> None:
+def test_an_error_of_this_host_has_no_origin() -> None:
     assert report(1, 0, 0, number=errno.EMSGSIZE, info=1500) == Report(DESTINATION, IcmpKind.TOO_BIG, None, 1500)
     assert report(1, 0, 0) == Report(DESTINATION, IcmpKind.OTHER, None, None)
 
 
-def test_a_number_that_is_no_size_is_not_told_as_one() -> None:
+def test_only_too_big_has_an_mtu() -> None:
     assert report(2, 3, 3, info=99).mtu is None

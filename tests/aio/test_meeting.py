@@ -1,216 +1,237 @@
-"""Two programs that meet in a room of a real server and connect with each other on loopback."""
+"""Two programs that join a room of a real server and connect on loopback."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 import polynya
-from polynya.aio.meeting import Meeting, PeerFound, PeerGone, RoomEntered, SignalingLost, Step
-from polynya.aio.signaling import Signaling, connect_room
+from polynya.aio.meeting import (
+    LocalCandidateSent,
+    Meeting,
+    MeetingStep,
+    PeerFound,
+    PeerGone,
+    RoomEntered,
+    SignalingLost,
+    connect_room,
+)
+from polynya.aio.signaling import Signaling
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, ConnectError, ConnectionClosed, SignalingError, UsageError
 from polynya.core.machine import Interface, InterfaceAddress
-from polynya.serve import ServeConfig, Server
+from polynya.serve import ServeConfig, Server, TurnOptions
 from polynya.signaling.limits import Limits
+from polynya.stun.uris import TurnUri
+from polynya.turn.server.config import RelayHost, ServerConfig
+from tests.loops import until
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 ANY = Address("127.0.0.1", 0)
+
+
+def turn_options() -> TurnOptions:
+    relays = (RelayHost(host="127.0.0.1"),)
+    return TurnOptions(config=ServerConfig(realm="realm", relays=relays), shared_secrets=("secret",))
 
 
 def server(**changes: Any) -> Server:
     return Server(ServeConfig(listen=(ANY,), http=(ANY,), **changes))
 
 
-def test_two_programs_that_know_only_a_room_talk(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
-            one.send(b"to two")
-            two.send(b"to one")
-            assert await one.recv() == b"to one"
-            assert await two.recv() == b"to two"
-            assert (await one.nominated()).local.address.host in {"127.0.0.1", "::1"}
-            await one.close()
-            await two.close()
-            with pytest.raises(ConnectionClosed):
-                await one.recv()
-            assert house.counters["signaling.rooms"] == 0
-
-    run(main())
-
-
-def test_it_does_not_matter_who_comes_first(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            for _ in range(4):
-                first = asyncio.create_task(polynya.connect_room(house.url, "r"))
-                while house.counters["signaling.members"] == 0:  # noqa: ASYNC110
-                    await asyncio.sleep(0.005)
-                two = await polynya.connect_room(house.url, "r")
-                async with two, await first as one:
-                    one.send(b"x")
-                    assert await two.recv() == b"x"
-
-    run(main())
-
-
-def test_a_peer_that_leaves_before_a_connection_stands_is_given_up(run: Run) -> None:
-    async def main() -> None:
-        told: list[Step] = []
-        async with server() as house, Meeting(house.url, "r", tell=told.append) as meeting:
-            connecting = asyncio.create_task(meeting.connect())
-            async with Signaling(house.url, "r") as visitor:
-                await anext(visitor)
-            async with Meeting(house.url, "r") as other:
-                theirs = await other.connect()
-                ours = await connecting
-                ours.send(b"x")
-                assert await theirs.recv() == b"x"
-            kinds = [type(step) for step in told]
-            assert kinds[0] is RoomEntered
-            assert kinds.count(PeerFound) == 2
-            assert next(step.peer for step in told if isinstance(step, PeerGone)) == visitor_of(told)
-
-    run(main())
-
-
-def visitor_of(told: list[Step]) -> str:
-    return next(step.peer for step in told if isinstance(step, PeerFound))
-
-
-def test_what_came_before_connect_was_called_is_not_lost(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house, Meeting(house.url, "r") as late, Meeting(house.url, "r") as early:
-            connecting = asyncio.create_task(early.connect())
-            while not late._early:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            await asyncio.sleep(0.05)
-            one, two = await late.connect(), await connecting
-            one.send(b"x")
-            assert await two.recv() == b"x"
-
-    run(main())
-
-
-def test_a_connection_outlives_the_signaling_server(run: Run) -> None:
-    async def main() -> None:
-        told: list[Step] = []
-        async with server() as house:
-            one, two = Meeting(house.url, "r", tell=told.append), Meeting(house.url, "r")
-            await one.__aenter__()
-            await two.__aenter__()
-            one.signaling._machine._patience = two.signaling._machine._patience = no_patience()
-            first, second = await asyncio.gather(one.connect(), two.connect())
-        while not any(isinstance(step, SignalingLost) for step in told):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        first.send(b"still here")
-        assert await second.recv() == b"still here"
+async def test_two_programs_that_know_only_a_room_exchange_datagrams() -> None:
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        one.send(b"to two")
+        two.send(b"to one")
+        assert await one.recv() == b"to one"
+        assert await two.recv() == b"to two"
+        await one.agent.completed()
+        assert one.path.local.address.host in {"127.0.0.1", "::1"}
         await one.close()
         await two.close()
-
-    run(main())
-
-
-def no_patience() -> Any:
-    from polynya.signaling.client import Patience
-
-    return Patience(give_up=0)
+        with pytest.raises(ConnectionClosed):
+            await one.recv()
+        assert house.counters["signaling.rooms"] == 0
 
 
-def test_nobody_coming_is_told_as_that(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            with pytest.raises(ConnectError, match=r"nobody came to the room 'lonely' within 1 s"):
-                await connect_room(house.url, "lonely", timeout=1)
-            async with Signaling(house.url, "silent"):
-                with pytest.raises(ConnectError, match=r"no connection within 1 s"):
-                    await connect_room(house.url, "silent", timeout=1)
-
-    run(main())
-
-
-def test_a_server_that_goes_while_nobody_came_is_told(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            meeting = Meeting(house.url, "r")
-            await meeting.__aenter__()
-            meeting.signaling._machine._patience = no_patience()
-            connecting = asyncio.create_task(meeting.connect())
-            await asyncio.sleep(0)
-        with pytest.raises(SignalingError, match="shutting down"):
-            await connecting
-        await meeting.close()
-
-    run(main())
+async def test_leaving_the_context_closes_agent_and_room() -> None:
+    async with server() as house:
+        other = asyncio.create_task(connect_room(house.url, "r"))
+        async with connect_room(house.url, "r") as connection:
+            agent = connection.agent
+            await (await other).close()
+        assert agent.state.value == "closed"
+        await until(lambda: house.counters["signaling.members"] == 0)
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
 
 
-def test_a_third_is_refused(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house, Meeting(house.url, "r"), Meeting(house.url, "r"):
-            with pytest.raises(SignalingError, match="2 members already"):
-                await connect_room(house.url, "r")
-
-    run(main())
-
-
-def test_cancelling_at_any_turn_leaves_nothing_open(run: Run) -> None:
-    async def main() -> None:
-        async with server(limits=Limits(resume_timeout=0)) as house:
-            for turns in (0, 1, 2, 5, 10, 20, 30, 40, 60, 90, 130):
-                both = [asyncio.create_task(connect_room(house.url, "r")) for _ in range(2)]
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                for task in both:
-                    task.cancel()
-                for ended in await asyncio.gather(*both, return_exceptions=True):
-                    if isinstance(ended, polynya.Connection):
-                        await ended.close()
-                    else:
-                        assert isinstance(ended, asyncio.CancelledError)
-                while house.counters["signaling.links"]:  # noqa: ASYNC110
-                    await asyncio.sleep(0.002)
-
-    run(main())
+async def test_a_pending_connection_is_used_once() -> None:
+    async with server() as house:
+        pending = connect_room(house.url, "r")
+        one, two = await asyncio.gather(pending, connect_room(house.url, "r"))
+        async with one, two:
+            with pytest.raises(UsageError, match="call it again"):
+                await pending
+            with pytest.raises(UsageError, match="call it again"):
+                async with pending:
+                    pass
 
 
-def test_wrong_use_is_told_before_anybody_is_waited_for(run: Run) -> None:
+async def test_new_turn_credentials_come_over_the_own_link_or_a_new_one() -> None:
+    async with server(turn=turn_options()) as house:
+        [turn] = {str(TurnUri.parse(f"{uri}?transport=udp")) for uri in house.turn_uris}
+        async with Meeting(house.url, "r", reconnect=0) as meeting:
+            links = house.counters["signaling.links"]
+            name, password = await meeting.new_credentials(turn, "realm")
+            assert name and password
+            assert house.counters["signaling.server-lists"] == links == 1
+            assert house.counters["signaling.joined"] == 1
+            with pytest.raises(SignalingError, match="no longer lists turn:192"):
+                await meeting.new_credentials("turn:192.0.2.9:3478?transport=udp", "realm")
+
+
+async def test_either_side_may_come_first() -> None:
+    async with server() as house:
+        for _ in range(4):
+            first = asyncio.create_task(polynya.connect_room(house.url, "r"))
+            await until(lambda: house.counters["signaling.members"] == 1)
+            async with polynya.connect_room(house.url, "r") as two, await first as one:
+                one.send(b"x")
+                assert await two.recv() == b"x"
+
+
+async def test_a_peer_that_leaves_before_the_connection_is_replaced_by_the_next() -> None:
+    steps: list[MeetingStep] = []
+    async with server() as house, Meeting(house.url, "r", on_step=steps.append) as meeting:
+        connecting = asyncio.create_task(meeting.connect())
+        async with Signaling(house.url, "r") as visitor:
+            await anext(visitor)
+        async with Meeting(house.url, "r") as other:
+            theirs = await other.connect()
+            ours = await connecting
+            ours.send(b"x")
+            assert await theirs.recv() == b"x"
+        kinds = [type(step) for step in steps]
+        assert kinds[0] is RoomEntered
+        assert kinds.count(PeerFound) == 2
+        assert next(step.peer for step in steps if isinstance(step, PeerGone)) == visitor_of(steps)
+
+
+def visitor_of(steps: list[MeetingStep]) -> str:
+    return next(step.peer for step in steps if isinstance(step, PeerFound))
+
+
+async def test_signals_that_arrive_before_connect_are_kept() -> None:
+    steps: list[MeetingStep] = []
+    async with (
+        server() as house,
+        Meeting(house.url, "r") as late,
+        Meeting(house.url, "r", on_step=steps.append) as early,
+    ):
+        connecting = asyncio.create_task(early.connect())
+        await until(lambda: LocalCandidateSent(candidate=None) in steps)
+        sent = 1 + sum(isinstance(step, LocalCandidateSent) for step in steps)  # a description and candidates
+        await until(lambda: house.counters.get("signaling.relayed") == sent)
+        await late.signaling.refresh_servers()  # the answer arrives after all signals
+        one, two = await late.connect(), await connecting
+        one.send(b"x")
+        assert await two.recv() == b"x"
+
+
+async def test_a_connection_outlives_the_signaling_server() -> None:
+    steps: list[MeetingStep] = []
+    async with server() as house:
+        one = Meeting(house.url, "r", reconnect=0, on_step=steps.append)
+        two = Meeting(house.url, "r", reconnect=0)
+        await one.__aenter__()
+        await two.__aenter__()
+        first, second = await asyncio.gather(one.connect(), two.connect())
+    await until(lambda: any(isinstance(step, SignalingLost) for step in steps))
+    first.send(b"still here")
+    assert await second.recv() == b"still here"
+    await one.close()
+    await two.close()
+
+
+async def test_a_timeout_says_whether_another_member_joined() -> None:
+    async with server() as house:
+        with pytest.raises(ConnectError, match=r"no other member joined the room 'lonely' within 1 s"):
+            await connect_room(house.url, "lonely", timeout=1)
+        async with Signaling(house.url, "silent"):
+            with pytest.raises(ConnectError, match=r"no connection within 1 s"):
+                await connect_room(house.url, "silent", timeout=1)
+
+
+async def test_a_server_lost_before_another_member_joins_is_reported() -> None:
+    async with server() as house:
+        meeting = Meeting(house.url, "r", reconnect=0)
+        await meeting.__aenter__()
+        connecting = asyncio.create_task(meeting.connect())
+        await asyncio.sleep(0)
+    with pytest.raises(SignalingError, match="shutting down"):
+        await connecting
+    await meeting.close()
+
+
+async def test_a_third_member_is_refused() -> None:
+    async with server() as house, Meeting(house.url, "r"), Meeting(house.url, "r"):
+        with pytest.raises(SignalingError, match="already has 2 members"):
+            await connect_room(house.url, "r")
+
+
+async def test_canceling_at_any_turn_of_the_loop_leaves_nothing_open() -> None:
+    async with server(limits=Limits(resume_timeout=0)) as house:
+        for turns in (0, 1, 2, 5, 10, 20, 30, 40, 60, 90, 130):
+            both = [asyncio.create_task(connect_room(house.url, "r")) for _ in range(2)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in both:
+                task.cancel()
+            for ended in await asyncio.gather(*both, return_exceptions=True):
+                if isinstance(ended, polynya.Connection):
+                    await ended.close()
+                else:
+                    assert isinstance(ended, asyncio.CancelledError)
+            await until(lambda: not house.counters["signaling.links"])
+
+
+async def test_configuration_errors_are_raised_before_anything_is_opened() -> None:
     with pytest.raises(ConfigurationError, match="policy"):
         Meeting("http://127.0.0.1:1", "r", policy="some")
     with pytest.raises(ConfigurationError):
         Meeting("http://127.0.0.1:1", "r", servers=["nonsense"])
-
-    async def main() -> None:
-        meeting = Meeting("http://127.0.0.1:1", "r")
-        with pytest.raises(UsageError, match="async with"):
-            await meeting.connect()
-        await meeting.close()
-
-    run(main())
+    with pytest.raises(ConfigurationError):
+        connect_room("http://127.0.0.1:1", "r", servers=["nonsense"])
+    with pytest.raises(ConfigurationError, match="URL"):
+        connect_room("127.0.0.1:1", "r")
+    meeting = Meeting("http://127.0.0.1:1", "r")
+    with pytest.raises(UsageError, match="async with"):
+        await meeting.connect()
+    await meeting.close()
 
 
 async def settled(*connections: polynya.Connection, generation: int) -> None:
-    """Until data goes over a nominated pair of this generation at every end."""
+    """Wait until every connection uses a nominated pair of this generation."""
 
     def there(connection: polynya.Connection) -> bool:
         return connection.ready and connection.path.nominated and connection.path.local.generation == generation
 
     for connection in connections:
-        while not there(connection):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)  # real sockets
+        await until(lambda connection=connection: there(connection))  # type: ignore[misc]
 
 
 class Talk:
-    """Numbered datagrams from one end to the other, all the while."""
+    """Sends numbered datagrams from one end to the other without a pause."""
 
     def __init__(self, source: polynya.Connection, target: polynya.Connection) -> None:
         self.sent = 0
-        self.heard: list[bytes] = []
-        self._tasks = [asyncio.create_task(self._send(source)), asyncio.create_task(self._hear(target))]
+        self.received: list[bytes] = []
+        self._tasks = [asyncio.create_task(self._send(source)), asyncio.create_task(self._receive(target))]
 
     async def _send(self, source: polynya.Connection) -> None:
         while True:
@@ -218,87 +239,75 @@ class Talk:
             self.sent += 1
             await asyncio.sleep(0.001)
 
-    async def _hear(self, target: polynya.Connection) -> None:
+    async def _receive(self, target: polynya.Connection) -> None:
         async for datagram in target:
-            self.heard.append(datagram)
+            self.received.append(datagram)
 
     async def end(self) -> None:
         self._tasks[0].cancel()
-        while len(self.heard) < self.sent:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+        await until(lambda: len(self.received) == self.sent)
         self._tasks[1].cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize("who", ["the first", "the second", "both at once"])
-def test_a_restart_is_signaled_and_loses_no_datagram(run: Run, who: str) -> None:
+async def test_a_restart_is_signaled_and_loses_no_datagram(who: str) -> None:
     """aiortc/aiortc#211, #1367. RFC 8445, section 9: the old pair carries data until the new one is nominated.
 
     Three times over, so that generations count on; restarts of both sides cross in the signaling server.
     """
-
-    async def main() -> None:
-        async with server() as house:
-            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
-            async with one, two:
-                await settled(one, two, generation=0)
-                talks = [Talk(one, two), Talk(two, one)]
-                for generation in (1, 2, 3):
-                    for restarting in (one, two):
-                        if who == "both at once" or restarting is (one if who == "the first" else two):
-                            restarting.agent.restart()
-                    await settled(one, two, generation=generation)
-                for talk in talks:
-                    await talk.end()
-                    assert talk.heard == [b"%d" % number for number in range(talk.sent)]
-                assert one.pair_changes >= 4 and two.pair_changes >= 4, "each generation has its pair"
-
-    run(main())
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        async with one, two:
+            await settled(one, two, generation=0)
+            talks = [Talk(one, two), Talk(two, one)]
+            for generation in (1, 2, 3):
+                for restarting in (one, two):
+                    if who == "both at once" or restarting is (one if who == "the first" else two):
+                        restarting.agent.restart()
+                await settled(one, two, generation=generation)
+            for talk in talks:
+                await talk.end()
+                assert talk.received == [b"%d" % number for number in range(talk.sent)]
+            assert one.pair_changes >= 4 and two.pair_changes >= 4, "each generation has its pair"
 
 
-def test_a_changed_network_is_signaled_and_followed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`interfaces_changed()` by hand: the address in use is gone, and the other side learns of the one that came."""
+async def test_a_changed_network_is_signaled_and_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`interfaces_changed()` by hand: the address in use is removed, and the new one is signaled to the other side."""
 
     def only(host: str) -> None:
         address = InterfaceAddress(host=host, prefix_length=8)
         there = (Interface(name="lo", index=1, addresses=(address,), loopback=True),)
         monkeypatch.setattr("polynya.aio.agent.list_interfaces", lambda: there)
 
-    async def main() -> None:
-        only("127.0.0.1")
-        async with server() as house:
-            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
-            async with one, two:
-                await settled(one, two, generation=0)
-                only("127.0.0.2")
-                assert one.agent.interfaces_changed()
-                await settled(one, two, generation=1)
-                assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
-                one.send(b"from the new address")
-                assert await two.recv() == b"from the new address"
-                assert not one.agent.interfaces_changed(), "nothing has changed since"
-
-    run(main())
+    only("127.0.0.1")
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        async with one, two:
+            await settled(one, two, generation=0)
+            only("127.0.0.2")
+            assert one.agent.interfaces_changed()
+            await settled(one, two, generation=1)
+            assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
+            one.send(b"from the new address")
+            assert await two.recv() == b"from the new address"
+            assert not one.agent.interfaces_changed(), "nothing has changed since"
 
 
-def test_a_restart_without_its_signaling_server_leaves_the_connection_as_it_is(run: Run) -> None:
-    async def main() -> None:
-        told: list[Step] = []
-        async with server() as house:
-            one, two = Meeting(house.url, "r", tell=told.append), Meeting(house.url, "r")
-            await one.__aenter__()
-            await two.__aenter__()
-            one.signaling._machine._patience = two.signaling._machine._patience = no_patience()
-            first, second = await asyncio.gather(one.connect(), two.connect())
-            await settled(first, second, generation=0)
-        while not any(isinstance(step, SignalingLost) for step in told):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        first.agent.restart()
-        for number in range(20):
-            first.send(b"%d" % number)
-            assert await second.recv() == b"%d" % number
-            await asyncio.sleep(0.01)
-        await one.close()
-        await two.close()
-
-    run(main())
+async def test_a_restart_without_signaling_leaves_the_connection_unchanged() -> None:
+    steps: list[MeetingStep] = []
+    async with server() as house:
+        one = Meeting(house.url, "r", reconnect=0, on_step=steps.append)
+        two = Meeting(house.url, "r", reconnect=0)
+        await one.__aenter__()
+        await two.__aenter__()
+        first, second = await asyncio.gather(one.connect(), two.connect())
+        await settled(first, second, generation=0)
+    await until(lambda: any(isinstance(step, SignalingLost) for step in steps))
+    first.agent.restart()
+    for number in range(20):
+        first.send(b"%d" % number)
+        assert await second.recv() == b"%d" % number
+        await asyncio.sleep(0.01)
+    await one.close()
+    await two.close()

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 from polynya.aio import poller
-from tests.aio.conftest import Run
 
-pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll")
+pytestmark = [
+    pytest.mark.loops("asyncio", "uvloop"),
+    pytest.mark.skipif(not hasattr(select, "epoll"), reason="this system has no epoll"),
+]
 
 
 class Reader:
-    """Takes what its socket has, and may close others then."""
+    """Receives one datagram, and then closes the sockets of `closes`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -44,64 +46,53 @@ def sockets() -> Iterator[list[socket.socket]]:
         sock.close()
 
 
-def test_each_socket_is_read_by_its_own_reader_and_a_loop_without_sockets_is_forgotten(
-    run: Run, sockets: list[socket.socket]
+async def test_each_socket_has_its_reader_and_a_loop_without_sockets_has_no_poller(
+    sockets: list[socket.socket],
 ) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        readers = [Reader(sock) for sock in sockets]
-        for reader in readers:
-            poller.watch(loop, reader.sock, reader)
-        for number, sock in enumerate(sockets):
-            sockets[0].sendto(b"%d" % number, sock.getsockname())
-        await asyncio.wait_for(asyncio.gather(*(reader.read_once for reader in readers)), 10)
-        assert [reader.got for reader in readers] == [[b"0"], [b"1"], [b"2"]]
-        for sock in sockets:
-            assert loop in poller._pollers
-            poller.unwatch(loop, sock)
-            poller.unwatch(loop, sock)
-        assert loop not in poller._pollers
-
-    run(main())
+    loop = asyncio.get_running_loop()
+    readers = [Reader(sock) for sock in sockets]
+    for reader in readers:
+        poller.watch(loop, reader.sock, reader)
+    for number, sock in enumerate(sockets):
+        sockets[0].sendto(b"%d" % number, sock.getsockname())
+    await asyncio.wait_for(asyncio.gather(*(reader.read_once for reader in readers)), 10)
+    assert [reader.got for reader in readers] == [[b"0"], [b"1"], [b"2"]]
+    for sock in sockets:
+        assert loop in poller.loops()
+        poller.unwatch(loop, sock)
+        poller.unwatch(loop, sock)
+    assert loop not in poller.loops()
 
 
-def test_a_socket_that_another_reader_closes_in_the_same_turn_is_not_read(
-    run: Run, sockets: list[socket.socket]
+async def test_a_socket_that_is_closed_in_the_same_turn_is_not_read(sockets: list[socket.socket]) -> None:
+    loop = asyncio.get_running_loop()
+    one, two, last = (Reader(sock) for sock in sockets)
+    one.closes, two.closes = [two], [one]
+    for reader in (one, two, last):
+        last.sock.sendto(b"data", reader.sock.getsockname())
+        poller.watch(loop, reader.sock, reader)
+    await asyncio.wait_for(last.read_once, 10)
+    assert sorted([len(one.got), len(two.got)]) == [0, 1], "the first reader closed the other socket"
+    for reader in (one, two, last):
+        if reader.sock.fileno() >= 0:
+            poller.unwatch(loop, reader.sock)
+
+
+async def test_a_second_socket_may_be_added_and_removed(
+    sockets: list[socket.socket],
 ) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        one, two, last = (Reader(sock) for sock in sockets)
-        one.closes, two.closes = [two], [one]
-        for reader in (one, two, last):
-            last.sock.sendto(b"data", reader.sock.getsockname())
-            poller.watch(loop, reader.sock, reader)
-        await asyncio.wait_for(last.read_once, 10)
-        assert sorted([len(one.got), len(two.got)]) == [0, 1], "whoever was first closed the other"
-        for reader in (one, two, last):
-            if reader.sock.fileno() >= 0:
-                poller.unwatch(loop, reader.sock)
-
-    run(main())
-
-
-def test_a_single_socket_is_read_without_asking_which_and_another_may_come_and_go(
-    run: Run, sockets: list[socket.socket]
-) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        one, two = Reader(sockets[0]), Reader(sockets[1])
-        poller.watch(loop, one.sock, one)
-        for turn in range(3):
-            one.read_once = loop.create_future()
-            sockets[2].sendto(b"%d" % turn, one.sock.getsockname())
-            await asyncio.wait_for(one.read_once, 10)
-            if turn == 1:
-                poller.watch(loop, two.sock, two)
-                sockets[2].sendto(b"two", two.sock.getsockname())
-                await asyncio.wait_for(two.read_once, 10)
-                poller.unwatch(loop, two.sock)
-        assert (one.got, two.got) == ([b"0", b"1", b"2"], [b"two"])
-        poller.unwatch(loop, one.sock)
-        assert loop not in poller._pollers
-
-    run(main())
+    loop = asyncio.get_running_loop()
+    one, two = Reader(sockets[0]), Reader(sockets[1])
+    poller.watch(loop, one.sock, one)
+    for turn in range(3):
+        one.read_once = loop.create_future()
+        sockets[2].sendto(b"%d" % turn, one.sock.getsockname())
+        await asyncio.wait_for(one.read_once, 10)
+        if turn == 1:
+            poller.watch(loop, two.sock, two)
+            sockets[2].sendto(b"two", two.sock.getsockname())
+            await asyncio.wait_for(two.read_once, 10)
+            poller.unwatch(loop, two.sock)
+    assert (one.got, two.got) == ([b"0", b"1", b"2"], [b"two"])
+    poller.unwatch(loop, one.sock)
+    assert loop not in poller.loops()

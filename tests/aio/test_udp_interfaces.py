@@ -1,4 +1,4 @@
-"""UDP sockets in network namespaces: link-local addresses, chosen interfaces, packets that are too big, firewalls."""
+"""UDP sockets in network namespaces: link-local addresses, pinned interfaces, oversized packets, firewalls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from polynya.aio import sockets
+from polynya.aio import features, sockets
 from tests.real.netns import alone, joined
 
 LINK_LOCAL = """
@@ -107,7 +107,7 @@ asyncio.run(asyncio.wait_for(main(), 10))
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_what_is_too_big_and_must_not_be_cut_is_refused_with_the_size_that_fits() -> None:
+def test_an_oversized_datagram_with_dont_fragment_is_refused_with_the_mtu() -> None:
     with alone(["10.7.0.1/24", "fd00::1/64"]) as here:
         here.ip("link", "set", "pn0", "mtu", "1300")
         here.run(sys.executable, "-c", TOO_BIG)
@@ -115,8 +115,8 @@ def test_what_is_too_big_and_must_not_be_cut_is_refused_with_the_size_that_fits(
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_a_link_local_remote_needs_no_zone_on_a_socket_that_has_one() -> None:
-    """A candidate's address carries no zone: the flow says which link it is on."""
+def test_a_link_local_remote_address_takes_the_zone_of_the_socket() -> None:
+    """A candidate's address has no zone; its flow determines the link."""
     with joined(["fe80::1/64"], ["fe80::2/64"]) as (left, right):
         echo = right.popen(sys.executable, "-c", ECHO, stdout=-1, text=True)
         with echo:
@@ -128,25 +128,25 @@ def test_a_link_local_remote_needs_no_zone_on_a_socket_that_has_one() -> None:
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_two_programs_of_one_host_reach_each_other_though_pinned_to_an_interface() -> None:
-    """What goes from one to the other comes by the loopback interface, whatever their addresses are."""
+def test_programs_of_one_host_reach_each_other_from_pinned_sockets() -> None:
+    """Packets within a host arrive on the loopback interface, whatever their addresses are."""
     with alone(["10.7.0.1/24", "fd00::1/64"]) as here:
         here.run(sys.executable, "-c", SAME_HOST)
 
 
-@pytest.mark.skipif(not sockets.LINUX, reason="interfaces are chosen on Linux only")
+@pytest.mark.skipif(not features.LINUX, reason="needs socket options of Linux")
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_an_interface_that_cannot_be_chosen_is_told_and_the_socket_serves_all_the_same(family: int) -> None:
+def test_an_unknown_interface_is_noted_and_the_socket_still_works(family: int) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        said = sockets.pin(sock, family, "no-such-dev")
-        assert said.startswith("may leave by other interfaces than no-such-dev: "), said
+        note = sockets.pin(sock, family, "no-such-dev")
+        assert note.startswith("may leave by other interfaces than no-such-dev: "), note
         sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
 
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
 @pytest.mark.peer("nft")
-def test_a_firewalls_refusal_is_an_input() -> None:
+def test_a_refusal_of_the_firewall_is_an_input() -> None:
     """pjsip/pjproject#5031: sends fail with EPERM, and all checks fail at once."""
     with alone(["10.7.0.1/24"]) as here:
         here.run("nft", "add", "table", "inet", "pn")

@@ -1,4 +1,4 @@
-"""Addresses: one spelling each, hostile text refused with one error, and what each reaches."""
+"""Addresses: canonical text, hostile input, and scopes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ zones = st.from_regex(r"[A-Za-z0-9_.:-]{1,64}", fullmatch=True)
 
 
 @given(hosts, ports)
-def test_packed_bytes_give_the_address_back(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> None:
+def test_packed_bytes_are_parsed_to_the_same_address(
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
+) -> None:
     address = Address.from_packed(host.packed, port)
     assert address.packed == host.packed
     assert address.family == host.version
@@ -35,7 +37,7 @@ def test_every_spelling_of_an_ipv6_address_is_one_address(host: ipaddress.IPv6Ad
 
 
 @given(st.ip_addresses(v=6, network="fe80::/10"), ports, zones)
-def test_a_zone_survives_its_text(host: ipaddress.IPv6Address, port: int, zone: str) -> None:
+def test_a_zone_is_kept_in_text(host: ipaddress.IPv6Address, port: int, zone: str) -> None:
     address = Address.of(f"{host}%{zone}", port)
     assert address.zone == zone
     assert Address.parse(str(address)) == address
@@ -65,7 +67,7 @@ def test_hostile_text_gives_an_address_or_one_error(text: str) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_bytes_of_no_address_are_refused(packed: bytes) -> None:
+def test_packed_bytes_of_another_length_are_refused(packed: bytes) -> None:
     if len(packed) in {4, 16}:
         assert Address.from_packed(packed, 9).packed == packed
     else:
@@ -106,12 +108,12 @@ def test_bytes_of_no_address_are_refused(packed: bytes) -> None:
         f"[fe80::1%{'z' * 65}]:1",
     ],
 )
-def test_what_is_not_an_address_with_a_port_is_refused(text: str) -> None:
+def test_text_without_a_valid_address_and_port_is_refused(text: str) -> None:
     with pytest.raises(DecodeError):
         Address.parse(text)
 
 
-def test_the_message_says_what_to_write() -> None:
+def test_the_error_shows_the_expected_format() -> None:
     with pytest.raises(DecodeError, match=r"no port: write HOST:PORT, or \[HOST\]:PORT"):
         Address.parse("2001:db8::1")
 
@@ -126,17 +128,17 @@ def test_the_message_says_what_to_write() -> None:
         ("[2001:db8::1]:5", Address("2001:db8::1", 5)),
     ],
 )
-def test_a_default_port_stands_in_for_a_missing_one(text: str, expected: Address) -> None:
+def test_a_default_port_replaces_a_missing_one(text: str, expected: Address) -> None:
     assert Address.parse(text, default_port=3478) == expected
 
 
-def test_a_long_hostile_host_does_not_fill_the_message() -> None:
+def test_a_long_host_is_cut_in_the_error() -> None:
     with pytest.raises(DecodeError) as raised:
         Address.of("a" * 100_000, 1)
     assert len(str(raised.value)) < 200
 
 
-def test_an_address_is_an_ordinary_tuple_that_compares_fast() -> None:
+def test_an_address_is_a_tuple() -> None:
     address = Address("192.0.2.1", 1)
     assert address == ("192.0.2.1", 1, "")
     assert (address.family, Address("::", 1).family) == (IPV4, IPV6)
@@ -179,12 +181,12 @@ def test_an_address_is_an_ordinary_tuple_that_compares_fast() -> None:
         ("::2", "global"),
     ],
 )
-def test_what_an_address_reaches(host: str, expected: str) -> None:
+def test_each_address_has_its_scope(host: str, expected: str) -> None:
     assert scope(Address.of(host, 0).host) == expected
 
 
 @given(hosts)
-def test_every_address_reaches_something(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+def test_the_scope_agrees_with_ipaddress(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
     address = Address.from_packed(host.packed, 0)
     reach = scope(address.host)
     effective = getattr(host, "ipv4_mapped", None) or host
@@ -194,6 +196,6 @@ def test_every_address_reaches_something(host: ipaddress.IPv4Address | ipaddress
     assert (reach == "unspecified") == effective.is_unspecified
 
 
-def test_packing_a_name_is_a_decode_error() -> None:
+def test_packing_a_name_raises_decode_error() -> None:
     with pytest.raises(DecodeError, match="is not an IP address"):
         pack_host("localhost")

@@ -1,9 +1,11 @@
 """Queues of outputs and events."""
 
+import pytest
+
 from polynya.core.compact import Queue
 
 
-def test_a_queue_hands_out_what_waits_oldest_first_and_once() -> None:
+def test_a_queue_drains_its_items_once_and_oldest_first() -> None:
     queue: Queue[int] = Queue()
     assert queue.drain() == [] and not queue
     queue.append(1)
@@ -14,7 +16,7 @@ def test_a_queue_hands_out_what_waits_oldest_first_and_once() -> None:
     assert queue.drain() == [] and len(queue) == 0
 
 
-def test_what_was_drained_is_the_callers() -> None:
+def test_a_drained_list_is_not_changed_later() -> None:
     queue: Queue[int] = Queue()
     queue.extend(range(2))
     first = queue.drain()
@@ -22,17 +24,27 @@ def test_what_was_drained_is_the_callers() -> None:
     assert first == [0, 1] and queue.drain() == [2]
 
 
-def test_nothing_is_shared_between_queues_that_were_empty() -> None:
+def test_empty_queues_share_no_items() -> None:
     one, other = Queue[int](), Queue[int]()
     one.drain().append(9)
     one.append(1)
     assert other.drain() == []
 
 
-def test_an_empty_extension_and_clear_leave_nothing() -> None:
+def test_an_empty_extension_and_clear_leave_the_queue_empty() -> None:
     queue: Queue[int] = Queue()
     queue.extend([])
     assert not queue
     queue.append(1)
     queue.clear()
     assert queue.drain() == []
+
+
+def test_popleft_removes_the_oldest_item() -> None:
+    queue: Queue[int] = Queue()
+    queue.extend([1, 2])
+    assert (queue.popleft(), queue.popleft()) == (1, 2)
+    with pytest.raises(IndexError, match="empty"):
+        queue.popleft()
+    queue.append(3)
+    assert queue.drain() == [3]

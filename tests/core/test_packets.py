@@ -31,14 +31,14 @@ def udp(source: Address, destination: Address, data: bytes = b"hello", **fields:
     return IpPacket(7, source, destination, Protocol.UDP, data, **fields)  # type: ignore[arg-type]
 
 
-def test_the_checksum_is_that_of_the_example_in_rfc_1071() -> None:
+def test_the_checksum_matches_the_example_of_rfc_1071() -> None:
     assert checksum(bytes.fromhex("0001f203f4f5f6f7")) == 0xFFFF - 0xDDF2
     assert checksum(b"") == 0xFFFF
     assert checksum(b"\xff\xff") == 0
     assert checksum(b"\x01") == 0xFFFF - 0x0100
 
 
-def test_a_known_udp_packet_has_the_bytes_of_a_sum_done_by_hand() -> None:
+def test_a_udp_packet_has_the_bytes_that_were_computed_by_hand() -> None:
     packet = IpPacket(0, Address("127.0.0.1", 40000), Address("127.0.0.1", 9), Protocol.UDP, b"hi", dont_fragment=True)
     assert encode(packet).hex() == "4500001e0000400040113ccd7f0000017f0000019c400009000afd246869"
 
@@ -49,7 +49,7 @@ PORTS = st.integers(0, 65535)
 
 @PAIRS
 @given(data=st.binary(max_size=1400), header=HEADERS, ports=st.tuples(PORTS, PORTS))
-def test_udp_survives_the_wire(
+def test_udp_is_decoded_as_it_was_encoded(
     source: Address, destination: Address, data: bytes, header: dict[str, int], ports: tuple[int, int]
 ) -> None:
     packet = udp(source.with_port(ports[0]), destination.with_port(ports[1]), data, **header)
@@ -59,7 +59,7 @@ def test_udp_survives_the_wire(
 
 
 @PAIRS
-def test_tcp_survives_the_wire(source: Address, destination: Address) -> None:
+def test_tcp_is_decoded_as_it_was_encoded(source: Address, destination: Address) -> None:
     tcp = TcpFields(flags=TcpFlags.SYN | TcpFlags.ACK, sequence=0xFFFFFFFF, acknowledgment=17)
     packet = IpPacket(1, source, destination, Protocol.TCP, b"data", tcp=tcp)
     assert decode(encode(packet), id=1) == packet
@@ -68,7 +68,7 @@ def test_tcp_survives_the_wire(source: Address, destination: Address) -> None:
 
 @PAIRS
 @pytest.mark.parametrize("reply", [False, True])
-def test_echo_survives_the_wire(source: Address, destination: Address, reply: bool) -> None:
+def test_echo_is_decoded_as_it_was_encoded(source: Address, destination: Address, reply: bool) -> None:
     icmp = IcmpMessage(identifier=77, sequence=3, reply=reply)
     packet = IpPacket(1, source.with_port(0), destination.with_port(0), Protocol.ICMP, b"ping", icmp=icmp)
     assert decode(encode(packet), id=1) == packet
@@ -76,7 +76,9 @@ def test_echo_survives_the_wire(source: Address, destination: Address, reply: bo
 
 @PAIRS
 @pytest.mark.parametrize("kind", list(IcmpKind))
-def test_an_icmp_error_carries_the_packet_it_is_about(source: Address, destination: Address, kind: IcmpKind) -> None:
+def test_an_icmp_error_contains_the_packet_that_caused_it(
+    source: Address, destination: Address, kind: IcmpKind
+) -> None:
     about = udp(source, destination)
     icmp = IcmpMessage(kind=kind, about=about, mtu=1280 if kind is IcmpKind.TOO_BIG else None)
     packet = IpPacket(7, destination.with_port(0), source.with_port(0), Protocol.ICMP, icmp=icmp)
@@ -85,7 +87,7 @@ def test_an_icmp_error_carries_the_packet_it_is_about(source: Address, destinati
 
 
 @PAIRS
-def test_an_icmp_error_quotes_no_more_than_keeps_it_small(source: Address, destination: Address) -> None:
+def test_an_icmp_error_is_limited_in_size(source: Address, destination: Address) -> None:
     icmp = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=udp(source, destination, bytes(1400)))
     packet = IpPacket(7, destination.with_port(0), source.with_port(0), Protocol.ICMP, icmp=icmp)
     wire = encode(packet)
@@ -96,7 +98,7 @@ def test_an_icmp_error_quotes_no_more_than_keeps_it_small(source: Address, desti
     assert (back.icmp.about.source, back.icmp.about.destination) == (source, destination)
 
 
-def test_an_error_that_quotes_only_eight_bytes_of_tcp_still_names_the_ports() -> None:
+def test_an_icmp_error_with_eight_bytes_of_tcp_has_the_ports() -> None:
     about = IpPacket(7, A4, B4, Protocol.TCP, tcp=TcpFields(flags=TcpFlags.SYN, sequence=9))
     packet = IpPacket(7, B4, A4, Protocol.ICMP, icmp=IcmpMessage(kind=IcmpKind.HOST_UNREACHABLE, about=about))
     wire = encode(packet)[: 20 + 8 + 28]
@@ -111,7 +113,7 @@ def test_an_error_that_quotes_only_eight_bytes_of_tcp_still_names_the_ports() ->
 
 
 @PAIRS
-def test_a_fragment_keeps_its_piece_as_it_is(source: Address, destination: Address) -> None:
+def test_a_fragment_keeps_its_part_of_the_payload(source: Address, destination: Address) -> None:
     middle = Fragment(identification=0x1234, offset=1480, more=True)
     plain = source.with_port(0), destination.with_port(0)
     packet = IpPacket(1, *plain, Protocol.UDP, bytes(range(64)), fragment=middle)
@@ -123,7 +125,7 @@ def test_a_fragment_keeps_its_piece_as_it_is(source: Address, destination: Addre
     assert decode(encode(packet), id=1) == packet
 
 
-def test_wrong_checksums_are_refused_and_a_missing_one_is_not() -> None:
+def test_wrong_checksums_are_refused_and_a_missing_one_is_accepted() -> None:
     wire = bytearray(encode(udp(A4, B4)))
     wire[-1] ^= 1
     with pytest.raises(DecodeError, match="UDP checksum"):
@@ -136,7 +138,7 @@ def test_wrong_checksums_are_refused_and_a_missing_one_is_not() -> None:
         decode(bytes(wire), verify=False)
 
 
-def test_two_families_in_one_packet_are_the_callers_error() -> None:
+def test_addresses_of_two_families_raise_value_error() -> None:
     with pytest.raises(ValueError, match="two families"):
         encode(udp(A4, B6))
 
@@ -152,7 +154,7 @@ def test_other_protocols_and_nested_errors_are_refused() -> None:
         decode(encode(again))
 
 
-def test_changed_and_cut_bytes_raise_decode_error_and_nothing_else() -> None:
+def test_changed_and_truncated_bytes_raise_only_decode_error() -> None:
     chance = random.Random(8)
     error = IpPacket(1, B4, A4, Protocol.ICMP, icmp=IcmpMessage(kind=IcmpKind.OTHER, about=udp(A4, B4)))
     tcp = IpPacket(1, A6, B6, Protocol.TCP, b"x", tcp=TcpFields(flags=TcpFlags.SYN))
@@ -171,7 +173,7 @@ def test_changed_and_cut_bytes_raise_decode_error_and_nothing_else() -> None:
     assert refused > 1000
 
 
-def test_a_udp_checksum_that_comes_out_as_zero_is_sent_as_all_ones() -> None:
+def test_a_udp_checksum_of_zero_is_sent_as_all_ones() -> None:
     for number in range(65536):
         wire = encode(udp(A6, B6, number.to_bytes(2, "big")))
         assert wire[46:48] != b"\0\0"

@@ -1,4 +1,4 @@
-"""Captures: the file that Wireshark reads."""
+"""Capture files for Wireshark."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def test_the_time_stamp_is_in_nanoseconds_from_the_epoch_given() -> None:
     assert high << 32 | low == 1_700_000_000_123_456_789
 
 
-def test_a_live_datagram_becomes_the_packet_that_carried_it() -> None:
+def test_a_datagram_is_converted_to_its_ip_packet() -> None:
     packet = datagram_packet(A6, B6, b"data", id=5, ip=IpFields(ecn=Ecn.CE, dscp=46, ttl=3, dont_fragment=True))
     assert packet == IpPacket(5, A6, B6, Protocol.UDP, b"data", ttl=3, ecn=3, dscp=46, dont_fragment=True)
     assert datagram_packet(Address("0.0.0.0", 9), B6, b"").source == Address("::", 9)
@@ -57,7 +57,7 @@ def test_a_live_datagram_becomes_the_packet_that_carried_it() -> None:
 
 @pytest.mark.peer("tshark")
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
-def test_tshark_reads_it_whole(tmp_path: Path) -> None:
+def test_tshark_reads_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.pcapng"
     with path.open("wb") as file:
         writer = PcapngWriter(file)

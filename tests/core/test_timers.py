@@ -1,4 +1,4 @@
-"""The timer table against the plainest model of one, and what each of its sentences promises."""
+"""The timer table, compared with a simple model, and the properties of each method."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ calls = st.lists(
 
 
 class Model:
-    """A list of (due, key) in the order of setting."""
+    """A list of (time, key) in the order in which the timers were set."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[int, str]] = []
@@ -46,7 +46,7 @@ class Model:
 
 
 @given(calls)
-def test_it_does_what_a_sorted_list_does(calls: list[tuple[str, str, int]]) -> None:
+def test_timers_behave_like_a_sorted_list(calls: list[tuple[str, str, int]]) -> None:
     timers, model = Timers[str](), Model()
     for call, key, number in calls:
         if call == "set":
@@ -68,7 +68,7 @@ def test_it_does_what_a_sorted_list_does(calls: list[tuple[str, str, int]]) -> N
             assert (name in timers) is (at is not None)
 
 
-def test_equal_times_are_due_in_the_order_of_setting() -> None:
+def test_equal_times_are_due_in_the_order_in_which_they_were_set() -> None:
     timers = Timers[str]()
     for key in "zyx":
         timers.set(key, Instant(5))
@@ -86,7 +86,7 @@ def test_a_timer_that_is_set_again_moves() -> None:
     assert timers.due(now=Instant(99)) == []
 
 
-def test_one_is_due_at_its_time_and_not_before() -> None:
+def test_a_timer_is_due_at_its_time_and_not_before() -> None:
     timers = Timers[str]()
     timers.set("a", Instant(10))
     assert timers.due(now=Instant(9)) == []
@@ -94,7 +94,7 @@ def test_one_is_due_at_its_time_and_not_before() -> None:
     assert timers.next() is None
 
 
-def test_asking_again_and_again_changes_nothing() -> None:
+def test_next_changes_nothing() -> None:
     timers = Timers[str]()
     timers.set("a", Instant(1))
     timers.cancel("a")
@@ -111,18 +111,18 @@ def test_keys_need_not_be_comparable() -> None:
     assert timers.due(now=Instant(1)) == [first, second]
 
 
-def test_a_timer_moved_100_000_times_takes_no_more_room(rng: random.Random) -> None:
+def test_moving_a_timer_often_does_not_grow_the_heap(rng: random.Random) -> None:
     timers = Timers[int]()
     for key in range(10):
         timers.set(key, Instant(0))
     for _ in range(100_000):
         timers.set(rng.randrange(10), Instant(rng.randrange(1_000_000)))
-    assert len(timers._heap) <= 65
+    assert timers.size <= 65
     assert len(timers) == 10
 
 
 @pytest.mark.parametrize("key", ["absent", ""])
-def test_cancelling_what_was_never_set_is_nothing(key: str) -> None:
+def test_canceling_a_timer_that_is_not_set_does_nothing(key: str) -> None:
     timers = Timers[str]()
     timers.cancel(key)
     assert timers.next() is None and timers.at(key) is None

@@ -1,4 +1,4 @@
-"""The trace: one schema, read back as it was written, closed to unknown kinds and to secrets."""
+"""The trace: its schema, writing and reading, and the refusal of unknown kinds and secrets."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def write(events: list[TraceEvent]) -> str:
 
 @settings(max_examples=50)  # each draws several events
 @given(st.lists(events(), max_size=5))
-def test_a_trace_is_read_back_as_it_was_written(written: list[TraceEvent]) -> None:
+def test_a_trace_is_read_as_it_was_written(written: list[TraceEvent]) -> None:
     assert read_trace(io.StringIO(write(written))) == written
 
 
 @settings(max_examples=50)  # each draws several events
 @given(st.lists(events(), max_size=5))
-def test_a_trace_is_a_line_of_ascii_json_for_each_event(written: list[TraceEvent]) -> None:
+def test_each_event_is_a_line_of_ascii_json(written: list[TraceEvent]) -> None:
     lines = write(written).splitlines()
     assert len(lines) == len(written) + 1
     assert all(line.isascii() and isinstance(json.loads(line), dict) for line in lines)
@@ -72,7 +72,7 @@ def test_the_first_line_names_the_schema_and_its_version() -> None:
     assert write([]) == HEADER
 
 
-def test_an_event_is_written_with_what_and_when_and_why_first() -> None:
+def test_an_event_is_written_with_its_fixed_fields_first() -> None:
     event = TraceEvent(Instant(1_500_000_000), "alice", "ice", "agent", "its check was answered", {"old": 1, "new": 2})
     assert event.to_json() == (
         '{"t":1500000000,"node":"alice","machine":"ice","kind":"agent",'
@@ -81,7 +81,7 @@ def test_an_event_is_written_with_what_and_when_and_why_first() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_names_what_it_must_carry(kind: str) -> None:
+def test_every_kind_requires_its_fields(kind: str) -> None:
     whole: dict[str, Json] = dict.fromkeys(KINDS[kind], "x")
     check(kind, whole)
     check(kind, {**whole, "more": 1})
@@ -90,19 +90,19 @@ def test_every_kind_names_what_it_must_carry(kind: str) -> None:
             check(kind, {other: "x" for other in whole if other != name})
 
 
-def test_no_kind_asks_for_a_field_that_would_be_refused() -> None:
+def test_no_kind_requires_a_field_that_would_be_refused() -> None:
     assert {kind: fields & (SECRET_FIELDS | RESERVED) for kind, fields in KINDS.items()} == dict.fromkeys(
         KINDS, frozenset()
     )
 
 
-def test_an_unknown_kind_is_the_callers_error() -> None:
+def test_an_unknown_kind_raises_value_error() -> None:
     with pytest.raises(ValueError, match="no kind 'gossip'"):
         check("gossip", {})
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_the_tracer_has_a_method_for_each_kind_that_asks_for_its_fields(kind: str) -> None:
+def test_the_tracer_has_a_method_for_each_kind_with_its_fields(kind: str) -> None:
     parameters = inspect.signature(getattr(Tracer, kind.replace("-", "_"))).parameters.values()
     required = {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
     assert required == KINDS[kind] | {"now"}
@@ -124,7 +124,7 @@ def test_a_secret_is_refused_before_it_reaches_the_sink(field: str) -> None:
     assert seen == []
 
 
-def test_without_a_sink_nothing_happens_and_the_caller_can_tell() -> None:
+def test_without_a_sink_no_field_is_evaluated() -> None:
     assert NO_TRACE.enabled is False
     NO_TRACE.note("dropped", now=Instant(0), value=lambda: pytest.fail("a field was evaluated without a sink"))
 
@@ -154,7 +154,7 @@ def test_fields_are_turned_into_json_when_a_sink_is_attached() -> None:
     ]
 
 
-def test_a_tracer_says_where_and_who() -> None:
+def test_a_tracer_sets_node_and_machine() -> None:
     seen: list[TraceEvent] = []
     tracer = Tracer(seen.append, "alice", "session")
     tracer.of("ice").note("one", now=Instant(3))
@@ -189,20 +189,20 @@ def test_a_tracer_says_where_and_who() -> None:
         (HEADER + '{"t":1,"node":"a","machine":"b","kind":"note","password":"x"}\n', 2),
     ],
 )
-def test_what_is_no_trace_is_refused_with_the_line(lines: str, line: int) -> None:
+def test_an_invalid_trace_is_refused_with_the_line_number(lines: str, line: int) -> None:
     with pytest.raises(ValueError, match=f"^line {line}: "):
         read_trace(io.StringIO(lines))
 
 
 @given(st.text(max_size=60))
-def test_hostile_lines_raise_one_error(line: str) -> None:
+def test_arbitrary_lines_raise_only_value_error(line: str) -> None:
     try:
         read_trace(io.StringIO(HEADER + line))
     except ValueError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
-    assert not said or said.startswith("line ")
+        message = ""
+    assert not message or message.startswith("line ")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,6 @@ def test_hostile_lines_raise_one_error(line: str) -> None:
     ],
     ids=["an endless time", "endless nesting"],
 )
-def test_what_json_cannot_hold_raises_the_same_error(line: str) -> None:
+def test_values_beyond_json_raise_value_error_with_the_line_number(line: str) -> None:
     with pytest.raises(ValueError, match="line 2"):
         read_trace(io.StringIO(HEADER + line))

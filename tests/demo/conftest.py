@@ -1,4 +1,4 @@
-"""One whole run of `polynya demo`, shared by the tests that look at what it gave."""
+"""One complete run of `polynya demo`, shared by the tests of its output."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ COMMAND = [sys.executable, "-m", "polynya", "demo"]
 
 
 def environment() -> dict[str, str]:
-    """Without what would color or widen the output."""
+    """Return the environment without variables that change colors or width of the output."""
     left_out = {"COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"}
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run gave."""
+    """The output of one run."""
 
     done: subprocess.CompletedProcess[bytes]
     trace: Path
@@ -50,7 +50,7 @@ def run_demo(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.fixture(scope="package")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`polynya demo --json --trace FILE --pcap FILE`, once."""
+    """Run `polynya demo --json --trace FILE --pcap FILE` once."""
     folder = tmp_path_factory.mktemp("demo")
     trace, pcap = folder / "trace.jsonl", folder / "packets.pcapng"
     return Run(run_demo("--json", "--trace", trace, "--pcap", pcap), trace, pcap)

@@ -1,4 +1,4 @@
-"""What must hold is seen when it does not: in the meeting, and in the table."""
+"""Faults of the meeting and of the NAT table are reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def peer(name: str, local: str, remote: str, *, exit_code: int = 0, pair: Any = 
     return PeerResult(name=name, pid=1, exit_code=exit_code, outcome=Outcome(**whole), times=TIMES)
 
 
-def test_a_good_meeting_has_no_faults() -> None:
+def test_a_correct_meeting_has_no_faults() -> None:
     assert judge((peer("alice", A, B), peer("bob", B, A)), 3, []) == []
 
 
@@ -45,21 +45,21 @@ def test_a_good_meeting_has_no_faults() -> None:
         ({"pairs": []}, "bob has no selected pair"),
         ({"pair": {"selected": False}}, "bob has no selected pair"),
         ({"pair": {"nominated": False}}, "bob: host 127.0.0.1:2 -> host 127.0.0.1:1 was not nominated"),
-        ({"pair": {"local_address": "127.0.0.1:3"}}, "the two sides ended on different pairs"),
-        ({"controlling": True}, "not exactly one side controls"),
+        ({"pair": {"local_address": "127.0.0.1:3"}}, "the two peers selected different pairs"),
+        ({"controlling": True}, "not exactly one peer is controlling"),
         ({"messages": Messages(sent=3, received=2)}, "bob received 2 of 3 messages"),
         (
             {"messages": Messages(sent=3, received=3, wrong=1)},
-            "bob received 1 datagrams that are none of the other side's messages",
+            "bob received 1 datagrams that are not messages of the other peer",
         ),
-        ({"exit_code": 1}, "bob left with exit code 1"),
+        ({"exit_code": 1}, "bob exited with code 1"),
     ],
 )
-def test_each_fault_of_a_meeting_is_seen(changes: dict[str, Any], fault: str) -> None:
+def test_each_fault_of_a_meeting_is_reported(changes: dict[str, Any], fault: str) -> None:
     assert judge((peer("alice", A, B), peer("bob", B, A, **changes)), 3, []) == [fault]
 
 
-def test_checks_that_come_too_fast_are_a_fault() -> None:
+def test_transactions_that_start_too_soon_are_a_fault() -> None:
     def began(at: float, id: str) -> TraceEvent:
         fields: dict[str, Any] = {"transaction": id, "state": "sent", "sends": 1}
         return TraceEvent(int(at * MILLISECOND), "bob", "ice", "transaction", fields=fields)
@@ -70,7 +70,7 @@ def test_checks_that_come_too_fast_are_a_fault() -> None:
     assert "within 4.9 ms" in fault
 
 
-def test_data_is_counted_where_it_left_and_at_the_server() -> None:
+def test_data_is_counted_at_its_sender_and_at_the_server() -> None:
     server = "127.0.0.1:9"
     stun = b"\0\1\0\0\x21\x12\xa4\x42" + bytes(12)
 
@@ -101,7 +101,7 @@ def row(**changes: Any) -> Row:
 REACHED = expect(full_cone(), symmetric())
 
 
-def test_a_run_as_the_rules_imply_does_not_differ() -> None:
+def test_a_run_as_predicted_does_not_differ() -> None:
     assert compare(row(), REACHED, []).differs == ""
     assert compare(row(), REACHED, []).implied == ("srflx -> prflx",)
     blocked = row(connected=False, expected=False, first_pair=None, second_pair=None, seconds=None, data=False)
@@ -109,30 +109,30 @@ def test_a_run_as_the_rules_imply_does_not_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "difference"),
     [
         ({"connected": False, "first_pair": None, "data": False}, "not connected, the rules imply connected"),
-        ({"data": False}, "no data went both ways"),
-        ({"first_pair": "srflx -> srflx"}, "connected by srflx -> srflx, which the rules do not let work"),
-        ({"second_pair": "srflx -> srflx"}, "connected by srflx -> srflx, which the rules do not let work"),
-        ({"faults": ("something left after close",)}, "something left after close"),
+        ({"data": False}, "data did not arrive in both directions"),
+        ({"first_pair": "srflx -> srflx"}, "connected by srflx -> srflx, which the rules do not predict"),
+        ({"second_pair": "srflx -> srflx"}, "connected by srflx -> srflx, which the rules do not predict"),
+        ({"faults": ("something sent after close",)}, "something sent after close"),
     ],
 )
-def test_each_difference_is_seen(changes: dict[str, Any], said: str) -> None:
-    assert compare(row(**changes), REACHED, []).differs == said
+def test_each_difference_is_reported(changes: dict[str, Any], difference: str) -> None:
+    assert compare(row(**changes), REACHED, []).differs == difference
 
 
-def test_a_connection_that_the_rules_forbid_is_seen() -> None:
+def test_an_unpredicted_connection_is_reported() -> None:
     differs = compare(row(), expect(symmetric(), symmetric()), []).differs
     assert differs.startswith("connected, the rules imply not connected")
 
 
-def test_what_was_wrong_with_the_pace_is_seen() -> None:
+def test_a_pacing_fault_is_reported() -> None:
     assert compare(row(), REACHED, ["alice: two transactions within 1 ms"]).differs.endswith("within 1 ms")
 
 
-def test_one_differing_cell_spoils_the_table() -> None:
-    told: list[Cell] = []
+def test_one_differing_cell_fails_the_table() -> None:
+    done: list[Cell] = []
 
     def run(first: Any, second: Any, **_: Any) -> Row:
         expectation = expect(first, second)
@@ -145,7 +145,7 @@ def test_one_differing_cell_spoils_the_table() -> None:
             second_pair=f"{other.local} -> {other.remote}" if other else "srflx -> prflx",
         )  # fmt: skip
 
-    table = run_table(told.append, run=run)
-    assert len(told) == 81 and not table.ok
+    table = run_table(done.append, run=run)
+    assert len(done) == 81 and not table.ok
     assert len(table.differing) == 1 and table.differing[0].startswith("APD/APD with APD/APD: connected, the rules")
     assert table.as_dict()["as_the_rules_imply"] is False

@@ -1,4 +1,4 @@
-"""The meeting with processes that fail: it ends in time, says why, and leaves nothing behind."""
+"""A meeting, also with processes that fail: it ends, reports the reason, and leaves no process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from polynya.core.errors import ConfigurationError
 from polynya.core.trace import TraceEvent
 from polynya.demo.recording import Recording
-from polynya.demo.records import Captured, Happened, Messages, Outcome, Progress, encode
+from polynya.demo.records import Messages, Outcome, PacketRecord, Progress, TraceRecord, encode
 from polynya.demo.result import MeetingResult
 from polynya.demo.run import (
     MeetingOptions,
@@ -23,17 +23,17 @@ from polynya.demo.run import (
     PeerStarted,
     PeerTalked,
     ServerReady,
-    loopback_hosts,
     meet,
+    usable_hosts,
 )
 
 LIMIT = 30
 
 
-def run(tell: Any = lambda _: None, recording: Recording | None = None, **options: Any) -> MeetingResult:
+def run(notify: Any = lambda _: None, recording: Recording | None = None, **options: Any) -> MeetingResult:
     async def main() -> MeetingResult:
         async with asyncio.timeout(LIMIT):
-            result = await meet(MeetingOptions(**options), tell, recording)
+            result = await meet(MeetingOptions(**options), notify, recording)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return result
 
@@ -57,79 +57,79 @@ def gone(pid: int | None) -> bool:
     return False
 
 
-def test_two_processes_meet_and_everything_is_told_in_order() -> None:
-    told: list[Notice] = []
+def test_two_processes_connect_and_notices_are_in_order() -> None:
+    notices: list[Notice] = []
     recording = Recording()
-    result = run(told.append, recording, messages=5)
+    result = run(notices.append, recording, messages=5)
     assert result.peers[0].exit_code == result.peers[1].exit_code == 0
     assert result.same_pair and result.data_datagrams == 10 and result.server_data_datagrams == 0
-    assert isinstance(told[0], ServerReady)
-    assert [each.name for each in told if isinstance(each, PeerStarted)] == ["alice", "bob"]
-    changes = [each for each in told if isinstance(each, PeerChanged)]
+    assert isinstance(notices[0], ServerReady)
+    assert [each.name for each in notices if isinstance(each, PeerStarted)] == ["alice", "bob"]
+    changes = [each for each in notices if isinstance(each, PeerChanged)]
     assert [each.event.at for each in changes] == sorted(each.event.at for each in changes)
     assert [e for e in recording.events() if e.node in ("alice", "bob") and e.kind == "pair"]
-    for picture in {id(each.picture): each.picture for each in told if isinstance(each, PeerTalked)}.values():
-        assert (picture.sent, picture.received) == (5, 5)
-        assert picture.state == "completed"
-        assert any(pair.selected and pair.nominated and pair.valid for pair in picture.pairs.values())
-        assert {place.split()[0] for place in picture.candidates} == {"host", "srflx"}
+    for view in {id(each.view): each.view for each in notices if isinstance(each, PeerTalked)}.values():
+        assert (view.sent, view.received) == (5, 5)
+        assert view.state == "completed"
+        assert any(pair.selected and pair.nominated and pair.valid for pair in view.pairs.values())
+        assert {label.split()[0] for label in view.candidates} == {"host", "srflx"}
     assert all(gone(peer.pid) for peer in result.peers)
 
 
-def test_a_peer_that_dies_at_once_is_told_with_its_last_words() -> None:
+def test_a_peer_that_exits_at_once_is_reported_with_its_standard_error() -> None:
     result = run(command=python("import sys; sys.exit('no such module')"))
-    assert "alice ended with exit code 1 before it had a result" in result.faults
+    assert "alice exited with code 1 without an outcome" in result.faults
     assert [peer.errors for peer in result.peers] == ["no such module"] * 2
     assert not result.ok and not result.same_pair
     assert result.as_dict()["peers"]["bob"]["stderr"] == "no such module"
 
 
-def test_a_peer_that_cannot_be_started_is_told() -> None:
+def test_a_peer_that_cannot_be_started_raises() -> None:
     with pytest.raises(ConfigurationError, match="cannot start alice: /no/such/python: No such file"):
         run(command=("/no/such/python",))
 
 
-def test_a_peer_that_hangs_is_killed_when_its_time_is_up() -> None:
+def test_a_peer_that_hangs_is_killed_after_the_grace_period() -> None:
     result = run(command=python("import time; time.sleep(1000)"), timeout=0.1, grace=0.2)
     assert [peer.exit_code for peer in result.peers] == [-9, -9]
-    assert "alice ended with exit code -9 before it had a result" in result.faults
+    assert "alice exited with code -9 without an outcome" in result.faults
     assert all(gone(peer.pid) for peer in result.peers)
 
 
-def test_a_peer_that_speaks_another_language_is_no_peer() -> None:
+def test_an_unknown_record_is_reported() -> None:
     result = run(command=python('print(\'{"record": "surprise"}\', flush=True); import sys; sys.stdin.read()'))
     assert [peer.outcome for peer in result.peers] == [None, None]
     assert "not a record of a peer" in result.peers[0].errors
 
 
-def test_a_peer_cannot_speak_for_another_node() -> None:
-    event = Happened({"t": 1, "node": "server", "machine": "ice", "kind": "note"})
+def test_a_peer_cannot_write_events_of_another_node() -> None:
+    event = TraceRecord({"t": 1, "node": "server", "machine": "ice", "kind": "note"})
     result = run(command=python(f"{line(event)}; import sys; sys.stdin.read()"))
-    assert result.peers[0].errors == "alice told an event of server"
+    assert result.peers[0].errors == "alice wrote a trace event of another node: server"
 
 
-def test_an_outcome_without_success_is_judged_by_what_it_says() -> None:
+def test_a_failed_outcome_is_a_fault_with_its_error() -> None:
     outcome = Outcome(error="no pair worked", messages=Messages(sent=3, received=0))
     result = run(command=python(f"{line(outcome)}; import sys; sys.stdin.read(); sys.exit(1)"))
     assert "alice: no pair worked" in result.faults
     assert "alice has no selected pair" in result.faults
 
 
-def test_data_that_passes_the_server_is_a_fault() -> None:
-    """The peers' own captures show it."""
+def test_data_sent_through_the_server_is_a_fault() -> None:
+    """The captures of the peers show it."""
     text = (
         "import json, sys\n"
         "from polynya.demo.records import *\n"
         "task = decode_task(sys.stdin.buffer.readline())\n"
         "server = task.url.removeprefix('http://')\n"
-        "sys.stdout.buffer.write(encode(Captured(1, 1, '127.0.0.1:9', server, b'\\xff hello')))\n"
+        "sys.stdout.buffer.write(encode(PacketRecord(1, 1, '127.0.0.1:9', server, b'\\xff hello')))\n"
         "sys.stdout.buffer.write(encode(Outcome(messages=Messages(sent=0, received=0))))\n"
         "sys.stdout.flush()\n"
         "sys.stdin.read()\n"
     )
     result = run(command=python(text))
     assert result.server_data_datagrams == 2
-    assert "2 datagrams of application data went to or came from the server" in result.faults
+    assert "2 datagrams of application data were sent to or by the server" in result.faults
 
 
 def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
@@ -137,7 +137,7 @@ def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
     url: list[str] = []
     talking = asyncio.Event()
 
-    def tell(notice: Notice) -> None:
+    def notify(notice: Notice) -> None:
         if isinstance(notice, PeerStarted):
             pids.append(notice.pid)
         elif isinstance(notice, ServerReady):
@@ -146,7 +146,7 @@ def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
             talking.set()
 
     async def main() -> None:
-        meeting = asyncio.create_task(meet(MeetingOptions(messages=1000), tell))
+        meeting = asyncio.create_task(meet(MeetingOptions(messages=1000), notify))
         async with asyncio.timeout(LIMIT):
             await talking.wait()
             meeting.cancel()
@@ -161,10 +161,10 @@ def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
         socket.create_connection((host, int(port)), timeout=5)
 
 
-def test_without_ipv6_it_is_done_over_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polynya.demo.run.LOOPBACK", ("127.0.0.1",))
-    assert loopback_hosts() == ("127.0.0.1",)
-    result = run(messages=2)
+def test_without_ipv6_the_peers_connect_over_ipv4() -> None:
+    loopback = ("127.0.0.1", "192.0.2.1")  # RFC 5737: an address of no host
+    assert usable_hosts(loopback) == ("127.0.0.1",)
+    result = run(messages=2, loopback=loopback)
     assert result.same_pair and len(result.stun) == 1
     assert [pair.local_address.partition(":")[0] for peer in result.peers for pair in peer.outcome.pairs] == [
         "127.0.0.1",
@@ -172,29 +172,28 @@ def test_without_ipv6_it_is_done_over_ipv4(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_a_host_without_loopback_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polynya.demo.run.LOOPBACK", ("192.0.2.1",))  # RFC 5737: nobody's address
+def test_a_host_without_loopback_raises() -> None:
     with pytest.raises(ConfigurationError, match="no loopback address"):
-        run()
+        run(loopback=("192.0.2.1",))
 
 
 @pytest.mark.parametrize("wrong", [{"messages": 0}, {"messages": 1001}, {"timeout": 0}, {"timeout": 601}])
-def test_what_cannot_be_done_is_refused(wrong: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         MeetingOptions(**wrong)
 
 
-def test_nothing_is_left_for_the_garbage_collector_to_complain_of() -> None:
+def test_a_meeting_causes_no_resource_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(command=python("pass"))
 
 
-def test_records_survive_their_way() -> None:
+def test_records_survive_encoding_and_decoding() -> None:
     from polynya.demo.records import decode_record
 
-    event = TraceEvent(7, "alice", "ice", "note", "said", {"pair": 3})
-    for record in (Happened.of(event), Captured(1, 2, "[::1]:3", "[::1]:4", b"\0\xff"), Progress(1, 2)):
+    event = TraceEvent(7, "alice", "ice", "note", "reason", {"pair": 3})
+    for record in (TraceRecord.of(event), PacketRecord(1, 2, "[::1]:3", "[::1]:4", b"\0\xff"), Progress(1, 2)):
         assert decode_record(encode(record)) == record
-    assert Happened.of(event).event() == event
-    assert str(Captured(1, 2, "[::1]:3", "[::1]:4", b"x").packet().source) == "[::1]:3"
+    assert TraceRecord.of(event).event() == event
+    assert str(PacketRecord(1, 2, "[::1]:3", "[::1]:4", b"x").packet().source) == "[::1]:3"

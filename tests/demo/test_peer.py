@@ -1,4 +1,4 @@
-"""The peer's process by itself: what it does with a task that cannot be done, and without one."""
+"""The process of a peer: with a task that fails, and without a task."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from polynya.demo.records import Outcome, Task, decode_record, encode
 TIMEOUT = 30
 
 
-def peer(told: bytes, *, wait: bool = False) -> tuple[int, list[Any], bytes]:
-    """Run one peer with this as its standard input; with `wait`, the input ends only after the outcome."""
+def peer(given: bytes, *, wait: bool = False) -> tuple[int, list[Any], bytes]:
+    """Run one peer with `given` as standard input. With `wait`, the input ends only after the outcome."""
     command = [sys.executable, "-m", "polynya.demo.peer"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
         records = []
         if wait:
-            process.stdin.write(told)
+            process.stdin.write(given)
             process.stdin.flush()
             for line in process.stdout:
                 records.append(decode_record(line))
                 if isinstance(records[-1], Outcome):
                     break
-            told = b""
-        output, errors = process.communicate(told, timeout=TIMEOUT)
+            given = b""
+        output, errors = process.communicate(given, timeout=TIMEOUT)
         records += map(decode_record, output.splitlines())
         return process.returncode, records, errors
 
@@ -41,26 +41,26 @@ def task(**changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize("line", [b"", b"hello\n", b'{"name": "alice"}\n'])
-def test_started_by_hand_it_says_who_starts_it(line: bytes) -> None:
+def test_a_peer_started_by_hand_names_the_command_to_use(line: bytes) -> None:
     code, records, errors = peer(line)
     assert (code, records) == (2, [])
-    assert b"started by `polynya demo`" in errors
+    assert b"`polynya demo` starts this program" in errors
 
 
-def test_a_server_that_is_not_there_is_its_outcome() -> None:
+def test_an_unreachable_server_is_reported_in_the_outcome() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         code, records, errors = peer(task(url=f"http://127.0.0.1:{taken.getsockname()[1]}", timeout=1.0), wait=True)
     outcomes = [record for record in records if isinstance(record, Outcome)]
     assert len(outcomes) == 1
-    assert "within 1 s" in outcomes[0].error or "nothing listens" in outcomes[0].error
+    assert "within 1 s" in outcomes[0].error or "no server listens" in outcomes[0].error
     assert (code, errors) == (1, b"")
 
 
-def test_an_input_that_ends_early_ends_it_without_an_outcome() -> None:
+def test_a_peer_whose_input_ends_early_exits_without_an_outcome() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen()  # accepts, and never answers
+        listener.listen()  # accepts connections but never answers
         code, records, errors = peer(task(url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=TIMEOUT))
     assert code == 1 and errors == b""
     assert not any(isinstance(record, Outcome) for record in records)
@@ -92,7 +92,7 @@ def test_a_message_that_was_not_counted_as_sent_is_sent_again() -> None:
 
 
 @pytest.mark.parametrize("spoil", [0, 15, 20, 30, -1])
-def test_a_changed_message_is_not_taken(spoil: int) -> None:
+def test_a_changed_message_is_not_accepted(spoil: int) -> None:
     alice, bob = dialogues()
     message = bytearray(alice.message(now=Instant(1)))
     message[spoil] ^= 1
@@ -100,7 +100,7 @@ def test_a_changed_message_is_not_taken(spoil: int) -> None:
     assert (bob.received, bob.counts().wrong) == (0, 1)
 
 
-def test_messages_of_another_room_and_ones_own_are_not_taken() -> None:
+def test_messages_of_another_room_and_own_messages_are_not_accepted() -> None:
     alice, stranger = dialogues(room="another")
     alice.take(stranger.message(now=Instant(1)), now=Instant(2))
     alice.take(alice.message(now=Instant(1)), now=Instant(2))

@@ -1,4 +1,4 @@
-"""Traces and packets of several processes become one of each."""
+"""Traces and packets of several processes are merged into one of each."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.real.capture import TSHARK
 A, B = "127.0.0.1:1", "127.0.0.1:2"
 
 
-def sent(at: int, node: str, packet: int, way: tuple[str, str] = (A, B), length: int = 5) -> TraceEvent:
-    fields = {"packet": packet, "protocol": "udp", "source": way[0], "destination": way[1], "length": length}
+def sent(at: int, node: str, packet: int, ends: tuple[str, str] = (A, B), length: int = 5) -> TraceEvent:
+    fields = {"packet": packet, "protocol": "udp", "source": ends[0], "destination": ends[1], "length": length}
     return TraceEvent(at, node, "", "packet-sent", fields=fields)
 
 
-def received(at: int, node: str, packet: int, way: tuple[str, str] = (A, B), length: int = 5) -> TraceEvent:
-    fields = {"packet": packet, "source": way[0], "destination": way[1], "length": length}
+def received(at: int, node: str, packet: int, ends: tuple[str, str] = (A, B), length: int = 5) -> TraceEvent:
+    fields = {"packet": packet, "source": ends[0], "destination": ends[1], "length": length}
     return TraceEvent(at, node, "", "packet-received", fields=fields)
 
 
@@ -40,13 +40,13 @@ def ids(made: Recording) -> list[tuple[str, str, object]]:
     return [(event.node, event.kind.removeprefix("packet-"), event.fields.get("packet")) for event in made.events()]
 
 
-def test_events_of_all_are_put_in_the_order_of_time() -> None:
+def test_events_of_all_processes_are_sorted_by_time() -> None:
     note = TraceEvent(2, "bob", "", "note")
     made = recording(sent(3, "alice", 1), note, TraceEvent(2, "alice", "", "note"), received(4, "bob", 1))
     assert [(event.at, event.node) for event in made.events()] == [(2, "bob"), (2, "alice"), (3, "alice"), (4, "bob")]
 
 
-def test_each_numbers_its_own_and_the_packet_has_one_number() -> None:
+def test_a_packet_gets_one_id_from_the_ids_of_both_processes() -> None:
     made = recording(
         sent(1, "alice", 1),
         sent(2, "alice", 2),
@@ -65,23 +65,23 @@ def test_each_numbers_its_own_and_the_packet_has_one_number() -> None:
     ]
 
 
-def test_a_packet_that_the_system_refused_is_not_mistaken_for_the_next() -> None:
+def test_a_refused_packet_is_not_matched() -> None:
     refused = TraceEvent(2, "alice", "", "packet-dropped", "refused", {"packet": 1, "source": A, "destination": B})
     made = recording(sent(1, "alice", 1), refused, sent(3, "alice", 2), received(4, "bob", 1))
     assert ids(made)[-1] == ("bob", "received", 2)
     assert ids(made)[1] == ("alice", "dropped", 1)
 
 
-def test_what_arrives_from_elsewhere_has_a_number_of_its_own() -> None:
+def test_a_packet_from_elsewhere_gets_a_new_id() -> None:
     made = recording(sent(1, "alice", 1, length=6), received(2, "bob", 1))
     assert ids(made) == [("alice", "sent", 1), ("bob", "received", 2)]
 
 
-def test_what_an_event_says_of_a_packet_is_renamed_too() -> None:
+def test_packet_ids_in_other_events_are_replaced_too() -> None:
     pair = TraceEvent(
         3, "bob", "ice", "pair", "answered", {"pair": 1, "local": "", "remote": "", "old": "", "new": "", "packet": 7}
     )
-    nothing = TraceEvent(4, "bob", "ice", "note", "of no packet", {"packet": 0})
+    nothing = TraceEvent(4, "bob", "ice", "note", "without a packet", {"packet": 0})
     made = recording(sent(1, "alice", 4), received(2, "bob", 7), pair, nothing)
     assert ids(made) == [("alice", "sent", 1), ("bob", "received", 1), ("bob", "pair", 1), ("bob", "note", 0)]
 
@@ -98,7 +98,7 @@ def packet(id: int, source: str, destination: str, data: bytes = b"hello") -> Ip
     return IpPacket(id, Address.parse(source), Address.parse(destination), Protocol.UDP, data)
 
 
-def test_packets_are_found_by_either_end() -> None:
+def test_payloads_are_found_by_source_and_by_destination() -> None:
     made = Recording()
     made.packet(2, "bob", packet(1, A, B, b"second"))
     made.packet(1, "alice", packet(1, B, A, b"first"))
@@ -106,7 +106,7 @@ def test_packets_are_found_by_either_end() -> None:
     assert payloads_at(made.packets(), [Address.parse("127.0.0.1:3")]) == []
 
 
-def test_a_packets_direction_is_known_from_the_flows() -> None:
+def test_the_direction_of_a_packet_follows_from_the_flows() -> None:
     made = recording(
         TraceEvent(0, "alice", "", "flow-opened", fields={"flow": "flow 1", "transport": "udp", "local": A})
     )
@@ -116,7 +116,7 @@ def test_a_packets_direction_is_known_from_the_flows() -> None:
 
 
 @pytest.mark.peer("tshark")
-def test_wireshark_reads_the_demos_capture(run: Run) -> None:
+def test_wireshark_reads_the_capture_of_the_demo(run: Run) -> None:
     def fields(display: str, *names: str) -> list[list[str]]:
         command = [*TSHARK, "-r", str(run.pcap), "-Y", display, "-T", "fields"]
         done = subprocess.run(
@@ -136,7 +136,7 @@ def test_wireshark_reads_the_demos_capture(run: Run) -> None:
 
 
 def _written(pcap: Path) -> int:
-    """The enhanced packet blocks of a pcapng file."""
+    """Count the enhanced packet blocks of a pcapng file."""
     data, at, count = pcap.read_bytes(), 0, 0
     while at < len(data):
         kind, size = (int.from_bytes(data[at + n : at + n + 4], "little") for n in (0, 4))

@@ -15,7 +15,7 @@ def peers(topology: Topology) -> tuple[Peer, Peer]:
     return one, Peer(network, topology.other, session_config(topology, controlling=False))
 
 
-def test_nothing_is_checked_before_the_signaling_has_arrived() -> None:
+def test_no_check_is_sent_before_the_signaling_has_arrived() -> None:
     network = Network(seed=1)
     one, other = peers(between_nats(port_restricted_cone(), port_restricted_cone(), network=network))
     Exchange(network, one, other, delay=SECOND).start()
@@ -25,7 +25,7 @@ def test_nothing_is_checked_before_the_signaling_has_arrived() -> None:
     assert one.state is other.state is AgentState.COMPLETED
 
 
-def test_a_side_that_starts_later_is_waited_for() -> None:
+def test_a_peer_waits_for_one_that_starts_later() -> None:
     network = Network(seed=1)
     one, other = peers(between_nats(port_restricted_cone(), port_restricted_cone(), network=network))
     Exchange(network, one, other).start(later=30 * SECOND)
@@ -47,7 +47,7 @@ def test_data_arrives_once_and_in_order_on_a_clean_path() -> None:
     assert other.received == [bytes([i]) for i in range(20)]
 
 
-def test_what_is_signaled_to_a_closed_side_is_ignored() -> None:
+def test_signaling_to_a_closed_peer_is_ignored() -> None:
     network = Network(seed=1)
     one, other = peers(between_nats(None, None, network=network))
     Exchange(network, one, other, delay=500 * MILLISECOND).start()
@@ -58,7 +58,7 @@ def test_what_is_signaled_to_a_closed_side_is_ignored() -> None:
     assert one.state is AgentState.CHECKING
 
 
-def test_consent_keeps_a_connection_through_hours_and_its_nat_mappings_with_it() -> None:
+def test_consent_checks_keep_a_connection_and_its_nat_mappings_for_hours() -> None:
     network = Network(seed=1)
     one, other = peers(between_nats(port_restricted_cone(), port_restricted_cone(), network=network))
     Exchange(network, one, other).start()

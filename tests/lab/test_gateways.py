@@ -1,4 +1,4 @@
-"""NAT routers and firewalls in the network: what crosses them, what does not, and what the sender hears."""
+"""NAT routers and firewalls in the network: which packets cross them, and which errors the sender receives."""
 
 import io
 import shutil
@@ -23,7 +23,7 @@ EXTERNAL = "198.51.100.1"
 
 
 class Home:
-    """Alice behind a gateway, a server in the open."""
+    """A client behind a NAT, a server and a stranger with public addresses."""
 
     def __init__(self, net: Network, config: NatConfig | None = None) -> None:
         self.net = net
@@ -47,7 +47,7 @@ def test_the_server_sees_the_external_endpoint_and_its_answer_comes_back(net: Ne
     assert home.alice.received == [(home.server.address, b"hello")]
 
 
-def test_a_stranger_is_kept_out_with_the_reason(net: Network) -> None:
+def test_an_unpermitted_packet_is_dropped_with_the_reason(net: Network) -> None:
     home = Home(net, port_restricted_cone())
     home.alice.send(home.server.address)
     net.run_for(SECOND)
@@ -59,7 +59,7 @@ def test_a_stranger_is_kept_out_with_the_reason(net: Network) -> None:
     assert home.stranger.machine.heard(IcmpError) == []
 
 
-def test_mappings_end_in_virtual_time_and_the_queue_runs_dry(net: Network) -> None:
+def test_mappings_expire_in_virtual_time_and_nothing_stays_scheduled(net: Network) -> None:
     home = Home(net)
     home.alice.send(home.server.address)
     net.run_for(119 * SECOND)
@@ -69,7 +69,7 @@ def test_mappings_end_in_virtual_time_and_the_queue_runs_dry(net: Network) -> No
     assert net.clock.waiting == 0
 
 
-def test_private_addresses_are_not_known_outside(net: Network) -> None:
+def test_private_addresses_are_not_routed_outside(net: Network) -> None:
     home = Home(net)
     home.stranger.send(Address("10.0.0.2", 5000))
     net.run_for(SECOND)
@@ -91,7 +91,7 @@ def test_two_hosts_behind_one_nat_talk_inside_and_by_hairpin(net: Network) -> No
     ]
 
 
-def test_without_hairpinning_it_is_dropped(net: Network) -> None:
+def test_without_hairpinning_a_hairpin_packet_is_dropped(net: Network) -> None:
     home = Home(net, full_cone(hairpinning=Hairpinning.NONE))
     home.alice.send(home.server.address)
     net.run_for(SECOND)
@@ -113,7 +113,7 @@ def test_a_nat_behind_a_nat_translates_twice(net: Network) -> None:
     assert [row["internal"] for row in carrier.nat.rows() if row["entry"] == "mapping"] == ["100.64.0.2:5000"]
 
 
-def test_icmp_errors_find_their_way_back_through_two_nats(net: Network) -> None:
+def test_icmp_errors_are_translated_back_through_two_nats(net: Network) -> None:
     internet = net.router("internet")
     server = net.host("server", "203.0.113.1", internet)
     carrier = net.nat("cgn", outside=internet, address=EXTERNAL, inside="100.64.0.0/24")
@@ -130,7 +130,7 @@ def test_icmp_errors_find_their_way_back_through_two_nats(net: Network) -> None:
     )
 
 
-def test_an_inside_host_that_is_gone_is_reported_outside_without_its_address(net: Network) -> None:
+def test_an_icmp_error_of_an_inside_host_hides_its_address(net: Network) -> None:
     home = Home(net, full_cone())
     home.alice.send(home.server.address)
     net.run_for(SECOND)
@@ -141,11 +141,11 @@ def test_an_inside_host_that_is_gone_is_reported_outside_without_its_address(net
     assert (error.remote, error.origin) == (Address(EXTERNAL, 5000), EXTERNAL)
 
 
-def test_a_link_that_is_down_inside_is_reported_by_the_gateway_as_from_its_outside(net: Network) -> None:
+def test_an_icmp_error_about_an_inside_link_comes_from_the_external_address(net: Network) -> None:
     home = Home(net, full_cone())
     home.alice.send(home.server.address)
     net.run_for(SECOND)
-    peer = home.alice.process.host.interfaces[0].peer
+    peer = home.alice.host.interfaces[0].peer
     assert peer is not None
     peer.up = False
     home.stranger.send(Address(EXTERNAL, 5000))
@@ -156,7 +156,7 @@ def test_a_link_that_is_down_inside_is_reported_by_the_gateway_as_from_its_outsi
 
 def test_pings_and_expired_hops_cross_a_nat(net: Network) -> None:
     home = Home(net)
-    host = home.alice.process.host
+    host = home.alice.host
     host.ping("203.0.113.1", 1)
     net.run_for(SECOND)
     assert [(who, n) for _, who, n in host.pongs] == [("203.0.113.1", 1)]
@@ -167,7 +167,7 @@ def test_pings_and_expired_hops_cross_a_nat(net: Network) -> None:
     assert sorted(origins) == ["10.0.0.1", "198.18.0.1"]
 
 
-def test_fragments_cross_a_nat_whole(net: Network) -> None:
+def test_a_fragmented_packet_crosses_a_nat(net: Network) -> None:
     home = Home(net)
     data = bytes(4000)
     home.alice.send(home.server.address, data)
@@ -176,7 +176,7 @@ def test_fragments_cross_a_nat_whole(net: Network) -> None:
     assert home.alice.received == [(home.server.address, data)]
 
 
-def test_a_path_mtu_behind_the_nat_is_learnt_through_it(net: Network) -> None:
+def test_path_mtu_discovery_works_through_a_nat(net: Network) -> None:
     internet = net.router("internet")
     home = net.nat("home", outside=internet, address=EXTERNAL, inside="10.0.0.0/24", link=Profile(mtu=1400))
     server = Program(net, net.host("server", "203.0.113.1", internet, link=Profile(mtu=1300)))
@@ -189,23 +189,23 @@ def test_a_path_mtu_behind_the_nat_is_learnt_through_it(net: Network) -> None:
     ]  # fmt: skip
 
 
-def test_an_unwanted_syn_is_answered_over_the_network_after_six_seconds(net: Network) -> None:
+def test_an_unsolicited_syn_is_answered_over_the_network_after_six_seconds(net: Network) -> None:
     events: list[TraceEvent] = []
     net = Network(seed=1, trace=Tracer(events.append))
     home = Home(net)
     syn = IpPacket(
         net.packet_id(), home.stranger.address, Address(EXTERNAL, 80), Protocol.TCP, tcp=TcpFields(flags=TcpFlags.SYN)
     )
-    home.stranger.process.host.send(syn)
+    home.stranger.host.send(syn)
     net.run_for(5 * SECOND)
     assert [e.reason for e in events if e.kind == "packet-dropped"] == [
-        "no mapping: 198.51.100.1:80 stands for no inside endpoint"
+        "no mapping: 198.51.100.1:80 is mapped to no inside endpoint"
     ]
     net.run_for(2 * SECOND)
-    assert net.drops[-1].reason == "an ICMP error about a packet from 203.0.113.9:5000, where nothing is open"
+    assert net.drops[-1].reason == "an ICMP error about a packet from 203.0.113.9:5000, where no socket is open"
 
 
-def test_dual_stack_translates_ipv4_and_guards_ipv6(net: Network) -> None:
+def test_dual_stack_translates_ipv4_and_filters_ipv6(net: Network) -> None:
     internet = net.router("internet")
     server = Program(
         net, net.host("server", ("203.0.113.1", "2001:db8:5::1"), internet), local="2001:db8:5::1", echo=True
@@ -215,7 +215,7 @@ def test_dual_stack_translates_ipv4_and_guards_ipv6(net: Network) -> None:
     )
     host = net.host("alice", ("10.0.0.2", "2001:db8:a::2"), home)
     alice = Program(net, host, local="2001:db8:a::2")
-    server.send(alice.address, b"unasked")
+    server.send(alice.address, b"unsolicited")
     net.run_for(SECOND)
     assert alice.received == []
     alice.send(server.address, b"hello")
@@ -238,12 +238,12 @@ def office(net: Network, *rules: Rule, refusal: Refusal = Refusal.SILENT) -> tup
     return inside, outside
 
 
-def test_a_firewall_lets_answers_in_and_nothing_else_until_the_session_ends(net: Network) -> None:
+def test_a_firewall_accepts_answers_alone_until_the_session_expires(net: Network) -> None:
     inside, outside = office(net)
-    outside.send(inside.address, b"unasked")
+    outside.send(inside.address, b"unsolicited")
     net.run_for(SECOND)
     assert inside.received == []
-    inside.machine._echo = outside.machine._echo = False
+    inside.machine.echo = outside.machine.echo = False
     inside.send(outside.address, b"hello")
     net.run_for(SECOND)
     outside.send(inside.address, b"answer")
@@ -255,7 +255,7 @@ def test_a_firewall_lets_answers_in_and_nothing_else_until_the_session_ends(net:
     assert len(inside.received) == 1
 
 
-def test_blocked_udp_is_dropped_in_silence_or_refused_by_icmp() -> None:
+def test_blocked_udp_is_dropped_silently_or_answered_by_icmp() -> None:
     for refusal, heard in ((Refusal.SILENT, []), (Refusal.ICMP, [IcmpKind.PROHIBITED])):
         net = Network()
         inside, outside = office(net, UDP_BLOCKED, refusal=refusal)
@@ -265,7 +265,7 @@ def test_blocked_udp_is_dropped_in_silence_or_refused_by_icmp() -> None:
         assert [e.kind for e in inside.machine.heard(IcmpError)] == heard
 
 
-def test_rules_judge_by_direction_address_and_port(net: Network) -> None:
+def test_rules_match_direction_address_and_port(net: Network) -> None:
     inside, outside = office(
         net,
         Rule(allow=True, outward=False, inside_ports=(5000, 5000)),
@@ -289,7 +289,7 @@ def test_icmp_errors_pass_a_firewall_only_with_their_session(net: Network) -> No
     net.run_for(SECOND)
     assert [e.kind for e in inside.machine.heard(IcmpError)] == [IcmpKind.PORT_UNREACHABLE]
     about = IpPacket(99, inside.address, outside.address.with_port(8), Protocol.UDP)
-    outside.process.host.refuse(about, IcmpKind.PORT_UNREACHABLE, "made up")
+    outside.host.refuse(about, IcmpKind.PORT_UNREACHABLE, "made up")
     net.run_for(SECOND)
     assert len(inside.machine.heard(IcmpError)) == 1
     assert "which have no session" in net.drops[-1].reason
@@ -313,7 +313,7 @@ def test_a_run_is_captured_at_every_interface_with_its_drops() -> None:
 
 @pytest.mark.peer("tshark")
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed")
-def test_tshark_finds_nothing_wrong_in_a_captured_meeting(tmp_path: Path) -> None:
+def test_tshark_finds_no_error_in_a_captured_run(tmp_path: Path) -> None:
     path = tmp_path / "meeting.pcapng"
     with path.open("wb") as file:
         row = cell(port_restricted_cone(), symmetric(), seed=1, capture=PcapngWriter(file))
@@ -337,10 +337,10 @@ def test_a_private_address_is_refused_at_the_outside_of_the_nat_even_where_a_rou
     home.internet.routes.add("10.0.0.0/24", outside)
     home.stranger.send(Address("10.0.0.2", 5000))
     net.run_for(SECOND)
-    assert home.reasons() == ["10.0.0.2 is not an address of this NAT's outside"]
+    assert home.reasons() == ["10.0.0.2 is not an external address of this NAT"]
 
 
-def test_a_firewall_session_is_renewed_from_both_sides_and_leaves_no_trace_when_it_ends(net: Network) -> None:
+def test_a_firewall_session_is_renewed_by_both_sides_and_removed_after_its_expiry(net: Network) -> None:
     wall = Firewall()
     out = IpPacket(1, Address("192.0.2.1", 1), Address("203.0.113.1", 2), Protocol.UDP)
     back = IpPacket(2, out.destination, out.source, Protocol.UDP)
@@ -350,4 +350,16 @@ def test_a_firewall_session_is_renewed_from_both_sides_and_leaves_no_trace_when_
     assert wall.inbound(back, now=Instant(320 * SECOND)) != ""
     other = IpPacket(3, Address("192.0.2.1", 9), Address("203.0.113.1", 9), Protocol.UDP)
     assert wall.outbound(other, now=Instant(400 * SECOND)) == ""
-    assert len(wall._sessions) == 1
+    assert wall.size == 1
+
+
+def test_a_nat_prints_its_table(net: Network) -> None:
+    home = Home(net, full_cone())
+    home.alice.send(home.server.address)
+    net.run_for(20 * SECOND)
+    assert str(home.gateway).splitlines() == [
+        "home (NAT EI/EI) 198.51.100.1, inside 10.0.0.1",
+        "entry    protocol  local          external           destination  expires in",
+        "mapping  udp       10.0.0.2:5000  198.51.100.1:5000  any          100.0 s",
+    ]
+    assert repr(home.gateway.nat) == "<Nat EI/EI 198.51.100.1: 1 mappings>"

@@ -1,4 +1,4 @@
-"""The checks that every run has to pass can fail."""
+"""The checks of the invariants report each violation."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from polynya.nat import full_cone
 
 @pytest.fixture
 def peers() -> tuple[Peer, Peer]:
-    """Two connected peers."""
+    """Return two connected peers."""
     network = Network(seed=3)
     topology = between_nats(full_cone(), full_cone(), network=network)
     one = Peer(network, topology.one, session_config(topology, controlling=True))
@@ -35,13 +35,13 @@ def close(peers: tuple[Peer, Peer]) -> None:
     peers[0].host.network.run_for(60 * SECOND)
 
 
-def test_an_honest_run_violates_nothing(peers: tuple[Peer, Peer]) -> None:
+def test_a_correct_run_violates_no_invariant(peers: tuple[Peer, Peer]) -> None:
     assert disagreement(*peers) == ""
     close(peers)
     assert violations(peers) == []
 
 
-def test_a_nominated_pair_that_is_not_valid_is_seen(peers: tuple[Peer, Peer]) -> None:
+def test_a_nominated_pair_that_is_not_valid_is_reported(peers: tuple[Peer, Peer]) -> None:
     one = peers[0]
     assert one.process is not None
     assert one.selected is not None
@@ -52,7 +52,7 @@ def test_a_nominated_pair_that_is_not_valid_is_seen(peers: tuple[Peer, Peer]) ->
     assert [line for line in violations(peers) if "is not valid" in line]
 
 
-def test_sides_that_end_on_different_pairs_are_seen(
+def test_sides_that_select_different_pairs_are_reported(
     peers: tuple[Peer, Peer], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     mine, other = peers[0].selected, peers[1].selected
@@ -60,36 +60,36 @@ def test_sides_that_end_on_different_pairs_are_seen(
     moved = replace(other, remote_address=other.remote_address.with_port(1))
     shown = {"alice": mine, "bob": moved}
     monkeypatch.setattr(Peer, "selected_at", lambda peer, *_, **__: shown[peer.name])
-    assert disagreement(*peers).startswith("alice ended on")
+    assert disagreement(*peers).startswith("alice selected")
     shown["bob"] = None
     assert disagreement(*peers) == "bob has no selected pair, the other side has one"
 
 
-def test_a_datagram_after_close_is_seen(peers: tuple[Peer, Peer]) -> None:
+def test_a_datagram_after_close_is_reported(peers: tuple[Peer, Peer]) -> None:
     close(peers)
     assert peers[0].process is not None
     peers[0].process.sent += 1
-    assert violations(peers) == ["alice: 1 datagrams left after close"]
+    assert violations(peers) == ["alice: 1 datagrams were sent after close"]
 
 
-def test_a_timer_a_socket_and_a_state_that_outlive_close_are_seen(peers: tuple[Peer, Peer]) -> None:
+def test_a_timer_a_socket_and_a_state_after_close_are_reported(peers: tuple[Peer, Peer]) -> None:
     one = peers[0]
     one.closed_at = Instant(0)
     assert one.process is not None
     one.sent_before_close = one.process.sent
     found = violations([one])
-    assert any("a closed session waits for" in line for line in found)
-    assert any("a closed session holds 1 sockets" in line for line in found)
-    assert any("a closed session's agent is completed" in line for line in found)
+    assert any("a closed session has a timer at" in line for line in found)
+    assert any("a closed session still has 1 sockets" in line for line in found)
+    assert any("the agent of a closed session is completed" in line for line in found)
 
 
-def test_a_misuse_is_seen(peers: tuple[Peer, Peer]) -> None:
+def test_a_misuse_is_reported(peers: tuple[Peer, Peer]) -> None:
     assert peers[1].process is not None
     peers[1].process.misuses.append("something odd")
     assert violations(peers) == ["bob: something odd"]
 
 
-def test_transactions_that_come_too_fast_are_seen_until_the_agent_has_completed() -> None:
+def test_transactions_that_start_too_soon_are_reported_until_the_agent_has_completed() -> None:
     def begin(at: int, node: str = "alice", sends: int = 1) -> TraceEvent:
         fields = {"transaction": "00", "state": "sent", "sends": sends}
         return TraceEvent(Instant(at), node, "ice", "transaction", "", dict(fields))

@@ -1,4 +1,4 @@
-"""The virtual network: packets arrive where routes lead, or a reason says why not."""
+"""The virtual network: packets arrive by the routes, or are dropped with a reason."""
 
 import errno
 import io
@@ -29,7 +29,7 @@ from tests.lab.conftest import Endpoint, Program
 
 
 def two(net: Network, **link: float) -> tuple[Program, Program]:
-    """Two hosts on one router; the link of the first has the profile."""
+    """Build two hosts at one router; `link` is the profile of the first link."""
     middle = net.router("middle")
     one = net.host("one", ("192.0.2.1", "2001:db8:1::1"), middle, link=Profile(**link))  # type: ignore[arg-type]
     other = net.host("other", ("192.0.2.2", "2001:db8:2::1"), middle)
@@ -47,7 +47,7 @@ def test_a_datagram_takes_the_time_of_its_links(net: Network) -> None:
 
 def test_ipv6_works_as_ipv4_does(net: Network) -> None:
     one, other = two(net)
-    six, back = Program(net, one.process.host, local="2001:db8:1::1"), Program(net, other.process.host, local="::")
+    six, back = Program(net, one.host, local="2001:db8:1::1"), Program(net, other.host, local="::")
     six.send(Address("2001:db8:2::1", 5000), b"six")
     net.run_for(SECOND)
     assert back.received == [(Address("2001:db8:1::1", 5000), b"six")]
@@ -56,7 +56,7 @@ def test_ipv6_works_as_ipv4_does(net: Network) -> None:
     assert six.received == [(Address("2001:db8:2::1", 5000), b"from the wildcard")]
 
 
-def test_nested_routers_know_the_way_to_each_other(net: Network) -> None:
+def test_nested_routers_have_routes_to_each_other(net: Network) -> None:
     middle = net.router("middle")
     left, right = net.router("left", middle), net.router("right", middle)
     one = Program(net, net.host("one", "192.0.2.1", net.router("leaf", left)))
@@ -68,8 +68,8 @@ def test_nested_routers_know_the_way_to_each_other(net: Network) -> None:
 
 def test_a_host_reaches_itself_without_a_link(net: Network) -> None:
     one, _ = two(net)
-    again = Program(net, one.process.host, 5001)
-    loop = Program(net, one.process.host, 5002, local="127.0.0.1")
+    again = Program(net, one.host, 5001)
+    loop = Program(net, one.host, 5002, local="127.0.0.1")
     one.send(again.address)
     loop.send(Address("127.0.0.1", 5002), b"me")
     net.run_for(MILLISECOND)
@@ -80,10 +80,10 @@ def test_a_host_reaches_itself_without_a_link(net: Network) -> None:
     assert [f.errno for f in loop.machine.heard(SendFailed)] == [errno.EINVAL]
 
 
-# ------------------------------------------------------------------------------------------------- what sockets say
+# ------------------------------------------------------------------------------------------------ errors of sockets
 
 
-def test_a_program_hears_of_the_interfaces_first(net: Network) -> None:
+def test_the_first_input_of_a_program_is_the_interfaces(net: Network) -> None:
     one, _ = two(net)
     first = one.machine.inputs[0]
     assert isinstance(first, InterfacesChanged)
@@ -93,7 +93,7 @@ def test_a_program_hears_of_the_interfaces_first(net: Network) -> None:
 
 def opened(net: Network, program: Program, open: Open) -> object:
     machine = program.machine
-    program.process.call(lambda now: machine._outputs.append(open))
+    program.process.call(machine.put, open)
     net.run_for(0)
     return machine.inputs[-1]
 
@@ -136,14 +136,14 @@ def test_a_closed_port_is_answered_by_icmp_unless_the_host_is_silent(net: Networ
     [error] = one.machine.heard(IcmpError)
     assert (error.flow, error.remote, error.kind) == (one.machine.flow, closed, IcmpKind.PORT_UNREACHABLE)
     assert error.origin == "192.0.2.2"
-    other.process.host.silent = True
+    other.host.silent = True
     one.send(closed)
     net.run_for(SECOND)
     assert len(one.machine.heard(IcmpError)) == 1
     assert net.drops[-1].reason == "nothing listens at 192.0.2.2:7"
 
 
-def test_no_route_is_an_icmp_error_of_the_router_that_has_none(net: Network) -> None:
+def test_a_router_without_a_route_sends_an_icmp_error(net: Network) -> None:
     one, _ = two(net)
     one.send(Address("203.0.113.99", 9))
     net.run_for(SECOND)
@@ -152,7 +152,7 @@ def test_no_route_is_an_icmp_error_of_the_router_that_has_none(net: Network) -> 
     assert net.drop_reasons() == {"no route to 203.0.113.99": 1}
 
 
-def test_the_time_to_live_ends_at_the_router_that_counts_it_down(net: Network) -> None:
+def test_the_router_at_which_the_ttl_expires_sends_an_icmp_error(net: Network) -> None:
     one, other = two(net)
     one.send(other.address, b"x", IpFields(ttl=1))
     net.run_for(SECOND)
@@ -163,31 +163,31 @@ def test_the_time_to_live_ends_at_the_router_that_counts_it_down(net: Network) -
 
 def test_pings_are_answered(net: Network) -> None:
     one, other = two(net)
-    one.process.host.ping(other.address.host, 3)
+    one.host.ping(other.address.host, 3)
     net.run_for(SECOND)
-    assert [(host, sequence) for _, host, sequence in one.process.host.pongs] == [("192.0.2.2", 3)]
+    assert [(host, sequence) for _, host, sequence in one.host.pongs] == [("192.0.2.2", 3)]
 
 
-def test_names_are_resolved_and_unknown_ones_say_so(net: Network) -> None:
+def test_known_names_resolve_and_unknown_ones_fail(net: Network) -> None:
     one, _ = two(net)
     net.names["stun.example"] = ("203.0.113.1", "2001:db8::1")
     for name in ("stun.example", "nowhere.example"):
-        one.process.call(lambda name, now: one.machine._outputs.append(Resolve(name=name)), name)
+        one.process.call(one.machine.put, Resolve(name=name))
     net.run_for(SECOND)
     known, unknown = one.machine.heard(Resolved)
     assert known.hosts == ("203.0.113.1", "2001:db8::1")
     assert unknown.error == "nowhere.example has no A/AAAA record"
 
 
-def test_sending_by_a_closed_flow_is_noted_against_the_machine(net: Network) -> None:
+def test_a_send_on_a_closed_flow_is_a_misuse(net: Network) -> None:
     one, other = two(net)
     one.process.stop()
     one.process.stopped = False
     one.send(other.address)
-    assert one.process.misuses == ["1 bytes for 192.0.2.2:5000 were sent by flow 1, not open"]
+    assert one.process.misuses == ["1 bytes for 192.0.2.2:5000 were sent by flow 1, but it is not open"]
 
 
-def test_a_machine_whose_timer_never_passes_is_caught(net: Network) -> None:
+def test_a_machine_whose_timer_stays_due_raises(net: Network) -> None:
     class Stuck(Endpoint):
         def next_timer(self) -> Instant | None:
             return Instant(5)
@@ -197,11 +197,11 @@ def test_a_machine_whose_timer_never_passes_is_caught(net: Network) -> None:
 
     host = net.host("one", "192.0.2.1", net.router("middle"))
     host.run(Stuck(net.flow_ids.new(), Address("192.0.2.1", 1)))
-    with pytest.raises(LabError, match="however often it ticks"):
+    with pytest.raises(LabError, match="still due at 5 after every tick"):
         net.run_for(SECOND)
 
 
-# ---------------------------------------------------------------------------------------------------- what links do
+# ------------------------------------------------------------------------------------------------------------ links
 
 
 def test_loss_and_duplication_are_what_the_profile_says(net: Network) -> None:
@@ -255,8 +255,8 @@ def test_a_packet_too_big_for_a_link_further_on_is_fragmented_or_refused(net: Ne
     net.run_for(SECOND)
     assert [f.errno for f in one.machine.heard(SendFailed)] == [errno.EMSGSIZE]
 
-    six, six_far = Program(net, one.process.host, local="2001:db8:1::1"), Program(net, far, local="2001:db8:2::1")
-    six.send(six_far.address, data)  # no router fragments IPv6: the first one teaches the host
+    six, six_far = Program(net, one.host, local="2001:db8:1::1"), Program(net, far, local="2001:db8:2::1")
+    six.send(six_far.address, data)  # routers do not fragment IPv6: the host learns the path MTU from the ICMP error
     net.run_for(SECOND)
     assert [e.kind for e in six.machine.heard(IcmpError)] == [IcmpKind.TOO_BIG]
     six.send(six_far.address, data)
@@ -278,12 +278,12 @@ def test_ecn_and_dscp_arrive(net: Network) -> None:
     assert other.machine.inputs[-1].ip.dscp == 46  # type: ignore[union-attr]
 
 
-# ------------------------------------------------------------------------------------------------- what can change
+# --------------------------------------------------------------------------------------------------------- changes
 
 
-def test_an_interface_that_goes_down_takes_its_packets_with_it(net: Network) -> None:
+def test_an_interface_that_is_down_sends_nothing(net: Network) -> None:
     one, other = two(net)
-    host = one.process.host
+    host = one.host
     net.set_up(host.interfaces[0], False)
     one.send(other.address)
     net.run_for(SECOND)
@@ -295,15 +295,15 @@ def test_an_interface_that_goes_down_takes_its_packets_with_it(net: Network) -> 
     assert len(other.received) == 1
 
 
-def test_a_new_address_is_reached_and_the_old_one_is_not(net: Network) -> None:
+def test_a_new_address_is_reachable_and_the_old_one_is_not(net: Network) -> None:
     one, other = two(net)
-    net.address(one.process.host.interfaces[0], "192.0.2.99/24")
+    net.address(one.host.interfaces[0], "192.0.2.99/24")
     other.send(Address("192.0.2.1", 5000))
     one.send(other.address)
     net.run_for(SECOND)
     assert net.drop_reasons() == {"no route to 192.0.2.1": 1}
     assert [f.errno for f in one.machine.heard(SendFailed)] == [errno.EADDRNOTAVAIL]
-    moved = Program(net, one.process.host)
+    moved = Program(net, one.host)
     other.send(moved.address)
     net.run_for(SECOND)
     assert len(moved.received) == 1
@@ -367,7 +367,7 @@ def test_no_icmp_error_is_about_an_icmp_error(net: Network) -> None:
     about = IpPacket(90, Address("203.0.113.5", 1), Address("192.0.2.1", 2), Protocol.UDP)
     error = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=about)
     source = one.address.with_port(0)
-    one.process.host.send(IpPacket(91, source, Address("203.0.113.5", 0), Protocol.ICMP, icmp=error))
+    one.host.send(IpPacket(91, source, Address("203.0.113.5", 0), Protocol.ICMP, icmp=error))
     net.run_for(SECOND)
     assert [(d.packet, d.reason) for d in net.drops] == [(91, "no route to 203.0.113.5")]
 
@@ -380,7 +380,7 @@ def test_only_the_first_fragment_of_a_lost_packet_is_reported(net: Network) -> N
     assert len(one.machine.heard(IcmpError)) == 1
 
 
-def test_a_stopped_program_hears_and_does_nothing_more(net: Network) -> None:
+def test_a_stopped_program_receives_and_sends_nothing(net: Network) -> None:
     one, other = two(net)
     other.process.call(other.machine.send_at, Instant(SECOND), one.address, b"too late")
     one.send(other.address)
@@ -389,11 +389,11 @@ def test_a_stopped_program_hears_and_does_nothing_more(net: Network) -> None:
     net.run_for(2 * SECOND)
     assert len(other.machine.inputs) == before
     assert one.received == []
-    other.process.receive(other.process.host.interfaces_now())
+    other.process.receive(other.host.interfaces_now())
     assert len(other.machine.inputs) == before
 
 
-def test_a_timer_that_was_moved_is_due_at_its_new_time_alone(net: Network) -> None:
+def test_a_rescheduled_timer_fires_at_its_new_time_alone(net: Network) -> None:
     ticks: list[Instant] = []
 
     class Moving(Endpoint):
@@ -430,6 +430,22 @@ def test_the_longest_prefix_wins_and_a_new_route_counts_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "::/129", "10.0.0.0/-1"])
-def test_a_prefix_that_cannot_be_is_refused(text: str) -> None:
+def test_an_invalid_prefix_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a prefix"):
         Prefix(text)
+
+
+def test_a_network_prints_its_tree(net: Network) -> None:
+    internet = net.router("internet")
+    home = net.nat("home", outside=internet, address="198.51.100.1", inside="10.0.0.0/24")
+    host = net.host("alice", "10.0.0.2", home)
+    net.attach(host, "192.0.2.1", internet, name="wwan0")
+    assert str(net).splitlines() == [
+        "internet (router)",
+        "  home (NAT EI/APD) 198.51.100.1, inside 10.0.0.1",
+        "    alice (host) 10.0.0.2, 192.0.2.1",
+        "  alice (wwan0) 192.0.2.1",
+    ]
+    assert repr(net) == "<Network seed 1 at 0 s: 3 nodes, 0 packets dropped>"
+    assert repr(host) == "<Host alice (host) 10.0.0.2, 192.0.2.1>"
+    assert repr(host.interfaces[1]) == "<NetworkInterface alice/wwan0: 192.0.2.1>"

@@ -1,4 +1,4 @@
-"""Streams in the virtual network: what a program sees of TCP and TLS, whatever the packets meet on their way."""
+"""Streams in the virtual network: TCP and TLS as programs see them, over good and bad links, NATs and firewalls."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.machine import Close, Closed, Input, Open, Opened, Output, Send, SendFailed, StreamData
@@ -25,20 +26,20 @@ SERVER = Address("203.0.113.5", 443)
 
 
 class Streaming:
-    """Opens what it is told to and keeps what it hears; with `echo`, every byte goes back."""
+    """Opens streams and listeners on request and keeps its inputs; with `echo` it sends every byte back."""
 
     def __init__(self, *, echo: bool = False) -> None:
         self.inputs: list[Input] = []
         self.accepted: list[Opened] = []
         self._echo = echo
-        self._remotes: dict[Flow, Address] = {}
-        self._outputs: list[Output] = []
+        self.remotes: dict[Flow, Address] = {}
+        self._outputs: Queue[Output] = Queue()
 
     def open(self, request: Open, *, now: Instant) -> None:
         self._outputs.append(request)
 
     def send(self, flow: Flow, data: bytes, *, now: Instant) -> None:
-        self._outputs.append(Send(flow, self._remotes[flow], data))
+        self._outputs.append(Send(flow, self.remotes[flow], data))
 
     def close(self, flow: Flow, *, now: Instant) -> None:
         self._outputs.append(Close(flow=flow))
@@ -46,11 +47,11 @@ class Streaming:
     def receive(self, input: Input, *, now: Instant) -> None:
         self.inputs.append(input)
         if isinstance(input, Opened) and input.remote is not None:
-            self._remotes[input.flow] = input.remote
+            self.remotes[input.flow] = input.remote
             if input.listener is not None:
                 self.accepted.append(input)
         elif isinstance(input, StreamData) and self._echo:
-            self._outputs.append(Send(input.flow, self._remotes[input.flow], input.data))
+            self._outputs.append(Send(input.flow, self.remotes[input.flow], input.data))
 
     def tick(self, *, now: Instant) -> None:
         pass
@@ -59,8 +60,7 @@ class Streaming:
         return None
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
     def events(self) -> list[object]:
         return []
@@ -104,7 +104,7 @@ class Program:
 
 
 class World:
-    """A server in the open and a client, behind a NAT when one is given."""
+    """A public server and a client, which is behind a NAT if `nat` is set."""
 
     def __init__(self, net: Network, *, nat: NatConfig | None = None, link: Profile | None = None) -> None:
         self.net = net
@@ -161,7 +161,7 @@ def test_every_byte_arrives_once_and_in_order_whatever_the_link_does(seed: int, 
     assert net.clock.waiting == 0
 
 
-def test_segments_fit_the_path_whose_mtu_is_learnt(net: Network) -> None:
+def test_segments_shrink_to_the_discovered_path_mtu(net: Network) -> None:
     world = World(net)
     narrow = net.router("narrow", world.internet, link=Profile(delay=MILLISECOND, mtu=700))
     far = net.host("far", "192.0.2.77", narrow)
@@ -172,7 +172,7 @@ def test_segments_fit_the_path_whose_mtu_is_learnt(net: Network) -> None:
     program.send(flow, bytes(50_000))
     net.run_for(10 * SECOND)
     assert program.machine.data(flow) == bytes(50_000)
-    assert any("do not fit the MTU" in drop.reason for drop in net.drops), "it was learnt the hard way"
+    assert any("do not fit the MTU" in drop.reason for drop in net.drops), "path MTU discovery dropped a packet"
 
 
 def test_a_port_where_nothing_listens_refuses_at_once(net: Network) -> None:
@@ -185,7 +185,7 @@ def test_a_port_where_nothing_listens_refuses_at_once(net: Network) -> None:
     assert not world.here.process.streams
 
 
-def test_a_host_that_does_not_answer_is_given_up_after_the_time_of_the_driver(net: Network) -> None:
+def test_a_connect_to_a_silent_host_times_out(net: Network) -> None:
     world = World(net)
     world.server.silent = True
     flow = world.here.connect()
@@ -205,7 +205,7 @@ def test_a_host_that_does_not_answer_is_given_up_after_the_time_of_the_driver(ne
         (Refusal.RESET, errno.ECONNREFUSED),
     ],
 )
-def test_a_firewall_refuses_a_stream_as_it_is_told_to(net: Network, refusal: Refusal, number: int) -> None:
+def test_a_firewall_refuses_a_stream_by_its_policy(net: Network, refusal: Refusal, number: int) -> None:
     world = World(net)
     wall = net.firewall(
         "wall", outside=world.internet, refusal=refusal, rules=[Rule(allow=False, protocol=Protocol.TCP)]
@@ -219,7 +219,7 @@ def test_a_firewall_refuses_a_stream_as_it_is_told_to(net: Network, refusal: Ref
     assert closed.errno == number
 
 
-def test_a_firewall_that_blocks_udp_lets_streams_out_and_their_answers_in(net: Network) -> None:
+def test_a_firewall_that_blocks_udp_passes_streams(net: Network) -> None:
     world = World(net)
     wall = net.firewall("wall", outside=world.internet, rules=[UDP_BLOCKED])
     program = Program(net, net.host("walled", "192.0.2.9", wall))
@@ -241,7 +241,7 @@ def test_a_firewall_that_blocks_udp_lets_streams_out_and_their_answers_in(net: N
         (UnsolicitedSyn.SILENCE, 20, errno.ETIMEDOUT),
     ],
 )
-def test_a_nat_answers_a_stream_from_outside_as_rfc_5382_says(
+def test_a_nat_answers_an_unsolicited_stream_by_rfc_5382(
     net: Network, policy: UnsolicitedSyn, seconds: int, number: int
 ) -> None:
     world = World(net, nat=NatConfig(unsolicited_syn=policy))
@@ -254,7 +254,7 @@ def test_a_nat_answers_a_stream_from_outside_as_rfc_5382_says(
 
 
 @pytest.mark.parametrize("config", list(every_class()), ids=lambda config: config.label)
-def test_every_class_of_nat_lets_streams_out(net: Network, config: NatConfig) -> None:
+def test_every_class_of_nat_translates_outbound_streams(net: Network, config: NatConfig) -> None:
     world = World(net, nat=config)
     world.there.listen()
     flows = [world.here.connect() for _ in range(5)]
@@ -265,8 +265,8 @@ def test_every_class_of_nat_lets_streams_out(net: Network, config: NatConfig) ->
     assert [world.here.machine.data(flow) for flow in flows] == [b"stream %d" % number for number in range(5)]
 
 
-def test_both_sides_open_at_once(net: Network) -> None:
-    """RFC 9293, section 3.5: what RFC 6544's simultaneous-open candidates do."""
+def test_a_simultaneous_open_connects(net: Network) -> None:
+    """RFC 9293, section 3.5; the simultaneous-open candidates of RFC 6544 need it."""
     world = World(net)
     one, other = Address("192.0.2.1", 4001), Address(SERVER.host, 4002)
     mine, theirs = world.here.connect(other, local=one), world.there.connect(one, local=other)
@@ -277,7 +277,7 @@ def test_both_sides_open_at_once(net: Network) -> None:
     assert world.there.machine.data(theirs) == b"to and fro"
 
 
-def test_what_waits_is_sent_before_a_stream_ends_and_the_other_side_hears_of_it(net: Network) -> None:
+def test_close_sends_buffered_bytes_before_the_stream_ends(net: Network) -> None:
     world = World(net)
     world.there.listen()
     flow = world.here.connect()
@@ -290,29 +290,29 @@ def test_what_waits_is_sent_before_a_stream_ends_and_the_other_side_hears_of_it(
     closed = world.there.closed(accepted.flow)
     assert closed is not None
     assert (closed.reason, closed.errno) == (f"{accepted.remote}: closed by the other side", None)
-    assert world.here.closed(flow) is None, "whoever closes knows"
+    assert world.here.closed(flow) is None, "the side that closes receives no Closed"
     assert not world.here.process.streams
     assert list(world.there.process.streams) == [accepted.listener]
 
 
-def test_sending_before_it_is_open_or_after_it_ended_is_refused(net: Network) -> None:
+def test_a_send_before_open_or_after_close_is_refused(net: Network) -> None:
     world = World(net)
     listening = world.there.listen()
     net.run_for(SECOND)
-    world.there.machine._remotes[listening] = SERVER
-    world.there.send(listening, b"to whom?")
+    world.there.machine.remotes[listening] = SERVER
+    world.there.send(listening, b"no remote")
     flow = world.here.connect()
-    world.here.machine._remotes[flow] = SERVER
+    world.here.machine.remotes[flow] = SERVER
     world.here.send(flow, b"too early")
     net.run_for(SECOND)
     assert [failed.errno for failed in world.here.machine.heard(SendFailed)] == [errno.ENOTCONN]
     assert [failed.errno for failed in world.there.machine.heard(SendFailed)] == [errno.ENOTCONN]
     world.here.close(flow)
     world.here.send(flow, b"too late")
-    assert world.here.process.misuses == [f"8 bytes for {SERVER} were sent by {flow}, not open"]
+    assert world.here.process.misuses == [f"8 bytes for {SERVER} were sent by {flow}, but it is not open"]
 
 
-def test_what_is_sent_faster_than_it_leaves_is_refused_at_a_limit(net: Network) -> None:
+def test_a_send_beyond_the_buffer_limit_is_refused(net: Network) -> None:
     world = World(net)
     world.there.listen()
     flow = world.here.connect()
@@ -325,7 +325,7 @@ def test_what_is_sent_faster_than_it_leaves_is_refused_at_a_limit(net: Network) 
     assert len(world.here.machine.data(flow)) == 100_000 * (20 - len(failed))
 
 
-def test_a_program_that_dies_ends_its_streams_and_a_host_that_dies_tells_nobody(net: Network) -> None:
+def test_a_crashed_program_closes_its_streams_and_a_host_without_power_does_not(net: Network) -> None:
     world = World(net)
     world.there.listen()
     first = world.here.connect()
@@ -340,7 +340,7 @@ def test_a_program_that_dies_ends_its_streams_and_a_host_that_dies_tells_nobody(
     net.run_for(SECOND)
     again.process.stop(silently=True)
     net.run_for(300 * SECOND)
-    assert world.here.closed(second) is None, "nobody said anything"
+    assert world.here.closed(second) is None, "no packet was sent"
     world.here.send(second, b"are you there?")
     net.run_for(SECOND)
     closed = world.here.closed(second)
@@ -376,8 +376,8 @@ def test_a_link_that_comes_back_in_time_loses_nothing(net: Network) -> None:
     assert world.here.machine.data(flow) == bytes(100_000)
 
 
-def test_a_reset_that_does_not_fit_ends_nothing(net: Network) -> None:
-    """RFC 5961, section 3.2: one who does not see the packets cannot end a connection."""
+def test_a_reset_with_a_wrong_sequence_number_is_ignored(net: Network) -> None:
+    """RFC 5961, section 3.2: an off-path attacker cannot reset a connection."""
     world = World(net)
     world.there.listen()
     flow = world.here.connect()
@@ -418,10 +418,9 @@ def test_streams_on_one_host_and_ipv6_ones_work_alike(net: Network) -> None:
         ({"interface": "wlan7"}, errno.ENODEV),
         ({"remote": Address("2001:db8::5", 443)}, errno.ENETUNREACH),
         ({"local": Address("192.0.2.1", 0), "remote": Address("2001:db8::5", 443)}, errno.EAFNOSUPPORT),
-        ({"transport": Transport.DTLS}, errno.EPROTONOSUPPORT),
     ],
 )
-def test_what_the_system_would_refuse_is_refused(net: Network, more: dict[str, Any], number: int) -> None:
+def test_a_stream_that_the_system_would_refuse_is_refused(net: Network, more: dict[str, Any], number: int) -> None:
     world = World(net)
     flow = world.here.connect(**more)
     net.run_for(SECOND)
@@ -446,7 +445,7 @@ def test_a_port_in_use_is_refused_and_one_that_is_free_again_is_not(net: Network
 # ------------------------------------------------------------------------------------------------------------- TLS
 
 
-def test_tls_takes_one_round_trip_more_and_agrees_on_a_protocol(net: Network) -> None:
+def test_tls_takes_one_more_round_trip_and_negotiates_alpn(net: Network) -> None:
     world = World(net)
     net.names["turn.example"] = (SERVER.host,)
     world.there.listen(transport=Transport.TLS, alpn=("h2", "stun.turn"))
@@ -483,7 +482,10 @@ def test_tls_and_plain_tcp_do_not_understand_each_other(net: Network) -> None:
     net.run_for(SECOND)
     greeting.send(greeting.machine.accepted[0].flow, b"220 a mail server\r\n")
     net.run_for(SECOND)
-    for flow, reason in ((echoed, "the other side answered as a client does"), (greeted, "does not speak TLS")):
+    for flow, reason in (
+        (echoed, "the other side answered as a client, not as a server"),
+        (greeted, "does not speak TLS"),
+    ):
         closed = world.here.closed(flow)
         assert closed is not None
         assert reason in closed.reason
@@ -496,7 +498,7 @@ def test_tls_and_plain_tcp_do_not_understand_each_other(net: Network) -> None:
     assert world.here.closed(plain) is not None
 
 
-def test_a_client_that_never_says_hello_is_let_go(net: Network) -> None:
+def test_a_client_without_a_tls_hello_is_disconnected(net: Network) -> None:
     world = World(net)
     world.there.listen(transport=Transport.TLS)
     flow = world.here.connect()

@@ -1,4 +1,4 @@
-"""A NAT with packets in and out, in words that read well in tests."""
+"""A NAT with short calls for inbound and outbound packets."""
 
 import random
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Bench:
         self.reason = ""
 
     def after(self, seconds: float) -> None:
-        """Let time pass, with a tick at every timer on the way."""
+        """Advance the clock, with a tick at every timer."""
         end = Instant(self.now + round(seconds * SECOND))
         while (due := self.nat.next_timer()) is not None and due <= end:
             self.now = Instant(max(self.now, due))
@@ -39,20 +39,20 @@ class Bench:
         self.now = end
 
     def out(self, source: Address, destination: Address, **fields: Any) -> Address | None:
-        """Send from inside; the source as it is outside (or after a hairpin), None when dropped."""
+        """Send from inside. Return the translated source, or None if the packet is dropped."""
         packet = self.packet(source, destination, **fields)
         verdict = self.nat.outbound(packet, now=self.now)
         self.reason = verdict.reason
         return verdict.packet.source if verdict.packet is not None else None
 
     def come(self, source: Address, destination: Address, **fields: Any) -> Address | None:
-        """Send from outside; the inside endpoint that gets it, None when dropped."""
+        """Send from outside. Return the inside endpoint that receives the packet, or None if it is dropped."""
         verdict = self.nat.inbound(self.packet(source, destination, **fields), now=self.now)
         self.reason = verdict.reason
         return verdict.packet.destination if verdict.packet is not None else None
 
     def hairpin(self, source: Address, destination: Address, **fields: Any) -> tuple[Address, Address] | None:
-        """Send from inside to an external endpoint; source and destination as they arrive."""
+        """Send from inside to an external endpoint. Return source and destination at the receiver."""
         verdict = self.nat.outbound(self.packet(source, destination, **fields), now=self.now)
         self.reason = verdict.reason
         if verdict.packet is None:
@@ -67,7 +67,7 @@ class Bench:
         return IpPacket(1, source, destination, Protocol.UDP, b"x", **fields)
 
     def error_in(self, about: IpPacket, kind: IcmpKind = IcmpKind.PORT_UNREACHABLE) -> IpPacket | None:
-        """A router outside says this about a packet that left."""
+        """Send an ICMP error from an outside router about an outbound packet."""
         origin = Address("192.0.2.254", 0)
         error = IpPacket(2, origin, about.source.with_port(0), Protocol.ICMP, icmp=IcmpMessage(kind=kind, about=about))
         verdict = self.nat.inbound(error, now=self.now)

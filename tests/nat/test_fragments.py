@@ -20,7 +20,7 @@ def packet(source: Address = INSIDE, destination: Address = SERVER, size: int = 
 
 
 @pytest.mark.parametrize(("source", "destination"), [(INSIDE, SERVER), SIX])
-def test_pieces_make_the_packet_in_any_order(source: Address, destination: Address) -> None:
+def test_fragments_are_reassembled_in_any_order(source: Address, destination: Address) -> None:
     pieces = fragment(packet(source, destination), 1280)
     assert len(pieces) == 3
     for order in itertools.permutations(pieces):
@@ -31,7 +31,7 @@ def test_pieces_make_the_packet_in_any_order(source: Address, destination: Addre
         assert reassembler.add(last, now=Instant(0)) == packet(source, destination)
 
 
-def test_a_piece_can_be_cut_again() -> None:
+def test_a_fragment_can_be_fragmented() -> None:
     pieces = [small for piece in fragment(packet(), 1500) for small in fragment(piece, 576)]
     reassembler = Reassembler()
     results = [reassembler.add(piece, now=Instant(0)) for piece in pieces]
@@ -39,13 +39,13 @@ def test_a_piece_can_be_cut_again() -> None:
     assert all(isinstance(r, str) for r in results[:-1])
 
 
-def test_a_packet_that_fits_is_not_cut() -> None:
+def test_a_packet_that_fits_is_not_fragmented() -> None:
     assert fragment(packet(size=100), 1500) == [packet(size=100)]
-    with pytest.raises(ValueError, match="no fragment fits"):
+    with pytest.raises(ValueError, match="too small for a fragment"):
         fragment(packet(), 24)
 
 
-def test_overlapping_pieces_end_the_packet() -> None:
+def test_overlapping_fragments_drop_the_packet() -> None:
     first, second, *_ = fragment(packet(), 1500)
     assert second.fragment is not None
     lie = replace(second, fragment=replace(second.fragment, offset=second.fragment.offset - 8))
@@ -54,7 +54,7 @@ def test_overlapping_pieces_end_the_packet() -> None:
     assert reassembler.add(lie, now=Instant(0)) == "its fragments overlap"
 
 
-def test_what_is_never_completed_is_forgotten() -> None:
+def test_an_incomplete_packet_expires() -> None:
     first, second, third = fragment(packet(), 1300)
     reassembler = Reassembler()
     reassembler.add(first, now=Instant(0))
@@ -62,13 +62,13 @@ def test_what_is_never_completed_is_forgotten() -> None:
     assert isinstance(reassembler.add(third, now=Instant(TIMEOUT)), str)
 
 
-def test_only_so_many_wait_at_once() -> None:
+def test_the_number_of_incomplete_packets_is_limited() -> None:
     reassembler = Reassembler()
     answers = []
     for i in range(70):
         part = replace(packet(size=8), fragment=Fragment(identification=i, offset=8, more=False))
         answers.append(reassembler.add(part, now=Instant(0)))
-    assert answers[-1] == "64 other packets are waiting for their fragments"
+    assert answers[-1] == "64 other packets are incomplete, which is the limit"
 
 
 def test_a_nat_translates_fragments_as_one_packet() -> None:
@@ -82,7 +82,7 @@ def test_a_nat_translates_fragments_as_one_packet() -> None:
     )  # fmt: skip
 
 
-def test_a_nat_that_drops_fragments_says_so() -> None:
+def test_a_nat_that_drops_fragments_gives_the_reason() -> None:
     nat = Bench(NatConfig(fragments=False))
     assert {nat.nat.outbound(p, now=Instant(SECOND)).reason for p in fragment(packet(), 1500)} == {
         "this NAT drops fragments"

@@ -1,4 +1,4 @@
-"""RFC 5382 by requirement: connections through a NAT."""
+"""TCP connections through a NAT, by requirement of RFC 5382."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def established(nat: Bench) -> Address:
     return external
 
 
-def test_an_established_connection_is_kept_for_two_hours_and_four_minutes(bench: Make) -> None:
+def test_an_established_connection_expires_after_two_hours_and_four_minutes(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     nat.after(7439)
@@ -33,7 +33,7 @@ def test_an_established_connection_is_kept_for_two_hours_and_four_minutes(bench:
     assert nat.come(SERVER, external, flags=ACK) is None
 
 
-def test_a_connection_that_never_opened_is_kept_for_four_minutes(bench: Make) -> None:
+def test_a_half_open_connection_expires_after_four_minutes(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, SERVER, flags=SYN)
     nat.after(239)
@@ -43,9 +43,7 @@ def test_a_connection_that_never_opened_is_kept_for_four_minutes(bench: Make) ->
 
 
 @pytest.mark.parametrize("closing", [[("out", FIN | ACK), ("in", FIN | ACK)], [("in", RST)], [("out", RST | ACK)]])
-def test_a_closed_connection_is_kept_for_four_minutes_and_no_longer(
-    bench: Make, closing: list[tuple[str, TcpFlags]]
-) -> None:
+def test_a_closed_connection_expires_after_four_minutes(bench: Make, closing: list[tuple[str, TcpFlags]]) -> None:
     nat = bench()
     external = established(nat)
     for way, flags in closing:
@@ -67,7 +65,7 @@ def test_a_half_closed_connection_stays_open(bench: Make) -> None:
     assert nat.out(INSIDE, SERVER, flags=ACK) == external
 
 
-def test_the_endpoints_can_be_used_again_after_a_close(bench: Make) -> None:
+def test_the_endpoints_can_be_reused_after_a_close(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     nat.out(INSIDE, SERVER, flags=RST)
@@ -76,7 +74,7 @@ def test_the_endpoints_can_be_used_again_after_a_close(bench: Make) -> None:
     assert nat.come(SERVER, external, flags=ACK) == INSIDE
 
 
-def test_a_simultaneous_open_goes_through(bench: Make) -> None:
+def test_a_simultaneous_open_establishes_a_connection(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, STRANGER, flags=SYN)
     assert nat.come(STRANGER, external, flags=SYN) == INSIDE
@@ -87,7 +85,7 @@ def test_a_simultaneous_open_goes_through(bench: Make) -> None:
     assert nat.come(STRANGER, external, flags=ACK) == INSIDE
 
 
-def test_an_unwanted_syn_meets_silence_for_six_seconds_then_icmp(bench: Make) -> None:
+def test_an_unsolicited_syn_is_answered_by_icmp_after_six_seconds(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     assert nat.come(STRANGER, external, flags=SYN) is None
@@ -105,7 +103,7 @@ def test_an_unwanted_syn_meets_silence_for_six_seconds_then_icmp(bench: Make) ->
     assert nat.nat.outputs() == []
 
 
-def test_an_unwanted_syn_is_forgotten_when_the_inside_host_calls_back_in_time(bench: Make) -> None:
+def test_a_pending_unsolicited_syn_is_removed_if_the_inside_host_connects(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, SERVER, flags=SYN)
     assert nat.come(STRANGER, external, flags=SYN) is None
@@ -115,7 +113,7 @@ def test_an_unwanted_syn_is_forgotten_when_the_inside_host_calls_back_in_time(be
     assert nat.nat.outputs() == []
 
 
-def test_unwanted_syns_are_remembered_up_to_a_limit(bench: Make) -> None:
+def test_the_number_of_pending_unsolicited_syns_is_limited(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     for port in range(1, 1001):
@@ -124,7 +122,7 @@ def test_unwanted_syns_are_remembered_up_to_a_limit(bench: Make) -> None:
     assert len(nat.nat.outputs()) == 256
 
 
-def test_variants_answer_an_unwanted_syn_with_a_reset_or_never(bench: Make) -> None:
+def test_variants_answer_an_unsolicited_syn_by_a_reset_or_not_at_all(bench: Make) -> None:
     for policy, answers in ((UnsolicitedSyn.RESET, 1), (UnsolicitedSyn.SILENCE, 0)):
         nat = bench(unsolicited_syn=policy)
         external = established(nat)
@@ -145,7 +143,7 @@ def test_segments_without_a_connection_are_dropped_both_ways(bench: Make) -> Non
     assert nat.come(STRANGER, external, flags=SYN) == INSIDE
 
 
-def test_udp_and_tcp_have_tables_of_their_own() -> None:
+def test_udp_and_tcp_have_separate_mappings() -> None:
     nat = Bench(NatConfig())
     external = nat.out(INSIDE, SERVER, flags=SYN)
     assert external is not None
@@ -154,7 +152,7 @@ def test_udp_and_tcp_have_tables_of_their_own() -> None:
     assert nat.come(SERVER, external) == INSIDE
 
 
-def test_a_mapping_lives_as_long_as_the_last_of_its_connections_and_forgets_the_others(bench: Make) -> None:
+def test_a_mapping_expires_with_the_last_of_its_connections(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     for port in range(1, 51):
@@ -170,7 +168,7 @@ def test_a_mapping_lives_as_long_as_the_last_of_its_connections_and_forgets_the_
     assert nat.nat.rows() == []
 
 
-def test_an_old_connection_is_no_way_in_through_an_open_filter(bench: Make) -> None:
+def test_an_expired_connection_accepts_no_inbound_segment(bench: Make) -> None:
     nat = bench(filtering=Behavior.EI)
     external = nat.out(INSIDE, STRANGER, flags=SYN)
     nat.after(200)
@@ -180,7 +178,7 @@ def test_an_old_connection_is_no_way_in_through_an_open_filter(bench: Make) -> N
     assert nat.come(SERVER, external, flags=SYN | ACK) == INSIDE
 
 
-def test_a_connection_that_closes_late_is_still_gone_after_four_minutes(bench: Make) -> None:
+def test_a_long_connection_expires_four_minutes_after_its_close(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     nat.after(1000)
@@ -199,7 +197,7 @@ def test_an_acknowledgment_alone_establishes_nothing(bench: Make) -> None:
     assert nat.nat.rows() == []
 
 
-def test_a_tick_before_time_answers_no_syn(bench: Make) -> None:
+def test_an_early_tick_answers_no_syn(bench: Make) -> None:
     nat = bench()
     external = established(nat)
     nat.come(STRANGER, external, flags=SYN)
@@ -207,7 +205,7 @@ def test_a_tick_before_time_answers_no_syn(bench: Make) -> None:
     assert nat.nat.outputs() == []
 
 
-def test_ended_connections_take_no_room(bench: Make) -> None:
+def test_expired_connections_are_removed(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, SERVER, flags=SYN)
     assert external is not None
@@ -217,6 +215,6 @@ def test_ended_connections_take_no_room(bench: Make) -> None:
     nat.out(INSIDE, SERVER, flags=SYN)
     nat.after(100)
     nat.out(INSIDE, STRANGER, flags=SYN)
-    mapping = nat.nat._mappings.inbound(Protocol.TCP, external)
+    mapping = nat.nat.mapping_of(Protocol.TCP, external)
     assert mapping is not None
     assert sorted(mapping.connections) == [SERVER, STRANGER]

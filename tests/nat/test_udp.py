@@ -1,4 +1,4 @@
-"""RFC 4787 by requirement: mapping, filtering, ports, pooling, hairpinning, timers."""
+"""Mapping, filtering, ports, pooling, hairpinning and timers, by requirement of RFC 4787."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +39,7 @@ Make = Callable[..., Bench]
     ("mapping", "same_host", "other_host"),
     [(Behavior.EI, True, True), (Behavior.AD, True, False), (Behavior.APD, False, False)],
 )
-def test_a_mapping_is_shared_as_far_as_its_behavior_says(
+def test_a_mapping_is_shared_by_its_behavior(
     mapping: Behavior, filtering: Behavior, same_host: bool, other_host: bool
 ) -> None:
     nat = Bench(replace(RANDOM, mapping=mapping, filtering=filtering))
@@ -56,7 +56,7 @@ def test_a_mapping_is_shared_as_far_as_its_behavior_says(
     ("filtering", "same_host", "other_host"),
     [(Behavior.EI, True, True), (Behavior.AD, True, False), (Behavior.APD, False, False)],
 )
-def test_a_filter_lets_in_as_far_as_its_behavior_says(
+def test_a_filter_accepts_by_its_behavior(
     mapping: Behavior, filtering: Behavior, same_host: bool, other_host: bool
 ) -> None:
     nat = Bench(replace(RANDOM, mapping=mapping, filtering=filtering))
@@ -67,25 +67,25 @@ def test_a_filter_lets_in_as_far_as_its_behavior_says(
     assert nat.come(STRANGER, external) == (INSIDE if other_host else None)
 
 
-def test_a_drop_says_what_was_missing() -> None:
+def test_the_reason_of_a_drop_names_the_missing_permission() -> None:
     nat = Bench(port_restricted_cone())
     external = nat.out(INSIDE, SERVER)
     assert external is not None
     nat.come(STRANGER, external)
     assert nat.reason == "port-restricted filtering: nothing was sent to 203.0.113.9:4000 from 10.0.0.2:5000"
     nat.come(STRANGER, external.with_port(9))
-    assert nat.reason == "no mapping: 198.51.100.1:9 stands for no inside endpoint"
+    assert nat.reason == "no mapping: 198.51.100.1:9 is mapped to no inside endpoint"
     nat = Bench(restricted_cone(filter_scope=FilterScope.MAPPING))
     external = nat.out(INSIDE, SERVER)
     assert external is not None
     nat.come(STRANGER, external)
     assert nat.reason == (
-        "address-restricted filtering: nothing was sent to 203.0.113.9 from 10.0.0.2:5000 by way of 198.51.100.1:5000"
+        "address-restricted filtering: nothing was sent to 203.0.113.9 from 10.0.0.2:5000 through 198.51.100.1:5000"
     )
 
 
 @pytest.mark.parametrize(("scope", "let_in"), [(FilterScope.ENDPOINT, True), (FilterScope.MAPPING, False)])
-def test_filtering_remembers_for_the_endpoint_or_for_the_mapping(scope: FilterScope, let_in: bool) -> None:
+def test_permissions_belong_to_the_endpoint_or_to_the_mapping(scope: FilterScope, let_in: bool) -> None:
     nat = Bench(symmetric(filter_scope=scope))
     to_server, to_stranger = nat.out(INSIDE, SERVER), nat.out(INSIDE, STRANGER)
     assert to_server is not None
@@ -95,7 +95,7 @@ def test_filtering_remembers_for_the_endpoint_or_for_the_mapping(scope: FilterSc
 
 
 @pytest.mark.parametrize(("sessions", "same"), [(False, False), (True, True)])
-def test_an_inbound_packet_makes_a_session_where_the_nat_does_that(sessions: bool, same: bool) -> None:
+def test_an_inbound_packet_creates_a_session_if_configured(sessions: bool, same: bool) -> None:
     nat = Bench(NatConfig(mapping=Behavior.APD, filtering=Behavior.EI, inbound_sessions=sessions))
     external = nat.out(INSIDE, SERVER)
     assert external is not None
@@ -103,7 +103,7 @@ def test_an_inbound_packet_makes_a_session_where_the_nat_does_that(sessions: boo
     assert (nat.out(INSIDE, STRANGER) == external) is same
 
 
-def test_a_session_made_from_outside_takes_no_mapping_away() -> None:
+def test_an_inbound_session_replaces_no_mapping() -> None:
     nat = Bench(NatConfig(mapping=Behavior.APD, filtering=Behavior.EI, inbound_sessions=True))
     to_server, to_stranger = nat.out(INSIDE, SERVER), nat.out(INSIDE, STRANGER)
     assert to_server is not None
@@ -120,7 +120,7 @@ def test_the_nine_classes_are_nine_and_the_presets_are_among_them() -> None:
 # --------------------------------------------------------------------------------- REQ-2: pooling, REQ-3 and 4: ports
 
 
-def test_paired_pooling_keeps_a_host_on_one_address_and_arbitrary_does_not() -> None:
+def test_paired_pooling_gives_a_host_one_address_and_arbitrary_does_not() -> None:
     pool = tuple(f"198.51.100.{i}" for i in range(1, 9))
 
     def hosts(pooling: Pooling) -> set[str]:
@@ -131,7 +131,7 @@ def test_paired_pooling_keeps_a_host_on_one_address_and_arbitrary_does_not() -> 
     assert len(hosts(Pooling.ARBITRARY)) > 3
 
 
-def test_ports_are_preserved_and_a_second_host_gets_another() -> None:
+def test_ports_are_preserved_unless_another_host_has_them() -> None:
     nat = Bench(NatConfig())
     assert nat.out(INSIDE, SERVER) == Address(EXTERNAL, 5000)
     second = nat.out(OTHER_INSIDE, SERVER)
@@ -148,7 +148,7 @@ def test_well_known_ports_stay_well_known() -> None:
         assert external.port < 1024
 
 
-def test_contiguous_ports_follow_each_other_and_skip_what_is_taken() -> None:
+def test_contiguous_ports_skip_taken_ports() -> None:
     nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behavior.APD, port_range=(2000, 2003)))
     found = [nat.out(INSIDE, STRANGER.with_port(i)) for i in range(1, 5)]
     assert [a.port if a else None for a in found] == [2000, 2001, 2002, 2003]
@@ -162,7 +162,7 @@ def test_contiguous_ports_follow_each_other_and_skip_what_is_taken() -> None:
 
 @pytest.mark.parametrize("ports", list(PortAssignment))
 @pytest.mark.parametrize("inside", [5000, 5001])
-def test_parity_is_preserved_where_asked_for(ports: PortAssignment, inside: int) -> None:
+def test_parity_is_preserved_if_configured(ports: PortAssignment, inside: int) -> None:
     nat = Bench(NatConfig(ports=ports, preserve_parity=True, mapping=Behavior.APD))
     found = [nat.out(INSIDE.with_port(inside), STRANGER.with_port(i)) for i in range(1, 30)]
     assert {a.port % 2 for a in found if a} == {inside % 2}
@@ -179,7 +179,7 @@ def test_random_ports_come_from_the_seed() -> None:
 
 
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5), st.integers(1, 5)), max_size=60))
-def test_no_external_endpoint_stands_for_two_inside_ones(seed: int, sends: list[tuple[int, int, int]]) -> None:
+def test_no_external_endpoint_is_mapped_to_two_inside_ones(seed: int, sends: list[tuple[int, int, int]]) -> None:
     for config in every_class(NatConfig(ports=PortAssignment.RANDOM, port_range=(1024, 1151))):
         nat = Bench(config, seed=seed)
         owner: dict[Address, Address] = {}
@@ -193,7 +193,7 @@ def test_no_external_endpoint_stands_for_two_inside_ones(seed: int, sends: list[
 # ------------------------------------------------------------------------------------------ REQ-5 and 6: the timers
 
 
-def test_a_mapping_lives_two_minutes_and_not_longer_unless_renewed(bench: Make) -> None:
+def test_a_mapping_expires_after_two_minutes_unless_renewed(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, SERVER)
     nat.after(119.9)
@@ -206,7 +206,7 @@ def test_a_mapping_lives_two_minutes_and_not_longer_unless_renewed(bench: Make) 
     assert nat.nat.rows() == []
 
 
-def test_what_has_expired_is_gone_even_when_nobody_ticked(bench: Make) -> None:
+def test_an_expired_mapping_is_ignored_even_without_a_tick(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, SERVER)
     nat.now += 120 * SECOND  # type: ignore[assignment]
@@ -214,7 +214,7 @@ def test_what_has_expired_is_gone_even_when_nobody_ticked(bench: Make) -> None:
     assert nat.reason.startswith("no mapping")
 
 
-def test_only_packets_from_inside_renew_unless_inbound_refresh_is_on(bench: Make) -> None:
+def test_only_outbound_packets_renew_unless_inbound_refresh_is_on(bench: Make) -> None:
     for inbound, alive in ((False, None), (True, INSIDE)):
         nat = bench(inbound_refresh=inbound)
         external = nat.out(INSIDE, SERVER)
@@ -224,7 +224,7 @@ def test_only_packets_from_inside_renew_unless_inbound_refresh_is_on(bench: Make
         assert nat.come(SERVER, external) == alive
 
 
-def test_a_nat_without_outbound_refresh_forgets_a_busy_mapping(bench: Make) -> None:
+def test_without_outbound_refresh_a_busy_mapping_expires(bench: Make) -> None:
     nat = bench(outbound_refresh=False)
     external = nat.out(INSIDE, SERVER)
     nat.after(100)
@@ -233,7 +233,7 @@ def test_a_nat_without_outbound_refresh_forgets_a_busy_mapping(bench: Make) -> N
     assert nat.come(SERVER, external) is None
 
 
-def test_a_permission_ends_on_its_own_and_the_drop_says_so(bench: Make) -> None:
+def test_a_permission_expires_on_its_own_with_the_reason(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, SERVER)
     nat.after(60)
@@ -242,11 +242,11 @@ def test_a_permission_ends_on_its_own_and_the_drop_says_so(bench: Make) -> None:
     assert nat.come(STRANGER, external) == INSIDE
     assert nat.come(SERVER, external) is None
     assert nat.reason == (
-        "port-restricted filtering: what was sent to 203.0.113.1:3478 from 10.0.0.2:5000 stopped counting 1 s ago"
+        "port-restricted filtering: the permission for 203.0.113.1:3478 at 10.0.0.2:5000 expired 1 s ago"
     )
 
 
-def test_a_permission_that_ended_is_made_anew_even_without_outbound_refresh(bench: Make) -> None:
+def test_an_expired_permission_is_created_again_even_without_outbound_refresh(bench: Make) -> None:
     nat = bench(outbound_refresh=False, inbound_refresh=True)
     external = nat.out(INSIDE, SERVER)
     nat.out(INSIDE, STRANGER)
@@ -258,7 +258,7 @@ def test_a_permission_that_ended_is_made_anew_even_without_outbound_refresh(benc
     assert nat.come(STRANGER, external) == INSIDE
 
 
-def test_nothing_is_waited_for_when_the_table_is_empty(bench: Make) -> None:
+def test_an_empty_table_has_no_timer(bench: Make) -> None:
     nat = bench()
     assert nat.nat.next_timer() is None
     nat.out(INSIDE, SERVER)
@@ -277,14 +277,14 @@ def test_hairpinned_packets_have_the_external_source(bench: Make) -> None:
     assert nat.hairpin(OTHER_INSIDE, one) == (other, INSIDE)
 
 
-def test_hairpinning_with_the_internal_source_shows_it(bench: Make) -> None:
+def test_hairpinning_with_the_internal_source_keeps_the_inside_address(bench: Make) -> None:
     nat = bench(filtering=Behavior.EI, hairpinning=Hairpinning.INTERNAL_SOURCE)
     nat.out(INSIDE, SERVER)
     other = nat.out(OTHER_INSIDE, SERVER)
     assert nat.hairpin(INSIDE, other) == (INSIDE, OTHER_INSIDE)
 
 
-def test_without_hairpinning_the_drop_says_so(bench: Make) -> None:
+def test_without_hairpinning_the_drop_has_a_reason(bench: Make) -> None:
     nat = bench(filtering=Behavior.EI, hairpinning=Hairpinning.NONE)
     other = nat.out(OTHER_INSIDE, SERVER)
     assert nat.hairpin(INSIDE, other) is None
@@ -302,15 +302,15 @@ def test_a_hairpin_is_filtered_by_the_external_source(bench: Make) -> None:
 # ------------------------------------------------------------------------------------------------------------- limits
 
 
-def test_full_tables_say_which_limit_was_met(bench: Make) -> None:
+def test_a_full_table_names_its_limit(bench: Make) -> None:
     nat = bench(mapping=Behavior.APD, max_mappings=3, max_mappings_per_host=2)
     assert nat.out(INSIDE, STRANGER.with_port(1))
     assert nat.out(INSIDE, STRANGER.with_port(2))
     assert nat.out(INSIDE, STRANGER.with_port(3)) is None
-    assert nat.reason == "10.0.0.2 has all the 2 mappings that a host may have"
+    assert nat.reason == "10.0.0.2 has reached the limit of 2 mappings per host"
     assert nat.out(OTHER_INSIDE, STRANGER)
     assert nat.out(OTHER_INSIDE, SERVER) is None
-    assert nat.reason == "the table is full: 3 mappings"
+    assert nat.reason == "the table is full: it has 3 mappings"
     nat.after(121)
     assert nat.out(OTHER_INSIDE, SERVER)
 
@@ -325,15 +325,15 @@ def test_a_family_without_an_external_address_is_not_translated(bench: Make) -> 
 
 
 @pytest.mark.parametrize("bad", [{"port_range": (0, 9)}, {"udp_timeout": 0}, {"max_mappings": 0}])
-def test_settings_that_cannot_be_are_refused(bad: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"port range|udp_timeout|max_mappings"):
+def test_invalid_options_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"port_range|udp_timeout|max_mappings"):
         NatConfig(**bad)  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------- REQ-12: ICMP, RFC 5508 echo
 
 
-def test_an_icmp_error_from_outside_reaches_the_inside_host_and_ends_nothing(bench: Make) -> None:
+def test_an_icmp_error_from_outside_reaches_the_inside_host_and_removes_no_mapping(bench: Make) -> None:
     nat = bench()
     sent = nat.packet(INSIDE, SERVER)
     nat.nat.outbound(sent, now=nat.now)
@@ -347,10 +347,10 @@ def test_an_icmp_error_from_outside_reaches_the_inside_host_and_ends_nothing(ben
     assert nat.come(SERVER, external) == INSIDE
 
 
-def test_an_icmp_error_about_nothing_that_left_is_dropped(bench: Make) -> None:
+def test_an_icmp_error_about_an_unknown_packet_is_dropped(bench: Make) -> None:
     nat = bench()
     assert nat.error_in(nat.packet(Address(EXTERNAL, 9), SERVER), IcmpKind.TTL_EXCEEDED) is None
-    assert nat.reason == "an ICMP error about a packet from 198.51.100.1:9, which stands for no inside endpoint"
+    assert nat.reason == "an ICMP error about a packet from 198.51.100.1:9, which is mapped to no inside endpoint"
 
 
 def test_an_icmp_error_renews_nothing(bench: Make) -> None:
@@ -364,7 +364,7 @@ def test_an_icmp_error_renews_nothing(bench: Make) -> None:
     assert nat.come(SERVER, external) is None
 
 
-def test_an_icmp_error_from_inside_shows_only_outside_addresses(bench: Make) -> None:
+def test_an_icmp_error_from_inside_shows_only_external_addresses(bench: Make) -> None:
     nat = bench()
     external = nat.out(INSIDE, SERVER)
     assert external is not None
@@ -378,7 +378,7 @@ def test_an_icmp_error_from_inside_shows_only_outside_addresses(bench: Make) -> 
     assert arrived.destination == external
 
 
-def test_echo_is_mapped_by_identifier_for_a_minute(bench: Make) -> None:
+def test_an_echo_is_mapped_by_its_identifier_for_a_minute(bench: Make) -> None:
     nat = bench()
 
     def ping(host: str) -> IpPacket:
@@ -404,16 +404,16 @@ def test_echo_is_mapped_by_identifier_for_a_minute(bench: Make) -> None:
     assert pong(one.icmp.identifier) is None
 
 
-def test_an_echo_request_from_outside_is_for_nobody(bench: Make) -> None:
+def test_an_echo_request_from_outside_is_dropped(bench: Make) -> None:
     nat = bench(filtering=Behavior.EI)
     echo = IpPacket(1, SERVER.with_port(0), Address(EXTERNAL, 0), Protocol.ICMP, icmp=IcmpMessage(identifier=5))
-    assert nat.nat.inbound(echo, now=nat.now).reason == "an echo request from outside is for no inside host"
+    assert nat.nat.inbound(echo, now=nat.now).reason == "an echo request from outside, which selects no inside host"
 
 
 # -------------------------------------------------------------------------------------------------------------- trace
 
 
-def test_the_trace_has_every_row_that_came_and_went() -> None:
+def test_the_trace_has_every_row_that_was_added_or_removed() -> None:
     nat = Bench(symmetric(filter_scope=FilterScope.MAPPING))
     external = nat.out(INSIDE, SERVER)
     mapping = {
@@ -434,7 +434,7 @@ def test_the_trace_has_every_row_that_came_and_went() -> None:
 # ------------------------------------------------------------------------------------------------------------- corners
 
 
-def test_what_the_inbound_side_renews_does_not_renew_the_permission_of_another(bench: Make) -> None:
+def test_an_inbound_packet_renews_its_own_permission_alone(bench: Make) -> None:
     nat = bench(outbound_refresh=False, inbound_refresh=True)
     external = nat.out(INSIDE, SERVER)
     nat.out(INSIDE, STRANGER)
@@ -446,7 +446,7 @@ def test_what_the_inbound_side_renews_does_not_renew_the_permission_of_another(b
     assert nat.come(STRANGER, external) is None
 
 
-def test_a_mapping_takes_its_permissions_with_it_even_when_nobody_ticked() -> None:
+def test_an_expired_mapping_removes_its_permissions_even_without_a_tick() -> None:
     nat = Bench(symmetric(filter_scope=FilterScope.MAPPING))
     external = nat.out(INSIDE, SERVER)
     nat.now += 121 * SECOND  # type: ignore[assignment]
@@ -455,7 +455,7 @@ def test_a_mapping_takes_its_permissions_with_it_even_when_nobody_ticked() -> No
     assert [row["entry"] for row in nat.diffs()[-1][1]] == ["mapping", "permission"]
 
 
-def test_contiguous_ports_go_on_after_the_last_one_not_with_the_first_free() -> None:
+def test_contiguous_ports_continue_after_the_last_one() -> None:
     nat = Bench(NatConfig(ports=PortAssignment.CONTIGUOUS, mapping=Behavior.APD, port_range=(2000, 2999)))
     for i in range(1, 4):
         nat.out(INSIDE, STRANGER.with_port(i))
@@ -464,7 +464,7 @@ def test_contiguous_ports_go_on_after_the_last_one_not_with_the_first_free() -> 
 
 
 def inside_error(nat: Bench, about: IpPacket) -> IpPacket | None:
-    """The inside host says that it could not take a packet."""
+    """Send an ICMP error from an inside host about an inbound packet."""
     icmp = IcmpMessage(kind=IcmpKind.PORT_UNREACHABLE, about=about)
     back = IpPacket(2, about.destination.with_port(0), about.source.with_port(0), Protocol.ICMP, icmp=icmp)
     verdict = nat.nat.outbound(back, now=nat.now)
@@ -472,7 +472,7 @@ def inside_error(nat: Bench, about: IpPacket) -> IpPacket | None:
     return verdict.packet
 
 
-def test_an_error_about_a_packet_that_made_no_session_finds_the_one_mapping_there_is(bench: Make) -> None:
+def test_an_error_about_a_packet_without_a_session_uses_the_only_mapping(bench: Make) -> None:
     nat = bench(mapping=Behavior.APD, filtering=Behavior.EI)
     external = nat.out(INSIDE, SERVER)
     about = nat.packet(STRANGER, INSIDE)
@@ -480,10 +480,10 @@ def test_an_error_about_a_packet_that_made_no_session_finds_the_one_mapping_ther
     assert about.destination == external
     nat.out(INSIDE, SERVER_OTHER_PORT)
     assert inside_error(nat, nat.packet(STRANGER, INSIDE)) is None
-    assert nat.reason == "an ICMP error about a packet to 10.0.0.2:5000, which no mapping let in"
+    assert nat.reason == "an ICMP error about a packet to 10.0.0.2:5000, which has no mapping"
 
 
-def test_an_error_about_a_hairpinned_packet_goes_back_to_its_inside_sender(bench: Make) -> None:
+def test_an_error_about_a_hairpinned_packet_reaches_its_inside_sender(bench: Make) -> None:
     nat = bench(filtering=Behavior.EI)
     one, other = nat.out(INSIDE, SERVER), nat.out(OTHER_INSIDE, SERVER)
     sent = nat.packet(INSIDE, other)
@@ -493,3 +493,14 @@ def test_an_error_about_a_hairpinned_packet_goes_back_to_its_inside_sender(bench
     assert error is not None
     assert (error.source.host, error.destination.host) == (EXTERNAL, INSIDE.host)
     assert (sent.source, sent.destination) == (INSIDE, other)
+
+
+def test_the_table_shows_mappings_and_permissions_with_their_expiry(bench: Make) -> None:
+    nat = bench()
+    nat.out(INSIDE, SERVER)
+    nat.after(20)
+    assert nat.nat.table(now=nat.now).splitlines() == [
+        "entry       protocol  local          external           destination       expires in",
+        "mapping     udp       10.0.0.2:5000  198.51.100.1:5000  any               100.0 s",
+        "permission  udp       10.0.0.2:5000  -                  203.0.113.1:3478  100.0 s",
+    ]

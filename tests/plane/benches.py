@@ -1,6 +1,6 @@
-"""Benches that put a data plane between clients and peers: the same calls, whatever the plane is made of.
+"""Test benches that put a data plane between clients and peers, with the same calls for every plane.
 
-`say(client, data)` and `reply(relay, peer, data)` put a datagram in and give all that came out: to whom, and what.
+`say(client, data)` and `reply(relay, peer, data)` send a datagram and return all results as (receiver, data).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Seen = list[tuple[Address, bytes]]
 
 
 class Bench:
-    """What both kinds of bench share: commands with numbers, and their acknowledgements."""
+    """Base class of the benches: numbered commands and their acknowledgements."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -69,12 +69,12 @@ class Bench:
         raise NotImplementedError
 
     def reports(self) -> list[Report]:
-        """What was reported and not yet looked at."""
+        """Return the reports since the last call."""
         found, self.pending = self.pending + self.collect(), []
         return found
 
     def do(self, kind: Callable[..., Command], **fields: Any) -> Report:
-        """Execute a command; its acknowledgement."""
+        """Execute a command and return its acknowledgement."""
         self.number += 1
         self.execute(partial(kind, **fields)(number=self.number))
         for _ in range(200):
@@ -117,16 +117,16 @@ class Bench:
         return self.do(FreeRelay, relay=relay)
 
     def traffic(self) -> list[Traffic]:
-        """What each open relay has carried."""
+        """Return the traffic of each open relay."""
         return list(self.plane.traffic())
 
     def size(self) -> dict[str, int]:
-        """How much of everything the plane holds."""
+        """Return the size of each table of the plane."""
         return dict(self.plane.size)
 
 
 class ReferenceBench(Bench):
-    """The sans-I/O forwarder, with addresses that nobody has."""
+    """The reference forwarder, with addresses that have no sockets."""
 
     def __init__(self) -> None:
         self.now = Instant(1000 * SECOND)
@@ -136,7 +136,7 @@ class ReferenceBench(Bench):
         super().__init__()
 
     def address(self) -> Address:
-        """A client's or peer's socket, or a free port for a relay."""
+        """Return the address of a new client, peer or relay."""
         return Address(LOOPBACK, next(self._ports))
 
     free_port = address
@@ -167,7 +167,7 @@ class ReferenceBench(Bench):
         return self._drain()
 
     def close_peer(self, relay: Address, client: Address, peer: Address, frame: bytes) -> None:
-        """A peer's socket closes; the client sends to it, and the system says so."""
+        """Close a peer's socket, then send a frame to it, which causes an ICMP error."""
         self.say(client, frame)
         flow = next(flow for flow, local in self.flows.items() if local == relay)
         self.plane.receive(IcmpError(flow=flow, remote=peer, kind=IcmpKind.PORT_UNREACHABLE), now=self.now)
@@ -254,8 +254,9 @@ class PortableBench(Bench):
             sock.close()
 
     def _settle(self) -> Seen:
-        """Run until nothing moves: on the loopback what was sent is there when the call returns."""
-        seen: Seen = [(each.remote, each.data) for each in self._run()]
+        """Run the plane until it is idle; on loopback a datagram has arrived when `sendto` returns."""
+        self._run()
+        seen: Seen = [(each.remote, each.data) for each in self.plane.outputs()]
         for address, sock in self.sockets.items():
             while True:
                 try:
@@ -264,37 +265,31 @@ class PortableBench(Bench):
                     break
                 except ConnectionRefusedError:
                     continue
-                assert source, "from somewhere"
+                assert source, "every datagram has a source"
                 seen.append((address, data))
-        for report in self.plane.reports():
-            if isinstance(report, Send):
-                seen.append((report.remote, report.data))
-            else:
-                self.pending.append(report)
+        self.pending += self.plane.reports()
         return seen
 
-    def _run(self) -> list[Send]:
-        """Let the plane do what it has to; what it gave for streams."""
+    def _run(self) -> None:
+        """Run the plane while it has something to do."""
         while select.select([self.plane.fileno()], [], [], 0)[0]:
             self.plane.run(0)
-        return []
 
 
 class WorkersBench(PortableBench):
-    """A portable plane in another process. It lives by the system's clock: no test in which time passes asks it.
+    """A portable plane in a worker process. It has the system's clock, so tests in which time passes skip it.
 
-    The process is one for all tests, which leave nothing in it.
+    All tests share one process and leave no state in it.
     """
 
     ROUNDS = 8
-    """Of its loop, until nothing moves: through two relays and back to a client takes three."""
+    """Rounds of the worker's loop until it is idle: a path through two relays takes three."""
     _shared: tuple[socket.socket, WorkerPlane] | None = None
 
     def __init__(self) -> None:
         self.skew = 0
         self.sockets = {}
         self.opened: list[Relay] = []
-        self.sent: list[Send] = []
         if WorkersBench._shared is None:
             listener = self._socket()
             plane = WorkerPlane(
@@ -310,7 +305,7 @@ class WorkersBench(PortableBench):
         return list(self.plane.reports())
 
     def reports(self) -> list[Report]:
-        found, self.pending = self.pending, []  # all that was to come has come
+        found, self.pending = self.pending, []  # `_counts` has already collected all of them
         return found
 
     def open(self, relay: Address, client: Address | None, until: float = 600, **more: Any) -> Relay:
@@ -318,14 +313,14 @@ class WorkersBench(PortableBench):
         return self.opened[-1]
 
     def wait(self, seconds: float) -> None:
-        raise AssertionError("time passes in this test: say so by `time_passes`")
+        raise AssertionError("time passes in this test: mark it with `time_passes`")
 
     def traffic(self) -> list[Traffic]:
-        self._ask()
+        self._counts()
         return super().traffic()
 
     def size(self) -> dict[str, int]:
-        self._ask()
+        self._counts()
         return super().size()
 
     def close(self) -> None:
@@ -336,43 +331,39 @@ class WorkersBench(PortableBench):
 
     @classmethod
     def end(cls) -> None:
-        """End the process."""
+        """Stop the shared process."""
         if cls._shared is not None:
             listener, plane = cls._shared
             cls._shared = None
             plane.close()
             listener.close()
 
-    def _run(self) -> list[Send]:
-        """Each answer to a Binding request is one round of the worker's loop, or nearly always."""
+    def _run(self) -> None:
+        """Let the worker's loop run: it answers each Binding request in a round of its own, nearly always."""
         with self._socket() as probe:
             for number in range(self.ROUNDS):
                 probe.sendto(b"\0\1\0\0\x21\x12\xa4\x42" + bytes(11) + bytes((number,)), self.listener_address[:2])
-                assert select.select([probe], [], [], 60)[0], "the worker does not answer"
+                assert select.select([probe], [], [], 60)[0], "the worker does not respond"
                 probe.recv(100)
-        self._ask()
-        sent, self.sent = self.sent, []
-        return sent
+        self._counts()
 
-    def _ask(self) -> None:
-        """Let it tell all that it knows."""
-        before = self.plane._counted.get(0)
-        self.plane.ask_traffic()
-        poll_until(lambda: self.plane.run(0.05) or self.plane._counted.get(0) is not before, 60)
-        told = [report for report in self.plane.reports() if not isinstance(report, Traffic)]
-        self.sent += [report for report in told if isinstance(report, Send)]
-        self.pending += [report for report in told if not isinstance(report, Send)]
+    def _counts(self) -> None:
+        """Collect the reports and counts of the worker."""
+        before = self.plane.counts_received
+        self.plane.request_counts()
+        poll_until(lambda: self.plane.run(0.05) or self.plane.counts_received > before, 60)
+        self.pending += [report for report in self.plane.reports() if not isinstance(report, Traffic)]
 
 
 def time_passes(test: Callable[..., None]) -> Callable[..., None]:
-    """Marks a test that lets time pass: only planes that are told the time are asked."""
+    """Mark a test in which time passes: it runs only on planes whose clock the test sets."""
     test.time_passes = True  # type: ignore[attr-defined]
     return test
 
 
 def poll_until(done: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Wait for a process of its own to act."""
+    """Wait until a condition about another process holds."""
     end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, "the condition did not hold in time"
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Every data plane is asked the same."""
+"""Runs each test with a `bench` parameter on every data plane."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The plane answers plain Binding requests by itself, and says what the control plane's Binding server would say."""
+"""The plane answers plain Binding requests itself, with the answer of the control plane's Binding server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER = {4: "192.0.2.2", 6: "2001:db8::2"}
 
 @contextmanager
 def asking(family: int, *, discovery: bool) -> Iterator[tuple[PortablePlane, BindingServer, socket.socket, Address]]:
-    """A plane with a listener, the server that answers what it hands up, and a client."""
+    """Make a plane with a listener, a Binding server and a client."""
     [listener] = bind_listeners(Address(LOOPBACK[family], 0), 1)
     here = address_of(listener.getsockname())
     found: dict[Flow, Origin] = {}
@@ -36,8 +36,8 @@ def asking(family: int, *, discovery: bool) -> Iterator[tuple[PortablePlane, Bin
         found = origins({Flow(number): place for number, place in enumerate(places, start=FLOW.id)})
     server = BindingServer()
     server.origins = found
-    told = {FLOW: found[FLOW].told} if discovery else {}
-    plane = PortablePlane({FLOW: listener}, origins=told)
+    encoded = {FLOW: found[FLOW].attributes} if discovery else {}
+    plane = PortablePlane({FLOW: listener}, origins=encoded)
     with listener, socket.socket(listener.family, socket.SOCK_DGRAM) as client:
         client.bind((LOOPBACK[family], 0))
         client.settimeout(5)
@@ -49,14 +49,14 @@ def asking(family: int, *, discovery: bool) -> Iterator[tuple[PortablePlane, Bin
 
 @pytest.mark.parametrize("family", LOOPBACK)
 @pytest.mark.parametrize("discovery", [False, True], ids=["plain", "behavior discovery"])
-def test_its_answers_are_those_of_the_binding_server(family: int, discovery: bool) -> None:
+def test_the_planes_answers_equal_those_of_the_binding_server(family: int, discovery: bool) -> None:
     """RFC 8489, section 14.2; RFC 5780, section 6.1: RESPONSE-ORIGIN and OTHER-ADDRESS are in every answer."""
     request = Message.request(Method.BINDING, bytes(range(12))).encode()
     with asking(family, discovery=discovery) as (plane, server, client, here):
         client.sendto(request, name_of(here))
         plane.run(5)
         answer = decode(client.recv(2048))
-        assert plane.reports() == [] and plane.counters == {"binding answers": 1}
+        assert plane.reports() == [] and plane.counters == {"Binding responses": 1}
         server.receive(Datagram(FLOW, address_of(client.getsockname()), request), now=Instant(0))
     [send] = server.outputs()
     assert isinstance(send, Send)
@@ -66,11 +66,11 @@ def test_its_answers_are_those_of_the_binding_server(family: int, discovery: boo
 
 
 @pytest.mark.parametrize("discovery", [False, True], ids=["plain", "behavior discovery"])
-def test_what_asks_for_more_is_handed_up(discovery: bool) -> None:
-    """By another flow than it came in by an answer is the control plane's to give."""
-    asked = Message.request(Method.BINDING, bytes(12), {CHANGE_REQUEST: ChangeRequest(port=True)}).encode()
+def test_a_request_with_attributes_is_reported(discovery: bool) -> None:
+    """Only the control plane can answer from another flow than that of the request."""
+    request = Message.request(Method.BINDING, bytes(12), {CHANGE_REQUEST: ChangeRequest(port=True)}).encode()
     with asking(4, discovery=discovery) as (plane, _, client, here):
-        client.sendto(asked, name_of(here))
+        client.sendto(request, name_of(here))
         plane.run(5)
         [report] = plane.reports()
-        assert report == Datagram(FLOW, address_of(client.getsockname()), asked)
+        assert report == Datagram(FLOW, address_of(client.getsockname()), request)

@@ -1,4 +1,4 @@
-"""A whole server on the portable plane: our client over UDP and TCP, with the plane in the loop and in workers."""
+"""A TURN server on the portable plane with our client over UDP and TCP, with and without workers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from polynya.plane.portable import PortablePlane, now
 from polynya.plane.sockets import bind_listeners
 from polynya.plane.workers import WorkerPlane
 from polynya.turn.server.config import RelayHost, ServerConfig
-from polynya.turn.server.control import TurnServer
-from polynya.turn.server.joined import JoinedServer
 from polynya.turn.server.policy import PeerPolicy
+from polynya.turn.server.server import TurnServer
 from polynya.turn.server.users import StaticUsers, User
 from tests.free_ports import free_port
 from tests.plane.benches import LOOPBACK
@@ -31,20 +30,20 @@ REALM = "example.org"
 
 
 class Streams:
-    """The joined server with a TCP listener, for a driver."""
+    """The TURN server with a TCP listener, for a driver."""
 
-    def __init__(self, joined: JoinedServer, flow_ids: FlowIds, port: int) -> None:
+    def __init__(self, server: TurnServer, flow_ids: FlowIds, port: int) -> None:
         self._opens: list[Any] = [Open(flow=flow_ids.new(), transport=Transport.TCP, local=Address(LOOPBACK, port))]
-        self.receive, self.tick, self.next_timer = joined.receive, joined.tick, joined.next_timer
-        self.events, self._joined = joined.events, joined
+        self.receive, self.tick, self.next_timer = server.receive, server.tick, server.next_timer
+        self.events, self._server = server.events, server
 
     def outputs(self) -> list[Any]:
         opens, self._opens = self._opens, []
-        return opens + self._joined.outputs()
+        return opens + self._server.outputs()
 
 
 @asynccontextmanager
-async def served(workers: int) -> AsyncIterator[tuple[JoinedServer, int]]:
+async def served(workers: int) -> AsyncIterator[tuple[TurnServer, int]]:
     flow_ids = FlowIds()
     listeners = bind_listeners(Address(LOOPBACK, free_port()), max(workers, 1))
     port = listeners[0].getsockname()[1]
@@ -58,18 +57,18 @@ async def served(workers: int) -> AsyncIterator[tuple[JoinedServer, int]]:
         realm=REALM, relays=(RelayHost(host=LOOPBACK),), policy=PeerPolicy(allow=("127.0.0.0/8",)), ports=(40000, 48000)
     )
     users = StaticUsers(REALM, [User.with_password("alice", REALM, "wonder")])
-    joined = JoinedServer(TurnServer(config, users, random=random.SystemRandom()), plane)
-    driver = Driver(Streams(joined, flow_ids, port), on_event=lambda _: None, flow_ids=flow_ids)
-    driver.call(joined.settle)
+    server = TurnServer(config, users, plane, random=random.SystemRandom())
+    driver = Driver(Streams(server, flow_ids, port), on_event=lambda _: None, flow_ids=flow_ids)
+    driver.call(server.settle)
 
     def run() -> None:
         plane.run(0)
-        driver.call(joined.pump)
+        driver.call(server.settle)
 
     loop = asyncio.get_running_loop()
     loop.add_reader(plane.fileno(), run)
     try:
-        yield joined, port
+        yield server, port
     finally:
         loop.remove_reader(plane.fileno())
         await driver.aclose()
@@ -88,10 +87,10 @@ class Echo(asyncio.DatagramProtocol):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_our_client_is_served(workers: int, transport: str) -> None:
+def test_our_client_allocates_and_relays(workers: int, transport: str) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(30), served(workers) as (joined, port):
+        async with asyncio.timeout(30), served(workers) as (server, port):
             echo, _ = await loop.create_datagram_endpoint(Echo, local_addr=(LOOPBACK, free_port()))
             host, peer_port = echo.get_extra_info("sockname")[:2]
             peer = f"{host}:{peer_port}"
@@ -104,12 +103,12 @@ def test_our_client_is_served(workers: int, transport: str) -> None:
                 for number in range(50):
                     relay.send(peer, b"%d!" % number)
                     assert (await relay.recv())[0] == (b"%d!" % number)[::-1]
-                assert len(joined.control.allocations.by_client) == 1
+                assert len(server.control.allocations.by_client) == 1
             for _ in range(100):
-                if not joined.control.allocations.claimed:
+                if not server.control.allocations.claimed:
                     break
                 await asyncio.sleep(0.02)
-            assert joined.control.allocations.claimed == 0
+            assert server.control.allocations.claimed == 0
             echo.close()
         assert now() > 0
 

@@ -1,4 +1,4 @@
-"""What passes between the control process and its workers."""
+"""The message channel between the control process and its workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ends() -> Iterator[Ends]:
 
 
 def received(channel: Channel) -> list[tuple[list[object], int]]:
-    """Each batch with the number of its descriptors."""
+    """Return each batch with the number of its descriptors."""
     batches = []
     while True:
         items, descriptors = channel.receive()
@@ -52,7 +52,7 @@ def test_descriptors_go_with_the_first_item_however_large_the_batch_is(ends: End
     ]
 
 
-def test_what_does_not_fit_waits_in_its_order_with_descriptors_of_its_own(ends: Ends) -> None:
+def test_batches_that_do_not_fit_are_queued_in_order_with_their_descriptors(ends: Ends) -> None:
     count = 0
     while not ends[0].waiting:
         ends[0].send([count, bytes(50_000)])
@@ -67,9 +67,9 @@ def test_what_does_not_fit_waits_in_its_order_with_descriptors_of_its_own(ends: 
     assert [number for _, number in found] == [0] * count + [1]
 
 
-def test_an_end_that_is_gone_is_noticed_by_both_calls(ends: Ends) -> None:
+def test_send_and_receive_notice_a_closed_end(ends: Ends) -> None:
     ends[1].close()
-    ends[0].send(["for nobody"])
+    ends[0].send(["lost"])
     assert ends[0].closed
     ends[0].send(["ignored"])
     assert ends[0].receive() == ([], [])

@@ -1,4 +1,4 @@
-"""Listeners that several processes read: the system spreads clients over them, and over nobody else's."""
+"""Listeners that several processes share: the system spreads clients over them and over no other sockets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ for host in ("127.0.0.1", "::1"):
 
 @pytest.mark.root
 @pytest.mark.peer("ip")
-def test_a_port_that_the_system_chooses_is_no_other_servers() -> None:
-    """With SO_REUSEPORT it may choose one that other programs of this user share, and clients would be split."""
+def test_a_port_that_the_system_chooses_is_not_shared_with_another_server() -> None:
+    """With SO_REUSEPORT the system may choose a port that other programs share; clients would be split between them."""
     with namespace("listeners") as here:
         here.run("sysctl", "-qw", "net.ipv4.ip_local_port_range=40000 40001")
         here.run(sys.executable, "-c", TWO_SERVERS)

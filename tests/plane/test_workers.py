@@ -1,4 +1,4 @@
-"""The portable plane in several processes: who serves whom, and what happens when one dies."""
+"""The portable plane in several worker processes: assignment of clients, and the death of a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Datagram, IcmpKind, Send
 from polynya.plane.portable import now
 from polynya.plane.sockets import bind_listeners
-from polynya.plane.workers import HERE, WorkerPlane
+from polynya.plane.workers import LOCAL, WorkerPlane
 from polynya.turn.server.commands import (
     AssignRelay,
     BindChannel,
@@ -52,7 +52,7 @@ FRAME = b"\x40\x01\x00\x04data"
 
 
 class Rig:
-    """A plane of some workers on the loopback interface."""
+    """A worker plane on the loopback interface."""
 
     def __init__(self, workers: int = 2) -> None:
         self.listeners = bind_listeners(Address(LOOPBACK, 0), workers)
@@ -62,6 +62,7 @@ class Rig:
         )
         self.made: list[socket.socket] = []
         self.reports: list[Report] = []
+        self.outputs: list[Send] = []
         self.number = 0
         try:
             self.do(SetPolicy, policy=PeerPolicy(allow=("127.0.0.0/8",)))
@@ -79,9 +80,10 @@ class Rig:
     def wait(self, done: Callable[[], Any], seconds: float = 60.0) -> Any:
         end = time.monotonic() + seconds
         while not (found := done()):
-            assert time.monotonic() < end, "it did not happen in time"
+            assert time.monotonic() < end, "the condition did not hold in time"
             self.plane.run(0.02)
             self.reports += self.plane.reports()
+            self.outputs += self.plane.outputs()
         return found
 
     def do(self, kind: Callable[..., Command], **fields: Any) -> Report:
@@ -112,7 +114,7 @@ class Talk:
         self.rig = rig
         self.client, self.peer = rig.socket(), rig.socket()
         self.address = Address(*self.client.getsockname())
-        if arrive:  # as a client does before it has an allocation
+        if arrive:  # an unknown packet first, like the Allocate request of a client
             self.client.sendto(b"\x00\x03 allocate", rig.address)
             rig.wait(lambda: rig.taken(lambda r: isinstance(r, Datagram) and r.remote == self.address))
         self.relay = Relay(Address(LOOPBACK, free_port()))
@@ -132,7 +134,7 @@ class Talk:
         return self.rig.plane.worker_of(self.relay)
 
     def works(self, tries: int = 1, pause: float = 5.0) -> bool:
-        """Whether data goes both ways within so many tries."""
+        """Whether data passes in both directions within `tries`."""
         for _ in range(tries):
             self.client.sendto(FRAME, self.rig.address)
             if receive(self.peer, pause) == b"data":
@@ -159,7 +161,7 @@ def rig() -> Iterator[Rig]:
 
 
 def on_each(rig: Rig) -> list[Talk]:
-    """One talk on each worker."""
+    """Return one talk for each worker."""
     found: dict[int, Talk] = {}
     for _ in range(100):
         talk = Talk(rig)
@@ -169,21 +171,21 @@ def on_each(rig: Rig) -> list[Talk]:
     raise AssertionError("the system sends all clients to one worker")
 
 
-def test_clients_are_served_by_the_worker_that_they_come_to(rig: Rig) -> None:
+def test_the_worker_that_receives_a_clients_packets_serves_its_relay(rig: Rig) -> None:
     talks = [Talk(rig) for _ in range(20)]
     assert {talk.worker for talk in talks} == {0, 1}
     assert all(talk.works() and talk.works() for talk in talks)
-    assert not any(isinstance(report, Datagram) for report in rig.reports), "nothing went by the control process"
-    rig.plane.ask_traffic()
+    assert not any(isinstance(report, Datagram) for report in rig.reports), "the control process relays nothing"
+    rig.plane.request_counts()
     rig.wait(lambda: len([r for r in rig.reports if isinstance(r, Traffic)]) == 20)
     assert {(r.to_peers, r.from_peers) for r in rig.reports if isinstance(r, Traffic)} == {(2, 2)}
 
 
-def test_a_worker_that_dies_moves_nobody_elses_flows_and_its_own_go_on(rig: Rig) -> None:
-    """Under load: another worker's client loses nothing at all, the dead one's goes on where it was."""
+def test_the_flows_of_a_dead_worker_continue_and_those_of_others_are_not_affected(rig: Rig) -> None:
+    """Under load, clients of the other worker lose nothing; those of the dead one keep their relays."""
     mine, other = on_each(rig)
     assert mine.works() and other.works()
-    rig.wait(lambda: time.monotonic() + 1 if now() - rig.plane._workers[0].started > SECOND else None)
+    rig.wait(lambda: rig.plane.age(0) > SECOND)
     before = rig.plane.processes
     os.kill(before[0], signal.SIGKILL)
     lost = sent = 0
@@ -195,17 +197,17 @@ def test_a_worker_that_dies_moves_nobody_elses_flows_and_its_own_go_on(rig: Rig)
         lost += receive(other.peer, 5) != b"data"
         rig.plane.run(0)
     assert lost == 0
-    assert mine.works(tries=20, pause=0.5), "its relay, permission and channel were told to its successor"
+    assert mine.works(tries=20, pause=0.5), "its successor has the relay, permission and channel"
     assert other.works()
     assert rig.plane.processes[0] != before[0] and rig.plane.processes[1] == before[1]
     assert (mine.worker, other.worker) == (0, 1)
 
 
-def test_under_load_a_worker_that_dies_costs_the_flows_of_the_others_nothing() -> None:
-    """Traffic in both directions through three workers, without a pause; one is killed in the midst of it.
+def test_under_load_the_death_of_a_worker_loses_no_packet_of_the_others() -> None:
+    """Traffic in both directions through three workers without a pause; one of them is killed.
 
-    What goes by the others arrives, all of it and in order. The dead one's flows stand still until its successor has
-    been told what it must know, and then go on, with the same relayed addresses, permissions and channels.
+    All traffic of the others arrives in order. The flows of the dead worker pause until its successor has their state,
+    then continue with the same relayed addresses, permissions and channels.
     """
     rig = Rig(3)
     try:
@@ -213,7 +215,7 @@ def test_under_load_a_worker_that_dies_costs_the_flows_of_the_others_nothing() -
         victim = loads[0].talk.worker
         others = [each for each in loads if each.talk.worker != victim]
         assert others, "the system sends all clients to one worker"
-        rig.wait(lambda: now() - rig.plane._workers[victim].started > SECOND)
+        rig.wait(lambda: rig.plane.age(victim) > SECOND)
         for _ in range(20):
             for load in loads:
                 load.send()
@@ -223,11 +225,11 @@ def test_under_load_a_worker_that_dies_costs_the_flows_of_the_others_nothing() -
         while rig.plane.restarts == 0 or rounds < 100:
             for load in loads:
                 load.send()
-            rig.wait(lambda: not [load for load in others if not load.arrived()])  # nothing is sent a second time
+            rig.wait(lambda: not [load for load in others if not load.arrived()])  # lost datagrams are not sent again
             rounds += 1
         rig.wait(lambda: not [load for load in loads if not load.resumed()])
         assert [load.lost for load in others] == [0] * len(others)
-        assert {load.talk.worker for load in others} == {load.worker for load in others}, "nobody has moved"
+        assert {load.talk.worker for load in others} == {load.worker for load in others}, "their relays have not moved"
     finally:
         rig.close()
 
@@ -250,7 +252,7 @@ class Load:
         talk.peer.sendto(number, (talk.relay.host, talk.relay.port))
 
     def arrived(self) -> bool:
-        """Whether all that was sent has come; what comes out of turn is counted as lost."""
+        """Whether all datagrams have arrived; those out of order count as lost."""
         for number in _all(self.talk.peer, b""):
             self.lost += number != self._at_peer + 1
             self._at_peer = number
@@ -260,7 +262,7 @@ class Load:
         return self._at_peer == self._at_client == self._sent
 
     def resumed(self) -> bool:
-        """Whether data goes through again; if not, try once more."""
+        """Whether data passes again; if not, send once more."""
         if self.arrived():
             return True
         self.send()
@@ -277,28 +279,28 @@ def _all(sock: socket.socket, head: bytes) -> Iterator[int]:
         yield int.from_bytes(data[len(head) :], "big")
 
 
-def test_what_a_dead_worker_had_told_is_still_counted(rig: Rig) -> None:
+def test_counts_of_a_dead_worker_are_kept(rig: Rig) -> None:
     mine, _ = on_each(rig)
 
     def carried(number: int) -> bool:
-        rig.plane.ask_traffic()
-        told = next(each for each in rig.plane.traffic() if each.relay == mine.relay)
-        return (told.to_peers, told.bytes_from_peers) == (number, 4 * number)
+        rig.plane.request_counts()
+        traffic = next(each for each in rig.plane.traffic() if each.relay == mine.relay)
+        return (traffic.to_peers, traffic.bytes_from_peers) == (number, 4 * number)
 
     assert all(mine.works() for _ in range(3))
     mine.client.sendto(b"\x40\x02\x00\x01x", rig.address)  # no such channel
-    rig.wait(lambda: carried(3) and rig.plane.counters.get("the channel is not bound") == 1)
-    rig.wait(lambda: now() - rig.plane._workers[mine.worker].started > SECOND)
+    rig.wait(lambda: carried(3) and rig.plane.counters.get("channel not bound") == 1)
+    rig.wait(lambda: rig.plane.age(mine.worker) > SECOND)
     os.kill(rig.plane.processes[mine.worker], signal.SIGKILL)
     rig.wait(lambda: rig.plane.restarts == 1)
     assert mine.works(pause=20)
     rig.wait(lambda: carried(4))
-    assert rig.plane.counters["the channel is not bound"] == 1
+    assert rig.plane.counters["channel not bound"] == 1
 
 
-def test_commands_that_died_with_a_worker_are_acknowledged_and_hold(rig: Rig) -> None:
+def test_pending_commands_of_a_dead_worker_are_acknowledged_and_take_effect(rig: Rig) -> None:
     mine, _ = on_each(rig)
-    rig.wait(lambda: now() - rig.plane._workers[0].started > SECOND)
+    rig.wait(lambda: rig.plane.age(0) > SECOND)
     os.kill(rig.plane.processes[0], signal.SIGSTOP)
     rig.number += 1
     second = rig.socket()
@@ -312,7 +314,7 @@ def test_commands_that_died_with_a_worker_are_acknowledged_and_hold(rig: Rig) ->
     assert receive(second, 5) == b"x"
 
 
-def test_an_allocation_whose_client_comes_to_another_worker_is_handed_over(rig: Rig) -> None:
+def test_a_relay_moves_to_the_worker_that_receives_its_clients_packets(rig: Rig) -> None:
     talks = [Talk(rig, arrive=False) for _ in range(12)]
     placed = [talk.worker for talk in talks]
 
@@ -325,11 +327,11 @@ def test_an_allocation_whose_client_comes_to_another_worker_is_handed_over(rig: 
         return receive(talk.peer, 0.3) == b"data"
 
     rig.wait(all_work)
-    assert [talk.worker for talk in talks] != placed, "some were guessed wrong"
+    assert [talk.worker for talk in talks] != placed, "some relays were opened in the wrong worker"
     assert all(talk.works() for talk in talks)
     for talk in talks:
         assert isinstance(rig.do(FreeRelay, relay=talk.relay), Done)
-    assert rig.plane._records == {} == rig.plane._by_client
+    assert rig.plane.size["records"] == rig.plane.size["clients of records"] == 0
 
 
 def test_relays_of_different_workers_reach_each_other_inside(rig: Rig) -> None:
@@ -352,17 +354,17 @@ def test_clients_on_streams_are_served_by_the_control_process(rig: Rig) -> None:
     rig.do(Permit, relay=relay, hosts=(LOOPBACK,), until=rig.until())
     peer_address = Peer(Address(*peer.getsockname()))
     rig.do(BindChannel, relay=relay, channel=0x4001, peer=peer_address, until=rig.until())
-    assert rig.plane.worker_of(relay) == HERE
+    assert rig.plane.worker_of(relay) == LOCAL
     rig.plane.execute(Forward(client, FRAME), now=now())
     assert receive(peer, 5) == b"data"
     peer.sendto(b"bak", (relay.host, relay.port))
-    sent = rig.wait(lambda: rig.taken(lambda r: isinstance(r, Send)))
+    [sent] = rig.wait(lambda: rig.outputs)
     assert (sent.flow, sent.data) == (STREAM, b"\x40\x01\x00\x03bak\0")
     assert isinstance(rig.do(FreeRelay, relay=relay), Done)
-    assert rig.plane._records == {}
+    assert rig.plane.size["records"] == 0
 
 
-def test_a_held_port_hands_nobody_what_came_before_it_was_assigned(rig: Rig) -> None:
+def test_datagrams_to_a_reserved_port_are_dropped_when_it_is_assigned(rig: Rig) -> None:
     talk = Talk(rig)
     relay = Relay(Address(LOOPBACK, free_port()))
     rig.do(OpenRelay, relay=relay, external=relay, client=None, until=rig.until())
@@ -377,7 +379,7 @@ def test_a_held_port_hands_nobody_what_came_before_it_was_assigned(rig: Rig) -> 
     assert receive(second, 5) == b"\x40\x01\x00\x04late"
 
 
-def test_icmp_errors_come_up_from_a_worker(rig: Rig) -> None:
+def test_a_worker_reports_icmp_errors(rig: Rig) -> None:
     talk = Talk(rig)
     address = Address(*talk.peer.getsockname())
     talk.peer.close()
@@ -386,7 +388,7 @@ def test_icmp_errors_come_up_from_a_worker(rig: Rig) -> None:
     assert (error.peer, error.kind, error.client.remote) == (address, IcmpKind.PORT_UNREACHABLE, talk.address)
 
 
-def test_the_traffic_of_a_freed_relay_is_told_before_it_is_done(rig: Rig) -> None:
+def test_the_traffic_of_a_freed_relay_is_reported_before_done(rig: Rig) -> None:
     talk = Talk(rig)
     assert talk.works()
     rig.do(FreeRelay, relay=talk.relay)
@@ -397,8 +399,11 @@ def test_the_traffic_of_a_freed_relay_is_told_before_it_is_done(rig: Rig) -> Non
     )
 
 
-def test_the_workers_end_with_their_plane() -> None:
+def test_closing_the_plane_ends_the_workers() -> None:
     rig = Rig()
-    processes = [worker.process for worker in rig.plane._workers]
+    processes = rig.plane.processes
     rig.close()
-    assert [process.returncode for process in processes] == [0, 0]
+    assert rig.plane.exit_codes == (0, 0)
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)

@@ -1,4 +1,4 @@
-"""What a stranger's packets make the server send: measured, as the table of docs/explanation/security.md.
+"""Measures the responses to unauthenticated packets, for the tables of docs/explanation/security.md.
 
 `python -m tests.security.amplification` prints the table.
 """
@@ -18,17 +18,17 @@ from polynya.stun.registry import Class, Method
 from tests.turn.server.harness import CLIENT, LISTENER, PEER, Person, Table, config
 
 UDP_IP = {4: 28, 6: 48}
-"""Bytes of the IP and UDP headers, which every packet has."""
+"""Bytes of the IP and UDP headers of a packet."""
 CLIENT6 = Address("2001:db8:7::1", 40000)
 ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
 GUESSED = b"obMatJos2AAADAAAAAAAAAAA"
-"""A nonce of the right form."""
+"""A nonce in the right form from another server."""
 
 
 class Row(NamedTuple):
     request: str
     sent: int
-    """Bytes of UDP payload, as are those of the answer."""
+    """Bytes of UDP payload."""
     answer: str
     answered: int
     family: int = 4
@@ -43,35 +43,35 @@ class Row(NamedTuple):
         return (self.answered + headers) / (self.sent + headers) if self.answered else 0.0
 
 
-def stranger() -> Person:
-    """Whoever has a user's name and nothing else."""
+def unauthenticated() -> Person:
+    """A client with a user name and without the password."""
     person = Person(Table(config()), CLIENT, "alice", "a guess")
     person.nonce = GUESSED
     return person
 
 
 def requests() -> Iterator[tuple[str, bytes, Address]]:
-    """Everything that can be said without a password, the shortest form of each, and what clients usually send."""
+    """Yield all packets that need no password: the shortest form of each, and the form that clients usually send."""
     number = iter(range(100))
 
     def request(method: Method, attributes: dict | None = None, **options: bool) -> bytes:
         return Message.request(method, next(number).to_bytes(12, "big"), attributes or {}).encode(**options)
 
-    person = stranger()
+    person = unauthenticated()
     yield "Binding", request(Method.BINDING), CLIENT
     yield "Binding with FINGERPRINT", request(Method.BINDING, fingerprint=True), CLIENT
     yield "Binding of RFC 3489", bytes.fromhex("00010000") + bytes(16), CLIENT
     yield "Binding with an unknown attribute", bytes.fromhex("000100042112a442") + bytes(12) + b"\x7f\xfe\0\0", CLIENT
-    yield "Allocate, as clients send it", request(Method.ALLOCATE, ALLOCATE), CLIENT
+    yield "Allocate, usual form", request(Method.ALLOCATE, ALLOCATE), CLIENT
     for method in (Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION, Method.CHANNEL_BIND):
         name = "".join(word.title() for word in method.name.split("_"))
         yield f"{name}, the shortest", request(method), CLIENT
     yield (
-        "Allocate, signed and nothing else",
+        "Allocate, signed, without credentials",
         Message.request(Method.ALLOCATE, bytes(12)).encode(integrity=person.key),
         CLIENT,
     )
-    yield "Allocate, signed, with a nonce of another", person.build(Method.ALLOCATE, ALLOCATE), CLIENT
+    yield "Allocate, signed, foreign nonce", person.build(Method.ALLOCATE, ALLOCATE), CLIENT
     yield "Binding over IPv6", request(Method.BINDING), CLIENT6
     for kind in (Class.INDICATION, Class.SUCCESS, Class.ERROR):
         data = bytearray(request(Method.ALLOCATE))
@@ -81,12 +81,12 @@ def requests() -> Iterator[tuple[str, bytes, Address]]:
     send = {a.XOR_PEER_ADDRESS: (PEER,), a.DATA: b"data"}
     yield "Send without an allocation", Message.indication(Method.SEND, bytes(12), send).encode(), CLIENT
     yield "ChannelData without an allocation", encode_channel_data(0x4000, b"data", pad=False), CLIENT
-    yield "a method that is not served", request(Method.CONNECT), CLIENT
-    yield "what is not STUN", b"\0\1" + bytes(26), CLIENT
+    yield "an unsupported method", request(Method.CONNECT), CLIENT
+    yield "not STUN", b"\0\1" + bytes(26), CLIENT
 
 
 def discovery() -> Iterator[tuple[str, bytes, Address]]:
-    """What can be said where behavior discovery is served."""
+    """Yield the Binding requests for a server with behavior discovery."""
 
     def request(attributes: dict | None = None) -> bytes:
         return Message.request(Method.BINDING, bytes(12), attributes or {}).encode()
@@ -100,7 +100,7 @@ def discovery() -> Iterator[tuple[str, bytes, Address]]:
 
 
 def discovering(family: int) -> Table:
-    """A server on two addresses of a family."""
+    """Make a server with behavior discovery on two addresses of a family."""
     hosts = {4: ("192.0.2.15", "192.0.2.16"), 6: ("2001:db8::15", "2001:db8::16")}
     first, other = (Address(host, 3478 + number) for number, host in enumerate(hosts[family]))
     places = (first, *corners(first, other))
@@ -111,12 +111,12 @@ def discovering(family: int) -> Table:
 
 
 def measure() -> list[Row]:
-    """Each asked of a server of its own, realm `example.org`."""
+    """Measure each packet at a new server with the realm `example.org`."""
     return [_row(Table(config()), *each) for each in requests()]
 
 
 def measure_discovery() -> list[Row]:
-    """Each asked of a server that serves behavior discovery."""
+    """Measure each request at a new server with behavior discovery."""
     return [_row(discovering(client.family), name, data, client) for name, data, client in discovery()]
 
 
@@ -131,8 +131,11 @@ def _row(table: Table, name: str, data: bytes, client: Address) -> Row:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown; those without an answer share one."""
-    lines = ["| request | bytes | answer | bytes | bare | with IP and UDP headers |", "|---|---|---|---|---|---|"]
+    """Format the rows as Markdown; packets without a response share one row."""
+    lines = [
+        "| request | bytes | response | bytes | payload ratio | ratio with IP and UDP headers |",
+        "|---|---|---|---|---|---|",
+    ]
     silent = []
     for row in rows:
         if row.answered:

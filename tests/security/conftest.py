@@ -1,4 +1,4 @@
-"""Some lines are about real sockets: what runs them is the serving tests' own."""
+"""The fixture that runs tests with real sockets, shared with the tests of the server."""
 
 from __future__ import annotations
 

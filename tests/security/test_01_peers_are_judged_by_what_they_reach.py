@@ -1,4 +1,4 @@
-"""security.md, line 1: peer addresses are reduced to what they reach; 0.0.0.0 and :: are loopback."""
+"""security.md, line 1: wrapped addresses are judged as what they wrap, 0.0.0.0 and :: as loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PUBLIC = "8.8.4.4"
 
 
 def wrapped(host: str) -> dict[str, str]:
-    """Every way in which an IPv6 address can stand for this IPv4 one."""
+    """Return every IPv6 address that wraps an IPv4 address."""
     packed = ipaddress.IPv4Address(host).packed
     inverted = bytes(byte ^ 0xFF for byte in packed)
     forms = {
@@ -39,12 +39,12 @@ def wrapped(host: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("form", wrapped(PRIVATE))
 @pytest.mark.parametrize("host", [PRIVATE, "127.0.0.1", "169.254.169.254", "100.64.0.1", "192.168.0.1", "224.0.0.1"])
-def test_a_wrapped_address_is_judged_as_what_it_wraps(form: str, host: str) -> None:
+def test_a_wrapped_address_is_judged_as_the_address_that_it_wraps(form: str, host: str) -> None:
     assert POLICY.judge(Address.of(wrapped(host)[form], 80)) != ""
 
 
 @pytest.mark.parametrize("form", wrapped(PUBLIC))
-def test_a_wrapped_public_address_is_as_permitted_as_itself(form: str) -> None:
+def test_a_wrapped_public_address_is_permitted(form: str) -> None:
     assert POLICY.judge(Address.of(wrapped(PUBLIC)[form], 80)) == ""
     denying = PeerPolicy(deny=("8.8.4.0/24",))
     assert denying.judge(Address.of(wrapped(PUBLIC)[form], 80)) != ""
@@ -60,7 +60,7 @@ def test_the_unspecified_address_is_loopback(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::127.0.0.1", "::1", "64:ff9b::7f00:1", "2002:7f00:1::1"])
 def test_the_server_refuses_them_by_every_method(host: str) -> None:
-    """CVE-2026-27624 of coturn: ::ffff:127.0.0.1 was let through."""
+    """CVE-2026-27624 of coturn: ::ffff:127.0.0.1 was permitted."""
     table = Table(config(relays=(RelayHost(host=HOST), RelayHost(host=HOST6))))
     alice = Person(table)
     alice.allocate({ADDITIONAL_ADDRESS_FAMILY: 6})
@@ -71,6 +71,6 @@ def test_the_server_refuses_them_by_every_method(host: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["::ffff:10.0.0.0/104", "2002::/16", "64:ff9b::/96", "2001:0::/32", "::10.0.0.0/120"])
-def test_a_rule_for_wrapped_addresses_does_not_parse_as_it_would_never_be_asked(rule: str) -> None:
+def test_a_rule_for_wrapped_addresses_does_not_parse_since_it_would_never_match(rule: str) -> None:
     with pytest.raises(ValueError, match="IPv4"):
         PeerPolicy(allow=(rule,))

@@ -28,11 +28,13 @@ SPECIAL = [
 @pytest.mark.parametrize("host", SPECIAL)
 def test_special_purpose_ranges_are_denied(host: str) -> None:
     assert PeerPolicy().judge(Address.of(host, 80)) != ""
-    assert PeerPolicy(allow=("0.0.0.0/0", "::/0")).judge(Address.of(host, 80)) != "", "all is not a name"
+    assert PeerPolicy(allow=("0.0.0.0/0", "::/0")).judge(Address.of(host, 80)) != "", (
+        "a rule for all addresses opens no special range"
+    )
 
 
 @pytest.mark.parametrize("host", [each for each in SPECIAL if each != "::1"])
-def test_they_can_be_allowed_by_name(host: str) -> None:
+def test_special_purpose_ranges_can_be_allowed_by_a_rule(host: str) -> None:
     address = Address.of(host, 80)
     assert PeerPolicy(allow=(host,)).judge(address) == ""
     assert PeerPolicy(allow=(host,), deny=(host,)).judge(address) != "", "denied wins at equal length"
@@ -40,12 +42,12 @@ def test_they_can_be_allowed_by_name(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["8.8.8.8", "1.1.1.1", "9.255.255.255", "11.0.0.0", "172.15.0.1", "172.32.0.1",
                                   "100.63.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"])  # fmt: skip
-def test_the_rest_of_the_world_is_permitted(host: str) -> None:
+def test_all_other_addresses_are_permitted(host: str) -> None:
     assert PeerPolicy().judge(Address.of(host, 80)) == ""
     assert PeerPolicy(deny=(host,)).judge(Address.of(host, 80)) != ""
 
 
-def test_nothing_that_is_not_global_is_permitted_whatever_it_is() -> None:
+def test_no_address_that_is_not_global_is_permitted() -> None:
     chance = random.Random(2)
     policy = PeerPolicy()
     denied = 0
@@ -86,7 +88,7 @@ def test_a_rule_that_does_not_parse_stops_the_start(rule: str) -> None:
 
 
 def own(*allow: str) -> PeerPolicy:
-    """A server that listens everywhere and has its database beside it, all on hosts that are allowed as such."""
+    """Return the policy of a server with its database on the same host, which is allowed."""
     listeners = (Address("0.0.0.0", 3478), Address("203.0.113.5", 6379))
     return PeerPolicy(allow=("203.0.113.0/24", "127.0.0.0/8", *allow), listeners=listeners, own_hosts=("203.0.113.4",))
 
@@ -96,7 +98,7 @@ def test_the_servers_own_endpoints_are_denied_even_on_an_allowed_host(endpoint: 
     address = Address.parse(endpoint)
     assert own().judge(address) != "" and own().judge(address.with_port(9)) == ""
     assert own().judge_host(address.host) == ""
-    assert own(endpoint).judge(address) == "", "allowed by its very name"
+    assert own(endpoint).judge(address) == "", "a rule for the endpoint itself allows it"
 
 
 def test_an_own_endpoint_is_not_reached_by_send_or_channel_though_its_host_has_a_permission() -> None:
@@ -108,12 +110,12 @@ def test_an_own_endpoint_is_not_reached_by_send_or_channel_though_its_host_has_a
     assert alice.send(b"FLUSHALL", database) == []
     assert code(alice.bind(0x4000, database)) == 403
     assert len(alice.send(b"x", database.with_port(80))) == 1
-    assert table.from_peer(alice.relayed[0], b"x", database) == [], "nor is it heard"
+    assert table.from_peer(alice.relayed[0], b"x", database) == [], "its datagrams are dropped, too"
 
 
 @pytest.mark.parametrize("external", ["", "203.0.113.77"])
-def test_two_relay_only_clients_meet_inside(external: str) -> None:
-    """The relay's host is private and nothing is allowed by name: the live relayed address is a permitted peer."""
+def test_two_relay_only_clients_meet_inside_the_server(external: str) -> None:
+    """The relay's host is private and no rule allows it; the live relayed address is a permitted peer."""
     table = Table(config(relays=(RelayHost(host="10.0.0.5", external=external),), policy=PeerPolicy()))
     alice, bob = Person(table), Person(table, OTHER, "bob")
     alice.allocate(), bob.allocate()
@@ -127,7 +129,7 @@ def test_two_relay_only_clients_meet_inside(external: str) -> None:
     assert (message[XOR_PEER_ADDRESS], message[DATA]) == ((two,), b"you")
 
 
-def test_inside_too_the_other_side_must_have_given_permission() -> None:
+def test_relays_that_meet_inside_the_server_need_permissions_too() -> None:
     table = Table(config())
     alice, bob = Person(table), Person(table, OTHER, "bob")
     alice.allocate(), bob.allocate()
@@ -137,7 +139,7 @@ def test_inside_too_the_other_side_must_have_given_permission() -> None:
     assert len(alice.send(b"hello", bob.relayed[0])) == 1
 
 
-def test_a_relayed_address_that_is_not_live_any_more_is_an_address_like_any_other() -> None:
+def test_a_relayed_address_that_has_ended_is_judged_by_the_rules() -> None:
     table = Table(config(relays=(RelayHost(host="10.0.0.5"),), policy=PeerPolicy()))
     alice, bob = Person(table), Person(table, OTHER, "bob")
     alice.allocate(), bob.allocate()
@@ -145,12 +147,12 @@ def test_a_relayed_address_that_is_not_live_any_more_is_an_address_like_any_othe
     alice.permit(two)
     bob.refresh(0)
     assert alice.send(b"x", two) == []
-    assert alice.send(b"x", two.with_port(22)) == [], "no other port of that host, ever"
-    assert code(alice.permit(two)) == 0, "Alice's own relay is still live there"
+    assert alice.send(b"x", two.with_port(22)) == [], "other ports of that host stay denied"
+    assert code(alice.permit(two)) == 0, "another live relay has the same host"
     assert code(alice.permit(Address("10.0.0.6", 1))) == 403
 
 
-def test_new_rules_take_permissions_back_at_once() -> None:
+def test_new_rules_remove_permissions_at_once() -> None:
     table = Table(config())
     alice = Person(table)
     alice.allocate()
@@ -163,7 +165,7 @@ def test_new_rules_take_permissions_back_at_once() -> None:
     assert table.server.plane.size["permissions"] == 0
 
 
-def test_new_rules_leave_what_they_allow() -> None:
+def test_new_rules_keep_the_permissions_that_they_allow() -> None:
     table = Table(config())
     alice = Person(table)
     alice.allocate({ADDITIONAL_ADDRESS_FAMILY: 6})

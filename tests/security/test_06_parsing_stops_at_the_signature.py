@@ -1,6 +1,6 @@
-"""security.md, line 6: what follows MESSAGE-INTEGRITY is not there; of a repeated attribute the first counts.
+"""security.md, line 6: attributes after MESSAGE-INTEGRITY are ignored; of repeated attributes the first counts.
 
-Comparisons take the same time wherever they differ, and no memory is taken for a length that only was announced.
+Secrets are compared in constant time, and memory is allocated for received bytes only, not for announced lengths.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def attribute(which: a.Attribute, value: object, data: bytes) -> bytes:
     return which.pack(value, data[4:20])
 
 
-def test_attributes_behind_the_signature_do_nothing() -> None:
+def test_attributes_after_the_signature_are_ignored() -> None:
     table = Table(config())
     alice = Person(table, algorithm=None)
     alice.allocate()
@@ -88,24 +88,24 @@ def test_a_signature_and_a_nonce_are_compared_in_constant_time(monkeypatch: pyte
             assert data.endswith(signature[1]) and (signature[0] == signature[1]) == (expected == 437)
 
 
-def test_nobody_is_told_by_time_or_answer_whether_a_user_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many signatures are computed for a stranger as for a user with a wrong password."""
+def test_neither_time_nor_response_shows_whether_a_user_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown user and a wrong password cost the same number of signatures."""
     computed: list[Any] = []
     table = Table(config())
-    alice, nobody = Person(table, password="guess"), Person(table, name="nobody", password="guess")
-    for person in (alice, nobody):
+    alice, unknown = Person(table, password="guess"), Person(table, name="unknown", password="guess")
+    for person in (alice, unknown):
         person.learn(person.say(person.build(Method.REFRESH)))
     verify = Message.verify
     monkeypatch.setattr(Message, "verify", lambda self, key: computed.append(key) or verify(self, key))
     answers = []
-    for person in (alice, nobody):
+    for person in (alice, unknown):
         computed.clear()
         answers.append((code(person.say(person.build(Method.REFRESH))), len(computed)))
     assert answers == [(401, 1), (401, 1)]
 
 
 @pytest.mark.parametrize("frame", [b"\x40\0\xff\xff", b"\0\x03\xff\xfc\x21\x12\xa4\x42" + bytes(12)])
-def test_a_length_that_is_announced_takes_no_memory(frame: bytes) -> None:
+def test_an_announced_length_takes_no_memory(frame: bytes) -> None:
     table = Table(config())
     for number in range(200):
         table.open_stream(Flow(5000 + number), CLIENT)
@@ -118,7 +118,7 @@ def test_a_length_that_is_announced_takes_no_memory(frame: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", [0x0006, 0x0012, 0x0013, 0x0015, 0x7FFE, 0x8022])
-def test_an_attribute_that_goes_beyond_its_message_spoils_it(number: int) -> None:
+def test_an_attribute_that_exceeds_its_message_makes_it_malformed(number: int) -> None:
     table = Table(config())
     for length in (1, 5, 0xFFFF):
         body = struct.pack("!HH", number, length)

@@ -1,4 +1,4 @@
-"""security.md, line 8: EVEN-PORT's reserved port is not handed to another, and is freed at its time."""
+"""security.md, line 8: a port that EVEN-PORT reserved needs its token and its user, and is freed after 30 s."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from polynya.stun import attributes as a
 from tests.turn.server.harness import CLIENT, OTHER, PEER, Person, Table, code, config
 
 
-def test_a_reserved_port_is_given_to_nobody_else() -> None:
+def test_a_reserved_port_is_for_the_user_with_the_token() -> None:
     table = Table(config(ports=(50000, 50001)))
     token = Person(table).allocate({a.EVEN_PORT: True})[a.RESERVATION_TOKEN]
     assert code(Person(table, Address(CLIENT.host, 40001)).allocate()) == 508
     bob = Person(table, OTHER, "bob")
     assert code(bob.allocate({a.RESERVATION_TOKEN: token})) == 508, "another user cannot redeem it"
     alice = Person(table, Address(CLIENT.host, 40002))
-    assert code(alice.allocate({a.RESERVATION_TOKEN: token})) == 0, "its own still can"
+    assert code(alice.allocate({a.RESERVATION_TOKEN: token})) == 0, "its own user can"
 
 
 def test_a_reserved_port_relays_nothing_until_it_is_redeemed() -> None:
@@ -29,7 +29,7 @@ def test_a_reserved_port_relays_nothing_until_it_is_redeemed() -> None:
     assert bob.send(b"x", relay.with_port(relay.port + 1)) == []
 
 
-def test_it_is_freed_at_its_time_and_the_token_is_worth_nothing_then() -> None:
+def test_a_reservation_expires_with_its_token() -> None:
     table = Table(config())
     alice = Person(table)
     token = alice.allocate({a.EVEN_PORT: True})[a.RESERVATION_TOKEN]
@@ -41,7 +41,7 @@ def test_it_is_freed_at_its_time_and_the_token_is_worth_nothing_then() -> None:
     assert code(late.allocate({a.RESERVATION_TOKEN: token})) == 508
 
 
-def test_the_reservation_outlives_the_allocation_that_made_it() -> None:
+def test_a_reservation_outlives_the_allocation_that_made_it() -> None:
     table = Table(config())
     alice = Person(table)
     token = alice.allocate({a.EVEN_PORT: True})[a.RESERVATION_TOKEN]

@@ -1,4 +1,4 @@
-"""security.md, line 9: expired credentials, several secrets at once, keys not passwords, no bidding down."""
+"""security.md, line 9: credentials expire, secrets can be replaced, keys are stored, algorithms are not bid down."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from polynya.stun.registry import Method
 from polynya.stun.security import SecurityFeature, features_of
 from polynya.turn.server.config import Limits
 from polynya.turn.server.lookups import LookUp, UserFound
-from polynya.turn.server.users import AskedUsers, Directories, SharedSecrets, StaticUsers, User
+from polynya.turn.server.users import Directories, ExternalUsers, SharedSecrets, StaticUsers, User
 from tests.turn.server.harness import CLIENT, OTHER, PASSWORDS, REALM, Person, Table, code, config, users
 
 ALLOCATE = {a.REQUESTED_TRANSPORT: 17}
@@ -37,7 +37,7 @@ def limited(table: Table, expires: int, who: str = "alice", secret: str = "one",
     return Person(table, address, name, password)
 
 
-def test_time_limited_credentials_are_good_until_they_expire() -> None:
+def test_time_limited_credentials_are_valid_until_they_expire() -> None:
     table = shared("one")
     assert code(limited(table, UNIX + 10).allocate()) == 0
     assert code(limited(table, UNIX, address=OTHER).allocate()) == 401
@@ -46,7 +46,7 @@ def test_time_limited_credentials_are_good_until_they_expire() -> None:
     assert code(late.allocate()) == 401
 
 
-def test_without_the_time_of_day_none_of_them_is_good() -> None:
+def test_time_limited_credentials_need_the_time_of_day() -> None:
     table = Table(config(), SharedSecrets(REALM, ["one"]))
     assert code(limited(table, 10**11).allocate()) == 401
 
@@ -60,11 +60,11 @@ def test_an_allocation_outlives_its_credentials_unless_refresh_is_strict(strict:
     assert code(alice.refresh()) == (401 if strict else 0)
     assert code(alice.permit(Address("203.0.113.9", 1))) == 0
     renewed = limited(table, UNIX + 1000)
-    assert code(renewed.refresh()) == 0, "the same person with renewed credentials"
+    assert code(renewed.refresh()) == 0, "the same account with renewed credentials"
     assert code(limited(table, UNIX + 1000, "bob").refresh()) == 441
 
 
-def test_several_secrets_are_good_at_once() -> None:
+def test_several_secrets_are_valid_at_once() -> None:
     table = shared("new", "old")
     for number, (secret, expected) in enumerate({"new": 0, "old": 0, "other": 401}.items()):
         person = limited(table, UNIX + 10, "alice", secret, Address(CLIENT.host, 2000 + number))
@@ -74,13 +74,13 @@ def test_several_secrets_are_good_at_once() -> None:
 @pytest.mark.parametrize(
     "name", ["alice", ":alice", "-5:alice", "1e9:alice", "\u0661\u0662:alice", "9" * 30 + ":alice"]
 )
-def test_names_without_a_time_are_nobody(name: str) -> None:
+def test_names_without_an_expiry_are_unknown(name: str) -> None:
     table = shared("one")
     password = base64.b64encode(hmac.digest(b"one", name.encode(), hashlib.sha1)).decode()
     assert code(Person(table, name=name, password=password).allocate()) == 401
 
 
-def test_the_quota_of_renewed_credentials_is_the_persons() -> None:
+def test_renewed_credentials_share_the_quota_of_their_account() -> None:
     from polynya.turn.server.config import Limits
 
     table = shared("one", limits=Limits(allocations_per_user=1))
@@ -88,7 +88,7 @@ def test_the_quota_of_renewed_credentials_is_the_persons() -> None:
     assert code(limited(table, UNIX + 20, address=OTHER).allocate()) == 486
 
 
-def test_passwords_are_not_kept() -> None:
+def test_passwords_are_not_stored() -> None:
     user = User.with_password("alice", REALM, "wonder-in-clear")
     assert b"wonder-in-clear" not in pickle.dumps(str(vars(type(user))) + repr(user))
     assert "wonder-in-clear" not in repr(user) + repr(user.keys)
@@ -123,9 +123,7 @@ def test_sha256_is_offered_first_and_announced_in_the_nonce() -> None:
         (None, a.PasswordAlgorithm(1)),
     ],
 )
-def test_an_offer_that_was_changed_on_the_way_is_refused(
-    offered: tuple | None, chosen: a.PasswordAlgorithm | None
-) -> None:
+def test_a_changed_offer_of_algorithms_is_refused(offered: tuple | None, chosen: a.PasswordAlgorithm | None) -> None:
     table = Table(config())
     alice, _ = challenge(table)
     alice.offered = None
@@ -137,7 +135,7 @@ def test_an_offer_that_was_changed_on_the_way_is_refused(
     assert code(alice.say(alice.build(Method.ALLOCATE, values))) == 400
 
 
-def test_a_server_without_md5_takes_no_md5() -> None:
+def test_a_server_without_md5_accepts_no_md5() -> None:
     table = Table(config(algorithms=(2,)))
     assert code(Person(table, algorithm=None).allocate()) == 401
     assert code(Person(table, OTHER).allocate()) == 0
@@ -150,7 +148,7 @@ def test_a_server_with_md5_alone_offers_nothing() -> None:
     assert code(Person(table, algorithm=None).allocate()) == 0
 
 
-def test_userhash_where_users_are_known_and_only_there() -> None:
+def test_userhash_is_announced_and_resolved_only_if_all_users_are_known() -> None:
     table = Table(config())
     assert code(Person(table, by_hash=True).allocate()) == 0
     table = shared("one")
@@ -162,7 +160,7 @@ def test_userhash_where_users_are_known_and_only_there() -> None:
 
 
 @pytest.mark.parametrize(("name", "password"), [("alice", "wrong"), ("mallory", "wonder"), ("alice", "builder")])
-def test_wrong_names_and_passwords_get_the_same_answer(name: str, password: str) -> None:
+def test_wrong_names_and_passwords_get_the_same_response(name: str, password: str) -> None:
     table = Table(config())
     answer = Person(table, name=name, password=password).allocate()
     assert answer[a.ERROR_CODE] == (401, "")
@@ -182,21 +180,21 @@ def test_incomplete_credentials_are_a_bad_request(missing: a.Attribute) -> None:
     assert code(alice.say(Message.request(Method.ALLOCATE, bytes(12), values).encode(integrity=key))) == 400
 
 
-def test_users_can_be_looked_up_outside() -> None:
-    table = Table(config(), Directories([users(), AskedUsers()]))
+def test_users_can_be_looked_up_outside_the_server() -> None:
+    table = Table(config(), Directories([users(), ExternalUsers()]))
     carol = Person(table, name="carol", password="sea")
     carol.learn(carol.say(carol.build(Method.ALLOCATE, ALLOCATE)))
     request = carol.build(Method.ALLOCATE, ALLOCATE)
     assert table.from_client(request) == [] and table.from_client(request) == []
-    assert table.events(LookUp) == [LookUp("carol")], "asked once"
+    assert table.events(LookUp) == [LookUp("carol")], "looked up once"
     [answer] = table.give(UserFound("carol", User.with_password("carol", REALM, "sea")))
     assert answer.remote == CLIENT and len(table.flows) == 1
-    assert code(carol.refresh()) == 0 and len(table.events(LookUp)) == 1, "remembered"
-    assert code(Person(table, OTHER).allocate()) == 0, "who is known needs no look-up"
+    assert code(carol.refresh()) == 0 and len(table.events(LookUp)) == 1, "cached"
+    assert code(Person(table, OTHER).allocate()) == 0, "a cached user needs no lookup"
 
 
-def test_a_stranger_who_was_looked_up_is_refused_and_silence_ends() -> None:
-    table = Table(config(), AskedUsers())
+def test_an_unknown_user_is_refused_after_the_lookup_and_a_lookup_times_out() -> None:
+    table = Table(config(), ExternalUsers())
     carol = Person(table, name="carol", password="sea")
     carol.learn(carol.say(carol.build(Method.ALLOCATE, ALLOCATE)))
     carol.say(carol.build(Method.ALLOCATE, ALLOCATE))
@@ -206,20 +204,20 @@ def test_a_stranger_who_was_looked_up_is_refused_and_silence_ends() -> None:
     carol.say(carol.build(Method.ALLOCATE, ALLOCATE))
     assert len(table.events(LookUp)) == 2
     table.run_for(6)
-    assert table.server.control.next_timer() is None, "the request that nobody answered for is dropped"
+    assert table.server.control.next_timer() is None, "the request is dropped after the timeout"
     assert table.now % SECOND == 0
 
 
-def test_one_source_cannot_use_up_the_look_ups_of_all() -> None:
-    """Who guesses names is asked about as often as it may be answered, and the others still come in."""
+def test_one_source_cannot_use_up_the_lookups() -> None:
+    """A source that guesses names causes at most as many lookups as responses, and others are still served."""
     limits = Limits(unauthenticated_answers_per_second=10, unauthenticated_burst=20, pending_lookups=50)
-    table = Table(config(limits=limits), AskedUsers())
+    table = Table(config(limits=limits), ExternalUsers())
     mallory = Person(table, OTHER, "mallory", "?")
     assert mallory.learn(mallory.say(mallory.build(Method.ALLOCATE, ALLOCATE)))
     for number in range(1000):
         mallory.name = f"name {number}"
         assert mallory.say(mallory.build(Method.ALLOCATE, ALLOCATE)) is None
-    assert len(table.events(LookUp)) == 19, "one unit went with the first answer"
+    assert len(table.events(LookUp)) == 19, "the first response took one unit of the budget"
     carol = Person(table, name="carol", password="sea")
     assert carol.learn(carol.say(carol.build(Method.ALLOCATE, ALLOCATE)))
     carol.say(carol.build(Method.ALLOCATE, ALLOCATE))
@@ -228,21 +226,21 @@ def test_one_source_cannot_use_up_the_look_ups_of_all() -> None:
     assert len(table.flows) == 1
 
 
-def test_all_sources_together_wait_for_so_many_look_ups_and_no_more() -> None:
-    table = Table(config(limits=Limits(pending_lookups=5)), AskedUsers())
+def test_the_number_of_pending_lookups_is_limited() -> None:
+    table = Table(config(limits=Limits(pending_lookups=5)), ExternalUsers())
     for number in range(8):
         person = Person(table, Address(f"198.51.100.{number}", 1000), f"name {number}", "?")
         assert person.learn(person.say(person.build(Method.ALLOCATE, ALLOCATE)))
         person.say(person.build(Method.ALLOCATE, ALLOCATE))
     assert len(table.events(LookUp)) == 5
-    assert table.server.control.counters["dropped: too many look-ups"] == 3
+    assert table.server.control.counters["dropped: too many user lookups"] == 3
 
 
-def test_a_userhash_is_looked_for_in_every_directory() -> None:
+def test_a_userhash_is_searched_in_every_directory() -> None:
     both = [StaticUsers(REALM, [User.with_password(name, REALM, word)]) for name, word in PASSWORDS.items()]
     table = Table(config(), Directories(both))
     for number, name in enumerate(PASSWORDS):
         person = Person(table, Address("198.51.100.50", 1000 + number), name, by_hash=True)
         assert code(person.allocate()) == 0
-    stranger = Person(table, OTHER, "nobody", "x", by_hash=True)
-    assert code(stranger.allocate()) == 401
+    unknown = Person(table, OTHER, "unknown", "x", by_hash=True)
+    assert code(unknown.allocate()) == 401

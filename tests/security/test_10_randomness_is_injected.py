@@ -1,4 +1,4 @@
-"""security.md, line 10: ports, nonces and tokens come from the randomness that the shell gives: the system's."""
+"""security.md, line 10: ports, nonces and tokens come from the system's randomness, which the shell injects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from polynya.core.addresses import Address
 from polynya.core.flows import FlowIds
 from polynya.stun import attributes as a
 from polynya.stun.message import decode
-from polynya.turn.server.relay_server import RelayServer
+from polynya.turn.server.forwarder import Forwarder
+from polynya.turn.server.server import TurnServer
 from tests.turn.server.harness import CLIENT, PEER, Person, Table, code, config, users
 
 
@@ -28,21 +29,23 @@ def run(seed: int) -> list[bytes]:
 
 
 def drawn(seed: int) -> list[bytes]:
-    """What somebody could want to guess: nonce, relay port, reservation token, transaction id."""
+    """Return what an attacker might guess: nonce, relay port, reservation token, transaction id."""
     messages = [decode(data) for data in run(seed)]
     allocated = next(message for message in messages if a.RESERVATION_TOKEN in message)
     return [messages[0][a.NONCE], allocated[a.RESERVATION_TOKEN], messages[-1].transaction_id,
             str(allocated[a.XOR_RELAYED_ADDRESS]).encode()]  # fmt: skip
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_gives_others() -> None:
+def test_randomness_comes_from_the_seed_only() -> None:
     assert run(1) == run(1)
     assert not set(drawn(1)) & set(drawn(2))
 
 
-def test_the_systems_randomness_fits() -> None:
+def test_the_systems_randomness_can_be_injected() -> None:
     table = Table(config(ports=(49152, 65535)))
-    table.server = RelayServer(config(ports=(49152, 65535)), users(), FlowIds(), random=random.SystemRandom())
+    chance = random.SystemRandom()
+    plane = Forwarder(FlowIds(), random=chance)
+    table.server = TurnServer(config(ports=(49152, 65535)), users(), plane, random=chance)
     ports = []
     for number in range(50):
         person = Person(table, Address(CLIENT.host, 1000 + number))
@@ -50,7 +53,7 @@ def test_the_systems_randomness_fits() -> None:
         ports.append(person.relayed[0].port)
     assert len(set(ports)) == 50
     steps = [second - first for first, second in pairwise(ports)]
-    assert len(set(steps)) > 40, "not one after the other"
+    assert len(set(steps)) > 40, "ports are not sequential"
 
 
 SHELLS = sorted(
@@ -61,15 +64,15 @@ SHELLS = sorted(
 
 
 @pytest.mark.parametrize("path", SHELLS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_the_shells_know_no_other_randomness_than_the_systems(path: Path) -> None:
-    """Whatever a shell draws or gives a machine to draw from is `SystemRandom`, `secrets` or `os.urandom`."""
+def test_shells_use_the_systems_randomness_only(path: Path) -> None:
+    """Shells use `SystemRandom`, `secrets` or `os.urandom` only, for themselves and for machines."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         called = node.func if isinstance(node, ast.Call) else None
         name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
-        assert name != "Random", f"{path.name}:{node.lineno} makes a generator that can be guessed"
+        assert name != "Random", f"{path.name}:{node.lineno} makes a predictable generator"
         of = called.value if isinstance(called, ast.Attribute) else None
         assert not (isinstance(of, ast.Name) and of.id == "random" and name != "SystemRandom"), (
-            f"{path.name}:{node.lineno} draws from the module's own generator"
+            f"{path.name}:{node.lineno} draws from the module's predictable generator"
         )
 
 

@@ -1,14 +1,23 @@
-"""A signaling server and its members joined by links of no delay, on a virtual clock."""
+"""A signaling server and clients on links without delay, with a virtual clock."""
 
 from __future__ import annotations
 
 import random
 
 from polynya.core.instants import SECOND, Instant
-from polynya.signaling.client import ClientEvent, Patience, RoomClient
+from polynya.signaling.client import ClientEvent, ClientTimeouts, RoomClient
 from polynya.signaling.limits import Limits
-from polynya.signaling.links import CloseLink, LinkClosed, LinkOpened, LinkText, OpenLink, SendText
-from polynya.signaling.messages import Description, FromMember, FromServer, IceServer, decode_from_server, encode
+from polynya.signaling.links import (
+    CloseLink,
+    FindServers,
+    LinkClosed,
+    LinkOpened,
+    LinkText,
+    OpenLink,
+    SendText,
+    ServersFound,
+)
+from polynya.signaling.messages import Description, FromClient, FromServer, IceServer, decode_from_server, encode
 from polynya.signaling.server import RoomEvent, RoomServer
 
 SERVERS = (IceServer(uris=("stun:192.0.2.1:3478",)),)
@@ -20,7 +29,7 @@ def description(generation: int = 0, ufrag: str = "abcd") -> Description:
 
 
 class RawLink:
-    """A link driven by hand: what a hostile or foreign member may do."""
+    """A link driven by hand, for hostile and foreign clients."""
 
     def __init__(self, house: House, link: int) -> None:
         self.house = house
@@ -28,8 +37,8 @@ class RawLink:
         self.said: list[FromServer] = []
         self.closed: tuple[int, str] | None = None
 
-    def say(self, message: FromMember | str | bytes) -> list[FromServer]:
-        """Say something; what the server says back."""
+    def say(self, message: FromClient | str | bytes) -> list[FromServer]:
+        """Send a message and return the server's answers."""
         text = message if isinstance(message, str | bytes) else encode(message)
         self.house.server.receive(LinkText(self.link, text), now=self.house.now)
         self.house.settle()
@@ -45,14 +54,14 @@ class RawLink:
 
 
 class Member:
-    """A client machine with its events kept."""
+    """A client machine and its events."""
 
     def __init__(self, house: House, client: RoomClient) -> None:
         self.house = house
         self.client = client
         self.events: list[ClientEvent] = []
         self.link: int | None = None
-        """The link as the server numbers it."""
+        """The server's number of the link."""
 
     def drain(self) -> list[ClientEvent]:
         events, self.events = self.events, []
@@ -68,7 +77,7 @@ class Member:
 
 
 class House:
-    """The world: every text that was sent is at the other end at once, and in order."""
+    """A signaling server and its clients. Every text arrives at once and in order."""
 
     def __init__(self, seed: int = 1, **limits: int) -> None:
         self.now = Instant(0)
@@ -76,6 +85,8 @@ class House:
         self.server = RoomServer(Limits(**limits), random=self.random)
         self.server_events: list[RoomEvent] = []
         self.up = True
+        self.servers = SERVERS
+        """The server list that every client gets now."""
         self._links = 0
         self._raw: dict[int, RawLink] = {}
         self._members: list[Member] = []
@@ -86,19 +97,19 @@ class House:
         self._links += 1
         link = RawLink(self, self._links)
         self._raw[link.link] = link
-        self.server.receive(LinkOpened(link=link.link, remote=remote, servers=SERVERS), now=self.now)
+        self.server.receive(LinkOpened(link=link.link, remote=remote, servers=self.servers), now=self.now)
         self.settle()
         return link
 
-    def member(self, room: str = "room", *, patience: Patience | None = None, limit: int | None = None) -> Member:
-        member = Member(self, RoomClient(room, random=self.random, patience=patience, limit=limit))
+    def member(self, room: str = "room", *, timeouts: ClientTimeouts | None = None, limit: int | None = None) -> Member:
+        member = Member(self, RoomClient(room, random=self.random, timeouts=timeouts, limit=limit))
         self._members.append(member)
         member.client.start(now=self.now)
         self.settle()
         return member
 
     def break_link(self, member: Member, code: int = 1006) -> None:
-        """The member's connection breaks, and both ends see it."""
+        """Break the member's connection at both ends."""
         assert member.link is not None
         own = self._of_link.pop(member.link)[1]
         self.server.receive(LinkClosed(link=member.link, code=code), now=self.now)
@@ -106,7 +117,7 @@ class House:
         self.settle()
 
     def settle(self) -> None:
-        """Carry everything until nothing moves."""
+        """Deliver all texts until none is left."""
         moved = True
         while moved:
             moved = self._from_server()
@@ -114,7 +125,7 @@ class House:
                 moved = self._from_member(member) or moved
 
     def run(self, seconds: float) -> None:
-        """Let the clock jump from timer to timer."""
+        """Advance the clock from timer to timer."""
         end = self.now + round(seconds * SECOND)
         while True:
             machines = [self.server, *(member.client for member in self._members)]
@@ -131,6 +142,9 @@ class House:
         outputs = self.server.outputs()
         self.server_events += self.server.events()
         for output in outputs:
+            if isinstance(output, FindServers):
+                self.server.receive(ServersFound(link=output.link, servers=self.servers), now=self.now)
+                continue
             raw = self._raw.get(output.link)
             if raw is not None:
                 if isinstance(output, SendText):
@@ -160,7 +174,7 @@ class House:
                 self._links += 1
                 member.link = self._links
                 self._of_link[member.link] = (member, output.link)
-                self.server.receive(LinkOpened(link=member.link, remote="member", servers=SERVERS), now=self.now)
+                self.server.receive(LinkOpened(link=member.link, remote="member", servers=self.servers), now=self.now)
                 member.client.receive(LinkOpened(link=output.link), now=self.now)
             elif member.link in self._of_link and self._of_link[member.link][1] == output.link:
                 if isinstance(output, SendText):

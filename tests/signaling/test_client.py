@@ -1,4 +1,4 @@
-"""A member's side: entering, roles, coming back, pacing, and what is not believed."""
+"""The signaling client: joining, roles, reconnecting, pacing, server lists, and invalid input."""
 
 from __future__ import annotations
 
@@ -11,28 +11,34 @@ from polynya.core.instants import SECOND, Instant
 from polynya.signaling.client import (
     BodyReceived,
     ClientState,
+    ClientTimeouts,
     Ended,
     Entered,
     Interrupted,
-    Patience,
     PeerJoined,
     PeerLeft,
     Refused,
     RoomClient,
+    ServersReceived,
+    ServersRefused,
 )
 from polynya.signaling.links import CloseLink, LinkClosed, LinkOpened, LinkText, OpenLink, SendText
 from polynya.signaling.messages import (
     Candidate,
     Error,
+    IceServer,
     Joined,
+    ListServers,
     Pace,
+    ServerList,
     Welcome,
     encode,
     signal,
 )
 from tests.signaling.house import SERVERS, House, Member, description
 
-ME, PEER, STRANGER = "5" * 32, "a" * 32, "c" * 32
+ME, PEER, OUTSIDER = "5" * 32, "a" * 32, "c" * 32
+NEW_SERVERS = (IceServer(uris=("turn:192.0.2.2:3478",), username="u", credential="c", lifetime=60),)
 PACE = Pace(message_bytes=16_384, messages_per_second=50, burst=200, keepalive=100, resume=30)
 
 
@@ -58,7 +64,7 @@ def test_two_members_find_each_other_and_exchange_descriptions_and_candidates() 
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_exactly_one_of_two_controls_whoever_came_or_spoke_first(seed: int) -> None:
+def test_exactly_one_of_two_members_controls_in_any_order(seed: int) -> None:
     house = House(seed)
     members = [house.member() for _ in range(4)]
     for one in members:
@@ -71,7 +77,7 @@ def test_exactly_one_of_two_controls_whoever_came_or_spoke_first(seed: int) -> N
     assert glare == [description(ufrag="bbbb"), description(ufrag="aaaa")]
 
 
-def test_same_seed_same_texts() -> None:
+def test_the_same_seed_gives_the_same_texts() -> None:
     def texts(seed: int) -> list[str]:
         house = House(seed)
         alice, bob = house.member(), house.member()
@@ -85,10 +91,10 @@ def test_same_seed_same_texts() -> None:
     assert texts(3) != texts(4)
 
 
-# --------------------------------------------------------------------------------------------------------- coming back
+# --------------------------------------------------------------------------------------------------------- reconnecting
 
 
-def test_a_broken_link_is_resumed_and_nothing_that_was_sent_meanwhile_is_lost() -> None:
+def test_a_broken_link_is_resumed_without_loss() -> None:
     house = House()
     alice, bob = house.member(), house.member()
     alice.drain()
@@ -102,7 +108,7 @@ def test_a_broken_link_is_resumed_and_nothing_that_was_sent_meanwhile_is_lost() 
     assert alice.drain() == []
     house.up = True
     house.run(10)
-    assert alice.drain() == [BodyReceived(peer=own_id, body=description(2))], "alice never saw it go"
+    assert alice.drain() == [BodyReceived(peer=own_id, body=description(2))], "alice got no `left`"
     assert bob.drain() == [
         Interrupted(reason="broke"),
         Entered(peer_id=own_id, peers=(alice.client.peer_id,), servers=SERVERS, resumed=True),
@@ -110,7 +116,7 @@ def test_a_broken_link_is_resumed_and_nothing_that_was_sent_meanwhile_is_lost() 
     ]
 
 
-def test_who_came_and_went_meanwhile_is_told() -> None:
+def test_changes_of_membership_during_a_disconnection_are_emitted() -> None:
     house = House()
     alice, bob = house.member(), house.member()
     house.up = False
@@ -121,13 +127,13 @@ def test_who_came_and_went_meanwhile_is_told() -> None:
     alice.drain()
     house.run(10)
     assert [event for event in alice.drain() if isinstance(event, PeerLeft | PeerJoined)] == [
-        PeerLeft(peer=bob.client.peer_id, reason="it left while we were away"),
+        PeerLeft(peer=bob.client.peer_id, reason="it left while this side was disconnected"),
         PeerJoined(peer=carol.client.peer_id),
     ]
     assert carol.client.peers == (alice.client.peer_id,)
 
 
-def test_a_member_that_comes_back_too_late_enters_anew() -> None:
+def test_a_client_that_resumes_too_late_joins_with_a_new_id() -> None:
     house = House(resume_timeout=5)
     alice, bob = house.member(), house.member()
     before = bob.client.peer_id
@@ -142,19 +148,19 @@ def test_a_member_that_comes_back_too_late_enters_anew() -> None:
     assert after != before
     assert bob.drain() == [
         Entered(peer_id=after, peers=(alice.client.peer_id,), servers=SERVERS, resumed=False),
-        PeerLeft(peer=alice.client.peer_id, reason="it left while we were away"),
+        PeerLeft(peer=alice.client.peer_id, reason="it left while this side was disconnected"),
     ]
-    told = [event for event in alice.drain() if isinstance(event, PeerLeft | PeerJoined)]
-    assert told == [
+    changes = [event for event in alice.drain() if isinstance(event, PeerLeft | PeerJoined)]
+    assert changes == [
         PeerJoined(peer=before),
         PeerLeft(peer=before, reason="its connection was lost"),
         PeerJoined(peer=after),
     ]
 
 
-def test_patience_ends() -> None:
+def test_reconnecting_ends_after_its_timeout() -> None:
     house = House()
-    member = house.member(patience=Patience(give_up=20 * SECOND))
+    member = house.member(timeouts=ClientTimeouts(give_up=20 * SECOND))
     house.up = False
     house.break_link(member)
     house.run(19)
@@ -164,7 +170,7 @@ def test_patience_ends() -> None:
     assert member.client.next_timer() is None
 
 
-def test_the_first_attempt_fails_at_once() -> None:
+def test_a_first_attempt_that_fails_ends_the_client_at_once() -> None:
     house = House()
     house.up = False
     member = house.member()
@@ -172,7 +178,7 @@ def test_the_first_attempt_fails_at_once() -> None:
     assert member.client.next_timer() is None
 
 
-def test_a_server_that_shuts_down_is_waited_for_and_a_full_room_is_not() -> None:
+def test_a_client_reconnects_after_a_shutdown_and_not_to_a_full_room() -> None:
     house = House()
     member = house.member()
     house.server.close(now=house.now)
@@ -187,14 +193,90 @@ def test_a_server_that_shuts_down_is_waited_for_and_a_full_room_is_not() -> None
     assert ended.code == "room-full"
 
 
-# ---------------------------------------------------------------------------------------------------------- by hand
+# ---------------------------------------------------------------------------------------------------------- server list
+
+
+def test_a_member_requests_the_server_list_and_gets_the_current_one() -> None:
+    house = House()
+    alice = house.member()
+    alice.drain()
+    house.servers = NEW_SERVERS
+    for _ in range(3):  # one request at a time: these are one message
+        alice.client.request_servers(now=house.now)
+    house.settle()
+    assert alice.drain() == [ServersReceived(servers=NEW_SERVERS)]
+    assert alice.client.servers == NEW_SERVERS
+    assert house.server.counters["server-lists"] == 1
+    house.run(60)
+    assert alice.drain() == [], "no timeout remains"
+
+
+def test_a_request_during_a_disconnection_is_answered_by_the_next_welcome() -> None:
+    house = House()
+    alice = house.member()
+    house.up = False
+    house.break_link(alice)
+    alice.client.request_servers(now=house.now)
+    house.servers, house.up = NEW_SERVERS, True
+    alice.drain()
+    house.run(10)
+    kinds = [type(event) for event in alice.events]
+    assert kinds == [Entered, ServersReceived]
+    assert alice.client.servers == NEW_SERVERS
+    assert "server-lists" not in house.server.counters
+
+
+def test_a_request_in_flight_when_the_link_breaks_is_answered_by_the_next_welcome() -> None:
+    server = Server().welcome()
+    server.client.request_servers(now=server.now)
+    assert server.client.outputs() == [SendText(server.link, encode(ListServers()))]
+    server.client.receive(LinkClosed(link=server.link), now=server.now)
+    server.tick_after(1)
+    *_, opened = server.client.outputs()
+    assert isinstance(opened, OpenLink)
+    server.link = opened.link
+    server.client.receive(LinkOpened(link=server.link), now=server.now)
+    server.client.events()
+    server.say(encode(Welcome(version=1, peer=ME, token="7" * 32, peers=(), pace=PACE, servers=NEW_SERVERS)))
+    assert ServersReceived(servers=NEW_SERVERS) in server.client.events()
+
+
+@pytest.mark.parametrize("code", ["servers-rate", "bad-message", "rate"])
+def test_a_refused_request_is_emitted_and_another_one_can_follow(code: str) -> None:
+    server = Server().welcome()
+    server.client.request_servers(now=server.now)
+    server.say(encode(Error(code=code, message="not now")))
+    server.say(encode(Error(code="rate", message="this refuses another message")))
+    assert server.client.events() == [
+        ServersRefused(code=code, reason="not now"),
+        Refused(code="rate", reason="this refuses another message"),
+    ]
+    server.client.outputs()
+    server.client.request_servers(now=server.now)
+    assert server.client.outputs() == [SendText(server.link, encode(ListServers()))]
+
+
+def test_a_request_without_an_answer_times_out() -> None:
+    server = Server(answer=5 * SECOND).welcome()
+    server.client.request_servers(now=server.now)
+    server.tick_after(5)
+    [refused] = server.client.events()
+    assert isinstance(refused, ServersRefused)
+    assert refused.code == "no-answer"
+    assert server.client.state is ClientState.JOINED
+    server.say(encode(ServerList(NEW_SERVERS)))
+    assert server.client.events() == []
+    assert server.client.servers == NEW_SERVERS, "a late answer is current, too"
+
+
+# -------------------------------------------------------------------------------------------------------------- by hand
 
 
 class Server:
-    """A server played by hand, for what a good one would not do."""
+    """A server driven by hand, for invalid and hostile messages."""
 
-    def __init__(self, **patience: int) -> None:
-        self.client = RoomClient("room", random=random.Random(1), patience=Patience(**patience))
+    def __init__(self, **timeouts: int) -> None:
+        self.client = RoomClient("room", random=random.Random(1), timeouts=ClientTimeouts(**timeouts))
         self.now = Instant(0)
         self.client.start(now=self.now)
         [opened] = self.client.outputs()
@@ -217,8 +299,8 @@ class Server:
         self.client.tick(now=self.now)
 
 
-def test_a_server_that_says_nothing_is_given_up() -> None:
-    server = Server(join=10 * SECOND)
+def test_a_silent_server_is_given_up() -> None:
+    server = Server(answer=10 * SECOND)
     assert server.client.next_timer() == 10 * SECOND
     server.tick_after(10)
     [ended] = server.client.events()
@@ -233,13 +315,13 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         ("nonsense", "bad-message"),
         (b"\x01", "bad-message"),
         ('{"type":"dance"}', "bad-message"),
-        (encode(Welcome(version=1, peer=STRANGER, token="7" * 32, peers=(), pace=PACE)), "unexpected"),
-        (encode(signal(STRANGER, description())), "unknown-peer"),
+        (encode(Welcome(version=1, peer=OUTSIDER, token="7" * 32, peers=(), pace=PACE)), "unexpected"),
+        (encode(signal(OUTSIDER, description())), "unknown-peer"),
         (f'{{"type":"signal","peer":"{PEER}","body":{{"kind":"dance"}}}}', "bad-body"),
         (f'{{"type":"signal","peer":"{PEER}","body":{{"kind":"description","ufrag":"a","pwd":"b"}}}}', "bad-body"),
     ],
 )
-def test_what_is_not_right_is_dropped_and_counted(text: str | bytes, counter: str) -> None:
+def test_invalid_messages_are_dropped_and_counted(text: str | bytes, counter: str) -> None:
     server = Server().welcome()
     server.say(text)
     assert server.client.events() == []
@@ -269,8 +351,8 @@ def test_older_generations_are_dropped_and_newer_ones_pass() -> None:
     assert server.client.counters == {"dropped-old-generation": 3}
 
 
-def test_a_burst_is_paced_to_what_the_server_takes() -> None:
-    house = House(messages_per_second=10, burst=30, offences=0)
+def test_a_burst_is_paced_to_the_limits_of_the_server() -> None:
+    house = House(messages_per_second=10, burst=30, offenses=0)
     alice, bob = house.member(), house.member()
     bob.drain()
     for number in range(200):
@@ -285,7 +367,7 @@ def test_a_burst_is_paced_to_what_the_server_takes() -> None:
     assert alice.client.state is ClientState.JOINED
 
 
-def test_a_waiting_member_keeps_its_place_by_keepalives() -> None:
+def test_keepalives_keep_an_idle_member_in_the_room() -> None:
     house = House(idle_timeout=300)
     member = house.member()
     house.run(3600)
@@ -293,14 +375,14 @@ def test_a_waiting_member_keeps_its_place_by_keepalives() -> None:
     assert [type(event) for event in member.drain()] == [Entered]
 
 
-def test_a_refusal_that_is_not_fatal_is_told_and_changes_nothing() -> None:
+def test_a_refusal_that_is_not_fatal_is_emitted_and_changes_nothing() -> None:
     server = Server().welcome()
     server.say(encode(Error(code="unknown-peer", message="no such member", peer=PEER)))
     assert server.client.events() == [Refused(code="unknown-peer", reason="no such member")]
     assert server.client.state is ClientState.JOINED
 
 
-def test_a_server_of_another_version_is_left() -> None:
+def test_a_server_of_another_version_ends_the_client() -> None:
     server = Server()
     server.say(encode(Welcome(version=2, peer=ME, token="7" * 32, peers=(), pace=PACE)))
     [ended] = server.client.events()
@@ -309,21 +391,21 @@ def test_a_server_of_another_version_is_left() -> None:
     assert server.client.outputs() == [CloseLink(link=server.link, code=1008)]
 
 
-def test_what_an_old_link_still_says_is_not_heard() -> None:
+def test_messages_on_an_abandoned_link_are_ignored() -> None:
     server = Server().welcome()
     server.client.receive(LinkClosed(link=server.link), now=server.now)
     server.client.events()
-    server.say(encode(Joined(STRANGER)))
+    server.say(encode(Joined(OUTSIDER)))
     assert server.client.peers == (PEER,)
     server.tick_after(1)
     [opened] = server.client.outputs()
     assert isinstance(opened, OpenLink)
     assert opened.link != server.link
-    server.say(encode(Joined(STRANGER)))
+    server.say(encode(Joined(OUTSIDER)))
     assert server.client.peers == (PEER,)
 
 
-def test_what_is_for_one_who_left_is_dropped() -> None:
+def test_a_signal_for_a_member_that_left_is_dropped() -> None:
     house = House()
     alice, bob = house.member(), house.member()
     gone = bob.client.peer_id
@@ -332,19 +414,21 @@ def test_what_is_for_one_who_left_is_dropped() -> None:
     assert alice.client.counters == {"dropped-no-peer": 1}
 
 
-def test_wrong_use_says_what_to_do() -> None:
+def test_usage_errors_name_the_cause() -> None:
     client = RoomClient("room", random=random.Random(1))
-    with pytest.raises(UsageError, match="enter it first"):
+    with pytest.raises(UsageError, match="has not been entered"):
         client.send(PEER, description(), now=Instant(0))
+    with pytest.raises(UsageError, match="has not been entered"):
+        client.request_servers(now=Instant(0))
     with pytest.raises(UsageError, match="has not been entered"):
         client.controls(PEER)
     client.start(now=Instant(0))
-    with pytest.raises(UsageError, match="has been started"):
+    with pytest.raises(UsageError, match="already been started"):
         client.start(now=Instant(0))
     client.leave(now=Instant(0))
     client.leave(now=Instant(0))
     assert client.events() == [Ended(code="left", reason="left")]
-    with pytest.raises(UsageError, match="when it ended"):
+    with pytest.raises(UsageError, match="has ended"):
         client.send(PEER, description(), now=Instant(0))
 
 

@@ -1,4 +1,4 @@
-"""The text of signaling: what is said is read back, hostile text is refused with one error."""
+"""The codec of signaling messages: round trips, and one error for all hostile text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ OTHER = "f" * 32
 PACE = m.Pace(message_bytes=16_384, messages_per_second=50, burst=200, keepalive=100, resume=30)
 DESCRIPTION = m.Description(ufrag="abcd", pwd="p" * 22, options=("ice2",), lite=True, pacing=5, generation=3)
 
-FROM_MEMBER: list[m.FromMember] = [
+FROM_CLIENT: list[m.FromClient] = [
     m.Join(version=1, room="kitchen"),
     m.Join(version=1, room="küche 🧊", limit=2, resume=m.Resume(ID, OTHER)),
+    m.ListServers(),
     m.signal(ID, DESCRIPTION),
     m.signal(ID, m.Candidate(candidate=None)),
     m.Keepalive(),
@@ -37,6 +38,8 @@ FROM_SERVER: list[m.FromServer] = [
         ),
         resumed=True,
     ),
+    m.ServerList(),
+    m.ServerList((m.IceServer(uris=("turn:h",), username="u", credential="c", lifetime=60),)),
     m.Joined(ID),
     m.Left(ID, "it left"),
     m.signal(ID, m.Candidate(candidate="candidate:1 1 udp 1 192.0.2.1 1 typ host", generation=1)),
@@ -45,13 +48,13 @@ FROM_SERVER: list[m.FromServer] = [
 ]
 
 
-@pytest.mark.parametrize("message", FROM_MEMBER, ids=lambda each: type(each).__name__)
-def test_what_a_member_says_is_read_back(message: m.FromMember) -> None:
-    assert m.decode_from_member(m.encode(message)) == message
+@pytest.mark.parametrize("message", FROM_CLIENT, ids=lambda each: type(each).__name__)
+def test_messages_of_clients_survive_a_round_trip(message: m.FromClient) -> None:
+    assert m.decode_from_client(m.encode(message)) == message
 
 
 @pytest.mark.parametrize("message", FROM_SERVER, ids=lambda each: type(each).__name__)
-def test_what_the_server_says_is_read_back(message: m.FromServer) -> None:
+def test_messages_of_the_server_survive_a_round_trip(message: m.FromServer) -> None:
     assert m.decode_from_server(m.encode(message)) == message
 
 
@@ -70,6 +73,9 @@ def test_the_text_is_the_documented_json() -> None:
         },
     }
     assert json.loads(m.encode(m.Join(version=1, room="kitchen"))) == {"type": "join", "version": 1, "room": "kitchen"}
+    assert json.loads(m.encode(m.ListServers())) == {"type": "servers"}
+    servers = m.ServerList((m.IceServer(uris=("stun:h",)),))
+    assert json.loads(m.encode(servers)) == {"type": "servers", "servers": [{"uris": ["stun:h"]}]}
     assert json.loads(m.encode(m.signal(ID, m.Candidate(candidate=None))))["body"] == {
         "kind": "candidate",
         "candidate": None,
@@ -77,27 +83,27 @@ def test_the_text_is_the_documented_json() -> None:
     }
 
 
-def test_a_body_is_carried_as_it_is_with_what_the_server_does_not_know() -> None:
+def test_a_body_passes_the_server_unchanged_with_unknown_fields() -> None:
     body = '{"kind":"sealed","box":"AAAA","n":[1,2,{"x":null}]}'
-    message = m.decode_from_member(f'{{"type":"signal","peer":"{ID}","body":{body}}}')
+    message = m.decode_from_client(f'{{"type":"signal","peer":"{ID}","body":{body}}}')
     assert isinstance(message, m.Signal)
     assert body in m.encode(m.Signal(peer=OTHER, body=message.body))
 
 
 @pytest.mark.parametrize(("depth", "good"), [(m.NESTING - 2, True), (m.NESTING - 1, False)])
-def test_nesting_is_bounded_alike_everywhere(depth: int, good: bool) -> None:
-    """Not by what the interpreter's stack bears: a server would pass on what some members cannot read."""
+def test_nesting_has_the_same_bound_everywhere(depth: int, good: bool) -> None:
+    """A bound that depends on the interpreter's stack would let a server relay what some members cannot parse."""
     inner = '{"a":' * depth + '"[[[[\\"{{{{"' + "}" * depth
     text = f'{{"type":"signal","peer":"{ID}","body":{{"wide":[{"[]," * 100}0],"a":{inner}}}}}'
     if good:
-        assert isinstance(m.decode_from_member(text), m.Signal)
+        assert isinstance(m.decode_from_client(text), m.Signal)
     else:
-        with pytest.raises(DecodeError, match="nested at most 64 deep"):
-            m.decode_from_member(text)
+        with pytest.raises(DecodeError, match="nested at most 64 levels deep"):
+            m.decode_from_client(text)
 
 
-def test_fields_that_are_not_known_are_ignored() -> None:
-    assert m.decode_from_member('{"type":"leave","mood":"good"}') == m.Leave()
+def test_unknown_fields_are_ignored() -> None:
+    assert m.decode_from_client('{"type":"leave","mood":"good"}') == m.Leave()
     assert m.decode_body(msgspec.Raw(b'{"kind":"candidate","candidate":null,"mid":"0"}')) == m.Candidate(candidate=None)
 
 
@@ -133,7 +139,7 @@ HOSTILE = {
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_is_a_decode_error_that_is_short_and_printable(text: str | bytes) -> None:
     with pytest.raises(DecodeError) as error:
-        m.decode_from_member(text)
+        m.decode_from_client(text)
     assert str(error.value).isascii()
     assert str(error.value).isprintable()
     assert len(str(error.value)) <= 200
@@ -154,14 +160,14 @@ def test_hostile_text_is_a_decode_error_that_is_short_and_printable(text: str | 
         b'{"kind":"candidate","candidate":"\xff"}',
     ],
 )
-def test_a_body_that_is_not_one_is_a_decode_error(body: bytes) -> None:
+def test_an_invalid_body_is_a_decode_error(body: bytes) -> None:
     with pytest.raises(DecodeError):
         m.decode_body(msgspec.Raw(body))
 
 
 def test_mutated_messages_raise_decode_errors_and_nothing_else() -> None:
     chance = random.Random(7)
-    texts = [m.encode(message) for message in [*FROM_MEMBER, *FROM_SERVER]]
+    texts = [m.encode(message) for message in [*FROM_CLIENT, *FROM_SERVER]]
     alphabet = '{}[]":,\\u0123456789abcdeftrnl\x00\x7f\xa0\ud83d🧊'
     refused = 0
     for _ in range(20_000):
@@ -178,7 +184,7 @@ def test_mutated_messages_raise_decode_errors_and_nothing_else() -> None:
                     text[at:at] = text[chance.randrange(len(text)) :]
                 case _:
                     text.insert(at, chance.choice(alphabet))
-        for decode in (m.decode_from_member, m.decode_from_server):
+        for decode in (m.decode_from_client, m.decode_from_server):
             try:
                 message = decode("".join(text))
                 if isinstance(message, m.Signal):

@@ -1,4 +1,4 @@
-"""The server's side: who is in, who is told what, and what hostile members get."""
+"""The signaling server: membership, relaying, server lists, limits, and hostile clients."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from polynya.core.errors import ConfigurationError
 from polynya.core.instants import SECOND, Instant
 from polynya.core.trace import TraceEvent, Tracer
 from polynya.signaling.limits import Bucket, Limits
-from polynya.signaling.links import GOING_AWAY, NORMAL, POLICY, REPLACED, TOO_LARGE, TRY_LATER, LinkText
+from polynya.signaling.links import GOING_AWAY, NORMAL, POLICY, REPLACED, TOO_LARGE, TRY_LATER, LinkText, ServersFound
 from polynya.signaling.messages import (
     Error,
     FromServer,
+    IceServer,
     Join,
     Joined,
     Keepalive,
     Leave,
     Left,
+    ListServers,
     Resume,
+    ServerList,
     Signal,
     Welcome,
     signal,
@@ -28,6 +31,7 @@ from polynya.signaling.server import LinkRefused, MemberJoined, MemberLeft, Room
 from tests.signaling.house import SERVERS, House, RawLink, description
 
 JOIN = Join(version=1, room="room")
+NEW_SERVERS = (IceServer(uris=("turn:192.0.2.2:3478",), username="u", credential="c", lifetime=60),)
 
 
 def join(house: House, room: str = "room", *, resume: Welcome | None = None) -> tuple[RawLink, Welcome]:
@@ -42,7 +46,7 @@ def codes(said: list[FromServer]) -> list[str]:
     return [each.code for each in said if isinstance(each, Error)]
 
 
-def test_the_newcomer_gets_the_others_and_the_others_get_the_newcomer() -> None:
+def test_a_newcomer_is_announced_and_gets_the_list_of_members() -> None:
     house = House()
     first, a = join(house)
     second, b = join(house)
@@ -66,7 +70,7 @@ def test_ids_and_tokens_are_128_random_bits_and_follow_the_seed() -> None:
     assert all(len(text) == 32 for text in draw(1))
 
 
-def test_a_signal_reaches_the_one_it_is_for_and_says_who_sent_it() -> None:
+def test_a_signal_reaches_its_recipient_and_names_the_sender() -> None:
     house = House()
     first, a = join(house)
     second, b = join(house)
@@ -78,19 +82,19 @@ def test_a_signal_reaches_the_one_it_is_for_and_says_who_sent_it() -> None:
     assert third.heard() == []
 
 
-def test_nobody_is_reached_outside_the_own_room() -> None:
+def test_signals_reach_only_members_of_the_same_room() -> None:
     house = House()
     inside, a = join(house, "one")
     _, b = join(house, "other")
     outside = house.raw()
     assert codes(inside.say(signal(b.peer, description()))) == ["unknown-peer"]
-    assert codes(inside.say(signal(a.peer, description()))) == ["unknown-peer"], "nor oneself"
+    assert codes(inside.say(signal(a.peer, description()))) == ["unknown-peer"], "a member cannot signal itself"
     assert codes(outside.say(signal(a.peer, description()))) == ["not-joined"]
     assert codes(outside.say(Keepalive())) == ["not-joined"]
     assert house.server.counters.get("relayed", 0) == 0
 
 
-def test_leaving_tells_the_others_and_the_last_one_takes_the_room_along() -> None:
+def test_a_leave_is_announced_and_the_last_one_removes_the_room() -> None:
     house = House()
     first, _ = join(house)
     second, b = join(house)
@@ -103,13 +107,13 @@ def test_leaving_tells_the_others_and_the_last_one_takes_the_room_along() -> Non
     assert house.server.next_timer() is None
 
 
-def test_whoever_comes_back_in_time_keeps_its_id_and_gets_what_was_said_meanwhile() -> None:
+def test_a_member_that_resumes_in_time_keeps_its_id_and_gets_the_kept_signals() -> None:
     house = House()
     first, a = join(house)
     second, b = join(house)
     first.heard()
     second.close()
-    assert first.heard() == [], "a connection that broke is no goodbye"
+    assert first.heard() == [], "a broken connection is not announced"
     first.say(signal(b.peer, description(1)))
     first.say(signal(b.peer, description(2)))
     back = house.raw()
@@ -118,14 +122,14 @@ def test_whoever_comes_back_in_time_keeps_its_id_and_gets_what_was_said_meanwhil
     assert isinstance(welcome, Welcome)
     assert welcome.resumed
     assert (welcome.peer, welcome.peers) == (b.peer, (a.peer,))
-    assert welcome.token != b.token, "a token is good once"
+    assert welcome.token != b.token, "a token is valid once"
     assert said[1:] == [signal(a.peer, description(1)), signal(a.peer, description(2))]
     assert first.heard() == []
     house.run(60)
     assert b.peer not in [event.peer for event in house.server_events if isinstance(event, MemberLeft)]
 
 
-def test_whoever_does_not_come_back_in_time_has_left() -> None:
+def test_a_member_that_does_not_resume_in_time_has_left() -> None:
     house = House(resume_timeout=30)
     first, _ = join(house)
     second, b = join(house)
@@ -155,32 +159,32 @@ def test_a_wrong_token_or_room_resumes_nothing(wrong: str) -> None:
     assert welcome.peer not in {a.peer, bystander.peer}
 
 
-def test_a_resume_takes_over_from_a_connection_that_nobody_saw_break() -> None:
+def test_a_resume_replaces_a_connection_that_still_looks_open() -> None:
     house = House()
     old, a = join(house)
     new, welcome = join(house, resume=a)
     assert old.closed == (REPLACED, "resumed on another connection")
     assert welcome.peer == a.peer
     old.close()
-    assert old.say(Leave()) == [], "nothing is heard from the old one"
+    assert old.say(Leave()) == [], "messages on the old link are ignored"
     assert codes(new.say(Keepalive())) == []
     assert house.server.counters["members"] == 1
 
 
-def test_who_joins_meanwhile_is_told_of_the_absent_only_when_it_is_back() -> None:
+def test_an_absent_member_is_announced_to_newcomers_when_it_resumes() -> None:
     house = House()
     absent, a = join(house)
     absent.close()
     newcomer, n = join(house)
     assert n.peers == ()
-    assert codes(newcomer.say(signal(a.peer, description()))) == [], "the id is valid, though not told"
+    assert codes(newcomer.say(signal(a.peer, description()))) == [], "the id is valid, though not announced"
     back, welcome = join(house, resume=a)
     assert welcome.peers == (n.peer,)
     assert newcomer.heard() == [Joined(a.peer)]
     assert back.heard() == [signal(n.peer, description())]
 
 
-def test_two_who_were_away_at_once_still_know_each_other() -> None:
+def test_two_members_that_were_away_at_once_still_know_each_other() -> None:
     house = House()
     one, a = join(house)
     two, b = join(house)
@@ -193,7 +197,7 @@ def test_two_who_were_away_at_once_still_know_each_other() -> None:
     assert back_two.heard() == []
 
 
-def test_an_absent_member_makes_place_for_a_newcomer() -> None:
+def test_a_newcomer_takes_the_place_of_an_absent_member() -> None:
     house = House(room_members=2)
     stays, _ = join(house)
     gone, b = join(house)
@@ -205,7 +209,7 @@ def test_an_absent_member_makes_place_for_a_newcomer() -> None:
     assert stays.heard() == [Left(b.peer, "its connection was lost"), Joined(c.peer)]
 
 
-def test_what_is_kept_for_the_absent_is_bounded() -> None:
+def test_messages_kept_for_one_absent_member_are_bounded() -> None:
     house = House(away_messages=3)
     one, _ = join(house)
     two, b = join(house)
@@ -219,7 +223,7 @@ def test_what_is_kept_for_the_absent_is_bounded() -> None:
     assert codes(one.say(signal(b.peer, description()))) == ["unknown-peer"]
 
 
-def test_what_is_kept_for_all_absent_members_is_bounded() -> None:
+def test_messages_kept_for_all_absent_members_are_bounded() -> None:
     house = House(away_bytes_in_all=250)
     one, _ = join(house)
     gone = [join(house) for _ in range(2)]
@@ -233,10 +237,55 @@ def test_what_is_kept_for_all_absent_members_is_bounded() -> None:
     assert len(back.heard()) == 1
     third, c = join(house)
     third.close()
-    assert one.say(signal(c.peer, description())) == [Joined(c.peer)], "the room was given back on resume"
+    assert one.say(signal(c.peer, description())) == [Joined(c.peer)], "resuming released the memory"
 
 
-# -------------------------------------------------------------------------------------------------------------- limits
+# ---------------------------------------------------------------------------------------------------------- server list
+
+
+def test_a_member_gets_the_current_server_list() -> None:
+    house = House()
+    link, welcome = join(house)
+    assert welcome.servers == SERVERS
+    house.servers = NEW_SERVERS
+    assert link.say(ListServers()) == [ServerList(NEW_SERVERS)]
+
+
+def test_a_client_gets_the_server_list_without_joining() -> None:
+    house = House(join_timeout=10)
+    link = house.raw()
+    assert link.say(ListServers()) == [ServerList(SERVERS)]
+    assert house.server.counters["rooms"] == house.server.counters["members"] == 0
+    assert house.server_events == []
+    house.run(10)
+    assert codes(link.heard()) == ["join-timeout"], "the request does not postpone the join timeout"
+
+
+def test_server_lists_are_limited_and_the_limit_is_no_offense() -> None:
+    house = House(server_lists=3, offenses=1)
+    link, _ = join(house)
+    assert [link.say(ListServers()) for _ in range(3)] == [[ServerList(SERVERS)]] * 3
+    for _ in range(5):
+        [error] = link.say(ListServers())
+        assert isinstance(error, Error)
+        assert (error.code, error.fatal) == ("servers-rate", False)
+    assert link.closed is None
+    house.run(10)
+    assert link.say(ListServers()) == [ServerList(SERVERS)]
+    assert codes(link.say(ListServers())) == ["servers-rate"]
+    assert house.server.counters["server-lists"] == 4
+    assert house.server.counters["servers-rate"] == 6
+
+
+def test_a_server_list_for_a_closed_link_is_dropped() -> None:
+    house = House()
+    link, _ = join(house)
+    link.say(Leave())
+    house.server.receive(ServersFound(link=link.link, servers=SERVERS), now=house.now)
+    assert house.server.outputs() == []
+
+
+# --------------------------------------------------------------------------------------------------------------- limits
 
 
 def test_the_room_limit_of_its_first_member_holds_for_all() -> None:
@@ -248,7 +297,7 @@ def test_the_room_limit_of_its_first_member_holds_for_all() -> None:
     assert third.closed == (TRY_LATER, "room-full")
 
 
-def test_a_member_is_not_put_into_a_room_larger_than_it_asked_for() -> None:
+def test_a_join_with_a_limit_does_not_enter_a_larger_room() -> None:
     house = House()
     join(house)
     join(house)
@@ -274,13 +323,13 @@ def test_rooms_links_and_links_of_a_host_are_capped() -> None:
 
 
 def test_too_many_messages_are_refused_and_then_end_the_link() -> None:
-    house = House(messages_per_second=10, burst=20, offences=3)
+    house = House(messages_per_second=10, burst=20, offenses=3)
     link, _ = join(house)
     said = [each for _ in range(19) for each in link.say(Keepalive())]
     assert said == []
     assert codes(link.say(Keepalive())) == ["rate"]
     house.run(0.1)
-    assert codes(link.say(Keepalive())) == [], "a tenth of a second later there is room for one"
+    assert codes(link.say(Keepalive())) == [], "one more is allowed after a tenth of a second"
     assert [codes(link.say(Keepalive())) for _ in range(2)] == [["rate"]] * 2
     [error] = link.say(Keepalive())
     assert isinstance(error, Error)
@@ -301,7 +350,7 @@ def test_too_many_bytes_are_refused_though_the_messages_are_few() -> None:
 
 
 def test_a_message_that_is_too_large_is_refused_by_its_bytes() -> None:
-    house = House(message_bytes=1024, offences=1)
+    house = House(message_bytes=1024, offenses=1)
     link, _ = join(house)
     text = '{"type":"keepalive","x":"%s"}'
     assert codes(link.say(text % ("y" * 900))) == []
@@ -310,8 +359,8 @@ def test_a_message_that_is_too_large_is_refused_by_its_bytes() -> None:
     assert link.closed == (TOO_LARGE, "too-large")
 
 
-def test_what_is_no_message_is_answered_and_ends_the_link_when_repeated() -> None:
-    house = House(offences=5)
+def test_invalid_messages_are_answered_and_end_the_link_when_repeated() -> None:
+    house = House(offenses=5)
     link, a = join(house)
     witness, _ = join(house)
     for _ in range(5):
@@ -328,8 +377,8 @@ def test_what_is_no_message_is_answered_and_ends_the_link_when_repeated() -> Non
     assert any(isinstance(event, LinkRefused) for event in house.server_events)
 
 
-def test_offences_are_forgiven_in_time() -> None:
-    house = House(offences=2)
+def test_offenses_are_forgiven_in_time() -> None:
+    house = House(offenses=2)
     link, _ = join(house)
     for _ in range(10):
         link.say("nonsense")
@@ -350,7 +399,7 @@ def test_joining_twice_and_other_versions_are_refused() -> None:
     assert old.closed == (POLICY, "version")
 
 
-# ---------------------------------------------------------------------------------------------------------------- time
+# ----------------------------------------------------------------------------------------------------------------- time
 
 
 def test_a_link_that_does_not_join_is_closed() -> None:
@@ -363,8 +412,8 @@ def test_a_link_that_does_not_join_is_closed() -> None:
     assert link.closed == (POLICY, "join-timeout")
 
 
-def test_refused_messages_do_not_put_off_the_join() -> None:
-    house = House(join_timeout=10, offences=100)
+def test_refused_messages_do_not_postpone_the_join_timeout() -> None:
+    house = House(join_timeout=10, offenses=100)
     link = house.raw()
     for _ in range(10):
         house.run(1)
@@ -384,7 +433,7 @@ def test_a_silent_member_is_closed_and_a_keepalive_prevents_it() -> None:
     assert s.pace.keepalive == 100
 
 
-def test_a_room_where_nothing_happens_is_closed_though_its_members_are_there() -> None:
+def test_a_room_without_signals_is_closed_despite_keepalives() -> None:
     house = House(room_timeout=1000, idle_timeout=300)
     one, _ = join(house)
     two, b = join(house)
@@ -405,7 +454,7 @@ def test_a_room_where_nothing_happens_is_closed_though_its_members_are_there() -
     assert house.server.next_timer() is None
 
 
-def test_timers_that_fall_due_together_do_not_trip_over_each_other() -> None:
+def test_timers_that_are_due_together_do_not_disturb_each_other() -> None:
     house = House(room_timeout=300, idle_timeout=300, resume_timeout=300)
     join(house)
     gone, _ = join(house)
@@ -416,7 +465,7 @@ def test_timers_that_fall_due_together_do_not_trip_over_each_other() -> None:
     house.server.tick(now=Instant(2000 * SECOND))
 
 
-def test_closing_the_server_tells_everyone_and_ends_everything() -> None:
+def test_closing_the_server_sends_errors_and_closes_all_links() -> None:
     house = House()
     one, _ = join(house)
     two = house.raw()
@@ -432,7 +481,7 @@ def test_closing_the_server_tells_everyone_and_ends_everything() -> None:
     assert house.server.outputs() == []
 
 
-# ------------------------------------------------------------------------------------------------------- what is told
+# ------------------------------------------------------------------------------------------- trace, events and counters
 
 
 def test_the_trace_and_the_events_hold_no_token_and_no_room_name() -> None:
@@ -451,7 +500,7 @@ def test_the_trace_and_the_events_hold_no_token_and_no_room_name() -> None:
         assert secret not in text
 
 
-def test_counters_have_names_of_the_server_only() -> None:
+def test_names_of_counters_never_come_from_clients() -> None:
     house = House()
     link, _ = join(house, "chosen-by-member")
     link.say('{"type":"chosen"}')
@@ -461,8 +510,8 @@ def test_counters_have_names_of_the_server_only() -> None:
     }  # fmt: skip
 
 
-def test_a_limit_that_cannot_be_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigurationError, match="rooms is at least 1"):
+def test_an_invalid_limit_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigurationError, match="rooms must be at least 1"):
         Limits(rooms=0)
     with pytest.raises(ConfigurationError, match="message_bytes"):
         Limits(message_bytes=10**6)
@@ -478,4 +527,4 @@ def test_a_bucket_gives_exactly_its_rate() -> None:
     assert bucket.take(1, now=bucket.ready(1))
     taken = sum(bucket.take(1, now=Instant(10 * SECOND + step * SECOND // 100)) for step in range(1000))
     assert taken == 3 + 99
-    assert not bucket.take(4, now=Instant(100 * SECOND)), "more than it holds is never there"
+    assert not bucket.take(4, now=Instant(100 * SECOND)), "more than the capacity is never available"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 from polynya.core.addresses import Address
-from polynya.core.flows import FlowIds, Transport
+from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Datagram, Open, Opened, Send, StreamData
 from polynya.stun.listeners import TRIES, ListenerFailed, ListenerOpened, Listeners, Place
@@ -33,7 +33,7 @@ def opens(listeners: Listeners) -> list[Open]:
     return found
 
 
-def test_each_place_is_opened_told_and_answered_by() -> None:
+def test_each_place_is_opened_reported_and_used() -> None:
     listeners = listening(Place(ANY, (UDP,)), Place(FIXED, (UDP,)))
     one, two = opens(listeners)
     assert [(each.transport, each.local) for each in (one, two)] == [(UDP, ANY), (UDP, FIXED)]
@@ -65,7 +65,7 @@ def test_a_stream_that_was_accepted_is_the_machines() -> None:
     listeners = listening(Place(FIXED, (TCP,)))
     [tcp] = opens(listeners)
     listeners.receive(Opened(flow=tcp.flow, local=FIXED), now=NOW)
-    stream = FlowIds.again(tcp.flow)
+    stream = Flow(tcp.flow.id + 1)
     listeners.receive(Opened(flow=stream, local=FIXED, remote=CLIENT, listener=tcp.flow), now=NOW)
     listeners.receive(StreamData(stream, REQUEST), now=NOW)
     [answer] = listeners.outputs()
@@ -106,7 +106,7 @@ def test_it_is_not_tried_for_ever_and_not_at_all_on_a_port_that_was_asked_for() 
     assert listeners.events() == [ListenerFailed(place=0, transport=TCP, reason="taken")]
 
 
-def test_a_place_that_loses_a_listener_later_is_told_as_gone() -> None:
+def test_a_place_that_loses_a_listener_is_reported_as_failed() -> None:
     listeners = listening(Place(ANY, (UDP, TCP)))
     [udp] = opens(listeners)
     listeners.receive(Opened(flow=udp.flow, local=ANY.with_port(5000)), now=NOW)

@@ -34,7 +34,7 @@ def test_a_stun_uri_is_read_and_given_back(text: str, host: str, port: int, tran
         ("turn:example.org?transport=tcp", "example.org", 3478, Transport.TCP),
         ("turns:example.org", "example.org", 5349, Transport.TLS),
         ("turns:example.org:443?transport=tcp", "example.org", 443, Transport.TLS),
-        ("turns:[2001:db8::1]:443?transport=udp", "2001:db8::1", 443, Transport.DTLS),
+        ("turns:[2001:db8::1]:443?transport=tcp", "2001:db8::1", 443, Transport.TLS),
     ],
 )
 def test_a_turn_uri_is_read_and_given_back(text: str, host: str, port: int, transport: Transport) -> None:
@@ -91,3 +91,20 @@ def test_what_is_not_a_stun_uri_is_refused_and_named(text: str) -> None:
 def test_what_is_not_a_turn_uri_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError):
         TurnUri.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("turns:example.org?transport=udp", "turns:example.org"),
+        ("TURNS:[2001:DB8::1]:443?transport=UDP", "turns:[2001:db8::1]:443"),
+    ],
+)
+def test_turn_over_dtls_is_refused_and_the_error_names_the_uri_for_tls(text: str, instead: str) -> None:
+    """RFC 7065, section 3.1 allows the URI; DTLS itself is not supported."""
+    with pytest.raises(ConfigurationError, match="DTLS is not supported") as caught:
+        TurnUri.parse(text)
+    assert f"{instead} for TURN over TLS" in str(caught.value)
+    with pytest.raises(ConfigurationError, match="DTLS is not supported"):
+        TurnUri("example.org", secure=True, explicit_transport="udp")
+    assert TurnUri.parse(instead).transport is Transport.TLS

@@ -4,97 +4,104 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final, Literal
+import ssl
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal
 
-from polynya.core.empty import NOTHING
-from polynya.core.errors import PolynyaError, UsageError
+from polynya.core.errors import PolynyaError
 from polynya.core.flows import FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.config import IceConfig
+from polynya.ice.events import AgentState
 from polynya.ice.pairs import PairView
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import CredentialsWanted, GatheringState
 from polynya.session.options import AddressFilter, InterfaceFilter, TurnCredentials
-from polynya.session.relay_events import CredentialsWanted
 from polynya.session.report import SessionReport
 from polynya.session.session import Session, SessionEvent
+from polynya.turn.client.report import RelayOverhead
 
 from .connection import Connection
+from .dns import ResolveName
 from .driver import Driver
 from .endpoint import Endpoint
 from .interfaces import list_interfaces
-from .options import session_config
+from .options import FAMILIES, session_config
 from .packet_trace import Capture
 from .relaying import RelayedPath
-from .servers import IceServer
+from .servers import AskCredentials, IceServer
 
 RANDOM: Final = random.SystemRandom()
-"""The randomness of this process, the system's; one for all agents, for each would keep 2.5 KB it does not use."""
+"""The system's source of randomness; one for all agents, since each instance takes 2.5 KB."""
 
 PACER: Final = Pacer()
 """The pacer of this process (RFC 8445, section 14.2): all agents share it."""
 
-
-AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
-"""Given a TURN server's URI and its realm, answers with a user name and password."""
+_NO_PATHS: Final[Mapping[tuple[int, int], RelayedPath]] = {}
+_NO_TASKS: Final[Mapping[str, asyncio.Task[None]]] = {}
 
 
 class Agent(Endpoint):
-    """One end of a connection that is to be: gathers, checks, and hands out connections.
+    """An ICE agent: gathers candidates, checks pairs, and hands out the connections of its components.
 
-    Use it as an async context manager: entering starts to gather, leaving closes every socket. Tell the other side all
-    that `signals()` gives, by any means, and give `signaled` what it tells:
+    Use it as an async context manager: entering starts to gather, leaving closes every socket. Send everything that
+    `local_signals()` yields to the other side, by any means, and pass what it sends to `add_remote_signal`:
 
         async with polynya.Agent(servers=["stun:stun.example.org"], controlling=True) as agent:
-            asyncio.create_task(send_all(agent.signals(), channel))
-            asyncio.create_task(receive_all(channel, agent.signaled))
+            asyncio.create_task(send_all(agent.local_signals(), channel))
+            asyncio.create_task(receive_all(channel, agent.add_remote_signal))
             connection = await agent.connect(timeout=30)
 
-    Who has signaling of its own takes `description` and `candidates()`, `set_remote` and `add_candidate` instead.
+    With signaling of your own, exchange `description` and `candidates()`, and pass them to `set_remote` and
+    `add_candidate` of the other side. All of these may be called before `start`.
 
-    - `servers`: URIs (RFC 7064, 7065); a TURN server as `IceServer(uri, username, password)`.
-    - `controlling`: one side should be, the other not; if both say the same, one more round trip decides.
-    - `components`: how many each stream has: `(1,)` is one stream of one, `(2, 1)` are two streams.
-    - `policy`: `all`, `no-host` (host addresses are told to nobody) or `relay` (no address of this host is).
-    - `interfaces`, `addresses`: which to use: names, or a callable that is asked for each.
-    - `families`: 4 and 6, best first.
+    - `servers`: STUN and TURN servers, as URIs (RFC 7064, 7065), as `IceServer(uri, username, password)`, or as
+      dictionaries like WebRTC's `iceServers`: `{"urls": ..., "username": ..., "credential": ...}`.
+    - `controlling`: set it on one side and not on the other; if both say the same, one more round trip decides.
+    - `components`: the number of components of each stream: `(1,)` is one stream with one, `(2, 1)` are two streams.
+    - `policy`: `all`; `no-host` signals no host addresses; `relay` uses TURN servers only.
+    - `interfaces`, `addresses`: those to use, as names or as a callable that decides on each.
+    - `families`: 4 and 6, the preferred one first.
     - `ports`: the lowest and the highest local port; the same twice is a fixed one.
-    - `loopback`: also gather loopback addresses, which only reach this host.
-    - `external`: local address to external one, of a NAT that maps 1:1: a candidate without a STUN server.
-    - `ice`: everything else about ICE, as an `IceConfig`; what is given above goes first.
-    - `credentials`: asked for others, with URI and realm, when a TURN server takes those that it had no longer.
-    - `trace`, `capture`: what is told of everything that happens, and what gets the packets.
+    - `loopback`: also gathers loopback addresses, which only reach this host.
+    - `nat_1to1`: local address to external address, for a NAT that maps one to one: a candidate without a STUN server.
+    - `tls`: the `ssl.SSLContext` for TURN over TLS; the default trusts the certificate authorities of the system.
+    - `resolve`: an async callable, host name to IP addresses, in place of the resolver of the system.
+    - `ice`: all other options of ICE, timers of consent and keepalives among them; the options above override it.
+    - `credentials`: an async callable, `(uri, realm)` to `(username, password)`, called when a TURN server has no
+      credentials yet or refuses those that it has.
+    - `trace`, `capture`: a `Tracer` for everything that happens, and a callable that gets every packet.
 
-    Raises ConfigurationError, before anything is opened, for what cannot be.
+    Raises ConfigurationError, before any socket is opened, if an option is wrong or options conflict.
     """
 
     __slots__ = (
         "__weakref__",
         "_ask_credentials",
         "_asking",
-        "_capture",
         "_driver",
         "_flow_ids",
         "_relayed",
         "_session",
-        "_trace",
+        "_shell_options",
     )
 
     def __init__(
         self,
         *,
-        servers: Iterable[str | IceServer] = (),
+        servers: Iterable[str | IceServer | Mapping[str, Any]] = (),
         controlling: bool | None = None,
         components: Sequence[int] | None = None,
         policy: Literal["all", "no-host", "relay"] = "all",
         interfaces: Sequence[str] | InterfaceFilter | None = None,
         addresses: Sequence[str] | AddressFilter | None = None,
-        families: Sequence[int] = (6, 4),
+        families: Sequence[int] = FAMILIES,
         ports: tuple[int, int] | None = None,
         loopback: bool = False,
-        external: Mapping[str, str] | None = None,
+        nat_1to1: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        resolve: ResolveName | None = None,
         ice: IceConfig | None = None,
         credentials: AskCredentials | None = None,
         trace: Tracer = NO_TRACE,
@@ -111,19 +118,19 @@ class Agent(Endpoint):
             families=families,
             ports=ports,
             loopback=loopback,
-            external=external,
+            nat_1to1=nat_1to1,
             ice=ice,
+            ask=credentials is not None,
         )
         flow_ids = FlowIds()
         self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
-        self._trace = trace
-        self._capture = capture
+        self._shell_options = _shell_options(trace=trace, capture=capture, tls=tls, resolve=resolve)
         self._driver: Driver[Session] | None = None
-        # Few entries or none at all for most agents: shared empty mappings, replaced when they change.
-        self._relayed: Mapping[tuple[int, int], RelayedPath] = NOTHING
+        # Most agents have none of either: they share empty mappings, which are replaced when they change.
+        self._relayed = _NO_PATHS
         self._ask_credentials = credentials
-        self._asking: Mapping[str, asyncio.Task[None]] = NOTHING
+        self._asking = _NO_TASKS
 
     @property
     def _machine(self) -> Session:
@@ -136,33 +143,32 @@ class Agent(Endpoint):
     # --------------------------------------------------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Begin to gather; entering the context does this. Must be called inside a running event loop."""
-        if self._driver is not None or self._closed:
-            raise UsageError("this agent was started before: make a new one for each connection")
-        self._driver = Driver(
-            self._session,
-            on_event=self._on_event,
-            flow_ids=self._flow_ids,
-            trace=self._trace,
-            capture=self._capture,
-        )
-        self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
+        if self._over:
+            self._running()  # raises
+        if self._driver is None:
+            self._driver = Driver(
+                self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
+            )  # fmt: skip
+            self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
 
     async def close(self) -> None:
         if self._closed:
             return
+        self._stop()
         self._closed = True
-        driver = self._driver
-        if driver is not None and not driver.closed:
-            driver.call(self._session.close)
         self._end_connections("the agent was closed")
         self._wake()
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        if driver is not None:
-            await driver.aclose()
+        if self._driver is not None:
+            await self._driver.aclose()
         await asyncio.gather(*asking, return_exceptions=True)
+
+    def _stop(self) -> None:
+        driver = self._driver
+        if driver is not None and not driver.closed and self.state is not AgentState.CLOSED:
+            driver.call(self._session.close)
 
     # ----------------------------------------------------------------------------------------------------- gathering
 
@@ -184,7 +190,7 @@ class Agent(Endpoint):
         super()._on_event(event)
 
     def _renew(self, wanted: CredentialsWanted) -> None:
-        """Ask the user for credentials, one question for each server at a time."""
+        """Calls `credentials` for a server, once at a time for each."""
         uri = str(wanted.server.uri)
         if self._ask_credentials is None:
             self._running().call(self._session.no_credentials, wanted)
@@ -195,34 +201,50 @@ class Agent(Endpoint):
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._asking = {uri: other for uri, other in self._asking.items() if other is not task}
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": f"{task.get_name()}: the callable raised", "exception": error}
+            task.get_loop().call_exception_handler(context)
 
     async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
         try:
             username, password = await ask(str(wanted.server.uri), wanted.realm)
-        except PolynyaError:  # there are none to be had: a relay that stands ends at its time, and `why` tells
-            if not self._closed:
+        except Exception as error:
+            if not self._over:  # there are no others: an allocation ends at its time, and `why` says so
                 self._running().call(self._session.no_credentials, wanted)
-            return
-        if not self._closed:
+            if isinstance(error, PolynyaError):
+                return
+            raise
+        if not self._over:
             server = TurnCredentials(wanted.server.uri, username, password)
             self._running().call(self._session.set_credentials, server)
 
     # ---------------------------------------------------------------------------------------------------------- relays
 
+    def _overhead(self, pair: PairView) -> RelayOverhead | None:
+        return self._session.relay_overhead(pair.flow, pair.remote_address)
+
     def _sender(self, connection: Connection, pair: PairView | None) -> Callable[[bytes], bool] | None:
-        place = (connection.stream, connection.component)
-        if (left := self._relayed.get(place)) is not None:
-            self._relayed = {key: path for key, path in self._relayed.items() if key != place}
+        component = (connection.stream, connection.component)
+        if (left := self._relayed.get(component)) is not None:
+            self._relayed = {key: path for key, path in self._relayed.items() if key != component}
             left.close()
-        if pair is None or self._driver is None or not self._session.gathering.relays.owns(pair.flow):
+        if pair is None or self._driver is None or self._session.relay_client(pair.flow) is None:
             return super()._sender(connection, pair)
         path = RelayedPath(
             self._driver,
             pair.flow,
             pair.remote_address,
-            connection.deliver,
+            connection._deliver,
             stream=connection.stream,
             component=connection.component,
         )
-        self._relayed = {**self._relayed, place: path}
+        self._relayed = {**self._relayed, component: path}
         return path.send
+
+
+def _shell_options(**options: Any) -> Mapping[str, Any]:
+    """The options of the driver; equal defaults are one object for all agents."""
+    return _DEFAULTS if options == _DEFAULTS else options
+
+
+_DEFAULTS: Final[Mapping[str, Any]] = {"trace": NO_TRACE, "capture": None, "tls": None, "resolve": None}

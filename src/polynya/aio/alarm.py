@@ -1,11 +1,10 @@
-"""When the drivers of an event loop wake: one timer of the system's for all of them, to the microsecond.
+"""The alarm: one timer of the system for all drivers of an event loop, with a resolution of microseconds.
 
-Event loops wait in whole milliseconds, rounded up. Checks are 5 ms apart (RFC 8445, section 14.2), so each would come
-most of a millisecond late and push back all those of the process that follow it. Linux' timerfd has no such grain, its
-clock is the one that runs on while the machine sleeps, and it is watched like a socket. Elsewhere the loop's own timer
-serves.
+Event loops round timers up to whole milliseconds. Checks are 5 ms apart (RFC 8445, section 14.2): each would be up to
+a millisecond late and delay all later ones. Linux' timerfd is not rounded, its clock continues while the system sleeps,
+and it is watched like a socket. Other systems use the loop's own timer.
 
-    driver --set(who, at)--> Timers --the first--> timerfd, or call_later --> timer_due() of each that is due
+    driver --set(owner, at)--> Timers --the first--> timerfd, or call_later --> timer_due() of each owner that is due
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import select
 import sys
-import time
 from collections.abc import Hashable
 from typing import Final, Protocol
 
@@ -23,30 +20,32 @@ from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.timers import Timers
 
 from . import clock
+from .features import BOOTTIME, TIMERFD
 
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", 0)
+_CLOCK: Final = BOOTTIME or 0
 _ABSOLUTE: Final = 1  # TFD_TIMER_ABSTIME
 _FLAGS: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _FOREVER: Final = Instant(1 << 62)
-_RINGS: Final = 8
-"""Bytes that a timerfd counts its expirations in."""
+_COUNTER_SIZE: Final = 8
+"""Bytes of a timerfd's counter of expirations."""
 
 
 class TimerOwner(Hashable, Protocol):
-    """Who is woken."""
+    """An object with a timer, such as a driver."""
 
-    def timer_due(self) -> None: ...
+    def timer_due(self) -> None:
+        """Called when the timer is due."""
 
 
 _alarms: dict[asyncio.AbstractEventLoop, Alarm] = {}
 
 
 class Alarm:
-    """Wakes sleepers, each at one time. It is there as long as anybody has it."""
+    """Calls `timer_due` of each owner at one time. The alarm exists while it has holders."""
 
     __slots__ = ("_armed", "_file", "_handle", "_holders", "_loop", "_timers", "_watch")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, timerfd: bool = TIMERFD) -> None:
         self._loop = loop
         self._holders = 0
         self._timers: Timers[TimerOwner] = Timers()
@@ -54,36 +53,36 @@ class Alarm:
         self._handle: asyncio.TimerHandle | None = None
         self._watch = clock.watch(loop)
         self._watch.subscribe(self, Alarm._on_jump)
-        self._file = _make_file()
+        self._file = _make_file() if timerfd else None
         if self._file is not None:
             try:
-                loop.add_reader(self._file, self._ring)
+                loop.add_reader(self._file, self._expire)
             except NotImplementedError:
                 os.close(self._file)
                 self._file = None
 
-    def set(self, who: TimerOwner, at: Instant) -> None:
-        """Wake `who` at this time and no other."""
-        self._timers.set(who, at)
+    def set(self, owner: TimerOwner, at: Instant) -> None:
+        """Set the owner's timer to `at`; an earlier setting is replaced."""
+        self._timers.set(owner, at)
         if self._armed is None or at < self._armed:
             self._arm(at)
 
-    def at(self, who: TimerOwner) -> Instant | None:
-        """When `who` is woken, if at all."""
-        return self._timers.at(who)
+    def at(self, owner: TimerOwner) -> Instant | None:
+        """Return the time of the owner's timer, or None if it is not set."""
+        return self._timers.at(owner)
 
-    def cancel(self, who: TimerOwner) -> None:
-        """Let `who` sleep."""
-        self._timers.cancel(who)
+    def cancel(self, owner: TimerOwner) -> None:
+        """Cancel the owner's timer."""
+        self._timers.cancel(owner)
 
     def hold(self) -> Alarm:
-        """Have it until `leave`."""
+        """Add a holder, which calls `leave` at its end."""
         self._holders += 1
         return self
 
-    def leave(self, who: TimerOwner) -> None:
-        """Let `who` sleep, and have the alarm no more; to be called once. With the last one it is gone."""
-        self._timers.cancel(who)
+    def leave(self, owner: TimerOwner) -> None:
+        """Cancel the owner's timer and remove one holder. The last one to leave removes the alarm."""
+        self._timers.cancel(owner)
         self._holders -= 1
         if self._holders:
             return
@@ -104,54 +103,59 @@ class Alarm:
             return
         if self._handle is not None:
             self._handle.cancel()
-        # Some loops round to the nearest millisecond, and a timer that fires early would only be set again.
+        # Some loops round to the nearest millisecond; a timer that fires early would have to be set again.
         wait = max(0, -(-(at - clock.now()) // MILLISECOND)) * MILLISECOND
-        self._handle = self._loop.call_later(wait / SECOND, self._ring)
+        self._handle = self._loop.call_later(wait / SECOND, self._expire)
 
-    def _ring(self) -> None:
+    def _expire(self) -> None:
         if self._file is not None:
             try:
-                os.read(self._file, _RINGS)
+                os.read(self._file, _COUNTER_SIZE)
             except BlockingIOError:
-                return  # it was set anew meanwhile
+                return  # it was set again since
         self._armed = None
         self._handle = None
         self._wake(self._timers.due(now=clock.now()))
 
     def _on_jump(self) -> None:
-        """The clock ran on while the loop stood still: much may be due, whatever a timer says."""
+        """Call all owners: after a jump of the clock each of their timers may be due."""
         if self._handle is not None:
             self._handle.cancel()
         self._armed = self._handle = None
         self._wake(self._timers.due(now=_FOREVER))
 
-    def _wake(self, sleepers: list[TimerOwner]) -> None:
-        for who in sleepers:
+    def _wake(self, owners: list[TimerOwner]) -> None:
+        for owner in owners:
             try:
-                who.timer_due()
-            except Exception as error:  # noqa: BLE001  # one's fault is not the others'
+                owner.timer_due()
+            except Exception as error:  # noqa: BLE001  # an error of one owner must not stop the others
                 self._loop.call_exception_handler({"message": "a timer failed", "exception": error})
         following = self._timers.next()
         if following is not None and self._holders and (self._armed is None or following < self._armed):
             self._arm(following)
 
 
-def alarm(loop: asyncio.AbstractEventLoop) -> Alarm:
-    """The alarm of this loop, to have until `leave`."""
+def alarm(loop: asyncio.AbstractEventLoop, *, timerfd: bool = TIMERFD) -> Alarm:
+    """Return the alarm of this loop, held until `leave`; `timerfd` applies if the call creates it."""
     found = _alarms.get(loop)
     if found is None:
-        found = _alarms[loop] = Alarm(loop)
+        found = _alarms[loop] = Alarm(loop, timerfd=timerfd)
     return found.hold()
+
+
+def loops() -> tuple[asyncio.AbstractEventLoop, ...]:
+    """Return the event loops that have an alarm at present."""
+    return tuple(_alarms)
 
 
 # ---------------------------------------------------------------------------------------------------------- the system
 
 _Times = ctypes.c_long * 4  # struct itimerspec: the interval, then the time, each of seconds and nanoseconds
-_library: Final = ctypes.CDLL(None) if hasattr(select, "epoll") else None
+_library: Final = ctypes.CDLL(None) if TIMERFD else None
 
 
 def _make_file() -> int | None:
-    """A timerfd, or None where there is none to be had."""
+    """Create a timerfd; None if the system has none."""
     if sys.version_info >= (3, 13):
         try:
             return os.timerfd_create(_CLOCK, flags=_FLAGS)

@@ -1,9 +1,10 @@
-"""What kind of NAT is in the way, asked by sockets of this host (RFC 5780)."""
+"""NAT behavior discovery (RFC 5780) on the sockets of this host."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Sequence
 from random import SystemRandom
 from typing import Any
@@ -17,29 +18,35 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun import lifetime
 from polynya.stun.behavior import PATIENT, BehaviorDiscovery, BehaviorReport
 from polynya.stun.lifetime import LifetimeReport, MappingLifetime
-from polynya.stun.stream_mapping import StreamMapping
+from polynya.stun.stream_mapping import StreamMapping, StreamMappingReport
 from polynya.stun.transactions import Schedule
 from polynya.stun.uris import StunUri
 
-from .dns import Resolver
+from .dns import ResolveName, Resolver
 from .driver import Driver
+from .options import FAMILIES
 from .sockets import from_sockaddr, to_sockaddr
-from .tcp import TlsContexts, system_tls
 
 
 async def discover_behavior(
-    server: str, *, local: str = "", schedule: Schedule = PATIENT, trace: Tracer = NO_TRACE
+    server: str,
+    *,
+    local: str = "",
+    families: Sequence[int] = FAMILIES,
+    resolve: ResolveName | None = None,
+    schedule: Schedule = PATIENT,
+    trace: Tracer = NO_TRACE,
 ) -> BehaviorReport:
-    """Ask a STUN server, as a URI (`stun:HOST:PORT`), how the NATs on the way to it map, filter and hairpin.
+    """Asks a STUN server how the NATs between here and there map, filter and hairpin.
 
-    `local` is the address to ask from; left out, the one that this host would use. It takes from a few round trips,
-    where everything comes in, to some 20 s, where silence is the answer. What cannot be found out is None in the
-    report, with the reason; all of it, when the server does not answer.
+    `server` is a URI, `stun:HOST[:PORT]`. `local` is the address to ask from; the default is the one that this host
+    would use. `families` are the IP versions that may be used. `resolve` replaces the resolver of the system. It takes
+    from a few round trips to some 20 s, where silence is the answer.
 
-    Raises ConfigurationError for a URI that cannot be used, ConnectError when the server has no address that this host
-    could send to.
+    What cannot be found out is None in the report, with the reason; all of it, if the server does not answer. Raises
+    ConfigurationError for a URI that cannot be used, ConnectError if this host cannot send to the server.
     """
-    place = await _place(server, local)
+    place = await _place(server, local, families, resolve)
     flow_ids = FlowIds()
     machine = BehaviorDiscovery(
         server=place,
@@ -57,17 +64,19 @@ async def discover_lifetime(
     server: str,
     *,
     local: str = "",
+    families: Sequence[int] = FAMILIES,
     longest: float = 600.0,
     resolution: float = 10.0,
+    resolve: ResolveName | None = None,
     schedule: Schedule = lifetime.PATIENT,
     trace: Tracer = NO_TRACE,
 ) -> LifetimeReport:
-    """Find out for how many seconds the NATs on the way to a STUN server keep a mapping that nobody uses.
+    """Finds out for how many seconds the NATs on the way to a STUN server keep a mapping that nothing uses.
 
-    Times up to `longest` are tried until it is known to `resolution`, which takes minutes: see `MappingLifetime`. The
-    times of the report are nanoseconds. Raises what `discover_behavior` does.
+    Times up to `longest` seconds are tried until the lifetime is known to `resolution` seconds, which takes minutes:
+    see `MappingLifetime`. The other options, and the errors, are those of `discover_behavior`.
     """
-    place = await _place(server, local)
+    place = await _place(server, local, families, resolve)
     flow_ids = FlowIds()
     machine = MappingLifetime(
         server=place,
@@ -84,25 +93,33 @@ async def discover_lifetime(
 
 
 async def discover_stream_mapping(
-    servers: Sequence[str], *, local: str = "", tls: TlsContexts = system_tls, trace: Tracer = NO_TRACE
-) -> BehaviorReport:
-    """Ask STUN servers by TCP (`stun:HOST:PORT`) or TLS (`stuns:HOST:PORT`) how the NATs on the way map streams.
+    servers: Sequence[str],
+    *,
+    local: str = "",
+    families: Sequence[int] = FAMILIES,
+    tls: ssl.SSLContext | None = None,
+    resolve: ResolveName | None = None,
+    trace: Tracer = NO_TRACE,
+) -> StreamMappingReport:
+    """Asks STUN servers by TCP (`stun:HOST:PORT`) or TLS (`stuns:HOST:PORT`) how the NATs on the way map streams.
 
-    All are asked from one port, and any two will do; two ports of one of them, and a third at another address, tell the
-    whole. Of the report what is not about the mapping stays None. `tls` makes the contexts for TLS. It takes a few
-    round trips, or as long as the system tries to connect.
+    All are asked from one port, and any two will do. Two ports of one server, and a third server at another address,
+    answer the whole question. `tls` is the context for TLS; the default trusts the system's certificate authorities. It
+    takes a few round trips, or as long as the system tries to connect.
 
-    Raises ConfigurationError for URIs that cannot be used together, ConnectError when a server has no address that this
-    host could connect to.
+    Raises ConfigurationError for URIs that cannot be used together, ConnectError if this host cannot connect to a
+    server. The other options are those of `discover_behavior`.
     """
+    if isinstance(servers, str):
+        raise ConfigurationError(f'servers is a list of URIs: write ["{servers}", ...]')
     uris = [StunUri.parse(server) for server in servers]
     if len(uris) < 2 or len({uri.secure for uri in uris}) != 1:
         raise ConfigurationError("give two servers or more, all stun: for TCP or all stuns: for TLS")
-    places = [await _where(uris[0], local)]
+    places = [await _where(uris[0], local, families, resolve)]
     bound = _local(places[0], local)
-    places += [await _where(uri, bound.host) for uri in uris[1:]]
+    places += [await _where(uri, bound.host, families, resolve) for uri in uris[1:]]
     if len(set(places)) < len(places):
-        raise ConfigurationError("two of the servers are one place, which tells the same twice")
+        raise ConfigurationError("two of the servers are one address and port: the second answer would add nothing")
     flow_ids = FlowIds()
     machine = StreamMapping(
         servers=places,
@@ -113,19 +130,19 @@ async def discover_stream_mapping(
         names=[uri.host for uri in uris],
         trace=trace,
     )
-    report: BehaviorReport = await _run(machine, flow_ids, trace, tls)
+    report: StreamMappingReport = await _run(machine, flow_ids, trace, tls)
     return report
 
 
 def _free_port(local: Address) -> int:
-    """A TCP port that nobody has at this moment."""
+    """Returns a TCP port that is free at this moment."""
     with socket.socket(socket.AF_INET6 if local.family == 6 else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(to_sockaddr(local))
         return int(probe.getsockname()[1])
 
 
-async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer, tls: TlsContexts = system_tls) -> Any:
-    """Let a machine run to its one event, which is its report."""
+async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer, tls: ssl.SSLContext | None = None) -> Any:
+    """Runs a machine until its one event, which is its report."""
     found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     driver = Driver(machine, on_event=found.set_result, flow_ids=flow_ids, trace=trace, tls=tls)
     try:
@@ -135,26 +152,32 @@ async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer, tls: TlsContexts 
         await driver.aclose()
 
 
-async def _place(server: str, local: str) -> Address:
-    """Where the server is, of the family of `local` if that is given."""
+async def _place(server: str, local: str, families: Sequence[int], resolve: ResolveName | None) -> Address:
+    """Returns the address of a server for UDP."""
     uri = StunUri.parse(server)
     if uri.transport is not Transport.UDP:
         raise ConfigurationError(f"behavior discovery goes by UDP: {server} does not")
-    return await _where(uri, local)
+    return await _where(uri, local, families, resolve)
 
 
-async def _where(uri: StunUri, local: str) -> Address:
-    resolved = await Resolver().resolve(Resolve(name=uri.host))
+async def _where(uri: StunUri, local: str, families: Sequence[int], resolve: ResolveName | None) -> Address:
+    """Returns the first address of a server that is of the family of `local`, or of one of `families`."""
+    if not families or any(family not in FAMILIES for family in families):
+        raise ConfigurationError(f"families are 4, 6 or both, not {families!r}")
+    resolved = await Resolver(resolve=resolve).resolve(Resolve(name=uri.host))
     if resolved.error:
-        raise ConnectError(f"the STUN server is not known: {resolved.error}")
-    fitting = [host for host in resolved.hosts if not local or (":" in host) == (":" in local)]
+        raise ConnectError(f"the STUN server has no address: {resolved.error}")
+    wanted = [6 if ":" in local else 4] if local else families
+    found = (Address.of(host, uri.port) for host in resolved.hosts)
+    fitting = [address for address in found if address.family in wanted]
     if not fitting:
-        raise ConnectError(f"{uri} has no address of the family of {local}")
-    return Address.of(fitting[0], uri.port)
+        versions = " or ".join(f"IPv{family}" for family in wanted)
+        raise ConnectError(f"{uri} has no {versions} address")
+    return fitting[0]
 
 
 def _local(server: Address, host: str) -> Address:
-    """The address to ask from."""
+    """Returns the address to ask from."""
     if host:
         return Address.of(host, 0)
     family = socket.AF_INET6 if server.family == 6 else socket.AF_INET
@@ -163,4 +186,4 @@ def _local(server: Address, host: str) -> Address:
             probe.connect(to_sockaddr(server))
             return from_sockaddr(probe.getsockname()).with_port(0)
     except OSError as error:
-        raise ConnectError(f"there is no way to {server}: {error.strerror or error}") from None
+        raise ConnectError(f"this host cannot send to {server}: {error.strerror or error}") from None

@@ -1,53 +1,61 @@
 """A connection: datagrams between two programs, over the pair that ICE selected.
 
-What arrives takes the short way: the socket hands it straight to `_deliver`, and `recv` hands it on. The queue between
-them is bounded; what finds it full is dropped and counted, as on any link.
+Inbound data takes a short way: the socket calls `_deliver`, which appends to a queue, and `recv` takes it from there.
+The queue is bounded: a datagram that finds it full is dropped and counted, as on any link.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from polynya.core.empty import NOTHING
-from polynya.core.errors import ConnectionClosed, UsageError
+from polynya.core.errors import Attempt, ConnectionClosed, UsageError
 from polynya.ice.candidates import Candidate
+from polynya.ice.description import Description
+from polynya.ice.events import AgentState
+from polynya.ice.pairs import PairView
+from polynya.ice.report import PairReport
+from polynya.session.report import SessionReport
 
-if TYPE_CHECKING:
-    from .endpoint import Endpoint
+from .waiting import Waiting
 
 QUEUE_LENGTH = 1024
 """Datagrams that wait for `recv` before more are dropped."""
 
-MINIMUM_PATH_MTU = {4: 576, 6: 1280}
-HEADERS = {4: 20 + 8, 6: 40 + 8}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Path:
-    """The pair that a connection uses at this moment."""
+    """The pair that a connection uses at this moment, and the counters of the connection."""
 
     local: Candidate
-    """As the other side sees it; behind a NAT not the socket's own address."""
+    """As the other side sees it; behind a NAT this is not the socket's own address."""
     remote: Candidate
     nominated: bool
     relayed: bool
     rtt: float | None
-    """Seconds, of the last check or consent check that was answered."""
+    """Seconds, of the last connectivity or consent check that was answered."""
     reason: str
-    """Why this pair."""
+    """Why ICE selected this pair."""
     datagrams_sent: int = 0
+    """Accepted by the system. This and the other counters are of the connection, over all its paths."""
     datagrams_received: int = 0
     datagrams_dropped: int = 0
-    """Of the connection, over all its paths; dropped are those that found the receive queue full."""
+    """Arrived while the receive queue was full."""
+    datagrams_refused: int = 0
+    """Not sent: the system refused them, for example because a buffer was full."""
+    datagrams_without_path: int = 0
+    """Not sent: there was no path at that moment."""
 
     def __str__(self) -> str:
         kind = "relayed" if self.relayed else "direct"
-        settled = "nominated" if self.nominated else "not yet nominated"
+        settled = "nominated" if self.nominated else "may still improve"
         return f"{self.local.label} -> {self.remote.label} ({kind}, {settled})"
+
+    def __repr__(self) -> str:
+        return f"<Path {self}>"
 
 
 class Traffic(NamedTuple):
@@ -57,16 +65,16 @@ class Traffic(NamedTuple):
     bytes_sent: int = 0
     packets_received: int = 0
     bytes_received: int = 0
-    packets_discarded: int = 0
-    """What the system did not take; it is not among what was sent."""
-    bytes_discarded: int = 0
+    packets_refused: int = 0
+    """The system refused them; they are not counted as sent."""
+    bytes_refused: int = 0
     sent_at: float = 0.0
-    """When something was sent last, in seconds since 1970; 0 where nothing was."""
+    """When the last datagram was sent, in seconds since 1970; 0 if none was."""
     received_at: float = 0.0
 
     def since(self, then: Traffic, before: Traffic) -> Traffic:
-        """What came to `before` from `then` to this moment."""
-        sent, sent_bytes, received, received_bytes, discarded, discarded_bytes = (
+        """Returns `before` plus what was counted between `then` and this moment."""
+        sent, sent_bytes, received, received_bytes, refused, refused_bytes = (
             old + now - start for old, now, start in zip(before[:6], self[:6], then[:6], strict=True)
         )
         return Traffic(
@@ -74,8 +82,8 @@ class Traffic(NamedTuple):
             sent_bytes,
             received,
             received_bytes,
-            discarded,
-            discarded_bytes,
+            refused,
+            refused_bytes,
             self.sent_at if self.sent_at != then.sent_at else before.sent_at,
             self.received_at if self.received_at != then.received_at else before.received_at,
         )
@@ -84,46 +92,109 @@ class Traffic(NamedTuple):
 _NONE: Final = Traffic()
 
 
+_NO_TRAFFIC: Final[Mapping[int, Traffic]] = {}
+"""Of a connection that was never moved; replaced, not changed."""
+
+
+def as_bytes(data: object) -> bytes:
+    """Returns application data as bytes; UsageError if it is of a type that cannot be sent."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    hint = ": encode it first" if isinstance(data, str) else ""
+    raise UsageError(f"send() takes bytes, bytearray or memoryview, not {type(data).__name__}{hint}")
+
+
+class ConnectionAgent(Protocol):
+    """The agent that a connection belongs to: an `Agent` or a `MuxedAgent`."""
+
+    @property
+    def state(self) -> AgentState: ...
+
+    @property
+    def description(self) -> Description: ...
+
+    @property
+    def is_controlling(self) -> bool: ...
+
+    @property
+    def counters(self) -> dict[str, int]: ...
+
+    async def completed(self, timeout: float | None = None) -> None: ...
+
+    def pairs(self) -> list[PairView]: ...
+
+    def remote_candidates(self, stream: int | None = None) -> list[Candidate]: ...
+
+    def attempts(self) -> tuple[Attempt, ...]: ...
+
+    def stats(self) -> dict[str, dict[str, Any]]: ...
+
+    def why(self) -> SessionReport: ...
+
+    def why_pair(self, number: int) -> PairReport | None: ...
+
+    def restart(self, components: Sequence[int] | None = None) -> Description: ...
+
+    def interfaces_changed(self) -> bool: ...
+
+    async def close(self) -> None: ...
+
+    def _selected(self, stream: int, component: int) -> PairView | None:
+        """Returns the pair that a component's data is sent on, if there is one."""
+
+    def _max_datagram_size(self, pair: PairView) -> int:
+        """Returns the bytes that fit `pair` without fragmentation."""
+
+
 class ConnectionOwner(Protocol):
-    """Who is told that a connection ends."""
+    """What a connection notifies when its user closes it: its agent, or the meeting that made it."""
 
     async def connection_closed(self) -> None:
-        """A connection was closed by its user."""
+        """A user closed one of the connections."""
 
 
-class Connection:
+class Connection(Waiting):
     """Datagrams to and from the other side: `send`, `recv`, `async for`. Made by `Agent.connect`.
 
-    Messages keep their bounds, may be lost, and are not encrypted. Both calls raise ConnectionClosed, with the reason,
-    once the connection is over; `recv` first hands out what had arrived.
+    Message boundaries are kept. Datagrams may be lost and are not encrypted. `send` and `recv` raise ConnectionClosed,
+    with the reason, once the connection is closed; `recv` first returns what had arrived.
+
+    - `agent`: the agent of this connection, for `why`, `stats`, `restart` and so on.
+    - `stream`, `component`: the component that this connection is for.
+    - `datagrams_sent`, `bytes_sent`, `datagrams_received`, `bytes_received`: application data, without any header.
+    - `datagrams_dropped`: arrived while the receive queue was full.
+    - `datagrams_refused`, `bytes_refused`: not sent, because the system refused them.
+    - `datagrams_without_path`: not sent, because there was no path at that moment.
+    - `pair_changes`: how often data was moved to another pair, the first one included.
     """
 
     __slots__ = (
         "__weakref__",
         "_closed",
+        "_deliver",
+        "_max_length",
         "_moved_at",
         "_pair",
-        "_path_waiters",
         "_queue",
         "_queue_length",
         "_reason",
+        "_received_at",
         "_receiver",
         "_send",
+        "_sent_at",
         "_settled",
         "agent",
-        "bytes_discarded",
         "bytes_received",
+        "bytes_refused",
         "bytes_sent",
         "component",
-        "datagrams_discarded",
         "datagrams_dropped",
         "datagrams_received",
+        "datagrams_refused",
         "datagrams_sent",
-        "deliver",
+        "datagrams_without_path",
         "owner",
         "pair_changes",
-        "received_at",
-        "sent_at",
         "stream",
     )
 
@@ -132,68 +203,85 @@ class Connection:
         *,
         stream: int,
         component: int,
-        agent: Endpoint,
+        agent: ConnectionAgent,
+        owner: ConnectionOwner,
         queue_length: int = QUEUE_LENGTH,
     ) -> None:
+        super().__init__()
         self.stream = stream
         self.component = component
-        self.datagrams_sent = 0
-        self.datagrams_received = 0
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self.datagrams_discarded = 0
-        """Of those that were sent, what the system did not take."""
-        self.bytes_discarded = 0
-        self.sent_at = self.received_at = 0.0
-        """When the last datagram was sent and came, in seconds since 1970; 0 where there was none."""
+        self.agent = agent
+        self.owner = owner
+        self.datagrams_sent = self.bytes_sent = 0
+        self.datagrams_received = self.bytes_received = 0
+        self.datagrams_refused = self.bytes_refused = 0
+        self.datagrams_without_path = 0
         self.datagrams_dropped = 0
-        """Arrived while `queue_length` others waited for `recv`."""
+        self.pair_changes = 0
+        self._sent_at = self._received_at = 0.0
+        """When the last datagram was sent and arrived, in seconds since 1970; 0 if there was none."""
         self._queue: list[bytes] | tuple[()] = ()  # then a list: a tenth of an empty deque, as fast at these lengths
         self._queue_length = queue_length
         self._receiver: asyncio.Future[None] | None = None
-        self._path_waiters: tuple[asyncio.Future[None], ...] = ()
-        self.pair_changes = 0
-        """How often data was moved to another pair, the first one included."""
         self._pair = 0
-        """The pair that data goes on, by its id, and what was counted when it was moved there."""
+        """The id of the pair in use, and the counters at the time when data was moved to it."""
         self._moved_at = _NONE
-        self._settled: Mapping[int, Traffic] = NOTHING
-        """What went over the pairs before it."""
+        self._settled: Mapping[int, Traffic] = _NO_TRAFFIC
+        """The traffic of the pairs before it."""
         self._reason = ""
         self._send: Callable[[bytes], bool] | None = None
-        self.agent = agent
-        """The agent whose connection it is: it knows `why`, counts (`stats`) and begins anew (`restart`)."""
-        self.owner: ConnectionOwner = agent
-        """Who is told of the end: its agent, or who was put in its place."""
+        self._max_length = 0
         self._closed: str | None = None
-        self.deliver = self._deliver
-        """For whatever data arrives; made once, as it is kept wherever data may come from."""
+        self._deliver = self._enqueue
+        """Bound once: every path that data may come by keeps it."""
+
+    def __repr__(self) -> str:
+        closed = None if self._closed is None else f"closed: {self._closed}"
+        state = closed or (str(self.path) if self.ready else "no path")
+        return f"<Connection {self.stream}/{self.component} {state}>"
 
     # ---------------------------------------------------------------------------------------------------------- data
 
-    def send(self, data: bytes) -> bool:
-        """Send one datagram now, without waiting. False when it is lost before it left: the system refused it, or the
-        path is gone and another is still looked for.
+    def send(self, data: bytes | bytearray | memoryview) -> bool:
+        """Sends one datagram at once. Returns False if it was not sent, which the counters tell apart:
 
-        Raises ConnectionClosed when the connection is over.
+        - `datagrams_without_path`: there is no path at this moment; ICE still looks for one (`ready` is False).
+        - `datagrams_refused`: the system refused it, for example because a buffer was full.
+
+        Raises ConnectionClosed once the connection is closed. Raises UsageError for data of another type and for more
+        bytes than the transport of the path can carry; `max_datagram_size` is what also fits without fragmentation.
         """
-        if self._send is not None:
+        send = self._send
+        if send is None or type(data) is not bytes or len(data) > self._max_length:
+            return self._send_checked(data)
+        if send(data):
             self.datagrams_sent += 1
             self.bytes_sent += len(data)
-            if self._send(data):
-                self.sent_at = time()
-                return True
-            self.datagrams_discarded += 1
-            self.bytes_discarded += len(data)
-            return False
-        if self._closed is not None:
-            raise ConnectionClosed(self._closed)
+            self._sent_at = time()
+            return True
+        self.datagrams_refused += 1
+        self.bytes_refused += len(data)
         return False
 
-    async def recv(self) -> bytes:
-        """The next datagram. Raises ConnectionClosed when the connection is over and nothing waits any more.
+    def _send_checked(self, data: bytes | bytearray | memoryview) -> bool:
+        """The slow half of `send`: no path, another type than bytes, or too many of them."""
+        data = as_bytes(data)
+        if self._closed is not None:
+            raise ConnectionClosed(self._closed)
+        if self._send is None:
+            self.datagrams_without_path += 1
+            return False
+        if len(data) > self._max_length:
+            raise UsageError(
+                f"a datagram of {len(data)} bytes is too long: {self.path} carries {self._max_length}, and "
+                f"{self.max_datagram_size} without fragmentation"
+            )
+        return self.send(data)
 
-        One task may wait at a time; a second one is a UsageError. Cancelling loses nothing.
+    async def recv(self) -> bytes:
+        """Returns the next datagram. Raises ConnectionClosed when the connection is closed and the queue is empty.
+
+        One task may wait at a time; a second one gets a UsageError. Cancelling loses no datagram.
         """
         while not (queue := self._queue):
             if self._closed is not None:
@@ -208,7 +296,7 @@ class Connection:
         return queue.pop(0)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Every datagram until the connection is over."""
+        """Yields every datagram until the connection is closed."""
         return self._all()
 
     async def _all(self) -> AsyncIterator[bytes]:
@@ -223,8 +311,8 @@ class Connection:
 
     @property
     def path(self) -> Path:
-        """The pair in use, as it is now. Raises ConnectionClosed when there is none any more."""
-        pair = self.agent.selected(self.stream, self.component) if self._send is not None else None
+        """The pair in use at this moment. Raises ConnectionClosed if there is none."""
+        pair = self.agent._selected(self.stream, self.component) if self._send is not None else None
         if pair is None:
             raise ConnectionClosed(self._closed or "the connection has no path at this moment")
         return Path(
@@ -237,35 +325,32 @@ class Connection:
             datagrams_sent=self.datagrams_sent,
             datagrams_received=self.datagrams_received,
             datagrams_dropped=self.datagrams_dropped,
+            datagrams_refused=self.datagrams_refused,
+            datagrams_without_path=self.datagrams_without_path,
         )
 
     async def path_changed(self) -> Path:
-        """Wait for the next change of the path (nominated, moved to another pair) and return the new one."""
+        """Waits until the path changes (another pair, or its nomination) and returns the new one."""
         if self._closed is not None:
             raise ConnectionClosed(self._closed)
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._path_waiters = (*self._path_waiters, waiter)
-        try:
-            await waiter
-        finally:
-            self._path_waiters = tuple(other for other in self._path_waiters if other is not waiter)
-        return self.path
-
-    async def nominated(self) -> Path:
-        """Wait until both sides have settled on a pair and return it. Data flows before that too."""
-        while not self.path.nominated:
-            await self.path_changed()
+        await self._changed()
         return self.path
 
     @property
     def max_datagram_size(self) -> int:
-        """Bytes that surely fit the path in one piece: from the least MTU of its IP version (RFC 8085, section 3.2)."""
-        family = self.path.remote.address.family
-        return MINIMUM_PATH_MTU[family] - HEADERS[family]
+        """Bytes that fit the path without fragmentation, by the least MTU of its IP version (RFC 8085, section 3.2).
+
+        Through a TURN server, the header of ChannelData or of a Send indication counts, and the IP version of the path
+        to the server. It changes with the path. Raises ConnectionClosed if there is no path.
+        """
+        pair = self.agent._selected(self.stream, self.component) if self._send is not None else None
+        if pair is None:
+            raise ConnectionClosed(self._closed or "the connection has no path at this moment")
+        return self.agent._max_datagram_size(pair)
 
     @property
     def ready(self) -> bool:
-        """Whether there is a pair to send on."""
+        """Whether there is a path to send on."""
         return self._send is not None
 
     @property
@@ -274,8 +359,17 @@ class Connection:
 
     # --------------------------------------------------------------------------------------------------------- close
 
+    async def wait_closed(self) -> str:
+        """Waits until the connection is closed, by this side or because no pair works, and returns the reason."""
+        while self._closed is None:
+            await self._changed()
+        return self._closed
+
     async def close(self) -> None:
-        """End the connection; when it is the agent's last, its sockets are closed too. Safe to call twice."""
+        """Closes the connection of this component. Safe to call twice.
+
+        With the last connection of an agent the agent stops sending, consent checks included. Its context closes it.
+        """
         if self._closed is None:
             self._end("closed here")
             await self.owner.connection_closed()
@@ -288,7 +382,8 @@ class Connection:
 
     # ------------------------------------------------------------------------------------------------- for the agent
 
-    def _deliver(self, data: bytes) -> None:
+    def _enqueue(self, data: bytes) -> None:
+        """Takes a datagram that arrived."""
         queue = self._queue
         if len(queue) >= self._queue_length:
             self.datagrams_dropped += 1
@@ -299,43 +394,44 @@ class Connection:
         if queue:
             queue.append(data)
             if receiver is None:  # else it was woken in this turn of the loop, for one that has the time
-                self.received_at = time()
+                self._received_at = time()
         else:
             self._queue = [data]
-            self.received_at = time()
+            self._received_at = time()
         if receiver is not None and not receiver.done():
             receiver.set_result(None)
 
-    def _move(self, send: Callable[[bytes], bool] | None, pair: int, reason: str) -> None:
+    def _move(self, send: Callable[[bytes], bool] | None, pair: int, reason: str, *, max_length: int) -> None:
+        """Moves data to another pair, by its id, or to none: `send` None and `pair` 0."""
         if self._closed is None:
             if pair != self._pair:
                 if self._pair:  # else what came before there was a pair counts for the first one
-                    self._settled, self._moved_at = self.traffic_by_pair(), self.traffic
+                    self._settled, self._moved_at = self._traffic_by_pair(), self._traffic
                 self._pair = pair
                 self.pair_changes += bool(pair)
-            self._send, self._reason = send, reason
-            self._wake_path_waiters()
+            self._send, self._max_length, self._reason = send, max_length, reason
+            self._wake()
 
     @property
-    def traffic(self) -> Traffic:
+    def _traffic(self) -> Traffic:
         """What was sent and received since the start, over all pairs."""
         return Traffic(
-            self.datagrams_sent - self.datagrams_discarded,
-            self.bytes_sent - self.bytes_discarded,
+            self.datagrams_sent,
+            self.bytes_sent,
             self.datagrams_received,
             self.bytes_received,
-            self.datagrams_discarded,
-            self.bytes_discarded,
-            self.sent_at,
-            self.received_at,
+            self.datagrams_refused,
+            self.bytes_refused,
+            self._sent_at,
+            self._received_at,
         )
 
-    def traffic_by_pair(self) -> Mapping[int, Traffic]:
-        """What went over each pair, by its id. What arrives counts for the pair that is selected at that time."""
+    def _traffic_by_pair(self) -> Mapping[int, Traffic]:
+        """The traffic of each pair, by its id; what arrives counts for the pair that is selected at that time."""
         if not self._pair:
             return self._settled
         before = self._settled.get(self._pair, _NONE)
-        return {**self._settled, self._pair: self.traffic.since(self._moved_at, before)}
+        return {**self._settled, self._pair: self._traffic.since(self._moved_at, before)}
 
     def _end(self, reason: str) -> None:
         if self._closed is not None:
@@ -344,10 +440,4 @@ class Connection:
         self._send = None
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
-        self._wake_path_waiters()
-
-    def _wake_path_waiters(self) -> None:
-        waiters, self._path_waiters = self._path_waiters, ()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake()

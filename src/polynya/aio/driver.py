@@ -1,9 +1,9 @@
 """The driver: runs one machine on real sockets in the running event loop.
 
-Whatever happens (a datagram, a timer, a call of the user) is one step: the machine is called once, then its outputs
-are carried out, then its events are told, and at last the one timer is set. What happens meanwhile (a socket that was
-opened at once, a send that failed) waits in the inbox and is the next step; so nothing is ever called from within
-itself, and an event's receiver may call the machine again.
+A datagram, a timer or a call of the user is one step. In a step the driver calls the machine once, performs its
+outputs, passes its events to `on_event`, and sets the timer. An input that arises during a step, such as a failed send,
+is queued in the inbox and handled before the step ends. The machine is therefore never re-entered, and `on_event` may
+call it.
 
     socket, timer, user --> machine --> outputs --> events --> timer
                  ^                         |           |
@@ -14,40 +14,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, FlowIds
-from polynya.core.machine import Close, Input, Machine, Open, Output, Resolve, Resolved, Send
+from polynya.core.machine import Close, Input, Machine, Open, Output, Resolve, Send
 from polynya.core.trace import NO_TRACE, Tracer
 
 from . import clock
 from .alarm import alarm
-from .dns import Resolver
+from .dns import ResolveName, Resolver
 from .hub import Hub
 from .packet_trace import Capture, PacketTrace
-from .tcp import TlsContexts, system_tls
+from .tcp import STREAM_LIMITS, StreamLimits, Tls, tls_contexts
 from .udp import Deliver, SendData
 
 R = TypeVar("R")
 MachineT = TypeVar("MachineT", bound=Machine[Any, Any, Any])
 
 
-class Resolves(Protocol):
-    """What looks names up."""
-
-    async def resolve(self, query: Resolve) -> Resolved:
-        """Answer the query; a failure is an answer."""
-
-
 class Driver(Generic[MachineT]):
     """Runs one machine on real sockets in the running event loop.
 
-    Make it inside a running loop and close it there. `on_event` gets each event after the outputs of its step were
-    carried out; what it raises goes to the loop's exception handler. `flow_ids` are those that the machine names its
-    flows with. `tls` makes the contexts of TLS flows; `capture` gets every packet while `trace` is enabled;
-    `ip_fields` asks for the ECN, DSCP and TTL of what arrives, which makes every datagram a little dearer.
+    Create and close the driver in a running event loop. `on_event` is called for each event after the outputs of the
+    step are performed; an exception that it raises goes to the loop's exception handler. `flow_ids` allocates the
+    machine's flows.
+
+    `tls` is the context of TLS flows, or a function that makes one for each `Open`; the default trusts the system's
+    certificate authorities. `limits` bounds TCP and TLS streams. `resolve` looks up host names in place of the
+    system's resolver. `capture` is called for every packet while `trace` is enabled. `ip_fields` requests the ECN, DSCP
+    and TTL of datagrams that arrive, which makes each datagram a little slower.
     """
 
     __slots__ = (
@@ -73,8 +71,9 @@ class Driver(Generic[MachineT]):
         on_event: Callable[[Any], None],
         flow_ids: FlowIds | None = None,
         trace: Tracer = NO_TRACE,
-        resolver: Resolves | None = None,
-        tls: TlsContexts = system_tls,
+        resolve: ResolveName | None = None,
+        tls: Tls | None = None,
+        limits: StreamLimits = STREAM_LIMITS,
         capture: Capture | None = None,
         ip_fields: bool = False,
     ) -> None:
@@ -83,16 +82,17 @@ class Driver(Generic[MachineT]):
         self.closed = False
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
-        self._resolver = resolver
-        self._tasks: tuple[asyncio.Task[None], ...] = ()
-        self._inbox: tuple[Input, ...] = ()
+        self._resolver = None if resolve is None else Resolver(resolve=resolve)
+        self._tasks: set[asyncio.Task[None]] | None = None
+        self._inbox = Queue[Input]()
         self._stepping = False
         self._called_again = False
         self._alarm = alarm(self._loop)
         self._hub = Hub(
             self._loop,
             self,
-            tls=tls,
+            tls=tls_contexts(tls),
+            limits=limits,
             ip_fields=ip_fields,
             trace=PacketTrace(trace, capture) if trace.enabled else None,
         )
@@ -100,10 +100,10 @@ class Driver(Generic[MachineT]):
     # ------------------------------------------------------------------------------------------- user
 
     def call(self, method: Callable[..., R], *args: Any) -> R:
-        """Call `method(*args, now=now)` on the machine and carry out what follows. Returns what the method returns.
+        """Call `method(*args, now=now)` of the machine as one step; return its result.
 
-        Safe from within `on_event`: what follows is then carried out before anything new from outside. After the
-        driver was closed nothing is sent any more, but events are still told.
+        `on_event` may use it, too: the outputs are then performed before the next input. A closed driver performs no
+        outputs, but still passes events to `on_event`. Raises ConfigurationError if an `Open` of the step is invalid.
         """
         if self._stepping:
             self._called_again = True
@@ -115,11 +115,11 @@ class Driver(Generic[MachineT]):
             self._finish_step()
 
     def take(self, input: Input) -> None:
-        """Give the machine an input: now, or as soon as the step that is under way ends."""
+        """Pass an input to the machine, now or later in the step in progress."""
         if self.closed:
             return
         if self._stepping or self._inbox:
-            self._inbox += (input,)
+            self._inbox.append(input)
             self._resume()
             return
         self._stepping = True
@@ -129,41 +129,51 @@ class Driver(Generic[MachineT]):
             self._finish_step()
 
     def accept_data(self, flow: Flow, remote: Address, deliver: Deliver) -> None:
-        """From now on a datagram on `flow` from `remote` that is not STUN goes straight to `deliver`.
+        """Deliver datagrams on `flow` from `remote` that are not STUN to `deliver`, bypassing the machine.
 
-        A flow that is gone meanwhile is no error: nothing will come from it.
+        A flow that is closed already is ignored.
         """
         self._hub.accept(flow, remote, deliver)
 
     def refuse_data(self, flow: Flow, remote: Address) -> None:
-        """From now on datagrams on `flow` from `remote` go to the machine again."""
+        """Deliver datagrams on `flow` from `remote` to the machine again."""
         self._hub.refuse(flow, remote)
 
     def sender(self, flow: Flow, remote: Address) -> SendData:
-        """A function that sends a datagram on `flow` to `remote` at once.
+        """Return a function that sends a datagram on `flow` to `remote` at once.
 
-        It returns False when the system refused: counted, and a `SendFailed` for the machine unless a buffer was full.
+        It returns False if the system refuses the datagram. The failure is counted, and the machine receives
+        `SendFailed` unless a buffer was full.
         """
         return self._hub.sender(flow, remote)
 
     @property
     def counters(self) -> dict[str, int]:
-        """Datagrams and bytes in and out, kernel drops, and failed sends by the error's name, since the start."""
+        """Datagrams and bytes in and out, kernel drops, and failed sends by error name, since the start."""
         return self._hub.counters()
+
+    @property
+    def refused(self) -> int:
+        """Sends that the system refused, since the start; a call of the machine whose send is refused adds one."""
+        return self._hub.tally.refused
 
     def receive_buffers(self) -> dict[Flow, int]:
         """Bytes of receive buffer that the system granted each open UDP flow."""
         return self._hub.receive_buffers()
 
+    def write_buffers(self) -> dict[Flow, int]:
+        """Bytes that wait to be written on each open stream."""
+        return self._hub.write_buffers()
+
     # ------------------------------------------------------------------------------------------ close
 
     def close_now(self) -> None:
-        """Close every socket and cancel every timer and task, without waiting. Safe to call twice."""
+        """Close every socket and cancel every timer and task without waiting. Safe to call twice."""
         self._stop()
         self._hub.abort()
 
     async def aclose(self) -> None:
-        """Close everything; streams get a second to write what waits. Safe to call twice, and to cancel."""
+        """Close all flows; streams get `limits.flush_timeout` seconds to write. Safe to call twice and to cancel."""
         self._stop()
         await self._hub.aclose()
         if self._tasks:
@@ -174,14 +184,14 @@ class Driver(Generic[MachineT]):
         if not self.closed:
             self._alarm.leave(self)
         self.closed = True
-        self._inbox = ()
-        for task in self._tasks:
+        self._inbox.clear()
+        for task in self._tasks or ():
             task.cancel()
 
     # ------------------------------------------------------------------------------------------- step
 
     def _finish_step(self) -> None:
-        """Drain the machine, feed it what waits, and set the timer. The caller has set `_stepping`."""
+        """Drain the machine, pass it the queued inputs, and set the timer. The caller has set `_stepping`."""
         refusal: ConfigurationError | None = None
         machine = self.machine
         try:
@@ -189,12 +199,10 @@ class Driver(Generic[MachineT]):
                 refusal = self._drain() or refusal
                 if not self._inbox:
                     break
-                first, *rest = self._inbox
-                self._inbox = tuple(rest)
-                machine.receive(first, now=clock.now())
+                machine.receive(self._inbox.popleft(), now=clock.now())
         finally:
             self._stepping = False
-            if self._inbox:  # the machine raised: what waits is not lost with it
+            if self._inbox:  # the machine raised; the queued inputs are still handled
                 self._loop.call_soon(self._resume)
             self._set_timer()
         if refusal is not None:
@@ -206,7 +214,7 @@ class Driver(Generic[MachineT]):
             self._finish_step()
 
     def _drain(self) -> ConfigurationError | None:
-        """Outputs, then events, and again if the events' receiver called the machine. Returns what cannot be opened."""
+        """Perform outputs, then pass on events; repeat if `on_event` called the machine. Return a refused `Open`."""
         refusal = None
         machine = self.machine
         while True:
@@ -219,7 +227,7 @@ class Driver(Generic[MachineT]):
             for event in machine.events():
                 try:
                     self._on_event(event)
-                except Exception as error:  # noqa: BLE001  # the receiver's fault must not stop the machine
+                except Exception as error:  # noqa: BLE001  # an error of the user's code must not stop the machine
                     self._report("on_event failed", error)
             if not self._called_again:
                 return refusal
@@ -239,7 +247,7 @@ class Driver(Generic[MachineT]):
     # ------------------------------------------------------------------------------------------- time
 
     def _set_timer(self) -> None:
-        """One timer, never later than the machine's. An earlier one is left: it finds that it is early."""
+        """Set the alarm no later than the machine's timer. An earlier alarm stays: `timer_due` then sets it again."""
         if self.closed:
             return
         due = self.machine.next_timer()
@@ -250,7 +258,7 @@ class Driver(Generic[MachineT]):
             self._alarm.set(self, due)
 
     def timer_due(self) -> None:
-        """The timer is due."""
+        """Called by the alarm."""
         if self.closed:
             return
         due = self.machine.next_timer()
@@ -267,13 +275,17 @@ class Driver(Generic[MachineT]):
         self.take(await self._resolver.resolve(query))
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run what takes time; it is cancelled when the driver closes."""
+        """Run a coroutine as a task that is canceled when the driver closes."""
         task = self._loop.create_task(work, name=name)
-        self._tasks = (*self._tasks, task)
+        if self._tasks is None:
+            self._tasks = set()
+        self._tasks.add(task)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks = tuple(left for left in self._tasks if left is not task)
+        if self._tasks is not None:
+            self._tasks.discard(task)
+            self._tasks = self._tasks or None
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report(f"{task.get_name()} failed", error)
 

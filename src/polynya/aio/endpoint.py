@@ -2,6 +2,9 @@
 
 It drives an ICE agent (`AgentMachine`) whose packets an `AgentTransport` moves, and keeps the connections of its
 components.
+
+Calls that set something (the role, the remote description, candidates) may come before `start`: the machine holds their
+effects until it has a transport.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from polynya.core.addresses import Address
-from polynya.core.errors import Attempt, ConnectError, UsageError
+from polynya.core.errors import Attempt, ConnectError, ConnectionClosed, UsageError
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.ice.agent import IceAgent
@@ -23,33 +26,55 @@ from polynya.ice.description import Description
 from polynya.ice.events import (
     AgentState,
     AgentStateChanged,
+    ConsentLost,
     Failed,
     LocalCandidateAdded,
+    LocalCandidatesEnded,
+    PairChanged,
     RemoteAuthenticated,
     RemoteRevoked,
     Restarted,
+    RoleChanged,
     SelectedPairChanged,
 )
 from polynya.ice.pairs import PairView
 from polynya.ice.report import PairReport
 from polynya.ice.sdp.candidate import UnsupportedCandidate
 from polynya.ice.sdp.signal import read_signal, write_signal
-from polynya.session.gathering_events import GatheringState
+from polynya.session.events import GatheringState, GatheringStateChanged
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, SessionEvent
+from polynya.turn.client.report import RelayOverhead
 
+from . import clock
 from .connection import Connection
+from .signal_texts import fragments, shorten
+from .sizes import max_datagram_size, max_length
 from .statistics import whole_statistics
 from .waiting import Waiting
 
 R = TypeVar("R")
 
+AgentEvent = (
+    LocalCandidateAdded
+    | LocalCandidatesEnded
+    | GatheringStateChanged
+    | PairChanged
+    | SelectedPairChanged
+    | AgentStateChanged
+    | RoleChanged
+    | ConsentLost
+    | Failed
+    | Restarted
+)
+"""The events that `events` yields."""
+
 EVENTS_KEPT: Final = 4096
-"""Events that wait for a slow reader of `Agent.events` before its oldest are dropped."""
+"""Events that wait for a slow reader of `events` before its oldest are dropped."""
 
 
 class AgentMachine(Protocol):
-    """The machine that an endpoint speaks for: an ICE agent and what is around it."""
+    """The machine that an endpoint drives: an ICE agent and what gathers for it."""
 
     @property
     def agent(self) -> IceAgent: ...
@@ -69,7 +94,7 @@ class AgentMachine(Protocol):
 
 
 class AgentTransport(Protocol):
-    """Who moves its packets, as a `Driver` does."""
+    """What moves the machine's packets, as a `Driver` does."""
 
     @property
     def counters(self) -> dict[str, int]: ...
@@ -84,7 +109,7 @@ class AgentTransport(Protocol):
 
 
 class Endpoint(Waiting, ABC):
-    """What all agents have: signaling, connecting and seeing."""
+    """Base class of `Agent` and `MuxedAgent`: signaling, connecting, inspection."""
 
     __slots__ = ("_candidates", "_closed", "_connections", "_described", "_failure", "_readers")
 
@@ -95,7 +120,7 @@ class Endpoint(Waiting, ABC):
         self._described = False
         self._failure: ConnectError | None = None
         self._closed = False
-        self._readers: tuple[deque[SessionEvent], ...] = ()
+        self._readers: tuple[deque[AgentEvent], ...] = ()
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -106,11 +131,19 @@ class Endpoint(Waiting, ABC):
     ) -> None:
         await self.close()
 
+    def __repr__(self) -> str:
+        role = "controlling" if self.is_controlling else "controlled"
+        paths = ", ".join(str(each.path) for each in self._connections if each.ready)
+        return f"<{type(self).__name__} {self.state.value}, {role}{': ' if paths else ''}{paths}>"
+
     # ------------------------------------------------------------------------------------------------ what differs
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to gather; entering the context does this. Must be called inside a running event loop."""
+        """Starts to gather; entering the context does this. A second call changes nothing.
+
+        Call it inside a running event loop. Raises UsageError once the agent is closed.
+        """
 
     @property
     @abstractmethod
@@ -119,173 +152,233 @@ class Endpoint(Waiting, ABC):
     @property
     @abstractmethod
     def _transport(self) -> AgentTransport | None:
-        """None until it is started."""
+        """None until the agent is started."""
 
     @property
     @abstractmethod
     def gathering_state(self) -> GatheringState:
-        """Whether candidates may yet be found."""
+        """Whether more local candidates may be found."""
 
     def _sender(
         self,
         connection: Connection,  # noqa: ARG002
         pair: PairView | None,
     ) -> Callable[[bytes], bool] | None:
-        """What a connection sends with from now on."""
+        """Returns the function that a connection sends with from now on."""
         return None if pair is None else self._running().sender(pair.flow, pair.remote_address)
+
+    def _overhead(self, pair: PairView) -> RelayOverhead | None:  # noqa: ARG002
+        """Returns how a pair's datagrams are carried to a TURN server; None if they go directly."""
+        return None
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Closes the ICE agent: it sends nothing more, consent checks included."""
 
     @abstractmethod
     def why(self) -> SessionReport:
-        """Why it is as it is: what was gathered and what not, and each pair with every transition's reason."""
+        """Returns a report of what was gathered, and of each pair with every transition and its reason."""
 
     @abstractmethod
     def interfaces_changed(self) -> bool:
-        """Look at the interfaces of this host again: if addresses came or went, gather on them and restart.
+        """Looks at the interfaces of this host again; if addresses came or went, gathers on them and restarts ICE.
 
-        Returns whether it restarted; then signal `description` and `candidates()` as after `restart`.
+        Returns whether it restarted. `local_signals` then yields the new description and candidates by itself; with
+        signaling of your own, send `description` and `candidates()` as after `restart`.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Close every connection and every socket. Safe to call twice, and to cancel: the sockets close either way."""
+        """Closes every connection and every socket. Safe to call twice and to cancel: the sockets close anyway."""
 
     # ---------------------------------------------------------------------------------------------------- signaling
 
-    @property
-    def description(self) -> Description:
-        """What the other side's `set_remote` needs to know: credentials and options."""
-        return self._machine.agent.local_description
+    async def local_signals(self) -> AsyncIterator[str]:
+        """Yields everything to signal, as texts for `add_remote_signal` of the other side, until the agent is closed.
 
-    @property
-    def controlling(self) -> bool:
-        """The role of this side (RFC 8445, section 6.1.1); it may be set until `connect` is called."""
-        return self._machine.agent.controlling
+        The description comes first, then each candidate when it is found (RFC 8838), then the end of candidates; a
+        candidate may follow even then, if a server answers late. After a restart of either side all of it comes again.
+        Each text is complete in itself, a fragment as in RFC 8840: texts may arrive in any order, and more than once.
 
-    @controlling.setter
-    def controlling(self, controlling: bool) -> None:
-        self._running().call(self._machine.set_controlling, controlling)
-
-    async def candidates(self, stream: int = 0) -> AsyncIterator[Candidate]:
-        """The candidates of a stream as they are found, from the first one on; ends when gathering has ended.
-
-        After a restart they are told again, for the new generation. What a server answers after the end is told by
-        `signals` and, as `LocalCandidateAdded`, by `events`; candidates of the other side may come at any time.
+        Any channel will do that keeps others from reading it: the texts hold the password of the checks.
         """
-        self._running()
-        told, generation = 0, self.description.generation
-        while True:
-            if generation != self.description.generation:
-                told, generation = 0, self.description.generation
-            while told < len(self._candidates):
-                told += 1
-                local = self._candidates[told - 1]
-                if local.stream == stream:
-                    yield local.candidate
-            if self._closed or self.gathering_state is GatheringState.COMPLETE:
-                return
-            await self._changed()
-
-    async def to_signal(self) -> AsyncIterator[Description | LocalCandidate | None]:
-        """What `signals` tells, as objects: the description, each candidate, None when they have all been told."""
-        self._running()
-        told, generation, ended = 0, -1, False
-        while not self._closed:
-            if generation != self.description.generation:
-                told, generation, ended = 0, self.description.generation, False
-                yield self.description
-            elif told < len(self._candidates):
-                told += 1
-                yield self._candidates[told - 1]
-            elif not ended and self.gathering_state is GatheringState.COMPLETE:
-                ended = True
-                yield None
-            else:
-                await self._changed()
-
-    async def signals(self) -> AsyncIterator[str]:
-        """Everything that the other side has to be told, as texts for its `signaled`, for the life of the agent.
-
-        The description comes first, each candidate when it is found (RFC 8838), at last that there are no more (a
-        server's late answer may add one all the same); after a restart of either side all of it again. Each text is a
-        fragment as in RFC 8840. Any channel will do that keeps others from reading it: the texts hold the password of
-        the checks.
-        """
-        async for signal in self.to_signal():
+        async for signal in self._signals():
             if isinstance(signal, LocalCandidate):
                 yield write_signal(self.description, [(signal.stream, signal.candidate)], ended=False)
             else:
                 yield write_signal(self.description, ended=signal is None)
 
-    def signaled(self, text: str) -> None:
-        """What the other side's `signals` told, in any order, any number of times. DecodeError for what is none."""
-        signal, driver = read_signal(text), self._running()
-        self.set_remote(signal.description)
-        for stream, candidate in signal.candidates:
-            driver.call(self._machine.add_remote, candidate, stream)
-        remote = self._machine.agent.remote_description
-        if signal.ended and signal.description.same_credentials(remote):
-            driver.call(self._machine.add_remote, None)
+    async def signal_text(self) -> str:
+        """Waits until gathering has ended and returns everything to signal in one short line, for one-shot signaling.
+
+        Pass it to `add_remote_signal` of the other side. With a host, a server-reflexive and a relayed candidate it has
+        about 145 characters. A restart needs another one. Raises UsageError unless the agent is started.
+        """
+        self._running()
+        while self.gathering_state is not GatheringState.COMPLETE:
+            await self._changed()
+            self._running()
+        candidates = [(local.stream, local.candidate) for local in self._candidates]
+        return shorten(write_signal(self.description, candidates, ended=True))
+
+    def add_remote_signal(self, text: str) -> None:
+        """Takes a text of the other side's `local_signals` or `signal_text`, or several of them joined.
+
+        They may come in any order, and more than once. Raises DecodeError, and changes nothing, if one of them cannot
+        be read, UsageError for bytes and other types.
+        """
+        for signal in [read_signal(each) for each in fragments(text)]:
+            self.set_remote(signal.description)
+            for stream, candidate in signal.candidates:
+                self._call(self._machine.add_remote, candidate, stream)
+            if signal.ended and signal.description.same_credentials(self._machine.agent.remote_description):
+                self._call(self._machine.add_remote, None)
+
+    @property
+    def description(self) -> Description:
+        """The credentials and options of this side, for `set_remote` of the other side."""
+        return self._machine.agent.local_description
+
+    async def candidates(self, stream: int = 0) -> AsyncIterator[Candidate]:
+        """Yields the local candidates of a stream as they are found, from the first one on, until gathering ends.
+
+        After a restart they come again, for the new generation. A server's answer after the end of gathering is in
+        `local_signals` and, as `LocalCandidateAdded`, in `events`.
+        """
+        yielded, generation = 0, self.description.generation
+        while True:
+            if generation != self.description.generation:
+                yielded, generation = 0, self.description.generation
+            while yielded < len(self._candidates):
+                yielded += 1
+                local = self._candidates[yielded - 1]
+                if local.stream == stream:
+                    yield local.candidate
+            if self._over or self.gathering_state is GatheringState.COMPLETE:
+                return
+            await self._changed()
 
     def set_remote(self, description: Description, components: Sequence[int] | None = None) -> None:
-        """What the other side signaled as its `description`, and the `components` if it restarted with others."""
+        """Sets the other side's `description`, and its `components` if it restarted with others.
+
+        A description with new credentials is a restart of the other side; this side follows.
+        """
         agreed = None if components is None else tuple(components)
-        self._running().call(self._machine.set_remote, description, agreed)
+        self._call(self._machine.set_remote, description, agreed)
         self._described = True
 
     def add_candidate(self, candidate: Candidate | str | None, stream: int = 0) -> None:
-        """A candidate of the other side, as an object or its SDP line; None: it has told all, for every stream.
+        """Adds a candidate of the other side, as an object or its SDP line; None ends the candidates of all streams.
 
-        Raises DecodeError, with what is wrong, for a line that cannot be read. One of an unknown type is ignored (RFC
-        8839, section 5.1).
+        Raises DecodeError, with the reason, for a line that cannot be read. A candidate of an unknown type is ignored
+        (RFC 8839, section 5.1).
         """
         if isinstance(candidate, str):
             try:
                 candidate = Candidate.parse(candidate)
             except UnsupportedCandidate:
                 return
-        self._running().call(self._machine.add_remote, candidate, stream)
+        self._call(self._machine.add_remote, candidate, stream)
+
+    def remote_candidates(self, stream: int | None = None) -> list[Candidate]:
+        """Returns the other side's candidates: those that were added, and peer-reflexive ones that checks came from.
+
+        Of one stream, or of all.
+        """
+        return self._machine.agent.remote_candidates(stream)
+
+    @property
+    def is_controlling(self) -> bool:
+        """Whether this side is the controlling agent, which nominates (RFC 8445, section 6.1.1)."""
+        return self._machine.agent.controlling
+
+    def set_controlling(self, controlling: bool) -> None:
+        """Sets the role of this side; call it before the other side's description is known, or at a restart."""
+        self._call(self._machine.set_controlling, bool(controlling))
+
+    async def _signals(self) -> AsyncIterator[Description | LocalCandidate | None]:
+        """Yields what `local_signals` yields, as objects; None for the end of candidates."""
+        yielded, generation, ended = 0, -1, False
+        while not self._over:
+            if generation != self.description.generation:
+                yielded, generation, ended = 0, self.description.generation, False
+                yield self.description
+            elif yielded < len(self._candidates):
+                yielded += 1
+                yield self._candidates[yielded - 1]
+            elif not ended and self.gathering_state is GatheringState.COMPLETE:
+                ended = True
+                yield None
+            else:
+                await self._changed()
 
     # ------------------------------------------------------------------------------------------------------ restart
 
     def restart(self, components: Sequence[int] | None = None) -> Description:
-        """Begin anew with new credentials (RFC 8445, section 9); signal what is returned, and `candidates()` again.
+        """Restarts ICE with new credentials (RFC 8445, section 9) and returns the new description.
 
-        Connections stay and go on over the old pair until a new one is nominated. When the other side restarts, giving
-        its new description to `set_remote` does the same here: a `Restarted` event tells to signal `description` anew.
-        `signals` and a room do all of it by themselves.
+        Connections stay: they use the old pair until a new one is nominated. `local_signals` yields the new description
+        and candidates.
 
-        `components` adds and removes streams: how many components each has from now on, 0 for one that is removed (the
-        others keep their numbers). Both sides have to agree on it: it is not signaled.
+        With signaling of your own, send the returned description and `candidates()` again. If the other side restarts,
+        pass its new description to `set_remote`. This side then restarts too, with the event `Restarted`; send its new
+        `description`.
+
+        `components` adds and removes streams: the number of components of each from now on, 0 for one that is removed
+        (the others keep their numbers). Both sides have to agree on it: it is not signaled.
         """
         return self._running().call(self._machine.restart, None if components is None else tuple(components))
 
     # --------------------------------------------------------------------------------------------------- connecting
 
     async def connect(self, timeout: float | None = None, *, stream: int = 0, component: int = 1) -> Connection:
-        """Wait for the first valid pair and return the connection over it; its path may improve until it is nominated.
+        """Waits for the first valid pair of a component and returns the connection over it.
 
-        `timeout` is in seconds, for the other side to describe itself and the checks to work; without one the agent
-        decides when nothing can come any more. Raises ConnectError with every attempt and why it failed. Cancelling
-        leaves the agent as it is: `connect` may be called again.
+        The path may improve until a pair is nominated: see `completed`. `timeout` is in seconds, for the other side's
+        description to arrive and for a check to succeed. Without one, the agent decides when no pair can work any more.
+
+        Raises ConnectError with every attempt and why it failed, ConnectionClosed if the connection was closed before.
+        Canceling leaves the agent as it is: `connect` may be called again.
         """
         connection = self.connection(stream, component)
+        self._running()
+
+        def ready() -> bool:
+            if connection.closed and self._failure is None:
+                raise ConnectionClosed(connection._closed or "closed here")
+            return connection.ready
+
+        await self._until(ready, timeout, "no pair worked")
+        return connection
+
+    async def completed(self, timeout: float | None = None) -> None:
+        """Waits until a pair is nominated for every component of every stream: the paths are then settled.
+
+        `timeout` is in seconds. Raises ConnectError with every attempt and why it failed.
+        """
+        self._running()
+        await self._until(
+            lambda: self.state is AgentState.COMPLETED, timeout, "not every component has a nominated pair"
+        )
+
+    async def _until(self, condition: Callable[[], bool], timeout: float | None, otherwise: str) -> None:
         if not self._described and timeout is None:
-            raise UsageError("the other side is not known: give what it signals first, or connect() a timeout")
+            raise UsageError("the other side is unknown: add its signals first, or give a timeout")
         try:
             async with asyncio.timeout(timeout):
-                while not connection.ready:
+                while not condition():
                     if self._failure is not None:
                         raise self._failure
                     self._running()
                     await self._changed()
         except TimeoutError:
-            what = "no pair worked" if self._described else "the other side did not describe itself"
+            what = otherwise if self._described else "no description of the other side arrived"
             raise ConnectError(f"{what} within {timeout:g} s", self.attempts()) from None
-        return connection
 
     def connection(self, stream: int = 0, component: int = 1) -> Connection:
-        """The connection of a component of a stream, be it ready or not; UsageError where there is no such one."""
-        self._running()
+        """Returns the connection of a component, ready or not; UsageError if there is no such component."""
+        if self._over:
+            self._running()
         if not self._exists(stream, component):
             raise UsageError(f"there is no stream {stream} with a component {component}: give Agent(components=...)")
         return self._connection(stream, component)
@@ -297,43 +390,42 @@ class Endpoint(Waiting, ABC):
         return self._machine.agent.state
 
     def pairs(self) -> list[PairView]:
-        """Every pair as it is now, by priority."""
+        """Returns every candidate pair as it is now, the highest priority first."""
         return self._machine.agent.pairs()
 
     def attempts(self) -> tuple[Attempt, ...]:
-        """Every pair that does not work, and why."""
+        """Returns every pair that does not work, and why."""
         return self._machine.agent.attempts()
 
     def why_pair(self, number: int) -> PairReport | None:
-        """The story of one pair, by the `id` that `pairs()` gives it; None where there is no such pair any more."""
+        """Returns the report of one pair, by its `id` in `pairs()`; None if there is no such pair any more."""
         return self._machine.agent.why_pair(number)
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """Pairs, candidates and transports in the terms of W3C's webrtc-stats, by their ids; each has a `type`.
+        """Returns pairs, candidates and transports in the terms of W3C's webrtc-stats, by their ids.
 
-        Durations are seconds, but `timestamp`, which is milliseconds since 1970 as it is there.
+        Each has a `type`. Durations are seconds; times of day, like `timestamp`, are milliseconds since 1970 as there.
         """
         return whole_statistics(self._machine.agent.stats(), self._connections)
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was counted since the start: by the agent, by what found each packet's machine, and by the sockets."""
+        """Counts since the start: of the agent, of packets that were dropped, and of the sockets."""
         counted = Counter(self._machine.agent.counters)
         counted.update(self._machine.counters)
         if self._transport is not None:
             counted.update(self._transport.counters)
         return dict(counted)
 
-    async def events(self) -> AsyncIterator[SessionEvent]:
-        """What happens from now on, for a live display; ends when the agent is closed."""
-        self._running()
-        kept: deque[SessionEvent] = deque(maxlen=EVENTS_KEPT)
+    async def events(self) -> AsyncIterator[AgentEvent]:
+        """Yields every event from now on, for a live display, until the agent is closed."""
+        kept: deque[AgentEvent] = deque(maxlen=EVENTS_KEPT)
         self._readers = (*self._readers, kept)
         try:
             while True:
                 while kept:
                     yield kept.popleft()
-                if self._closed:
+                if self._over:
                     return
                 await self._changed()
         finally:
@@ -344,7 +436,7 @@ class Endpoint(Waiting, ABC):
     def _on_event(self, event: SessionEvent) -> None:
         match event:
             case DataReceived():
-                self._connection(event.stream, event.component).deliver(event.data)
+                self._connection(event.stream, event.component)._deliver(event.data)
                 return
             case Restarted():
                 self._candidates = ()
@@ -354,62 +446,86 @@ class Endpoint(Waiting, ABC):
                 self._candidates += (event.local,)
             case RemoteAuthenticated():
                 connection = self._connection(event.stream, event.component)
-                self._running().accept_data(event.flow, event.remote, connection.deliver)
+                self._running().accept_data(event.flow, event.remote, connection._deliver)
             case RemoteRevoked():
                 if self._transport is not None:
                     self._transport.refuse_data(event.flow, event.remote)
             case SelectedPairChanged():
-                self._selected(event)
+                self._selected_changed(event)
             case Failed():
                 self._failure = ConnectError(event.reason, event.attempts)
             case AgentStateChanged(new=AgentState.FAILED | AgentState.CLOSED):
-                for connection in self._connections:
-                    connection._end(event.reason)
+                self._end_connections(event.reason)
             case AgentStateChanged(old=AgentState.FAILED):
                 self._failure = None
             case _:
                 pass
-        for kept in self._readers:
-            kept.append(event)
+        if self._readers and isinstance(event, AgentEvent):
+            for kept in self._readers:
+                kept.append(event)
         self._wake()
 
-    def _selected(self, event: SelectedPairChanged) -> None:
+    def _selected_changed(self, event: SelectedPairChanged) -> None:
         connection = self._connection(event.stream, event.component)
         pair = event.pair
-        connection._move(self._sender(connection, pair), 0 if pair is None else pair.id, event.reason)
+        connection._move(
+            self._sender(connection, pair),
+            0 if pair is None else pair.id,
+            event.reason,
+            max_length=0 if pair is None else max_length(pair, self._overhead(pair)),
+        )
 
     def _connection(self, stream: int, component: int) -> Connection:
         for known in self._connections:
             if known.stream == stream and known.component == component:
                 return known
-        connection = Connection(stream=stream, component=component, agent=self)
+        connection = Connection(stream=stream, component=component, agent=self, owner=self)
         self._connections = (*self._connections, connection)
         return connection
 
-    def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
-        """The pair that a component's data goes on now, if there is one."""
+    # --------------------------------------------------------------------------------------------- for its connections
+
+    def _selected(self, stream: int, component: int) -> PairView | None:
         return self._machine.agent.selected(stream, component)
 
-    async def connection_closed(self) -> None:
-        """A connection was closed by its user: with the last one the agent closes."""
-        if all(connection.closed for connection in self._connections):
-            await self.close()
+    def _max_datagram_size(self, pair: PairView) -> int:
+        return max_datagram_size(pair, self._overhead(pair))
 
-    # -------------------------------------------------------------------------------------------------------- whether
+    async def connection_closed(self) -> None:
+        """A user closed one of the connections: with the last one the agent stops sending."""
+        if not self._over and all(connection.closed for connection in self._connections):
+            self._stop()
+
+    # -------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def _over(self) -> bool:
+        """Whether the agent is closed, or has stopped with its last connection."""
+        return self._closed or self.state is AgentState.CLOSED
 
     def _running(self) -> AgentTransport:
-        if self._closed:
+        if self._over:
             raise UsageError("the agent is closed: make a new one")
         if self._transport is None:
             raise UsageError("the agent is not started: use it as `async with polynya.Agent(...) as agent`")
         return self._transport
+
+    def _call(self, method: Callable[..., R], *args: Any) -> R:
+        """Calls a method of the machine, before or after the start."""
+        if self._over:
+            raise UsageError("the agent is closed: make a new one")
+        if self._transport is not None:
+            return self._transport.call(method, *args)
+        result = method(*args, now=clock.now())
+        self._wake()
+        return result
 
     def _exists(self, stream: int, component: int) -> bool:
         streams = self._machine.agent.components
         return 0 <= stream < len(streams) and 1 <= component <= streams[stream]
 
     def _end_removed(self) -> None:
-        """A restart may have removed streams: their connections are over."""
+        """Ends the connections of streams that a restart has removed."""
         for connection in self._connections:
             if not self._exists(connection.stream, connection.component):
                 connection._end("its stream was removed")
@@ -417,4 +533,4 @@ class Endpoint(Waiting, ABC):
 
     def _end_connections(self, reason: str) -> None:
         for connection in self._connections:
-            connection._end(reason)  # a connection is its agent's part
+            connection._end(reason)

@@ -1,4 +1,4 @@
-"""Which interfaces and addresses a user chose: by name, or by a callable that is asked for each."""
+"""The options `interfaces` and `addresses`: names, or a callable that decides on each, become a filter."""
 
 from __future__ import annotations
 

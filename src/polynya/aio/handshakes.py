@@ -1,10 +1,10 @@
-"""A TLS listener's connections: accepted one by one, and their handshakes capped and timed.
+"""TLS handshakes of a listener: connections are accepted one at a time, limited in number and in time.
 
-    accepted --too many are under way, in all or from this address--> closed
-    accepted --> SHAKING --done in time--> the protocol's `connection_made`
+    accepted --too many in progress, in all or from this source--> closed
+    accepted --> SHAKING --complete in time--> the protocol's `connection_made`
                  SHAKING --error, timeout, the listener closes--> closed
 
-So who connects and says nothing costs little, and is nobody that a machine hears of.
+A connection that never completes its handshake costs little memory, and the machine does not learn of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import Final
 
@@ -21,26 +22,39 @@ from polynya.stun.budget import source_of
 
 from .tally import Tally
 
-TIMEOUT: Final = 10.0
-"""Seconds for a handshake."""
-AT_ONCE: Final = 512
-"""Handshakes of one listener that may be under way."""
-AT_ONCE_OF_ONE: Final = 64
-"""Of these from one IPv4 address or IPv6 /64, so that no single host keeps all others out."""
 BATCH: Final = 16
-"""Connections that are accepted before the loop gets its turn: while more of them wait, no accept gives it one."""
+"""Connections accepted in a row before other tasks run: an accept that succeeds at once does not yield to the loop."""
 PAUSE: Final = 0.2
-"""Seconds to wait when the system has nothing left to make a connection with."""
-_GONE_AGAIN: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
+"""Seconds before the next accept when the system has no resources for another connection."""
+_ABORTED: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandshakeLimits:
+    """Limits of one TLS listener's handshakes."""
+
+    timeout: float = 10.0
+    """Seconds for each handshake."""
+    at_once: int = 512
+    """Handshakes in progress, in all."""
+    at_once_per_source: int = 64
+    """Handshakes in progress from one IPv4 address or IPv6 /64, so that one host cannot keep all others out."""
 
 
 class Handshakes:
-    """Accepts from a listening socket, which is its own from now on. `make` gives each connection's protocol."""
+    """Accepts connections from a listening socket, which it closes at the end. `make` makes each one's protocol."""
 
     def __init__(
-        self, listening: socket.socket, context: ssl.SSLContext, make: Callable[[], asyncio.Protocol], tally: Tally
+        self,
+        listening: socket.socket,
+        context: ssl.SSLContext,
+        make: Callable[[], asyncio.Protocol],
+        tally: Tally,
+        limits: HandshakeLimits,
     ) -> None:
         self.closed = False
+        self.limits = limits
+        """Applies to connections that are accepted from now on."""
         self._tally = tally
         self._listening = listening
         self._context = context
@@ -51,15 +65,20 @@ class Handshakes:
         self._accepting = self._loop.create_task(self._accept(), name="accept TLS connections")
         self._accepting.add_done_callback(lambda _: listening.close())
 
+    @property
+    def in_progress(self) -> Mapping[str, int]:
+        """The number of handshakes in progress, by source (an IPv4 address or IPv6 /64)."""
+        return self._by_source
+
     def close(self) -> None:
-        """Accept no more and drop what is under way. Streams that were accepted live on."""
+        """Stop accepting and end the handshakes in progress. Accepted streams stay open."""
         self.closed = True
         self._accepting.cancel()
         for task in self._shaking:
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Until nothing is under way."""
+        """Wait until no handshake is in progress."""
         await asyncio.wait([self._accepting, *self._shaking])
 
     async def _accept(self) -> None:
@@ -69,10 +88,11 @@ class Handshakes:
             try:
                 accepted, address = await self._loop.sock_accept(self._listening)
             except OSError as error:
-                await asyncio.sleep(0 if error.errno in _GONE_AGAIN else PAUSE)
+                await asyncio.sleep(0 if error.errno in _ABORTED else PAUSE)
                 continue
             source = source_of(address[0].partition("%")[0])
-            if len(self._shaking) >= AT_ONCE or self._by_source.get(source, 0) >= AT_ONCE_OF_ONE:
+            limits, from_source = self.limits, self._by_source.get(source, 0)
+            if len(self._shaking) >= limits.at_once or from_source >= limits.at_once_per_source:
                 self._tally.handshakes_refused += 1
                 accepted.close()
                 continue
@@ -88,9 +108,9 @@ class Handshakes:
             try:
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await self._loop.connect_accepted_socket(
-                    self._make, accepted, ssl=self._context, ssl_handshake_timeout=TIMEOUT
+                    self._make, accepted, ssl=self._context, ssl_handshake_timeout=self.limits.timeout
                 )
-            except OSError:  # which SSLError and the timeout are, too; the loop has closed the socket
+            except OSError:  # includes SSLError and the timeout; the loop has closed the socket
                 self._tally.handshakes_failed += 1
 
         def dispose(task: asyncio.Task[None]) -> None:
@@ -98,7 +118,7 @@ class Handshakes:
             self._by_source[source] -= 1
             if not self._by_source[source]:
                 del self._by_source[source]
-            if not begun:  # cancelled before its first step
+            if not begun:  # canceled before its first step
                 accepted.close()
 
         task = self._loop.create_task(shake(), name="TLS handshake")

@@ -1,6 +1,7 @@
-"""The socket hub: every flow of a driver by its id, be it a UDP socket, a stream or a listener.
+"""The socket hub: the open UDP sockets, streams and listeners of a driver, by their flow.
 
-It carries out `Open`, `Close` and `Send`, and says what became of each `Open`: `Opened`, or `Closed` alone.
+The hub performs `Open`, `Close` and `Send`. The result of an `Open` is an input of the machine: `Opened`, or `Closed`
+alone if the flow cannot be opened.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
@@ -18,31 +19,28 @@ from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed
 from . import sockets
 from .packet_trace import PacketTrace
 from .tally import Tally
-from .tcp import Listener, Stream, TlsContexts, refuse_unsupported
+from .tcp import Listener, Stream, StreamLimits, TlsContexts
 from .udp import Deliver, SendData, UdpEndpoint, UdpSocket
 
-FLUSH_TIMEOUT: Final = 1.0
-"""Seconds that streams get to write what waits when all is closed."""
-
-Carrier = UdpSocket | Stream | Listener
+FlowSocket = UdpSocket | Stream | Listener
 
 
 class HubOwner(Protocol):
-    """What a hub needs from its driver."""
+    """The driver as its hub sees it."""
 
     flow_ids: FlowIds
 
     def take(self, input: Input) -> None:
-        """Something is for the machine."""
+        """Pass an input to the machine."""
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run what takes time."""
+        """Run a coroutine as a task of the driver."""
 
 
 class Hub:
     """The sockets of one driver."""
 
-    __slots__ = ("_carriers", "_ip_fields", "_leaving", "_loop", "_owner", "_tls", "tally", "trace")
+    __slots__ = ("_closing", "_ip_fields", "_loop", "_owner", "_sockets", "_tls", "limits", "tally", "trace")
 
     def __init__(
         self,
@@ -50,46 +48,44 @@ class Hub:
         owner: HubOwner,
         *,
         tls: TlsContexts,
+        limits: StreamLimits,
         ip_fields: bool,
         trace: PacketTrace | None,
     ) -> None:
         self.trace = trace
         self.tally = Tally()
+        self.limits = limits
         self._loop = loop
         self._owner = owner
         self._tls = tls
         self._ip_fields = ip_fields
-        self._carriers: dict[Flow, Carrier] = {}
-        self._leaving: tuple[Stream | Listener, ...] = ()
-
-    def take(self, input: Input) -> None:
-        """Something is for the machine."""
-        self._owner.take(input)
+        self._sockets: dict[Flow, FlowSocket] = {}
+        self._closing: tuple[Stream | Listener, ...] = ()
+        """Closed flows whose sockets the system has not released yet."""
 
     # ---------------------------------------------------------------------------------------- outputs
 
     def send(self, output: Send) -> None:
-        """Send at once. What the system refuses comes back as an input."""
-        carrier = self._carriers.get(output.flow)
-        if carrier is not None:
-            carrier.send(output)
+        """Send at once. If the system refuses the data, the machine receives `SendFailed`."""
+        sock = self._sockets.get(output.flow)
+        if sock is not None:
+            sock.send(output)
             return
         self.tally.failed(errno.EBADF)
         self.take(SendFailed(flow=output.flow, remote=output.remote, errno=errno.EBADF))
 
     def open(self, output: Open) -> None:
-        """Open what is asked for. ConfigurationError, besides `Closed`, for what this driver cannot open at all."""
+        """Open a socket, stream or listener. An invalid `Open` is a ConfigurationError in addition to `Closed`."""
         try:
-            refuse_unsupported(output)
             if output.transport is Transport.UDP:
                 self._open_udp(output)
             elif output.remote is not None:
                 stream = Stream(self, output.flow, output.transport)
-                self._carriers[output.flow] = stream
+                self._sockets[output.flow] = stream
                 stream.connect(output, self._tls)
             else:
                 listener = Listener(self, output.flow, output.transport, self._owner.flow_ids)
-                self._carriers[output.flow] = listener
+                self._sockets[output.flow] = listener
                 listener.listen(output, self._tls)
         except OSError as error:
             reason = f"{output.remote or output.local}: {sockets.explain(error)}"
@@ -100,52 +96,56 @@ class Hub:
 
     def _open_udp(self, output: Open) -> None:
         sock, note = sockets.open_udp(output)
-        carrier = UdpSocket(sock, output.flow, self)
+        udp = UdpSocket(sock, output.flow, self)
         try:
-            carrier.watch(self._loop, ip_fields=self._ip_fields)
+            udp.watch(self._loop, ip_fields=self._ip_fields)
         except NotImplementedError:
             endpoint = UdpEndpoint(sock, output.flow, self)
-            self._carriers[output.flow] = endpoint
+            self._sockets[output.flow] = endpoint
             self._owner.start(self._attach(endpoint, note), f"open {output.flow}")
         else:
-            self._carriers[output.flow] = carrier
-            self.opened(Opened(flow=carrier.flow, local=carrier.local, note=note), Transport.UDP)
+            self._sockets[output.flow] = udp
+            self.opened(Opened(flow=udp.flow, local=udp.local, note=note), Transport.UDP)
 
     async def _attach(self, endpoint: UdpEndpoint, note: str) -> None:
         try:
             await endpoint.attach(self._loop)
         except OSError as error:
-            endpoint.give_up(error)
+            endpoint.fail(error)
         else:
             if not endpoint.closed:
                 self.opened(Opened(flow=endpoint.flow, local=endpoint.local, note=note), Transport.UDP)
 
     def close(self, flow: Flow) -> None:
-        """Close a flow. Streams write what waits first."""
-        carrier = self._carriers.pop(flow, None)
-        if carrier is None:
+        """Close a flow. A stream writes its buffered data first."""
+        sock = self._sockets.pop(flow, None)
+        if sock is None:
             return
-        carrier.close()
-        if not isinstance(carrier, UdpSocket):
-            self._leaving = (*(left for left in self._leaving if not left.gone), carrier)
+        sock.close()
+        if not isinstance(sock, UdpSocket):
+            self._closing = (*(each for each in self._closing if not each.released), sock)
         if self.trace is not None:
             self.trace.closed(flow, "closed here")
 
-    # ---------------------------------------------------------------------- told by sockets and streams
+    # ----------------------------------------------------------------------- called by sockets and streams
+
+    def take(self, input: Input) -> None:
+        """Pass an input to the machine."""
+        self._owner.take(input)
 
     def opened(self, opened: Opened, transport: Transport) -> None:
-        """A flow can be used."""
+        """Report an open flow to the machine."""
         if self.trace is not None:
             self.trace.opened(opened.flow, transport, opened.local, opened.remote)
         self.take(opened)
 
-    def adopt(self, stream: Stream) -> None:
-        """A stream was accepted: know it by its flow from now on."""
-        self._carriers[stream.flow] = stream
+    def accepted(self, stream: Stream) -> None:
+        """Register a stream that a listener accepted."""
+        self._sockets[stream.flow] = stream
 
     def lost(self, closed: Closed) -> None:
-        """A flow is gone: forget it and tell the machine."""
-        self._carriers.pop(closed.flow, None)
+        """Remove a flow that closed by itself, and report it to the machine."""
+        self._sockets.pop(closed.flow, None)
         if self.trace is not None:
             self.trace.closed(closed.flow, closed.reason)
         self.take(closed)
@@ -153,26 +153,26 @@ class Hub:
     # ------------------------------------------------------------------------------------------- data
 
     def accept(self, flow: Flow, remote: Address, deliver: Deliver) -> None:
-        """Let data of `remote` go straight to `deliver`. A flow that is gone is no error: nothing comes from it."""
-        carrier = self._carriers.get(flow)
-        if isinstance(carrier, UdpSocket):
-            carrier.accept(remote, deliver)
+        """Deliver data from `remote` to `deliver`. A flow that is closed already is ignored."""
+        sock = self._sockets.get(flow)
+        if isinstance(sock, UdpSocket):
+            sock.accept(remote, deliver)
 
     def refuse(self, flow: Flow, remote: Address) -> None:
-        """Let data of `remote` go to the machine again."""
-        carrier = self._carriers.get(flow)
-        if isinstance(carrier, UdpSocket):
-            carrier.refuse(remote)
+        """Deliver data from `remote` to the machine again."""
+        sock = self._sockets.get(flow)
+        if isinstance(sock, UdpSocket):
+            sock.refuse(remote)
 
     def sender(self, flow: Flow, remote: Address) -> SendData:
-        """A function that sends one datagram at once and says whether the system took it."""
-        carrier = self._carriers.get(flow)
-        return carrier.sender(remote) if isinstance(carrier, UdpSocket) else _nowhere
+        """Return a function that sends one datagram at once and returns whether the system took it."""
+        sock = self._sockets.get(flow)
+        return sock.sender(remote) if isinstance(sock, UdpSocket) else _refuse_data
 
     def counters(self) -> dict[str, int]:
-        """What was counted over all flows, those that are closed too."""
+        """Return the counters of all flows, closed ones included."""
         tally = self.tally
-        drops = [carrier.kernel_drops() or 0 for carrier in self._carriers.values() if isinstance(carrier, UdpSocket)]
+        drops = [sock.kernel_drops() or 0 for sock in self._sockets.values() if isinstance(sock, UdpSocket)]
         return {
             "datagrams_in": tally.datagrams_in,
             "datagrams_out": tally.datagrams_out,
@@ -185,47 +185,49 @@ class Hub:
         }
 
     def receive_buffers(self) -> dict[Flow, int]:
-        """Bytes of receive buffer that the system granted each open UDP flow."""
-        return {
-            flow: carrier.receive_buffer() for flow, carrier in self._carriers.items() if isinstance(carrier, UdpSocket)
-        }
+        """Return the bytes of receive buffer that the system granted each open UDP flow."""
+        return {flow: sock.receive_buffer() for flow, sock in self._sockets.items() if isinstance(sock, UdpSocket)}
+
+    def write_buffers(self) -> dict[Flow, int]:
+        """Return the bytes that wait to be written on each open stream."""
+        return {flow: sock.write_buffer for flow, sock in self._sockets.items() if isinstance(sock, Stream)}
 
     # ------------------------------------------------------------------------------------------ close
 
     def abort(self) -> None:
-        """Close all flows, whatever waits to be written."""
-        self._leaving = tuple(self._shut())
-        for carrier in self._leaving:
-            carrier.abort()
+        """Close all flows and discard buffered data."""
+        self._closing = tuple(self._shut())
+        for each in self._closing:
+            each.abort()
 
     async def aclose(self) -> None:
-        """Close all flows; streams get a second to write what waits. Safe to cancel: then they do not."""
-        leaving = self._shut()
-        if not leaving:
+        """Close all flows; streams get `limits.flush_timeout` seconds to write. Canceling it discards their data."""
+        closing = self._shut()
+        if not closing:
             return
-        waits = [self._loop.create_task(carrier.wait_closed()) for carrier in leaving]
+        waits = [self._loop.create_task(each.wait_closed()) for each in closing]
         try:
-            for carrier in leaving:
-                carrier.close()
-            await asyncio.wait(waits, timeout=FLUSH_TIMEOUT)
+            for each in closing:
+                each.close()
+            await asyncio.wait(waits, timeout=self.limits.flush_timeout)
         finally:
-            for carrier in leaving:
-                carrier.abort()
-            await asyncio.wait(waits, timeout=FLUSH_TIMEOUT)
+            for each in closing:
+                each.abort()
+            await asyncio.wait(waits, timeout=self.limits.flush_timeout)
 
     def _shut(self) -> list[Stream | Listener]:
-        """Close what can be closed at once; what may need time is returned."""
-        leaving, self._leaving = [left for left in self._leaving if not left.gone], ()
-        for flow, carrier in self._carriers.items():
-            if isinstance(carrier, UdpSocket):
-                carrier.close()
+        """Close the UDP sockets; return the streams and listeners, whose closing takes time."""
+        closing, self._closing = [each for each in self._closing if not each.released], ()
+        for flow, sock in self._sockets.items():
+            if isinstance(sock, UdpSocket):
+                sock.close()
             else:
-                leaving.append(carrier)
+                closing.append(sock)
             if self.trace is not None:
                 self.trace.closed(flow, "the driver was closed")
-        self._carriers.clear()
-        return leaving
+        self._sockets.clear()
+        return closing
 
 
-def _nowhere(_: bytes) -> bool:
+def _refuse_data(_: bytes) -> bool:
     return False

@@ -1,7 +1,7 @@
-"""ICMP errors as Linux reports them: the error queue of a UDP socket (ip(7), IP_RECVERR).
+"""ICMP errors from Linux' error queue of a UDP socket (ip(7), IP_RECVERR).
 
-A socket that asked for them also fails its *next* call with the pending error, whomever that call is for. So whoever
-sees such a failure empties the queue first, which clears the error, and then tries once more.
+The kernel also fails the *next* call on the socket with the pending error, whatever its destination. The caller of the
+failed call therefore reads the queue first, which clears the error, and then tries again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from polynya.core.machine import IcmpKind
 
-from .sockets import IP_RECVERR, IPV6_RECVERR, LINUX
+from .features import LINUX
+from .sockets import IP_RECVERR, IPV6_RECVERR
 
 _HEAD: Final = struct.Struct("=IBBBxII")  # sock_extended_err: errno, origin, type, code, info, data
 _LOCAL, _ICMP, _ICMP6 = 1, 2, 3
@@ -22,7 +23,7 @@ _MSG_ERRQUEUE: Final[int] = getattr(socket, "MSG_ERRQUEUE", 0x2000)
 _UNREACHABLE4: Final = {
     0: IcmpKind.NET_UNREACHABLE,
     1: IcmpKind.HOST_UNREACHABLE,
-    2: IcmpKind.PORT_UNREACHABLE,  # the protocol is unreachable: no port of it is better
+    2: IcmpKind.PORT_UNREACHABLE,  # protocol unreachable: no port can work
     3: IcmpKind.PORT_UNREACHABLE,
     4: IcmpKind.TOO_BIG,
     6: IcmpKind.NET_UNREACHABLE,
@@ -49,14 +50,14 @@ class Report(NamedTuple):
     """One entry of the error queue."""
 
     destination: tuple[object, ...]
-    """Whom the datagram was sent to, as a socket address."""
+    """The destination of the datagram, as a socket address."""
     kind: IcmpKind
     origin: str | None
     mtu: int | None
 
 
 def read_errors(sock: socket.socket, limit: int = 64) -> list[Report]:
-    """Take up to `limit` reports out of a socket's error queue; empty where the system has none."""
+    """Read up to `limit` reports from a socket's error queue; systems without a queue have none."""
     reports: list[Report] = []
     if not LINUX:
         return reports
@@ -73,7 +74,7 @@ def read_errors(sock: socket.socket, limit: int = 64) -> list[Report]:
 
 
 def parse_report(data: bytes, destination: tuple[object, ...]) -> Report:
-    """Read a `sock_extended_err` and the address of who sent the error, which follows it."""
+    """Decode a `sock_extended_err` and the address of the error's sender, which follows it."""
     number, origin, icmp_type, code, info, _ = _HEAD.unpack_from(data)
     kind = IcmpKind.OTHER
     if origin == _ICMP:

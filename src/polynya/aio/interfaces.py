@@ -1,8 +1,8 @@
-"""The interfaces of this host, with what RFC 8445 (5.1.1) and RFC 6724 need to know of their addresses.
+"""Lists the interfaces of this host, with the address flags that RFC 8445 (5.1.1) and RFC 6724 use.
 
-Linux' kernel tells all of it (`netlink`). Elsewhere, and where a sandbox forbids to ask it, ifaddr lists the addresses;
-on Linux /proc/net/if_inet6 and two ioctls then tell the rest. Where the system does not tell, an address counts as
-permanent and preferred. One listing takes a tenth of a millisecond on a usual host.
+On Linux, `netlink` reports everything. On other systems, and in sandboxes without netlink, ifaddr lists the addresses;
+on Linux, /proc/net/if_inet6 and two ioctls then add the flags. An address whose flags are not known counts as permanent
+and preferred. A listing takes 0.1 ms on a typical host.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from polynya.core.addresses import scope
 from polynya.core.machine import Interface, InterfaceAddress
 
 from . import netlink
+from .features import LINUX
 from .netlink import IFF_LOOPBACK, IFF_POINTOPOINT, IFF_UP
-from .sockets import LINUX, interface_index
+from .sockets import interface_index
 
 _IF_INET6: Final = Path("/proc/net/if_inet6")
 
 # linux/sockios.h and net/if.h
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCGIFMTU: Final = 0x8921
-_NAME_SIZE: Final = 16  # with the closing zero
+_NAME_SIZE: Final = 16  # with the terminating zero
 _DEFAULT_MTU: Final = 1500
 
 
 def list_interfaces() -> tuple[Interface, ...]:
-    """Every interface that is up and has an address, by its index; addresses in the system's order."""
+    """Return every interface that is up and has an address, sorted by index; addresses in the system's order."""
     try:
         found = netlink.list_interfaces() if LINUX else list_without_netlink()
     except OSError:
@@ -43,7 +44,7 @@ def list_interfaces() -> tuple[Interface, ...]:
 
 
 def list_without_netlink() -> list[Interface]:
-    """The same from what every system has."""
+    """List the interfaces with ifaddr, as every system can."""
     found: list[Interface] = []
     flags = _ipv6_flags()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -67,15 +68,15 @@ def list_without_netlink() -> list[Interface]:
 
 @lru_cache(maxsize=4)
 def _shared(interfaces: tuple[Interface, ...]) -> tuple[Interface, ...]:
-    """The same objects as long as nothing changes, so that agents do not each keep texts of their own."""
+    """Return the same objects while nothing changes, so that all agents share them."""
     return interfaces
 
 
 def _addresses(flags: Mapping[tuple[str, str], int]) -> dict[str, tuple[InterfaceAddress, ...]]:
-    """The addresses of each interface by its name. Linux' labels (`eth0:1`) are names of addresses, not interfaces."""
+    """Return the addresses of each interface by its name. Linux' labels (`eth0:1`) name addresses, not interfaces."""
     found: dict[str, tuple[InterfaceAddress, ...]] = {}
     for adapter in ifaddr.get_adapters():
-        name = adapter.name.partition(":")[0] if LINUX else adapter.name
+        name = adapter.name.partition(":")[0] if sys.platform == "linux" else adapter.name
         addresses = tuple(_address(name, ip, flags) for ip in adapter.ips)
         if addresses:
             found[name] = found.get(name, ()) + addresses
@@ -95,6 +96,8 @@ def _all_loopback(addresses: tuple[InterfaceAddress, ...]) -> bool:
 
 
 def _ipv6_flags() -> dict[tuple[str, str], int]:
+    if not LINUX:
+        return {}
     try:
         return parse_if_inet6(_IF_INET6.read_text())
     except OSError:
@@ -102,9 +105,9 @@ def _ipv6_flags() -> dict[tuple[str, str], int]:
 
 
 def parse_if_inet6(text: str) -> dict[tuple[str, str], int]:
-    """The flags of each interface's IPv6 addresses, from the text of /proc/net/if_inet6.
+    """Parse /proc/net/if_inet6 into the flags of each interface's IPv6 addresses.
 
-    Its columns: address, index, prefix length, scope, flags (all hexadecimal) and the interface's name.
+    The columns are: address, index, prefix length, scope, flags (all hexadecimal) and the interface's name.
     """
     flags: dict[tuple[str, str], int] = {}
     for line in text.splitlines():
@@ -116,7 +119,7 @@ def parse_if_inet6(text: str) -> dict[tuple[str, str], int]:
 
 
 def _state(probe: socket.socket, name: str) -> int | None:
-    """The IFF flags of an interface, or None where the system does not tell."""
+    """Return the IFF flags of an interface, or None if the system does not report them."""
     value = _ioctl(probe, _SIOCGIFFLAGS, name, "H")
     return value if value is not None else (0 if LINUX else None)
 
@@ -126,9 +129,9 @@ def _mtu(probe: socket.socket, name: str) -> int:
 
 
 def _ioctl(probe: socket.socket, request: int, name: str, kind: str) -> int | None:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not LINUX:
         return None
-    import fcntl  # noqa: PLC0415  # not everywhere
+    import fcntl  # noqa: PLC0415  # does not exist on Windows
 
     try:
         answer = fcntl.ioctl(probe, request, struct.pack(f"={_NAME_SIZE}s24x", name.encode()))

@@ -1,8 +1,8 @@
-"""The interfaces of a Linux host, asked of the kernel: a dump of its links and one of its addresses (rtnetlink).
+"""Lists the interfaces of a Linux host from two rtnetlink dumps: the links and the addresses.
 
-Only here are all flags of an address to be had in one answer: temporary, deprecated, tentative, optimistic, and the
-preferred lifetime. Why not pyroute2, which can do all of this: its import takes a fifth of a second and a listing two
-milliseconds, a tenth of what two agents need to connect; both dumps here take a twentieth of one.
+Only rtnetlink reports all flags of an address at once: temporary, deprecated, tentative, optimistic, and the preferred
+lifetime. pyroute2 reports them, too, but its import takes 200 ms and each listing 2 ms, and two agents connect in
+20 ms. The two dumps here take 0.05 ms.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ IFA_DEPRECATED: Final = 0x20
 IFA_TENTATIVE: Final = 0x40
 
 _TIMEOUT: Final = 1.0
-"""Seconds; the kernel answers within the call that asks."""
+"""Seconds; the kernel usually answers during the request itself."""
 _ATTEMPTS: Final = 3
-"""A dump that a change interrupted is taken anew, but not for ever."""
+"""Limits the repetition of dumps that a change interrupted."""
 _BUFFER: Final = 1 << 16
 _ERRNO: Final = struct.Struct("=i")
 _WORD: Final = struct.Struct("=I")
 
 
 class _InterruptedDump(Exception):
-    """What is told may be half old and half new."""
+    """The interfaces changed during a dump, so its result may be inconsistent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +72,21 @@ class _Link:
 
 
 def list_interfaces() -> list[Interface]:
-    """Every interface that is up and has an address. Raises OSError where the kernel does not answer."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as asking:
-        asking.settimeout(_TIMEOUT)
+    """Return every interface that is up and has an address. Raises OSError if the kernel does not answer."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink:
+        netlink.settimeout(_TIMEOUT)
         for _ in range(_ATTEMPTS):
             try:
-                return _list(asking)
+                return _list(netlink)
             except _InterruptedDump:
                 continue
     raise OSError("the interfaces change faster than they can be listed")
 
 
 def ipv6_address(host: str, prefix_length: int, flags: int, *, preferred: bool = True) -> InterfaceAddress:
-    """An IPv6 address with what the kernel's flags mean to ICE.
+    """Translate the kernel's flags of an IPv6 address into those that ICE uses.
 
-    An optimistic address may be used while its duplicates are still looked for (RFC 4429); a duplicate may not.
+    An optimistic address may be used during duplicate address detection (RFC 4429); a duplicate may not be used.
     """
     tentative = flags & IFA_TENTATIVE and not flags & IFA_OPTIMISTIC
     return InterfaceAddress(
@@ -99,19 +99,19 @@ def ipv6_address(host: str, prefix_length: int, flags: int, *, preferred: bool =
 
 
 def is_dead_end(flags: int) -> bool:
-    """Whether an interface has neither neighbors nor one other end: services keep addresses on such ones."""
+    """Return whether an interface has neither neighbors nor a peer; services keep addresses on such interfaces."""
     return bool(flags & IFF_NOARP) and not flags & (IFF_POINTOPOINT | IFF_LOOPBACK)
 
 
-def _list(asking: socket.socket) -> list[Interface]:
+def _list(netlink: socket.socket) -> list[Interface]:
     links: dict[int, _Link] = {}
     mask = _ATTRIBUTE.pack(8, _IFLA_EXT_MASK) + _WORD.pack(_SKIP_STATISTICS)
-    for kind, body in _dump(asking, _GET_LINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + mask):
+    for kind, body in _dump(netlink, _GET_LINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + mask):
         if kind == _NEW_LINK:
             index, link = _link(body)
             links[index] = link
     addresses: dict[int, list[InterfaceAddress]] = {}
-    for kind, body in _dump(asking, _GET_ADDRESS, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+    for kind, body in _dump(netlink, _GET_ADDRESS, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         if kind == _NEW_ADDRESS:
             index, address = _address(body)
             if address is not None:
@@ -131,17 +131,17 @@ def _list(asking: socket.socket) -> list[Interface]:
     ]
 
 
-def _dump(asking: socket.socket, request: int, body: bytes) -> Iterator[tuple[int, memoryview]]:
-    """Type and body of each message of the answer."""
-    asking.send(_HEADER.pack(_HEADER.size + len(body), request, _REQUEST_DUMP, request, 0) + body)
+def _dump(netlink: socket.socket, request: int, body: bytes) -> Iterator[tuple[int, memoryview]]:
+    """Request a dump; yield the type and body of each message of the answer."""
+    netlink.send(_HEADER.pack(_HEADER.size + len(body), request, _REQUEST_DUMP, request, 0) + body)
     interrupted = False
     while True:
-        answer = memoryview(asking.recv(_BUFFER))
+        answer = memoryview(netlink.recv(_BUFFER))
         while answer:
             length, kind, flags, sequence, _ = _HEADER.unpack_from(answer)
             message, answer = answer[_HEADER.size : length], answer[(length + 3) & ~3 :]
             if sequence != request:
-                continue  # the rest of a dump that was given up
+                continue  # left over from an interrupted dump
             interrupted = interrupted or bool(flags & _INTERRUPTED)
             if kind == _DONE:
                 if interrupted:
@@ -171,12 +171,12 @@ def _link(body: memoryview) -> tuple[int, _Link]:
         elif kind == _IFLA_MTU:
             mtu = _WORD.unpack_from(value)[0]
         if name and mtu:
-            break  # both stand at the front of some fifty
+            break  # both are among the first of some fifty attributes
     return index, _Link(name or str(index), flags, mtu)
 
 
 def _address(body: memoryview) -> tuple[int, InterfaceAddress | None]:
-    """The interface's index and the address; None for a family that ICE has no use for."""
+    """Decode an address message: the interface's index and the address, None for a family that ICE does not use."""
     family, prefix_length, flags, _, index = _ADDRESS.unpack_from(body)
     if family not in (socket.AF_INET, socket.AF_INET6):
         return index, None
@@ -184,7 +184,7 @@ def _address(body: memoryview) -> tuple[int, InterfaceAddress | None]:
     for kind, value in _attributes(body[_ADDRESS.size :]):
         if kind == _IFA_ADDRESS:
             packed = bytes(value)
-        elif kind == _IFA_LOCAL:  # our own end of a point-to-point link, whose other end is the address
+        elif kind == _IFA_LOCAL:  # of a point-to-point link, where IFA_ADDRESS is the peer
             local = bytes(value)
         elif kind == _IFA_FLAGS:
             flags = _WORD.unpack_from(value)[0]
@@ -193,5 +193,5 @@ def _address(body: memoryview) -> tuple[int, InterfaceAddress | None]:
     host = socket.inet_ntop(family, local or packed)
     if family == socket.AF_INET6:
         return index, ipv6_address(host, prefix_length, flags, preferred=preferred)
-    # IPv4 knows no temporary addresses; the bit means another thing there.
+    # IPv4 has no temporary addresses; this bit has another meaning there.
     return index, InterfaceAddress(host=host, prefix_length=prefix_length, deprecated=bool(flags & IFA_DEPRECATED))

@@ -1,12 +1,12 @@
-"""From the options that `Agent` takes to those of a session: what cannot be is told before anything is opened."""
+"""From the options of `Agent` and `Mux` to those of a session; wrong ones are refused before any socket is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any, Final
 
-from polynya.core.empty import NOTHING
 from polynya.core.errors import ConfigurationError
 from polynya.ice.config import IceConfig
 from polynya.session.options import AddressFilter, InterfaceFilter, Policy, SessionConfig
@@ -14,10 +14,14 @@ from polynya.session.options import AddressFilter, InterfaceFilter, Policy, Sess
 from .filters import address_filter, interface_filter
 from .servers import IceServer, split_servers
 
+_NO_EXTERNAL: Final[Mapping[str, str]] = {}
+FAMILIES: Final = (6, 4)
+"""The default of every option `families`: both IP versions, IPv6 preferred (RFC 6724, RFC 8421)."""
+
 
 def session_config(
     *,
-    servers: Iterable[str | IceServer],
+    servers: Iterable[str | IceServer | Mapping[str, Any]],
     controlling: bool | None,
     components: Sequence[int] | None,
     policy: str,
@@ -26,17 +30,19 @@ def session_config(
     families: Sequence[int],
     ports: tuple[int, int] | None,
     loopback: bool,
-    external: Mapping[str, str] | None,
+    nat_1to1: Mapping[str, str] | None,
     ice: IceConfig | None,
+    ask: bool = False,
 ) -> SessionConfig:
-    """The options of a session; ConfigurationError for what cannot be."""
+    """Returns the options of a session. Raises ConfigurationError if an option is wrong or options conflict.
+
+    `ask` says that credentials for TURN servers are asked for later, so that they may be missing here.
+    """
     try:
         chosen_policy = Policy(policy)
     except ValueError:
         raise ConfigurationError(f"a policy is all, no-host or relay, not {policy!r}") from None
-    if isinstance(servers, str):
-        raise ConfigurationError(f'servers is a list of URIs: write servers=["{servers}"]')
-    stun_servers, turn_servers = split_servers(servers)
+    stun_servers, turn_servers = split_servers(servers, ask=ask)
     config = SessionConfig(
         ice=_ice(ice, controlling, None if components is None else tuple(components)),
         stun_servers=stun_servers,
@@ -47,9 +53,9 @@ def session_config(
         addresses=address_filter(addresses),
         loopback=loopback,
         ports=ports,
-        external=external or NOTHING,
+        external=_NO_EXTERNAL if nat_1to1 is None else nat_1to1,
     )
-    return config if turn_servers or external else _shared(config)
+    return config if turn_servers or nat_1to1 else _shared(config)
 
 
 @lru_cache(maxsize=16)
@@ -62,5 +68,5 @@ def _ice(given: IceConfig | None, controlling: bool | None, components: tuple[in
 
 @lru_cache(maxsize=16)
 def _shared(config: SessionConfig) -> SessionConfig:
-    """Agents with equal options share them. Not those that hold a password."""
+    """Agents with equal options share one object; options with a password are not kept here."""
     return config

@@ -1,10 +1,10 @@
-"""One epoll for all UDP sockets of an event loop, which the loop itself watches as one file.
+"""One epoll for all UDP sockets of an event loop; the loop watches the epoll as a single file.
 
-What a loop keeps for each watched socket (a handle, a key, tuples) is half a kilobyte, a tenth of what an idle agent
-takes; here it is an entry of a dict. It also makes loops alike: libuv stops watching a socket that has an error
-pending, as every ICMP error is, while an epoll around it is merely readable.
+A loop keeps half a kilobyte for each watched socket (a handle, a key, tuples), a tenth of an idle agent's memory. Here
+a socket is one entry of a dict. The epoll also hides a difference between loops. libuv stops watching a socket with a
+pending error, such as an ICMP error; an epoll that contains the socket is only readable.
 
-Where there is no epoll, sockets are watched by the loop one by one.
+On systems without epoll the loop watches each socket.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ import select
 import socket
 from typing import Final, Protocol
 
+from .features import EPOLL
+
 AT_ONCE: Final = 256
-"""Sockets that are read in one turn of the loop."""
+"""Sockets read in one turn of the loop."""
 
 
 class Readable(Protocol):
-    """What is told that its socket has something to read, or an error pending; or, rarely, that it may have."""
+    """The reader of a watched socket."""
 
-    def read(self) -> None: ...
+    def read(self) -> None:
+        """Called when the socket is readable or has a pending error; rarely also when it is neither."""
 
 
 _pollers: dict[asyncio.AbstractEventLoop, Poller] = {}
 
 
 class Poller:
-    """Watches sockets for one loop. It is there while it watches any."""
+    """Watches sockets for one loop; exists while it watches any."""
 
     __slots__ = ("_epoll", "_loop", "_readers")
 
@@ -47,7 +50,7 @@ class Poller:
         self._readers[descriptor] = reader
 
     def remove(self, descriptor: int) -> None:
-        """Watch it no more; to be called before the socket is closed."""
+        """Stop watching a socket; to be called before the socket is closed."""
         if self._readers.pop(descriptor, None) is None:
             return
         self._epoll.unregister(descriptor)
@@ -59,7 +62,7 @@ class Poller:
 
     def _on_ready(self) -> None:
         readers = self._readers
-        if len(readers) == 1:  # whose turn it is need not be asked
+        if len(readers) == 1:  # saves the call of poll()
             next(iter(readers.values())).read()
             return
         for descriptor, _ in self._epoll.poll(0, AT_ONCE):
@@ -69,11 +72,11 @@ class Poller:
 
 
 def watch(loop: asyncio.AbstractEventLoop, sock: socket.socket, reader: Readable) -> None:
-    """Call `reader.read` whenever `sock` has something to read, until `unwatch`.
+    """Call `reader.read` whenever `sock` is readable, until `unwatch`.
 
-    NotImplementedError where the loop cannot watch sockets.
+    Raises NotImplementedError if the loop cannot watch sockets.
     """
-    if not hasattr(select, "epoll"):
+    if not EPOLL:
         loop.add_reader(sock, reader.read)
         return
     poller = _pollers.get(loop)
@@ -83,8 +86,13 @@ def watch(loop: asyncio.AbstractEventLoop, sock: socket.socket, reader: Readable
 
 
 def unwatch(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
-    """Undo `watch`. Safe to call twice, while the socket is open."""
-    if not hasattr(select, "epoll"):
+    """Stop watching a socket. Safe to call twice while the socket is open."""
+    if not EPOLL:
         loop.remove_reader(sock)
     elif (poller := _pollers.get(loop)) is not None:
         poller.remove(sock.fileno())
+
+
+def loops() -> tuple[asyncio.AbstractEventLoop, ...]:
+    """Return the event loops that watch sockets by an epoll at present."""
+    return tuple(_pollers)

@@ -1,7 +1,7 @@
-"""The short way of application data through a relay: a channel's four bytes are put on and taken off beside the socket.
+"""The short way of application data through a relay: ChannelData headers are added and removed beside the socket.
 
-All else (checks through the relay, indications, what comes from peers that are not selected) goes to the machine, which
-knows what to do with it. Until a channel is bound, and over streams, everything does.
+Everything else goes to the machine: checks through the relay, indications, data of peers that are not selected. So does
+all data until a channel is bound, and over streams.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BEYOND_STUN = b"\x04"
 
 
 class RelayedPath:
-    """The selected path of one component, through a relay to one peer."""
+    """The selected path of one component, through a TURN server to one peer."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class RelayedPath:
         component: int,
     ) -> None:
         self._driver = driver
-        self._place = (stream, component)
+        self._component = (stream, component)
         self._peer = peer
         self._deliver = deliver
         self._short: tuple[Flow, Address] | None = None
         self._send_frame: Callable[[bytes], bool] | None = None
-        client = driver.machine.gathering.relays.client(flow)
+        client = driver.machine.relay_client(flow)
         if client is None or client.flow is None or client.server.transport is not Transport.UDP:
             return
         self._wrap, self._unwrap = client.wrap, client.unwrap
@@ -47,15 +47,19 @@ class RelayedPath:
         driver.accept_data(*self._short, self._receive)
 
     def send(self, data: bytes) -> bool:
-        """Send a datagram to the peer; False when it is lost before it left."""
+        """Sends a datagram to the peer. Returns False if the system refused it or the relay is gone."""
         if self._send_frame is not None:
             frame = self._wrap(self._peer, data)
             if frame is not None:
                 return self._send_frame(frame)
-        return self._driver.call(lambda now: self._driver.machine.send(data, *self._place, now=now))
+        driver = self._driver
+        refused = driver.refused
+        return (
+            driver.call(lambda now: driver.machine.send(data, *self._component, now=now)) and driver.refused == refused
+        )
 
     def close(self) -> None:
-        """What the server sends goes to the machine again."""
+        """From now on all packets of the server go to the machine."""
         if self._short is not None:
             self._driver.refuse_data(*self._short)
             self._short = None

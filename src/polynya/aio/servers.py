@@ -1,19 +1,23 @@
-"""The STUN and TURN servers that an agent is told of."""
+"""The STUN and TURN servers of an agent, and the credentials for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.session.options import TurnCredentials
 from polynya.stun.uris import StunUri, TurnUri
 from polynya.turn.client.credentials import Credentials
 
+AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
+"""Called with the URI of a TURN server and its realm; returns a user name and a password."""
+
 
 @dataclass(frozen=True, slots=True)
 class IceServer:
-    """A server by its URI (RFC 7064, 7065); a TURN server mostly with a user name and password."""
+    """A STUN or TURN server by its URI (RFC 7064, 7065), with the credentials for a TURN server."""
 
     uri: str
     username: str = ""
@@ -21,7 +25,7 @@ class IceServer:
 
 
 def usable(uris: Iterable[str], username: str = "", password: str = "") -> tuple[IceServer, ...]:
-    """The servers that an agent can be given: what somebody else says must not make it refuse to start."""
+    """Returns the servers that an agent can use; others in a server's list must not keep an agent from starting."""
     found = []
     for uri in uris:
         server = IceServer(uri, username, password)
@@ -33,20 +37,67 @@ def usable(uris: Iterable[str], username: str = "", password: str = "") -> tuple
     return tuple(found)
 
 
-def split_servers(servers: Iterable[str | IceServer]) -> tuple[tuple[StunUri, ...], tuple[TurnCredentials, ...]]:
-    """The STUN servers and the TURN servers among `servers`; ConfigurationError for what is neither."""
+def split_servers(
+    servers: Iterable[str | IceServer | Mapping[str, Any]], *, ask: bool = False
+) -> tuple[tuple[StunUri, ...], tuple[TurnCredentials, ...]]:
+    """Returns the STUN servers and the TURN servers; raises ConfigurationError for anything else.
+
+    A TURN server needs credentials, unless `ask` says that they are asked for later.
+    """
+    if isinstance(servers, str):
+        raise ConfigurationError(f'servers is a list: write servers=["{servers}"]')
+    if isinstance(servers, Mapping | IceServer):
+        raise ConfigurationError("servers is a list: put the server in brackets")
     stun: list[StunUri] = []
     turn: list[TurnCredentials] = []
-    for each in servers:
-        server = IceServer(each) if isinstance(each, str) else each
+    for server in _expand(servers):
         scheme = server.uri.partition(":")[0].lower()
         if scheme in {"turn", "turns"}:
-            if server.username:
-                Credentials(server.username, server.password)  # what cannot be is told before anything is opened
-            turn.append(TurnCredentials(TurnUri.parse(server.uri), server.username, server.password))
+            turn.append(_turn_server(server, ask=ask))
         else:
             uri = StunUri.parse(server.uri)
             if uri.secure:
-                raise ConfigurationError(f"{server.uri}: candidates are asked for over UDP; use a stun: URI")
+                raise ConfigurationError(f"{server.uri}: candidates are gathered over UDP; use a stun: URI")
             stun.append(uri)
     return tuple(stun), tuple(turn)
+
+
+def _turn_server(server: IceServer, *, ask: bool) -> TurnCredentials:
+    uri = TurnUri.parse(server.uri)
+    if server.username:
+        Credentials(server.username, server.password)  # raises ConfigurationError if they cannot be used
+    elif not ask:
+        raise ConfigurationError(
+            f'{server.uri} has no credentials: write IceServer("{server.uri}", username, password), or give '
+            "credentials=, an async function that returns them"
+        )
+    return TurnCredentials(uri, server.username, server.password)
+
+
+def _expand(servers: Iterable[str | IceServer | Mapping[str, Any]]) -> Iterator[IceServer]:
+    """Yields each server; a dictionary like those of WebRTC's `iceServers` may hold several URIs."""
+    for server in servers:
+        if isinstance(server, IceServer):
+            yield server
+        elif isinstance(server, str):
+            yield IceServer(server)
+        elif isinstance(server, Mapping):
+            yield from _of_dictionary(server)
+        else:
+            raise ConfigurationError(f"a server is a URI, an IceServer or a dictionary, not {type(server).__name__}")
+
+
+def _of_dictionary(server: Mapping[str, Any]) -> Iterator[IceServer]:
+    urls = server.get("urls")
+    uris = [urls] if isinstance(urls, str) else urls
+    if not isinstance(uris, list | tuple) or not uris or not all(isinstance(uri, str) for uri in uris):
+        raise ConfigurationError(f'a server\'s "urls" is a URI or a list of URIs, not {urls!r}')
+    username, credential = server.get("username", ""), server.get("credential", "")
+    if not isinstance(username, str) or not isinstance(credential, str):
+        raise ConfigurationError(f'"username" and "credential" of {uris[0]} are texts')
+    if server.get("credentialType", "password") != "password":
+        raise ConfigurationError(
+            f'{uris[0]}: the only "credentialType" is "password", not {server["credentialType"]!r}'
+        )
+    for uri in uris:
+        yield IceServer(uri, username, credential)

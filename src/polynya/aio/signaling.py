@@ -3,26 +3,24 @@
     async with polynya.Signaling("http://signal.example.org", "kitchen") as room:
         async for message in room:
             match message:
-                case RemoteDescription(peer=peer, description=description): ...
+                case polynya.RemoteDescription(peer=peer, description=description): ...
 
-The WebSocket is made again when it breaks, for up to a minute, and the member keeps its id and its place. Needs the
-extra `polynya[signaling]`.
+A broken WebSocket is opened again, for up to a minute; the member keeps its id and its place. Needs the extra
+`polynya[signaling]`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from random import SystemRandom
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
+from typing import Any, Final, NamedTuple
 
-from polynya.core.addresses import scope
 from polynya.core.errors import ConfigurationError, DecodeError, SignalingError, UsageError
-from polynya.core.instants import MILLISECOND, SECOND, nanoseconds
+from polynya.core.instants import MILLISECOND, nanoseconds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
@@ -31,43 +29,40 @@ from polynya.signaling.client import (
     BodyReceived,
     ClientEvent,
     ClientState,
+    ClientTimeouts,
     Ended,
     Entered,
     Interrupted,
-    Patience,
     PeerJoined,
     PeerLeft,
     RoomClient,
+    ServersReceived,
+    ServersRefused,
 )
-from polynya.signaling.links import CloseLink, LinkClosed, LinkOutput, OpenLink, SendText
-from polynya.signaling.messages import IceServer as OfferedServer
+from polynya.signaling.messages import IceServer as ListedServer
+from polynya.signaling.servers import ServerListClient
 
-from . import clock
-from .connection import Connection
 from .servers import IceServer, usable
 from .waiting import Waiting
-from .websocket import Link, websocket_url
-
-if TYPE_CHECKING:
-    from .meeting import Meeting
+from .websocket import WebSockets, websocket_url
 
 LEAVE_TIMEOUT: Final = 1.0
-"""Seconds that the server gets to take the goodbye."""
+"""Seconds to wait for the server's close after the client has left."""
 
-WAITING_LIMIT: Final = 256
-"""Messages that wait to be sent before `send_description` and `send_candidate` wait too."""
+QUEUE_LENGTH: Final = 256
+"""Queued messages from which on `send_description` and `send_candidate` wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """Another member came."""
+    """Another member joined the room."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """Another member is gone for good."""
+    """Another member left the room for good."""
 
     peer: str
     reason: str = ""
@@ -75,7 +70,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteDescription:
-    """Another member described itself: for `Agent.set_remote`."""
+    """The ICE description of another member's agent, for `Agent.set_remote`."""
 
     peer: str
     description: Description
@@ -83,7 +78,7 @@ class RemoteDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteCandidate:
-    """Another member's candidate, or None when it has told all: for `Agent.add_candidate`."""
+    """A candidate of another member's agent, or None for the end of candidates, for `Agent.add_candidate`."""
 
     peer: str
     candidate: Candidate | None
@@ -93,14 +88,16 @@ Message = Joined | Left | RemoteDescription | RemoteCandidate
 
 
 class Signaling(Waiting):
-    """One member of one room: `async with Signaling(url, room) as room`.
+    """A member of a room of a signaling server: `async with Signaling(url, room) as room`.
 
-    `url` is the server's, http or https. Entering raises SignalingError when it cannot be reached within `timeout`
-    seconds or refuses. `limit` is the most members that the room may have, if it is more than the server's own limit
-    that one holds. `reconnect` is for how many seconds a broken connection is tried again; 0 for never.
+    - `url`: the server, http or https.
+    - `limit`: the most members that the room may have, up to the server's own limit.
+    - `timeout`: seconds for the server to answer.
+    - `reconnect`: seconds in which a broken connection is opened again; 0 for never.
 
-    Iterating gives what happens from entering on; who was there before is in `peers`. It ends when the room is left,
-    and raises SignalingError when the server is lost for good.
+    Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Left`,
+    `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there before. Iteration
+    ends when this member leaves, and raises SignalingError when the server is lost for good.
     """
 
     def __init__(
@@ -116,28 +113,28 @@ class Signaling(Waiting):
         super().__init__()
         self.url = url
         self.room = room
-        self.loopback = False
-        """Whether the server is on this host, reached by its loopback address."""
-        self._target = websocket_url(url)
         if not 1 <= len(room) <= 128 or any(ord(each) < 32 or ord(each) == 127 for each in room):
-            raise ConfigurationError(f"a room's name has 1 to 128 characters and no control characters, not {room!r}")
+            raise ConfigurationError(
+                f"a room's name must have 1 to 128 characters and no control characters, not {room!r}"
+            )
         if limit is not None and limit < 2:
-            raise ConfigurationError(f"a room for {limit} has no use: the limit is at least 2")
-        patience = Patience(join=nanoseconds(timeout), give_up=nanoseconds(reconnect))
-        self._timeout = timeout
-        self._machine = RoomClient(room, random=SystemRandom(), limit=limit, patience=patience, trace=trace)
+            raise ConfigurationError(f"the limit of a room must be at least 2, not {limit}")
+        timeouts = ClientTimeouts(answer=nanoseconds(timeout), give_up=nanoseconds(reconnect))
+        self._machine = RoomClient(room, random=SystemRandom(), limit=limit, timeouts=timeouts, trace=trace)
+        self._websockets = WebSockets(self._machine, websocket_url(url), timeout=timeout, on_step=self._on_step)
         self._counters: Counter[str] = Counter()
         self._messages: deque[Message] = deque()
         self._generations: dict[str, int] = {}
-        self._links: dict[int, Link] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        """Generation of the last description that was sent to each peer."""
         self._entered = False
+        self._lists_received = 0
+        self._refusal: ServersRefused | None = None
         self._end: Ended | None = None
 
-    # ------------------------------------------------------------------------------------------------------- life
+    # -------------------------------------------------------------------------------------------------------- lifecycle
 
     async def __aenter__(self) -> Signaling:
-        self._call(self._machine.start)
+        self._websockets.call(self._machine.start)
         try:
             while not self._entered:
                 self._raise_if_ended()
@@ -155,62 +152,71 @@ class Signaling(Waiting):
     async def close(self) -> None:
         """Leave the room and close the connection. Safe to call twice."""
         if self._machine.state is not ClientState.IDLE:
-            self._call(self._machine.leave)
-        if self._timer is not None:
-            self._timer.cancel()
-        links = list(self._links.values())
+            self._websockets.call(self._machine.leave)
         try:
-            for link in links:
-                await link.finished(LEAVE_TIMEOUT)
+            await self._websockets.aclose(LEAVE_TIMEOUT)
         finally:
-            for link in links:
-                link.cancel()
-        self._wake()
+            self._wake()
 
-    # -------------------------------------------------------------------------------------------------- who is here
+    # --------------------------------------------------------------------------------------------------------- the room
 
     @property
     def peer_id(self) -> str:
-        """This member's id. It changes only when the server forgot this member while it could not be reached."""
+        """This member's id. It changes only if the server removes this member during a broken connection."""
         self._check_entered()
         return self._machine.peer_id
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """The ids of the others, in the order of their coming."""
+        """Ids of the other members, in the order in which they joined."""
         return self._machine.peers
 
     @property
+    def loopback(self) -> bool:
+        """Whether the server was reached by its loopback address, and so runs on this host."""
+        return self._websockets.loopback
+
+    @property
     def stun_servers(self) -> tuple[str, ...]:
-        """URIs of the STUN servers that the signaling server offers: for `Agent(servers=...)`."""
+        """URIs of the STUN servers in the server list, for `Agent(servers=...)`."""
         return tuple(each.uri for each in self.servers if each.uri.startswith("stun"))
 
     @property
     def servers(self) -> tuple[IceServer, ...]:
-        """All STUN and TURN servers that it offers, with credentials: for `Agent(servers=...)`."""
-        offered = self._machine.servers
-        return tuple(each for one in offered for each in usable(one.uris, one.username, one.credential))
+        """All STUN and TURN servers in the server list, with credentials, for `Agent(servers=...)`."""
+        return _usable(self._machine.servers)
 
-    @property
-    def ice_servers(self) -> tuple[OfferedServer, ...]:
-        """What it offers as it says it, with the lifetime of credentials."""
-        return self._machine.servers
+    async def refresh_servers(self) -> tuple[IceServer, ...]:
+        """Request a new server list, with new TURN credentials, and return it as `servers`.
+
+        Raises SignalingError if the server refuses, because of too many requests for example, or is lost for good.
+        """
+        self._check_entered()
+        self._raise_if_ended()
+        received, self._refusal = self._lists_received, None
+        self._websockets.call(self._machine.request_servers)
+        while self._lists_received == received:
+            self._raise_if_ended()
+            if self._refusal is not None:
+                raise SignalingError(f"{self.url} sent no server list: {self._refusal.reason}")
+            await self._changed()
+        return self.servers
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was dropped because it could not be understood or came too late."""
+        """Messages that were dropped or refused, and interruptions, by reason."""
         return {**self._machine.counters, **self._counters}
 
     def controls(self, peer: str) -> bool:
-        """Whether this side has the controlling role towards a peer: the larger id has."""
+        """Whether this side has the controlling role: the member with the larger id has it."""
         return self._machine.controls(peer)
 
-    # -------------------------------------------------------------------------------------------------------- saying
+    # ---------------------------------------------------------------------------------------------------------- sending
 
     async def send_description(self, peer: str, description: Description) -> None:
-        """Tell a peer about this side's agent. Waits only while much else waits to be sent.
+        """Send the description of this side's agent to a peer. Waits only while many messages are queued.
 
-        Raises SignalingError when the server is lost for good. What is for a peer that left is dropped.
+        Raises SignalingError when the server is lost for good. A message for a peer that has left is dropped.
         """
         pacing = description.pacing
         body = messages.Description(
@@ -225,7 +231,7 @@ class Signaling(Waiting):
         await self._send(peer, body)
 
     async def send_candidate(self, peer: str, candidate: Candidate | None) -> None:
-        """Tell a peer a candidate of this side, or None when it has been told all."""
+        """Send a candidate of this side to a peer, or None for the end of candidates."""
         if candidate is None:
             body = messages.Candidate(candidate=None, generation=self._generations.get(peer, 0))
         else:
@@ -235,12 +241,12 @@ class Signaling(Waiting):
     async def _send(self, peer: str, body: messages.Body) -> None:
         self._check_entered()
         self._raise_if_ended()
-        while self._machine.waiting >= WAITING_LIMIT:
+        while self._machine.queued >= QUEUE_LENGTH:
             await self._changed()
             self._raise_if_ended()
-        self._call(self._machine.send, peer, body)
+        self._websockets.call(self._machine.send, peer, body)
 
-    # ------------------------------------------------------------------------------------------------------- hearing
+    # -------------------------------------------------------------------------------------------------------- receiving
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
@@ -253,6 +259,11 @@ class Signaling(Waiting):
             self._raise_if_ended()
             await self._changed()
         return self._messages.popleft()
+
+    def _on_step(self, events: list[Any]) -> None:
+        for event in events:
+            self._on_event(event)
+        self._wake()
 
     def _on_event(self, event: ClientEvent) -> None:
         match event:
@@ -267,6 +278,10 @@ class Signaling(Waiting):
                 self._messages.append(Left(peer=event.peer, reason=event.reason))
             case BodyReceived():
                 self._received(event.peer, event.body)
+            case ServersReceived():
+                self._lists_received += 1
+            case ServersRefused():
+                self._refusal = event
             case Ended():
                 self._end = event
             case Interrupted():
@@ -283,45 +298,7 @@ class Signaling(Waiting):
         except DecodeError:
             self._counters["dropped-bad-body"] += 1
 
-    # ------------------------------------------------------------------------------------------------------- machine
-
-    def _call(self, method: Callable[..., None], *args: object) -> None:
-        """One step: call the machine, carry out what it wants, and set the timer."""
-        method(*args, now=clock.now())
-        for output in self._machine.outputs():
-            self._perform(output)
-        for event in self._machine.events():
-            self._on_event(event)
-        self._set_timer()
-        self._wake()
-
-    def _perform(self, output: LinkOutput) -> None:
-        if isinstance(output, OpenLink):
-            self._links[output.link] = Link(output.link, self._target, self._timeout, self._take)
-        elif (link := self._links.get(output.link)) is None:
-            return
-        elif isinstance(output, SendText):
-            link.send(output.text)
-        elif isinstance(output, CloseLink):
-            link.close(output.code)
-
-    def _take(self, input: Any) -> None:
-        if isinstance(input, LinkClosed):
-            self._links.pop(input.link, None)
-        elif (link := self._links.get(input.link)) is not None and link.remote:
-            self.loopback = scope(link.remote) == "loopback"
-        self._call(self._machine.receive, input)
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        due = self._machine.next_timer()
-        if due is not None:
-            delay = max(0, due - clock.now()) / SECOND
-            self._timer = asyncio.get_running_loop().call_later(delay, self._call, self._machine.tick)
-
-    # ------------------------------------------------------------------------------------------------------- waiting
+    # ------------------------------------------------------------------------------------------------------------ state
 
     def _check_entered(self) -> None:
         if not self._entered:
@@ -333,58 +310,41 @@ class Signaling(Waiting):
             raise SignalingError(f"{self.url}, room {self.room!r}: {self._end.reason}")
 
 
-async def ask_servers(url: str) -> tuple[tuple[IceServer, ...], bool]:
-    """The servers that a signaling server offers, and whether it is on this host. Raises SignalingError."""
-    # a room of our own, for a moment: a server tells its members
-    async with Signaling(url, f"servers {uuid4()}", reconnect=0) as room:
-        return room.servers, room.loopback
+class ServerOffer(NamedTuple):
+    """The result of `fetch_servers`."""
+
+    servers: tuple[IceServer, ...]
+    loopback: bool
+    """Whether the signaling server was reached by its loopback address, and so runs on this host."""
 
 
-async def connect_room(
-    url: str,
-    room: str,
-    *,
-    timeout: float | None = None,
-    servers: Iterable[str | IceServer] = (),
-    loopback: bool | None = None,
-    **options: Any,
-) -> Connection:
-    """Meet the first other member of a room and connect with it; closing the connection leaves the room.
+async def fetch_servers(url: str, *, timeout: float = 10.0) -> ServerOffer:
+    """Request the server list of a signaling server, without joining a room. Raises SignalingError.
 
-        async with await polynya.connect_room("http://signal.example.org", "kitchen") as connection:
-            connection.send(b"hello")
-
-    The room is for two. Signaling stays beside the connection: when `connection.agent` restarts, or follows a change of
-    the network (`interfaces_changed`), the other side is told.
-
-    `timeout` is in seconds, for the other side to come and the connection to stand. The STUN and TURN servers that the
-    signaling server tells are used besides `servers`; `loopback` left out means: when the signaling server is on this
-    host. The other options are `Agent`'s. Raises ConfigurationError, SignalingError or ConnectError, with nothing left
-    open.
+    `timeout` is in seconds.
     """
-    from .meeting import Meeting  # noqa: PLC0415 - it needs this module
+    machine = ServerListClient(timeout=nanoseconds(timeout))
+    answer: asyncio.Future[ServersReceived | Ended] = asyncio.get_running_loop().create_future()
 
-    meeting = Meeting(url, room, servers=servers, loopback=loopback, **options)
+    def on_step(events: list[Any]) -> None:
+        for event in events:
+            if not answer.done():
+                answer.set_result(event)
+
+    websockets = WebSockets(machine, websocket_url(url), timeout=timeout, on_step=on_step)
+    websockets.call(machine.start)
     try:
-        await meeting.__aenter__()
-        connection = await meeting.connect(timeout)
-    except BaseException:
-        await meeting.close()
-        raise
-    connection.owner = _Guest(meeting)
-    return connection
+        event = await answer
+    finally:
+        websockets.call(machine.leave)
+        await websockets.aclose(LEAVE_TIMEOUT)
+    if isinstance(event, Ended):
+        raise SignalingError(f"{url}: {event.reason}")
+    return ServerOffer(_usable(event.servers), websockets.loopback)
 
 
-class _Guest:
-    """The owner of a connection that came about in a room: leaves the room with it."""
-
-    __slots__ = ("_meeting",)
-
-    def __init__(self, meeting: Meeting) -> None:
-        self._meeting = meeting
-
-    async def connection_closed(self) -> None:
-        await self._meeting.close()  # which closes the agent too
+def _usable(listed: tuple[ListedServer, ...]) -> tuple[IceServer, ...]:
+    return tuple(each for one in listed for each in usable(one.uris, one.username, one.credential))
 
 
 def _description(body: messages.Description) -> Description:

@@ -1,6 +1,6 @@
-"""System calls and their numbers: making a UDP socket, what a datagram may carry, and what errors mean.
+"""System calls on sockets: opening UDP sockets, the IP fields of datagrams, and the meaning of errors.
 
-Nothing here knows of an event loop. Linux is served best; elsewhere what is missing is left out, never an error.
+This file does not use an event loop. A feature that the system does not have is left out and is not an error.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ from polynya.core.addresses import Address, scope
 from polynya.core.errors import ConfigurationError
 from polynya.core.machine import Ecn, IpFields, Open
 
+from .features import LINUX
+
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 Ancillary = tuple[tuple[int, int, bytes], ...]
 
-LINUX: Final = sys.platform.startswith("linux")
-CAN_SET_FIELDS: Final = hasattr(socket.socket, "sendmsg")
-"""Whether one datagram can have an ECN, DSCP, TTL or segment size of its own."""
 RECEIVE_BUFFER: Final = 1 << 20
-"""Bytes asked for: a burst of 500 full packets while the process is busy elsewhere."""
+"""Bytes requested: a burst of 500 full packets while the process is busy."""
 
 SOFT_ERRORS: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM, errno.EINTR})
-"""The datagram is lost as any may be; nothing is wrong with the way."""
+"""Errors of a send that mean packet loss: the path itself works."""
 
-# Linux's numbers where Python 3.11 has no name for them.
+# Numbers of Linux that Python 3.11 does not name.
 IP_MTU_DISCOVER: Final = 10
 IP_RECVERR: Final = 11
 IP_RECVTTL: Final = 12
@@ -45,7 +44,7 @@ PMTUDISC_PROBE: Final = 3
 SO_MEMINFO: Final = 55
 UDP_SEGMENT: Final = 103
 _MEMINFO_DROPS: Final = 8
-# What a system's Python has no name for, it cannot do.
+# A system whose Python does not name an option does not have it.
 _IPV6_TCLASS: Final = getattr(socket, "IPV6_TCLASS", -1)
 _IPV6_HOPLIMIT: Final = getattr(socket, "IPV6_HOPLIMIT", -1)
 _TRAFFIC_CLASSES: Final = {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, _IPV6_TCLASS)}
@@ -67,14 +66,14 @@ _ADVICE: Final = {
 
 
 def explain(error: OSError) -> str:
-    """What a system's error means, with what can be done where that is known."""
+    """Return the text of a system's error, with advice if there is any."""
     text = error.strerror or str(error)
     advice = _ADVICE.get(error.errno or 0)
     return f"{text} ({advice})" if advice else text
 
 
 def errno_name(number: int) -> str:
-    """`EPERM` for 1; the number as text where it has no name."""
+    """Return the name of an error number (`EPERM` for 1), or the number as text if it has none."""
     return errno.errorcode.get(number, str(number))
 
 
@@ -82,7 +81,7 @@ def errno_name(number: int) -> str:
 
 
 def interface_name(index: int) -> str:
-    """The name of an interface, or its number as text once it is gone."""
+    """Return the name of an interface, or its index as text if it no longer exists."""
     try:
         return socket.if_indextoname(index)
     except OSError:
@@ -90,7 +89,7 @@ def interface_name(index: int) -> str:
 
 
 def interface_index(name: str) -> int:
-    """The number of an interface, 0 when there is none of that name."""
+    """Return the index of an interface, 0 if it does not exist."""
     if name.isascii() and name.isdigit():
         return int(name)
     try:
@@ -100,7 +99,7 @@ def interface_index(name: str) -> int:
 
 
 def to_sockaddr(address: Address, default_scope: int = 0) -> SockAddr:
-    """An address as the system wants it. `default_scope` is the interface of a link-local address without a zone."""
+    """Convert an address to a socket address. `default_scope` is the interface of link-local addresses without zone."""
     if ":" not in address.host:
         return (address.host, address.port)
     if address.zone:
@@ -110,7 +109,7 @@ def to_sockaddr(address: Address, default_scope: int = 0) -> SockAddr:
 
 
 def from_sockaddr(name: tuple[object, ...], implied_scope: int = 0) -> Address:
-    """The address in a system's answer. The zone is left out where the socket is bound to that very scope."""
+    """Convert a socket address to an address, without zone if that is the scope the socket is bound to."""
     host, port = str(name[0]).partition("%")[0], int(str(name[1]))
     index = name[3] if len(name) > 3 else 0
     if isinstance(index, int) and index and index != implied_scope:
@@ -119,7 +118,7 @@ def from_sockaddr(name: tuple[object, ...], implied_scope: int = 0) -> Address:
 
 
 def local_address(sock: socket.socket) -> Address:
-    """Where a socket stands. Many stand on one host: its text is kept once."""
+    """Return the local address of a socket. The host's text is interned: many sockets share it."""
     local = from_sockaddr(sock.getsockname())
     return local._replace(host=sys.intern(local.host))
 
@@ -128,14 +127,15 @@ def local_address(sock: socket.socket) -> Address:
 
 
 def open_udp(request: Open) -> tuple[socket.socket, str]:
-    """A bound, non-blocking UDP socket with its buffers and error reports set, and what it could not be given.
+    """Open a bound, non-blocking UDP socket with its buffer size and error queue set.
 
-    Raises OSError as the system does, after every port of a range was tried; ConfigurationError when the output cannot
-    be carried out at all.
+    Returns it with a note, which is empty or says which part of the request the system could not fulfill. Raises
+    OSError if the system refuses the socket or every port of the range, and ConfigurationError if the request is
+    invalid.
     """
     local = request.local
     if local is None:
-        raise ConfigurationError("a UDP flow is opened on a local address: give `local`, port 0 for any port")
+        raise ConfigurationError("a UDP flow is opened on a local address: give `local`, with port 0 for any port")
     family = socket.AF_INET6 if ":" in local.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -150,7 +150,7 @@ def open_udp(request: Open) -> tuple[socket.socket, str]:
 
 
 def bind(sock: socket.socket, local: Address, ports: tuple[int, int] | None) -> None:
-    """Bind to `local`, or to the first free port of `ports` in random order."""
+    """Bind to `local`, or to a random free port of the range `ports`."""
     refused: OSError | None = None
     for port in _candidate_ports(local.port, ports):
         try:
@@ -188,38 +188,38 @@ def _prepare_udp(sock: socket.socket, family: int) -> None:
 
 
 def pin(sock: socket.socket, family: int, interface: str) -> str:
-    """Let what is sent leave by this interface. Returns why it may not, where the system refuses or cannot.
+    """Make the packets of a socket leave by this interface; return a note if the system refuses or cannot do that.
 
-    A bound source address does not choose the route: without this all interfaces' packets leave by the best route, most
-    with another interface's address, and a second way out is never tried. Of Linux' two means each family has the one
-    that does no harm:
+    A bound source address does not select the route. Without this option, packets of all interfaces leave by the best
+    route, and a second uplink is never tried. Linux has two options, and each address family uses the one without side
+    effects:
 
-    IPv4, IP_UNICAST_IF: routes are looked up as if only this interface were there, and what arrives may come by any (a
-    host answers for its addresses on all of its interfaces). SO_BINDTODEVICE would refuse what arrives from another
-    program of this host, for that comes by the loopback interface.
+    IPv4 uses IP_UNICAST_IF. It limits the route look-up to this interface and accepts packets that arrive on any (a
+    host answers for its addresses on all interfaces). SO_BINDTODEVICE would drop packets from other programs of this
+    host, because these arrive on the loopback interface.
 
-    IPv6, SO_BINDTODEVICE: IPV6_UNICAST_IF is a mere hint, which loses against a route of a better metric. Packets from
-    this host count as arriving by the interface of their address here, so they are not refused.
+    IPv6 uses SO_BINDTODEVICE, because IPV6_UNICAST_IF is only a hint that loses against a route with a better metric.
+    Packets from this host count as arriving on the interface that has the address, so they are not dropped.
 
-    Both keep networks with the same addresses apart, and fail at once or after the neighbor search where the interface
-    leads nowhere near the destination, which is one pair that fails.
+    Both options separate networks that use the same addresses. If the interface has no route to the destination, the
+    send fails at once or after neighbor discovery: one pair fails.
     """
     if not LINUX:
-        return f"may leave by other interfaces than {interface}: this system's way to choose is not used"
+        return f"may leave by other interfaces than {interface}: choosing one needs socket options of Linux"
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         else:
             sock.setsockopt(socket.IPPROTO_IP, IP_UNICAST_IF, socket.htonl(socket.if_nametoindex(interface)))
     except OSError as error:
-        return f"may leave by other interfaces than {interface}: {error.strerror}"  # the route decides
+        return f"may leave by other interfaces than {interface}: {error.strerror}"  # the route selects the interface
     return ""
 
 
 def kernel_drops(sock: socket.socket) -> int | None:
-    """Datagrams that found this socket's receive buffer full, or None where the system does not tell.
+    """Return the number of datagrams dropped because the receive buffer was full; None if the system does not count.
 
-    SO_MEMINFO reads the very counter that SO_RXQ_OVFL attaches to packets, without making every packet dearer.
+    SO_MEMINFO reads the counter that SO_RXQ_OVFL attaches to packets, at no cost for each packet.
     """
     if not LINUX:
         return None
@@ -231,7 +231,7 @@ def kernel_drops(sock: socket.socket) -> int | None:
 
 
 def receive_buffer(sock: socket.socket) -> int:
-    """Bytes of receive buffer that the system granted. Linux counts its own overhead in: about half is payload."""
+    """Return the bytes of receive buffer that the system granted. On Linux, about half of it is overhead."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 
@@ -240,7 +240,7 @@ def receive_buffer(sock: socket.socket) -> int:
 
 @lru_cache(maxsize=256)
 def ancillary(ip: IpFields, family: int) -> Ancillary:
-    """The control messages that give one datagram its ECN, DSCP, TTL and segment size."""
+    """Return the control messages that set the ECN, DSCP, TTL and segment size of one datagram."""
     six = family == socket.AF_INET6
     level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
     messages: list[tuple[int, int, bytes]] = []
@@ -256,17 +256,20 @@ def ancillary(ip: IpFields, family: int) -> Ancillary:
 
 
 def request_fields(sock: socket.socket) -> None:
-    """Ask for the ECN, DSCP and TTL of every datagram; where the system refuses, they are not known."""
+    """Request the ECN, DSCP and TTL of every datagram; fields that the system refuses stay None."""
     six = sock.family == socket.AF_INET6
     level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
-    options = (socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT) if six else (socket.IP_RECVTOS, IP_RECVTTL)
+    names = ("IPV6_RECVTCLASS", "IPV6_RECVHOPLIMIT") if six else ("IP_RECVTOS",)
+    options: list[int] = [getattr(socket, name) for name in names if hasattr(socket, name)]
+    if LINUX and not six:
+        options.append(IP_RECVTTL)
     for option in options:
         with suppress(OSError):
             sock.setsockopt(level, option, 1)
 
 
 def received_fields(messages: Sequence[tuple[int, int, bytes]]) -> IpFields | None:
-    """What the control messages of a received datagram say of its IP header; None when they say nothing."""
+    """Read the IP fields of a received datagram from its control messages; None if there are none."""
     traffic_class = ttl = None
     for level, kind, data in messages:
         value = int.from_bytes(data[:4], sys.byteorder)  # one byte for IPv4's TOS, an int for the others
@@ -282,7 +285,7 @@ def received_fields(messages: Sequence[tuple[int, int, bytes]]) -> IpFields | No
 
 
 def set_dont_fragment(sock: socket.socket, family: int, dont_fragment: bool | None) -> None:
-    """Set or clear DF for what is sent from now on; None gives it back to the system's path MTU discovery."""
+    """Set or clear DF for later datagrams; None leaves it to the system's path MTU discovery."""
     if not LINUX:
         return
     mode = {None: PMTUDISC_WANT, True: PMTUDISC_PROBE, False: PMTUDISC_DONT}[dont_fragment]

@@ -1,4 +1,4 @@
-"""What the sockets of one driver count together, also those that are closed."""
+"""The counters of all sockets of one driver, closed ones included."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ class Tally:
     datagrams_out: int = 0
     bytes_out: int = 0
     kernel_drops: int = 0
-    """Of closed sockets; open ones are asked when somebody wants to know."""
+    """Of closed sockets; `Hub.counters` adds those of open ones."""
     handshakes_refused: int = 0
-    """TLS connections that were one too many, in all or from one address."""
+    """TLS connections over the limit, in all or of one address."""
     handshakes_failed: int = 0
-    """TLS connections that came to nothing, in time or by an error."""
+    """TLS handshakes that timed out or failed."""
     failures: dict[str, int] | None = None
-    """None while nothing was refused, as it is for most."""
+    """None until the system refuses a datagram, which it rarely does."""
+
+    @property
+    def refused(self) -> int:
+        """All datagrams that the system refused."""
+        return 0 if self.failures is None else sum(self.failures.values())
 
     def failed(self, number: int) -> None:
-        """The system refused to send something."""
+        """Counts a datagram that the system refused, by the error number."""
         if self.failures is None:
             self.failures = {}
         name = errno_name(number)

@@ -1,11 +1,11 @@
-r"""Streams of a machine: TCP and TLS, connected or accepted, on asyncio's transports.
+r"""TCP and TLS streams of a machine, connected or accepted, on asyncio's transports.
 
     CONNECTING ------> OPEN ------> CLOSED      Opened once, then StreamData, then Closed once
          \____________________________/         a failed Open is Closed alone
 
-Who closes a flow hears nothing more of it. What is written waits in a buffer of bounded size: a `Send` that does not
-fit is dropped whole and answered with `SendFailed` (ENOBUFS), so that messages stay framed and a slow reader cannot
-take the memory of the process.
+A machine that closes a flow receives no further input of it. Each stream has a write buffer of limited size. A `Send`
+that does not fit is dropped whole and answered with `SendFailed` (ENOBUFS). Messages therefore stay framed, and a slow
+reader cannot exhaust the memory of the process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
 from polynya.core.addresses import Address
@@ -25,59 +26,78 @@ from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed, 
 from polynya.core.packets import Protocol as IpProtocol
 
 from . import sockets
-from .handshakes import Handshakes
+from .handshakes import HandshakeLimits, Handshakes
 from .packet_trace import PacketTrace
 from .tally import Tally
 
-CONNECT_TIMEOUT: Final = 20.0
-"""Seconds for a connection and its TLS handshake."""
-
-WRITE_LIMIT: Final = 1 << 20
-"""Bytes that may wait to be written on one stream,"""
-ACCEPTED_WRITE_LIMIT: Final = 1 << 18
-"""and on one that was accepted: a server has thousands of them, and what is relayed late is of little use."""
-
 BACKLOG: Final = 128
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """Limits of a driver's TCP and TLS streams."""
+
+    connect_timeout: float = 20.0
+    """Seconds for a connection and its TLS handshake."""
+    write_buffer: int = 1 << 20
+    """Bytes that may wait to be written on a stream that this side connected."""
+    accepted_write_buffer: int = 1 << 18
+    """The same for an accepted stream: a server has thousands, and data that is relayed late is useless."""
+    flush_timeout: float = 1.0
+    """Seconds to write buffered data when the driver closes."""
+    handshakes: HandshakeLimits = field(default_factory=HandshakeLimits)
+
+
+STREAM_LIMITS: Final = StreamLimits()
+
 TlsContexts = Callable[[Open], ssl.SSLContext]
-"""Makes the TLS context of an `Open`: with a remote for a client, without one for a listener."""
+"""Makes the TLS context of an `Open`: a client's if it has a remote address, else a listener's."""
+
+Tls = ssl.SSLContext | TlsContexts
+"""One context for all TLS flows, used unchanged, or a function that makes the context of each `Open`."""
 
 
 def system_tls(request: Open) -> ssl.SSLContext:
-    """A client's context that trusts the system's certificate authorities. It has no certificate to listen with."""
+    """Make a client's context that trusts the system's certificate authorities.
+
+    Raises ConfigurationError for a listener, which needs a certificate.
+    """
     if request.remote is None:
-        raise ConfigurationError("a TLS listener needs a certificate: give the driver `tls`, a maker of contexts")
+        raise ConfigurationError("a TLS listener needs a certificate: pass `tls`, a function that makes contexts")
     context = ssl.create_default_context()
     if request.alpn:
         context.set_alpn_protocols(list(request.alpn))
     return context
 
 
-def refuse_unsupported(request: Open) -> None:
-    """Raise ConfigurationError for an `Open` that this driver cannot carry out."""
-    if request.proxy is not None:
-        raise ConfigurationError(f"{request.proxy!r}: streams are opened directly only; leave the proxy out")
-    if request.transport is Transport.DTLS:
-        raise ConfigurationError("DTLS flows cannot be opened: use udp, tcp or tls")
+def tls_contexts(tls: Tls | None) -> TlsContexts:
+    """Return `tls` as a function; None stands for `system_tls`."""
+    if tls is None:
+        return system_tls
+    if isinstance(tls, ssl.SSLContext):
+        context = tls
+        return lambda _: context
+    return tls
 
 
 class StreamOwner(Protocol):
-    """What streams need from the hub."""
+    """The hub as its streams and listeners see it."""
 
     trace: PacketTrace | None
     tally: Tally
+    limits: StreamLimits
 
     def take(self, input: Input) -> None:
-        """Something arrived or failed."""
+        """Pass an input to the machine."""
 
     def opened(self, opened: Opened, transport: Transport) -> None:
-        """The flow can be used."""
+        """Report an open flow to the machine."""
 
     def lost(self, closed: Closed) -> None:
-        """The flow is gone."""
+        """Remove a flow that closed by itself, and report it to the machine."""
 
-    def adopt(self, stream: Stream) -> None:
-        """A stream was accepted: know it by its flow from now on."""
+    def accepted(self, stream: Stream) -> None:
+        """Register a stream that a listener accepted."""
 
 
 class Stream(asyncio.Protocol):
@@ -92,15 +112,16 @@ class Stream(asyncio.Protocol):
         self._local = self._remote = Address("", 0)
         self._transport: asyncio.Transport | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._gone = asyncio.Event()
-        self._handed_over = False  # the transport closes the socket
+        self._released = asyncio.Event()
+        self._handed_over = False
+        """Whether the transport owns the socket and closes it."""
 
     # ------------------------------------------------------------------------------------------- open
 
     def connect(self, request: Open, tls: TlsContexts) -> None:
-        """Begin to connect; the end of it is `Opened` or `Closed`.
+        """Start to connect; the result is `Opened` or `Closed`.
 
-        OSError when there cannot be a socket, ConfigurationError for what cannot be at all.
+        Raises OSError if no socket can be made, and ConfigurationError if the request is invalid.
         """
         assert request.remote is not None
         self._remote = request.remote
@@ -109,7 +130,7 @@ class Stream(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._opening = loop.create_task(self._connect(loop, sock, request, context), name=f"open {self.flow}")
 
-        def dispose(_: object) -> None:  # a task that is cancelled before its first step never runs at all
+        def dispose(_: object) -> None:  # also if the task was canceled before its first step
             if not self._handed_over:
                 sock.close()
 
@@ -118,16 +139,16 @@ class Stream(asyncio.Protocol):
     async def _connect(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, request: Open, context: ssl.SSLContext | None
     ) -> None:
-        remote, number = self._remote, None
+        remote, number, timeout = self._remote, None, self._owner.limits.connect_timeout
         name = request.server_name or remote.host
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 await loop.sock_connect(sock, sockets.to_sockaddr(remote))
                 self._handed_over = True
                 server = {"server_hostname": name} if context is not None else {}
                 await loop.create_connection(lambda: self, sock=sock, ssl=context, **cast("Any", server))
         except TimeoutError:
-            reason, number = f"{remote} did not answer within {CONNECT_TIMEOUT:g} s", errno.ETIMEDOUT
+            reason, number = f"{remote} did not answer within {timeout:g} s", errno.ETIMEDOUT
         except ssl.SSLCertVerificationError as error:
             reason = f"{remote} has no certificate for {name} that is trusted here: {error.verify_message}"
         except ssl.SSLError as error:
@@ -146,7 +167,7 @@ class Stream(asyncio.Protocol):
         self._local = sockets.from_sockaddr(transport.get_extra_info("sockname"))
         self._remote = sockets.from_sockaddr(transport.get_extra_info("peername"))
         if self._listener is not None:
-            self._owner.adopt(self)
+            self._owner.accepted(self)
         tls = transport.get_extra_info("ssl_object")
         alpn = tls.selected_alpn_protocol() if tls is not None else None
         opened = Opened(flow=self.flow, local=self._local, remote=self._remote, listener=self._listener, alpn=alpn)
@@ -163,7 +184,7 @@ class Stream(asyncio.Protocol):
         self._owner.take(StreamData(self.flow, bytes(data)))
 
     def send(self, output: Send) -> None:
-        """Write these bytes, all or none."""
+        """Write the bytes, all or none."""
         transport = self._transport
         if transport is None or self.closed:
             self._refuse(errno.ENOTCONN)
@@ -177,7 +198,13 @@ class Stream(asyncio.Protocol):
 
     @property
     def _write_limit(self) -> int:
-        return WRITE_LIMIT if self._listener is None else ACCEPTED_WRITE_LIMIT
+        limits = self._owner.limits
+        return limits.write_buffer if self._listener is None else limits.accepted_write_buffer
+
+    @property
+    def write_buffer(self) -> int:
+        """Bytes that wait to be written."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def _refuse(self, number: int) -> None:
         self._owner.tally.failed(number)
@@ -186,17 +213,17 @@ class Stream(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------ close
 
     @property
-    def gone(self) -> bool:
-        """Whether the system has the socket back."""
+    def released(self) -> bool:
+        """Whether the system has released the socket."""
         if self._transport is not None:
-            return self._gone.is_set()
+            return self._released.is_set()
         return self._opening is None or self._opening.done()
 
     def eof_received(self) -> bool:
-        return False  # a half-closed stream is of no use to any protocol here: close the other half too
+        return False  # no protocol here uses half-closed streams: the transport closes the other half
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gone.set()
+        self._released.set()
         number = exc.errno if isinstance(exc, OSError) else None
         why = sockets.explain(exc) if isinstance(exc, OSError) else str(exc or "closed by the other side")
         self._end(f"{self._remote}: {why}", number)
@@ -207,15 +234,15 @@ class Stream(asyncio.Protocol):
             self._owner.lost(Closed(flow=self.flow, reason=reason, errno=number))
 
     def close(self) -> None:
-        """Write what waits, then close. Nothing is heard of the flow any more."""
+        """Write the buffered data, then close. The machine receives no further input of the flow."""
         self.closed = True
         if self._transport is None:
             self._cancel()
-        elif not self._transport.is_closing():  # Python 3.11.2's TLS cannot be aborted after it was closed twice
+        elif not self._transport.is_closing():  # in Python 3.11.2, abort() of TLS fails after a second close()
             self._transport.close()
 
     def abort(self) -> None:
-        """Close now, whatever waits to be written."""
+        """Close now and discard buffered data."""
         self.closed = True
         if self._transport is None:
             self._cancel()
@@ -227,15 +254,15 @@ class Stream(asyncio.Protocol):
             self._opening.cancel()
 
     async def wait_closed(self) -> None:
-        """Until the system has the socket back."""
+        """Wait until the system has released the socket."""
         if self._opening is not None:
             await asyncio.wait([self._opening])
         if self._transport is not None:
-            await self._gone.wait()
+            await self._released.wait()
 
 
 class Listener:
-    """A listening TCP or TLS socket; each stream that it accepts is a flow of its own."""
+    """A listening TCP or TLS socket; each accepted stream is a new flow."""
 
     def __init__(self, owner: StreamOwner, flow: Flow, kind: Transport, flow_ids: FlowIds) -> None:
         self.flow = flow
@@ -248,9 +275,9 @@ class Listener:
         self._handshakes: Handshakes | None = None
 
     def listen(self, request: Open, tls: TlsContexts) -> None:
-        """Begin to listen; the end of it is `Opened`.
+        """Start to listen; the result is `Opened`.
 
-        OSError when the socket cannot be bound, ConfigurationError for what cannot be at all.
+        Raises OSError if the socket cannot be bound, and ConfigurationError if the request is invalid.
         """
         context = tls(request) if self._kind.secure else None
         sock = make_stream_socket(request, None)
@@ -270,7 +297,7 @@ class Listener:
             sock.close()
             return
         if context is not None:
-            self._handshakes = Handshakes(sock, context, self._accept, self._owner.tally)
+            self._handshakes = Handshakes(sock, context, self._accept, self._owner.tally, self._owner.limits.handshakes)
         else:
             self._server = server = await loop.create_server(self._accept, sock=sock, backlog=BACKLOG)
             if self._is_closed():
@@ -279,22 +306,22 @@ class Listener:
         self._owner.opened(Opened(flow=self.flow, local=local), self._kind)
 
     def _is_closed(self) -> bool:
-        return self.closed  # which a call of `close` may have set while the loop was waited for
+        return self.closed  # mypy does not know that `close` may run during an await
 
     def _accept(self) -> Stream:
         return Stream(self._owner, self._flow_ids.new(), self._kind, self.flow)
 
     def send(self, output: Send) -> None:
-        """Nothing can be sent on a listener."""
+        """Refuse the bytes: a listener sends nothing."""
         self._owner.take(SendFailed(flow=self.flow, remote=output.remote, errno=errno.ENOTCONN))
 
     @property
-    def gone(self) -> bool:
-        """Whether the system has the socket back."""
+    def released(self) -> bool:
+        """Whether the system has released the socket."""
         return self.closed and (self._opening is None or self._opening.done())
 
     def close(self) -> None:
-        """Accept no more. Streams that were accepted live on."""
+        """Stop accepting. Accepted streams stay open."""
         self.closed = True
         if self._server is not None:
             self._server.close()
@@ -305,7 +332,7 @@ class Listener:
         self.close()
 
     async def wait_closed(self) -> None:
-        """Until the listening task and every handshake are over."""
+        """Wait for the end of the listening task and of all handshakes."""
         if self._opening is not None:
             await asyncio.wait([self._opening])
         if self._handshakes is not None:
@@ -313,7 +340,7 @@ class Listener:
 
 
 def make_stream_socket(request: Open, remote: Address | None) -> socket.socket:
-    """A non-blocking TCP socket, bound as the output asks."""
+    """Make a non-blocking TCP socket, bound as the request says."""
     where = remote or request.local
     if where is None:
         kind = request.transport.value
@@ -325,7 +352,9 @@ def make_stream_socket(request: Open, remote: Address | None) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        shared = remote is None or (request.local is not None and request.local.port)  # streams may leave by one port
+        shared = remote is None or (
+            request.local is not None and request.local.port
+        )  # several streams may use one local port
         if shared and sys.platform != "win32":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if request.interface:

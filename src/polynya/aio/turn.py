@@ -1,11 +1,12 @@
-"""A TURN client for use by hand: a relayed address of one's own, and datagrams to and from peers through it."""
+"""A TURN client for use by hand: one allocation on a TURN server, and datagrams to and from peers through it."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
@@ -32,36 +33,46 @@ from polynya.turn.client import (
     TurnReport,
 )
 from polynya.turn.client import TurnClient as Machine
+from polynya.turn.client.indications import MAX_DATA
 from polynya.turn.client.search import RelaySearch
 
+from .connection import as_bytes
+from .dns import ResolveName
 from .driver import Driver
+from .options import FAMILIES
 from .packet_trace import Capture
-from .tcp import TlsContexts, system_tls
+from .servers import AskCredentials
 
 QUEUE_LENGTH: Final = 1024
 """Datagrams that wait for `recv` before more are dropped."""
 EVENTS_KEPT: Final = 256
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds for the server to say that it has freed the allocation."""
-
-AskCredentials = Callable[[str], Awaitable[tuple[str, str]]]
-"""Given the server's realm, answers with a user name and password."""
+"""Seconds for the server to confirm that it has freed the allocation."""
 
 
 class TurnClient:
     """An allocation on a TURN server.
 
         async with polynya.TurnClient("turn:turn.example.org", username="u", password="p") as relay:
-            print(relay.relayed)                            # tell the peer
+            print(relay.relayed)                            # send it to the peer
             await relay.permit("192.0.2.1:4000")
             relay.send("192.0.2.1:4000", b"hello")
             data, peer = await relay.recv()
 
-    `uri` is a `turn:` or `turns:` URI (RFC 7065). `credentials` is asked, instead of `username` and `password`, for
-    time-limited credentials: at first, and whenever the server takes the last ones no longer. `families`: of the
-    relayed addresses, 4, 6 or both. `lifetime`: in seconds. `even_port`, `reservation_token` and `dont_fragment` are
-    as in RFC 8656. `local`: the address to send from. `tls` makes the contexts of TLS connections.
-    Raises ConfigurationError, before anything is opened, for what cannot be.
+    - `uri`: a `turn:` or `turns:` URI (RFC 7065).
+    - `credentials`: in place of `username` and `password`, an async callable, `(uri, realm)` to
+      `(username, password)`, for time-limited credentials. It is called at first, and whenever the server refuses the
+      last ones.
+    - `families`: of the relayed addresses, 4, 6 or both. One that the server does not have is in
+      `allocation.refused`, with the reason.
+    - `lifetime`: in seconds, until the allocation is refreshed.
+    - `even_port`, `reservation_token`, `dont_fragment`: as in RFC 8656.
+    - `local`: the address to send from.
+    - `tls`: the `ssl.SSLContext` for `turns:`; the default trusts the certificate authorities of the system.
+    - `resolve`: an async callable, host name to IP addresses, in place of the resolver of the system.
+    - `trace`, `capture`: a `Tracer` for everything that happens, and a callable that gets every packet.
+
+    Raises ConfigurationError, before any socket is opened, if an option is wrong.
     """
 
     def __init__(
@@ -71,13 +82,14 @@ class TurnClient:
         username: str = "",
         password: str = "",
         credentials: AskCredentials | None = None,
-        families: Sequence[int] = (4,),
+        families: Sequence[int] = FAMILIES,
         lifetime: float = 600,
         even_port: bool | None = None,
         reservation_token: bytes | None = None,
         dont_fragment: bool = False,
         local: Address | str | None = None,
-        tls: TlsContexts = system_tls,
+        tls: ssl.SSLContext | None = None,
+        resolve: ResolveName | None = None,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
@@ -90,8 +102,9 @@ class TurnClient:
             local=Address.parse(local, 0) if isinstance(local, str) else local,
         )
         flow_ids = FlowIds()
+        self._uri = TurnUri.parse(uri)
         self._search = RelaySearch(
-            TurnUri.parse(uri),
+            self._uri,
             config,
             random=random.SystemRandom(),
             flow_ids=flow_ids,
@@ -99,14 +112,21 @@ class TurnClient:
             trace=trace.of("turn"),
         )
         self._make_driver = partial(
-            Driver, self._search, on_event=self._on_event, flow_ids=flow_ids, trace=trace, tls=tls, capture=capture
+            Driver,
+            self._search,
+            on_event=self._on_event,
+            flow_ids=flow_ids,
+            trace=trace,
+            tls=tls,
+            resolve=resolve,
+            capture=capture,
         )
         self._ask_credentials = credentials
         self._driver: Driver[RelaySearch] | None = None
         self._allocated: Allocated | None = None
         self._machine: Machine | None = None
         self._send: Callable[[bytes], bool] | None = None
-        """To the server, over UDP; None without an allocation, and over streams."""
+        """Sends to the server, over UDP; None without an allocation, and over streams."""
         self._wrap: Callable[[Address, bytes], bytes | None]
         self._unwrap: Callable[[bytes], tuple[Address, bytes] | None]
         self._ended: str | None = None
@@ -119,9 +139,18 @@ class TurnClient:
         self._refused: Credentials | None = None
         self._asking: asyncio.Task[None] | None = None
         self.datagrams_dropped = 0
-        """Those that found the receive queue full, or came from nobody that was permitted."""
-        self.latest: deque[TurnEvent] = deque(maxlen=EVENTS_KEPT)
-        """The last events of the machine, data aside."""
+        """Arrived while the receive queue was full, or from a peer without permission."""
+        self._latest: deque[TurnEvent] = deque(maxlen=EVENTS_KEPT)
+        """The last events of the client, without data, oldest first."""
+
+    def __repr__(self) -> str:
+        if self._ended is not None:
+            state = f"closed: {self._ended}"
+        elif self._allocated is None:
+            state = "no allocation yet"
+        else:
+            state = ", ".join(map(str, self._allocated.relayed))
+        return f"<TurnClient {self._uri}: {state}>"
 
     # ----------------------------------------------------------------------------------------------------------- life
 
@@ -133,9 +162,9 @@ class TurnClient:
         await self.close()
 
     async def allocate(self, timeout: float = 45) -> Allocated:
-        """Make the allocation; entering the context does this.
+        """Makes the allocation; entering the context does this. `timeout` is in seconds.
 
-        Raises TransactionError, with every server that was tried and why it failed. `timeout` is in seconds.
+        Raises TransactionError with every server that was tried and why it failed.
         """
         if self._driver is not None or self._ended is not None:
             raise UsageError("this client was started before: make a new one for each allocation")
@@ -154,7 +183,7 @@ class TurnClient:
             raise
 
     async def close(self) -> None:
-        """Free the allocation and close the socket. Safe to call twice, and to cancel: the socket closes either way."""
+        """Frees the allocation and closes the socket. Safe to call twice and to cancel: the socket closes anyway."""
         driver = self._driver
         if driver is None or driver.closed:
             self._end("closed here")
@@ -176,9 +205,9 @@ class TurnClient:
     # ----------------------------------------------------------------------------------------------------------- peers
 
     async def permit(self, *peers: Address | str) -> None:
-        """Let these peers send to the relay, and us to them; many go into one request. The port does not matter.
+        """Creates permissions: these peers may send to the relayed address, and receive from it, by any port.
 
-        Raises TransactionError when the server forbids one of them; the others are permitted all the same.
+        Many go into one request. Raises TransactionError if the server forbids one of them; the others are permitted.
         """
         driver, machine = self._running()
         addresses = [_address(peer) for peer in peers]
@@ -189,9 +218,9 @@ class TurnClient:
                 raise outcome
 
     async def bind(self, peer: Address | str) -> None:
-        """Bind a channel to this peer: less overhead on every datagram. Permits it, too.
+        """Binds a channel to a peer, which takes less overhead on every datagram, and permits the peer.
 
-        Raises TransactionError when the server refuses; data then goes on as before.
+        Raises TransactionError if the server refuses; data is then sent as before.
         """
         driver, machine = self._running()
         address = _address(peer)
@@ -202,17 +231,24 @@ class TurnClient:
         await waiting
 
     def set_credentials(self, username: str, password: str) -> None:
-        """Sign with these from now on, before the old ones expire."""
+        """Signs with these credentials from now on; for before the old ones expire."""
         driver, _ = self._running()
         driver.call(self._search.set_credentials, Credentials(username, password))
 
     # ------------------------------------------------------------------------------------------------------------ data
 
-    def send(self, peer: Address | str, data: bytes, *, dont_fragment: bool = False) -> bool:
-        """Send a datagram to a permitted peer. False when it was not sent: no permission, or the system refused.
+    def send(
+        self, peer: Address | str, data: bytes | bytearray | memoryview, *, dont_fragment: bool = False
+    ) -> bool:  # fmt: skip
+        """Sends a datagram to a permitted peer. Returns False if there is no permission or the system refused it.
 
-        Raises ConnectionClosed once the allocation is gone.
+        Raises ConnectionClosed once the allocation is gone, UsageError for data of another type and for
+        more bytes than a Send indication carries.
         """
+        if type(data) is not bytes:
+            data = as_bytes(data)
+        if len(data) > MAX_DATA:
+            raise UsageError(f"a datagram of {len(data)} bytes is too long: a relay carries {MAX_DATA}")
         address = peer if isinstance(peer, Address) else _parse(peer)
         send = self._send
         if send is not None and not dont_fragment:  # there is an allocation, and it has not ended
@@ -220,10 +256,12 @@ class TurnClient:
             if frame is not None:
                 return send(frame)
         driver, machine = self._running()
-        return driver.call(partial(machine.send, address, data, dont_fragment=dont_fragment))
+        refused = driver.refused
+        permitted = driver.call(partial(machine.send, address, data, dont_fragment=dont_fragment))
+        return permitted and driver.refused == refused
 
     async def recv(self) -> tuple[bytes, Address]:
-        """The next datagram and the peer that sent it. Raises ConnectionClosed when the allocation is gone."""
+        """Returns the next datagram and the peer that sent it. Raises ConnectionClosed once the allocation is gone."""
         queue = self._queue
         while not queue:
             if self._ended is not None:
@@ -246,19 +284,19 @@ class TurnClient:
 
     @property
     def allocation(self) -> Allocated:
-        """What the server gave: relayed addresses, lifetime, reservation token, and what it refused."""
+        """The allocation: relayed addresses, lifetime, reservation token, and the families that the server refused."""
         if self._allocated is None:
             raise UsageError("there is no allocation yet: use it as `async with polynya.TurnClient(...) as relay`")
         return self._allocated
 
     @property
     def relayed(self) -> tuple[Address, ...]:
-        """Our addresses on the server: what peers send to."""
+        """The relayed addresses: peers send to these."""
         return self.allocation.relayed
 
     @property
     def mapped(self) -> Address | None:
-        """Our own address as the server sees it."""
+        """The address of this client as the server sees it."""
         return self.allocation.mapped
 
     @property
@@ -266,7 +304,7 @@ class TurnClient:
         return self._ended is not None
 
     def why(self) -> TurnReport | None:
-        """What was done, what the server said, and what stands; None before a server was found."""
+        """Returns a report of the requests, their answers, and the present state; None before a server was found."""
         return self._machine.why() if self._machine is not None else None
 
     # ---------------------------------------------------------------------------------------------------------- events
@@ -298,7 +336,7 @@ class TurnClient:
                 self._released.set_result(None)
             case _:
                 pass
-        self.latest.append(event)
+        self._latest.append(event)
 
     def _found(self, event: Allocated) -> None:
         driver, self._allocated, self._machine = self._driver, event, self._search.found
@@ -312,7 +350,7 @@ class TurnClient:
             self._start.set_result(event)
 
     def _channel_data(self, data: bytes) -> None:
-        """The short way for a datagram of the server that is not STUN."""
+        """Takes a datagram of the server that is not STUN."""
         unwrapped = self._unwrap(data)
         if unwrapped is None:
             self.datagrams_dropped += 1
@@ -337,9 +375,9 @@ class TurnClient:
 
     async def _renew(self, ask: AskCredentials, realm: str) -> None:
         try:
-            username, password = await ask(realm)
+            username, password = await ask(str(self._uri), realm)
             credentials = Credentials(username, password)
-        except Exception as error:  # noqa: BLE001  # whatever the user's function raises ends the wait for it
+        except Exception as error:  # noqa: BLE001  # any exception of the user's function ends the wait
             self._fail(TransactionError(401, f"no credentials for {realm!r}: {error}"))
             return
         if credentials == self._refused:
@@ -373,7 +411,7 @@ class TurnClient:
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> Address:
-    """What is sent to again and again is parsed once."""
+    """Parses the address of a peer; cached, since most are sent to again."""
     return Address.parse(text)
 
 

@@ -1,12 +1,11 @@
-"""One UDP socket of a machine: a bounded batch is read on each wake-up, and what is sent is sent at once.
+"""A UDP socket of a machine: reads a limited batch on each wake-up, and sends at once.
 
-Application data takes the short way: a datagram that cannot be STUN, from a remote that was accepted, goes straight
-to its receiver. It is looked up by the system's own socket address, so neither an object nor an address is made for
-it, and no exception is raised but the one that says the socket is empty. All else becomes a `Datagram` for the
-machine.
+Application data takes the short path: a datagram from an accepted remote address that cannot be STUN is passed to its
+receiver directly. The receiver is looked up by the system's own socket address, so no `Address` and no `Datagram` is
+made. The only exception raised is the one at the end of the batch. All other datagrams go to the machine.
 
-Failures of the system become inputs. A send that is refused is `SendFailed`, unless it only met a full buffer: that is
-loss like any other, and counted. ICMP errors come out of the error queue (see `icmp`) as `IcmpError`.
+Errors of the system become inputs. A refused send is `SendFailed`, except if a buffer was full: that is packet loss,
+and is only counted. ICMP errors are read from the error queue (see `icmp`) and become `IcmpError`.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from polynya.core.addresses import Address, scope
-from polynya.core.empty import NOTHING
 from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Datagram, IcmpError, Input, IpFields, Send, SendFailed
 from polynya.stun.message import is_stun
 
-from . import poller, sockets
+from . import features, poller, sockets
 from .icmp import read_errors
 from .packet_trace import PacketTrace
 from .sockets import SockAddr
@@ -31,31 +29,32 @@ from .tally import Tally
 
 BATCH: Final = 64
 """Datagrams read before the event loop gets its turn back."""
+MAX_FAILURES: Final = 16
+"""Consecutive reads that fail without an ICMP error before the socket is closed."""
 
 _LARGEST: Final = 65535
-_CONTROL: Final = 128  # bytes of control messages: there are two
-_BEYOND_STUN: Final = b"\x04"  # bytes compare like text: whatever is not below this does not begin like STUN
-_FAILURES: Final = 16  # reads in a row that fail without a report before the socket is given up
+_CONTROL: Final = 128  # bytes for the two control messages
+_BEYOND_STUN: Final = b"\x04"  # bytes are ordered like text: data that is not below this cannot begin like STUN
 
 Deliver = Callable[[bytes], None]
 SendData = Callable[[bytes], bool]
 
 
 class SocketOwner(Protocol):
-    """What a socket needs from the hub."""
+    """The hub as its UDP sockets see it."""
 
     trace: PacketTrace | None
     tally: Tally
 
     def take(self, input: Input) -> None:
-        """Something arrived or failed."""
+        """Pass an input to the machine."""
 
     def lost(self, closed: Closed) -> None:
-        """The socket is closed, and not by its owner."""
+        """Remove a flow that closed by itself, and report it to the machine."""
 
 
 class UdpSocket:
-    """A bound socket that the event loop watches."""
+    """A bound UDP socket that the event loop watches."""
 
     __slots__ = (
         "_bad_reads",
@@ -80,19 +79,21 @@ class UdpSocket:
         self._sock = sock
         self._scope: int = name[3] if len(name) > 3 and scope(self.local.host) == "link-local" else 0
         self._remote: SockAddr | None = None
-        """The first remote whose data was accepted, and who gets it: most sockets have no other."""
+        """The first accepted remote address and the receiver of its data; most sockets have no other."""
         self._deliver: Deliver | None = None
-        self._deliveries: Mapping[SockAddr, Deliver] = NOTHING
+        self._deliveries: dict[SockAddr, Deliver] | None = None
+        """Receivers by the other accepted remote addresses; a shared socket has thousands."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bad_reads = 0
 
     # ------------------------------------------------------------------------------------------- life
 
     def watch(self, loop: asyncio.AbstractEventLoop, *, ip_fields: bool = False) -> None:
-        """Read whenever there is something to read, with its IP fields if they are asked for.
+        """Start to read datagrams, with their IP fields if requested and available.
 
-        NotImplementedError where the loop cannot watch sockets.
+        Raises NotImplementedError if the loop cannot watch sockets.
         """
+        ip_fields = ip_fields and features.CONTROL_MESSAGES
         poller.watch(loop, self._sock, _FieldReader(self) if ip_fields else self)
         self._loop = loop
         if ip_fields:
@@ -111,7 +112,7 @@ class UdpSocket:
         self._sock.close()
 
     def kernel_drops(self) -> int | None:
-        """Datagrams that found the receive buffer full, or None where the system does not tell (any more)."""
+        """Datagrams dropped because the receive buffer was full; None if closed or not known on this system."""
         return None if self.closed else sockets.kernel_drops(self._sock)
 
     def receive_buffer(self) -> int:
@@ -121,7 +122,7 @@ class UdpSocket:
     # ---------------------------------------------------------------------------------------- receive
 
     def accept(self, remote: Address, deliver: Deliver) -> None:
-        """From now on what `remote` sends and is not STUN goes to `deliver`."""
+        """Deliver datagrams from `remote` that are not STUN to `deliver`."""
         if self.closed:
             return
         if self.owner.trace is not None:
@@ -129,24 +130,27 @@ class UdpSocket:
         name = self._name(remote)
         if self._remote is None or self._remote == name:
             self._remote, self._deliver = name, deliver
-        elif isinstance(self._deliveries, dict):
-            self._deliveries[name] = deliver  # a shared socket has thousands
-        else:
+        elif self._deliveries is None:
             self._deliveries = {name: deliver}
+        else:
+            self._deliveries[name] = deliver
 
     def refuse(self, remote: Address) -> None:
-        """What `remote` sends goes to the machine again."""
+        """Deliver datagrams from `remote` to the machine again."""
         name = self._name(remote)
         if self._remote == name:
             self._remote = self._deliver = None
-        else:
-            left = self._deliveries
-            if isinstance(left, dict) and left.pop(name, None) is not None and not left:
-                self._deliveries = NOTHING
+        elif self._deliveries is not None:
+            self._deliveries.pop(name, None)
+            self._deliveries = self._deliveries or None
+
+    def _receiver(self, source: SockAddr) -> Deliver | None:
+        others = self._deliveries
+        return self._deliver if source == self._remote else others.get(source) if others else None
 
     def _forget_remotes(self) -> None:
         self._remote = self._deliver = None
-        self._deliveries = NOTHING
+        self._deliveries = None
 
     def read(self) -> None:
         """Read a batch. Called by the event loop when the socket is readable or has an error pending."""
@@ -157,7 +161,7 @@ class UdpSocket:
                 try:
                     data, source = recvfrom(_LARGEST)
                 except BlockingIOError:
-                    if not count:  # woken for nothing: for an error that another call has met before
+                    if not count:  # an ICMP error woke the loop, and another call has received it
                         self.report_icmp()
                     break
                 except OSError as error:
@@ -166,7 +170,8 @@ class UdpSocket:
                     continue
                 count += 1
                 size += len(data)
-                deliver = self._deliver if source == self._remote else self._deliveries.get(source)
+                others = self._deliveries
+                deliver = self._deliver if source == self._remote else others.get(source) if others else None
                 if deliver is not None and data >= _BEYOND_STUN:
                     deliver(data)
                 else:
@@ -179,7 +184,7 @@ class UdpSocket:
                 self._bad_reads = 0
 
     def read_with_fields(self) -> None:
-        """Like `read`, and what the IP header said goes with each `Datagram`."""
+        """Read a batch; each `Datagram` carries the fields of its IP header."""
         for _ in range(BATCH):
             try:
                 data, messages, _, source = self._sock.recvmsg(_LARGEST, _CONTROL)
@@ -193,11 +198,10 @@ class UdpSocket:
             self._bad_reads = 0
             self.owner.tally.datagrams_in += 1
             self.owner.tally.bytes_in += len(data)
-            deliver = self._deliver if source == self._remote else self._deliveries.get(source)
-            self.dispatch(data, source, deliver, sockets.received_fields(messages))
+            self.dispatch(data, source, self._receiver(source), sockets.received_fields(messages))
 
     def dispatch(self, data: bytes, source: SockAddr, deliver: Deliver | None, ip: IpFields | None = None) -> None:
-        """Hand over one datagram that did not take the short way; `deliver` is whom its data is for."""
+        """Pass one datagram to the machine, or to `deliver` if it is data of an accepted remote address."""
         if deliver is not None and not is_stun(data):
             deliver(data)
             return
@@ -215,30 +219,34 @@ class UdpSocket:
         return traced
 
     def _recover(self, error: OSError) -> bool:
-        """After a failed read: take in the ICMP errors that caused it. False when reading should stop for now."""
+        """Handle a failed read: report the ICMP errors that caused it. False ends this batch."""
         if self.report_icmp():
             return True
         if error.errno in sockets.SOFT_ERRORS or error.errno == errno.ECONNREFUSED:
             return False
         self._bad_reads += 1
-        if self._bad_reads >= _FAILURES or error.errno in {errno.EBADF, errno.ENOTSOCK}:
-            self.give_up(error)
+        if self._bad_reads >= MAX_FAILURES or error.errno in {errno.EBADF, errno.ENOTSOCK}:
+            self.fail(error)
         return False
 
-    def give_up(self, error: OSError) -> None:
-        """The socket is of no use any more."""
+    def fail(self, error: OSError) -> None:
+        """Close the socket after an error that will not pass, and report it."""
         self.close()
         self.owner.lost(Closed(flow=self.flow, reason=f"{self.local}: {sockets.explain(error)}", errno=error.errno))
 
     def report_icmp(self, sending_to: Address | None = None) -> bool:
-        """Empty the error queue into inputs. Whether something came from outside: then it was not this call's fault."""
+        """Turn the error queue into inputs; return whether one of the errors came from another host.
+
+        The kernel then failed the current call with an earlier datagram's error. `sending_to` is the remote address of
+        a failed send: the kernel's own IPv4 errors do not name the port.
+        """
         reports = read_errors(self._sock)
         for report in reports:
             remote = sockets.from_sockaddr(report.destination, self._scope)
             if report.origin is None and sending_to is not None:
-                remote = sending_to  # of its own refusals, IPv4 does not tell the port
+                remote = sending_to
             if self.owner.trace is not None:
-                self.owner.trace.icmp(self.local, remote, report.kind.value)
+                self.owner.trace.icmp(self.local, remote, report.kind)
             self.owner.take(
                 IcmpError(flow=self.flow, remote=remote, kind=report.kind, origin=report.origin, mtu=report.mtu)
             )
@@ -247,7 +255,7 @@ class UdpSocket:
     # ------------------------------------------------------------------------------------------- send
 
     def send(self, output: Send) -> None:
-        """Send a machine's datagram; what the system refuses becomes an input."""
+        """Send a datagram of the machine. A refused one becomes `SendFailed`."""
         packet, trace, tally = output.packet, self.owner.trace, self.owner.tally
         if trace is not None:
             packet = trace.sent(self.local, output.remote, output.data, packet)
@@ -258,7 +266,7 @@ class UdpSocket:
             trace.refused(packet, self.local, output.remote, "the system refused it")
 
     def sender(self, remote: Address) -> SendData:
-        """A function that sends data to `remote` and says whether the system took it."""
+        """Return a function that sends data to `remote` and returns whether the system took it."""
         name = self._name(remote)
         return Sender(self, remote, self._remote if self._remote == name else name)
 
@@ -266,11 +274,11 @@ class UdpSocket:
         try:
             self.put(data, self._name(remote), ip)
         except OSError as error:
-            return self.send_again(error, data, remote, ip)
+            return self.retry(error, data, remote, ip)
         return True
 
-    def send_again(self, error: OSError, data: bytes, remote: Address, ip: IpFields | None = None) -> bool:
-        """A send failed. Once more if the failure was an earlier datagram's ICMP error, else it is refused."""
+    def retry(self, error: OSError, data: bytes, remote: Address, ip: IpFields | None = None) -> bool:
+        """Send again if an earlier datagram's ICMP error failed the send; else report the failure."""
         if not self.closed and error.errno not in sockets.SOFT_ERRORS and self.report_icmp(remote):
             try:
                 self.put(data, self._name(remote), ip)
@@ -282,18 +290,18 @@ class UdpSocket:
         return False
 
     def refused(self, error: OSError, remote: Address) -> None:
-        """Count a datagram that the system did not take, and tell the machine unless it is plain loss."""
+        """Count a refused datagram, and report it to the machine unless it is packet loss."""
         number = error.errno or 0
         self.owner.tally.failed(number)
         if number not in sockets.SOFT_ERRORS:
             self.owner.take(SendFailed(flow=self.flow, remote=remote, errno=number))
 
     def put(self, data: bytes, name: SockAddr, ip: IpFields | None = None) -> None:
-        """Hand a datagram to the system, or raise its OSError."""
-        if ip is None or not sockets.CAN_SET_FIELDS:
+        """Pass a datagram to the system; raises its OSError."""
+        if ip is None or not features.CONTROL_MESSAGES:
             self._sendto(data, name)
             return
-        if ip.segment_size is not None and not sockets.LINUX:
+        if ip.segment_size is not None and not features.LINUX:
             for start in range(0, len(data), ip.segment_size):
                 self._sendto(data[start : start + ip.segment_size], name)
             return
@@ -314,34 +322,34 @@ class UdpSocket:
 
 
 class _FieldReader:
-    """Reads a socket with the IP fields of what arrives."""
+    """The reader of a socket whose datagrams carry their IP fields."""
 
     __slots__ = ("read",)
 
-    def __init__(self, carrier: UdpSocket) -> None:
-        self.read = carrier.read_with_fields
+    def __init__(self, udp: UdpSocket) -> None:
+        self.read = udp.read_with_fields
 
 
 class Sender:
-    """Sends the data of one path: where it goes is worked out once."""
+    """Sends application data to one remote address, whose socket address is computed once."""
 
-    __slots__ = ("_carrier", "_name", "_remote")
+    __slots__ = ("_name", "_remote", "_udp")
 
-    def __init__(self, carrier: UdpSocket, remote: Address, name: SockAddr) -> None:
-        self._carrier = carrier
+    def __init__(self, udp: UdpSocket, remote: Address, name: SockAddr) -> None:
+        self._udp = udp
         self._remote = remote
         self._name = name
 
     def __call__(self, data: bytes) -> bool:
-        """Send `data` now; whether the system took it."""
-        carrier = self._carrier
-        owner = carrier.owner
+        """Send `data` at once; return whether the system took it."""
+        udp = self._udp
+        owner = udp.owner
         if owner.trace is not None:
-            owner.trace.sent(carrier.local, self._remote, data)
+            owner.trace.sent(udp.local, self._remote, data)
         try:
-            carrier.put(data, self._name)
+            udp.put(data, self._name)
         except OSError as error:
-            if not carrier.send_again(error, data, self._remote):
+            if not udp.retry(error, data, self._remote):
                 return False
         tally = owner.tally
         tally.datagrams_out += 1
@@ -350,13 +358,13 @@ class Sender:
 
 
 class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
-    """The same where a loop cannot watch sockets (Windows' proactor): asyncio's datagram endpoint moves the packets."""
+    """A UDP socket on asyncio's datagram endpoint, for loops that cannot watch sockets (Windows' proactor)."""
 
     __slots__ = ("_transport",)
     _transport: asyncio.DatagramTransport
 
     async def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the loop's endpoint have the socket. It must be awaited before the first send."""
+        """Pass the socket to the loop's endpoint; to be awaited before the first send."""
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, sock=self._sock)
 
     def _sendto(self, data: bytes, name: SockAddr) -> object:
@@ -369,7 +377,7 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         self.owner.tally.datagrams_in += 1
         self.owner.tally.bytes_in += len(data)
-        self.dispatch(data, addr, self._deliver if addr == self._remote else self._deliveries.get(addr))
+        self.dispatch(data, addr, self._receiver(addr))
 
     def error_received(self, exc: Exception) -> None:
         if isinstance(exc, OSError) and not self.report_icmp():
@@ -377,7 +385,7 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if isinstance(exc, OSError) and not self.closed:
-            self.give_up(exc)
+            self.fail(exc)
         self.closed = True
 
     def close(self) -> None:

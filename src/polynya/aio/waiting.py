@@ -1,4 +1,4 @@
-"""Waiting for something to happen to an object, by as many tasks as like."""
+"""Waiting for a change of an object, by any number of tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Waiting:
-    """What others can wait for."""
+    """Base class of objects that tasks wait for: `_changed` returns after the next `_wake`."""
 
     __slots__ = ("_waiters",)
 
@@ -14,7 +14,7 @@ class Waiting:
         self._waiters: tuple[asyncio.Future[None], ...] = ()  # mostly none: a list would take room in every agent
 
     async def _changed(self) -> None:
-        """Wait until something has happened since the call."""
+        """Waits until the object changes."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters = (*self._waiters, waiter)
         try:

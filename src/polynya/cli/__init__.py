@@ -1,4 +1,4 @@
-"""The command line, one file per command. Commands print; what they show is decided elsewhere."""
+"""The command line, one file for each command. Commands parse options and print; other packages do the work."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ CLI_PACKAGES = frozenset({"typer", "click", "rich"})
 
 
 def main() -> None:
-    """Run `polynya`."""
+    """Run the command `polynya`."""
     _open_standard_streams()
-    if sys.argv[1:] == ["--version"]:  # without what the commands need
+    if sys.argv[1:] == ["--version"]:  # works without the packages of the commands
         from polynya import __version__  # noqa: PLC0415
 
         print(f"polynya {__version__}")
@@ -22,13 +22,13 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in CLI_PACKAGES:
             raise
-        print(f"polynya: the command line needs {error.name}: pip install 'polynya[cli]'", file=sys.stderr)
+        print(f"polynya: the command line needs {error.name}; run: pip install 'polynya[cli]'", file=sys.stderr)
         sys.exit(2)
     app(prog_name="polynya")
 
 
 def _open_standard_streams() -> None:
-    """A descriptor below 3 that is closed would become a socket's, and that read as standard input."""
+    """Open closed standard descriptors; otherwise a socket could get one and be read as standard input."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The application: all commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .serve import serve
 
 app = typer.Typer(
     name="polynya",
-    help="Connects two programs across NATs and firewalls.",
+    help="Connect two programs across NATs and firewalls.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,8 +24,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"polynya {__version__}")
         raise typer.Exit
 
@@ -36,7 +36,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Connects two programs across NATs and firewalls."""
+    """Connect two programs across NATs and firewalls."""
 
 
 app.command()(demo)

@@ -1,8 +1,8 @@
-"""What the commands share: options, exit codes, the trace and capture files, and errors in one line.
+"""Shared by the commands: options, exit codes, trace and capture files, and one-line errors.
 
-0    done
-1    it did not work: no connection, the server refused or went away
-2    it cannot work: a wrong option, an address that is taken, a missing package
+0    success
+1    failure: no connection, or the server refused or disconnected
+2    wrong use: an invalid option, an address in use, a missing package
 130  interrupted (SIGINT); 143 terminated (SIGTERM)
 """
 
@@ -32,36 +32,38 @@ FAILED, WRONG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 ServerOption = Annotated[
     str | None,
-    typer.Option(
-        "--server", "-s", envvar="POLYNYA_SERVER", metavar="URL", help="The signaling server, http://HOST:PORT."
-    ),
+    typer.Option("--server", "-s", envvar="POLYNYA_SERVER", metavar="URL", help="Signaling server, http://HOST:PORT."),
 ]
 StunOption = Annotated[
-    list[str] | None, typer.Option("--stun", metavar="URI", help="A STUN server, stun:HOST[:PORT]; may be repeated.")
+    list[str] | None, typer.Option("--stun", metavar="URI", help="STUN server, stun:HOST[:PORT]; may be repeated.")
 ]
 InterfaceOption = Annotated[
     list[str] | None,
-    typer.Option("--interface", "-i", metavar="NAME", help="Use only this interface; may be repeated."),
+    typer.Option("--interface", "-i", metavar="NAME", help="Use this interface only; may be repeated."),
 ]
 FamilyOption = Annotated[
-    list[int] | None, typer.Option("--family", "-f", min=4, max=6, metavar="4|6", help="Use only this IP version.")
+    list[int] | None, typer.Option("--family", "-f", min=4, max=6, metavar="4|6", help="Use this IP version only.")
 ]
 LoopbackOption = Annotated[
     bool | None,
     typer.Option(
-        "--loopback/--no-loopback", help="Use loopback addresses. Left out: when the signaling server is on this host."
+        "--loopback/--no-loopback", help="Use loopback addresses. Default: if the signaling server is on this host."
     ),
 ]
 PolicyOption = Annotated[
     Literal["all", "no-host", "relay"],
-    typer.Option(help="no-host: tell nobody the addresses of this host. relay: go by TURN servers only."),
+    typer.Option(help="no-host: do not signal addresses of this host. relay: connect through TURN servers only."),
 ]
-TraceOption = Annotated[Path | None, typer.Option("--trace", metavar="FILE", help="Write what happens as JSON lines.")]
-PcapOption = Annotated[Path | None, typer.Option("--pcap", metavar="FILE", help="Write the packets, for Wireshark.")]
+TraceOption = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="Write a trace: JSON lines, one for each event.")
+]
+PcapOption = Annotated[
+    Path | None, typer.Option("--pcap", metavar="FILE", help="Write a packet capture for Wireshark.")
+]
 
 
 def say(text: str) -> None:
-    """A line for people: to standard error, so that standard output holds nothing but data."""
+    """Print a line for people on standard error; standard output is for data."""
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)
 
@@ -69,7 +71,7 @@ def say(text: str) -> None:
 def run(
     main: Coroutine[Any, Any, int], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 ) -> NoReturn:
-    """Run a command to its end and exit with its code."""
+    """Run a command and exit with its exit code."""
     with errors(), asyncio.Runner(loop_factory=loop_factory) as runner:
         code = runner.run(_terminable(main))
     raise typer.Exit(code)
@@ -77,7 +79,7 @@ def run(
 
 @contextlib.contextmanager
 def errors() -> Iterator[None]:
-    """Errors that are ours are one line and an exit code, not a traceback."""
+    """Turn errors of Polynya into one line and an exit code, without a traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -91,7 +93,7 @@ def errors() -> Iterator[None]:
 
 
 async def _terminable(main: Coroutine[Any, Any, int]) -> int:
-    """SIGTERM cancels, as SIGINT does; a command that handles both itself is done before."""
+    """Run a command that SIGTERM cancels, as SIGINT does. A command may install its own handlers."""
     task = asyncio.ensure_future(main)
     terminated = False
 
@@ -111,19 +113,19 @@ async def _terminable(main: Coroutine[Any, Any, int]) -> int:
 
 
 def need(extra: str, error: ModuleNotFoundError) -> NoReturn:
-    """Say which extra a command needs."""
-    say(f"polynya: this command needs {error.name}: pip install 'polynya[{extra}]'")
+    """Print the extra that a command needs, and exit."""
+    say(f"polynya: this command needs {error.name}; run: pip install 'polynya[{extra}]'")
     raise typer.Exit(WRONG)
 
 
 def families(chosen: list[int] | None) -> tuple[int, ...]:
     if chosen and any(family not in (4, 6) for family in chosen):
-        raise typer.BadParameter("a family is 4 or 6", param_hint="--family")
+        raise typer.BadParameter("a family must be 4 or 6", param_hint="--family")
     return tuple(chosen) if chosen else (6, 4)
 
 
 def addresses(texts: list[str], option: str) -> tuple[Address, ...]:
-    """ADDR:PORT, [ADDR]:PORT or localhost:PORT, as an option gives them."""
+    """Parse the values of an option: ADDR:PORT, [ADDR]:PORT or localhost:PORT."""
     try:
         return tuple(Address.parse(text.replace("localhost:", "127.0.0.1:", 1)) for text in texts)
     except DecodeError as error:
@@ -132,7 +134,7 @@ def addresses(texts: list[str], option: str) -> tuple[Address, ...]:
 
 @contextlib.contextmanager
 def tracing(node: str, trace: Path | None, pcap: Path | None) -> Iterator[tuple[Tracer, Capture | None]]:
-    """The tracer and the capture that write to the files that were asked for."""
+    """Open the trace and capture files. Yield a tracer and a capture that write to them."""
     with contextlib.ExitStack() as stack:
         tracer, capture = NO_TRACE, None
         try:
@@ -142,7 +144,7 @@ def tracing(node: str, trace: Path | None, pcap: Path | None) -> Iterator[tuple[
                 capture = _capture(
                     PcapngWriter(stack.enter_context(pcap.open("wb")), epoch=time.time_ns() - clock.now())
                 )
-                tracer = tracer if tracer.enabled else Tracer(_nowhere, node)
+                tracer = tracer if tracer.enabled else Tracer(_discard, node)
         except OSError as error:
             raise ConfigurationError(f"cannot write {error.filename}: {error.strerror}") from error
         yield tracer, capture
@@ -155,5 +157,5 @@ def _capture(writer: PcapngWriter) -> Capture:
     return capture
 
 
-def _nowhere(event: TraceEvent) -> None:
-    """Packets are captured only where something is traced."""
+def _discard(event: TraceEvent) -> None:
+    """Discard an event: packets are captured only if a tracer has a sink."""

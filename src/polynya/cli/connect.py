@@ -24,15 +24,15 @@ from .common import (
 )
 
 if TYPE_CHECKING:
-    from polynya.aio.meeting import Meeting, Step
+    from polynya.aio.meeting import Meeting, MeetingStep
 
 STDIN, STDOUT = 0, 1
 WRITE_TIMEOUT = 5.0
-"""Seconds that whoever reads our output gets for the rest of it."""
+"""Seconds to wait until the reader of standard output has taken the rest."""
 
 
 def connect(
-    room: Annotated[str, typer.Argument(help="A name that both sides use; whoever knows it can enter.")],
+    room: Annotated[str, typer.Argument(help="A name that both sides use. Any program that knows it can join.")],
     *,
     server: ServerOption = None,
     stun: StunOption = None,
@@ -42,21 +42,24 @@ def connect(
     policy: PolicyOption = "all",
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", "-t", min=0.1, help="Seconds for the other side to come and to connect."),
+        typer.Option("--timeout", "-t", min=0.1, help="Seconds for the other side to join and connect."),
     ] = None,
     linger: Annotated[
         float,
-        typer.Option(min=0.0, help="Seconds to wait for more once one side has sent all and the other is silent."),
+        typer.Option(min=0.0, help="Seconds of silence after which to end, once one side has sent everything."),
     ] = 1.0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     trace: TraceOption = None,
     pcap: PcapOption = None,
 ) -> None:
-    """Connect with the other program in ROOM: what is read here is written there, and back.
+    """Connect standard input and output to those of the other program in ROOM.
 
-    Each piece that is read is one datagram: pieces may be lost or change places, and nothing is encrypted. It ends when
-    both sides have sent all, or when one has and the other is silent. Exit codes: 0 both sides ended in order, 1 no
-    connection or one that broke, 2 wrong use, 130 interrupted.
+    Each chunk of input becomes one datagram. Datagrams may be lost or
+    reordered, and they are not encrypted. The command ends when both sides have
+    sent everything, or when one side has and the other is silent.
+
+    Exit codes: 0 both sides ended normally, 1 no connection or a broken one,
+    2 wrong use, 130 interrupted.
     """
     if server is None:
         raise typer.BadParameter("give --server http://HOST:PORT or set POLYNYA_SERVER", param_hint="--server")
@@ -70,7 +73,7 @@ def connect(
             room,
             servers=stun or [],
             loopback=loopback,
-            tell=None if quiet else _tell,
+            on_step=None if quiet else _show_step,
             trace=tracer,
             capture=capture,
             families=common.families(family),
@@ -92,7 +95,7 @@ async def _connect(meeting: Meeting, timeout: float | None, linger: float, *, qu
                 say(str(meeting.agent.why()))
             return common.FAILED
         if not quiet:
-            say("connected. What is sent is not encrypted: anybody on the path can read and change it")
+            say("connected; data is not encrypted: anyone on the path can read and change it")
         showing = asyncio.create_task(_show_path(connection)) if not quiet else None
         try:
             return await _exchange(connection, linger, quiet=quiet)
@@ -111,14 +114,14 @@ async def _exchange(connection: Connection, linger: float, *, quiet: bool) -> in
     try:
         outcome = await stream.run(read_chunks(STDIN, connection.max_datagram_size))
     except BrokenPipeError:
-        return 0  # whoever read our output has enough
+        return 0  # the reader of standard output has closed it
     finally:
         await output.aclose(WRITE_TIMEOUT)
     if not quiet:
-        lost = f", {outcome.refused} were refused by the system" if outcome.refused else ""
+        refused = f", {outcome.refused} refused by the system" if outcome.refused else ""
         dropped = connection.datagrams_dropped
-        late = f", {dropped} came faster than they were read" if dropped else ""
-        say(f"{outcome.reason}: {outcome.chunks_sent} sent{lost}, {outcome.chunks_received} received{late}")
+        late = f", {dropped} dropped because the receive queue was full" if dropped else ""
+        say(f"{outcome.reason}: {outcome.chunks_sent} sent{refused}, {outcome.chunks_received} received{late}")
     return 0 if outcome.confirmed else common.FAILED
 
 
@@ -131,8 +134,8 @@ async def _show_path(connection: Connection) -> None:
             path = await connection.path_changed()
 
 
-def _tell(step: Step) -> None:
-    """One line for each step."""
+def _show_step(step: MeetingStep) -> None:
+    """Print a step as one line."""
     from polynya.aio import meeting as m  # noqa: PLC0415
     from polynya.aio.signaling import RemoteCandidate  # noqa: PLC0415
 
@@ -140,25 +143,25 @@ def _tell(step: Step) -> None:
         case m.RoomEntered():
             servers = ", ".join(step.servers) or "none"
             waiting = "the other side is here" if step.peers else "waiting for the other side"
-            say(f"in the room as {step.peer_id[:8]}; servers: {servers}; {waiting}")
+            say(f"joined the room as {step.peer_id[:8]}; servers: {servers}; {waiting}")
         case m.PeerFound():
             say(f"found {step.peer[:8]}; this side is {'controlling' if step.controlling else 'controlled'}")
         case m.LocalCandidateSent(candidate=None):
-            say("no more candidates of this side")
+            say("this side: end of candidates")
         case m.LocalCandidateSent(candidate=candidate):
-            say(f"this side: {_place(candidate)}")
+            say(f"this side: {_label(candidate)}")
         case RemoteCandidate(candidate=None):
-            say("no more candidates of the other side")
+            say("other side: end of candidates")
         case RemoteCandidate(candidate=candidate):
-            say(f"other side: {_place(candidate)}")
+            say(f"other side: {_label(candidate)}")
         case m.PeerGone():
             say(f"{step.peer[:8]} left the room: {step.reason}")
         case m.SignalingLost():
-            say(f"signaling is gone, the connection goes on without it: {step.reason}")
+            say(f"the signaling server is lost, the connection continues without it: {step.reason}")
         case _:
             pass
 
 
-def _place(candidate: Any) -> str:
-    """A candidate for people; what the other side named is shown without control characters."""
+def _label(candidate: Any) -> str:
+    """Return a candidate for display, with control characters from the other side escaped."""
     return ascii(candidate.label)[1:-1]

@@ -1,4 +1,4 @@
-"""`polynya demo`: the main job, shown on this machine alone."""
+"""`polynya demo`: two processes connect on this machine; then the NAT table."""
 
 from __future__ import annotations
 
@@ -27,27 +27,29 @@ if TYPE_CHECKING:
     from .demo_screen import Screen
 
 FORMAT = 1
-"""The version of the JSON document; it changes when a field changes its meaning or goes."""
+"""The version of the JSON document. It changes if a field is removed or changes its meaning."""
 
 
 def demo(
     *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     messages: Annotated[int, typer.Option(min=1, max=1000, help="Messages that each side sends.")] = 20,
     timeout: Annotated[
-        float, typer.Option("--timeout", "-t", min=0.1, max=600, help="Seconds for the two to meet and talk.")
+        float, typer.Option("--timeout", "-t", min=0.1, max=600, help="Seconds to connect and exchange all messages.")
     ] = 10.0,
-    seed: Annotated[int, typer.Option(help="Of the virtual network: the same seed gives the same runs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the virtual network: the same seed gives the same runs.")] = 0,
     trace: TraceOption = None,
     pcap: PcapOption = None,
 ) -> None:
-    """Two processes find each other on this machine and talk; then every kind of NAT meets every other.
+    """Connect two processes on this machine, then test every NAT class against every other.
 
-    The server (STUN and signaling) and both processes stay on loopback: nothing leaves this machine, and no privilege
-    is needed. The NATs are those of the virtual network; each run is compared with what the rules of mapping and
-    filtering imply. Exit codes: 0 all is well, 1 something did not connect or differs, 2 wrong use, 130 interrupted.
+    The server (STUN and signaling) and both processes use loopback only.
+    No packet leaves this machine, and no privilege is needed. The NATs run in
+    the virtual network. Each run is compared with the prediction of the
+    mapping and filtering rules.
+
+    Exit codes: 0 success, 1 a failed connection or a difference, 2 wrong use,
+    130 interrupted.
     """
     try:
         from polynya.demo.run import MeetingOptions  # noqa: PLC0415
@@ -72,14 +74,14 @@ def _run(
     from polynya.demo.nats import run_table  # noqa: PLC0415
     from polynya.demo.run import meet  # noqa: PLC0415
 
-    nothing: Callable[[object], None] = lambda _: None  # noqa: E731
+    ignore: Callable[[object], None] = lambda _: None  # noqa: E731
     with show or contextlib.nullcontext():
-        meeting = asyncio.run(meet(options, show.tell if show else nothing, recording))
+        meeting = asyncio.run(meet(options, show.show_notice if show else ignore, recording))
     if show is not None:
         show.show_meeting(meeting)
         show.begin_table()
     with show or contextlib.nullcontext():
-        table = run_table(show.tell_cell if show else nothing, seed=seed)
+        table = run_table(show.show_cell if show else ignore, seed=seed)
     if show is not None:
         show.show_table(table)
     return meeting, table, (*meeting.faults, *table.differing)
@@ -101,7 +103,7 @@ def _document(meeting: MeetingResult, table: Table, faults: tuple[str, ...], sec
 
 @contextlib.contextmanager
 def _shown(as_json: bool) -> Iterator[Screen | None]:
-    """The screen, unless standard output is for the document."""
+    """Yield the screen, or None if standard output is for the JSON document."""
     if as_json:
         yield None
         return
@@ -116,7 +118,7 @@ def _shown(as_json: bool) -> Iterator[Screen | None]:
 
 @contextlib.contextmanager
 def _files(trace: Path | None, pcap: Path | None) -> Iterator[Recording]:
-    """A recording that is written to the files at the end, whatever the end is."""
+    """Yield a recording, and write it to the files at the end, even after an error."""
     from polynya.demo.recording import Recording  # noqa: PLC0415
 
     recording, epoch = Recording(), time.time_ns() - clock.now()

@@ -1,7 +1,6 @@
-"""What `polynya demo` shows: lines as things happen, panels of both sides, the table of NATs.
+"""The output of `polynya demo`: a line for each event, panels of both peers, the NAT table.
 
-On a terminal the panels stand below the lines and change in place; anywhere else the lines come first and the panels
-once, at the end.
+On a terminal the panels are below the lines and change in place. Elsewhere the panels are printed once, at the end.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from polynya.core.trace import TraceEvent
 from polynya.demo.nats import Cell, Table
 from polynya.demo.result import MeetingResult, PeerResult
 from polynya.demo.run import Notice, PeerChanged, PeerStarted, PeerTalked, ServerReady
-from polynya.demo.watch import PairPicture, PeerPicture
+from polynya.demo.watch import PairRow, PeerView
 from polynya.nat import every_class
 
 FLAGS = ("writable", "readable", "valid", "nominated")
 WIDTH = 80
-"""Columns that everything fits in."""
+"""The width of the output in columns."""
 
 LETTERS = {"host": "h", "srflx": "s", "prflx": "p", "relay": "r"}
 
 
 class Screen:
-    """The display of one run: `with Screen(console) as screen`, then `tell` and `tell_cell` as things happen."""
+    """The display of one run. Use it as a context manager; pass it notices and cells as they arrive."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live: Live | None = None
-        self._pictures: dict[str, PeerPicture] = {}
+        self._views: dict[str, PeerView] = {}
         self._pids: dict[str, int] = {}
         self._cells: list[Cell] = []
         self._began: Instant | None = None
@@ -55,52 +54,52 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
-    def tell(self, notice: Notice) -> None:
-        """Something happened in the meeting."""
+    def show_notice(self, notice: Notice) -> None:
+        """Show a notice of the meeting."""
         match notice:
             case ServerReady():
-                self._title("Two processes on this machine find each other and talk")
+                self._title("Two processes on this machine connect and exchange messages")
                 self._print(f"server   STUN {', '.join(notice.stun)}")
                 self._print(f"         signaling {notice.url}")
             case PeerStarted():
                 self._pids[notice.name] = notice.pid
                 self._print(f"{notice.name:8} is process {notice.pid}")
             case PeerChanged():
-                self._pictures[notice.picture.name] = notice.picture
+                self._views[notice.view.name] = notice.view
                 self._event(notice.event)
             case PeerTalked():
-                self._pictures[notice.picture.name] = notice.picture
+                self._views[notice.view.name] = notice.view
 
-    def tell_cell(self, cell: Cell) -> None:
-        """A run of the table is done."""
+    def show_cell(self, cell: Cell) -> None:
+        """Show a finished cell of the table."""
         self._cells.append(cell)
 
     def show_meeting(self, result: MeetingResult) -> None:
-        """Both sides at the end, and what came of it."""
+        """Show both peers and the summary of a meeting."""
         for peer in result.peers:
-            self._console.print(_panel(_final_picture(peer, self._pictures), peer.pid, peer))
+            self._console.print(_panel(_final_view(peer, self._views), peer.pid, peer))
         self._console.print(_summary(result))
         for peer in result.peers:
             if not result.ok:
                 self._failure(peer)
 
     def show_table(self, table: Table) -> None:
-        """All runs, beside the rules."""
+        """Show the complete NAT table."""
         self._title("Every NAT against every other, in the virtual network")
         self._console.print(_grid(table.cells, table.classes))
         self._console.print(_legend(table))
 
     def show_verdict(self, faults: Iterable[str], seconds: float) -> None:
-        """The last lines."""
+        """Show the faults, or success."""
         sentences = list(faults)
         if not sentences:
-            self._console.print(Text(f"All is well: {seconds:.1f} s in all.", style="bold green"))
+            self._console.print(Text(f"Success: all as predicted, in {seconds:.1f} s.", style="bold green"))
         for sentence in sentences:
             self._console.print(Text(f"FAILED: {sentence}", style="bold red"))
 
     def begin_table(self) -> None:
-        """From now on the runs of the table are shown below the lines."""
-        self._pictures.clear()
+        """Show the NAT table in place of the panels."""
+        self._views.clear()
 
     # -------------------------------------------------------------------------------------------------------- inside
 
@@ -123,44 +122,47 @@ class Screen:
         self._console.print(shown, soft_wrap=True)
 
     def _below(self) -> RenderableType:
-        if self._pictures:
-            return Group(*(_panel(picture, self._pids.get(name)) for name, picture in sorted(self._pictures.items())))
+        if self._views:
+            return Group(*(_panel(view, self._pids.get(name)) for name, view in sorted(self._views.items())))
         if self._cells:
             return _grid(self._cells, tuple(config.label for config in every_class()))
         return Text("")
 
     def _failure(self, peer: PeerResult) -> None:
-        """What may explain why a peer did not do what it should."""
-        told = [peer.outcome.why] if peer.outcome is not None else []
-        told += [peer.errors] if peer.errors else []
-        for text in told:
-            self._console.print(Panel(Text(text), title=f"what {peer.name} says", title_align="left", style="red"))
+        """Show the report and the errors of a peer that failed."""
+        texts = [peer.outcome.why] if peer.outcome is not None else []
+        texts += [peer.errors] if peer.errors else []
+        for text in texts:
+            self._console.print(Panel(Text(text), title=f"report of {peer.name}", title_align="left", style="red"))
 
 
 # --------------------------------------------------------------------------------------------------------- the meeting
 
 
 def _line(event: TraceEvent) -> tuple[str, str] | None:
-    """What people should know of an event, and its style; None for what they need not."""
-    told: dict[str, Any] = event.fields
+    """Return the line for an event and its style; None for an event that is not shown."""
+    fields: dict[str, Any] = event.fields
     match event.kind:
         case "gathering":
-            return f"gathering{' complete' * (told['new'] == 'complete')}: {event.reason}", ""
-        case "candidate" if told["side"] == "local":
-            return f"candidate {_short(told['candidate'])}: {event.reason}", "cyan"
+            return f"gathering{' complete' * (fields['new'] == 'complete')}: {event.reason}", ""
+        case "candidate" if fields["side"] == "local":
+            return f"candidate {_short(fields['candidate'])}: {event.reason}", "cyan"
         case "server":
-            return f"asked {told['server']}: {event.reason}", ""
+            return f"server {fields['server']}: {event.reason}", ""
         case "agent":
-            return f"{told['new']}: {event.reason}", "bold green" if told["new"] in ("connected", "completed") else ""
-        case "pair" if told["old"] is None:
-            return f"pair {told['pair']} new: {told['local']} -> {told['remote']}", "yellow"
+            return f"{fields['new']}: {event.reason}", "bold green" if fields["new"] in (
+                "connected",
+                "completed",
+            ) else ""
+        case "pair" if fields["old"] is None:
+            return f"pair {fields['pair']} new: {fields['local']} -> {fields['remote']}", "yellow"
         case "pair":
-            return f"pair {told['pair']} {told['old']} -> {told['new']}: {event.reason}", "yellow"
+            return f"pair {fields['pair']} {fields['old']} -> {fields['new']}: {event.reason}", "yellow"
         case "pair-flags":
-            flags = " ".join(flag for flag in FLAGS if told[flag]) or "no flags"
-            return f"pair {told['pair']} is {flags}: {event.reason}", "green"
-        case "selected" if told["pair"] is not None:
-            return f"data goes over pair {told['pair']}: {event.reason}", "bold cyan"
+            flags = " ".join(flag for flag in FLAGS if fields[flag]) or "no flags"
+            return f"pair {fields['pair']} is {flags}: {event.reason}", "green"
+        case "selected" if fields["pair"] is not None:
+            return f"data goes over pair {fields['pair']}: {event.reason}", "bold cyan"
         case "role" | "consent" | "message-dropped" | "icmp":
             return f"{event.kind}: {event.reason}", "red"
         case _:
@@ -168,7 +170,7 @@ def _line(event: TraceEvent) -> tuple[str, str] | None:
 
 
 def _short(candidate: str) -> str:
-    """`host 127.0.0.1:4000` of an SDP line; anything else as it is."""
+    """Shorten an SDP candidate to `host 127.0.0.1:4000`; return any other text unchanged."""
     parts = candidate.split()
     if not candidate.startswith("candidate:") or len(parts) < 8:
         return candidate
@@ -176,28 +178,28 @@ def _short(candidate: str) -> str:
     return f"{parts[7]} {host}:{parts[5]}"
 
 
-def _final_picture(peer: PeerResult, pictures: dict[str, PeerPicture]) -> PeerPicture:
-    """The picture with the pairs as the agent itself told them at the end."""
-    picture = pictures.get(peer.name) or PeerPicture(peer.name)
+def _final_view(peer: PeerResult, views: dict[str, PeerView]) -> PeerView:
+    """Return the state of a peer with the final pairs and counts of its outcome."""
+    view = views.get(peer.name) or PeerView(peer.name)
     outcome = peer.outcome
     if outcome is not None:
-        picture.pairs = {pair.id: PairPicture.of(pair) for pair in outcome.pairs}
-        picture.sent, picture.received = outcome.messages.sent, outcome.messages.received
-    return picture
+        view.pairs = {pair.id: PairRow.of(pair) for pair in outcome.pairs}
+        view.sent, view.received = outcome.messages.sent, outcome.messages.received
+    return view
 
 
-def _panel(picture: PeerPicture, pid: int | None, peer: PeerResult | None = None) -> Panel:
+def _panel(view: PeerView, pid: int | None, peer: PeerResult | None = None) -> Panel:
     parts: list[RenderableType] = []
     candidates = Grid.grid(padding=(0, 2))
-    for place, said in picture.candidates.items():
-        candidates.add_row(Text("candidate", style="dim"), Text(place, style="cyan"), Text(said, style="dim"))
+    for label, note in view.candidates.items():
+        candidates.add_row(Text("candidate", style="dim"), Text(label, style="cyan"), Text(note, style="dim"))
     parts.append(candidates)
-    if picture.pairs:
-        parts.append(_pairs(picture.pairs))
-    title = f"{picture.name}" + (f", process {pid}" if pid else "")
-    title += f": {_role(peer)}{picture.state}"
-    talk = f"{picture.sent} messages sent, {picture.received} received" if picture.sent or picture.received else None
-    return Panel(Group(*parts), title=title, title_align="left", subtitle=talk, subtitle_align="left", width=WIDTH)
+    if view.pairs:
+        parts.append(_pairs(view.pairs))
+    title = f"{view.name}" + (f", process {pid}" if pid else "")
+    title += f": {_role(peer)}{view.state}"
+    counts = f"{view.sent} messages sent, {view.received} received" if view.sent or view.received else None
+    return Panel(Group(*parts), title=title, title_align="left", subtitle=counts, subtitle_align="left", width=WIDTH)
 
 
 def _role(peer: PeerResult | None) -> str:
@@ -206,7 +208,7 @@ def _role(peer: PeerResult | None) -> str:
     return "controlling, " if peer.outcome.controlling else "controlled, "
 
 
-def _pairs(pairs: dict[int, PairPicture]) -> Grid:
+def _pairs(pairs: dict[int, PairRow]) -> Grid:
     grid = Grid(box=None, padding=(0, 1), header_style="dim", pad_edge=False)
     for heading in ("#", "local -> remote", "state and priority", "flags"):
         grid.add_column(heading, no_wrap=True)
@@ -241,14 +243,14 @@ def _summary(result: MeetingResult) -> RenderableType:
     for peer in result.peers:
         if peer.outcome is not None:
             counts = peer.outcome.messages
-            late = "" if counts.latency_ms is None else f", median latency {counts.latency_ms:.2f} ms"
+            latency = "" if counts.latency_ms is None else f", median latency {counts.latency_ms:.2f} ms"
             wrong = f", {counts.wrong} WRONG" if counts.wrong else ""
-            said = f"sent {counts.sent} messages, received and verified {counts.received}{wrong}{late}"
-            lines.add_row(peer.name, said)
+            text = f"sent {counts.sent} messages, received and verified {counts.received}{wrong}{latency}"
+            lines.add_row(peer.name, text)
     same = "the same pair" if result.same_pair else "DIFFERENT pairs"
     lines.add_row("both", f"on {same}; {result.data_datagrams} datagrams of data between them, end to end")
     lines.add_row("server", f"{result.server_datagrams} STUN datagrams, {result.server_data_datagrams} of data")
-    return Group(Text("* the selected pair; times since each side began to gather", style="dim"), lines)
+    return Group(Text("* the selected pair; times are since each side started to gather", style="dim"), lines)
 
 
 def _ms(seconds: float | None) -> str:
@@ -259,7 +261,7 @@ def _ms(seconds: float | None) -> str:
 
 
 def _grid(cells: Iterable[Cell], classes: tuple[str, ...]) -> Grid:
-    """A row for each class of the first side's NAT, a column for each of the second's."""
+    """Build the NAT table: a row for each class of the first NAT, a column for each of the second."""
     by_row: dict[str, list[Text]] = {label: [] for label in classes}
     for cell in cells:
         by_row.setdefault(cell.row.first, []).append(_cell(cell))
@@ -283,18 +285,18 @@ def _cell(cell: Cell) -> Text:
 
 
 def _round_up(seconds: float) -> str:
-    """Two decimals, never less than it was."""
+    """Format with two decimals, rounded up."""
     return f"{math.ceil(seconds * 100) / 100:.2f}"
 
 
 def _legend(table: Table) -> RenderableType:
-    agreement = "each as the rules imply" if table.ok else "NOT all as the rules imply"
+    agreement = "each as predicted" if table.ok else "NOT all as predicted"
     return Group(
-        Text("A NAT is mapping/filtering: EI endpoint-independent, AD address-dependent, APD"),
-        Text("address-and-port-dependent. In the words of RFC 3489: EI/EI full cone, EI/AD"),
-        Text("restricted cone, EI/APD port-restricted cone, APD/APD symmetric."),
-        Text("sp 0.14: the row's side got through by its srflx to the other's prflx candidate,"),
-        Text("after 0.14 s of virtual time.  -: no direct path; it needs a relay."),
+        Text("NAT class: mapping/filtering. EI is endpoint-independent, AD address-dependent,"),
+        Text("APD address-and-port-dependent. RFC 3489 calls EI/EI a full cone, EI/AD a"),
+        Text("restricted cone, EI/APD a port-restricted cone, APD/APD a symmetric NAT."),
+        Text("sp 0.14: the row's side connected from its srflx candidate to a prflx candidate"),
+        Text("after 0.14 s of virtual time.  -: no direct path; a relay is needed."),
         Text(
             f"{len(table.cells)} runs in {table.seconds:.1f} s, {table.connected} connected, {agreement}",
             style="bold green" if table.ok else "bold red",

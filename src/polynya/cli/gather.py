@@ -1,4 +1,4 @@
-"""`polynya gather`: the candidates of this host."""
+"""`polynya gather`: prints the candidates of this host."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ from .common import (
 
 def gather(
     *,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on standard output, and nothing else.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     server: ServerOption = None,
     stun: StunOption = None,
     interface: InterfaceOption = None,
@@ -37,10 +35,10 @@ def gather(
     trace: TraceOption = None,
     pcap: PcapOption = None,
 ) -> None:
-    """Print the candidates of this host: its own addresses, those that STUN servers see it under, and relayed ones.
+    """Print the candidates of this host: host, server-reflexive and relayed addresses.
 
-    The servers are those that the signaling server tells, and the STUN servers given. A line is the type, the address,
-    the base it belongs to, and the priority.
+    Uses the STUN and TURN servers that the signaling server announces, and
+    those of --stun. A line has type, address, base and priority of a candidate.
     """
     with common.errors(), common.tracing("gather", trace, pcap) as (tracer, capture):
         options = {
@@ -50,11 +48,11 @@ def gather(
             "trace": tracer,
             "capture": capture,
         }
-        common.run(_gather(_Asked(as_json, server, stun or [], loopback, options)))
+        common.run(_gather(_Options(as_json, server, stun or [], loopback, options)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Options:
     as_json: bool
     server: str | None
     stun: list[str]
@@ -62,40 +60,40 @@ class _Asked:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-async def _gather(asked: _Asked) -> int:
-    servers: list[str | IceServer] = [*dict.fromkeys(asked.stun)]
-    loopback = bool(asked.loopback)
-    if asked.server is not None:
-        told, on_this_host = await _ask_server(asked.server)
-        servers = [*(each for each in told if each.uri not in asked.stun), *servers]
-        loopback = on_this_host if asked.loopback is None else asked.loopback
-    async with Agent(servers=servers, loopback=loopback, **asked.options) as agent:
+async def _gather(chosen: _Options) -> int:
+    servers: list[str | IceServer] = [*dict.fromkeys(chosen.stun)]
+    loopback = bool(chosen.loopback)
+    if chosen.server is not None:
+        announced, on_this_host = await _ask_server(chosen.server)
+        servers = [*(each for each in announced if each.uri not in chosen.stun), *servers]
+        loopback = on_this_host if chosen.loopback is None else chosen.loopback
+    async with Agent(servers=servers, loopback=loopback, **chosen.options) as agent:
         candidates = []
         async for candidate in agent.candidates():
             candidates.append(candidate)
-            if not asked.as_json:
+            if not chosen.as_json:
                 print(_line(candidate), flush=True)
         report = agent.why().data["gathering"]
-    if asked.as_json:
+    if chosen.as_json:
         print(json.dumps({"candidates": [_json(each) for each in candidates], **report}, indent=2))
         return 0
     if not servers:
-        common.say("no STUN server was asked: give --stun stun:HOST or --server http://HOST:PORT")
+        common.say("no STUN server is known: use --stun stun:HOST or --server http://HOST:PORT")
     for answer in report["servers"]:
         if answer["mapped"] is None:
-            common.say(f"{answer['server']} asked from {answer['base'] or 'this host'}: {answer['reason']}")
+            common.say(f"{answer['server']} from {answer['base'] or 'this host'}: {answer['reason']}")
     if not candidates:
-        common.say("no candidate: is an interface up? Loopback addresses are used with --loopback")
+        common.say("no candidate: check that an interface is up, or use --loopback for loopback addresses")
     return 0 if candidates else common.FAILED
 
 
 async def _ask_server(url: str) -> tuple[tuple[IceServer, ...], bool]:
-    """The servers that a signaling server tells, and whether it is on this host."""
+    """Return the servers that a signaling server announces, and whether it is on this host."""
     try:
-        from polynya.aio.signaling import ask_servers  # noqa: PLC0415
+        from polynya.aio.signaling import fetch_servers  # noqa: PLC0415
     except ModuleNotFoundError as error:
         common.need("signaling", error)
-    return await ask_servers(url)
+    return await fetch_servers(url)
 
 
 def _line(candidate: Candidate) -> str:

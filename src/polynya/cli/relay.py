@@ -1,4 +1,4 @@
-"""`polynya relay`: an allocation on a TURN server, and an echo to whoever sends to it."""
+"""`polynya relay`: allocates a relayed address on a TURN server and echoes datagrams of its peers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from polynya import ConfigurationError, ConnectionClosed, TransactionError
-from polynya.aio.tcp import TlsContexts, system_tls
 from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.core.machine import Open
 from polynya.turn.client import Allocated
 
 from . import common
@@ -30,26 +28,26 @@ def relay(
     user: Annotated[
         str | None,
         typer.Option(
-            "--user", "-u", envvar="POLYNYA_TURN_USER", metavar="NAME:PASSWORD", help="What the server asks for."
+            "--user", "-u", envvar="POLYNYA_TURN_USER", metavar="NAME:PASSWORD", help="Credentials for the server."
         ),
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option("--peer", "-p", metavar="ADDR[:PORT]", help="Who may send to the relay; may be repeated."),
+        typer.Option("--peer", "-p", metavar="ADDR[:PORT]", help="Permit this peer; may be repeated."),
     ] = None,
     channel: Annotated[
-        bool, typer.Option("--channel", help="Bind a channel to each peer, which must have a port.")
+        bool, typer.Option("--channel", help="Bind a channel to each peer; each --peer needs a port.")
     ] = False,
     family: Annotated[
         list[int] | None,
         typer.Option(
-            "--family", "-f", min=4, max=6, metavar="4|6", help="Of the relayed address; both may be asked for."
+            "--family", "-f", min=4, max=6, metavar="4|6", help="IP version of the relayed address; may be repeated."
         ),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Allocate, print, free it again and exit.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Allocate, print the address, free it and exit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the allocation as one JSON document.")] = False,
     ca: Annotated[
-        Path | None, typer.Option("--ca", metavar="FILE", help="Trust these certificate authorities, for turns:.")
+        Path | None, typer.Option("--ca", metavar="FILE", help="Trust these certificate authorities for turns:.")
     ] = None,
     timeout: Annotated[
         float, typer.Option("--timeout", "-t", min=0.1, help="Seconds for the server to allocate.")
@@ -57,10 +55,13 @@ def relay(
     trace: TraceOption = None,
     pcap: PcapOption = None,
 ) -> None:
-    """Allocate a relayed address on a TURN server, print it, and send back whatever its peers send.
+    """Allocate a relayed address on a TURN server, print it, and echo datagrams of permitted peers.
 
-    A server lets in only who is permitted: name each with --peer. It ends when interrupted, or when the server ends the
-    allocation. Exit codes: 0 done, 1 no allocation or a lost one, 2 wrong use, 130 interrupted.
+    The server relays datagrams of permitted peers only: name each with --peer.
+    The command ends when it is interrupted or the allocation is lost.
+
+    Exit codes: 0 success, 1 no allocation or a lost one, 2 wrong use,
+    130 interrupted.
     """
     with common.errors(), common.tracing("relay", trace, pcap) as (tracer, capture):
         username, _, password = (user or "").partition(":")
@@ -69,15 +70,15 @@ def relay(
             username=username,
             password=password,
             families=tuple(dict.fromkeys(family)) if family else (4,),
-            tls=_trusting(ca) if ca is not None else system_tls,
+            tls=None if ca is None else _trusting(ca),
             trace=tracer,
             capture=capture,
         )
-        common.run(_relay(client, _Asked(_peers(peer or [], ports=channel), channel, once, as_json, timeout)))
+        common.run(_relay(client, _Options(_peers(peer or [], ports=channel), channel, once, as_json, timeout)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Options:
     peers: tuple[Address, ...]
     channel: bool
     once: bool
@@ -85,18 +86,18 @@ class _Asked:
     timeout: float
 
 
-async def _relay(client: TurnClient, asked: _Asked) -> int:
-    allocation = await client.allocate(asked.timeout)
+async def _relay(client: TurnClient, chosen: _Options) -> int:
+    allocation = await client.allocate(chosen.timeout)
     try:
-        _show(allocation, as_json=asked.as_json)
-        if asked.once:
+        _show(allocation, as_json=chosen.as_json)
+        if chosen.once:
             return 0
-        peers = [peer for peer in asked.peers if await _let_in(client, peer, channel=asked.channel)]
+        peers = [peer for peer in chosen.peers if await _permit(client, peer, channel=chosen.channel)]
         if not peers:
-            say("nobody can send to it: name who may with --peer")
-        elif not asked.as_json:
-            say(f"sending back what comes from {', '.join(map(str, peers))}")
-        return await _echo(client, quiet=asked.as_json)
+            say("no peer is permitted to send: name peers with --peer")
+        elif not chosen.as_json:
+            say(f"echoing datagrams from {', '.join(map(str, peers))}")
+        return await _echo(client, quiet=chosen.as_json)
     finally:
         await client.close()
 
@@ -107,13 +108,13 @@ def _show(allocation: Allocated, *, as_json: bool) -> None:
         return
     for address in allocation.relayed:
         print(address, flush=True)
-    seen = f"; it sees us as {allocation.mapped}" if allocation.mapped is not None else ""
-    say(f"relayed by {allocation.server} for {allocation.lifetime} s at a time{seen}")
+    seen = f"; our address at the server is {allocation.mapped}" if allocation.mapped is not None else ""
+    say(f"relayed by {allocation.server}, lifetime {allocation.lifetime} s{seen}")
     for refused in allocation.refused:
         say(f"no IPv{refused.family} address: {refused.code} {refused.reason}")
 
 
-async def _let_in(client: TurnClient, peer: Address, *, channel: bool) -> bool:
+async def _permit(client: TurnClient, peer: Address, *, channel: bool) -> bool:
     try:
         await (client.bind(peer) if channel else client.permit(peer))
     except TransactionError as error:
@@ -134,7 +135,7 @@ async def _echo(client: TurnClient, *, quiet: bool) -> int:
         return common.FAILED
     finally:
         if not quiet:
-            say(f"{count} datagrams sent back")
+            say(f"{count} datagrams echoed")
 
 
 def _peers(texts: list[str], *, ports: bool) -> tuple[Address, ...]:
@@ -143,21 +144,17 @@ def _peers(texts: list[str], *, ports: bool) -> tuple[Address, ...]:
     except DecodeError as error:
         raise typer.BadParameter(str(error), param_hint="--peer") from None
     if ports and not all(peer.port for peer in peers):
-        raise typer.BadParameter("a channel is bound to a peer's port: write ADDR:PORT", param_hint="--peer")
+        raise typer.BadParameter("a channel needs the peer's port: write ADDR:PORT", param_hint="--peer")
     return peers
 
 
-def _trusting(authorities: Path) -> TlsContexts:
-    def make(request: Open) -> ssl.SSLContext:
-        try:
-            context = ssl.create_default_context(cafile=authorities)
-        except OSError as error:  # which SSLError is, too
-            raise ConfigurationError(f"cannot read certificates from {authorities}: {error}") from None
-        if request.alpn:
-            context.set_alpn_protocols(list(request.alpn))
-        return context
-
-    return make
+def _trusting(authorities: Path) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except OSError as error:  # which SSLError is, too
+        raise ConfigurationError(f"cannot read certificates from {authorities}: {error}") from None
+    context.set_alpn_protocols(["stun.turn"])
+    return context
 
 
 def _json(allocation: Allocated) -> dict[str, Any]:

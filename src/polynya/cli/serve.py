@@ -1,4 +1,4 @@
-"""`polynya serve`: STUN, TURN and signaling for others."""
+"""`polynya serve`: a STUN, TURN and signaling server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Some = list[str] | None
 
 GARBAGE: Final = 20_000
-"""New objects between two searches for cycles: what a server makes for a request, and keeps a while, holds none."""
+"""New objects between two garbage collections: the objects of a request have no reference cycles."""
 
 
 def serve(
@@ -35,78 +35,82 @@ def serve(
     ] = None,
     listen: Annotated[
         Some,
-        typer.Option(metavar="ADDR:PORT", help="STUN over UDP, TURN over UDP and TCP; may be repeated; port 0 is any."),
+        typer.Option(metavar="ADDR:PORT", help="STUN over UDP, TURN over UDP and TCP; repeatable; port 0: any."),
     ] = None,
-    tls_listen: Annotated[Some, typer.Option(metavar="ADDR:PORT", help="TURN over TLS; may be repeated.")] = None,
+    tls_listen: Annotated[Some, typer.Option(metavar="ADDR:PORT", help="TURN over TLS; repeatable.")] = None,
     http: Annotated[
-        Some, typer.Option(metavar="ADDR:PORT", help="Signaling, /healthz and /metrics here; may be repeated.")
+        Some, typer.Option(metavar="ADDR:PORT", help="Signaling, /healthz and /metrics; repeatable.")
     ] = None,
     stun_alternate: Annotated[
         Some,
         typer.Option(
-            metavar="ADDR:PORT", help="Another address and port: serve NAT behavior discovery; one for each family."
+            metavar="ADDR:PORT", help="Alternate for NAT behavior discovery (RFC 5780); one for each IP version."
         ),
     ] = None,
-    user: Annotated[Some, typer.Option(metavar="NAME:PASSWORD", help="Who may use TURN; may be repeated.")] = None,
+    user: Annotated[Some, typer.Option(metavar="NAME:PASSWORD", help="A TURN user; repeatable.")] = None,
     shared_secret: Annotated[
-        Some, typer.Option(metavar="SECRET", help="Makes time-limited TURN credentials; may be repeated.")
+        Some, typer.Option(metavar="SECRET", help="For time-limited TURN credentials; repeatable.")
     ] = None,
-    realm: Annotated[str | None, typer.Option(metavar="NAME", help="The realm of TURN's users.")] = None,
-    relay_ip: Annotated[
-        Some, typer.Option(metavar="ADDR", help="Relay on this address of this host; may be repeated.")
-    ] = None,
+    realm: Annotated[str | None, typer.Option(metavar="NAME", help="Realm of the TURN users.")] = None,
+    relay_ip: Annotated[Some, typer.Option(metavar="ADDR", help="Local address to relay on; repeatable.")] = None,
     external_ip: Annotated[
         Some,
-        typer.Option(metavar="ADDR[/RELAY]", help="What the relay address is called outside a NAT; may be repeated."),
+        typer.Option(metavar="ADDR[/RELAY]", help="External address of a relay address behind a NAT; repeatable."),
     ] = None,
-    ports: Annotated[str | None, typer.Option(metavar="LOW-HIGH", help="The relay ports.")] = None,
+    ports: Annotated[str | None, typer.Option(metavar="LOW-HIGH", help="Range of the relay ports.")] = None,
     allow_peer: Annotated[
         Some,
-        typer.Option(metavar="CIDR", help="Let clients reach these addresses though not public; may be repeated."),
+        typer.Option(metavar="CIDR", help="Non-public peer addresses that clients may reach; repeatable."),
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate with its chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate, PEM.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Processes that relay; 0, the default: the server's own does."),
+        typer.Option(metavar="N", min=0, help="Worker processes that relay; default 0: the server's own process."),
     ] = None,
     drain: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0, help="For which allocations may go on after SIGTERM."),
+        typer.Option(metavar="SECONDS", min=0, help="Seconds to keep existing allocations after SIGTERM."),
     ] = None,
     origin: Annotated[
-        Some, typer.Option(metavar="URL", help="A site whose web pages may use the signaling; may be repeated.")
+        Some, typer.Option(metavar="URL", help="Origin whose web pages may use signaling; repeatable.")
     ] = None,
     trust_proxy: Annotated[
-        Some, typer.Option(metavar="ADDR", help="A proxy whose X-Forwarded-For is believed; may be repeated.")
+        Some, typer.Option(metavar="ADDR", help="Proxy whose X-Forwarded-For is trusted; repeatable.")
     ] = None,
-    room_members: Annotated[int | None, typer.Option(min=2, max=256, help="The most members of a room.")] = None,
-    log_level: Annotated[str | None, typer.Option(metavar="debug|info|warning|error")] = None,
+    room_members: Annotated[
+        int | None, typer.Option(metavar="N", min=2, max=256, help="Members of one room at most.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the settings that would be used, secrets masked, and exit.")
+        bool, typer.Option("--print-config", help="Print the settings, with secrets masked, and exit.")
     ] = False,
     check_config: Annotated[
-        bool, typer.Option("--check-config", help="Say whether the settings can be used, and exit: 0 yes, 2 no.")
+        bool, typer.Option("--check-config", help="Check the settings and exit: 0 valid, 2 invalid.")
     ] = False,
     hash_user: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Print the line of a users file for a user; asks for the password; exit."),
+        typer.Option(metavar="NAME", help="Prompt for a password, print the user's line for a users file, and exit."),
     ] = None,
     trace: TraceOption = None,
 ) -> None:
     """Run a server: STUN, TURN, and signaling over HTTP and WebSocket.
 
-    TURN is on when somebody can use it: give users or a shared secret. Flags override the file. Without any address it
-    listens on all: STUN and TURN on port 3478, HTTP on port 8080. One line on standard output, `ready stun=...
-    turn=... http=...`, says that every listener accepts; the log goes to standard error. SIGHUP reads file and
-    certificates again without ending sessions; SIGTERM and SIGINT end it, a second one at once.
+    TURN is enabled if it has users: set users or a shared secret. Flags
+    override the file. By default the server listens on all addresses: STUN
+    and TURN on port 3478, HTTP on port 8080.
+
+    When all listeners are open, the server prints one line to standard output:
+    `ready stun=... turn=... http=...`. The log goes to standard error. SIGHUP
+    reads the file and the certificates again without ending sessions. SIGTERM
+    and SIGINT stop the server; a second one stops it at once.
     """
     try:
         from polynya.serve import settings  # noqa: PLC0415
     except ModuleNotFoundError as error:
         common.need("serve", error)
     if log_level is not None and log_level.lower() not in ("debug", "info", "warning", "error"):
-        raise typer.BadParameter("a level is debug, info, warning or error", param_hint="--log-level")
+        raise typer.BadParameter("the level must be debug, info, warning or error", param_hint="--log-level")
     given = {
         ("listen",): listen,
         ("tls_listen",): tls_listen,
@@ -159,7 +163,7 @@ def _print_hash(name: str, realm: str) -> None:
     else:
         password = sys.stdin.readline().rstrip("\r\n")
     if not password:
-        raise ConfigurationError("a user needs a password: it is read from standard input")
+        raise ConfigurationError("no password: enter it, or pass it on standard input")
     print(hash_line(name, realm, password))
 
 
@@ -170,12 +174,12 @@ def _check(path: Path | None, flags: Flags) -> None:
     made = server_config(load(path, flags))
     if made.tls is not None:
         Certificates(made.tls)
-    common.say("the settings can be used")
+    common.say("the settings are valid")
 
 
 async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
     from polynya.serve import Server  # noqa: PLC0415
-    from polynya.serve.descriptors import raise_limit, tell  # noqa: PLC0415
+    from polynya.serve.descriptors import log_limit, raise_limit  # noqa: PLC0415
     from polynya.serve.log import configure  # noqa: PLC0415
     from polynya.serve.settings import load, server_config  # noqa: PLC0415
 
@@ -192,17 +196,17 @@ async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
         loop.add_signal_handler(number, end)
     async with Server(server_config(settings), trace=trace) as server:
         loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, path, flags))
-        gc.freeze()  # what is there by now stays to the end, and need not be looked at again and again
+        gc.freeze()  # all objects so far live until the end: do not scan them in each collection
         gc.set_threshold(GARBAGE)
         print(server.ready_line, flush=True)
-        tell(files)
+        log_limit(files)
         await server.run_until(stop)
         await server.drain(hurry)
     return 0
 
 
 def _reload(server: Any, path: Path | None, flags: Flags) -> None:
-    """Read everything again. What cannot be used is told, and the server goes on as it was."""
+    """Read everything again. On an error, log it and keep the old settings."""
     from polynya.serve.log import configure  # noqa: PLC0415
     from polynya.serve.settings import load, server_config  # noqa: PLC0415
 
@@ -211,12 +215,12 @@ def _reload(server: Any, path: Path | None, flags: Flags) -> None:
         settings = load(path, flags)
         fixed = server.reload(server_config(settings))
     except ConfigurationError as error:
-        log.error("not reloaded, everything stays as it was: %s", error)  # noqa: TRY400 - it is the user's, not ours
+        log.error("not reloaded, the old settings stay: %s", error)  # noqa: TRY400 - an error of the user
         return
     configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     log.info("reloaded")
     for name in fixed:
-        log.warning("%s has changed: that needs a restart", name)
+        log.warning("%s has changed: restart the server to apply it", name)
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,7 +1,7 @@
-"""IP addresses with a port: parsed once, then compared and hashed as a tuple.
+"""Transport addresses: an IP address with a port, parsed once, then compared and hashed as a tuple.
 
-This is the one place in the machines' folders that may use `socket`, for `inet_pton` and `inet_ntop`: they know every
-spelling of an IPv6 address and cost a tenth of `ipaddress`.
+This is the only file in the machines' folders that may import `socket`, for `inet_pton` and `inet_ntop`. These parse
+every spelling of an IPv6 address and take a tenth of the time of `ipaddress`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _ZONE = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 class Address(NamedTuple):
     """An IP address and port in canonical text, so that equal addresses are equal tuples.
 
-    Make one from text that came from outside with `Address.parse` or `Address.of`; the plain constructor trusts its
-    caller. `zone` is the scope of an IPv6 link-local address (RFC 4007, section 11), empty for all others.
+    Use `Address.parse` or `Address.of` for text from outside; the constructor does not check its arguments. `zone` is
+    the scope of an IPv6 link-local address (RFC 4007, section 11), empty for other addresses.
     """
 
     host: str
@@ -32,21 +32,24 @@ class Address(NamedTuple):
 
     @classmethod
     def of(cls, host: str, port: int) -> Address:
-        """The address of a literal host (`192.0.2.1`, `2001:db8::1`, `fe80::1%eth0`) and a port.
+        """Make an address from a literal host (`192.0.2.1`, `2001:db8::1`, `fe80::1%eth0`) and a port.
 
-        Raises DecodeError when the host is not an IP address or the port is not within 0..65535.
+        Raises DecodeError if the host is not an IP address or the port is not within 0..65535.
         """
         if not 0 <= port <= 65535:
             raise DecodeError(f"port {port} is not within 0..65535")
         literal, percent, zone = host.partition("%")
         canonical = socket.inet_ntop(*_family_and_packed(literal))
         if percent and (":" not in canonical or not _ZONE.fullmatch(zone)):
-            raise DecodeError(f"{host!r} has a zone that is not an interface's name")
+            raise DecodeError(f"{host!r} has a zone that is not the name of an interface")
         return cls(canonical, port, zone)
 
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> Address:
-        """Parse `192.0.2.1:3478`, `[2001:db8::1]:3478` or, with `default_port`, the same without a port."""
+        """Parse `192.0.2.1:3478` or `[2001:db8::1]:3478`; with `default_port`, the text may lack the port.
+
+        Raises DecodeError for anything else.
+        """
         host, port = text, ""
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
@@ -65,7 +68,7 @@ class Address(NamedTuple):
 
     @classmethod
     def from_packed(cls, packed: bytes, port: int) -> Address:
-        """The address of 4 or 16 bytes in network order; any other length is a DecodeError."""
+        """Make an address from 4 or 16 bytes in network order; raises DecodeError for any other length."""
         if len(packed) == 4:
             return cls(socket.inet_ntop(socket.AF_INET, packed), port)
         if len(packed) == 16:
@@ -79,11 +82,11 @@ class Address(NamedTuple):
 
     @property
     def packed(self) -> bytes:
-        """The host as 4 or 16 bytes in network order."""
+        """The IP address as 4 or 16 bytes in network order."""
         return pack_host(self.host)
 
     def with_port(self, port: int) -> Address:
-        """The same host at another port."""
+        """Return the same IP address with another port."""
         return Address(self.host, port, self.zone)
 
     def __str__(self) -> str:
@@ -93,15 +96,15 @@ class Address(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def pack_host(host: str) -> bytes:
-    """A canonical host as 4 or 16 bytes; DecodeError when it is not an IP address."""
+    """Return a canonical host as 4 or 16 bytes; raises DecodeError if it is not an IP address."""
     return _family_and_packed(host)[1]
 
 
 @lru_cache(maxsize=4096)
 def scope(host: str) -> str:
-    """What a host's address reaches: `loopback`, `link-local`, `private`, `multicast`, `unspecified` or `global`.
+    """Return the scope of a host: `loopback`, `link-local`, `private`, `multicast`, `unspecified` or `global`.
 
-    IPv4-mapped addresses count as the IPv4 address they hold.
+    An IPv4-mapped address has the scope of its IPv4 address.
     """
     packed = pack_host(host)
     if len(packed) == 16 and packed.startswith(bytes(10) + b"\xff\xff"):

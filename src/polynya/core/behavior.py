@@ -1,10 +1,10 @@
-"""How a NAT goes by the remote endpoint: `nat` does it, `stun.behavior` finds it out."""
+"""The NAT behaviors of RFC 4787: implemented by `nat`, discovered by `stun.behavior`."""
 
 from enum import Enum
 
 
 class Behavior(Enum):
-    """How much of the remote endpoint counts (RFC 4787, sections 4.1 and 5)."""
+    """The part of the remote endpoint that a mapping or filter depends on (RFC 4787, sections 4.1 and 5)."""
 
     EI = "endpoint-independent"
     AD = "address-dependent"

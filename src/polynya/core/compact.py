@@ -1,8 +1,8 @@
 """Containers that cost little memory while they are empty.
 
 A process may hold thousands of idle agents, and most of their queues and tables are empty most of the time. An empty
-`list` takes 56 bytes and an empty `dict` 64, and each keeps its storage after it was emptied. The containers here share
-one empty value and give their storage back when they are drained or emptied. `History` shares equal entries among all
+`list` takes 56 bytes and an empty `dict` 64, and each keeps its storage when it is emptied. The containers here share
+one empty value and free their storage when they are drained or emptied. `History` shares equal entries among all
 agents of the process.
 """
 
@@ -41,7 +41,7 @@ class Table(dict[K, V]):
 
 
 class Queue(Generic[T]):
-    """Outputs or events of a machine that wait for their owner, oldest first."""
+    """A first-in, first-out queue: outputs or events of a machine that its owner has not drained yet."""
 
     __slots__ = ("_items",)
 
@@ -61,9 +61,17 @@ class Queue(Generic[T]):
             self._items = list(items) or ()
 
     def drain(self) -> list[T]:
-        """Remove and return everything that waits, oldest first."""
+        """Remove and return all items, oldest first."""
         items, self._items = self._items, ()
         return items or []
+
+    def popleft(self) -> T:
+        """Remove and return the oldest item; IndexError if the queue is empty."""
+        if not self._items:
+            raise IndexError("the queue is empty")
+        first, *rest = self._items
+        self._items = rest or ()
+        return first
 
     def clear(self) -> None:
         self._items = ()

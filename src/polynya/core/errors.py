@@ -1,17 +1,16 @@
-"""The one tree of errors. A message says what happened, to what, and what can be done.
+"""The exceptions of Polynya. A message says what happened, to what, and what can be done.
 
     PolynyaError
-      ConfigurationError          the caller asked for something that cannot be
-      UsageError                  a call at the wrong time; says which call comes first
+      ConfigurationError          an option, address, URI or file that cannot be used
+      UsageError                  a call at the wrong time; the message names the call that must come first
       ProtocolError
-        DecodeError               bytes or text that are not what they should be
-        RemoteProtocolError       the other side broke a rule
-        TransactionError          a request was answered with an error, or not at all
-      SignalingError              the signaling server refused, or went away
-      ConnectError                no pair works; carries every attempt and why it failed
-      ConnectionClosed            the connection is over, and why
+        DecodeError               bytes or text that do not follow their format
+        TransactionError          a request was answered with an error, or not answered
+      SignalingError              the signaling server refused a request or disconnected
+      ConnectError                no connection was found; lists every attempt and the reason of its failure
+      ConnectionClosed            the connection is closed; gives the reason
 
-Machines never raise on input from the network. They raise only for a programming error of the caller.
+Machines never raise for input from the network. They raise only for programming errors of the caller.
 """
 
 from __future__ import annotations
@@ -21,31 +20,27 @@ from dataclasses import dataclass
 
 
 class PolynyaError(Exception):
-    """Base of every error that Polynya raises on purpose."""
+    """Base class of Polynya's exceptions."""
 
 
 class ConfigurationError(PolynyaError, ValueError):
-    """An option, address, URI or file that cannot be used; raised before anything is opened."""
+    """An option, address, URI or file cannot be used; raised before any socket is opened."""
 
 
 class UsageError(PolynyaError, RuntimeError):
-    """A call that does not fit the state of the object it was made on."""
+    """A method was called in a state of the object that does not allow it."""
 
 
 class ProtocolError(PolynyaError):
-    """Something that was received, or not received, against the rules of a protocol."""
+    """The other side violated a protocol, or did not answer."""
 
 
 class DecodeError(ProtocolError, ValueError):
-    """Bytes or text that cannot be decoded. The one error that every decoder raises."""
-
-
-class RemoteProtocolError(ProtocolError):
-    """The other side broke a rule in a way that cannot be ignored."""
+    """Bytes or text cannot be decoded; every decoder raises this exception."""
 
 
 class TransactionError(ProtocolError):
-    """A request failed. `code` is the STUN error code, or None when no answer came."""
+    """A STUN or TURN request failed. `code` is the STUN error code, or None if there was no answer."""
 
     def __init__(self, code: int | None, reason: str) -> None:
         super().__init__(f"{code} {reason}" if code is not None else reason)
@@ -54,12 +49,12 @@ class TransactionError(ProtocolError):
 
 
 class SignalingError(PolynyaError):
-    """The signaling server refused a request or the connection to it was lost."""
+    """The signaling server refused a request, or the connection to it was lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One thing that was tried on the way to a connection, and why it did not work."""
+    """A failed attempt to connect: a candidate pair or server, and the reason of the failure."""
 
     what: str
     reason: str
@@ -69,7 +64,7 @@ class Attempt:
 
 
 class ConnectError(PolynyaError, ConnectionError):
-    """No connection was found. `attempts` lists what was tried and why each failed."""
+    """No connection was found. `attempts` lists every attempt with the reason of its failure."""
 
     def __init__(self, message: str, attempts: Sequence[Attempt] = ()) -> None:
         super().__init__("\n  ".join([message, *map(str, attempts)]))
@@ -78,7 +73,7 @@ class ConnectError(PolynyaError, ConnectionError):
 
 
 class ConnectionClosed(PolynyaError, ConnectionError):
-    """The connection is over: closed here, closed by the agent, or lost. `reason` says which."""
+    """The connection is closed: by the caller, by the agent, or because it was lost. `reason` says which."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

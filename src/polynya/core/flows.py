@@ -1,8 +1,7 @@
-"""Flows: what a packet came in by or leaves by.
+"""Flows: the sockets, streams and TURN allocations that packets arrive on and leave by.
 
-A flow is a UDP socket, a TCP or TLS stream, or a TURN allocation. It is an opaque id with a generation: two flows may
-share an address, and a socket that is made again (the network changed, a port was rebound) is a new flow. Whoever asks
-for a flow to be opened names it first, so that it can speak of it before the answer comes.
+A flow is an opaque id. Two flows may share an address, and a socket that is reopened (the network changed, a port was
+bound again) is a new flow. The machine that requests an `Open` chooses the flow, so it can refer to the flow at once.
 """
 
 from __future__ import annotations
@@ -14,49 +13,42 @@ from .addresses import Address
 
 
 class Transport(Enum):
-    """What carries a flow."""
+    """The transport protocol of a flow."""
 
     UDP = "udp"
     TCP = "tcp"
     TLS = "tls"
-    DTLS = "dtls"
 
     @property
     def reliable(self) -> bool:
-        """Whether bytes arrive in order and without loss, so that requests are not sent again."""
-        return self is Transport.TCP or self is Transport.TLS
+        """Whether bytes arrive in order and without loss; requests are then not retransmitted."""
+        return self is not Transport.UDP
 
     @property
     def secure(self) -> bool:
-        return self is Transport.TLS or self is Transport.DTLS
+        return self is Transport.TLS
 
 
 class Flow(NamedTuple):
-    """A socket, a stream or a relay, by its number. Its address and transport are told when it is opened."""
+    """The id of a socket, a stream or a TURN allocation. `Opened` carries its addresses."""
 
     id: int
-    generation: int = 0
 
     def __str__(self) -> str:
-        return f"flow {self.id}" if not self.generation else f"flow {self.id}.{self.generation}"
+        return f"flow {self.id}"
 
 
 FlowPath = tuple[Flow, Address]
-"""A flow with the remote address that packets go to or come from."""
+"""A flow and a remote address: the path of packets to and from that address."""
 
 
 class FlowIds:
-    """Hands out flows. One for each world (a driver, a simulated network), so that ids never meet."""
+    """Allocates flows: one allocator for each driver or simulated network, so that no id is used twice."""
 
     def __init__(self) -> None:
         self._last = 0
 
     def new(self) -> Flow:
-        """A flow that was never used."""
+        """Return a flow that was never used."""
         self._last += 1
         return Flow(self._last)
-
-    @staticmethod
-    def again(flow: Flow) -> Flow:
-        """The next generation of a flow whose socket is made again."""
-        return Flow(flow.id, flow.generation + 1)

@@ -1,7 +1,7 @@
-"""Time as the machines see it: an integer of nanoseconds on their owner's clock.
+"""Time in machines: integer nanoseconds on the clock of their owner.
 
-Integers add and compare exactly, so the same seed gives the same bytes. What a user says or reads is in seconds; it is
-converted here and nowhere else.
+Integers are added and compared exactly, so a run with the same seed produces the same bytes. Public options and reports
+are in seconds; the functions here convert them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NewType
 from .errors import ConfigurationError
 
 Instant = NewType("Instant", int)
-"""A point in time, nanoseconds on the owner's clock. Only differences mean something."""
+"""A point in time: nanoseconds on the owner's clock. Only differences have a meaning."""
 
 MICROSECOND = 1_000
 MILLISECOND = 1_000_000
@@ -20,7 +20,7 @@ SECOND = 1_000_000_000
 
 
 def nanoseconds(seconds: float) -> int:
-    """A duration that a user gave in seconds, in nanoseconds; ValueError when it is negative or not a number."""
+    """Convert seconds to nanoseconds; raises ValueError if they are negative or not a number."""
     if not seconds >= 0:
         raise ValueError(f"a duration is zero or more seconds, not {seconds!r}")
     return round(seconds * SECOND)
@@ -35,12 +35,12 @@ def duration(name: str, seconds: float, *, above_zero: bool = False) -> int:
 
 
 def in_seconds(duration: int) -> float:
-    """A duration in seconds, for people."""
+    """Convert nanoseconds to seconds."""
     return duration / SECOND
 
 
 def earliest(*times: Instant | None) -> Instant | None:
-    """The first of those that are set; None where none is."""
+    """Return the earliest of the given times; None if all are None."""
     first: Instant | None = None
     for at in times:
         if at is not None and (first is None or at < first):

@@ -1,18 +1,18 @@
-"""The contract of every protocol machine: what comes in, what goes out, and when.
+"""The contract of protocol machines: their inputs, outputs, timers and events.
 
-A machine holds state. It does no I/O, reads no clock and draws no randomness of its own. Its owner feeds it inputs and
-the time; after *any* call it drains the machine once: first `outputs` (what the shell must do), then `events` (what the
-user should know). A child never holds its parent, and nothing calls back.
+A machine holds state. It does no I/O, reads no clock and has no randomness of its own. Its owner passes it inputs and
+the time. After *any* call the owner drains the machine once: first `outputs` (actions for the shell), then `events`
+(news for the user). A machine has no reference to its owner and calls no callbacks.
 
-    receive(input, now)   something happened outside
-    tick(now)             do what is due; safe to call early, late or twice
-    next_timer()          when something is due; changes nothing
+    receive(input, now=)  handle an input
+    tick(now=)            handle the timers that are due; safe to call early, late or twice
+    next_timer()          the time of the next timer; changes nothing
     outputs(), events()   drained by the call, oldest first
 
-`receive` never raises on what came from the network: it drops it, counts it and says why in the trace. It raises only
-for a programming error of the caller.
+`receive` never raises for input from the network: invalid input is dropped, counted and traced with the reason. It
+raises only for programming errors of the caller.
 
-Datagrams and sends are made once for each packet, so they are plain slotted dataclasses: build them and leave them be.
+`Datagram` and `Send` are created for each packet and therefore are not frozen; do not change them after creation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .addresses import Address
 from .flows import Flow, Transport
 from .instants import Instant
 
-# ---------------------------------------------------------------------------------------------------- what IP offers
+# ------------------------------------------------------------------------------------------------------------ IP fields
 
 
 class Ecn(Enum):
@@ -40,7 +40,7 @@ class Ecn(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IpFields:
-    """What a datagram may carry besides its addresses. None leaves a field to the system, or says it is not known."""
+    """The IP header fields of a datagram. None leaves a field to the system, or means that it is not known."""
 
     ecn: Ecn | None = None
     dscp: int | None = None
@@ -71,12 +71,12 @@ class Datagram:
     data: bytes
     ip: IpFields | None = None
     packet: int = 0
-    """The trace's id of this packet, 0 where packets are not followed."""
+    """The id of this packet in the trace; 0 if packets are not traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """An `Open` was carried out, or (with `listener`) a stream was accepted on a listening flow."""
+    """A flow is open: the result of an `Open`, or (with `listener`) a stream that a listener accepted."""
 
     flow: Flow
     local: Address
@@ -84,12 +84,12 @@ class Opened:
     listener: Flow | None = None
     alpn: str | None = None
     note: str = ""
-    """What could not be had as it was asked for, though the flow can be used."""
+    """The part of the request that the system could not fulfill; empty if there is none."""
 
 
 @dataclass(slots=True)
 class StreamData:
-    """Bytes arrived on a stream, in order, cut anywhere."""
+    """Bytes arrived on a stream, in order; message boundaries are not kept."""
 
     flow: Flow
     data: bytes
@@ -97,9 +97,9 @@ class StreamData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """A flow is gone, or an `Open` failed: nothing more comes from it and it must not be used again.
+    """A flow closed, or an `Open` failed. The flow has no further input and must not be used again.
 
-    `errno` is the system's, where there is one. `reason` is for people.
+    `errno` is the system's error number, if there is one. `reason` is for people.
     """
 
     flow: Flow
@@ -109,7 +109,7 @@ class Closed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendFailed:
-    """The system refused a datagram; `errno` says why. Nothing is assumed about the next one."""
+    """The system refused data; `errno` says why. The next `Send` may succeed."""
 
     flow: Flow
     remote: Address
@@ -117,7 +117,7 @@ class SendFailed:
 
 
 class IcmpKind(Enum):
-    """What an ICMP or ICMPv6 error means to a transport (RFC 1122, section 4.2.3.9; RFC 4443, section 3)."""
+    """The kinds of ICMP and ICMPv6 errors (RFC 1122, section 4.2.3.9; RFC 4443, section 3)."""
 
     PORT_UNREACHABLE = "port unreachable"
     HOST_UNREACHABLE = "host unreachable"
@@ -129,26 +129,26 @@ class IcmpKind(Enum):
 
     @property
     def hard(self) -> bool:
-        """Whether it ends a transaction (RFC 8489, section 6.2.1): the others may pass."""
+        """Whether the error ends a transaction (RFC 8489, section 6.2.1); other errors may be temporary."""
         return self is IcmpKind.PORT_UNREACHABLE or self is IcmpKind.PROHIBITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IcmpError:
-    """An ICMP error came back for a datagram that left by `flow` to `remote`."""
+    """An ICMP error arrived for a datagram that was sent on `flow` to `remote`."""
 
     flow: Flow
     remote: Address
     kind: IcmpKind
     origin: str | None = None
-    """The host that sent the error, where it is known."""
+    """The host that sent the error, if it is known."""
     mtu: int | None = None
     """For TOO_BIG: the largest IP packet, in bytes, that fits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A `Resolve` was answered. `error` is for people and empty on success; `hosts` keeps the resolver's order."""
+    """The answer to a `Resolve`. `hosts` has the resolver's order; `error` is for people and empty on success."""
 
     query: Resolve
     hosts: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterfaceAddress:
-    """One address of an interface, with what RFC 8445 (5.1.1) and RFC 6724 need to know of it."""
+    """An address of an interface, with the flags that RFC 8445 (5.1.1) and RFC 6724 use."""
 
     host: str
     prefix_length: int
@@ -177,12 +177,12 @@ class Interface:
     loopback: bool = False
     point_to_point: bool = False
     dead_end: bool = False
-    """Nothing leaves by it (Linux' dummy and its like): packets from its addresses take another interface."""
+    """No packet leaves by this interface (such as Linux' dummy): packets from its addresses use another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterfacesChanged:
-    """The interfaces of this host as they are now: the first list, or a new one after a change."""
+    """The present interfaces of this host: the first list, or a new one after a change."""
 
     interfaces: tuple[Interface, ...]
 
@@ -197,7 +197,7 @@ Input = (
 
 @dataclass(slots=True)
 class Send:
-    """Send this datagram now, or (on a stream, where `remote` is the stream's) these bytes."""
+    """Send a datagram to `remote`, or bytes on a stream, whose remote address is then `remote`."""
 
     flow: Flow
     remote: Address
@@ -207,25 +207,13 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Proxy:
-    """An HTTP CONNECT or SOCKS5 proxy that a stream is opened through."""
-
-    scheme: str
-    host: str
-    port: int
-    username: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        return f"Proxy({self.scheme}://{self.host}:{self.port})"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """Make a socket or a stream and answer with `Opened` or `Closed` for this flow.
+    """Open a socket, stream or listener; the answer is `Opened` or `Closed` for this flow.
 
-    UDP: bind to `local`; port 0 takes any port, or any free one of `ports` (low, high, inclusive). `interface` pins the
-    socket where the system can. TCP, TLS, DTLS: connect to `remote`, or listen on `local` when `remote` is None.
+    UDP: bind to `local`. Port 0 stands for any port, or for any free port of `ports` (low, high, inclusive). With
+    `interface`, packets leave by that interface if the system supports it.
+
+    TCP and TLS: connect to `remote`, or listen on `local` if `remote` is None.
     """
 
     flow: Flow
@@ -235,20 +223,19 @@ class Open:
     ports: tuple[int, int] | None = None
     interface: str | None = None
     server_name: str | None = None
-    """The name that a TLS or DTLS certificate must be for."""
+    """The name that the TLS certificate must have."""
     alpn: tuple[str, ...] = ()
-    proxy: Proxy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """Close this flow. No `Closed` follows: whoever closes knows."""
+    """Close a flow. No `Closed` follows."""
 
     flow: Flow
 
 
 class RecordType(Enum):
-    """What a name is looked up for."""
+    """The type of a look-up."""
 
     ADDRESS = "A/AAAA"
     SRV = "SRV"
@@ -257,7 +244,7 @@ class RecordType(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolve:
-    """Look a name up and answer with `Resolved`. `token` tells two equal queries apart."""
+    """Look up a name; the answer is `Resolved`. `token` distinguishes equal queries."""
 
     name: str
     record: RecordType = RecordType.ADDRESS
@@ -275,23 +262,23 @@ EventT = TypeVar("EventT")
 
 
 class Machine(Protocol[InputT, OutputT, EventT]):
-    """The calls that a shell or a simulated network makes. Each is safe to make early, late or twice."""
+    """The methods that a shell or a simulated network calls."""
 
     def receive(self, input: InputT, *, now: Instant) -> None:
-        """Take in what happened outside. Never raises on bytes from the network."""
+        """Handle an input. Never raises for bytes from the network."""
 
     def tick(self, *, now: Instant) -> None:
-        """Do what is due at `now`."""
+        """Handle the timers that are due at `now`. Safe to call early, late or twice."""
 
     def next_timer(self) -> Instant | None:
-        """When `tick` has something to do; None while nothing is waited for. Changes nothing."""
+        """Return the time of the next timer, or None. Changes nothing."""
 
     def outputs(self) -> list[OutputT]:
-        """What the shell must do, oldest first; drained by the call."""
+        """Remove and return the outputs, oldest first."""
 
     def events(self) -> list[EventT]:
-        """What the user should know, oldest first; drained by the call."""
+        """Remove and return the events, oldest first."""
 
 
 Counters = Mapping[str, int]
-"""What a machine counted, by a name that is its own and never the user's."""
+"""The counters of a machine by name. Names are constants of the machine and contain no user data."""

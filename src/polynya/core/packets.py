@@ -1,11 +1,11 @@
-"""IP packets, as the virtual network moves them, NATs rewrite them and captures show them.
+"""IP packets of the virtual network, of NATs and of captures.
 
-A packet keeps its `id` across every hop, so that a trace can follow it; `encode` gives the bytes that would be on the
-wire (RFC 791, 8200, 768, 9293, 792, 4443), `decode` reads them back.
+A packet keeps its `id` across hops, so that a trace can follow it. `encode` returns the bytes of the packet on the wire
+(RFC 791, 8200, 768, 9293, 792, 4443); `decode` parses them.
 
-A packet has one owner at a time: whoever passes it on may have rewritten it in place, and does not look at it again.
-The payload of a fragment is a piece of the IP payload as it is, transport header included. Options of IPv4 and TCP
-and the extension headers of IPv6 are read over and not kept; `tls` is the model's own and not on the wire.
+A packet has one owner at a time. The owner may change it in place, and must not use it after passing it on. The payload
+of a fragment is a part of the IP payload, transport header included. `decode` skips the options of IPv4 and TCP and the
+extension headers of IPv6. The flag `tls` exists in the virtual network only and is not encoded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .machine import IcmpKind
 
 
 class Protocol(IntEnum):
-    """IP protocol numbers. ICMP stands for ICMPv6 too, by the addresses' family."""
+    """IP protocol numbers. ICMP between IPv6 addresses is ICMPv6."""
 
     ICMP = 1
     TCP = 6
@@ -46,7 +46,7 @@ class TcpFields:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IcmpMessage:
-    """An ICMP error with the head of the packet it is about (RFC 792), or an echo when `about` is None."""
+    """An ICMP error with the start of the packet that caused it (RFC 792), or an echo if `about` is None."""
 
     kind: IcmpKind | None = None
     """None for an echo request or reply."""
@@ -59,7 +59,7 @@ class IcmpMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fragment:
-    """A part of a packet: `offset` in bytes, a multiple of 8."""
+    """The fields of a fragment; `offset` is in bytes, a multiple of 8."""
 
     identification: int
     offset: int
@@ -68,7 +68,7 @@ class Fragment:
 
 @dataclass(slots=True)
 class IpPacket:
-    """One IPv4 or IPv6 packet. For ICMP the ports are 0; of a fragment only the first has ports that mean anything."""
+    """An IPv4 or IPv6 packet. The ports of ICMP packets are 0; only the first fragment has valid ports."""
 
     id: int
     source: Address
@@ -83,7 +83,7 @@ class IpPacket:
     icmp: IcmpMessage | None = None
     fragment: Fragment | None = None
     tls: bool = False
-    """Flagged as TLS or DTLS, which the virtual network models and does not encrypt."""
+    """Whether the payload counts as TLS; the virtual network does not encrypt it."""
 
 
 _VERSION_IHL = 0x45
@@ -115,7 +115,7 @@ _ICMP6: dict[IcmpKind, tuple[int, int]] = {
     IcmpKind.TTL_EXCEEDED: (3, 0),
     IcmpKind.OTHER: (4, 0),
 }
-# RFC 792, RFC 1122 3.2.2.1, RFC 1812 5.2.7.1 and RFC 4443 3.1: the codes that mean the same to a transport
+# RFC 792, RFC 1122 3.2.2.1, RFC 1812 5.2.7.1 and RFC 4443 3.1: codes with the same meaning for a transport
 _KINDS4 = {v: k for k, v in _ICMP4.items()} | {
     (3, 6): IcmpKind.NET_UNREACHABLE,
     (3, 7): IcmpKind.HOST_UNREACHABLE,
@@ -131,14 +131,14 @@ _KINDS6 = {v: k for k, v in _ICMP6.items()} | {
     (3, 1): IcmpKind.TTL_EXCEEDED,
 }
 _ECHO4, _ECHO6 = (8, 0), (128, 129)  # request, reply
-_QUOTED4, _QUOTED6 = 576 - 20 - 8, 1280 - 40 - 8  # RFC 1812 4.3.2.3, RFC 4443 2.4: as much as keeps the error small
+_QUOTED4, _QUOTED6 = 576 - 20 - 8, 1280 - 40 - 8  # RFC 1812 4.3.2.3, RFC 4443 2.4: the size limits of an error
 
 
 # ------------------------------------------------------------------------------------------------------------- length
 
 
 def length(packet: IpPacket) -> int:
-    """Bytes of the packet on the wire, IP header included."""
+    """Return the bytes of the packet on the wire, IP header included."""
     size = len(packet.payload) + (40 if ":" in packet.source.host else 20)
     if packet.fragment is not None:
         return size + 8 if ":" in packet.source.host else size
@@ -153,11 +153,11 @@ def length(packet: IpPacket) -> int:
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071): the ones' complement of the ones' complement sum of 16-bit words."""
+    """Return the Internet checksum (RFC 1071): the ones' complement of the ones' complement sum of 16-bit words."""
     if len(data) & 1:
         data += b"\0"
     total = int.from_bytes(data, "big")
-    # A sum of words with end-around carry is the number modulo 0xFFFF, but that 0xFFFF stands for a multiple.
+    # The sum with end-around carry is the number modulo 0xFFFF, except that a multiple is 0xFFFF instead of 0.
     return 0xFFFF - (total % 0xFFFF or (0xFFFF if total else 0))
 
 
@@ -165,7 +165,7 @@ def checksum(data: bytes) -> int:
 
 
 def encode(packet: IpPacket) -> bytes:
-    """The packet's bytes, from the IP header on. Source and destination must be of one family."""
+    """Encode a packet, IP header included; raises ValueError if its addresses are of two families."""
     source, destination = pack_host(packet.source.host), pack_host(packet.destination.host)
     if len(source) != len(destination):
         raise ValueError(f"packet {packet.id} goes from {packet.source} to {packet.destination}: two families")
@@ -191,14 +191,14 @@ def encode(packet: IpPacket) -> bytes:
 
 
 def encode_transport(packet: IpPacket) -> bytes:
-    """What follows the IP header of an unfragmented packet: UDP, TCP or ICMP with its checksum."""
+    """Encode the IP payload of an unfragmented packet: UDP, TCP or ICMP with its checksum."""
     source, destination = pack_host(packet.source.host), pack_host(packet.destination.host)
     payload = packet.payload
     if packet.protocol is Protocol.UDP:
         size = 8 + len(payload)
         ports = packet.source.port, packet.destination.port, size
         body = _UDP_HEADER.pack(*ports, 0) + payload
-        # A sum that comes out as zero is sent as all ones: zero says that there is none (RFC 768).
+        # A checksum of zero is sent as all ones, because zero means that there is none (RFC 768).
         return _UDP_HEADER.pack(*ports, checksum(_pseudo(source, destination, 17, size) + body) or 0xFFFF) + payload
     if packet.protocol is Protocol.TCP:
         tcp = packet.tcp or TcpFields(flags=TcpFlags.ACK)
@@ -236,15 +236,15 @@ def _pseudo(source: bytes, destination: bytes, protocol: int, size: int) -> byte
 
 
 def decode(data: bytes, *, id: int = 0, verify: bool = True) -> IpPacket:
-    """Read one packet from its IP header on. `verify` checks the transport's checksum, the IP header's always is.
+    """Decode a packet, IP header included. `verify` checks the transport checksum; the IP header's is always checked.
 
-    Raises DecodeError, and nothing else, for bytes that are not a packet of a protocol known here.
+    Raises DecodeError, and no other exception, for bytes that are not a packet of a known protocol.
     """
     return _decode(data, id, verify=verify, quoted=False)
 
 
 def decode_transport(packet: IpPacket, body: bytes, *, verify: bool = True) -> IpPacket:
-    """Fill in what follows the IP header (a datagram put together from its fragments, for one); changes `packet`."""
+    """Decode the IP payload into `packet`, which is changed; used for reassembled datagrams."""
     return _decode_transport(packet, body, verify=verify, quoted=False)
 
 
@@ -270,7 +270,9 @@ def _decode4(data: bytes, id: int, *, quoted: bool) -> tuple[IpPacket, bytes]:
     first, tos, size, identification, offset, ttl, protocol, _, source, destination = _IPV4_HEADER.unpack_from(data)
     header = (first & 15) * 4
     if header < 20 or size < header or (not quoted and (size > len(data) or checksum(data[:header]))):
-        raise DecodeError(f"an IPv4 header that says {header} of {size} bytes, in {len(data)}, or a wrong checksum")
+        raise DecodeError(
+            f"an IPv4 header of {header} bytes and a length of {size} in {len(data)} bytes, or a wrong checksum"
+        )
     packet = IpPacket(
         id, Address.from_packed(source, 0), Address.from_packed(destination, 0), _protocol(protocol),
         ttl=ttl, ecn=tos & 3, dscp=tos >> 2, dont_fragment=bool(offset & 0x4000),
@@ -300,7 +302,7 @@ def _decode6(data: bytes, id: int, *, quoted: bool) -> tuple[IpPacket, bytes]:
             )
             following, body = body[0], body[8:]
             if fragment.offset:
-                break  # what follows is the middle of the payload
+                break  # the rest is a later part of the payload
         else:
             following, body = body[0], body[8 + body[1] * 8 :]
     if fragment is not None and not fragment.offset and not fragment.more:
@@ -323,7 +325,7 @@ def _decode_transport(packet: IpPacket, body: bytes, *, verify: bool, quoted: bo
     if protocol is Protocol.UDP:
         source, destination, size, _ = _UDP_HEADER.unpack_from(body)
         if not quoted and not 8 <= size <= len(body):
-            raise DecodeError(f"a UDP datagram that says {size} bytes, in {len(body)}")
+            raise DecodeError(f"a UDP length of {size} in {len(body)} bytes")
         packet.payload = body[8:size]
         return _set_ports(packet, source, destination)
     if protocol is Protocol.TCP:
@@ -334,7 +336,7 @@ def _decode_transport(packet: IpPacket, body: bytes, *, verify: bool, quoted: bo
         acknowledgment, flags = Struct("!IH").unpack_from(body, 8)
         header = (flags >> 12) * 4
         if not 20 <= header <= len(body):
-            raise DecodeError(f"a TCP header that says {header} bytes, in {len(body)}")
+            raise DecodeError(f"a TCP header of {header} bytes in {len(body)} bytes")
         packet.tcp = TcpFields(flags=TcpFlags(flags & 31), sequence=sequence, acknowledgment=acknowledgment)
         packet.payload = body[header:]
         return _set_ports(packet, source, destination)

@@ -1,8 +1,8 @@
-"""Captures for Wireshark: IP packets written as pcapng (draft-ietf-opsawg-pcapng).
+"""Writes IP packets as pcapng files for Wireshark (draft-ietf-opsawg-pcapng).
 
-A file is one section of little-endian blocks. Each place where packets are seen (a host's interface, a link) is an
-interface of the file with a name, raw IP (LINKTYPE_RAW) and nanosecond time stamps; it is declared when it first
-speaks. A packet may carry comments: its id in the trace, why it was dropped.
+A file is one section of little-endian blocks. Each capture point (an interface of a host, a link) is an interface of
+the file, declared before its first packet. It has a name, raw IP (LINKTYPE_RAW) and time stamps in nanoseconds. A
+packet may have a comment, such as its id in the trace or the reason of its drop.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _END = _OPTION.pack(0, 0)
 
 
 class PcapngWriter:
-    """Writes packets to a binary file that stays the caller's to close.
+    """Writes packets to a binary file, which the caller closes.
 
-    `epoch` is added to every instant: nanoseconds from 1970 to the zero of the clock, so that a live capture shows
-    the time of day; with 0 a simulated run begins in 1970.
+    `epoch` is added to each instant: the nanoseconds from 1970 to the zero of the clock. A live capture then shows the
+    time of day. With 0, a simulated run starts in 1970.
     """
 
     def __init__(self, file: IO[bytes], *, epoch: int = 0) -> None:
@@ -43,7 +43,7 @@ class PcapngWriter:
     def write(
         self, at: Instant, interface: str, packet: IpPacket | bytes, *, outbound: bool | None = None, comment: str = ""
     ) -> None:
-        """Write one packet as it was seen at `interface`; `outbound` says which way, when it is known."""
+        """Write one packet that was captured at `interface`; `outbound` is its direction, None if it is not known."""
         number = self._interfaces.get(interface)
         if number is None:
             number = self._declare(interface)
@@ -69,10 +69,9 @@ class PcapngWriter:
 def datagram_packet(
     source: Address, destination: Address, data: bytes, *, id: int = 0, ip: IpFields | None = None
 ) -> IpPacket:
-    """The IP packet that carries a UDP datagram, for a capture of a live run where only the datagram is seen.
+    """Build the IP packet of a UDP datagram, for captures of live runs, which see datagrams only.
 
-    A wildcard source (`0.0.0.0` for a destination of IPv6, or the other way round) is written as the wildcard of the
-    destination's family.
+    A wildcard source of the other address family is replaced by the wildcard of the destination's family.
     """
     if source.family != destination.family:
         source = Address("::" if destination.family == 6 else "0.0.0.0", source.port)  # noqa: S104

@@ -1,7 +1,7 @@
-"""A machine's timers: one table from what is waited for to when it is due.
+"""The timers of a machine: a table from keys to the times when they are due.
 
-`next()` is the minimum and changes nothing that can be seen; `due(now)` takes out what is due in the order of time,
-then of setting, so that the same inputs always run in the same order. A timer that is set again moves.
+`next()` returns the earliest time. `due(now=)` removes and returns the keys that are due, ordered by time and then by
+the order in which they were set. The same inputs therefore have the same results. Setting a timer again moves it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 
 class Timers(Generic[KeyT]):
-    """Timers by key. All calls are O(log n); cancelled entries are swept when they outnumber the live ones."""
+    """Timers by key. Each call takes O(log n); canceled heap entries are swept when they outnumber the live ones."""
 
     __slots__ = ("_entries", "_heap", "_sets")
 
     def __init__(self) -> None:
         self._entries: dict[KeyT, tuple[Instant, int, KeyT]] = {}
-        """The very tuples that are in the heap: what is there besides is no longer wanted."""
+        """The live heap entries, as the same objects; other entries of the heap are canceled."""
         self._heap: list[tuple[Instant, int, KeyT]] = []
         self._sets = 0
 
     def set(self, key: KeyT, at: Instant) -> None:
-        """Let `key` be due at `at`, whatever it was before."""
+        """Set the timer of `key` to `at`, replacing an earlier setting."""
         self._sets += 1
         self._entries[key] = entry = (at, self._sets, key)
         heappush(self._heap, entry)
@@ -36,21 +36,21 @@ class Timers(Generic[KeyT]):
             heapify(self._heap)
 
     def cancel(self, key: KeyT) -> None:
-        """Forget `key`; nothing happens when it was not set."""
+        """Cancel the timer of `key`, if it is set."""
         self._entries.pop(key, None)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Cancel all timers."""
         self._entries.clear()
         self._heap.clear()
 
     def at(self, key: KeyT) -> Instant | None:
-        """When `key` is due, or None."""
+        """Return the time of the timer of `key`, or None if it is not set."""
         entry = self._entries.get(key)
         return entry[0] if entry else None
 
     def next(self) -> Instant | None:
-        """When the first timer is due, or None."""
+        """Return the time of the earliest timer, or None if none is set."""
         heap, entries = self._heap, self._entries
         while heap:
             entry = heap[0]
@@ -60,13 +60,18 @@ class Timers(Generic[KeyT]):
         return None
 
     def due(self, *, now: Instant) -> list[KeyT]:
-        """Take out every timer that is due at `now`, earliest first."""
+        """Remove the timers that are due at `now`; return their keys, earliest first."""
         due: list[KeyT] = []
         while (at := self.next()) is not None and at <= now:
             key = heappop(self._heap)[2]
             del self._entries[key]
             due.append(key)
         return due
+
+    @property
+    def size(self) -> int:
+        """Heap entries, including canceled ones that were not swept yet."""
+        return len(self._heap)
 
     def __contains__(self, key: KeyT) -> bool:
         return key in self._entries

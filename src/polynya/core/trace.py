@@ -1,19 +1,19 @@
-"""The trace: what happened, where, when and why, in one schema for all worlds.
+"""The trace: a log of events as JSON lines, with one schema for real and simulated runs.
 
-A trace is JSON lines. The first line names the schema and its version; every other line is one event:
+The first line names the schema and its version. Each other line is one event:
 
     {"t": 1500000000, "node": "alice", "machine": "ice", "kind": "pair", "reason": "its check was answered", ...}
 
-`t` is nanoseconds on the clock of the run, `node` the host, router or process, `machine` the part of it that speaks.
-`KINDS` lists every kind of event and the fields that it must carry; an event may carry more. A packet keeps one id
-(`packet`) across hops. NAT tables are given as differences. Fields that could hold a secret are refused.
+`t` is in nanoseconds on the clock of the run, `node` is the host, router or process, and `machine` its part that emits
+the event. `KINDS` lists each kind of event with its required fields; an event may have more. A packet keeps one id
+(`packet`) across hops. Changes of NAT tables are written as differences. Fields that could hold a secret are refused.
 
-A machine gets a `Tracer`, which has one method for each kind and does nothing unless a sink is attached:
+A machine has a `Tracer`, which has one method for each kind and does nothing unless a sink is attached:
 
     trace.pair("its check was answered", now=now, pair=3, local=..., remote=..., old=..., new=...)
 
-Fields are evaluated only when a sink is attached: pass an `Address`, a `Flow` or an `Enum` as it is, and a callable
-without parameters for a value that is expensive to compute.
+Fields are evaluated only if a sink is attached. Pass an `Address`, a `Flow` or an `Enum` as it is. For a value that is
+expensive to compute, pass a callable without parameters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from .instants import Instant
 
@@ -31,19 +31,19 @@ VERSION: Final = 1
 KINDS: Final[Mapping[str, frozenset[str]]] = {
     kind: frozenset(fields.split())
     for kind, fields in {
-        # the world
+        # hosts and links
         "node": "role addresses",
         "link": "ends",
         "interfaces": "addresses",
         "flow-opened": "flow transport local",
         "flow-closed": "flow",
-        # packets: source and destination as they are on this hop
+        # packets, with the source and destination of this hop
         "packet-sent": "packet protocol source destination length",
         "packet-forwarded": "packet source destination",
         "packet-received": "packet source destination length",
         "packet-dropped": "packet source destination",
         "icmp": "packet about error",
-        # NAT and firewall: what changed in the table
+        # NAT and firewall: changes of the table
         "nat": "added removed",
         "firewall": "added removed",
         # STUN and TURN
@@ -62,12 +62,12 @@ KINDS: Final[Mapping[str, frozenset[str]]] = {
         "consent": "pair state",
         "selected": "pair local remote",
         "data": "flow remote length",
-        # signaling and people
+        # signaling, and remarks for people
         "signaling": "event",
         "note": "",
     }.items()
 }
-"""Every kind of event with the fields that it must carry. A new field or kind raises no version; a change does."""
+"""Each kind of event with its required fields. New kinds and fields keep the version; other changes raise it."""
 
 SECRET_FIELDS: Final = frozenset({"password", "pwd", "key", "secret", "credential", "token", "integrity", "nonce"})
 
@@ -127,15 +127,16 @@ class Tracer:
 
     def bind(self, **fields: Json) -> Tracer:
         """Return a tracer that adds these fields to every event."""
-        return (
-            self
-            if self._sink is None
-            else Tracer(self._sink, self._node, self._machine, {**(self._fields or {}), **fields})
-        )
+        if self._sink is None:
+            return self
+        return Tracer(self._sink, self._node, self._machine, {**(self._fields or {}), **fields})
 
     def _write(self, kind: str, reason: str, now: Instant, fields: dict[str, Field]) -> None:
         assert self._sink is not None
-        plain = {name: _plain(value) for name, value in fields.items()}
+        plain = cast("dict[str, Json]", fields)
+        for name, value in fields.items():
+            if type(value) not in _PLAIN:
+                plain[name] = _plain(value)
         if self._fields is not None:
             plain.update(self._fields)
         check(kind, plain)
@@ -380,6 +381,10 @@ class Tracer:
             self._write("note", reason, now, fields)
 
 
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+"""Types that are JSON as they are; a lookup is faster than a call for each field."""
+
+
 def _plain(value: Field) -> Json:
     """Turn a field into JSON: enums into their values, containers item by item, all else into text."""
     if isinstance(value, Enum):
@@ -399,7 +404,7 @@ NO_TRACE: Final = Tracer()
 
 
 def check(kind: str, fields: Mapping[str, Json]) -> None:
-    """Raise ValueError unless `fields` are all that `kind` must have, and none may hold a secret."""
+    """Raise ValueError if the kind is unknown, a required field is missing, or a field could hold a secret."""
     required = KINDS.get(kind)
     if required is None:
         raise ValueError(f"the trace has no kind {kind!r}")
@@ -410,7 +415,7 @@ def check(kind: str, fields: Mapping[str, Json]) -> None:
 
 
 class TraceWriter:
-    """A sink that writes JSON lines to a text file: the header at once, then an event a line."""
+    """A sink that writes JSON lines to a text file: the header at once, then one event per line."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -421,7 +426,7 @@ class TraceWriter:
 
 
 def read_trace(file: IO[str]) -> list[TraceEvent]:
-    """Read a trace back. Raises ValueError, with the line's number, for a file that is not a trace of this version."""
+    """Read a trace. Raises ValueError, with the line number, if the file is not a trace of this version."""
     events: list[TraceEvent] = []
     header = _parse_line(file.readline(), 1)
     if header.get("trace") != "polynya" or header.get("version") != VERSION:

@@ -1,9 +1,9 @@
-"""The main job, shown: two processes meet through an embedded server and talk; then every NAT against every other.
+"""The demo: two processes connect through an embedded server and exchange messages; then the NAT table.
 
-    meeting = await meet(MeetingOptions(), tell, recording)     # run.py: server, two child processes, what came of it
-    table = run_table(tell)                                     # nats.py: the virtual network's table beside the rules
+    meeting = await meet(MeetingOptions(), notify, recording)   # run.py: the server, two child processes, the result
+    table = run_table(on_cell)                                  # nats.py: the NAT table, compared with the prediction
 
-Each peer is a process of its own (`peer.py`, run as `python -m polynya.demo.peer`). It tells its parent what happens
-in JSON lines (`records.py`): its trace, its packets and at last its outcome. The parent merges them by time
-(`recording.py`), keeps a picture of each side (`watch.py`) and judges (`result.py`). Everything stays on loopback.
+Each peer is a child process (`peer.py`, run as `python -m polynya.demo.peer`). It writes JSON lines (`records.py`) to
+its parent: its trace, its packets and finally its outcome. The parent merges them by time (`recording.py`), keeps the
+current state of each peer (`watch.py`) and checks the result (`result.py`). All traffic stays on loopback.
 """

@@ -1,4 +1,4 @@
-"""A peer's process, as its parent sees it: started with a task, read to its end, and ended whatever happens."""
+"""The child process of a peer: the parent starts it with a task, reads its records and always ends it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from .records import Outcome, Record, Task, decode_record, encode
 
 LINE_LIMIT: Final = 1 << 20
 ERRORS_KEPT: Final = 8192
-"""Bytes of a peer's standard error, the last ones."""
+"""How many of the last bytes of a peer's standard error are kept."""
 COMMAND: Final = (sys.executable, "-P", "-m", "polynya.demo.peer")
-"""-P: a module of the current folder must not stand in for one of Python's."""
+"""-P keeps modules of the current folder from replacing those of Python."""
 
 
 class Child:
-    """`start`, then `outcome`, then `stop`: the last one always."""
+    """A child process. Call `start`, await `ended`, and always call `stop`."""
 
     def __init__(
         self,
         task: Task,
-        tell: Callable[[str, Record], None],
+        on_record: Callable[[str, Record], None],
         *,
         command: Sequence[str] = COMMAND,
-        patience: float = 3.0,
+        grace: float = 3.0,
     ) -> None:
-        """`patience` is for how many seconds it may take to leave in order, before it is killed."""
+        """`on_record(name, record)` receives each record. `stop` kills the process after `grace` seconds."""
         self.name = task.name
         self.errors = b""
-        """What it wrote to its standard error."""
+        """The end of its standard error."""
         self.ended: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
-        """Its outcome; None when its output ended before there was one."""
+        """Its outcome; None if its output ended without one."""
         self._task = task
-        self._tell = tell
+        self._on_record = on_record
         self._command = command
-        self._patience = patience
+        self._grace = grace
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
 
@@ -49,11 +49,11 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """Negative: the number of the signal that ended it."""
+        """The exit code; a negative one is the number of the signal that ended the process."""
         return None if self._process is None else self._process.returncode
 
     async def start(self) -> None:
-        """Start the process and give it its task; ConfigurationError when the system does not start it."""
+        """Start the process and write its task. Raises ConfigurationError if the system cannot start it."""
         try:
             self._process = process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -61,7 +61,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 limit=LINE_LIMIT,
-                start_new_session=True,  # Ctrl-C is for the parent, which ends its children in order
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which then ends its children
             )
         except OSError as error:
             program = self._command[0]
@@ -76,7 +76,7 @@ class Child:
         ]
 
     async def stop(self) -> None:
-        """Let it leave, and kill it when it does not. Safe to call twice, and to cancel."""
+        """Close its input and wait for its exit; kill it after the grace period. Safe to call twice and to cancel."""
         process = self._process
         if process is None:
             return
@@ -84,7 +84,7 @@ class Child:
             if process.stdin is not None:
                 process.stdin.close()
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._patience):
+                async with asyncio.timeout(self._grace):
                     await asyncio.gather(process.wait(), *self._readers)
         finally:
             if process.returncode is None:
@@ -99,10 +99,10 @@ class Child:
         try:
             while line := await output.readline():
                 record = decode_record(line)
-                self._tell(self.name, record)
+                self._on_record(self.name, record)
                 if isinstance(record, Outcome) and not self.ended.done():
                     self.ended.set_result(record)
-        except (DecodeError, ValueError) as error:  # ValueError: a line beyond the limit
+        except (DecodeError, ValueError) as error:  # ValueError: a line longer than the limit
             self.errors += f"\n{error}".encode()
         finally:
             if not self.ended.done():

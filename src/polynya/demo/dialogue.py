@@ -1,7 +1,7 @@
-"""The conversation of two peers: numbered messages, each verified and counted by whoever receives it.
+"""The conversation of two peers: numbered messages, each verified and counted by its receiver.
 
-A message names its sender, its number, how many there are and when it was sent, and ends with a keyed digest of all
-that, the key being the room's name: it shows that the message is of this conversation and arrived unchanged.
+A message contains its sender, number, total count and send time. It ends with a keyed digest of these fields. The key
+is the room name, so the digest proves that the message belongs to this conversation and arrived unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Dialogue:
 
     @property
     def received(self) -> int:
-        """How many distinct messages of the other side came."""
+        """The number of distinct messages received from the other side."""
         return len(self._numbers)
 
     @property
@@ -46,7 +46,7 @@ class Dialogue:
         return self.received >= self._messages
 
     def message(self, *, now: Instant) -> bytes:
-        """The next message to send; call `count_sent` when it left."""
+        """Return the next message to send. Call `count_sent` after it was sent."""
         text = b"%s %s %d/%d %d" % (_WORD, self._name, self.sent + 1, self._messages, now)
         return text + b" " + self._digest(text)
 
@@ -55,7 +55,7 @@ class Dialogue:
         self.sent += 1
 
     def take(self, data: bytes, *, now: Instant) -> None:
-        """Verify and count what arrived."""
+        """Verify and count a received datagram."""
         parsed = self._parse(data)
         if parsed is None:
             self._wrong += 1
@@ -70,7 +70,7 @@ class Dialogue:
         self._ended = now
 
     def counts(self) -> Messages:
-        """What was counted up to now."""
+        """Return the current counts."""
         both = self._began is not None and self._ended is not None
         return Messages(
             sent=self.sent,
@@ -83,7 +83,7 @@ class Dialogue:
         )
 
     def _parse(self, data: bytes) -> tuple[int, int] | None:
-        """The number and the instant of a message of the other side; None when it is none."""
+        """Return number and send time of a message of the other side; None if `data` is no such message."""
         text, _, digest = data.rpartition(b" ")
         if not hmac.compare_digest(digest, self._digest(text)):
             return None

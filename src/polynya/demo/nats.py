@@ -1,8 +1,8 @@
-"""The virtual network's table: every class of NAT against every other, and whether it is what the rules imply.
+"""The NAT table of the virtual network, compared with the prediction of `nat.rules`.
 
-Each cell is a run of two whole sessions in virtual time (`lab/table`). It agrees when both sides connected or did not
-as the rules say, when the candidate types that each side ended on are among those that the rules let work, and when
-nothing that must hold in every run was broken.
+Each cell is a run of two sessions in virtual time (`lab/table`). It agrees with the prediction if three things hold:
+the agents connected exactly if predicted, the selected candidate types are among the predicted ones, and the run
+violated no invariant.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from polynya.nat.rules import Expectation, expect
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One run beside what the rules imply."""
+    """One run, compared with the prediction."""
 
     row: Row
     differs: str
-    """How the run differs from the rules; empty when it does not."""
+    """How the run differs from the prediction; empty if it does not."""
     implied: tuple[str, ...]
-    """The candidate types, local before remote, that work for the first side in some order of the checks."""
+    """The candidate types, local before remote, that the rules predict for the first side."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return a document for JSON."""
         return {**self.row.as_dict(), "implied_pairs": list(self.implied), "differs": self.differs or None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """All runs. `seconds` is real time."""
+    """All runs. `seconds` is the real time that they took."""
 
     classes: tuple[str, ...]
     cells: tuple[Cell, ...]
@@ -53,11 +53,11 @@ class Table:
 
     @property
     def differing(self) -> tuple[str, ...]:
-        """The runs that are not as the rules imply, as sentences."""
+        """The runs that differ from the prediction, as sentences."""
         return tuple(f"{each.row.first} with {each.row.second}: {each.differs}" for each in self.cells if each.differs)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return a document for JSON."""
         return {
             "classes": list(self.classes),
             "runs": len(self.cells),
@@ -73,8 +73,8 @@ class Table:
 Run = Callable[..., Row]
 
 
-def run_table(tell: Callable[[Cell], None] = lambda _: None, *, seed: int = 0, run: Run = cell) -> Table:
-    """Run all 81 cells with random ports and without a relay; `tell` gets each as it is done."""
+def run_table(on_cell: Callable[[Cell], None] = lambda _: None, *, seed: int = 0, run: Run = cell) -> Table:
+    """Run all 81 cells with random ports and without a relay. `on_cell` is called with each finished cell."""
     began = time.perf_counter()
     classes = tuple(every_class(NatConfig(ports=PortAssignment.RANDOM)))
     cells = []
@@ -84,7 +84,7 @@ def run_table(tell: Callable[[Cell], None] = lambda _: None, *, seed: int = 0, r
             row = run(first, second, seed=seed, trace=Tracer(events.append))
             done = compare(row, expect(first, second), unpaced(events))
             cells.append(done)
-            tell(done)
+            on_cell(done)
     return Table(
         classes=tuple(config.label for config in classes),
         cells=tuple(cells),
@@ -94,7 +94,7 @@ def run_table(tell: Callable[[Cell], None] = lambda _: None, *, seed: int = 0, r
 
 
 def compare(row: Row, expectation: Expectation, faults: list[str]) -> Cell:
-    """A run beside the rules; `faults` are what else was wrong with it."""
+    """Compare a run with the prediction; `faults` are violations found elsewhere."""
     implied = [
         tuple(f"{pair.local} -> {pair.remote}" for pair in expectation.pairs if pair.side == side) for side in (0, 1)
     ]
@@ -102,10 +102,10 @@ def compare(row: Row, expectation: Expectation, faults: list[str]) -> Cell:
     if expectation.sure and row.connected != expectation.always:
         differs.append(f"{_word(row.connected)}, the rules imply {_word(expectation.always)}")
     if row.connected and not row.data:
-        differs.append("no data went both ways")
+        differs.append("data did not arrive in both directions")
     for pair, works in ((row.first_pair, implied[0]), (row.second_pair, implied[1])):
         if row.connected and pair not in works:
-            differs.append(f"connected by {pair}, which the rules do not let work")
+            differs.append(f"connected by {pair}, which the rules do not predict")
     return Cell(row=row, differs="; ".join(differs), implied=implied[0])
 
 

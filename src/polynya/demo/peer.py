@@ -1,8 +1,8 @@
-"""What one of the two peers does: `python -m polynya.demo.peer`, told by its parent (`records.py`).
+"""The process of one peer: `python -m polynya.demo.peer`, which reads its task from its parent (`records.py`).
 
-It enters the room, gathers on loopback, connects with the other peer, exchanges the messages and tells the outcome.
-Then it keeps the connection, so that the other side is not cut short, until its standard input ends. An input that
-ends early (the parent is gone) ends the peer too.
+It joins the room, gathers on loopback, connects to the other peer, exchanges the messages and writes its outcome. It
+keeps the connection open for the other side until its standard input ends. If the input ends early, because the parent
+has exited, the peer exits, too.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from polynya.core.trace import TraceEvent, Tracer
 from polynya.ice.pairs import PairView
 
 from .dialogue import Dialogue
-from .records import Captured, Happened, Outcome, PairRecord, Progress, Record, Task, decode_task, encode
+from .records import Outcome, PacketRecord, PairRecord, Progress, Record, Task, TraceRecord, decode_task, encode
 
 STDIN, STDOUT = 0, 1
 INTERVAL = 0.01
 """Seconds between two messages."""
 
-Tell = Callable[[Record], None]
+Emit = Callable[[Record], None]
 
 
-async def take_part(task: Task, tell: Tell, leave: asyncio.Event) -> bool:
-    """Do the task and stay until told to leave. Whether it was done."""
+async def take_part(task: Task, emit: Emit, leave: asyncio.Event) -> bool:
+    """Carry out the task, then wait for `leave`. Return whether the task succeeded."""
     dialogue = Dialogue(name=task.name, other=task.other, room=task.room, messages=task.messages)
 
     def on_event(event: TraceEvent) -> None:
-        tell(Happened.of(event))
+        emit(TraceRecord.of(event))
 
     def capture(at: Instant, packet: IpPacket) -> None:
-        tell(Captured.of(at, packet))
+        emit(PacketRecord.of(at, packet))
 
     meeting = Meeting(
         task.url,
@@ -62,34 +62,34 @@ async def take_part(task: Task, tell: Tell, leave: asyncio.Event) -> bool:
             async with asyncio.timeout(task.timeout) as limit:
                 await stack.enter_async_context(meeting)
                 connection = await meeting.connect(task.timeout)
-                await _talk(connection, dialogue, tell)
-                await connection.nominated()
+                await _talk(connection, dialogue, emit)
+                await connection.agent.completed()
         except TimeoutError:
             if not limit.expired():
                 raise
             error = _unfinished(task, dialogue)
         except PolynyaError as failure:
             error = str(failure)
-        tell(_outcome(meeting, dialogue, error))
+        emit(_outcome(meeting, dialogue, error))
         await leave.wait()
     return not error
 
 
-async def _talk(connection: Connection, dialogue: Dialogue, tell: Tell) -> None:
-    """Send and receive all messages, both at once."""
+async def _talk(connection: Connection, dialogue: Dialogue, emit: Emit) -> None:
+    """Send and receive all messages concurrently."""
 
     async def send() -> None:
         while not dialogue.all_sent:
             now = clock.now()
-            if connection.send(dialogue.message(now=now)):  # what the system refused is sent again
+            if connection.send(dialogue.message(now=now)):  # a message that the system refused is sent again
                 dialogue.count_sent(now=now)
-                tell(Progress(dialogue.sent, dialogue.received))
+                emit(Progress(dialogue.sent, dialogue.received))
             await asyncio.sleep(INTERVAL)
 
     async def receive() -> None:
         while not dialogue.all_received:
             dialogue.take(await connection.recv(), now=clock.now())
-            tell(Progress(dialogue.sent, dialogue.received))
+            emit(Progress(dialogue.sent, dialogue.received))
 
     sending, receiving = asyncio.ensure_future(send()), asyncio.ensure_future(receive())
     try:
@@ -109,12 +109,12 @@ def _unfinished(task: Task, dialogue: Dialogue) -> str:
 def _outcome(meeting: Meeting, dialogue: Dialogue, error: str) -> Outcome:
     agent = meeting.agent
     if agent is None:
-        return Outcome(error=error, messages=dialogue.counts(), why="nobody was met")
+        return Outcome(error=error, messages=dialogue.counts(), why="the other peer did not appear in the room")
     why = agent.why()
     return Outcome(
         error=error,
         peer_id=meeting.signaling.peer_id,
-        controlling=agent.controlling,
+        controlling=agent.is_controlling,
         messages=dialogue.counts(),
         candidates=why.data["ice"]["local_candidates"],
         remote_candidates=why.data["ice"]["remote_candidates"],
@@ -153,7 +153,7 @@ def _is_loopback(interface: Interface) -> bool:
 
 
 def _is_loopback_address(_interface: Interface, address: InterfaceAddress) -> bool:
-    """127.0.0.1 and ::1 but nothing else that may stand on the interface: so it is the same on every host."""
+    """Accept 127.0.0.1 and ::1 alone, so that the demo is the same on every host."""
     return scope(address.host.partition("%")[0]) == "loopback"
 
 
@@ -161,11 +161,11 @@ def _is_loopback_address(_interface: Interface, address: InterfaceAddress) -> bo
 
 
 def main() -> int:
-    """Run one peer. Exit code 0 when the task was done."""
+    """Run one peer. The exit code is 0 if the task succeeded."""
     try:
         task = decode_task(_first_line())
     except DecodeError as error:
-        sys.stderr.write(f"{error}\nthis program is started by `polynya demo`\n")
+        sys.stderr.write(f"{error}\n`polynya demo` starts this program; do not run it by hand\n")
         return 2
     with contextlib.suppress(BrokenPipeError):
         return asyncio.run(_run(task))
@@ -175,25 +175,25 @@ def main() -> int:
 async def _run(task: Task) -> int:
     loop = asyncio.get_running_loop()
     leave = asyncio.Event()
-    told = False
+    finished = False
 
-    def tell(record: Record) -> None:
-        nonlocal told
-        told = told or isinstance(record, Outcome)
+    def emit(record: Record) -> None:
+        nonlocal finished
+        finished = finished or isinstance(record, Outcome)
         _write(encode(record))
 
     def watch() -> None:
         while os.read(STDIN, 4096):
             pass
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(leave.set)
 
     threading.Thread(target=watch, daemon=True, name="standard input").start()
-    working = asyncio.ensure_future(take_part(task, tell, leave))
+    working = asyncio.ensure_future(take_part(task, emit, leave))
     leaving = asyncio.ensure_future(leave.wait())
     await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
     leaving.cancel()
-    if not told:
+    if not finished:
         working.cancel()
     try:
         return 0 if await working else 1

@@ -1,8 +1,8 @@
-"""Traces and packets of several processes, put together by time.
+"""Merges the traces and packets of several processes by time.
 
-All processes of one host read one clock, so that their instants compare. Each numbers its packets on its own; here a
-packet gets one id that is the same where it was sent and where it arrived. The two are matched by order: loopback
-keeps the order of what one socket sends to another, and what the system refused to send is taken out.
+All processes of one host read the same clock. Each process numbers its packets separately; the merged trace gives a
+packet one id at its sender and its receiver. Sent and received packets are matched in order: loopback keeps the order
+of datagrams between two sockets, and datagrams that the system refused are left out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from polynya.core.packets import IpPacket
 from polynya.core.pcapng import PcapngWriter
 from polynya.core.trace import Json, TraceEvent, TraceWriter
 
-Way = tuple[Json, Json, Json]
-"""Source, destination and length."""
+PacketKey = tuple[Json, Json, Json]
+"""Source, destination and length of a datagram."""
 
 
 class Recording:
-    """What all processes told. Add in any order, then write."""
+    """The events and packets of all processes. Add them in any order, then write."""
 
     def __init__(self) -> None:
         self._events: list[TraceEvent] = []
@@ -32,34 +32,34 @@ class Recording:
         self._events.append(event)
 
     def packet(self, at: Instant, node: str, packet: IpPacket) -> None:
-        """A packet that `node` sent or received; its id is the one in the node's own trace."""
+        """Add a packet that `node` sent or received, with the id that it has in the trace of `node`."""
         self._packets.append((at, node, packet))
 
     def events(self) -> list[TraceEvent]:
-        """All events by time, equal instants as they were told, each packet under one id."""
+        """Return all events by time, each packet under its common id. Events of one instant keep their order."""
         ordered = sorted(self._events, key=_when)
-        names = _packet_names(ordered)
+        names = _common_ids(ordered)
         return [_renamed(event, names) for event in ordered]
 
     def packets(self) -> list[tuple[Instant, str, IpPacket]]:
-        """All packets by time, with the ids of their node's own trace."""
+        """Return all packets by time, with the ids that they have in the trace of their node."""
         return sorted(self._packets, key=lambda seen: seen[0])
 
     def sent_by(self, node: str) -> Callable[[IpPacket], bool]:
-        """Tells whether a packet was sent by the node, from the addresses of its flows."""
+        """Return a predicate: whether the node sent a packet, by the addresses of its flows."""
         local = {event.fields["local"] for event in self._events if event.kind == "flow-opened" and event.node == node}
         return lambda packet: str(packet.source) in local
 
     def write_trace(self, file: IO[str]) -> None:
-        """One trace of all nodes."""
+        """Write one trace of all nodes."""
         write = TraceWriter(file)
         for event in self.events():
             write(event)
 
     def write_pcapng(self, file: IO[bytes], *, epoch: int) -> None:
-        """One capture; each node is an interface of it, each packet says its id in the trace as a comment."""
+        """Write one capture. Each node is an interface; the comment of a packet is its id in the trace."""
         writer = PcapngWriter(file, epoch=epoch)
-        names = _packet_names(sorted(self._events, key=_when))
+        names = _common_ids(sorted(self._events, key=_when))
         outbound = {node: self.sent_by(node) for _, node, _ in self._packets}
         for at, node, packet in self.packets():
             comment = f"packet {names.get((node, packet.id), packet.id)}"
@@ -67,19 +67,19 @@ class Recording:
 
 
 def payloads_at(packets: Iterable[tuple[Instant, str, IpPacket]], addresses: Iterable[Address]) -> list[bytes]:
-    """What went to or came from any of these addresses."""
-    places = frozenset(addresses)
-    return [packet.payload for _, _, packet in packets if packet.source in places or packet.destination in places]
+    """Return the payloads of packets to or from any of these addresses."""
+    chosen = frozenset(addresses)
+    return [packet.payload for _, _, packet in packets if packet.source in chosen or packet.destination in chosen]
 
 
 def _when(event: TraceEvent) -> Instant:
     return event.at
 
 
-def _packet_names(ordered: Iterable[TraceEvent]) -> dict[tuple[str, Json], int]:
-    """The common id of each packet by its node and the id that it has there."""
+def _common_ids(ordered: Iterable[TraceEvent]) -> dict[tuple[str, Json], int]:
+    """Return the common id of each packet by node and the id in the trace of that node."""
     names: dict[tuple[str, Json], int] = {}
-    under_way: dict[Way, deque[int]] = {}
+    in_flight: dict[PacketKey, deque[int]] = {}
     last = 0
     for event in ordered:
         fields = event.fields
@@ -87,11 +87,11 @@ def _packet_names(ordered: Iterable[TraceEvent]) -> dict[tuple[str, Json], int]:
             continue
         here = (event.node, fields["packet"])
         if event.kind == "packet-dropped":
-            for queue in under_way.values():
+            for queue in in_flight.values():
                 if names.get(here) in queue:
                     queue.remove(names[here])
             continue
-        queue = under_way.setdefault((fields["source"], fields["destination"], fields["length"]), deque())
+        queue = in_flight.setdefault((fields["source"], fields["destination"], fields["length"]), deque())
         if event.kind == "packet-received" and queue:
             names[here] = queue.popleft()
             continue

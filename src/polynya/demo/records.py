@@ -1,7 +1,7 @@
-"""What parent and peers tell each other: a task down, records up, one JSON document a line.
+"""Messages between the parent and the peers: a task to the peer, records to the parent, one JSON document a line.
 
-The task is the first line of a peer's standard input; that input's end is the order to leave. The records go to its
-standard output, oldest first. Every instant is on the clock that all processes of a host share.
+The task is the first line of a peer's standard input; the end of that input makes the peer exit. The peer writes its
+records to standard output, oldest first. All times are of the clock that the processes of a host share.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from polynya.core.trace import TraceEvent, check
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a peer is to do."""
+    """The task of a peer."""
 
     name: str
     other: str
-    """What the other peer is called."""
+    """The name of the other peer."""
     url: str
-    """The signaling server."""
+    """The URL of the signaling server."""
     room: str
     messages: int
-    """How many to send, and to expect."""
+    """The number of messages to send and to receive."""
     timeout: float
-    """Seconds for all of it."""
+    """Seconds for the whole task."""
     families: list[int]
 
 
-class Happened(msgspec.Struct, frozen=True, tag_field="record", tag="trace"):
+class TraceRecord(msgspec.Struct, frozen=True, tag_field="record", tag="trace"):
     """One event of the peer's trace, in the schema of `core/trace`."""
 
     line: dict[str, Any]
 
     @classmethod
-    def of(cls, event: TraceEvent) -> Happened:
+    def of(cls, event: TraceEvent) -> TraceRecord:
         return cls(msgspec.json.decode(event.to_json()))
 
     def event(self) -> TraceEvent:
-        """The event; DecodeError when it is none."""
+        """Return the event. Raises DecodeError if the record holds none."""
         fields = dict(self.line)
         try:
             event = TraceEvent(
@@ -56,12 +56,12 @@ class Happened(msgspec.Struct, frozen=True, tag_field="record", tag="trace"):
             )
             check(event.kind, event.fields)
         except (KeyError, TypeError, ValueError) as error:
-            raise DecodeError(f"not an event of a trace: {error}") from None
+            raise DecodeError(f"not a trace event: {error}") from None
         return event
 
 
-class Captured(msgspec.Struct, frozen=True, tag_field="record", tag="packet"):
-    """A UDP datagram that the peer sent or received; `id` is that of its own trace."""
+class PacketRecord(msgspec.Struct, frozen=True, tag_field="record", tag="packet"):
+    """A UDP datagram that the peer sent or received; `id` is its packet id in the peer's trace."""
 
     at: int
     id: int
@@ -70,40 +70,40 @@ class Captured(msgspec.Struct, frozen=True, tag_field="record", tag="packet"):
     data: bytes
 
     @classmethod
-    def of(cls, at: Instant, packet: IpPacket) -> Captured:
+    def of(cls, at: Instant, packet: IpPacket) -> PacketRecord:
         return cls(at, packet.id, str(packet.source), str(packet.destination), packet.payload)
 
     def packet(self) -> IpPacket:
-        """The packet; DecodeError when its addresses are none."""
+        """Return the packet. Raises DecodeError if an address is invalid."""
         source, destination = Address.parse(self.source), Address.parse(self.destination)
         return IpPacket(self.id, source, destination, Protocol.UDP, self.data)
 
 
 class Progress(msgspec.Struct, frozen=True, tag_field="record", tag="progress"):
-    """How far the conversation is."""
+    """Progress of the conversation: messages sent and received."""
 
     sent: int
     received: int
 
 
 class Messages(msgspec.Struct, frozen=True, kw_only=True):
-    """The conversation as one side saw it. Each message is counted once, whatever its number of copies."""
+    """Message counts of one peer. Copies of a message count once."""
 
     sent: int
     received: int
-    """Distinct messages of the other side that came whole and unchanged."""
+    """Distinct messages of the other side that arrived unchanged."""
     duplicates: int = 0
     wrong: int = 0
-    """What came and was no message of this conversation."""
+    """Datagrams that were no message of this conversation."""
     bytes_received: int = 0
     latency_ms: float | None = None
-    """One way, the median."""
+    """The median one-way latency."""
     seconds: float | None = None
-    """From the first one that was sent to the last one that was received."""
+    """From the first message sent to the last message received."""
 
 
 class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate pair at the end."""
+    """The final state of a candidate pair."""
 
     id: int
     local: str
@@ -122,24 +122,24 @@ class PairRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="outcome"):
-    """What came of the task; the last record but for what closing brings."""
+    """The outcome of the task. Only records of closing follow."""
 
     error: str = ""
-    """Empty when everything was done."""
+    """Why the task failed; empty if it succeeded."""
     peer_id: str = ""
     controlling: bool | None = None
     messages: Messages
     candidates: list[str] = []
-    """Of this side, as SDP."""
+    """The local candidates, as SDP."""
     remote_candidates: list[str] = []
     pairs: list[PairRecord] = []
     servers: list[dict[str, Any]] = []
-    """What each STUN server answered, by base."""
+    """The answers of each STUN server, by base."""
     counters: dict[str, int] = {}
     why: str = ""
 
 
-Record = Happened | Captured | Progress | Outcome
+Record = TraceRecord | PacketRecord | Progress | Outcome
 
 _ENCODER: Final = msgspec.json.Encoder()
 _RECORDS: Final = msgspec.json.Decoder(Record)
@@ -147,12 +147,12 @@ _TASKS: Final = msgspec.json.Decoder(Task)
 
 
 def encode(record: Record | Task) -> bytes:
-    """One line, with its end."""
+    """Encode a record or task as one line."""
     return _ENCODER.encode(record) + b"\n"
 
 
 def decode_record(line: bytes) -> Record:
-    """Raises DecodeError for anything else than a record."""
+    """Decode a record. Raises DecodeError if the line is not a record."""
     try:
         record: Record = _RECORDS.decode(line)
     except msgspec.MsgspecError as error:
@@ -161,7 +161,7 @@ def decode_record(line: bytes) -> Record:
 
 
 def decode_task(line: bytes) -> Task:
-    """Raises DecodeError for anything else than a task."""
+    """Decode a task. Raises DecodeError if the line is not a task."""
     try:
         return _TASKS.decode(line)
     except msgspec.MsgspecError as error:

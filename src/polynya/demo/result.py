@@ -1,4 +1,4 @@
-"""What came of the meeting, and what of it is not as it must be."""
+"""The result of the meeting, and the checks of that result."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from .watch import Times
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerResult:
-    """One peer at the end."""
+    """The result of one peer."""
 
     name: str
     pid: int | None
     exit_code: int | None
     outcome: Outcome | None
-    """None when the process ended before it had one."""
+    """None if the process ended without an outcome."""
     times: Times
     errors: str = ""
-    """What it wrote to its standard error."""
+    """The end of its standard error."""
 
     @property
     def selected(self) -> PairRecord | None:
-        """The pair that its data went over at the end."""
+        """The selected pair at the end."""
         pairs = self.outcome.pairs if self.outcome is not None else []
         return next((pair for pair in pairs if pair.selected), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return a document for JSON."""
         outcome = {} if self.outcome is None else msgspec.to_builtins(self.outcome)
         selected = self.selected
         outcome.pop("record", None)
@@ -58,19 +58,19 @@ class PeerResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeetingResult:
-    """Both peers at the end. `seconds` is all of it, starting the processes too."""
+    """The result of the meeting. `seconds` includes the start of the processes."""
 
     stun: tuple[str, ...]
     url: str
     peers: tuple[PeerResult, PeerResult]
     messages: int
-    """That each side was to send."""
+    """Messages that each peer had to send."""
     seconds: float
     faults: tuple[str, ...]
     data_datagrams: int
-    """Datagrams of application data that the peers sent each other."""
+    """Datagrams of application data between the peers."""
     server_datagrams: int
-    """Datagrams between the peers and the server's STUN; none of them may hold application data."""
+    """Datagrams between the peers and the STUN server. None of them may contain application data."""
     server_data_datagrams: int
 
     @property
@@ -79,11 +79,11 @@ class MeetingResult:
 
     @property
     def same_pair(self) -> bool:
-        """Whether what one side calls local the other calls remote."""
+        """Whether both peers selected the same pair."""
         return _same_pair(self.peers)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return a document for JSON."""
         return {
             "server": {"stun": list(self.stun), "signaling": self.url},
             "peers": {peer.name: peer.as_dict() for peer in self.peers},
@@ -98,33 +98,33 @@ class MeetingResult:
 
 
 def judge(peers: tuple[PeerResult, PeerResult], messages: int, events: Iterable[TraceEvent]) -> list[str]:
-    """Everything that is not as it must be, as sentences."""
+    """Return every fault of a meeting as a sentence."""
     faults = [fault for peer in peers for fault in _of_peer(peer, messages)]
     if all(peer.selected for peer in peers):
         if not _same_pair(peers):
-            faults.append("the two sides ended on different pairs")
+            faults.append("the two peers selected different pairs")
         if [peer.outcome.controlling for peer in peers if peer.outcome].count(True) != 1:
-            faults.append("not exactly one side controls")
+            faults.append("not exactly one peer is controlling")
     return faults + unpaced(events)
 
 
 def count_data(
     packets: Sequence[tuple[Instant, str, IpPacket]], peers: Iterable[PeerResult], server: Iterable[Address]
 ) -> tuple[int, int, int]:
-    """Datagrams of data between the peers, datagrams to and from the server, and of these such that hold data.
+    """Count data datagrams between the peers, datagrams to and from the server, and data datagrams among the latter.
 
-    Of the first only those that were sent are counted, of the others both directions as the peers saw them.
+    The first number counts sent datagrams. The others count both directions, as the peers captured them.
     """
     local = {pair.local_address: peer.name for peer in peers if peer.outcome is not None for pair in peer.outcome.pairs}
     data = sum(not is_stun(packet.payload) and local.get(str(packet.source)) == node for _, node, packet in packets)
-    asked = payloads_at(packets, server)
-    return data, len(asked), sum(not is_stun(payload) for payload in asked)
+    with_server = payloads_at(packets, server)
+    return data, len(with_server), sum(not is_stun(payload) for payload in with_server)
 
 
 def _of_peer(peer: PeerResult, messages: int) -> list[str]:
     outcome = peer.outcome
     if outcome is None:
-        return [f"{peer.name} ended with exit code {peer.exit_code} before it had a result"]
+        return [f"{peer.name} exited with code {peer.exit_code} without an outcome"]
     faults = [f"{peer.name}: {outcome.error}"] if outcome.error else []
     if peer.selected is None:
         return [*faults, f"{peer.name} has no selected pair"]
@@ -134,9 +134,9 @@ def _of_peer(peer: PeerResult, messages: int) -> list[str]:
     if counts.received != messages:
         faults.append(f"{peer.name} received {counts.received} of {messages} messages")
     if counts.wrong:
-        faults.append(f"{peer.name} received {counts.wrong} datagrams that are none of the other side's messages")
+        faults.append(f"{peer.name} received {counts.wrong} datagrams that are not messages of the other peer")
     if peer.exit_code != 0:
-        faults.append(f"{peer.name} left with exit code {peer.exit_code}")
+        faults.append(f"{peer.name} exited with code {peer.exit_code}")
     return faults
 
 

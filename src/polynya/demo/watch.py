@@ -1,4 +1,4 @@
-"""A picture of one peer while it is at work, kept from the events of its trace and from nothing else."""
+"""The current state of one peer, derived from its trace events alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .records import PairRecord
 
 
 @dataclass(slots=True)
-class PairPicture:
-    """A candidate pair as it is now."""
+class PairRow:
+    """The current state of a candidate pair."""
 
     local: str
     remote: str
@@ -29,69 +29,69 @@ class PairPicture:
     reason: str = ""
 
     @classmethod
-    def of(cls, record: PairRecord) -> PairPicture:
+    def of(cls, record: PairRecord) -> PairRow:
         return cls(**{each.name: getattr(record, each.name) for each in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Seconds since this side began to gather; None where it did not come to that."""
+    """Seconds from the start of gathering to each step; None for a step that was not reached."""
 
     gathered: float | None
-    """Every server has answered, or is not waited for any more."""
+    """Gathering is complete: every server has answered or timed out."""
     checking: float | None
     first_valid_pair: float | None
     nominated: float | None
 
 
 @dataclass(slots=True)
-class PeerPicture:
-    """One peer as it is now."""
+class PeerView:
+    """The current state of one peer."""
 
     name: str
     role: str = ""
     state: str = "starting"
     candidates: dict[str, str] = field(default_factory=dict)
-    """Place (`host 127.0.0.1:4000`) to what there is to say of it: its priority, or why it is redundant."""
-    pairs: dict[int, PairPicture] = field(default_factory=dict)
+    """Label (`host 127.0.0.1:4000`) -> priority, or why the candidate is redundant."""
+    pairs: dict[int, PairRow] = field(default_factory=dict)
     sent: int = 0
     received: int = 0
     instants: dict[str, Instant] = field(default_factory=dict)
-    """When it first came to each state, of gathering (`gathering complete`) and of the agent (`connected`)."""
+    """When each state was first entered: of gathering (`gathering complete`) and of the agent (`connected`)."""
 
-    def see(self, event: TraceEvent) -> None:
-        """Take in one event of this peer."""
-        told: dict[str, Any] = event.fields
+    def apply(self, event: TraceEvent) -> None:
+        """Apply one trace event of this peer."""
+        fields: dict[str, Any] = event.fields
         match event.kind:
             case "gathering":
-                self._first(f"gathering {told['new']}", event.at)
+                self._reached(f"gathering {fields['new']}", event.at)
                 self.state = "gathering" if self.state == "starting" else self.state
             case "agent":
-                self._first(told["new"], event.at)
-                if told["new"] != "closed":  # what it came to is what is to be seen at the end
-                    self.state = told["new"]
+                self._reached(fields["new"], event.at)
+                if fields["new"] != "closed":  # the last state before closing stays visible
+                    self.state = fields["new"]
             case "role":
-                self.role = told["new"]
-            case "candidate" if told["side"] == "local":
-                self._candidate(told["candidate"], event.reason)
+                self.role = fields["new"]
+            case "candidate" if fields["side"] == "local":
+                self._candidate(fields["candidate"], event.reason)
             case "pair":
-                pair = self.pairs.setdefault(told["pair"], PairPicture(told["local"], told["remote"]))
-                pair.local, pair.remote = told["local"], told["remote"]
-                pair.priority = told.get("priority", pair.priority)
-                pair.state, pair.reason = told["new"], event.reason
-            case "pair-flags" if told["pair"] in self.pairs:
-                pair = self.pairs[told["pair"]]
-                pair.writable, pair.readable = told["writable"], told["readable"]
-                pair.valid, pair.nominated = told["valid"], told["nominated"]
+                pair = self.pairs.setdefault(fields["pair"], PairRow(fields["local"], fields["remote"]))
+                pair.local, pair.remote = fields["local"], fields["remote"]
+                pair.priority = fields.get("priority", pair.priority)
+                pair.state, pair.reason = fields["new"], event.reason
+            case "pair-flags" if fields["pair"] in self.pairs:
+                pair = self.pairs[fields["pair"]]
+                pair.writable, pair.readable = fields["writable"], fields["readable"]
+                pair.valid, pair.nominated = fields["valid"], fields["nominated"]
                 pair.reason = event.reason
             case "selected":
                 for number, pair in self.pairs.items():
-                    pair.selected = number == told["pair"]
+                    pair.selected = number == fields["pair"]
             case _:
                 pass
 
     def times(self) -> Times:
-        """How long it took to each step."""
+        """Return the time from the start of gathering to each step."""
         return Times(
             gathered=self._since("gathering complete"),
             checking=self._since("checking"),
@@ -102,14 +102,14 @@ class PeerPicture:
     def _candidate(self, text: str, reason: str) -> None:
         try:
             candidate = Candidate.parse(text)
-        except DecodeError:  # one that is not used is told by its place alone
+        except DecodeError:  # a redundant candidate is traced by its label alone
             self.candidates[text] = reason
         else:
             self.candidates[candidate.label] = f"priority {candidate.priority}"
 
-    def _first(self, what: str, at: Instant) -> None:
-        self.instants.setdefault(what, at)
+    def _reached(self, step: str, at: Instant) -> None:
+        self.instants.setdefault(step, at)
 
-    def _since(self, what: str) -> float | None:
-        began, reached = self.instants.get("gathering gathering"), self.instants.get(what)
+    def _since(self, step: str) -> float | None:
+        began, reached = self.instants.get("gathering gathering"), self.instants.get(step)
         return None if began is None or reached is None else in_seconds(max(0, reached - began))

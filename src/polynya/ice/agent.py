@@ -449,10 +449,10 @@ class IceAgent:
     def local_candidates(self) -> list[LocalCandidate]:
         return list(self._context.locals.all)
 
-    def remote_candidates(self) -> list[tuple[int, Candidate]]:
-        """Return the remote candidates with their streams: the signaled and the peer-reflexive ones."""
+    def remote_candidates(self, stream: int | None = None) -> list[Candidate]:
+        """Return the remote candidates of a stream, or of all: the signaled and the peer-reflexive ones."""
         lists = self.generation.checklists.lists
-        return [(checklist.stream, candidate) for checklist in lists for candidate in checklist.remotes]
+        return [each for checklist in lists if stream in {None, checklist.stream} for each in checklist.remotes]
 
     def why(self) -> Report:
         """Return the state and its reason, every pair, and every transition with its reason."""

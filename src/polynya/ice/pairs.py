@@ -37,6 +37,8 @@ from .candidates import Candidate, CandidateType, LocalCandidate, pair_priority
 
 
 class PairState(Enum):
+    """State of a candidate pair (RFC 8445, section 6.1.2.6)."""
+
     FROZEN = "frozen"
     WAITING = "waiting"
     IN_PROGRESS = "in-progress"

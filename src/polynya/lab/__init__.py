@@ -1,4 +1,4 @@
-"""The laboratory: a virtual network, moved by a virtual clock and decided by a seed, in which machines meet."""
+"""The laboratory: a virtual network with a virtual clock and a seed, in which machines run on hosts."""
 
 from .clock import Clock
 from .firewall import OPEN, UDP_BLOCKED, Firewall, Refusal, Rule

@@ -1,6 +1,6 @@
-"""Virtual time: a queue of what happens next. Nothing sleeps; the clock jumps from event to event.
+"""Virtual time: a queue of scheduled calls. Nothing sleeps; the clock jumps from call to call.
 
-Events of one instant happen in the order in which they were scheduled, so a run is decided by its seed alone.
+Calls of one instant run in the order in which they were scheduled, so the seed alone determines a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from polynya.core.instants import Instant
 
 
 class Clock:
-    """The clock of a simulated network. It starts at zero."""
+    """The clock of a virtual network. It starts at zero."""
 
     def __init__(self) -> None:
         self.now = Instant(0)
@@ -21,17 +21,17 @@ class Clock:
         self._scheduled = 0
 
     def at(self, when: Instant, call: Callable[..., object], *args: Any) -> None:
-        """Let `call(*args)` happen at `when`, or now when that has passed."""
+        """Schedule `call(*args)` at `when`, or now if `when` has passed."""
         self._scheduled += 1
         heappush(self._queue, (max(self.now, when), self._scheduled, call, args))
 
     def after(self, delay: int, call: Callable[..., object], *args: Any) -> None:
-        """Let `call(*args)` happen `delay` nanoseconds from now."""
+        """Schedule `call(*args)` in `delay` nanoseconds."""
         self._scheduled += 1
         heappush(self._queue, (Instant(self.now + delay), self._scheduled, call, args))
 
     def step(self) -> bool:
-        """Let the next event happen; False when there is none."""
+        """Run the next scheduled call; False if there is none."""
         if not self._queue:
             return False
         self.now, _, call, args = heappop(self._queue)
@@ -39,7 +39,7 @@ class Clock:
         return True
 
     def run(self, until: Instant) -> None:
-        """Let everything up to and at `until` happen; the clock shows `until` afterwards."""
+        """Run every call that is scheduled up to and at `until`, then set the clock to `until`."""
         queue = self._queue
         while queue and queue[0][0] <= until:
             self.now, _, call, args = heappop(queue)
@@ -47,7 +47,7 @@ class Clock:
         self.now = max(self.now, until)
 
     def run_until(self, done: Callable[[], bool], limit: Instant) -> bool:
-        """Run until `done()` holds, asked after every event; False when it does not by `limit`."""
+        """Run until `done()`, which is evaluated after every call; False if `limit` is reached first."""
         queue = self._queue
         if done():
             return True
@@ -61,5 +61,5 @@ class Clock:
 
     @property
     def waiting(self) -> int:
-        """How many events are scheduled."""
+        """The number of scheduled calls."""
         return len(self._queue)

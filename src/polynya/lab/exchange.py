@@ -1,7 +1,7 @@
-"""Two agents that signal through the virtual network's own post: what one has to say arrives after a delay.
+"""Two peers and the signaling between them. Each message arrives after a delay of virtual time.
 
-Descriptions and candidates travel as the text that real signaling carries, so they are formatted and parsed in every
-run. Each side is a peer: a session that runs on a host, as a process with a pacer of its own.
+Descriptions and candidates are signaled as text, as in real signaling, so every run formats and parses them. A peer is
+a session that runs on a host, in a process with its own pacer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 
 class Peer:
-    """One side: a session on a host."""
+    """A session that runs on a host."""
 
     def __init__(self, network: Network, host: Host, config: SessionConfig, pacer: Pacer | None = None) -> None:
         self.name = host.name
@@ -34,9 +34,9 @@ class Peer:
         self.closed_at: Instant | None = None
         self.sent_before_close = 0
         self.received: list[bytes] = []
-        """Application data that came, oldest first."""
+        """Received application data, oldest first."""
         self.signal: Callable[[Any], None] | None = None
-        """Is told of every event, to pass on what is for the other side."""
+        """Called with every event; `Exchange` signals those that concern the other side."""
         self.session = Session(
             config,
             random=network.chance_of(f"{host.name}/session"),
@@ -46,22 +46,25 @@ class Peer:
         )
         self.process: Process | None = None
 
+    def __repr__(self) -> str:
+        return f"<Peer {self.name}: {self.state.value}, {len(self.received)} datagrams received>"
+
     def start(self) -> None:
-        """Run the session: it hears of the host's interfaces and gathers."""
+        """Run the session on the host. It gathers candidates at once."""
         self.process = self.host.run(self.session, self._on_event)
 
     def call(self, method: Callable[..., R], *args: Any) -> R:
-        """Call a method of the session now; it is drained afterwards."""
+        """Call a method of the session, then drain the session."""
         if self.process is None:
-            raise RuntimeError(f"{self.name} has not been started")
+            raise RuntimeError(f"{self.name} has not been started: call start() first")
         return self.process.call(method, *args)
 
     def send(self, data: bytes, stream: int = 0, component: int = 1) -> bool:
-        """Send application data on the component's selected pair; False while there is none."""
+        """Send application data on the component's selected pair; False if there is none."""
         return self.call(lambda now: self.session.send(data, now=now, stream=stream, component=component))
 
     def close(self) -> None:
-        """Close the session. Nothing may leave after this call."""
+        """Close the session. It must send nothing after this call."""
         if self.closed_at is None and self.process is not None:
             self.call(self.session.close)
             self.closed_at = self.host.clock.now
@@ -73,24 +76,30 @@ class Peer:
 
     @property
     def settled(self) -> bool:
-        """Whether a pair is nominated, or all hope is gone."""
+        """Whether the agent is completed, failed or closed."""
         return self.state in (AgentState.COMPLETED, AgentState.FAILED, AgentState.CLOSED)
 
     @property
     def selected(self) -> PairView | None:
-        """Where data of the first component goes now."""
+        """The selected pair of the first component."""
         return self.selected_at(0, 1)
 
+    @property
+    def component_keys(self) -> list[tuple[int, int]]:
+        """Stream and component number of every component."""
+        counts = self.session.agent.components
+        return [(stream, component + 1) for stream, count in enumerate(counts) for component in range(count)]
+
     def selected_at(self, stream: int, component: int) -> PairView | None:
-        """Where data of a component goes now."""
+        """Return the selected pair of a component."""
         return self.session.agent.selected(stream, component)
 
     def events(self, kind: type[R]) -> list[R]:
-        """Logged events of one kind, oldest first."""
+        """Return the logged events of one type, oldest first."""
         return self.process.events(kind) if self.process is not None else []
 
     def first(self, state: AgentState) -> Instant | None:
-        """When the agent first came into a state."""
+        """Return when the agent first entered a state."""
         log = self.process.log if self.process is not None else []
         return next((at for at, event in log if getattr(event, "new", None) is state), None)
 
@@ -102,9 +111,9 @@ class Peer:
 
 
 class Exchange:
-    """The signaling between two peers. `delay` is what each message takes, up to `jitter` more by chance.
+    """Signaling between two peers. Each message takes `delay` and a random addition of up to `jitter` nanoseconds.
 
-    With jitter messages may overtake each other, as they do over some channels.
+    With jitter, messages can overtake each other, as on some signaling channels.
     """
 
     def __init__(
@@ -116,12 +125,12 @@ class Exchange:
         self._jitter = jitter
         self._chance = network.chance_of("signaling")
         self._early: dict[str, list[_Message]] = {one.name: [], other.name: []}
-        """What arrived before its receiver was started."""
+        """Messages that arrived before their receiver was started."""
         one.signal = lambda event: self._signal(one, other, event)
         other.signal = lambda event: self._signal(other, one, event)
 
     def start(self, later: int = 0) -> None:
-        """Start both sides, the second one `later`."""
+        """Start both peers, the second one `later` nanoseconds after the first."""
         one, other = self.peers
         self._begin(one, other)
         if later:
@@ -137,17 +146,17 @@ class Exchange:
 
     def _describe(self, sender: Peer, receiver: Peer) -> None:
         local = sender.session.agent.local_description
-        self._post(receiver, _Text(local.to_sdp(), local.generation))
+        self._send(receiver, _Text(local.to_sdp(), local.generation))
 
     def _signal(self, sender: Peer, receiver: Peer, event: Any) -> None:
         if isinstance(event, LocalCandidateAdded):
-            self._post(receiver, _Line(event.candidate.to_sdp(), event.local.stream))
+            self._send(receiver, _Line(event.candidate.to_sdp(), event.local.stream))
         elif isinstance(event, LocalCandidatesEnded):
-            self._post(receiver, None)
+            self._send(receiver, None)
         elif isinstance(event, Restarted):
             self._describe(sender, receiver)
 
-    def _post(self, receiver: Peer, message: _Message) -> None:
+    def _send(self, receiver: Peer, message: _Message) -> None:
         delay = self._delay + (self._chance.randrange(self._jitter + 1) if self._jitter else 0)
         self._clock.after(delay, self._deliver, receiver, message)
 
@@ -166,18 +175,18 @@ class Exchange:
 
 
 class _Text(NamedTuple):
-    """A description on its way."""
+    """A signaled description."""
 
     sdp: str
     generation: int
 
 
 class _Line(NamedTuple):
-    """A candidate on its way."""
+    """A signaled candidate."""
 
     sdp: str
     stream: int
 
 
 _Message = _Text | _Line | None
-"""None: no more candidates."""
+"""None is the end of candidates."""

@@ -1,8 +1,8 @@
-"""Random networks with TURN servers: two agents must connect in each, directly exactly where the rules allow it.
+"""Random networks with TURN servers. Two agents must connect in each one, directly exactly where `nat.rules` allow it.
 
 net = Network(seed)
 made = random_relayed(net)
-made.topology.expected         True: directly; False: by a relay; None: the rules leave it to the order of events
+made.topology.expected     True: directly; False: through a relay; None: depends on the order of events
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ONLY_443 = (
 )
 _SECOND = ("203.0.113.10", "2001:db8:100::10")
 _DEAD = "203.0.113.77"
-_WAYS = (
+_TURN_URIS = (
     (Transport.UDP, "turn:{}"),
     (Transport.TCP, "turn:{}?transport=tcp"),
     (Transport.TLS, "turns:{}"),
@@ -39,7 +39,7 @@ _WAYS = (
 
 @dataclass(slots=True, kw_only=True)
 class Relayed:
-    """A network, its TURN servers, and how two agents are told of them."""
+    """A network with TURN servers, and the options of two agents that use them."""
 
     topology: Topology
     services: list[TurnService]
@@ -49,7 +49,7 @@ class Relayed:
     signaling_jitter: int = 0
     later: int = 0
     renomination: bool = False
-    """Both may change what was nominated."""
+    """Whether both agents may renominate."""
     description: list[str] = field(default_factory=list)
 
     @property
@@ -58,27 +58,27 @@ class Relayed:
 
 
 def random_relayed(network: Network, *, lossy: bool = False) -> Relayed:
-    """What the seed makes: a topology, one or two TURN servers that can be reached somehow, now and then a dead one."""
+    """Build a random topology with one or two reachable TURN servers, and sometimes one that is down."""
     chance = network.chance_of("relays")
-    blocked, lacks = "", 0  # of the ways, the first so many do not lead out
+    blocked, closed = "", 0  # the firewall blocks the first `closed` URIs
     if chance.random() < 0.15:
-        topology, blocked, lacks = _walled(network, chance, lossy=lossy)
+        topology, blocked, closed = _walled(network, chance, lossy=lossy)
     else:
         topology = random_topology(network, lossy=lossy)
-        lacks = 1 if any("UDP is blocked" in what for what in topology.description) else 0
-    ways = [pattern for _, pattern in _WAYS]
-    told = chance.sample(ways, chance.choice((1, 1, 1, 2, 2, 4)))
-    if all(pattern in ways[:lacks] for pattern in told):
-        told.append(chance.choice(ways[lacks:]))
+        closed = 1 if any("UDP is blocked" in each for each in topology.description) else 0
+    patterns = [pattern for _, pattern in _TURN_URIS]
+    known = chance.sample(patterns, chance.choice((1, 1, 1, 2, 2, 4)))
+    if all(pattern in patterns[:closed] for pattern in known):
+        known.append(chance.choice(patterns[closed:]))
     hosts = [TURN_SERVER] + ([_SECOND] if chance.random() < 0.25 else [])
     services, uris = [], []
     for number, addresses in enumerate(hosts, start=1):
         delay = random_link(chance).delay
         services.append(turn_server(network, topology.internet, name=f"turn{number}", addresses=addresses, delay=delay))
-        uris += [pattern.format(addresses[0]) for pattern in told]
+        uris += [pattern.format(addresses[0]) for pattern in known]
     if chance.random() < 0.15:
         network.host("dead", _DEAD, topology.internet).silent = True
-        uris.append(chance.choice(ways).format(_DEAD))
+        uris.append(chance.choice(patterns).format(_DEAD))
     chance.shuffle(uris)
     servers = [relay(uri) for uri in uris]
     slow = chance.choice((1, 20, 200, 1000)) * MILLISECOND
@@ -100,10 +100,10 @@ def random_relayed(network: Network, *, lossy: bool = False) -> Relayed:
 
 
 def _walled(network: Network, chance: random.Random, *, lossy: bool) -> tuple[Topology, str, int]:
-    """Both in the open, one or both behind a firewall that lets little out; how many ways to a server it closes."""
+    """Put one or both hosts behind a strict firewall. The last value is how many TURN URIs the firewall blocks."""
     internet = network.router("internet")
     stun = stun_server(network, internet, delay=random_link(chance).delay)
-    rules, lacks = chance.choice((((UDP_BLOCKED,), 1), (ONLY_443, 3)))
+    rules, closed = chance.choice((((UDP_BLOCKED,), 1), (ONLY_443, 3)))
     refusal = chance.choice(list(Refusal))
     both = chance.random() < 0.5
     hosts = []
@@ -112,11 +112,17 @@ def _walled(network: Network, chance: random.Random, *, lossy: bool) -> tuple[To
         link = random_link(chance, lossy=lossy)
         wall = network.firewall(f"wall-{name}", outside=internet, rules=own, refusal=refusal, link=link)
         hosts.append(network.host(name, f"192.0.2.{number}", wall))
-    what = f"{'both' if both else 'one'}: {rules[-1]} ({refusal.value})"
+    described = f"{'both' if both else 'one'}: {rules[-1]} ({refusal.value})"
     made = Topology(
-        network=network, internet=internet, one=hosts[0], other=hosts[1], stun=stun, expected=False, description=[what]
+        network=network,
+        internet=internet,
+        one=hosts[0],
+        other=hosts[1],
+        stun=stun,
+        expected=False,
+        description=[described],
     )
-    return made, what, lacks
+    return made, described, closed
 
 
 def _renominating(config: SessionConfig) -> SessionConfig:

@@ -1,7 +1,7 @@
-"""A stateful firewall: rules first, then whether the packet belongs to something that was let out.
+"""A stateful firewall: rules first, then sessions.
 
-A packet from inside passes unless a rule forbids it, and opens a session for its two endpoints; a packet from outside
-passes when a rule allows it or a session is there. ICMP errors pass with the session of the packet that they quote.
+A packet from inside passes unless a rule forbids it, and opens a session for its two endpoints. A packet from outside
+passes if a rule allows it or a session exists. An ICMP error passes if the packet that it quotes has a session.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Session = tuple[Protocol, Address, Address]
 
 
 class Refusal(Enum):
-    """What the sender hears of a packet that may not pass."""
+    """Answer to the sender of a packet that is not let through."""
 
     SILENT = "nothing"
     ICMP = "ICMP administratively prohibited"
@@ -31,7 +31,10 @@ class Refusal(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Allow or forbid what it fits; what is None fits all. `remote` is a prefix of outside addresses."""
+    """Allows or forbids the packets that it matches. A field that is None matches all.
+
+    `outward` is True for packets from inside. `remote` is a prefix of outside addresses, such as `203.0.113.0/24`.
+    """
 
     allow: bool
     outward: bool | None = None
@@ -41,7 +44,7 @@ class Rule:
     inside_ports: tuple[int, int] | None = None
     name: str = ""
 
-    def fits(self, protocol: Protocol, inside: Address, remote: Address, *, outward: bool) -> bool:
+    def matches(self, protocol: Protocol, inside: Address, remote: Address, *, outward: bool) -> bool:
         return (
             self.outward in (None, outward)
             and self.protocol in (None, protocol)
@@ -67,7 +70,7 @@ OPEN = Rule(allow=True, outward=False, name="everything is let in")
 
 
 class Firewall:
-    """Rules, asked in order, and the table of sessions."""
+    """A list of rules, of which the first match applies, and a table of sessions."""
 
     def __init__(
         self,
@@ -85,8 +88,16 @@ class Firewall:
         self._sessions: dict[Session, Instant] = {}
         self._trace = trace
 
+    def __repr__(self) -> str:
+        return f"<Firewall {', '.join(map(str, self._rules)) or 'without rules'}: {self.size} sessions>"
+
+    @property
+    def size(self) -> int:
+        """The number of sessions, including those that expired after the last new one."""
+        return len(self._sessions)
+
     def outbound(self, packet: IpPacket, *, now: Instant) -> str:
-        """Why a packet from inside may not pass; empty when it may."""
+        """Check a packet from inside. Return why it may not pass; empty if it may."""
         if packet.icmp is not None and packet.icmp.about is not None:
             about = packet.icmp.about
             return self._error(about, destination_of(about), source_of(about), now=now)
@@ -98,7 +109,7 @@ class Firewall:
         return ""
 
     def inbound(self, packet: IpPacket, *, now: Instant) -> str:
-        """Why a packet from outside may not pass; empty when it may."""
+        """Check a packet from outside. Return why it may not pass; empty if it may."""
         if packet.icmp is not None and packet.icmp.about is not None:
             about = packet.icmp.about
             return self._error(about, source_of(about), destination_of(about), now=now)
@@ -121,7 +132,7 @@ class Firewall:
         return f"firewall: an ICMP error about a packet between {inside} and {remote}, which have no session"
 
     def _rule(self, protocol: Protocol, inside: Address, remote: Address, *, outward: bool) -> Rule | None:
-        return next((r for r in self._rules if r.fits(protocol, inside, remote, outward=outward)), None)
+        return next((r for r in self._rules if r.matches(protocol, inside, remote, outward=outward)), None)
 
     def _open(self, session: Session, *, now: Instant) -> None:
         known = self._sessions.get(session, now) > now
@@ -131,9 +142,7 @@ class Firewall:
         ended = [s for s, at in self._sessions.items() if at <= now]
         for old in ended:
             del self._sessions[old]
-        if self._trace.enabled:
-            rows: list[Json] = [_row(s) for s in ended]
-            self._trace.firewall(now=now, added=[_row(session)], removed=rows)
+        self._trace.firewall(now=now, added=[_row(session)], removed=[_row(s) for s in ended])
 
 
 def _row(session: Session) -> Json:

@@ -1,40 +1,36 @@
-"""Nodes with an inside and an outside: NAT routers and firewalls.
+"""Gateways: NAT routers and firewalls, nodes with an outside and an inside.
 
-A gateway's first interface is the outside one; all others are inside. A NAT router translates the families that it has
-external addresses of and routes the others; a firewall can stand in front of both.
+The first interface of a gateway leads outside; all others lead inside. A NAT router translates the address families
+that it has external addresses of, and routes the others, through a firewall if it has one.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from polynya.core.instants import Instant
 from polynya.core.machine import IcmpKind
 from polynya.core.packets import IpPacket, Protocol, TcpFields, TcpFlags
 from polynya.nat import Action, Nat, NatConfig
 
+from .environment import Environment
 from .firewall import Firewall, Refusal
 from .links import NetworkInterface
 from .nodes import Node
 from .tcp import reset_for
 
-if TYPE_CHECKING:
-    from .network import Network
-
 
 class FirewallRouter(Node):
-    """A router that asks a firewall about every packet that crosses it."""
+    """A router that passes each forwarded packet through a firewall."""
 
     role = "firewall"
 
-    def __init__(self, network: Network, name: str, addresses: tuple[str, ...], firewall: Firewall) -> None:
+    def __init__(self, network: Environment, name: str, addresses: tuple[str, ...], firewall: Firewall) -> None:
         super().__init__(network, name, addresses)
         self.firewall = firewall
 
     def forward(self, packet: IpPacket) -> None:
         outward = self.is_outward(packet.destination.host)
-        if self.hop(packet) and screen(self, self.firewall, packet, outward=outward):
-            self.pass_on(packet)
+        if self.decrement_ttl(packet) and screen(self, self.firewall, packet, outward=outward):
+            self.route(packet)
 
     def is_outward(self, host: str) -> bool:
         """Whether a host is reached by the outside interface."""
@@ -42,13 +38,13 @@ class FirewallRouter(Node):
 
 
 class NatRouter(Node):
-    """A router that runs a NAT machine, and for what is not translated a firewall if it has one."""
+    """A router that runs a NAT. Families that are not translated pass its firewall, if it has one."""
 
     role = "nat"
 
     def __init__(
         self,
-        network: Network,
+        network: Environment,
         name: str,
         addresses: tuple[str, ...],
         *,
@@ -63,8 +59,16 @@ class NatRouter(Node):
         self._families = {":" in host for host in external}
         self._armed: Instant | None = None
 
+    def __str__(self) -> str:
+        """Return the NAT's state and its table at the current virtual time."""
+        return f"{self.summary()}\n{self.nat.table(now=self.clock.now)}"
+
+    def summary(self) -> str:
+        inside = ", ".join(self.own)
+        return f"{self.name} (NAT {self.nat.config.label}) {', '.join(self.nat.external)}, inside {inside}"
+
     def learn(self, prefix: str, via: NetworkInterface) -> None:
-        """Nobody outside learns of what is inside, but for the families that are not translated."""
+        """Add a route. Routes of translated families that lead inside are not passed on to the outside."""
         if (":" in prefix) in self._families and via is not self.interfaces[0]:
             self.routes.add(prefix, via)
         else:
@@ -74,41 +78,41 @@ class NatRouter(Node):
         destination = packet.destination.host
         outside = interface is self.interfaces[0]
         if destination in self.nat.external:
-            if self.hop(packet):
+            if self.decrement_ttl(packet):
                 self._translate(packet, outward=not outside)
         elif destination in self.addresses:
             self.deliver(packet)
         elif outside and (":" in destination) in self._families:
-            self.drop(packet, f"{destination} is not an address of this NAT's outside")
+            self.drop(packet, f"{destination} is not an external address of this NAT")
         else:
             self.forward(packet)
 
     def forward(self, packet: IpPacket) -> None:
         out = self.routes.find(packet.destination.host)
-        if not self.hop(packet):
+        if not self.decrement_ttl(packet):
             return
         outward = out is self.interfaces[0]
         if (":" in packet.destination.host) in self._families and outward:
             if out is None or self.fits(packet, out):
                 self._translate(packet, outward=True)
         elif self.firewall is None or screen(self, self.firewall, packet, outward=outward):
-            self.pass_on(packet)
+            self.route(packet)
 
     def send(self, packet: IpPacket) -> None:
-        """An ICMP error of ours about a packet that was translated on its way in is translated on its way out."""
+        """Send a packet of this router. An ICMP error about a packet that was translated is translated, too."""
         icmp = packet.icmp
         if icmp is not None and icmp.about is not None and icmp.about.destination.host not in self.nat.external:
             out = self.routes.find(packet.destination.host)
             if out is self.interfaces[0] and (":" in packet.destination.host) in self._families:
                 self._translate(packet, outward=True)
                 return
-        self.pass_on(packet)
+        self.route(packet)
 
     def _translate(self, packet: IpPacket, *, outward: bool) -> None:
         nat = self.nat
         verdict = nat.outbound(packet, now=self.clock.now) if outward else nat.inbound(packet, now=self.clock.now)
         if verdict.packet is not None:
-            self.pass_on(verdict.packet)
+            self.route(verdict.packet)
         elif verdict.action is Action.DROP:
             self.drop(packet, verdict.reason)
         self._drain()
@@ -116,7 +120,7 @@ class NatRouter(Node):
     def _drain(self) -> None:
         for packet in self.nat.outputs():
             packet.id = self.network.packet_id()
-            self.pass_on(packet)
+            self.route(packet)
         due = self.nat.next_timer()
         if due != self._armed:
             self._armed = due
@@ -131,7 +135,7 @@ class NatRouter(Node):
 
 
 def screen(node: Node, firewall: Firewall, packet: IpPacket, *, outward: bool) -> bool:
-    """Ask a firewall about a packet that crosses a node; False when it may not, which the sender hears or not."""
+    """Whether the firewall of `node` lets a packet through. A refused packet is dropped or answered, by its policy."""
     now = node.clock.now
     reason = firewall.outbound(packet, now=now) if outward else firewall.inbound(packet, now=now)
     if not reason:

@@ -1,17 +1,17 @@
-"""Hosts: they run machines. A host carries out what a machine asks for and tells it what happened, as the real driver
-does on sockets, with packets of the virtual network in between.
+"""Hosts: they run machines. A host carries out a machine's outputs and delivers inputs to it, as the real driver does.
+
+The driver uses sockets of the system; a host sends packets through the virtual network.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from polynya.core.addresses import Address, scope
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, Transport
-from polynya.core.instants import Instant
 from polynya.core.machine import (
     Close,
     Closed,
@@ -19,9 +19,6 @@ from polynya.core.machine import (
     Ecn,
     IcmpError,
     IcmpKind,
-    Interface,
-    InterfaceAddress,
-    InterfacesChanged,
     IpFields,
     Open,
     Opened,
@@ -33,77 +30,43 @@ from polynya.core.machine import (
     SendFailed,
 )
 from polynya.core.packets import IcmpMessage, IpPacket, Protocol, length
-from polynya.nat.fragments import Reassembler, fragment
+from polynya.nat.fragments import fragment
 
-from .links import NetworkInterface
-from .nodes import Node
+from .environment import Environment
+from .ip_stack import EPHEMERAL, LOOPBACK_DELAY, WILDCARDS, IpStack
 from .processes import AnyMachine, LabError, Process, Socket
-from .streams import LOOPBACK_DELAY, Streams
-
-if TYPE_CHECKING:
-    from .network import Network
-
-_EPHEMERAL = (49152, 65535)
-_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
-_LOOPBACKS = ("127.0.0.1", "::1")
+from .streams import Streams
 
 
-class Host(Node):
-    """A computer with one or more interfaces. It forwards nothing."""
+class Host(IpStack):
+    """A computer with one or more interfaces. Its processes open UDP sockets and streams."""
 
-    role = "host"
-
-    def __init__(self, network: Network, name: str) -> None:
+    def __init__(self, network: Environment, name: str) -> None:
         super().__init__(network, name)
         self.processes: list[Process] = []
-        self.silent = False
-        """Neither an ICMP error nor a RST for a closed port, as behind most host firewalls."""
-        self.source_routing = True
-        """A bound source address chooses the interface. Without it the destination alone does, as in most systems."""
-        self.pongs: list[tuple[Instant, str, int]] = []
-        """Echo replies that came: when, from whom, sequence."""
-        self._bound: dict[tuple[str, int], Socket] = {}
-        self._path_mtu: dict[str, int] = {}
-        self._fragments = Reassembler()
-        self.certificate: tuple[str, ...] | None = None
-        """The names that its TLS certificate is for; None for all that the host is known by."""
-        self.chance = network.chance_of(name)
         self.streams = Streams(self)
-        for host in _LOOPBACKS:
-            self.addresses[host] = None
+        self._bound: dict[tuple[str, int], Socket] = {}
 
     # --------------------------------------------------------------------------------------------------- processes
 
     def run(self, machine: AnyMachine, on_event: Callable[[Any], None] | None = None) -> Process:
-        """Run a machine: it first hears of the interfaces, then of whatever it asks for and what the network brings."""
+        """Run a machine in a new process. Its first input is the host's interfaces."""
         process = Process(self, machine, on_event)
         self.processes.append(process)
         process.receive(self.interfaces_now())
         return process
 
-    def interfaces_now(self) -> InterfacesChanged:
-        """The interfaces that are up, the loopback first."""
-        loopback = tuple(InterfaceAddress(host=h, prefix_length=128 if ":" in h else 8) for h in _LOOPBACKS)
-        found = [Interface(name="lo", index=1, addresses=loopback, mtu=65536, loopback=True)]
-        for i in self.interfaces:
-            if i.up:
-                addresses = tuple(InterfaceAddress(host=h, prefix_length=i.prefix_lengths[h]) for h in i.addresses)
-                found.append(Interface(name=i.name, index=i.index, addresses=addresses, mtu=i.outward.mtu))
-        return InterfacesChanged(interfaces=tuple(found))
-
-    def ping(self, host: str, sequence: int = 0, ttl: int = 64) -> None:
-        """Send an echo request; a reply shows in `pongs`."""
-        out = self.routes.find(host)
-        source = out.address_of_family(":" in host) if out is not None else None
-        if source is not None:
-            echo = IcmpMessage(identifier=4711, sequence=sequence)
-            where = Address(source, 0), Address(host, 0)
-            self.send(IpPacket(self.network.packet_id(), *where, Protocol.ICMP, ttl=ttl, icmp=echo))
+    def interfaces_changed(self) -> None:
+        """Inform every process of the current interfaces."""
+        shown = [host for i in self.interfaces if i.up for host in i.addresses]
+        self.trace.interfaces(now=self.clock.now, addresses=shown)
+        for process in self.processes:
+            self.clock.at(self.clock.now, process.receive, self.interfaces_now())
 
     # ----------------------------------------------------------------------------------------------------- outputs
 
     def carry_out(self, process: Process, output: Output) -> None:
-        """Do what a machine asks for. Answers come after the machine has been drained, at the same instant."""
+        """Carry out an output of a machine. Results are delivered at the same instant, after the drain."""
         if isinstance(output, Send):
             self._send(process, output)
         elif isinstance(output, Open):
@@ -112,107 +75,75 @@ class Host(Node):
                 self.clock.at(self.clock.now, process.receive, answer)
         elif isinstance(output, Close):
             if not self.close(process, output.flow):
-                process.misuses.append(f"{output.flow} was closed, which is not open")
+                process.misuses.append(f"{output.flow} was closed, but it is not open")
         else:
             delay, resolved = self._resolved(output)
             self.clock.after(delay, process.receive, resolved)
 
     def close(self, process: Process, flow: Flow, *, silently: bool = False) -> bool:
-        """Close a flow of a process; False when it has none such. `silently`, its stream just stops."""
+        """Close a flow of a process; False if it is not open. `silently` sends no packet for a stream."""
         stream = process.streams.pop(flow, None)
         socket = process.sockets.pop(flow, None)
         if stream is not None:
-            self.streams.close(stream, silently=silently)
+            stream.close(silently=silently)
         elif socket is not None:
             del self._bound[socket.local.host, socket.local.port]
         else:
             return False
-        if self.trace.enabled:
-            self.trace.flow_closed(now=self.clock.now, flow=str(flow))
+        self.trace.flow_closed(now=self.clock.now, flow=flow)
         return True
-
-    def refusal(self, open: Open, local: Address) -> Closed | None:
-        """Why the system lets nothing be bound there, if so."""
-        flow = open.flow
-        if open.interface not in (None, "lo") and all(i.name != open.interface for i in self.interfaces):
-            return Closed(flow=flow, reason=f"no interface {open.interface}", errno=errno.ENODEV)
-        interface = self.interface_for(open, local)
-        known = local.host in self.addresses or local.host in _WILDCARDS
-        if not known or (interface is not None and not interface.up):
-            reason = f"{local.host} is not an address of {self.name}"
-            return Closed(flow=flow, reason=reason, errno=errno.EADDRNOTAVAIL)
-        return None
-
-    def interface_for(self, open: Open, local: Address) -> NetworkInterface | None:
-        """The interface that a flow is pinned to, by name or by its address."""
-        if open.interface is not None:
-            return next((i for i in self.interfaces if i.name == open.interface), None)
-        return self.addresses.get(local.host)
-
-    def certificate_names(self) -> tuple[str, ...]:
-        """What its TLS certificate is for."""
-        if self.certificate is not None:
-            return self.certificate
-        names = [name for name, hosts in self.network.names.items() if any(host in self.addresses for host in hosts)]
-        return (*names, *self.addresses)
 
     def _open(self, process: Process, open: Open) -> Opened | Closed | None:
         if open.transport is not Transport.UDP:
             return self.streams.open(process, open)
-        flow, local = open.flow, open.local or Address("0.0.0.0", 0)  # noqa: S104
+        flow, local = open.flow, open.local or Address(WILDCARDS[0], 0)
         refused = self.refusal(open, local)
         if refused is not None:
             return refused
-        port = local.port or self._free_port(local.host, open.ports or _EPHEMERAL)
+        port = local.port or self._free_port(local.host, open.ports or EPHEMERAL)
         if port is None or (local.host, port) in self._bound:
-            where = local if local.port else f"every port of {open.ports}"
-            return Closed(flow=flow, reason=f"{where} is in use", errno=errno.EADDRINUSE)
+            wanted = local if local.port else f"every port of {open.ports}"
+            return Closed(flow=flow, reason=f"{wanted} is in use", errno=errno.EADDRINUSE)
         if flow in process.sockets:
             raise LabError(f"{self.name}: {flow} was opened twice")
         socket = Socket(process, flow, local.with_port(port), self.interface_for(open, local))
         process.sockets[flow] = socket
         self._bound[local.host, port] = socket
-        if self.trace.enabled:
-            self.trace.flow_opened(now=self.clock.now, flow=str(flow), transport="udp", local=str(socket.local))
+        self.trace.flow_opened(now=self.clock.now, flow=flow, transport=Transport.UDP, local=socket.local)
         return Opened(flow=flow, local=socket.local)
 
     def _free_port(self, host: str, ports: tuple[int, int]) -> int | None:
-        low, high = ports
-        count = high - low + 1
-        start = self.chance.randrange(count)
-        for i in range(count):
-            port = low + (start + i) % count
-            if (host, port) not in self._bound:
-                return port
-        return None
+        return self.free_port(ports, lambda port: (host, port) not in self._bound)
 
     def _send(self, process: Process, send: Send) -> None:
         socket = process.sockets.get(send.flow)
         if socket is not None:
             size = send.ip.segment_size if send.ip is not None else None
             pieces = [send.data] if not size else [send.data[i : i + size] for i in range(0, len(send.data), size)]
-            errors = [self._emit(socket, send, data) for data in pieces]
+            errors = [self._send_datagram(socket, send, data) for data in pieces]
         elif (stream := process.streams.get(send.flow)) is not None:
             process.sent += 1
-            errors = [self.streams.send(stream, send)]
+            errors = [stream.send(send.data)]
         else:
-            process.misuses.append(f"{len(send.data)} bytes for {send.remote} were sent by {send.flow}, not open")
+            process.misuses.append(
+                f"{len(send.data)} bytes for {send.remote} were sent by {send.flow}, but it is not open"
+            )
             return
         for error in errors:
             if error:
                 failed = SendFailed(flow=send.flow, remote=send.remote, errno=error)
                 self.clock.at(self.clock.now, process.receive, failed)
 
-    def _emit(self, socket: Socket, send: Send, data: bytes) -> int:
-        """Send one datagram; the system's error number, 0 when it went out."""
+    def _send_datagram(self, socket: Socket, send: Send, data: bytes) -> int:
+        """Send one datagram. Return the system's error number, or 0 if the datagram was sent."""
         remote, source = send.remote, socket.local
         if (":" in remote.host) != (":" in source.host):
             return errno.EAFNOSUPPORT
         local = remote.host in self.addresses
-        out = None if local else self._way_out(socket, remote.host)
+        out = None if local else self.way_out(socket.interface, remote.host)
         if not local and (out is None or not out.up):
             return errno.ENETUNREACH
-        if source.host in _WILDCARDS:
+        if source.host in WILDCARDS:
             host = remote.host if out is None else out.address_of_family(":" in remote.host)
             if host is None:
                 return errno.EADDRNOTAVAIL
@@ -226,19 +157,13 @@ class Host(Node):
         packet = IpPacket(send.packet or network.packet_id(), source, Address(*remote[:2]), Protocol.UDP, data)
         if send.ip is not None:
             _apply(packet, send.ip)
-        if self.trace.enabled:
-            self.trace.packet_sent(
-                now=self.clock.now,
-                packet=packet.id,
-                protocol="udp",
-                source=str(source),
-                destination=str(remote),
-                length=len(data),
-            )
+        self.trace.packet_sent(
+            now=self.clock.now, packet=packet.id, protocol="udp", source=source, destination=remote, length=len(data)
+        )
         if out is None:
             self.clock.after(LOOPBACK_DELAY, self.deliver, packet)
             return 0
-        mtu = min(out.outward.mtu, self._path_mtu.get(remote.host, 65535))
+        mtu = min(out.outward.mtu, self.path_mtu.get(remote.host, 65535))
         if length(packet) <= mtu:
             out.transmit(packet, network)
         elif packet.dont_fragment:
@@ -248,13 +173,8 @@ class Host(Node):
                 out.transmit(piece, network)
         return 0
 
-    def _way_out(self, socket: Socket, host: str) -> NetworkInterface | None:
-        if socket.interface is not None and self.source_routing:
-            return socket.interface
-        return self.routes.find(host)
-
     def _resolved(self, query: Resolve) -> tuple[int, Resolved]:
-        """What a resolver says, and after how long: a literal address is its own answer, at once."""
+        """Return the result of a DNS lookup and its delay. A literal address resolves to itself at once."""
         try:
             return 0, Resolved(query=query, hosts=(Address.of(query.name, 0).host,))
         except DecodeError:
@@ -265,21 +185,7 @@ class Host(Node):
 
     # ------------------------------------------------------------------------------------------------------ inputs
 
-    def receive(self, packet: IpPacket, interface: NetworkInterface) -> None:  # noqa: ARG002
-        if packet.destination.host in self.addresses:
-            self.deliver(packet)
-        else:
-            self.drop(packet, f"{packet.destination.host} is not an address of {self.name}")
-
-    def deliver(self, packet: IpPacket) -> None:
-        if packet.fragment is not None:
-            whole = self._fragments.add(packet, now=self.clock.now)
-            if isinstance(whole, str):
-                return
-            packet = whole
-        if packet.icmp is not None:
-            self._deliver_icmp(packet, packet.icmp)
-            return
+    def deliver_transport(self, packet: IpPacket) -> None:
         if packet.protocol is Protocol.TCP:
             self.streams.deliver(packet)
             return
@@ -291,32 +197,24 @@ class Host(Node):
             else:
                 self.refuse(packet, IcmpKind.PORT_UNREACHABLE, reason)
             return
-        if self.trace.enabled:
-            self.trace.packet_received(
-                now=self.clock.now,
-                packet=packet.id,
-                source=str(packet.source),
-                destination=str(packet.destination),
-                length=len(packet.payload),
-            )
+        self.trace.packet_received(
+            now=self.clock.now,
+            packet=packet.id,
+            source=packet.source,
+            destination=packet.destination,
+            length=len(packet.payload),
+        )
         ip = IpFields(ecn=Ecn(packet.ecn), dscp=packet.dscp) if packet.ecn or packet.dscp else None
         socket.process.receive(Datagram(socket.flow, packet.source, packet.payload, ip, packet.id))
 
-    def _deliver_icmp(self, packet: IpPacket, icmp: IcmpMessage) -> None:
-        about = icmp.about
-        if about is None or icmp.kind is None:
-            if icmp.reply:
-                self.pongs.append((self.clock.now, packet.source.host, icmp.sequence))
-            else:
-                super().deliver(packet)
-            return
+    def deliver_error(self, packet: IpPacket, icmp: IcmpMessage, about: IpPacket) -> None:
         if icmp.kind is IcmpKind.TOO_BIG and icmp.mtu:
-            self._path_mtu[about.destination.host] = icmp.mtu
+            self.path_mtu[about.destination.host] = icmp.mtu
         if about.protocol is Protocol.TCP and self.streams.unreachable(about, icmp):
             return
         socket = self._socket_at(about.source) if about.protocol is Protocol.UDP else None
-        if socket is None:
-            self.drop(packet, f"an ICMP error about a packet from {about.source}, where nothing is open")
+        if socket is None or icmp.kind is None:
+            super().deliver_error(packet, icmp, about)
             return
         error = IcmpError(
             flow=socket.flow, remote=about.destination, kind=icmp.kind, origin=packet.source.host, mtu=icmp.mtu
@@ -326,7 +224,7 @@ class Host(Node):
     def _socket_at(self, address: Address) -> Socket | None:
         bound = self._bound
         socket = bound.get((address.host, address.port))
-        return socket or bound.get((_WILDCARDS[":" in address.host], address.port))
+        return socket or bound.get((WILDCARDS[":" in address.host], address.port))
 
 
 def _apply(packet: IpPacket, ip: IpFields) -> None:

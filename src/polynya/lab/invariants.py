@@ -1,13 +1,13 @@
-"""What must hold in every run, whatever the network did.
+"""Invariants of every run, whatever the network did.
 
     nominated pairs are valid                   RFC 8445, section 8.1
-    both sides end on one pair                  what one calls local the other calls remote
-    new transactions keep the pace              RFC 8445, section 14.2: 5 ms over a whole process
-    transactions and timers end                 a closed session waits for nothing and holds no socket and no stream
-    nothing leaves after close
-    machines ask for nothing that makes no sense
+    both sides select the same pair             the local address of one is the remote address of the other
+    new transactions are paced                  RFC 8445, section 14.2: 5 ms between them in each process
+    transactions and timers end                 a closed session has no timer, no socket and no stream
+    nothing is sent after close
+    machines send no senseless output           such as a Send on a closed flow
 
-That the same seed gives the same trace is for whoever can run twice: compare the bytes.
+One more needs two runs: the same seed gives the same trace, byte for byte.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ _JUDGED_FOR = {state.value: 1 << 62 for state in AgentState} | {
     AgentState.COMPLETED.value: -1,
     AgentState.CLOSED.value: -1,
 }
-"""For how long the pace of a node is judged from when its agent came into a state."""
+"""How long the pacing of a node is checked after its agent entered a state, in nanoseconds."""
 
 
 def violations(peers: Sequence[Peer], trace: Iterable[TraceEvent] = ()) -> list[str]:
-    """Everything that did not hold, as sentences. Call it when the run is over and the peers are closed.
+    """Return every violated invariant as a sentence. Call this after the run, when the peers are closed.
 
-    Pacing is judged from the trace, so give the run's trace where it was written.
+    Pacing is checked in `trace`, the events of the run.
     """
     found = [line for peer in peers for line in _of_peer(peer)]
     return found + unpaced(trace)
 
 
 def disagreement(one: Peer, other: Peer) -> str:
-    """Why the two sides are not on one pair in some component; empty when they are. Ask while both are connected."""
-    components = one.session.agent.config.components
-    keys = [(stream, component + 1) for stream, count in enumerate(components) for component in range(count)]
-    return next((why for stream, component in keys if (why := _apart(one, other, stream, component))), "")
+    """Return how the selected pairs of two connected peers differ; empty if they are the same in every component."""
+    return next(
+        (why for stream, component in one.component_keys if (why := _difference(one, other, stream, component))), ""
+    )
 
 
-def _apart(one: Peer, other: Peer, stream: int, component: int) -> str:
-    mine, theirs = (peer.selected_at(stream, component) for peer in (one, other))
-    if mine is None or theirs is None:
-        nowhere = one.name if mine is None else other.name
-        return f"{nowhere} has no selected pair, the other side has one" if mine is not theirs else ""
-    if not mine.nominated or not theirs.nominated:
-        return ""  # data may flow on different valid pairs until one is nominated
-    if mine.local.address != theirs.remote_address or theirs.local.address != mine.remote_address:
-        return f"{one.name} ended on {mine}, {other.name} on {theirs}"
+def _difference(one: Peer, other: Peer, stream: int, component: int) -> str:
+    first, second = (peer.selected_at(stream, component) for peer in (one, other))
+    if first is None or second is None:
+        without = one.name if first is None else other.name
+        return f"{without} has no selected pair, the other side has one" if first is not second else ""
+    if not first.nominated or not second.nominated:
+        return ""  # before nomination the two sides may send on different valid pairs
+    if first.local.address != second.remote_address or second.local.address != first.remote_address:
+        return f"{one.name} selected {first}, {other.name} selected {second}"
     return ""
 
 
@@ -71,23 +71,23 @@ def _of_peer(peer: Peer) -> list[str]:
     if peer.closed_at is None:
         return found
     if process.sent != peer.sent_before_close:
-        found.append(f"{peer.name}: {process.sent - peer.sent_before_close} datagrams left after close")
+        found.append(f"{peer.name}: {process.sent - peer.sent_before_close} datagrams were sent after close")
     due = peer.session.next_timer()
     if due is not None:
-        found.append(f"{peer.name}: a closed session waits for {in_seconds(due):g} s")
+        found.append(f"{peer.name}: a closed session has a timer at {in_seconds(due):g} s")
     if process.sockets or process.streams:
         held = f"{len(process.sockets)} sockets and {len(process.streams)} streams"
-        found.append(f"{peer.name}: a closed session holds {held}")
+        found.append(f"{peer.name}: a closed session still has {held}")
     if peer.state is not AgentState.CLOSED:
-        found.append(f"{peer.name}: a closed session's agent is {peer.state.value}")
+        found.append(f"{peer.name}: the agent of a closed session is {peer.state.value}")
     return found
 
 
 def unpaced(trace: Iterable[TraceEvent], interval: int = MINIMUM_INTERVAL) -> list[str]:
-    """New transactions that began too soon after the last of the same node, one process being on each.
+    """Return the new transactions that started too soon after the previous one of the same node.
 
-    Consent checks have a pace of their own (RFC 7675, section 5.1), and what is freed at the end waits for nothing: a
-    node is judged until its agent has completed or is closed, or may begin to ask for consent.
+    The check assumes one process on each node. It ends when the agent completes, closes or may send consent checks:
+    consent checks have their own pace (RFC 7675, section 5.1), and closing sends without pacing.
     """
     last: dict[str, Instant] = {}
     until: dict[str, int] = {}

@@ -1,49 +1,63 @@
-"""Links between two nodes: delay, jitter, loss, duplication, reordering, MTU; each direction has its own profile."""
+"""Links between two nodes: delay, jitter, loss, duplication, reordering and MTU, separately for each direction."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from polynya.core.instants import MILLISECOND, Instant
 from polynya.core.packets import IpPacket
 
-if TYPE_CHECKING:
-    from .network import Network
-    from .nodes import Node
+from .environment import Environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a link does to packets in one direction. Durations are nanoseconds, chances are within 0..1."""
+    """Properties of one direction of a link. Durations are nanoseconds, probabilities are within 0..1."""
 
     delay: int = MILLISECOND
     jitter: int = 0
-    """Up to so much is added to the delay of each packet; packets stay in order."""
+    """The largest random addition to the delay of a packet. Packets stay in order."""
     loss: float = 0.0
     duplication: float = 0.0
     reordering: float = 0.0
-    """The chance that a packet is held back by `reordering_delay`, so that later ones overtake it."""
+    """The probability that a packet is delayed by `reordering_delay`, so that later packets overtake it."""
     reordering_delay: int = 5 * MILLISECOND
     mtu: int = 1500
 
     def __post_init__(self) -> None:
         for name in ("loss", "duplication", "reordering"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a chance within 0..1, not {getattr(self, name)}")
-        if self.delay < 0 or self.jitter < 0 or self.reordering_delay < 0:
-            raise ValueError("a link's durations are zero or more nanoseconds")
+                raise ValueError(f"{name} is a probability within 0..1, not {getattr(self, name)}")
+        for name in ("delay", "jitter", "reordering_delay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} of a link is zero or more nanoseconds, not {getattr(self, name)}")
         if self.mtu < 68:
             raise ValueError(f"an MTU is at least 68 bytes (RFC 791), not {self.mtu}")
 
 
+class Attached(Protocol):
+    """A node as its interfaces and links see it."""
+
+    name: str
+
+    def arrive(self, packet: IpPacket, interface: NetworkInterface) -> None:
+        """Receive a packet from the link of `interface`."""
+
+    def learn(self, prefix: str, via: NetworkInterface) -> None:
+        """Add a route to `prefix` through `via`."""
+
+    def unlearn(self, prefix: str) -> None:
+        """Remove the route to `prefix`."""
+
+
 class NetworkInterface:
-    """One end of a link: what a node sends by and receives on."""
+    """One end of a link: the interface by which a node sends and receives."""
 
     __slots__ = ("_last", "addresses", "index", "label", "name", "node", "outward", "peer", "prefix_lengths", "up")
 
-    def __init__(self, node: Node, name: str, addresses: tuple[str, ...] = ()) -> None:
+    def __init__(self, node: Attached, name: str, addresses: tuple[str, ...] = ()) -> None:
         self.node = node
         self.name = name
         self.label = f"{node.name}/{name}"
@@ -53,11 +67,16 @@ class NetworkInterface:
         self.prefix_lengths: dict[str, int] = {}
         self.outward = Profile()
         self.peer: NetworkInterface | None = None
+        """The other end of the link."""
         self._last = Instant(0)
-        self.give(addresses)
+        self.set_addresses(addresses)
 
-    def give(self, addresses: tuple[str, ...]) -> None:
-        """Set the addresses: `10.0.0.2/24`, or without a length for /24 and /64."""
+    def __repr__(self) -> str:
+        state = "" if self.up else ", down"
+        return f"<NetworkInterface {self.label}: {', '.join(self.addresses) or 'no address'}{state}>"
+
+    def set_addresses(self, addresses: tuple[str, ...]) -> None:
+        """Replace the addresses. `10.0.0.2/24` includes the prefix length; the defaults are /24 and /64."""
         hosts = []
         for text in addresses:
             host, _, length = text.partition("/")
@@ -66,11 +85,11 @@ class NetworkInterface:
         self.addresses = tuple(hosts)
 
     def address_of_family(self, six: bool) -> str | None:
-        """Its first address of IPv6 or IPv4."""
+        """Return the first IPv6 address if `six`, else the first IPv4 address."""
         return next((a for a in self.addresses if (":" in a) == six), None)
 
-    def transmit(self, packet: IpPacket, network: Network) -> None:
-        """Put a packet on the link. Whoever calls has seen to it that it fits the MTU."""
+    def transmit(self, packet: IpPacket, network: Environment) -> None:
+        """Send a packet over the link. The caller has checked that the packet fits the MTU."""
         clock, profile, peer = network.clock, self.outward, self.peer
         if network.capture is not None:
             network.capture.write(clock.now, self.label, packet, outbound=True, comment=f"packet {packet.id}")
@@ -97,13 +116,13 @@ class NetworkInterface:
 
 
 def connect(one: NetworkInterface, other: NetworkInterface, forth: Profile, back: Profile | None = None) -> None:
-    """Make a link: `forth` is what packets from `one` to `other` meet, `back` the other way (the same by default)."""
+    """Link two interfaces. `forth` applies from `one` to `other`; `back` applies in return and defaults to `forth`."""
     one.peer, other.peer = other, one
     one.outward, other.outward = forth, back or forth
 
 
 def copied(packet: IpPacket) -> IpPacket:
-    """A second packet with the same content, which can be rewritten on its own."""
+    """Return a copy of a packet that can be rewritten without changing the original."""
     twin = replace(packet)
     if packet.icmp is not None and packet.icmp.about is not None:
         twin.icmp = replace(packet.icmp, about=replace(packet.icmp.about))

@@ -1,12 +1,10 @@
-"""Nodes: whatever packets arrive at. A plain node is a router: it looks up the way, counts down the TTL and forwards.
+"""Nodes of the network. A plain node is a router: it looks up the route, decrements the TTL and forwards.
 
-ICMP errors are sent by the rules of RFC 1812 (4.3.2.7) and RFC 4443 (2.4): never about an ICMP error, never about a
-fragment that is not the first, never to nobody.
+ICMP errors follow RFC 1812 (4.3.2.7) and RFC 4443 (2.4). None is sent about an ICMP error, about a fragment other
+than the first, or to an unspecified address.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from polynya.core.addresses import Address
 from polynya.core.machine import IcmpKind
@@ -14,34 +12,44 @@ from polynya.core.packets import IcmpMessage, IpPacket, Protocol, length
 from polynya.core.trace import Tracer
 from polynya.nat.fragments import fragment
 
+from .environment import Environment
 from .links import NetworkInterface
 from .routes import Routes
 
-if TYPE_CHECKING:
-    from .network import Network
-
 _LARGEST_HEADERS = 128
-"""A packet whose payload is so much smaller than the MTU fits without being measured."""
+"""A packet whose payload is smaller than the MTU by this much fits without being measured."""
 
 
 class Node:
-    """A router, and what all other nodes have in common."""
+    """A router, and the base class of hosts, firewalls and NAT routers."""
 
     role = "router"
 
-    def __init__(self, network: Network, name: str, addresses: tuple[str, ...] = ()) -> None:
+    def __init__(self, network: Environment, name: str, addresses: tuple[str, ...] = ()) -> None:
         self.network = network
         self.clock = network.clock
         self.name = name
         self.own: tuple[str, ...] = addresses
-        """Addresses of the node itself, besides those of its interfaces."""
+        """Addresses of the node that belong to no interface."""
         self.addresses: dict[str, NetworkInterface | None] = dict.fromkeys(addresses)
-        """Every address at which the node is reached, with the interface that has it."""
+        """Every address of the node, with the interface that has it."""
         self.interfaces: list[NetworkInterface] = []
         self.routes: Routes[NetworkInterface] = Routes()
         self.uplinks: list[NetworkInterface] = []
-        """The ends at this node of the links that lead towards the middle of the network."""
+        """Interfaces that lead towards the root of the network."""
         self.trace: Tracer = network.trace.at_node(name, "ip")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.summary()}>"
+
+    def summary(self) -> str:
+        """Return name, role and interface addresses for people."""
+        shown = [address for interface in self.interfaces for address in interface.addresses]
+        return " ".join([f"{self.name} ({self.role})", ", ".join(shown)]).rstrip()
+
+    def shown_addresses(self) -> list[str]:
+        """Return the addresses that the trace shows for this node."""
+        return list(self.addresses)
 
     def add_interface(self, name: str, addresses: tuple[str, ...] = ()) -> NetworkInterface:
         interface = NetworkInterface(self, name, addresses)
@@ -51,15 +59,31 @@ class Node:
             self.addresses[host] = interface
         return interface
 
+    def readdress(self, interface: NetworkInterface, addresses: tuple[str, ...]) -> None:
+        """Replace the addresses of an interface, and update the routes towards the root."""
+        peer = interface.peer
+        for host in interface.addresses:
+            del self.addresses[host]
+            if peer is not None:
+                peer.node.unlearn(host)
+        interface.set_addresses(addresses)
+        for host in interface.addresses:
+            self.addresses[host] = interface
+            if peer is not None:
+                peer.node.learn(host, peer)
+
+    def interfaces_changed(self) -> None:
+        """React to changed interfaces. A router does nothing; a host informs its processes."""
+
     def learn(self, prefix: str, via: NetworkInterface) -> None:
-        """`prefix` is reached by `via`: note it and tell those towards the middle of the network."""
+        """Add a route to `prefix` through `via`, here and on all nodes towards the root."""
         self.routes.add(prefix, via)
         for uplink in self.uplinks:
             if uplink.peer is not None and uplink is not via:
                 uplink.peer.node.learn(prefix, uplink.peer)
 
     def unlearn(self, prefix: str) -> None:
-        """`prefix` is not reached here any more."""
+        """Remove the route to `prefix`, here and on all nodes towards the root."""
         self.routes.remove(prefix)
         for uplink in self.uplinks:
             if uplink.peer is not None:
@@ -68,7 +92,7 @@ class Node:
     # ----------------------------------------------------------------------------------------------------- packets
 
     def arrive(self, packet: IpPacket, interface: NetworkInterface) -> None:
-        """A packet came in by `interface`."""
+        """Receive a packet from the link of `interface`."""
         if self.network.capture is not None:
             self.network.capture.write(
                 self.clock.now, interface.label, packet, outbound=False, comment=f"packet {packet.id}"
@@ -79,37 +103,37 @@ class Node:
             self.receive(packet, interface)
 
     def receive(self, packet: IpPacket, interface: NetworkInterface) -> None:  # noqa: ARG002
-        """Take in a packet: it is for this node, or passes."""
+        """Deliver a packet for this node; forward any other."""
         if packet.destination.host in self.addresses:
             self.deliver(packet)
         else:
             self.forward(packet)
 
     def forward(self, packet: IpPacket) -> None:
-        """Pass a packet on by the routes."""
-        if self.hop(packet):
-            self.pass_on(packet)
+        """Forward a packet that belongs to another node."""
+        if self.decrement_ttl(packet):
+            self.route(packet)
 
-    def hop(self, packet: IpPacket) -> bool:
-        """Count the hop; False when it was one too many."""
+    def decrement_ttl(self, packet: IpPacket) -> bool:
+        """Decrement the TTL; False if it expired, which is answered by an ICMP error."""
         if packet.ttl <= 1:
-            self.refuse(packet, IcmpKind.TTL_EXCEEDED, "its time to live ended here")
+            self.refuse(packet, IcmpKind.TTL_EXCEEDED, "its TTL expired here")
             return False
         packet.ttl -= 1
         return True
 
-    def pass_on(self, packet: IpPacket) -> None:
-        """Put a packet on the way to its destination."""
+    def route(self, packet: IpPacket) -> None:
+        """Send a packet by the interface that its destination is routed to."""
         out = self.routes.find(packet.destination.host)
         if out is None:
             self.refuse(packet, IcmpKind.NET_UNREACHABLE, f"no route to {packet.destination.host}")
         elif not out.up:
             self.refuse(packet, IcmpKind.HOST_UNREACHABLE, f"{out.label} is down")
         elif self.fits(packet, out):
-            self.put(packet, out)
+            self.transmit(packet, out)
 
     def fits(self, packet: IpPacket, out: NetworkInterface) -> bool:
-        """Whether the packet may leave by `out`, whole or in fragments; it is refused when not."""
+        """Whether `out` can carry the packet, whole or in fragments. A packet that is too big is refused."""
         mtu = out.outward.mtu
         if len(packet.payload) + _LARGEST_HEADERS <= mtu and packet.icmp is None:
             return True
@@ -119,17 +143,12 @@ class Node:
             return False
         return True
 
-    def put(self, packet: IpPacket, out: NetworkInterface) -> None:
-        """Send a packet by `out`, in fragments where it does not fit."""
+    def transmit(self, packet: IpPacket, out: NetworkInterface) -> None:
+        """Send a packet by `out`, in fragments if it exceeds the MTU."""
         network = self.network
-        if self.trace.enabled:
-            self.trace.packet_forwarded(
-                now=self.clock.now,
-                packet=packet.id,
-                source=str(packet.source),
-                destination=str(packet.destination),
-                by=out.name,
-            )
+        self.trace.packet_forwarded(
+            now=self.clock.now, packet=packet.id, source=packet.source, destination=packet.destination, by=out.name
+        )
         if len(packet.payload) + _LARGEST_HEADERS > out.outward.mtu:
             for piece in fragment(packet, out.outward.mtu):
                 out.transmit(piece, network)
@@ -137,7 +156,7 @@ class Node:
             out.transmit(packet, network)
 
     def deliver(self, packet: IpPacket) -> None:
-        """A packet for the node itself: it answers pings and says that nothing else is here."""
+        """Handle a packet for this node: answer pings, refuse the rest."""
         icmp = packet.icmp
         if icmp is None:
             self.refuse(packet, IcmpKind.PORT_UNREACHABLE, f"nothing listens at {packet.destination}")
@@ -154,18 +173,18 @@ class Node:
                 )
             )
         else:
-            self.drop(packet, "an ICMP message that nobody here waits for")
+            self.drop(packet, f"no program on {self.name} expects this ICMP message")
 
     def send(self, packet: IpPacket) -> None:
-        """Send a packet of the node's own."""
-        self.pass_on(packet)
+        """Send a packet that this node created."""
+        self.route(packet)
 
     def drop(self, packet: IpPacket, reason: str) -> None:
-        """The packet goes no further; `reason` is for people."""
+        """Drop a packet; `reason` is for people."""
         self.network.drop(self.name, packet, reason)
 
     def refuse(self, packet: IpPacket, kind: IcmpKind, reason: str, mtu: int | None = None) -> None:
-        """Drop a packet and tell its sender by ICMP."""
+        """Drop a packet and send an ICMP error to its source."""
         self.drop(packet, reason)
         icmp = packet.icmp
         if (icmp is not None and icmp.about is not None) or (packet.fragment is not None and packet.fragment.offset):
@@ -178,12 +197,11 @@ class Node:
         answer = IpPacket(
             self.network.packet_id(), Address(origin, 0), Address(packet.source.host, 0), Protocol.ICMP, icmp=error
         )
-        if self.trace.enabled:
-            self.trace.icmp(reason, now=self.clock.now, packet=answer.id, about=packet.id, error=kind.value)
+        self.trace.icmp(reason, now=self.clock.now, packet=answer.id, about=packet.id, error=kind)
         self.send(answer)
 
     def origin(self, packet: IpPacket, *, six: bool) -> str | None:
-        """The address that an ICMP error about `packet` comes from."""
+        """Return the source address for an ICMP error about `packet`."""
         if packet.destination.host in self.addresses:
             return packet.destination.host
         back = self.routes.find(packet.source.host)

@@ -1,37 +1,57 @@
-"""Processes: a machine that runs on a host, with its sockets.
+"""Processes: a machine that runs on a host, with its sockets and streams.
 
-After any call to a machine it is drained once, outputs first, then events, and its one timer is set again.
+After each call to a machine, the process drains its outputs, then its events, and re-arms its timer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
-from polynya.core.machine import Input, Machine
+from polynya.core.machine import Input, Machine, Output
 
+from .clock import Clock
 from .links import NetworkInterface
-
-if TYPE_CHECKING:
-    from .hosts import Host
-    from .streams import Listener, Stream
 
 R = TypeVar("R")
 AnyMachine = Machine[Any, Any, Any]
-"""Any machine of which the inputs and outputs are those of `core.machine`."""
+"""A machine with the inputs and outputs of `core.machine`."""
 
 _TICKS_AT_ONCE = 10_000
 
 
 class LabError(AssertionError):
-    """A machine broke its contract: it would hang or mislead a real driver."""
+    """A machine broke its contract in a way that would block or mislead a real driver."""
+
+
+class ProcessHost(Protocol):
+    """A host as its processes see it."""
+
+    name: str
+    clock: Clock
+
+    def carry_out(self, process: Process, output: Output) -> None:
+        """Carry out an output of the process's machine."""
+
+    def close(self, process: Process, flow: Flow, *, silently: bool = False) -> bool:
+        """Close a socket, stream or listener of the process; False if it has none for `flow`."""
+
+
+class StreamHandle(Protocol):
+    """A stream or stream listener of a process."""
+
+    def send(self, data: bytes) -> int:
+        """Send bytes. Return the system's error number, or 0 if the bytes were accepted."""
+
+    def close(self, *, silently: bool = False) -> None:
+        """Close the stream or listener; `silently` sends no packet, as after a power failure."""
 
 
 class Socket:
-    """A UDP socket of a host."""
+    """A UDP socket of a process."""
 
     __slots__ = ("flow", "interface", "local", "process")
 
@@ -45,38 +65,42 @@ class Socket:
 class Process:
     """One machine that runs on a host."""
 
-    def __init__(self, host: Host, machine: AnyMachine, on_event: Callable[[Any], None] | None) -> None:
+    def __init__(self, host: ProcessHost, machine: AnyMachine, on_event: Callable[[Any], None] | None) -> None:
         self.host = host
         self.machine = machine
         self.sockets: dict[Flow, Socket] = {}
-        self.streams: dict[Flow, Stream | Listener] = {}
+        self.streams: dict[Flow, StreamHandle] = {}
         self.log: list[tuple[Instant, Any]] = []
         """Every event of the machine, with its time."""
         self.misuses: list[str] = []
-        """What the machine asked for that makes no sense, such as sending by a flow that it has closed."""
+        """Outputs that make no sense, such as a Send on a closed flow."""
         self.stopped = False
         self.sent = 0
-        """Datagrams that left, and writes to streams."""
+        """Datagrams sent and writes to streams."""
         self._on_event = on_event
         self._clock = host.clock
         self._armed: Instant | None = None
         self._ticked_at = Instant(-1)
         self._ticks = 0
 
+    def __repr__(self) -> str:
+        state = "stopped" if self.stopped else f"{len(self.sockets)} sockets, {len(self.streams)} streams"
+        return f"<Process {type(self.machine).__name__} on {self.host.name}: {state}>"
+
     def call(self, method: Callable[..., R], *args: Any) -> R:
-        """`method(*args, now=now)` on the machine, which is then drained."""
+        """Call `method(*args, now=now)` of the machine, drain the machine and return the result."""
         result = method(*args, now=self._clock.now)
         self.drain()
         return result
 
     def receive(self, input: Input) -> None:
-        """Tell the machine what happened."""
+        """Pass an input to the machine and drain it. A stopped process ignores inputs."""
         if not self.stopped:
             self.machine.receive(input, now=self._clock.now)
             self.drain()
 
     def drain(self) -> None:
-        """Carry out the machine's outputs, hand on its events, and set its timer."""
+        """Carry out the machine's outputs, log its events and arm its timer."""
         machine, carry_out = self.machine, self.host.carry_out
         for output in machine.outputs():
             carry_out(self, output)
@@ -91,9 +115,9 @@ class Process:
                 self._clock.at(due, self._fire, due)
 
     def stop(self, *, silently: bool = False) -> None:
-        """End the process as a crash does: its sockets are gone, its machine hears nothing more.
+        """End the process as a crash does: its sockets are closed and its machine receives no more inputs.
 
-        The system ends its streams in order; `silently`, nobody is told, as when the power fails.
+        The system closes its streams in order. `silently` sends no packet, as after a power failure.
         """
         self.stopped = True
         self._armed = None
@@ -101,7 +125,7 @@ class Process:
             self.host.close(self, flow, silently=silently)
 
     def events(self, kind: type[R]) -> list[R]:
-        """The logged events of a kind, oldest first."""
+        """Return the logged events of one type, oldest first."""
         return [event for _, event in self.log if isinstance(event, kind)]
 
     def _fire(self, due: Instant) -> None:
@@ -111,7 +135,7 @@ class Process:
         self._ticks = self._ticks + 1 if self._ticked_at == now else 0
         self._ticked_at = now
         if self._ticks > _TICKS_AT_ONCE:
-            raise LabError(f"{self.host.name}: the timer of {self.machine!r} is due at {due} however often it ticks")
+            raise LabError(f"{self.host.name}: the timer of {self.machine!r} is still due at {due} after every tick")
         self._armed = None
         self.machine.tick(now=now)
         self.drain()

@@ -1,4 +1,4 @@
-"""Programs for hosts of the virtual network: what a machine needs around it that is not a protocol."""
+"""Programs that run a server's machine on a host of the virtual network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Input, Open, Output
@@ -14,16 +15,17 @@ from .processes import AnyMachine
 
 
 class Listening:
-    """A server's machine with sockets and listeners that are opened for it: all it asks for and says passes through."""
+    """Runs a server's machine: opens its sockets and listeners first, then passes everything through."""
 
     def __init__(
         self, machine: AnyMachine, sockets: Mapping[Flow, Address] | None = None, opens: Iterable[Open] = ()
     ) -> None:
         self.machine = machine
-        self._opens: list[Output] = [
+        self._opens: Queue[Output] = Queue()
+        self._opens.extend(
             Open(flow=flow, transport=Transport.UDP, local=local) for flow, local in (sockets or {}).items()
-        ]
-        self._opens += opens
+        )
+        self._opens.extend(opens)
 
     def receive(self, input: Input, *, now: Instant) -> None:
         self.machine.receive(input, now=now)
@@ -35,8 +37,7 @@ class Listening:
         return self.machine.next_timer()
 
     def outputs(self) -> list[Output]:
-        opens, self._opens = self._opens, []
-        return opens + self.machine.outputs()
+        return self._opens.drain() + self.machine.outputs()
 
     def events(self) -> list[Any]:
         return self.machine.events()

@@ -1,4 +1,4 @@
-"""TURN servers in the virtual network, and agents that know them."""
+"""TURN servers in the virtual network, and session options that use them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from polynya.session.options import Policy, SessionConfig, TurnCredentials
 from polynya.stun.uris import StunUri, TurnUri
 from polynya.turn.client.allocation import ALPN
 from polynya.turn.server.config import RelayHost, ServerConfig
+from polynya.turn.server.forwarder import Forwarder
 from polynya.turn.server.policy import PeerPolicy
-from polynya.turn.server.relay_server import RelayServer as TurnMachine
+from polynya.turn.server.server import TurnServer
 from polynya.turn.server.users import (
     Directories,
     Directory,
@@ -38,9 +39,9 @@ REALM: Final = "lab.example"
 USER: Final = ("lab", "a password of the lab")
 SECRET: Final = "a secret of the lab"  # noqa: S105
 PEERS: Final = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
-"""The lab's public addresses are documentation's, which no server relays to unless it is told so by name."""
+"""The lab's public addresses. They are documentation ranges, which the peer policy denies without a rule."""
 UNIX_TIME: Final = 1_800_000_000
-"""The time of day at the virtual clock's zero, for credentials that expire."""
+"""The time of day at the virtual clock's zero, for time-limited credentials."""
 LISTENERS: Final = (
     (Transport.UDP, 3478),
     (Transport.TCP, 3478),
@@ -50,9 +51,9 @@ LISTENERS: Final = (
 
 
 class TurnService:
-    """A TURN server on a host, in its default policy but for the lab's own addresses.
+    """A TURN server on a host. Its default peer policy also permits the lab's addresses.
 
-    It is started anew without its memory: allocations, nonces and streams are gone, as after a real restart.
+    A second `start` loses all allocations, nonces and streams, as a restart of a real server does.
     """
 
     def __init__(
@@ -61,20 +62,21 @@ class TurnService:
         self.host = host
         self.config = config
         self.process: Process | None = None
-        self.machine: TurnMachine | None = None
+        self.machine: TurnServer | None = None
         self._directory = directory
         self._listeners = tuple(listeners)
         self._starts = 0
 
-    def start(self) -> TurnMachine:
-        """Run it; a second time it is another process that knows nothing of the first."""
+    def start(self) -> TurnServer:
+        """Start the server; a second time it is a new process without the state of the first."""
         host, network = self.host, self.host.network
         self._starts += 1
-        self.machine = TurnMachine(
+        random = network.chance_of(f"{host.name}/{self._starts}")
+        self.machine = TurnServer(
             self.config,
             self._directory,
-            network.flow_ids,
-            random=network.chance_of(f"{host.name}/{self._starts}"),
+            Forwarder(network.flow_ids, random=random),
+            random=random,
             trace=network.trace.at_node(host.name, "turn-server"),
         )
         self.machine.control.set_unix_time(UNIX_TIME + network.now // SECOND, now=network.now)
@@ -92,13 +94,13 @@ class TurnService:
         return self.machine
 
     def stop(self, *, silently: bool = False) -> None:
-        """End it as a crash does; `silently`, its streams just stop, as when the power fails."""
+        """End the server as a crash does; with `silently` as a power failure does, without closing streams."""
         if self.process is not None:
             self.process.stop(silently=silently)
 
     @property
     def allocations(self) -> int:
-        """How many allocations stand."""
+        """Number of allocations."""
         return 0 if self.machine is None else len(self.machine.control.allocations.by_client)
 
 
@@ -113,7 +115,7 @@ def turn_server(
     directory: Directory | None = None,
     config: ServerConfig | None = None,
 ) -> TurnService:
-    """A host with a TURN server that is running: UDP, TCP and TLS on each of its addresses."""
+    """Make a host with a running TURN server: UDP, TCP and TLS on each of its addresses."""
     host = network.host(name, addresses, internet, delay=delay)
     relays = tuple(RelayHost(host=each) for each in addresses)
     if config is None:
@@ -127,26 +129,26 @@ def turn_server(
 
 
 def expiring_users() -> Directory:
-    """The lab's user, and everybody whose time-limited credentials the lab's secret made."""
+    """Return a directory with the lab's user and with time-limited credentials of the lab's secret."""
     users = StaticUsers(REALM, [User.with_password(*_named(USER))])
     return Directories([SharedSecrets(REALM, [SECRET]), users])
 
 
 def time_limited(network: Network, seconds: int, name: str = "guest") -> tuple[str, str]:
-    """A user name and password that are good for so long from now."""
+    """Return a user name and password that expire in this many seconds."""
     username = f"{UNIX_TIME + network.now // SECOND + seconds}:{name}"
     return username, time_limited_password(username, SECRET.encode())
 
 
 def relay(uri: str = f"turn:{TURN_SERVER[0]}", user: tuple[str, str] = USER) -> TurnCredentials:
-    """A TURN server as an agent is told of it."""
+    """Return a TURN server with credentials, as an option of a session."""
     return TurnCredentials(TurnUri.parse(uri), *user)
 
 
 def relayed_configs(
     topology: Topology, policy: Policy = Policy.ALL, servers: Sequence[TurnCredentials] | None = None
 ) -> tuple[SessionConfig, SessionConfig]:
-    """Two agents that know the topology's STUN server and the TURN servers; the first controls."""
+    """Return the options of two agents with the topology's STUN server and TURN servers; the first is controlling."""
     one, other = (
         SessionConfig(
             ice=IceConfig(controlling=controlling),

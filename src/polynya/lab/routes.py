@@ -1,4 +1,4 @@
-"""Prefixes and routes: the longest prefix that holds an address wins."""
+"""Prefixes and routes: the longest prefix that contains an address wins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Prefix:
-    """An IP prefix such as `10.0.0.0/24`, `2001:db8::/32`, or a host alone."""
+    """An IP prefix such as `10.0.0.0/24`, `2001:db8::/32`, or a single address."""
 
     __slots__ = ("bits", "length", "value")
 
@@ -28,13 +28,13 @@ class Prefix:
         return 8 * len(packed) == self.bits and int.from_bytes(packed, "big") >> (self.bits - self.length) == self.value
 
     def host(self, number: int) -> str:
-        """The canonical text of an address within: `Prefix("10.0.0.0/24").host(1)` is `10.0.0.1`."""
+        """Return an address of the prefix: `Prefix("10.0.0.0/24").host(1)` is `10.0.0.1`."""
         value = (self.value << (self.bits - self.length)) + number
         return Address.from_packed(value.to_bytes(self.bits // 8, "big"), 0).host
 
 
 class Routes(Generic[T]):
-    """A table of routes. What was looked up once is remembered until the table changes."""
+    """A routing table. Lookups are cached until the table changes."""
 
     def __init__(self) -> None:
         self._tables: dict[tuple[int, int], dict[int, T]] = {}
@@ -49,13 +49,13 @@ class Routes(Generic[T]):
         self._found.clear()
 
     def remove(self, prefix: str) -> None:
-        """Remove a route; nothing happens when there is none."""
+        """Remove a route if it exists."""
         parsed = Prefix(prefix)
         self._tables.get((parsed.bits, parsed.length), {}).pop(parsed.value, None)
         self._found.clear()
 
     def find(self, host: str) -> T | None:
-        """What leads to `host`, or None."""
+        """Return the route to `host`, or None."""
         try:
             return self._found[host]
         except KeyError:

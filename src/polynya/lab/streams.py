@@ -1,39 +1,33 @@
 """The streams of a host: TCP and modeled TLS, opened, accepted and closed for the machines that run on it.
 
-What a machine sees is what the real driver shows it:
+A machine receives the same inputs as from the real driver:
 
-    Open with a remote     Opened, or Closed alone: refused, unreachable, no answer in time, another's certificate
-    Open without one       Opened, then an Opened that names the listener for each stream that comes
-    Send                   the bytes, in order; SendFailed while the stream is not open or too much waits
-    Close                  what waits is sent, then the stream ends; nothing more is heard of it
+    Open with a remote     Opened, or Closed alone: refused, unreachable, timed out, wrong certificate
+    Open without one       Opened, then for each accepted stream an Opened that names the listener
+    Send                   the bytes, in order; SendFailed while the stream is not open or its buffer is full
+    Close                  buffered bytes are sent, then the stream ends; no further input is delivered
 """
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow, Transport
-from polynya.core.instants import MICROSECOND, SECOND
-from polynya.core.machine import Closed, IcmpKind, Open, Opened, Send, StreamData
+from polynya.core.instants import SECOND
+from polynya.core.machine import Closed, IcmpKind, Open, Opened, StreamData
 from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFields, TcpFlags
 
+from .ip_stack import EPHEMERAL, LOOPBACK_DELAY, LOOPBACK_MTU, WILDCARDS, IpStack
 from .links import NetworkInterface
 from .processes import LabError, Process
 from .tcp import Connection, largest_segment, reset_for
 from .tls import Handshake, TlsState
 
-if TYPE_CHECKING:
-    from .hosts import Host
-
 CONNECT_TIMEOUT: Final = 20 * SECOND
-"""As the real driver's: TCP and TLS together."""
-LOOPBACK_DELAY: Final = 10 * MICROSECOND
-_LOOPBACK_MTU: Final = 65536
+"""The time limit for TCP and TLS together, as in the real driver."""
 _WRITE_LIMIT: Final = 1 << 20
-_EPHEMERAL: Final = (49152, 65535)
-_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104
 
 _OPENING: Final = TcpFlags.SYN | TcpFlags.ACK | TcpFlags.RST
 
@@ -44,15 +38,24 @@ Endpoints = tuple[Address, Address]
 class Listener:
     """A port at which streams are accepted."""
 
-    def __init__(self, process: Process, open: Open, local: Address) -> None:
+    def __init__(self, streams: Streams, process: Process, open: Open, local: Address) -> None:
         self.process = process
         self.flow = open.flow
         self.local = local
         self.open = open
+        self._streams = streams
+
+    def send(self, data: bytes) -> int:  # noqa: ARG002
+        """Fail: a listener has no remote endpoint."""
+        return errno.ENOTCONN
+
+    def close(self, *, silently: bool = False) -> None:  # noqa: ARG002
+        """Stop accepting streams. Streams that were accepted stay open."""
+        self._streams.forget_listener(self)
 
 
 class Stream:
-    """One stream of a process. It owns its connection."""
+    """One stream of a process. It owns its TCP connection."""
 
     def __init__(
         self,
@@ -79,7 +82,32 @@ class Stream:
         sequence = streams.host.chance.randrange(1 << 32)
         self.connection = Connection(streams.host.clock, self, sequence=sequence, mss=mss)
 
-    # ----------------------------------------------------------------------------------------- what the connection says
+    # ------------------------------------------------------------------------------------------- calls of the process
+
+    def send(self, data: bytes) -> int:
+        """Send bytes. Return the system's error number, or 0 if the bytes were accepted."""
+        if not self.open:
+            return errno.ENOTCONN
+        if self.connection.waiting + len(data) > _WRITE_LIMIT:
+            return errno.ENOBUFS
+        self.connection.send(data)
+        return 0
+
+    def close(self, *, silently: bool = False) -> None:
+        """Send the buffered bytes, then close; `silently` sends nothing, as after a power failure."""
+        self.open = False
+        if silently:
+            self.connection.vanish()
+        else:
+            self.connection.close()
+
+    def expire(self) -> None:
+        """Fail the stream if it is not open yet. The host calls this at the connect timeout."""
+        if not self.open and self.flow in self.process.streams:
+            self.connection.close()
+            self._fail(f"it did not answer within {CONNECT_TIMEOUT // SECOND} s", errno.ETIMEDOUT)
+
+    # ----------------------------------------------------------------------------------- calls of the TCP connection
 
     def established(self) -> None:
         if self._handshake is None:
@@ -113,13 +141,7 @@ class Stream:
     def gone(self) -> None:
         self._streams.forget(self)
 
-    # -------------------------------------------------------------------------------------------------------- own calls
-
-    def expire(self) -> None:
-        """It was to be open by now."""
-        if not self.open and self.flow in self.process.streams:
-            self.connection.close()
-            self._fail(f"it did not answer within {CONNECT_TIMEOUT // SECOND} s", errno.ETIMEDOUT)
+    # --------------------------------------------------------------------------------------------------------- inside
 
     def _ready(self, alpn: str | None) -> None:
         streams, listener = self._streams, self._listener
@@ -137,20 +159,21 @@ class Stream:
             listener=None if listener is None else listener.flow,
             alpn=alpn,
         )
-        streams.note_opened(self.flow, self.transport, self.local, self.remote)
+        streams.trace_opened(self.flow, self.transport, self.local, self.remote)
         self.process.receive(opened)
 
     def _fail(self, reason: str, number: int | None) -> None:
         self.open = False
         if self.flow is not None and self.process.streams.pop(self.flow, None) is self:
-            self._streams.note_closed(self.flow)
+            host = self._streams.host
+            host.trace.flow_closed(now=host.clock.now, flow=self.flow)
             self.process.receive(Closed(flow=self.flow, reason=f"{self.remote}: {reason}", errno=number))
 
 
 class Streams:
     """All streams and listeners of one host."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: IpStack) -> None:
         self.host = host
         self._connected: dict[Endpoints, Stream] = {}
         self._listening: dict[tuple[str, int], Listener] = {}
@@ -158,42 +181,23 @@ class Streams:
     # ------------------------------------------------------------------------------------------------------------ calls
 
     def open(self, process: Process, open: Open) -> Opened | Closed | None:
-        """Begin to listen or to connect; None when the answer comes later."""
-        if open.transport is Transport.DTLS:
-            reason = f"{open.transport.value} is not part of this network"
-            return Closed(flow=open.flow, reason=reason, errno=errno.EPROTONOSUPPORT)
+        """Start to listen or to connect; None if the result follows later as an input."""
         if open.flow in process.streams or open.flow in process.sockets:
             raise LabError(f"{self.host.name}: {open.flow} was opened twice")
         return self._listen(process, open) if open.remote is None else self._connect(process, open, open.remote)
 
-    def send(self, stream: Stream | Listener, send: Send) -> int:
-        """Send bytes on a stream; the system's error number, 0 when they are taken."""
-        if not isinstance(stream, Stream) or not stream.open:
-            return errno.ENOTCONN
-        if stream.connection.waiting + len(send.data) > _WRITE_LIMIT:
-            return errno.ENOBUFS
-        stream.connection.send(send.data)
-        return 0
-
-    def close(self, stream: Stream | Listener, *, silently: bool = False) -> None:
-        """End a stream or a listener; `silently` tells nobody, as when the power fails."""
-        if isinstance(stream, Listener):
-            del self._listening[stream.local.host, stream.local.port]
-            return
-        stream.open = False
-        if silently:
-            stream.connection.vanish()
-        else:
-            stream.connection.close()
-
     def forget(self, stream: Stream) -> None:
-        """Its endpoints are free."""
+        """Release the endpoints of a stream."""
         self._connected.pop((stream.local, stream.remote), None)
+
+    def forget_listener(self, listener: Listener) -> None:
+        """Release the port of a listener."""
+        del self._listening[listener.local.host, listener.local.port]
 
     # ---------------------------------------------------------------------------------------------------------- network
 
     def deliver(self, packet: IpPacket) -> None:
-        """A TCP segment came to the host."""
+        """Handle a TCP segment that arrived at the host."""
         host, tcp = self.host, packet.tcp
         assert tcp is not None
         stream = self._connected.get((packet.destination, packet.source))
@@ -201,29 +205,28 @@ class Streams:
         if stream is None and tcp.flags & _OPENING == TcpFlags.SYN:
             listener = self._listener_at(packet.destination)
         if stream is None and listener is None:
-            what = "listens" if tcp.flags & TcpFlags.SYN else "has a connection"
-            host.drop(packet, f"nothing {what} at {packet.destination}")
+            missing = "listens" if tcp.flags & TcpFlags.SYN else "has a connection"
+            host.drop(packet, f"nothing {missing} at {packet.destination}")
             if not host.silent and not tcp.flags & TcpFlags.RST:
                 answer = reset_for(packet, tcp)
                 answer.id = host.network.packet_id()
                 host.send(answer)
             return
-        if host.trace.enabled:
-            host.trace.packet_received(
-                now=host.clock.now,
-                packet=packet.id,
-                source=str(packet.source),
-                destination=str(packet.destination),
-                length=len(packet.payload),
-                tcp=_shown(tcp.flags),
-            )
+        host.trace.packet_received(
+            now=host.clock.now,
+            packet=packet.id,
+            source=packet.source,
+            destination=packet.destination,
+            length=len(packet.payload),
+            tcp=_shown(tcp.flags),
+        )
         if stream is not None:
             stream.connection.receive(tcp, packet.payload)
         elif listener is not None:
             self._accept(listener, packet, tcp)
 
     def unreachable(self, about: IpPacket, icmp: IcmpMessage) -> bool:
-        """An ICMP error came about a segment of ours; False when it is nobody's."""
+        """Handle an ICMP error about a segment; False if the segment belongs to no stream of the host."""
         stream = self._connected.get((about.source, about.destination))
         if stream is None or about.tcp is None or icmp.kind is None:
             return False
@@ -232,86 +235,75 @@ class Streams:
         return True
 
     def emit(self, stream: Stream, tcp: TcpFields, payload: bytes) -> None:
-        """Send a segment. What cannot leave is lost: the connection will see."""
+        """Send a segment. A segment that cannot leave the host is dropped; TCP sends it again."""
         host, network = self.host, self.host.network
-        out = self._way_out(stream)
+        out = host.way_out(stream.interface, stream.remote.host)
         packet = IpPacket(
             network.packet_id(), stream.local, stream.remote, Protocol.TCP, payload,
             dont_fragment=True, tcp=tcp, tls=stream.transport.secure and bool(payload),
         )  # fmt: skip
-        if host.trace.enabled:
-            host.trace.packet_sent(
-                now=host.clock.now,
-                packet=packet.id,
-                protocol="tcp",
-                source=str(packet.source),
-                destination=str(packet.destination),
-                length=len(payload),
-                tcp=_shown(tcp.flags),
-            )
+        host.trace.packet_sent(
+            now=host.clock.now,
+            packet=packet.id,
+            protocol="tcp",
+            source=packet.source,
+            destination=packet.destination,
+            length=len(payload),
+            tcp=_shown(tcp.flags),
+        )
         if stream.remote.host in host.addresses:
             host.clock.after(LOOPBACK_DELAY, host.deliver, packet)
         elif out is None or stream.local.host not in host.addresses:
-            host.drop(packet, f"{host.name} has no way to {stream.remote.host} from {stream.local.host}")
+            host.drop(packet, f"{host.name} has no route to {stream.remote.host} from {stream.local.host}")
         else:
             out.transmit(packet, network)
 
     def largest_segment(self, stream: Stream) -> int:
-        out = self._way_out(stream)
-        mtu = _LOOPBACK_MTU if stream.remote.host in self.host.addresses or out is None else out.outward.mtu
+        """Return the largest payload of a segment of this stream."""
+        out = self.host.way_out(stream.interface, stream.remote.host)
+        mtu = LOOPBACK_MTU if stream.remote.host in self.host.addresses or out is None else out.outward.mtu
         return largest_segment(mtu, stream.remote)
 
-    # ------------------------------------------------------------------------------------------------------------ trace
-
-    def note_opened(self, flow: Flow, transport: Transport, local: Address, remote: Address | None) -> None:
+    def trace_opened(self, flow: Flow, transport: Transport, local: Address, remote: Address | None) -> None:
+        """Trace a stream or listener that was opened."""
         host = self.host
-        if host.trace.enabled:
-            host.trace.flow_opened(
-                now=host.clock.now,
-                flow=str(flow),
-                transport=transport.value,
-                local=str(local),
-                remote=None if remote is None else str(remote),
-            )
-
-    def note_closed(self, flow: Flow) -> None:
-        if self.host.trace.enabled:
-            self.host.trace.flow_closed(now=self.host.clock.now, flow=str(flow))
+        host.trace.flow_opened(now=host.clock.now, flow=flow, transport=transport, local=local, remote=remote)
 
     # ---------------------------------------------------------------------------------------------------------- opening
 
     def _listen(self, process: Process, open: Open) -> Opened | Closed:
-        host, local = self.host, open.local or Address(_WILDCARDS[0], 0)
+        host, local = self.host, open.local or Address(WILDCARDS[0], 0)
         refused = host.refusal(open, local)
         if refused is not None:
             return refused
-        port = local.port or self._free_port(local.host, open.ports or _EPHEMERAL, None)
+        port = local.port or self._free_port(local.host, open.ports or EPHEMERAL, None)
         if port is None or (local.host, port) in self._listening:
             return Closed(flow=open.flow, reason=f"{local.with_port(port or 0)} is in use", errno=errno.EADDRINUSE)
-        listener = Listener(process, open, local.with_port(port))
+        listener = Listener(self, process, open, local.with_port(port))
         self._listening[local.host, port] = listener
         process.streams[open.flow] = listener
-        self.note_opened(open.flow, open.transport, listener.local, None)
+        self.trace_opened(open.flow, open.transport, listener.local, None)
         return Opened(flow=open.flow, local=listener.local)
 
     def _connect(self, process: Process, open: Open, remote: Address) -> Closed | None:
         host = self.host
         remote = Address(remote.host, remote.port)
-        local = open.local or Address(_WILDCARDS[remote.family == 6], 0)
+        local = open.local or Address(WILDCARDS[remote.family == 6], 0)
         refused = host.refusal(open, local)
         if refused is not None:
             return refused
         if local.family != remote.family:
-            return Closed(flow=open.flow, reason=f"{remote} is of another family", errno=errno.EAFNOSUPPORT)
+            reason = f"{remote} and {local.host} are of different families"
+            return Closed(flow=open.flow, reason=reason, errno=errno.EAFNOSUPPORT)
         interface = host.interface_for(open, local)
         own = remote.host in host.addresses
-        out = interface if interface is not None and host.source_routing else host.routes.find(remote.host)
+        out = host.way_out(interface, remote.host)
         source = local.host
-        if source in _WILDCARDS:
+        if source in WILDCARDS:
             source = remote.host if own else "" if out is None else out.address_of_family(remote.family == 6) or ""
         if not own and (out is None or not out.up or not source):
-            return Closed(flow=open.flow, reason=f"there is no way to {remote}", errno=errno.ENETUNREACH)
-        port = local.port or self._free_port(source, open.ports or _EPHEMERAL, remote)
+            return Closed(flow=open.flow, reason=f"no route to {remote}", errno=errno.ENETUNREACH)
+        port = local.port or self._free_port(source, open.ports or EPHEMERAL, remote)
         if port is None or (Address(source, port), remote) in self._connected:
             return Closed(flow=open.flow, reason=f"no port of {source} is free", errno=errno.EADDRINUSE)
         handshake = None
@@ -342,30 +334,21 @@ class Streams:
             host.clock.after(CONNECT_TIMEOUT, self._give_up, stream)
 
     def _give_up(self, stream: Stream) -> None:
-        """A client that never came through its handshake."""
+        """Abort a stream whose client has not completed the TLS handshake."""
         if stream.flow is None:
             stream.connection.abort()
 
     def _listener_at(self, address: Address) -> Listener | None:
         found = self._listening.get((address.host, address.port))
-        return found or self._listening.get((_WILDCARDS[address.family == 6], address.port))
+        return found or self._listening.get((WILDCARDS[address.family == 6], address.port))
 
     def _free_port(self, source: str, ports: tuple[int, int], remote: Address | None) -> int | None:
-        low, high = ports
-        count = high - low + 1
-        start = self.host.chance.randrange(count)
-        for i in range(count):
-            port = low + (start + i) % count
-            if (source, port) not in self._listening and (
+        def is_free(port: int) -> bool:
+            return (source, port) not in self._listening and (
                 remote is None or (Address(source, port), remote) not in self._connected
-            ):
-                return port
-        return None
+            )
 
-    def _way_out(self, stream: Stream) -> NetworkInterface | None:
-        if stream.interface is not None and self.host.source_routing:
-            return stream.interface
-        return self.host.routes.find(stream.remote.host)
+        return self.host.free_port(ports, is_free)
 
 
 _SHOWN: Final = tuple("+".join(flag.name or "" for flag in TcpFlags(number)) for number in range(32))

@@ -1,7 +1,7 @@
-"""The table: every class of mapping and filtering against every other, met by real agents, beside what the rules imply.
+"""The NAT table: two sessions behind each combination of NAT classes, compared with the prediction of `nat.rules`.
 
-Each cell is a network of its own: two sessions behind a NAT each, a STUN server, no relay, ports at random. The agents
-connect or fail in virtual time, exchange data when connected, and close; what must hold in every run is checked.
+Each cell is a separate network: two sessions behind one NAT each, a STUN server, no relay, random ports. The agents
+connect or fail in virtual time, exchange data if connected, and close. The invariants of every run are checked.
 """
 
 from __future__ import annotations
@@ -19,50 +19,51 @@ from polynya.nat.rules import expect
 from polynya.session.options import SessionConfig
 from polynya.stun.uris import StunUri
 
+from .environment import Capture
 from .exchange import Exchange, Peer
 from .invariants import disagreement, violations
-from .network import Capture, Network
+from .network import Network
 from .topologies import Topology, between_nats
 
 _TRIES = 12
 LIMIT = 120 * SECOND
-"""Virtual time after which a cell counts as not connected, whatever its agents still hope."""
+"""Virtual time after which a cell counts as not connected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One cell. Types are those of the selected pair as each side sees it, local before remote; times are seconds."""
+    """The result of one cell. Pairs are candidate types of the selected pair on each side; times are seconds."""
 
     first: str
     second: str
     connected: bool
     expected: bool | None
-    """What the rules imply; None where it depends on who is first."""
+    """The prediction; None if it depends on which side sends first."""
     first_pair: str | None
     second_pair: str | None
     seconds: float | None
     """Virtual time from the start until both sides had a valid pair."""
     nominated_seconds: float | None
-    """Until both sides had the nominated pair."""
+    """Virtual time from the start until both sides had a nominated pair."""
     data: bool
-    """Whether application data went both ways."""
+    """Whether application data arrived in both directions."""
     faults: tuple[str, ...] = ()
-    """Invariants that did not hold."""
+    """Violated invariants."""
 
     @property
     def agrees(self) -> bool:
-        """Whether the run is as the rules imply, and nothing else is wrong."""
+        """Whether the run matches the prediction and violates no invariant."""
         return self.connected == (self.connected if self.expected is None else self.expected) and not self.faults
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return the row for JSON."""
         return asdict(self) | {"faults": list(self.faults), "agrees": self.agrees}
 
 
 def table(
     base: NatConfig | None = None, *, seed: int = 0, trace: Tracer = NO_TRACE, capture: Capture | None = None
 ) -> Iterator[Row]:
-    """All 81 cells, row by row. `base` has the choices besides mapping and filtering; by default, random ports."""
+    """Yield all 81 cells, row by row. `base` has the other NAT options; the default has random ports."""
     base = base or NatConfig(ports=PortAssignment.RANDOM)
     for first in every_class(base):
         for second in every_class(base):
@@ -72,9 +73,8 @@ def table(
 def cell(
     first: NatConfig, second: NatConfig, *, seed: int = 0, trace: Tracer = NO_TRACE, capture: Capture | None = None
 ) -> Row:
-    """Let two agents meet behind these NATs."""
-    if trace.enabled:
-        trace.note(f"a network of its own: {first.label} against {second.label}", now=Instant(0), seed=seed)
+    """Run two agents behind these NATs."""
+    trace.note(f"new network: {first.label} against {second.label}", now=Instant(0), seed=seed)
     network = Network(seed, trace=trace, capture=capture)
     meeting = meet(between_nats(first, second, network=network))
     one, other = meeting.peers
@@ -95,13 +95,13 @@ def cell(
 
 @dataclass(slots=True, kw_only=True)
 class Meeting:
-    """What came of two agents that tried to connect."""
+    """The result of two agents that tried to connect."""
 
     peers: tuple[Peer, Peer]
     connected: bool
     """Both sides have a nominated pair."""
     pairs: tuple[str | None, str | None]
-    """The types of the selected pair on each side: `srflx -> prflx`."""
+    """Candidate types of the selected pair on each side, such as `srflx -> prflx`."""
     data: bool
     faults: tuple[str, ...]
 
@@ -115,9 +115,9 @@ def meet(
     later: int = 0,
     limit: int = LIMIT,
 ) -> Meeting:
-    """Run two agents in a topology until both have settled; let them exchange data and close.
+    """Run two agents in a topology until both have settled, exchange data and close.
 
-    The first controls, unless `configs` say otherwise. `later` is how much later the second starts.
+    The first agent is controlling, unless `configs` set the roles. The second starts `later` nanoseconds later.
     """
     network = topology.network
     if configs is None:
@@ -143,12 +143,12 @@ def meet(
 
 
 def session_config(topology: Topology, *, controlling: bool) -> SessionConfig:
-    """The options of an agent that knows the topology's STUN server."""
+    """Return the options of an agent that uses the topology's STUN server."""
     return SessionConfig(ice=IceConfig(controlling=controlling), stun_servers=(StunUri.parse(topology.stun),))
 
 
 def _talk(network: Network, one: Peer, other: Peer) -> bool:
-    """Whether data goes both ways. On a lossy link it is sent again and again."""
+    """Whether data arrives in both directions. It is sent several times, because links may be lossy."""
     for _ in range(_TRIES):
         one.send(b"from " + one.name.encode())
         other.send(b"from " + other.name.encode())

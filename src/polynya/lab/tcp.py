@@ -1,4 +1,4 @@
-"""One TCP connection of a host (RFC 9293): as much of it as decides what programs, NATs and firewalls see.
+"""A TCP connection of a host (RFC 9293), as far as programs, NATs and firewalls can observe it.
 
     state        | SYN+ACK     | SYN          | ACK of our SYN | FIN     | close    | FINs both ways, acknowledged
     -------------+-------------+--------------+----------------+---------+----------+-----------------------------
@@ -6,13 +6,13 @@
     SYN_RECEIVED |             |              | ESTABLISHED    |         | CLOSED ! |
     ESTABLISHED  |             |              |                | CLOSING | CLOSING  |
     CLOSING      |             |              |                |         |          | CLOSED *
-    any          a RST, RETRIES without an answer, an ICMP error before it was established: CLOSED
+    any          a RST, RETRIES without an answer, or an ICMP error before it is established: CLOSED
 
     !  with a RST
-    *  after LINGER for the side whose FIN came first, which answers what the other may send again
+    *  after LINGER on the side that sent the first FIN, which answers retransmissions until then
 
-Bytes arrive in order: what comes too early waits, what is lost is sent again. A half-closed stream is of no use to any
-protocol here, so a FIN is answered with one. There are no options, no congestion control and no zero windows.
+Bytes arrive in order: early segments are kept, lost ones are retransmitted. No protocol here uses a half-closed stream,
+so a FIN is answered by a FIN. There are no options, no congestion control and no zero windows.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from polynya.core.packets import Protocol as IpProtocol
 from .clock import Clock
 
 RTO: Final = SECOND
-"""Of a segment that is sent first; doubled each time up to LONGEST_RTO (RFC 6298)."""
+"""The first retransmission timeout, doubled each time up to LONGEST_RTO (RFC 6298)."""
 LONGEST_RTO: Final = 60 * SECOND
 RETRIES: Final = 8
-"""How often a segment is sent again: three minutes in all, beyond the R2 of RFC 9293 (3.8.3)."""
+"""Retransmissions of a segment: more than three minutes in all, beyond the R2 of RFC 9293 (3.8.3)."""
 LINGER: Final = 60 * SECOND
 WINDOW: Final = 0xFFFF
-"""Bytes that may be under way, as much as a window without scaling allows."""
+"""The largest number of unacknowledged bytes, as without window scaling."""
 
 _MODULUS: Final = 1 << 32
 _HALF: Final = 1 << 31
 _FIN, _SYN, _RST, _PSH, _ACK = map(int, (TcpFlags.FIN, TcpFlags.SYN, TcpFlags.RST, TcpFlags.PSH, TcpFlags.ACK))
 _FLAGS: Final = tuple(TcpFlags(number) for number in range(32))
-"""Flags are reckoned with as plain numbers, which cost a tenth."""
+"""Flags are computed as plain integers, which takes a tenth of the time."""
 _ERRORS: Final = {
     IcmpKind.PORT_UNREACHABLE: errno.ECONNREFUSED,
     IcmpKind.HOST_UNREACHABLE: errno.EHOSTUNREACH,
@@ -62,26 +62,26 @@ class TcpState(Enum):
 
 
 class TcpOwner(Protocol):
-    """Whose connection it is."""
+    """The owner of a connection."""
 
     def established(self) -> None:
-        """Both sides know of it."""
+        """Handle the established connection."""
 
     def arrived(self, data: bytes) -> None:
-        """The next bytes of the stream."""
+        """Handle the next bytes of the stream."""
 
     def ended(self, reason: str, number: int | None) -> None:
-        """Nothing more comes, and why, with the system's error number. Not called after `close` and `abort`."""
+        """Handle the end of the stream, with the system's error number. Not called after `close` or `abort`."""
 
     def emit(self, tcp: TcpFields, payload: bytes) -> None:
         """Send a segment."""
 
     def gone(self) -> None:
-        """The last call: its endpoints are free."""
+        """Release the endpoints. This is the last call."""
 
 
 class _Segment:
-    """What was sent and not acknowledged yet."""
+    """A segment that was sent and is not acknowledged yet."""
 
     __slots__ = ("flags", "payload", "sequence")
 
@@ -96,7 +96,7 @@ class _Segment:
 
 
 class Connection:
-    """A TCP connection. Its owner sends its segments and hands it those that come."""
+    """A TCP connection. Its owner sends its segments and passes in those that arrive."""
 
     def __init__(self, clock: Clock, owner: TcpOwner, *, sequence: int, mss: int) -> None:
         self.state = TcpState.SYN_SENT
@@ -104,7 +104,7 @@ class Connection:
         self._clock = clock
         self._owner = owner
         self._deaf = False
-        """Nobody listens any more: what arrives is acknowledged and forgotten."""
+        """Whether received bytes are acknowledged and discarded, because the owner has closed."""
         self._next = sequence
         self._unsent = bytearray()
         self._flight: deque[_Segment] = deque()
@@ -125,7 +125,7 @@ class Connection:
 
     @property
     def waiting(self) -> int:
-        """Bytes that were not sent yet."""
+        """The number of bytes that are not sent yet."""
         return len(self._unsent)
 
     def connect(self) -> None:
@@ -133,18 +133,18 @@ class Connection:
         self._queue(_SYN)
 
     def accept(self, syn: TcpFields) -> None:
-        """Answer a SYN that came to a listener."""
+        """Answer a SYN that arrived at a listener."""
         self.state = TcpState.SYN_RECEIVED
         self._expected = (syn.sequence + 1) % _MODULUS
         self._queue(_SYN | _ACK)
 
     def send(self, data: bytes) -> None:
-        """Send these bytes after those that were given before."""
+        """Append bytes to the stream and send what the window allows."""
         self._unsent += data
         self._push()
 
     def close(self) -> None:
-        """Send what is left, then a FIN. The owner hears no more than `gone`."""
+        """Send the buffered bytes, then a FIN. Of the owner, only `gone` is still called."""
         self._deaf = True
         if self.state is TcpState.SYN_RECEIVED:
             self.abort()
@@ -154,7 +154,7 @@ class Connection:
             self._finish()
 
     def abort(self) -> None:
-        """Send a RST and forget everything. The owner hears no more than `gone`."""
+        """Send a RST and close at once. Of the owner, only `gone` is still called."""
         self._deaf = True
         if self.state is not TcpState.CLOSED:
             if self.state is not TcpState.SYN_SENT:
@@ -162,14 +162,14 @@ class Connection:
             self._close()
 
     def vanish(self) -> None:
-        """Forget everything and tell nobody, as when the power fails."""
+        """Close at once without sending a packet, as after a power failure."""
         self._deaf = True
         self._close()
 
     # -------------------------------------------------------------------------------------------------------- network
 
     def receive(self, tcp: TcpFields, payload: bytes) -> None:
-        """A segment came."""
+        """Process a received segment."""
         flags = int(tcp.flags)
         if self.state is TcpState.SYN_SENT:
             self._answered(tcp)
@@ -178,10 +178,10 @@ class Connection:
             if tcp.sequence == self._expected:
                 self._end("the other side reset the connection", errno.ECONNRESET)
             elif (tcp.sequence - self._expected) % _MODULUS <= WINDOW:
-                self._acknowledge()  # it may be forged: if it is not, the answer is a RST that fits (RFC 5961, 3.2)
+                self._acknowledge()  # challenge ACK: the RST may be forged (RFC 5961, 3.2)
             return
         if flags & _SYN:
-            self._again(tcp)
+            self._syn_repeated(tcp)
             return
         if flags & _ACK:
             self._acknowledged(tcp.acknowledgment)
@@ -195,7 +195,7 @@ class Connection:
         self._settle()
 
     def unreachable(self, kind: IcmpKind, sequence: int, mss: int | None) -> None:
-        """An ICMP error came about a segment of ours; `mss` when it was too big."""
+        """Process an ICMP error about a segment; `mss` is set if the segment was too big."""
         if not self._flight or not _within(sequence, self._flight[0].sequence, self._next):
             return
         if mss is not None:
@@ -206,27 +206,27 @@ class Connection:
     # -------------------------------------------------------------------------------------------------------- opening
 
     def _answered(self, tcp: TcpFields) -> None:
-        """The first that comes for our SYN."""
+        """Process a segment in SYN_SENT."""
         flags = int(tcp.flags)
         if flags & _ACK and tcp.acknowledgment != self._next:
             if not flags & _RST:
                 self._owner.emit(TcpFields(flags=_FLAGS[_RST], sequence=tcp.acknowledgment), b"")
         elif flags & _RST:
             if flags & _ACK:
-                self._end("nothing listens there: the connection was refused", errno.ECONNREFUSED)
+                self._end("the connection was refused: nothing listens there", errno.ECONNREFUSED)
         elif flags & _SYN:
             self._expected = (tcp.sequence + 1) % _MODULUS
             if flags & _ACK:
                 self._acknowledged(tcp.acknowledgment)
                 self._acknowledge()
                 self._establish()
-            else:  # both at once (RFC 9293, section 3.5)
+            else:  # simultaneous open (RFC 9293, section 3.5)
                 self.state = TcpState.SYN_RECEIVED
                 self._flight[0].flags |= _ACK
                 self._transmit(self._flight[0])
 
-    def _again(self, tcp: TcpFields) -> None:
-        """A SYN, and we know the other side's already: our answer to it was lost, or both opened at once."""
+    def _syn_repeated(self, tcp: TcpFields) -> None:
+        """Process a repeated SYN: our answer was lost, or it is a simultaneous open."""
         if self.state is TcpState.SYN_RECEIVED and int(tcp.flags) & _ACK and tcp.acknowledgment == self._next:
             self._acknowledged(tcp.acknowledgment)
         if self.state is TcpState.SYN_RECEIVED:
@@ -242,7 +242,7 @@ class Connection:
 
     def _take(self, sequence: int, payload: bytes, *, fin: bool) -> None:
         early = (sequence - self._expected) % _MODULUS
-        if early >= _HALF:  # begins with what we have
+        if early >= _HALF:  # the segment begins with known bytes
             known = _MODULUS - early
             if known > len(payload) or (known == len(payload) and not fin):
                 return
@@ -275,7 +275,7 @@ class Connection:
     # -------------------------------------------------------------------------------------------------------- sending
 
     def _push(self) -> None:
-        """Send as much as may be under way, then the FIN if there is to be one."""
+        """Send as many bytes as the window allows, then the FIN if the stream is closing."""
         if self.state not in (TcpState.ESTABLISHED, TcpState.CLOSING):
             return
         unsent, mss = self._unsent, self.mss
@@ -304,7 +304,7 @@ class Connection:
         self._owner.emit(TcpFields(flags=flags, sequence=segment.sequence, acknowledgment=expected), segment.payload)
 
     def _acknowledged(self, number: int) -> None:
-        """Everything before `number` has arrived."""
+        """Process an acknowledgment of all bytes before `number`."""
         flight = self._flight
         if not flight or not _within(number, (flight[0].sequence + 1) % _MODULUS, (self._next + 1) % _MODULUS):
             return
@@ -319,7 +319,7 @@ class Connection:
         self._push()
 
     def _resegment(self, mss: int) -> None:
-        """The path takes less: cut what is under way anew and send it again."""
+        """Split the unacknowledged segments for a smaller path MTU and send them again."""
         if mss >= self.mss or mss < 1:
             return
         self.mss = mss
@@ -348,7 +348,7 @@ class Connection:
         deadline = self._deadline
         if deadline is None:
             return
-        if deadline > at:  # it was moved since
+        if deadline > at:  # the deadline was postponed
             self._scheduled = deadline
             self._clock.at(deadline, self._fire, deadline)
             return
@@ -363,14 +363,14 @@ class Connection:
             self._transmit(self._flight[0])
 
     def _finish(self) -> None:
-        """Our half ends after what is left."""
+        """Send a FIN after the buffered bytes."""
         if self.state is TcpState.ESTABLISHED:
             self.state = TcpState.CLOSING
             self._finishing = True
             self._push()
 
     def _settle(self) -> None:
-        """Both halves may have ended."""
+        """Close if both FINs are sent and acknowledged."""
         if self.state is TcpState.CLOSING and self._fin_sent and not self._flight:
             if self._fin_seen and not self._was_first:
                 self._close()
@@ -378,7 +378,7 @@ class Connection:
                 self._arm(LINGER)
 
     def _end(self, reason: str, number: int | None) -> None:
-        """It is over, and not by us."""
+        """Close and report the reason, unless the owner has closed."""
         deaf, self._deaf = self._deaf, True
         self._close()
         if not deaf:
@@ -395,7 +395,7 @@ class Connection:
 
 
 def reset_for(packet: IpPacket, tcp: TcpFields) -> IpPacket:
-    """The RST that answers a segment which nobody waits for (RFC 9293, section 3.10.7.1)."""
+    """Return the RST for a segment that belongs to no connection (RFC 9293, section 3.10.7.1)."""
     if int(tcp.flags) & _ACK:
         fields = TcpFields(flags=_FLAGS[_RST], sequence=tcp.acknowledgment)
     else:
@@ -405,7 +405,7 @@ def reset_for(packet: IpPacket, tcp: TcpFields) -> IpPacket:
 
 
 def largest_segment(mtu: int, address: Address) -> int:
-    """The payload that fits an MTU below the headers of IP and TCP."""
+    """Return the largest payload of a segment for an MTU, without the headers of IP and TCP."""
     return mtu - (60 if address.family == 6 else 40)
 
 

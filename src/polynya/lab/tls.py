@@ -1,11 +1,11 @@
-"""TLS as the laboratory models it: a handshake of the right length that checks names and agrees on a protocol.
+"""A model of TLS: a handshake of realistic length that checks certificate names and negotiates ALPN.
 
-Nothing is encrypted and nothing is secret; packets of such a stream carry a flag. The messages are records with a real
-record's header, so that a program which expects something else sees at once that this is not for it.
+Nothing is encrypted; packets of such a stream carry a flag. Messages have the header of a TLS record, so that a program
+that expects another protocol rejects them at once.
 
     client:  --hello (name, ALPN)-->  HELLO  <--certificate's names, ALPN--   DONE, --finished-->   (RFC 8446: one trip)
     server:  HELLO  <--hello--  --certificate's names, ALPN-->  ANSWERED  <--finished--  DONE
-    any      a record that does not fit, a name that is not the certificate's: FAILED, after an alert
+    any      an unexpected record, or a name that is not in the certificate: FAILED, after an alert
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ class TlsState(Enum):
 
 
 class Handshake:
-    """One side of a handshake. `feed` what arrives and send what `output` has, until it is done or has failed."""
+    """One side of a handshake. The owner feeds received bytes and sends `output()` until it is done or has failed."""
 
     def __init__(self, *, client: bool, alpn: tuple[str, ...], names: tuple[str, ...]) -> None:
         self.state = TlsState.HELLO
         self.alpn: str | None = None
-        """What both sides speak, the server's choice."""
+        """The protocol that the server selected; None without one."""
         self.reason = ""
-        """Why it failed, for people."""
+        """Why the handshake failed, for people."""
         self.rest = b""
-        """What came after the handshake: the stream's own bytes."""
+        """Bytes after the handshake: data of the stream."""
         self._client = client
         self._alpn = alpn
         self._names = names
         self._buffer = b""
         self._output = b""
         if client:
-            self._say(_HANDSHAKE, {"name": names[0], "alpn": alpn})
+            self._write(_HANDSHAKE, {"name": names[0], "alpn": alpn})
 
     def output(self) -> bytes:
-        """What is to be sent; drained by the call."""
+        """Remove and return the bytes to send."""
         drained, self._output = self._output, b""
         return drained
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the other side."""
+        """Process bytes from the other side."""
         self._buffer += data
         while self.state in (TlsState.HELLO, TlsState.ANSWERED) and len(self._buffer) >= _HEADER.size:
             kind, version, length = _HEADER.unpack_from(self._buffer)
@@ -71,38 +71,38 @@ class Handshake:
 
     def _record(self, kind: int, record: bytes) -> None:
         try:
-            said = json.loads(record)
+            message = json.loads(record)
         except ValueError:
-            said = None
-        if not isinstance(said, dict):
-            self._fail("the other side does not speak this model's TLS")
+            message = None
+        if not isinstance(message, dict):
+            self._fail("the other side does not speak the laboratory's TLS")
         elif kind == _ALERT:
-            self.state, self.reason = TlsState.FAILED, f"the other side ended the handshake: {said.get('alert')}"
+            self.state, self.reason = TlsState.FAILED, f"the other side ended the handshake: {message.get('alert')}"
         elif self._client:
-            self._certificate(said)
+            self._certificate(message)
         elif self.state is TlsState.HELLO:
-            self.alpn = next((each for each in self._alpn if each in said.get("alpn", ())), None)
-            self._say(_HANDSHAKE, {"names": self._names, "alpn": self.alpn})
+            self.alpn = next((each for each in self._alpn if each in message.get("alpn", ())), None)
+            self._write(_HANDSHAKE, {"names": self._names, "alpn": self.alpn})
             self.state = TlsState.ANSWERED
         else:
             self.state = TlsState.DONE
 
-    def _certificate(self, said: dict[str, Any]) -> None:
-        name, names = self._names[0], said.get("names")
+    def _certificate(self, message: dict[str, Any]) -> None:
+        name, names = self._names[0], message.get("names")
         if names is None:
-            self._fail("the other side answered as a client does")
+            self._fail("the other side answered as a client, not as a server")
             return
         if name not in names:
-            self._fail(f"the certificate is for {', '.join(names) or 'nobody'}, not for {name}")
+            self._fail(f"the certificate is for {', '.join(names) or 'no name'}, not for {name}")
             return
-        self.alpn = said.get("alpn")
-        self._say(_HANDSHAKE, {"finished": True})
+        self.alpn = message.get("alpn")
+        self._write(_HANDSHAKE, {"finished": True})
         self.state = TlsState.DONE
 
     def _fail(self, reason: str) -> None:
         self.state, self.reason = TlsState.FAILED, reason
-        self._say(_ALERT, {"alert": reason})
+        self._write(_ALERT, {"alert": reason})
 
-    def _say(self, kind: int, what: dict[str, Any]) -> None:
-        body = json.dumps(what, separators=(",", ":")).encode()
+    def _write(self, kind: int, message: dict[str, Any]) -> None:
+        body = json.dumps(message, separators=(",", ":")).encode()
         self._output += _HEADER.pack(kind, _VERSION, len(body)) + body

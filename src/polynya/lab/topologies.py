@@ -1,4 +1,4 @@
-"""Networks to meet in: two agents and a STUN server, between them what the scenario or the seed puts there."""
+"""Topologies for two agents and a STUN server: fixed ones, and random ones from a seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SERVER: Final = ("203.0.113.1", "2001:db8:100::1")
 
 @dataclass(slots=True, kw_only=True)
 class Topology:
-    """Two hosts and the STUN server that both know."""
+    """A network with two hosts and a STUN server that both use."""
 
     network: Network
     internet: Node
@@ -35,13 +35,13 @@ class Topology:
     stun: str
     """The server's URI."""
     expected: bool | None = None
-    """Whether plain ICE must connect, as the rules of `nat.rules` imply; None where they do not decide."""
+    """Whether plain ICE connects, as `nat.rules` predict; None if they do not decide."""
     description: list[str] = field(default_factory=list)
-    """What stands between, for people."""
+    """The NATs and firewalls between the hosts, for people."""
 
 
 def stun_server(network: Network, internet: Node, *, delay: int = 5 * MILLISECOND) -> str:
-    """A host `stun` with a Binding server on IPv4 and IPv6; its URI."""
+    """Add a host `stun` with a Binding server on IPv4 and IPv6. Return its URI."""
     host = network.host("stun", SERVER, internet, delay=delay)
     sockets = {network.flow_ids.new(): Address(address, STUN_PORT) for address in SERVER}
     host.run(Listening(BindingServer(trace=network.trace.at_node("stun", "stun")), sockets))
@@ -55,7 +55,7 @@ def between_nats(
     network: Network,
     delays: tuple[int, int] = (10 * MILLISECOND, 15 * MILLISECOND),
 ) -> Topology:
-    """`alice` and `bob`, each behind a NAT of the given kind, or in the open where it is None."""
+    """Build `alice` and `bob`, each behind a NAT with these options; None is a public address."""
     internet = network.router("internet")
     stun = stun_server(network, internet)
     hosts = []
@@ -82,7 +82,7 @@ def between_nats(
 
 
 def random_nat(chance: random.Random) -> NatConfig:
-    """Any kind of NAT, each choice as likely as the others."""
+    """Return random NAT options."""
     return NatConfig(
         mapping=chance.choice(list(Behavior)),
         filtering=chance.choice(list(Behavior)),
@@ -95,7 +95,7 @@ def random_nat(chance: random.Random) -> NatConfig:
 
 
 def random_link(chance: random.Random, *, lossy: bool = False) -> Profile:
-    """A link with up to 250 ms each way, often with jitter, sometimes duplicating or reordering."""
+    """Return a random link: up to 250 ms each way, often with jitter, sometimes with duplication or reordering."""
     return Profile(
         delay=chance.choice((1, 5, 20, 50, 100, 250)) * MILLISECOND,
         jitter=chance.choice((0, 0, 5, 30)) * MILLISECOND,
@@ -106,7 +106,7 @@ def random_link(chance: random.Random, *, lossy: bool = False) -> Profile:
 
 
 class _Builder:
-    """Hangs one side below a router."""
+    """Builds one side of a random topology below a router."""
 
     def __init__(self, network: Network, internet: Node, chance: random.Random, *, lossy: bool) -> None:
         self.network = network
@@ -135,26 +135,32 @@ class _Builder:
 
 
 def random_topology(network: Network, *, lossy: bool = False) -> Topology:
-    """What the seed makes: hosts in the open, behind NATs, firewalls, two NATs, one common NAT, dual stack."""
+    """Build a random topology: public hosts, NATs, firewalls, double NAT, one shared NAT, dual stack."""
     chance = network.chance_of("topology")
     internet = network.router("internet")
     stun = stun_server(network, internet, delay=random_link(chance).delay)
     build = _Builder(network, internet, chance, lossy=lossy)
-    special: list[Callable[[_Builder, str], Topology]] = [_one_home, _carrier_grade, _dual_stack, _blocked, _two_ways]
+    special: list[Callable[[_Builder, str], Topology]] = [
+        _one_home,
+        _carrier_grade,
+        _dual_stack,
+        _blocked,
+        _two_interfaces,
+    ]
     if chance.random() < 0.4:
         return chance.choice(special)(build, stun)
     kinds = [build.natted, build.natted, build.natted, build.walled, build.public]
-    one, first, what = chance.choice(kinds)("alice", 1)
-    other, second, that = chance.choice(kinds)("bob", 2)
+    one, first, one_text = chance.choice(kinds)("alice", 1)
+    other, second, other_text = chance.choice(kinds)("bob", 2)
     expectation = expect(first, second)
     return Topology(
         network=network, internet=internet, one=one, other=other, stun=stun,
-        expected=expectation.always if expectation.sure else None, description=[what, that],
+        expected=expectation.always if expectation.sure else None, description=[one_text, other_text],
     )  # fmt: skip
 
 
 def _one_home(build: _Builder, stun: str) -> Topology:
-    """Both behind one NAT: their host candidates meet inside."""
+    """Put both hosts behind one NAT: their host candidates connect inside."""
     config = random_nat(build.chance)
     network = build.network
     nat = network.nat(
@@ -165,7 +171,7 @@ def _one_home(build: _Builder, stun: str) -> Topology:
 
 
 def _carrier_grade(build: _Builder, stun: str) -> Topology:
-    """One side behind a NAT behind a NAT."""
+    """Put one host behind two NATs."""
     chance, network = build.chance, build.network
     outer, inner = random_nat(chance), random_nat(chance)
     carrier = network.nat(
@@ -174,13 +180,13 @@ def _carrier_grade(build: _Builder, stun: str) -> Topology:
     )  # fmt: skip
     home = network.nat("home", outside=carrier, address="100.64.0.2", inside="10.0.1.0/24", config=inner)
     one = network.host("alice", "10.0.1.2", home)
-    other, second, what = build.natted("bob", 2) if chance.random() < 0.7 else build.public("bob", 2)
+    other, second, text = build.natted("bob", 2) if chance.random() < 0.7 else build.public("bob", 2)
     expected = True if second is None else None
-    return _topology(build, one, other, stun, expected, f"a NAT {inner.label} behind {outer.label}", what)
+    return _topology(build, one, other, stun, expected, f"a NAT {inner.label} behind {outer.label}", text)
 
 
 def _dual_stack(build: _Builder, stun: str) -> Topology:
-    """Both have IPv6 behind stateful firewalls, and IPv4 behind whatever NAT."""
+    """Give both hosts IPv6 behind stateful firewalls and IPv4 behind random NATs."""
     hosts = []
     for number, name in enumerate(("alice", "bob"), start=1):
         nat = build.network.nat(
@@ -193,30 +199,30 @@ def _dual_stack(build: _Builder, stun: str) -> Topology:
 
 
 def _blocked(build: _Builder, stun: str) -> Topology:
-    """One side may send no UDP at all."""
+    """Put one host behind a firewall that blocks UDP."""
     refusal = build.chance.choice(list(Refusal))
     wall = build.network.firewall(
         "wall", outside=build.internet, rules=(UDP_BLOCKED,), refusal=refusal, link=build.link()
     )
     one = build.network.host("alice", "192.0.2.1", wall)
-    other, _, what = build.natted("bob", 2)
-    return _topology(build, one, other, stun, False, f"UDP is blocked ({refusal.value})", what)
+    other, _, text = build.natted("bob", 2)
+    return _topology(build, one, other, stun, False, f"UDP is blocked ({refusal.value})", text)
 
 
-def _two_ways(build: _Builder, stun: str) -> Topology:
-    """One side has two interfaces, each behind a NAT of its own."""
+def _two_interfaces(build: _Builder, stun: str) -> Topology:
+    """Give one host two interfaces, each behind a separate NAT."""
     network = build.network
-    one, first, what = build.natted("alice", 1)
+    one, first, one_text = build.natted("alice", 1)
     config = random_nat(build.chance)
     cell = network.nat(
         "nat-cell", outside=build.internet, address="198.51.100.9", inside="10.0.9.0/24", config=config,
         link=build.link(),
     )  # fmt: skip
     network.attach(one, "10.0.9.2", cell, name="wwan0")
-    other, second, that = build.natted("bob", 2)
-    ways = [expect(first, second), expect(config, second)]
-    expected = True if any(way.always for way in ways) else None if any(way.ever for way in ways) else False
-    return _topology(build, one, other, stun, expected, f"{what} and a NAT {config.label}", that)
+    other, second, other_text = build.natted("bob", 2)
+    paths = [expect(first, second), expect(config, second)]
+    expected = True if any(path.always for path in paths) else None if any(path.ever for path in paths) else False
+    return _topology(build, one, other, stun, expected, f"{one_text} and a NAT {config.label}", other_text)
 
 
 def _topology(build: _Builder, one: Host, other: Host, stun: str, expected: bool | None, *description: str) -> Topology:

@@ -1,8 +1,8 @@
-"""What kind of NAT it is: every choice that RFC 4787, 5382 and 5508 speak of, with the defaults that they ask for.
+"""NAT options: the behaviors that RFC 4787, 5382 and 5508 describe, with the defaults that they require.
 
-Two more axes, which no RFC names, decide hard cases: whether filtering remembers where the *inside endpoint* has sent
-to or where *this mapping* has, and whether an inbound packet that was let in makes a session, so that what is sent back
-leaves by the mapping that it came in by (Linux's conntrack does that).
+Two more options, which no RFC names, decide hard cases. `filter_scope`: filtering uses the destinations of the inside
+endpoint, or those of the mapping alone. `inbound_sessions`: an accepted inbound packet creates a session, so that
+replies leave by the same mapping, as in Linux's conntrack.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from polynya.core.instants import SECOND
 
 
 class FilterScope(Enum):
-    """Whose sending lets the answer in."""
+    """Which outbound packets create the permission for an inbound packet."""
 
     ENDPOINT = "inside endpoint"
-    """Whatever the inside endpoint has sent, by any of its mappings: RFC 4787's own words."""
+    """All packets of the inside endpoint, by any of its mappings, as RFC 4787 words it."""
     MAPPING = "mapping"
-    """Only what was sent by the mapping that the packet comes in by."""
+    """Only packets sent by the mapping that the inbound packet arrives at."""
 
 
 class PortAssignment(Enum):
-    """How an external port is chosen (RFC 4787, section 4.2.1)."""
+    """Selection of an external port (RFC 4787, section 4.2.1)."""
 
     PRESERVATION = "preservation"
-    """The inside port where it is free, any other where it is not."""
+    """The inside port if it is free, otherwise a random port."""
     RANDOM = "random"
     CONTIGUOUS = "contiguous"
-    """The next free one after the last."""
+    """The next free port after the last assigned one."""
 
 
 class Pooling(Enum):
-    """Which of several external addresses a mapping gets (RFC 4787, section 4.1)."""
+    """Selection of one of several external addresses (RFC 4787, section 4.1)."""
 
     PAIRED = "paired"
-    """All mappings of an inside host get the same one."""
+    """All mappings of an inside host use the same external address."""
     ARBITRARY = "arbitrary"
 
 
@@ -48,92 +48,95 @@ class Hairpinning(Enum):
 
     NONE = "none"
     INTERNAL_SOURCE = "internal source"
-    """They can, but the receiver sees the inside address of the sender."""
+    """They can, and the receiver sees the sender's inside address."""
     EXTERNAL_SOURCE = "external source"
 
 
 class UnsolicitedSyn(Enum):
-    """What meets a TCP SYN that no inside host asked for (RFC 5382, REQ-4)."""
+    """Response to an inbound TCP SYN that has no mapping or permission (RFC 5382, REQ-4)."""
 
     WAIT_THEN_ICMP = "silence, then ICMP"
     SILENCE = "silence"
     RESET = "reset"
-    """Not compliant: it ends the simultaneous opens that hole punching lives on."""
+    """Not compliant: a reset aborts the TCP simultaneous open that hole punching needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatConfig:
-    """One kind of NAT. Durations are nanoseconds."""
+    """Options of a NAT. Durations are nanoseconds."""
 
     mapping: Behavior = Behavior.EI
     filtering: Behavior = Behavior.APD
     filter_scope: FilterScope = FilterScope.ENDPOINT
     inbound_sessions: bool = False
-    """An inbound packet that was let in binds its sender to the mapping it came in by."""
+    """Whether an accepted inbound packet binds its source to the mapping that it arrived at."""
 
     ports: PortAssignment = PortAssignment.PRESERVATION
     port_range: tuple[int, int] = (1024, 65535)
     """Lowest and highest external port. With preservation, ports below 1024 stay below 1024 (RFC 4787, REQ-3)."""
     preserve_parity: bool = False
-    """Even ports for even, odd for odd (RFC 4787, REQ-4)."""
+    """Whether an even inside port gets an even external port, and an odd one an odd one (RFC 4787, REQ-4)."""
     pooling: Pooling = Pooling.PAIRED
     hairpinning: Hairpinning = Hairpinning.EXTERNAL_SOURCE
 
     udp_timeout: int = 120 * SECOND
-    """RFC 4787, REQ-5: not below two minutes."""
+    """At least two minutes (RFC 4787, REQ-5)."""
     outbound_refresh: bool = True
-    """RFC 4787, REQ-6: a packet from inside renews the mapping; a NAT without that breaks the rule."""
+    """Whether an outbound packet renews the mapping. RFC 4787, REQ-6 requires it."""
     inbound_refresh: bool = False
-    """A packet from outside that was let in renews it too: allowed, and a way to keep it open from outside."""
+    """Whether an accepted inbound packet renews the mapping, too. RFC 4787 allows it."""
     icmp_timeout: int = 60 * SECOND
-    """RFC 5508, REQ-2."""
+    """At least 60 seconds (RFC 5508, REQ-2)."""
     tcp_established: int = 7440 * SECOND
-    """RFC 5382, REQ-5: not below 2 hours 4 minutes."""
+    """At least 2 hours 4 minutes (RFC 5382, REQ-5)."""
     tcp_transitory: int = 240 * SECOND
-    """RFC 5382, REQ-5: connections that open or close, not below 4 minutes."""
+    """For connections that open or close: at least 4 minutes (RFC 5382, REQ-5)."""
     unsolicited_syn: UnsolicitedSyn = UnsolicitedSyn.WAIT_THEN_ICMP
     syn_wait: int = 6 * SECOND
 
     max_mappings: int | None = None
     max_mappings_per_host: int | None = None
     fragments: bool = True
-    """Fragments are put together before they are translated (RFC 4787, REQ-14); without it they are dropped."""
+    """Whether fragments are reassembled and translated (RFC 4787, REQ-14) or dropped."""
 
     def __post_init__(self) -> None:
         low, high = self.port_range
         if not 1 <= low <= high <= 65535:
-            raise ValueError(f"a port range lies within 1..65535, not {low}..{high}")
+            raise ValueError(f"port_range lies within 1..65535, not {low}..{high}")
         for name in ("udp_timeout", "icmp_timeout", "tcp_established", "tcp_transitory"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is a positive number of nanoseconds")
+                raise ValueError(f"{name} is a positive number of nanoseconds, not {getattr(self, name)}")
         for name in ("max_mappings", "max_mappings_per_host"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
-                raise ValueError(f"{name} is at least 1, or None for no limit")
+                raise ValueError(f"{name} is at least 1, or None for no limit, not {limit}")
 
     @property
     def label(self) -> str:
-        """`EI/APD`: mapping, then filtering."""
+        """Mapping and filtering behavior, such as `EI/APD`."""
         return f"{self.mapping.name}/{self.filtering.name}"
 
 
 def full_cone(**options: Any) -> NatConfig:
-    """Endpoint-independent mapping and filtering, in the words of RFC 3489."""
+    """Return a full-cone NAT (RFC 3489): endpoint-independent mapping and filtering."""
     return NatConfig(mapping=Behavior.EI, filtering=Behavior.EI, **options)
 
 
 def restricted_cone(**options: Any) -> NatConfig:
-    """Endpoint-independent mapping, address-dependent filtering."""
+    """Return a restricted-cone NAT (RFC 3489): endpoint-independent mapping, address-dependent filtering."""
     return NatConfig(mapping=Behavior.EI, filtering=Behavior.AD, **options)
 
 
 def port_restricted_cone(**options: Any) -> NatConfig:
-    """Endpoint-independent mapping, address-and-port-dependent filtering."""
+    """Return a port-restricted-cone NAT (RFC 3489).
+
+    Its mapping is endpoint-independent, its filtering address-and-port-dependent.
+    """
     return NatConfig(mapping=Behavior.EI, filtering=Behavior.APD, **options)
 
 
 def symmetric(**options: Any) -> NatConfig:
-    """Mapping and filtering both address-and-port-dependent, ports at random."""
+    """Return a symmetric NAT (RFC 3489): address-and-port-dependent mapping and filtering, random ports."""
     options.setdefault("ports", PortAssignment.RANDOM)
     return NatConfig(mapping=Behavior.APD, filtering=Behavior.APD, **options)
 
@@ -144,11 +147,11 @@ PRESETS: Final[Mapping[str, NatConfig]] = {
     "port-restricted cone": port_restricted_cone(),
     "symmetric": symmetric(),
 }
-"""The four kinds that RFC 3489 named."""
+"""The four types that RFC 3489 defines."""
 
 
 def every_class(base: NatConfig | None = None) -> Iterator[NatConfig]:
-    """All nine classes of mapping and filtering, the rest as in `base`."""
+    """Yield all nine combinations of mapping and filtering; the other options are those of `base`."""
     base = base or NatConfig()
     for mapping in Behavior:
         for filtering in Behavior:

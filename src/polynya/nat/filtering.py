@@ -1,11 +1,11 @@
-"""Filtering: who may send in by a mapping that exists (RFC 4787, section 5).
+"""Filtering: which remote endpoints may send to an existing mapping (RFC 4787, section 5).
 
-    endpoint-independent             whoever finds the external endpoint
-    address-dependent                whoever has the host that was sent to
-    address-and-port-dependent       whoever has the host and port that was sent to
+    endpoint-independent             every remote endpoint
+    address-dependent                every port of a host that received an outbound packet
+    address-and-port-dependent       an endpoint that received an outbound packet
 
-"Was sent to" is remembered for the inside endpoint or for the mapping alone (`FilterScope`), as permissions that end
-with the same timer as mappings.
+An outbound packet creates a permission, for the inside endpoint or for the mapping alone (`FilterScope`). Permissions
+expire by the same timers as mappings.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Filter:
         self._permissions: dict[Scope, dict[RemoteKey, Instant]] = {}
 
     def permit(self, mapping: Mapping, remote: Address, *, now: Instant, renew: bool = True) -> RemoteKey | None:
-        """Something was sent to `remote` by `mapping`. The key when that made a new permission.
+        """Permit `remote` after an outbound packet from `mapping`. Return the key of a new permission, else None.
 
-        It holds for as long as the mapping, or of TCP the connection, does. Without `renew` one that holds keeps its
-        time.
+        A permission expires with the mapping, or for TCP with the connection. Without `renew` an existing permission
+        keeps its expiry.
         """
         if self._behavior is Behavior.EI:
             return None
@@ -50,32 +50,32 @@ class Filter:
         return None if known else key
 
     def renew(self, mapping: Mapping, remote: Address) -> None:
-        """A packet from `remote` was let in and renews what let it in."""
+        """Renew the permission of `remote` after an accepted inbound packet."""
         held = self._permissions.get(self._scope(mapping), {})
         key = remote_key(self._behavior, remote)
         if key in held:
             held[key] = mapping.until(remote)
 
     def allows(self, mapping: Mapping, remote: Address, *, now: Instant) -> bool:
-        """Whether a packet from `remote` may come in by `mapping`."""
+        """Whether a packet from `remote` to `mapping` is accepted."""
         if self._behavior is Behavior.EI:
             return True
         held = self._permissions.get(self._scope(mapping))
         return held is not None and held.get(remote_key(self._behavior, remote), now) > now
 
     def why_not(self, mapping: Mapping, remote: Address, *, now: Instant) -> str:
-        """For people: why a packet from `remote` is not let in."""
+        """Return why a packet from `remote` is not accepted, for people."""
         key = remote_key(self._behavior, remote)
-        by = f" by way of {mapping.external}" if self._per_mapping else ""
+        by = f" through {mapping.external}" if self._per_mapping else ""
         ended = self._permissions.get(self._scope(mapping), {}).get(key)
-        what = f"{_NAMES[self._behavior]} filtering: "
+        rule = f"{_NAMES[self._behavior]} filtering: "
         if ended is None:
-            return f"{what}nothing was sent to {key_text(key)} from {mapping.internal}{by}"
+            return f"{rule}nothing was sent to {key_text(key)} from {mapping.internal}{by}"
         ago = (now - ended) / SECOND
-        return f"{what}what was sent to {key_text(key)} from {mapping.internal}{by} stopped counting {ago:g} s ago"
+        return f"{rule}the permission for {key_text(key)} at {mapping.internal}{by} expired {ago:g} s ago"
 
     def expire(self, *, now: Instant) -> Iterator[dict[str, Json]]:
-        """Drop what has ended; the rows that left the table."""
+        """Remove expired permissions and yield their rows."""
         for scope in list(self._permissions):
             held = self._permissions[scope]
             for key in [key for key, expires in held.items() if expires <= now]:
@@ -85,21 +85,26 @@ class Filter:
                 del self._permissions[scope]
 
     def forget(self, mapping: Mapping) -> Iterator[dict[str, Json]]:
-        """A mapping is gone, and with it what was remembered for it alone; the rows that left the table."""
+        """Remove the permissions of a mapping that was removed, and yield their rows."""
         if self._per_mapping:
             scope = self._scope(mapping)
             for key in self._permissions.pop(scope, {}):
                 yield self._row(scope, key)
 
     def next_expiry(self) -> Instant | None:
-        """When the first permission ends."""
+        """Return when the first permission expires."""
         return min((at for held in self._permissions.values() for at in held.values()), default=None)
 
     def rows(self) -> list[dict[str, Json]]:
-        return [self._row(scope, key) for scope, held in self._permissions.items() for key in held]
+        """Return the permissions as the trace shows them."""
+        return [row for row, _ in self.expiries()]
+
+    def expiries(self) -> list[tuple[dict[str, Json], Instant]]:
+        """Return the permissions with the time at which each expires."""
+        return [(self._row(scope, key), at) for scope, held in self._permissions.items() for key, at in held.items()]
 
     def row(self, mapping: Mapping, key: RemoteKey) -> dict[str, Json]:
-        """A line of the NAT's table, as the trace shows it."""
+        """Return a permission as the trace shows it."""
         return self._row(self._scope(mapping), key)
 
     def _scope(self, mapping: Mapping) -> Scope:

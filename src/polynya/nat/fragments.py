@@ -1,7 +1,7 @@
-"""Fragments put together again (RFC 791, section 3.2; RFC 8200, section 4.5), in whatever order they come.
+"""Fragmentation and reassembly (RFC 791, section 3.2; RFC 8200, section 4.5), in any order of arrival.
 
-A NAT needs the ports, which only the first fragment has (RFC 4787, REQ-14), and a host needs the datagram. Fragments
-that overlap are dropped with all of their datagram (RFC 5722), and what is never completed is forgotten.
+A NAT needs the ports, which only the first fragment has (RFC 4787, REQ-14), and a host needs the datagram. Overlapping
+fragments are dropped with their whole datagram (RFC 5722). An incomplete datagram expires after `TIMEOUT`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from polynya.core.packets import Fragment, IpPacket, Protocol, decode_transport,
 
 TIMEOUT = 30 * SECOND
 LIMIT = 64
-"""Datagrams that may be incomplete at once."""
+"""The largest number of incomplete datagrams."""
 
 Key = tuple[str, str, Protocol, int]
 
 
 class Reassembler:
-    """Collects fragments until a packet is whole."""
+    """Reassembles packets from fragments."""
 
     def __init__(self) -> None:
         self._parts: dict[Key, tuple[Instant, dict[int, IpPacket]]] = {}
 
     def add(self, packet: IpPacket, *, now: Instant) -> IpPacket | str:
-        """The whole packet when `packet` completes it, else why there is none yet."""
+        """Add a fragment. Return the whole packet if it is complete, else why it is not."""
         piece = packet.fragment
         if piece is None:
             return packet
@@ -33,7 +33,7 @@ class Reassembler:
         key = (packet.source.host, packet.destination.host, packet.protocol, piece.identification)
         if key not in self._parts:
             if len(self._parts) >= LIMIT:
-                return f"{LIMIT} other packets are waiting for their fragments"
+                return f"{LIMIT} other packets are incomplete, which is the limit"
             self._parts[key] = (now, {})
         parts = self._parts[key][1]
         parts[piece.offset] = packet
@@ -42,14 +42,14 @@ class Reassembler:
             del self._parts[key]
             return reason
         if not complete:
-            return f"waits for the other fragments of packet {piece.identification}"
+            return f"the other fragments of packet {piece.identification} have not arrived yet"
         del self._parts[key]
         whole = parts[0]
         whole.fragment = None
         try:
             return decode_transport(whole, body, verify=False)
         except DecodeError as error:
-            return f"its fragments make no packet: {error}"
+            return f"its fragments do not form a packet: {error}"
 
     def _forget_old(self, *, now: Instant) -> None:
         while self._parts:
@@ -74,7 +74,7 @@ def _join(parts: dict[int, IpPacket]) -> tuple[bytes, bool, str]:
 
 
 def fragment(packet: IpPacket, mtu: int) -> list[IpPacket]:
-    """The packet in pieces that fit `mtu`; itself when it fits. All keep its id."""
+    """Return the fragments of a packet that fit `mtu`, or the packet itself if it fits. All have the packet's id."""
     if length(packet) <= mtu:
         return [packet]
     old = packet.fragment
@@ -83,7 +83,7 @@ def fragment(packet: IpPacket, mtu: int) -> list[IpPacket]:
     identification = old.identification if old else packet.id & 0xFFFF
     room = (mtu - (48 if ":" in packet.source.host else 20)) & ~7
     if room < 8:
-        raise ValueError(f"no fragment fits an MTU of {mtu} bytes")
+        raise ValueError(f"an MTU of {mtu} bytes is too small for a fragment")
     pieces = []
     for offset in range(0, len(body), room):
         more = offset + room < len(body) or last_has_more

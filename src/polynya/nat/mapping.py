@@ -1,12 +1,12 @@
-"""Mappings: which external endpoint stands for an inside one (RFC 4787, section 4).
+"""Mappings between inside and external endpoints (RFC 4787, section 4).
 
-A mapping is found from inside by the inside endpoint and as much of the remote one as its behavior counts:
+An outbound packet selects a mapping by its inside endpoint and the part of the remote endpoint that the behavior uses:
 
     endpoint-independent             (inside)
     address-dependent                (inside, remote host)
     address-and-port-dependent       (inside, remote host, remote port)
 
-and from outside by its external endpoint alone: which remotes may use it is filtering's question, not mapping's.
+An inbound packet selects a mapping by the external endpoint alone. Filtering decides which remote endpoints may use it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RemoteKey = tuple[()] | tuple[str] | tuple[str, int]
 
 
 def remote_key(behavior: Behavior, remote: Address) -> RemoteKey:
-    """As much of a remote endpoint as the behavior counts."""
+    """Return the part of a remote endpoint that the behavior uses."""
     if behavior is Behavior.EI:
         return ()
     if behavior is Behavior.AD:
@@ -35,14 +35,14 @@ def remote_key(behavior: Behavior, remote: Address) -> RemoteKey:
 
 
 def key_text(key: RemoteKey) -> str:
-    """A key for people: `any`, `203.0.113.1` or `203.0.113.1:3478`."""
+    """Format a key for people: `any`, `203.0.113.1` or `203.0.113.1:3478`."""
     if len(key) == 2:
         return str(Address(key[0], key[1]))
     return key[0] if key else "any"
 
 
 class Mapping:
-    """One external endpoint of one inside endpoint. For ICMP echo the port is the identifier."""
+    """A mapping of one inside endpoint to one external endpoint. For ICMP echo the port is the identifier."""
 
     __slots__ = ("connections", "expires", "external", "internal", "keys", "number", "protocol")
 
@@ -53,22 +53,26 @@ class Mapping:
         self.external = external
         self.expires = Instant(0)
         self.keys: list[RemoteKey] = []
-        """What it is found by from inside: the key it was made for, then those that inbound sessions added."""
+        """Keys that select this mapping: the one it was created for, then those that inbound sessions added."""
         self.connections: dict[Address, Connection] = {}
-        """TCP connections by remote endpoint; empty for the others."""
+        """TCP connections by remote endpoint; empty for other protocols."""
+
+    def __repr__(self) -> str:
+        keys = ", ".join(map(key_text, self.keys))
+        return f"<Mapping {self.protocol.name} {self.internal} as {self.external} for {keys}>"
 
     def until(self, remote: Address) -> Instant:
-        """How long what was sent to `remote` counts."""
+        """Return when the permission for `remote` expires."""
         connection = self.connections.get(remote)
         return self.expires if connection is None else connection.expires
 
     def connected(self, remote: Address, *, now: Instant) -> bool:
-        """Whether a TCP connection with `remote` is known, open or not."""
+        """Whether a TCP connection with `remote` is tracked, open or not."""
         connection = self.connections.get(remote)
         return connection is not None and connection.expires > now
 
     def segment(self, remote: Address, flags: TcpFlags, direction: int, config: NatConfig, *, now: Instant) -> None:
-        """A TCP segment passes: the mapping lives as long as the connection that lives longest."""
+        """Track a TCP segment. The mapping expires with the last of its connections."""
         connection = self.connections.get(remote)
         if connection is None:
             for old in [r for r, c in self.connections.items() if c.expires <= now]:
@@ -82,7 +86,7 @@ class Mapping:
             self.expires = max(c.expires for c in self.connections.values())
 
     def row(self, key: RemoteKey) -> dict[str, Json]:
-        """A line of the NAT's table, as the trace shows it."""
+        """Return the mapping for one key as the trace shows it."""
         return {
             "entry": "mapping",
             "protocol": self.protocol.name.lower(),
@@ -93,7 +97,7 @@ class Mapping:
 
 
 class MappingTable:
-    """All mappings of a NAT. It knows nothing of time: its owner removes what has expired."""
+    """All mappings of a NAT. Its owner removes those that have expired."""
 
     def __init__(self, behavior: Behavior) -> None:
         self._behavior = behavior
@@ -104,22 +108,22 @@ class MappingTable:
         self._last = 0
 
     def outbound(self, protocol: Protocol, internal: Address, remote: Address) -> Mapping | None:
-        """The mapping that a packet from inside to `remote` leaves by."""
+        """Return the mapping for an outbound packet to `remote`."""
         return self._by_key.get((protocol, internal, remote_key(self._behavior, remote)))
 
     def inbound(self, protocol: Protocol, external: Address) -> Mapping | None:
-        """The mapping that holds an external endpoint."""
+        """Return the mapping of an external endpoint."""
         return self._by_external.get((protocol, external))
 
     def of_endpoint(self, protocol: Protocol, internal: Address) -> list[Mapping]:
-        """Every mapping of an inside endpoint, oldest first."""
+        """Return every mapping of an inside endpoint, oldest first."""
         return [m for m in self._by_number.values() if m.internal == internal and m.protocol is protocol]
 
     def numbered(self, number: int) -> Mapping | None:
         return self._by_number.get(number)
 
     def add(self, protocol: Protocol, internal: Address, remote: Address, external: Address) -> Mapping:
-        """A new mapping, made for `remote`."""
+        """Add a mapping for packets to `remote`."""
         self._last += 1
         mapping = Mapping(self._last, protocol, internal, external)
         self._by_external[protocol, external] = mapping
@@ -129,7 +133,7 @@ class MappingTable:
         return mapping
 
     def bind(self, mapping: Mapping, remote: Address) -> RemoteKey | None:
-        """Let packets to `remote` leave by `mapping`, unless another has them; the key when that is new."""
+        """Select `mapping` for packets to `remote`, unless another is selected. Return the new key, else None."""
         key = remote_key(self._behavior, remote)
         full = (mapping.protocol, mapping.internal, key)
         if full in self._by_key:
@@ -148,7 +152,7 @@ class MappingTable:
             self._by_host[mapping.internal.host] = left
 
     def count(self, host: str) -> int:
-        """How many mappings an inside host holds."""
+        """Return the number of mappings of an inside host."""
         return self._by_host.get(host, 0)
 
     def __len__(self) -> int:

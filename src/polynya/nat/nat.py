@@ -1,15 +1,16 @@
-"""The NAT: packets in, verdicts out.
+"""The NAT: translates packets and returns verdicts.
 
-The owner (a router of the virtual network, a TUN device) hands over each packet that crosses from inside to outside or
-back, and does what the verdict says. A packet is rewritten in place. What no packet causes, an ICMP error after a
-while of silence, comes out of `outputs`.
+The owner (a router of the virtual network, a TUN device) passes in each packet that crosses the NAT, and acts on the
+verdict. A packet is rewritten in place. `outputs` returns packets that the NAT itself sends, such as a delayed ICMP
+error.
 
-    outbound   hairpin?  -> mapping found or made -> permission noted -> source rewritten
-    inbound    mapping?  -> filtering asked -> destination rewritten
-    ICMP error          -> the packet it quotes finds the mapping; it renews nothing and ends nothing (RFC 4787, REQ-12)
-    fragments           -> put together first (REQ-14)
+    outbound     find or create the mapping -> add the permission -> rewrite the source
+    inbound      find the mapping -> check the filter -> rewrite the destination
+    hairpin      outbound, then inbound of the mapping that it is addressed to
+    ICMP error   find the mapping of the quoted packet; renew nothing, remove nothing (RFC 4787, REQ-12)
+    fragments    reassemble first (REQ-14)
 
-Mapping and filtering are objects of their own; a drop says which of them dropped and why.
+Mapping and filtering are separate objects; the reason of a drop names which of them dropped the packet and why.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from enum import Enum
 
 from polynya.core.addresses import Address
 from polynya.core.behavior import Behavior
-from polynya.core.instants import Instant
+from polynya.core.compact import Queue
+from polynya.core.instants import Instant, in_seconds
 from polynya.core.packets import IcmpMessage, IpPacket, Protocol, TcpFields, TcpFlags
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Json, Tracer
@@ -40,17 +42,17 @@ _PERMISSIONS = 0  # the timer of the filter; mappings are numbered from 1
 
 class Action(Enum):
     FORWARD = "forward"
-    """On to the other side."""
+    """Forward it to the other side."""
     HAIRPIN = "hairpin"
-    """Back to the side it came from."""
+    """Send it back to the side that it came from."""
     DROP = "drop"
     HOLD = "hold"
-    """A fragment that waits for the others: nothing to do, and nothing is lost yet."""
+    """A fragment of an incomplete packet: the NAT keeps it."""
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What to do with a packet. `packet` is there, rewritten, unless it is dropped or held; `reason` is for people."""
+    """The action for a packet. `packet` is the rewritten packet, or None if dropped or held; `reason` is for people."""
 
     action: Action
     packet: IpPacket | None
@@ -58,13 +60,13 @@ class Verdict:
 
 
 class Nat:
-    """One NAT with its external addresses."""
+    """A NAT with its external addresses. `table` shows its state."""
 
     def __init__(
         self, config: NatConfig, external: Sequence[str], *, random: random.Random, trace: Tracer = NO_TRACE
     ) -> None:
         if not external:
-            raise ValueError("a NAT has at least one external address")
+            raise ValueError("a NAT needs at least one external address")
         self.config = config
         self.external = tuple(external)
         self.counters: dict[str, int] = {}
@@ -76,12 +78,30 @@ class Nat:
         self._fragments = Reassembler()
         self._timers: Timers[int] = Timers()
         self._syns: dict[tuple[Address, Address], tuple[Instant, IpPacket]] = {}
-        self._outputs: list[IpPacket] = []
+        self._outputs: Queue[IpPacket] = Queue()
+
+    def __repr__(self) -> str:
+        return f"<Nat {self.config.label} {', '.join(self.external)}: {len(self._mappings)} mappings>"
+
+    def table(self, *, now: Instant) -> str:
+        """Return the mappings and permissions as a text table: local, external, destination, expires in."""
+        found = [(mapping.row(key), mapping.expires) for mapping in self._mappings for key in mapping.keys]
+        lines = [("entry", "protocol", "local", "external", "destination", "expires in")]
+        for row, expires in found + self._filter.expiries():
+            if expires > now:
+                cells = (str(row.get(name, "-")) for name in ("entry", "protocol", "internal", "external", "remote"))
+                lines.append((*cells, f"{in_seconds(Instant(expires - now)):.1f} s"))  # type: ignore[arg-type]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+    def mapping_of(self, protocol: Protocol, external: Address) -> Mapping | None:
+        """Return the mapping of an external endpoint, for inspection."""
+        return self._mappings.inbound(protocol, external)
 
     # ---------------------------------------------------------------------------------------------------- packets
 
     def outbound(self, packet: IpPacket, *, now: Instant) -> Verdict:
-        """A packet from inside to outside."""
+        """Translate a packet from inside to outside."""
         whole = self._whole(packet, now=now)
         if isinstance(whole, Verdict):
             return whole
@@ -89,11 +109,11 @@ class Nat:
             if whole.icmp.about is not None:
                 return self._error_outbound(whole, whole.icmp, now=now)
             if whole.icmp.reply:
-                return self._drop("an echo reply to a request that did not come through this NAT")
+                return self._drop("an echo reply to a request that this NAT did not translate")
         return self._outbound(whole, now=now)
 
     def inbound(self, packet: IpPacket, *, now: Instant) -> Verdict:
-        """A packet from outside to one of the external addresses."""
+        """Translate a packet from outside to one of the external addresses."""
         whole = self._whole(packet, now=now)
         if isinstance(whole, Verdict):
             return whole
@@ -101,19 +121,19 @@ class Nat:
             if whole.icmp.about is not None:
                 return self._error_inbound(whole, whole.icmp, now=now)
             if not whole.icmp.reply:
-                return self._drop("an echo request from outside is for no inside host")
+                return self._drop("an echo request from outside, which selects no inside host")
         return self._inbound(whole, now=now)
 
     # ------------------------------------------------------------------------------------------------------- time
 
     def tick(self, *, now: Instant) -> None:
-        """Remove what has expired; answer the SYNs that nobody wanted."""
+        """Remove expired mappings and permissions; answer unsolicited SYNs that are due."""
         for number in self._timers.due(now=now):
             mapping = self._mappings.numbered(number)
             if number == _PERMISSIONS:
                 removed = list(self._filter.expire(now=now))
-                if removed and self._trace.enabled:
-                    self._trace.nat("permissions ended", now=now, added=[], removed=list(removed))
+                if removed:
+                    self._trace.nat("permissions expired", now=now, added=[], removed=removed)
                 if (following := self._filter.next_expiry()) is not None:
                     self._timers.set(_PERMISSIONS, following)
             elif mapping is not None:
@@ -137,12 +157,11 @@ class Nat:
         return at
 
     def outputs(self) -> list[IpPacket]:
-        """Packets of the NAT's own, for the outside; drained by the call."""
-        drained, self._outputs = self._outputs, []
-        return drained
+        """Remove and return the packets that the NAT sends to the outside."""
+        return self._outputs.drain()
 
     def rows(self) -> list[dict[str, Json]]:
-        """The table as it is: mappings, then permissions."""
+        """Return mappings, then permissions, as the trace shows them."""
         return [m.row(key) for m in self._mappings for key in m.keys] + self._filter.rows()
 
     # -------------------------------------------------------------------------------------------------- translation
@@ -160,7 +179,7 @@ class Nat:
             renew = True
         else:
             renew = self.config.outbound_refresh
-        self._note(mapping, remote, packet.tcp, OUT, now=now, renew=renew)
+        self._renew(mapping, remote, packet.tcp, OUT, now=now, renew=renew)
         self._permit(mapping, remote, now=now, renew=renew)
         if packet.tcp is not None:
             self._syns.pop((remote, mapping.external), None)
@@ -172,54 +191,55 @@ class Nat:
     def _inbound(self, packet: IpPacket, *, now: Instant) -> Verdict:
         remote, external = source_of(packet), destination_of(packet)
         mapping = self._live(self._mappings.inbound(packet.protocol, external), now=now)
-        reason = self._refuses(mapping, packet, remote, external, now=now)
+        reason = self._refusal(mapping, packet, remote, external, now=now)
         if mapping is None or reason:
-            return self._unwanted(packet, remote, external, reason, now=now)
-        self._let_in(mapping, packet, remote, now=now)
+            return self._unsolicited(packet, remote, external, reason, now=now)
+        self._accept(mapping, packet, remote, now=now)
         return Verdict(Action.FORWARD, packet)
 
     def _hairpin(self, packet: IpPacket, sender: Mapping, *, now: Instant) -> Verdict:
-        """From inside to inside by way of an external endpoint (RFC 4787, REQ-9)."""
+        """Translate a packet between two inside hosts through an external endpoint (RFC 4787, REQ-9)."""
         external = destination_of(packet)
         if self.config.hairpinning is Hairpinning.NONE:
             return self._drop(f"hairpinning is off: {external} is an address of this NAT")
         target = self._live(self._mappings.inbound(packet.protocol, external), now=now)
-        reason = self._refuses(target, packet, sender.external, external, now=now)
+        reason = self._refusal(target, packet, sender.external, external, now=now)
         if target is None or reason:
             return self._drop(reason)
         if self.config.hairpinning is Hairpinning.EXTERNAL_SOURCE:
             set_source(packet, sender.external)
-        self._let_in(target, packet, sender.external, now=now)
+        self._accept(target, packet, sender.external, now=now)
         return Verdict(Action.HAIRPIN, packet)
 
-    def _refuses(
+    def _refusal(
         self, mapping: Mapping | None, packet: IpPacket, remote: Address, external: Address, *, now: Instant
     ) -> str:
         if mapping is None:
-            return f"no mapping: {external} stands for no inside endpoint"
+            return f"no mapping: {external} is mapped to no inside endpoint"
         if not self._filter.allows(mapping, remote, now=now):
             return self._filter.why_not(mapping, remote, now=now)
         if packet.tcp is not None and not packet.tcp.flags & TcpFlags.SYN and not mapping.connected(remote, now=now):
             return f"a TCP segment without SYN from {remote}, which has no connection with {mapping.internal}"
         return ""
 
-    def _let_in(self, mapping: Mapping, packet: IpPacket, remote: Address, *, now: Instant) -> None:
+    def _accept(self, mapping: Mapping, packet: IpPacket, remote: Address, *, now: Instant) -> None:
         config = self.config
         tcp = packet.tcp
-        self._note(mapping, remote, tcp, IN, now=now, renew=config.inbound_refresh or tcp is not None)
+        self._renew(mapping, remote, tcp, IN, now=now, renew=config.inbound_refresh or tcp is not None)
         if config.inbound_refresh or tcp is not None:
             self._filter.renew(mapping, remote)
-            self._permissions_end(mapping.until(remote))
+            self._arm_permissions(mapping.until(remote))
         if config.inbound_sessions:
             key = self._mappings.bind(mapping, remote)
-            if key is not None and self._trace.enabled:
-                row: Json = mapping.row(key)
-                self._trace.nat(f"a packet from {remote} was let in", now=now, added=[row], removed=[])
+            if key is not None:
+                self._trace.nat(f"a packet from {remote} was accepted", now=now, added=[mapping.row(key)], removed=[])
             self._permit(mapping, remote, now=now, renew=False)
         set_destination(packet, mapping.internal)
 
-    def _unwanted(self, packet: IpPacket, remote: Address, external: Address, reason: str, *, now: Instant) -> Verdict:
-        """An inbound packet that is not let in. A SYN is answered after a while, or not (RFC 5382, REQ-4)."""
+    def _unsolicited(
+        self, packet: IpPacket, remote: Address, external: Address, reason: str, *, now: Instant
+    ) -> Verdict:
+        """Drop an inbound packet that is not accepted; answer a SYN by the policy (RFC 5382, REQ-4)."""
         tcp = packet.tcp
         if tcp is not None and tcp.flags & (TcpFlags.SYN | TcpFlags.ACK) == TcpFlags.SYN:
             policy = self.config.unsolicited_syn
@@ -232,7 +252,7 @@ class Nat:
     # ------------------------------------------------------------------------------------------------- ICMP errors
 
     def _error_outbound(self, packet: IpPacket, icmp: IcmpMessage, *, now: Instant) -> Verdict:
-        """An inside host or router says that a packet that came in could not be delivered (RFC 5508, REQ-5)."""
+        """Translate an ICMP error of an inside host or router about an inbound packet (RFC 5508, REQ-5)."""
         about = icmp.about
         assert about is not None
         internal, remote = destination_of(about), source_of(about)
@@ -241,26 +261,26 @@ class Nat:
             others = self._mappings.of_endpoint(about.protocol, internal)
             mapping = self._live(others[0], now=now) if len(others) == 1 else None
         if mapping is None:
-            return self._drop(f"an ICMP error about a packet to {internal}, which no mapping let in")
+            return self._drop(f"an ICMP error about a packet to {internal}, which has no mapping")
         set_destination(about, mapping.external)
         packet.source = Address(mapping.external.host, 0)
         if remote.host not in self.external:
             return Verdict(Action.FORWARD, packet)
         sender = self._live(self._mappings.inbound(about.protocol, remote), now=now)
         if sender is None or self.config.hairpinning is Hairpinning.NONE:
-            return self._drop(f"an ICMP error about a packet from {remote}, which stands for no inside endpoint")
+            return self._drop(f"an ICMP error about a packet from {remote}, which is mapped to no inside endpoint")
         set_source(about, sender.internal)
         packet.destination = Address(sender.internal.host, 0)
         return Verdict(Action.HAIRPIN, packet)
 
     def _error_inbound(self, packet: IpPacket, icmp: IcmpMessage, *, now: Instant) -> Verdict:
-        """Someone outside says that a packet that left could not be delivered (RFC 5508, REQ-4)."""
+        """Translate an ICMP error from outside about an outbound packet (RFC 5508, REQ-4)."""
         about = icmp.about
         assert about is not None
         external = source_of(about)
         mapping = self._live(self._mappings.inbound(about.protocol, external), now=now)
         if mapping is None:
-            return self._drop(f"an ICMP error about a packet from {external}, which stands for no inside endpoint")
+            return self._drop(f"an ICMP error about a packet from {external}, which is mapped to no inside endpoint")
         set_source(about, mapping.internal)
         packet.destination = Address(mapping.internal.host, 0)
         return Verdict(Action.FORWARD, packet)
@@ -270,9 +290,9 @@ class Nat:
     def _make(self, protocol: Protocol, internal: Address, remote: Address, *, now: Instant) -> Mapping | str:
         config, table = self.config, self._mappings
         if config.max_mappings is not None and len(table) >= config.max_mappings:
-            return f"the table is full: {config.max_mappings} mappings"
+            return f"the table is full: it has {config.max_mappings} mappings"
         if config.max_mappings_per_host is not None and table.count(internal.host) >= config.max_mappings_per_host:
-            return f"{internal.host} has all the {config.max_mappings_per_host} mappings that a host may have"
+            return f"{internal.host} has reached the limit of {config.max_mappings_per_host} mappings per host"
         host = self._pool.choose(internal.host, remote.family)
         if host is None:
             return f"this NAT has no external address of the family of {remote}"
@@ -284,36 +304,35 @@ class Nat:
         if port is None:
             return f"no port of {host} is free for {internal}"
         mapping = table.add(protocol, internal, remote, Address(host, port))
-        if self._trace.enabled:
-            row: Json = mapping.row(mapping.keys[0])
-            self._trace.nat(f"{internal} sent to {remote}", now=now, added=[row], removed=[])
+        row = mapping.row(mapping.keys[0])
+        self._trace.nat(f"{internal} sent to {remote}", now=now, added=[row], removed=[])
         return mapping
 
-    def _note(
+    def _renew(
         self, mapping: Mapping, remote: Address, tcp: TcpFields | None, direction: int, *, now: Instant, renew: bool
     ) -> None:
-        """A packet passes: give the mapping the time that is its due."""
+        """Set the expiry of a mapping after a packet that passed."""
         config = self.config
         if tcp is not None:
             mapping.segment(remote, tcp.flags, direction, config, now=now)
         elif renew:
             lifetime = config.icmp_timeout if mapping.protocol is Protocol.ICMP else config.udp_timeout
             mapping.expires = Instant(now + lifetime)
-        # Renewals only move the end: the timer finds out when it fires. An end that comes nearer must be set.
+        # A later expiry is checked when the timer fires. Only an earlier one must be set now.
         at = self._timers.at(mapping.number)
         if at is None or mapping.expires < at:
             self._timers.set(mapping.number, mapping.expires)
 
     def _permit(self, mapping: Mapping, remote: Address, *, now: Instant, renew: bool) -> None:
-        """Let answers of `remote` in by the mapping."""
+        """Permit answers of `remote` to the mapping."""
         key = self._filter.permit(mapping, remote, now=now, renew=renew)
-        self._permissions_end(mapping.until(remote))
-        if key is not None and self._trace.enabled:
-            row: Json = self._filter.row(mapping, key)
+        self._arm_permissions(mapping.until(remote))
+        if key is not None:
+            row = self._filter.row(mapping, key)
             self._trace.nat(f"{mapping.internal} sent to {remote}", now=now, added=[row], removed=[])
 
-    def _permissions_end(self, until: Instant) -> None:
-        """A permission ends at `until`: see to it that somebody looks then."""
+    def _arm_permissions(self, until: Instant) -> None:
+        """Arm the timer for a permission that expires at `until`."""
         at = self._timers.at(_PERMISSIONS)
         if (at is None or until < at) and self.config.filtering is not Behavior.EI:
             self._timers.set(_PERMISSIONS, until)
@@ -328,8 +347,7 @@ class Nat:
         self._mappings.remove(mapping)
         self._timers.cancel(mapping.number)
         gone = [mapping.row(key) for key in mapping.keys] + list(self._filter.forget(mapping))
-        if self._trace.enabled:
-            self._trace.nat(f"nothing renewed {mapping.external} in time", now=now, added=[], removed=list(gone))
+        self._trace.nat(f"the mapping of {mapping.external} expired", now=now, added=[], removed=gone)
 
     def _whole(self, packet: IpPacket, *, now: Instant) -> IpPacket | Verdict:
         if packet.fragment is None:

@@ -1,4 +1,4 @@
-"""Which external address and port a new mapping gets (RFC 4787, sections 4.1 and 4.2)."""
+"""Selection of the external address and port of a new mapping (RFC 4787, sections 4.1 and 4.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WELL_KNOWN = range(1, 1024)
 
 
 class AddressPool:
-    """The external addresses. Paired, an inside host stays on the one that it first got (RFC 4787, REQ-2)."""
+    """Selects an external address. With paired pooling, an inside host keeps its first one (RFC 4787, REQ-2)."""
 
     def __init__(self, config: NatConfig, external: tuple[str, ...], random: random.Random) -> None:
         self._config = config
@@ -24,7 +24,7 @@ class AddressPool:
         self._paired: dict[tuple[str, int], str] = {}
 
     def choose(self, inside: str, family: int) -> str | None:
-        """An address of the family for a mapping of the inside host; None when there is none."""
+        """Return an external address of the family for a mapping of the inside host; None if there is none."""
         hosts = self._hosts[family]
         if len(hosts) < 2:
             return hosts[0] if hosts else None
@@ -37,7 +37,7 @@ class AddressPool:
 
 
 class PortAllocator:
-    """Chooses ports. What is taken it asks its owner, so that the two can never differ."""
+    """Selects external ports. The caller passes in which ports are taken, so there is no second table to differ."""
 
     def __init__(self, config: NatConfig, random: random.Random) -> None:
         self._config = config
@@ -46,7 +46,7 @@ class PortAllocator:
         self._next: dict[str, int] = {}
 
     def choose(self, internal: int, host: str, taken: Callable[[int], bool]) -> int | None:
-        """A free port on the external `host` for the inside port `internal`; None when there is none."""
+        """Return a free port of the external `host` for the inside port `internal`; None if there is none."""
         config = self._config
         ports = self._range
         if config.ports is PortAssignment.PRESERVATION:

@@ -1,18 +1,18 @@
-"""Which NATs can plain ICE connect through? Derived from the rules of mapping and filtering, in the abstract.
+"""Predicts which pairs of NATs plain ICE connects through, from the rules of mapping and filtering alone.
 
-Two agents stand behind a NAT each. Both have asked one STUN server for their external endpoint and told each other
-the answer. Then each sends checks to all it knows of the other. Ports are unknowable and stand for themselves: an
-external endpoint *is* the side and the key of its mapping. A check from x to an endpoint e of y works when
+Two agents are behind one NAT each. Both have sent a request to one STUN server and signaled the mapped address. Then
+each sends checks to all known candidates of the other. Ports cannot be guessed, so the model has none: an external
+endpoint is the side and the key of its mapping. A check from x to an endpoint e of y succeeds if
 
-    1. y's filtering lets in what comes from s, the endpoint that x's mapping gives to packets for e;
-    2. y answers from the very endpoint e (RFC 8445, 7.2.5.2.1): y's mapping for s is e;
-    3. x's filtering lets the answer in.
+    1. y's filtering accepts packets from s, where s is x's mapping for packets to e;
+    2. y answers from the endpoint e (RFC 8445, 7.2.5.2.1): y's mapping for s is e;
+    3. x's filtering accepts the answer.
 
-A check that arrives teaches y the endpoint s (a peer-reflexive candidate), even when its answer fails, and whatever is
-sent opens filters. So checks go round until nothing new is learnt. Where inbound packets make sessions, it matters who
-sends first; then every order is tried.
+A check that arrives gives y the endpoint s (a peer-reflexive candidate), even if its answer is lost. Every packet sent
+creates permissions. So the model repeats the checks until nothing changes. If inbound packets create sessions, the
+order of the checks matters; then the model tries every order.
 
-This shares no code with the NAT machine: the two are compared in tests and in the table that `polynya demo` shows.
+The model shares no code with the NAT machine. Tests and the table of `polynya demo` compare the two.
 """
 
 from __future__ import annotations
@@ -26,46 +26,46 @@ from polynya.core.behavior import Behavior
 from .config import FilterScope, NatConfig
 
 Endpoint = tuple[Any, ...]
-"""`(side, key)`: an external endpoint, named by the mapping that holds it."""
+"""An external endpoint as `(side, key of its mapping)`."""
 
 _SERVER: Endpoint = ("server", ())
 _ROUNDS = 8
-"""Two agents that answer each other from ever new endpoints never meet; so many rounds show every other case."""
+"""Agents that answer from a new endpoint each time never connect. Every other case is decided in this many rounds."""
 _ORDERS = ("together", "first before second", "second before first")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A pair that works, in the types of its candidates as the checking side sees them."""
+    """A pair whose check succeeds, by the candidate types that the checking side sees."""
 
     side: int
-    """0 or 1: whose check it was."""
+    """The side that sent the check: 0 or 1."""
     local: str
     remote: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """What the rules imply for two NATs."""
+    """The prediction for two NATs."""
 
     always: bool
-    """A pair works whatever the order of the checks."""
+    """A pair succeeds in every order of the checks."""
     ever: bool
-    """A pair works in some order."""
+    """A pair succeeds in some order."""
     pairs: tuple[Pair, ...]
-    """The pairs that work in some order, without repetition."""
+    """The pairs that succeed in some order, without repetition."""
 
     @property
     def sure(self) -> bool:
-        """Whether the order does not matter."""
+        """Whether the result is the same in every order."""
         return self.always == self.ever
 
 
 @lru_cache(maxsize=1024)
 def expect(first: NatConfig | None, second: NatConfig | None) -> Expectation:
-    """Whether plain ICE (host, server- and peer-reflexive candidates; no relay) connects through two NATs.
+    """Predict whether plain ICE (host, server- and peer-reflexive candidates; no relay) connects through two NATs.
 
-    None stands for no NAT at all. Ports cannot be guessed; mappings and permissions do not end meanwhile.
+    None means no NAT. Ports cannot be guessed; mappings and permissions do not expire.
     """
     outcomes = [_meet(first, second, order) for order in _ORDERS]
     pairs = tuple(dict.fromkeys(pair for outcome in outcomes for pair in outcome))
@@ -84,22 +84,22 @@ class _Side:
         self.reflexive = self.send(_SERVER)
 
     def send(self, remote: Endpoint) -> Endpoint:
-        """Send to an endpoint: the endpoint that it is sent from. Opens the filter."""
-        key = _count(self.config.mapping, remote)
+        """Send to an endpoint and permit its answers. Return the external source endpoint."""
+        key = _key(self.config.mapping, remote)
         mapping = self._keys.setdefault(key, (self.name, key))
-        self._permits[self._scope(mapping), _count(self.config.filtering, remote)] = True
+        self._permits[self._scope(mapping), _key(self.config.filtering, remote)] = True
         return mapping
 
-    def lets_in(self, source: Endpoint, own: Endpoint) -> bool:
-        """Whether what comes from `source` to the own external endpoint reaches the agent."""
+    def accepts(self, source: Endpoint, own: Endpoint) -> bool:
+        """Whether a packet from `source` to the external endpoint `own` reaches the agent."""
         if own not in self._keys.values():
             return False
         if self.config.filtering is not Behavior.EI:
-            permit = (self._scope(own), _count(self.config.filtering, source))
+            permit = (self._scope(own), _key(self.config.filtering, source))
             if permit not in self._permits:
                 return False
         if self.config.inbound_sessions:
-            self._keys.setdefault(_count(self.config.mapping, source), own)
+            self._keys.setdefault(_key(self.config.mapping, source), own)
         return True
 
     def learn(self, endpoint: Endpoint) -> None:
@@ -113,8 +113,8 @@ class _Side:
         return len(self.known), len(self._keys), len(self._permits)
 
 
-def _count(behavior: Behavior, remote: Endpoint) -> Endpoint:
-    """As much of a remote endpoint as the behavior counts; a side is one host."""
+def _key(behavior: Behavior, remote: Endpoint) -> Endpoint:
+    """Return the part of a remote endpoint that the behavior uses; a side is one host."""
     if behavior is Behavior.EI:
         return ()
     return (remote[0],) if behavior is Behavior.AD else remote
@@ -141,13 +141,13 @@ def _meet(first: NatConfig | None, second: NatConfig | None, order: str) -> list
 
 
 def _arrive(sides: tuple[_Side, _Side], i: int, remote: Endpoint, source: Endpoint, works: dict[Pair, None]) -> None:
-    """A check of side `i` is on its way from `source` to `remote`."""
+    """Deliver a check of side `i` from `source` to `remote`."""
     sender, receiver = sides[i], sides[1 - i]
-    if not receiver.lets_in(source, remote):
+    if not receiver.accepts(source, remote):
         return
     receiver.learn(source)
     answered_from = receiver.send(source)
-    if answered_from != remote or not sender.lets_in(remote, source):
+    if answered_from != remote or not sender.accepts(remote, source):
         return
     local = "srflx" if source == sender.reflexive else "prflx"
     works[Pair(side=i, local=local, remote="srflx" if remote == receiver.reflexive else "prflx")] = None

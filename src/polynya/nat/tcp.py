@@ -1,12 +1,12 @@
-"""One TCP connection as a NAT sees it (RFC 5382, sections 4 and 5; RFC 7857, section 2).
+"""A TCP connection as a NAT tracks it (RFC 5382, sections 4 and 5; RFC 7857, section 2).
 
-A NAT follows the flags only as far as its timers need: a connection that opens or closes is kept for the transitory
-time, an established one for the long one. Every legal order of segments opens it, simultaneous open among them.
+A NAT tracks only the flags that its timers need. A connection that opens or closes has the transitory timeout, an
+established one the long timeout. Every legal order of segments establishes it, simultaneous open included.
 
     OPENING      SYN seen both ways, then an ACK without SYN  -> ESTABLISHED
     OPENING      RST                                          -> CLOSING
     ESTABLISHED  FIN seen both ways, or RST                   -> CLOSING
-    CLOSING      SYN                                          -> OPENING (the endpoints are used again)
+    CLOSING      SYN                                          -> OPENING (the endpoints are reused)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Connection:
         self._fin = 0
 
     def segment(self, flags: TcpFlags, direction: int) -> None:
-        """Note a segment that passes; `direction` is OUT or IN."""
+        """Track a segment; `direction` is OUT or IN."""
         if flags & TcpFlags.SYN:
             if self.state is TcpState.CLOSING:
                 self.state, self._syn, self._fin = TcpState.OPENING, 0, 0
@@ -56,7 +56,7 @@ class Connection:
             self.state = TcpState.CLOSING
 
     def lifetime(self, config: NatConfig) -> int:
-        """Nanoseconds that it is kept from its last segment on."""
+        """Return the nanoseconds from its last segment to its expiry."""
         return config.tcp_established if self.state is TcpState.ESTABLISHED else config.tcp_transitory
 
 

@@ -1,16 +1,17 @@
-"""The portable data plane: one tight loop over epoll, plain sockets, no thread and no event loop of its own.
+"""The portable data plane: one loop over epoll and plain sockets, without threads and without an event loop.
 
-    client's datagram --(source, channel)--> Way:  sendto by the relay's socket to the peer
-    peer's datagram   --source-------------> Back: header in place, sendto by the listener to the client
+    client's datagram --(source, channel)--> PeerRoute:   sendto by the relay's socket to the peer
+    peer's datagram   --source-------------> ClientRoute: header in place, sendto by the listener to the client
 
-One dictionary look-up finds all that a packet needs, and one comparison tells whether it still holds: a Way or a Back
-is good until the first of allocation, permission and channel ends, and any command about its relay throws it away. The
-next packet then goes the long way, with all the rules asked, and makes it anew. What a packet arrives in is allocated
-once; a peer's datagram is read four bytes into the buffer, so that its ChannelData header is written in front of it
-without a copy.
+A packet on the fast path costs one dictionary look-up and one comparison: the route holds all that is needed, and is
+valid until its allocation, permission or channel expires. Every command about a relay removes the relay's routes. A
+packet without a route is checked by all rules, which makes a new route (`relays`).
 
-Whoever runs the loop calls `run`; a worker process does nothing else. In an event loop `fileno()` is what to watch: it
-is readable when `run(0)` has something to do.
+Packets are read into one buffer. A peer's datagram is read behind four free bytes, so that its ChannelData header is
+written without a copy.
+
+The owner calls `run`; a worker process does nothing else. In an event loop, watch `fileno()`: it is readable when
+`run(0)` has something to do.
 """
 
 from __future__ import annotations
@@ -26,18 +27,19 @@ from struct import Struct
 from typing import Final, Protocol
 
 from polynya.core.addresses import pack_host
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.core.machine import Datagram, IcmpKind, Send
 from polynya.turn.server.commands import Client, Command, Forward, Peer, PeerError, Relay, RelayLost, Report, Traffic
 from polynya.turn.server.frames import MAX_DATAGRAM, SEND_TYPE, data_indication, parse_send
 
-from .ports import Port, Way
+from .ports import PeerRoute, Port
 from .relays import Relays
 from .sockets import DONT_FRAGMENT, MAY_FRAGMENT, SockAddr, address_of, fragmentation, name_of
 
 BATCH: Final = 64
-"""Datagrams that are read from one socket before the next one gets its turn."""
+"""Datagrams that are read from one socket before the next socket is read."""
 LARGEST: Final = 65535
 
 _IN: Final = getattr(select, "EPOLLIN", 1)
@@ -48,38 +50,38 @@ _COOKIE: Final = b"\x21\x12\xa4\x42"
 _BINDING_REQUEST: Final = b"\x00\x01\x00\x00" + _COOKIE
 _PEER4: Final = b"\0\x12\0\x08"
 _IDS: Final = 256
-_SOFT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM, errno.EINTR})
-_LATER: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE})
+_TRANSIENT: Final = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS, errno.ENOMEM, errno.EINTR})
+_ICMP: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EMSGSIZE})
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class ErrorReport(Protocol):
-    """One ICMP error out of a socket's error queue."""
+    """An ICMP error from a socket's error queue."""
 
     @property
     def destination(self) -> tuple[object, ...]:
-        """Whom the datagram was for, as a socket address."""
+        """The destination of the datagram, as a socket address."""
 
     @property
     def kind(self) -> IcmpKind:
-        """What happened to it."""
+        """The kind of the error."""
 
     @property
     def mtu(self) -> int | None:
-        """What would fit, where it was too big."""
+        """The path MTU, if the datagram was too big."""
 
 
 ReadErrors = Callable[[socket.socket], Sequence[ErrorReport]]
-"""Empties a socket's error queue. It is given by whoever has it: this room knows no system headers."""
+"""Reads all errors from a socket's error queue. The owner passes it in, since it depends on the system."""
 
 
 def now() -> Instant:
-    """The clock that control plane and data planes share."""
+    """Read the clock that the control plane and data planes share."""
     return Instant(time.clock_gettime_ns(_CLOCK))
 
 
 class _Listener:
-    """A listener, and how much has come to it."""
+    """A listener with its batch size."""
 
     __slots__ = ("batch", "flow", "round", "sock")
 
@@ -87,18 +89,18 @@ class _Listener:
         self.flow = flow
         self.sock = sock
         self.batch = 1
-        """How many datagrams are read at once: more only while more are there."""
+        """Datagrams that are read at once; grows while more are waiting."""
         self.round = 0
-        """The round of the loop in which it was last read."""
+        """The round of the loop in which it was read last."""
 
 
 class PortablePlane:
-    """A data plane on sockets. `listeners` are bound UDP sockets that stay their owner's.
+    """A data plane on sockets. `listeners` are bound UDP sockets, which the owner closes.
 
-    `gather` is how many seconds `run` sleeps after a wake-up for more packets to come, so that one wake-up serves
-    several: fewer cycles below saturation, and so much more delay. That is for processes that do nothing else.
-    `origins` are encoded attributes that a listener's answers to Binding requests have beside the mapped addresses: it
-    serves behavior discovery then (RFC 5780, section 6.1).
+    `gather` is the time in seconds that `run` sleeps after a wake-up, so that one wake-up serves several packets. It
+    saves CPU below saturation and adds as much delay. Use it only in processes that do nothing else.
+    `origins` are encoded attributes for a listener's Binding responses beside the mapped addresses, for behavior
+    discovery (RFC 5780, section 6.1).
     """
 
     def __init__(
@@ -125,11 +127,13 @@ class PortablePlane:
         self._view = memoryview(self._buffer)
         self._payload = self._view[4:]
         self.relays = Relays(self._by_flow, self._epoll, errors=read_errors is not None)
-        """The relay ports; changed by commands only."""
+        """The relay ports; only commands change them."""
+        self._outputs: Queue[Send] = Queue()
+        """Frames for clients on streams, which the driver sends."""
         self.found = False
         """Whether the last `run` had something to do."""
         self.behind = False
-        """Whether it has left packets where they came, for others to have their turn."""
+        """Whether the last `run` has left packets unread, so that other sockets get their turn."""
         for listener in listeners.values():
             listener.setblocking(False)
             self._epoll.register(listener.fileno(), select.EPOLLIN)
@@ -137,15 +141,15 @@ class PortablePlane:
     # ------------------------------------------------------------------------------------------------------------ loop
 
     def fileno(self) -> int:
-        """What an event loop watches: readable when `run(0)` has something to do."""
+        """Return the descriptor to watch: it is readable when `run(0)` has something to do."""
         return self._epoll.fileno()
 
     def watch(self, fd: int) -> None:
-        """Wake up for this descriptor, too; `run` tells when it is ready."""
+        """Watch another descriptor; `run` returns it when it is readable."""
         self._epoll.register(fd, select.EPOLLIN)
 
     def run(self, timeout: float | None) -> list[int]:
-        """Serve what is there, after waiting for it for at most so many seconds. Returns what else is ready."""
+        """Wait at most `timeout` seconds for packets and relay them. Returns the watched descriptors that are ready."""
         events = self._epoll.poll(timeout)
         self.found = bool(events)
         behind, self.behind = self.behind, False
@@ -174,7 +178,7 @@ class PortablePlane:
         return others
 
     def execute(self, command: Command | Forward, *, now: Instant, sock: socket.socket | None = None) -> None:
-        """Carry out a command. `sock` is a relay's socket that somebody else has bound."""
+        """Carry out a command. `sock` is the socket of a relay that another process has bound."""
         if not isinstance(command, Forward):
             self.relays.execute(command, sock)
             return
@@ -182,59 +186,71 @@ class PortablePlane:
         if ports is not None:
             self._client_frame(ports, memoryview(command.data), now)
 
-    def take(self, datagram: Datagram, at: Instant) -> None:
-        """Carry out a client's packet that another worker has read; what is not known is dropped."""
+    def relay_packet(self, datagram: Datagram, at: Instant) -> None:
+        """Relay a client's packet that another worker has read; it is dropped if the client has no relay here."""
         ports = self.relays.by_client.get(Client(datagram.flow, datagram.remote))
         if ports is not None:
             self._client_frame(ports, memoryview(datagram.data), at)
 
-    def reports(self) -> list[Report]:
-        """What the control plane should know, oldest first; drained by the call."""
-        drained, self.relays.reports = self.relays.reports, []
-        return drained
+    def receive(self, input: object, *, now: Instant) -> bool:  # noqa: ARG002
+        """Return False: the sockets are the plane's own, so no input of the driver is for it."""
+        return False
 
-    def send(self, output: Send) -> bool:
-        """Send an answer of the control plane by a listener; False when there is no such flow."""
-        listener = self._by_flow.get(output.flow)
+    def reports(self) -> list[Report]:
+        """Return the reports for the control plane, oldest first; drained by the call."""
+        return self.relays.reports.drain()
+
+    def outputs(self) -> list[Send]:
+        """Return the frames for clients on streams, oldest first; drained by the call."""
+        return self._outputs.drain()
+
+    @property
+    def pending(self) -> bool:
+        """Whether reports or outputs are waiting."""
+        return bool(self.relays.reports or self._outputs)
+
+    def send(self, answer: Send) -> bool:
+        """Send an answer of the control plane by a listener; False if there is no such flow."""
+        listener = self._by_flow.get(answer.flow)
         if listener is None:
             return False
         try:
-            listener.sendto(output.data, name_of(output.remote))
+            listener.sendto(answer.data, name_of(answer.remote))
         except OSError:
-            self.relays.count("answers refused by the system")
+            self.relays.count("responses refused by the system")
         return True
 
     def close(self) -> None:
-        """Close every relay port. The listeners are their owner's."""
+        """Close every relay port. The owner closes the listeners."""
         for port in list(self.relays.ports.values()):
             self.relays.drop(port)
         self._epoll.close()
 
     def release(self, relay: Relay) -> None:
-        """Forget a relay whose socket another worker has now."""
+        """Drop a relay that was moved to another worker."""
         port = self.relays.ports.get(relay)
         if port is not None:
             self.relays.drop(port)
 
     def traffic(self) -> list[Traffic]:
-        """What each open relay carried so far."""
+        """Return the traffic of each open relay."""
         return [port.count() for port in self.relays.ports.values()]
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was not forwarded, by why."""
+        """Datagrams that were not forwarded, by reason."""
         return self.relays.counters
 
     @property
     def size(self) -> dict[str, int]:
-        """How much of everything is held: nothing may leak."""
+        """Number of entries in each table, to show leaks."""
         return self.relays.size
 
     # ---------------------------------------------------------------------------------------------------- from clients
 
     def _from_clients(self, listener: _Listener, at: int) -> None:
-        """Read what clients have sent: as much as came the last times, so that few reads find nothing."""
-        receive, buffer, view, find = listener.sock.recvfrom_into, self._buffer, self._view, self.relays.ways.get
+        """Read and relay the datagrams of clients; the batch size adapts so that few reads find none."""
+        receive, buffer, view, find = listener.sock.recvfrom_into, self._buffer, self._view, self.relays.peer_routes.get
         batch = listener.batch
         again, listener.round = listener.round + 1 == self._round, self._round
         for count in range(batch):
@@ -244,16 +260,16 @@ class PortablePlane:
                 listener.batch = max(1, count)
                 return
             except OSError:
-                self.relays.count("reads that failed")
+                self.relays.count("read errors")
                 continue
-            way, start = None, 4
+            route, start = None, 4
             kind, length = _READ_HEAD(buffer)
             if kind >> 14 == 1:
-                way = find((source, kind))
+                route = find((source, kind))
                 if length > size - 4:
-                    way = None
+                    route = None
             elif size >= 36 and kind == _SEND:
-                # A peer of IPv4 and data, in this order and nothing else; whatever is different goes the long way.
+                # XOR-PEER-ADDRESS with IPv4, then DATA, and nothing else; any other Send takes the slow path.
                 rest, length = length, buffer[34] << 8 | buffer[35]
                 if (
                     size == 36 + (length + 3 & ~3) == 20 + rest
@@ -262,25 +278,25 @@ class PortablePlane:
                     and buffer[33] == 0x13
                 ):
                     start = 36
-                    way = find((source, bytes(view[20:32])))
-            if way is None or at >= way.until:
-                self._unusual(listener.flow, listener.sock, source, size, at)
-            elif way.limited and not way.port.within_rate(length, at):
-                self.relays.refuse(way.port, "too many bytes")
+                    route = find((source, bytes(view[20:32])))
+            if route is None or at >= route.until:
+                self._without_peer_route(listener.flow, listener.sock, source, size, at)
+            elif route.limited and not route.port.within_rate(length, at):
+                self.relays.refuse(route.port, "rate limit exceeded")
             else:
                 data = view[start : start + length]
                 try:
-                    way.sendto(data, way.name)
+                    route.sendto(data, route.name)
                 except OSError as error:
-                    self._send_failed(way, data, error, at)
-                way.packets += 1
-                way.bytes += length
-        self.behind = True  # there may be more, and many clients wait for it
-        if again:  # it was readable two rounds in a row: more comes than that in a round
+                    self._send_failed(route, data, error, at)
+                route.packets += 1
+                route.bytes += length
+        self.behind = True  # more datagrams of other clients may wait in this socket
+        if again:  # readable two rounds in a row: more datagrams come in a round than a batch holds
             listener.batch = min(BATCH, batch * 2)
 
-    def _unusual(self, flow: Flow, listener: socket.socket, source: SockAddr, size: int, at: int) -> None:
-        """A client's datagram that no way is known for: find one, answer it, or hand it up."""
+    def _without_peer_route(self, flow: Flow, listener: socket.socket, source: SockAddr, size: int, at: int) -> None:
+        """Relay, answer or report a client's datagram that has no route."""
         frame = self._view[:size]
         if size == 20 and frame[:8] == _BINDING_REQUEST:
             self._answer_binding(flow, listener, source)
@@ -293,9 +309,9 @@ class PortablePlane:
     def _client_frame(
         self, ports: dict[int, Port], frame: memoryview, at: int, source: SockAddr | None = None
     ) -> bool:  # fmt: skip
-        """Carry out what a client sent, with all rules asked; False when it is not for the data plane.
+        """Relay ChannelData or a Send by all rules; False for any other packet.
 
-        With a `source` the way is kept.
+        With a `source` the route is cached.
         """
         if len(frame) >= 4 and frame[0] >> 6 == 1:
             self._channel_data(ports, frame, at, source)
@@ -303,18 +319,18 @@ class PortablePlane:
         if bytes(frame[:2]) != SEND_TYPE:
             return False
         relays = self.relays
-        sending = parse_send(bytes(frame))
-        port = ports.get(sending.peer.family) if sending is not None else None
-        if sending is None:
-            relays.count("Send that cannot be carried out")
+        indication = parse_send(bytes(frame))
+        port = ports.get(indication.peer.family) if indication is not None else None
+        if indication is None:
+            relays.count("malformed Send indication")
         elif port is None:
-            relays.count("Send to a family that is not allocated")
-        elif (way := relays.way(port, Peer(sending.peer), at)) is not None:
-            self._put(way, sending.data, at, whole=sending.dont_fragment)
+            relays.count("no relayed address of the peer's family")
+        elif (route := relays.peer_route(port, Peer(indication.peer), at)) is not None:
+            self._send(route, indication.data, at, dont_fragment=indication.dont_fragment)
             if source is not None and bytes(frame[20:24]) == _PEER4:
-                relays.keep(port, (source, bytes(frame[20:32])), way)
+                relays.cache(port, (source, bytes(frame[20:32])), route)
             else:
-                port.settle(way)
+                port.count_peer_route(route)
         return True
 
     def _channel_data(self, ports: dict[int, Port], frame: memoryview, at: int, source: SockAddr | None) -> None:
@@ -325,62 +341,62 @@ class PortablePlane:
             if bound is None:
                 continue
             if length > len(frame) - 4:
-                relays.refuse(port, "ChannelData is shorter than it says")
+                relays.refuse(port, "truncated ChannelData")
             elif at >= bound[1]:
-                relays.refuse(port, "the channel has expired")
-            elif (way := relays.way(port, bound[0], at)) is not None:
-                self._put(way, frame[4 : 4 + length], at)
-                way.until = min(way.until, bound[1])
+                relays.refuse(port, "channel expired")
+            elif (route := relays.peer_route(port, bound[0], at)) is not None:
+                self._send(route, frame[4 : 4 + length], at)
+                route.until = min(route.until, bound[1])
                 if source is not None:
-                    relays.keep(port, (source, number), way)
+                    relays.cache(port, (source, number), route)
                 else:
-                    port.settle(way)
+                    port.count_peer_route(route)
             return
-        relays.count("the channel is not bound")
+        relays.count("channel not bound")
 
-    def _put(self, way: Way, data: memoryview | bytes, at: int, *, whole: bool = False) -> None:
-        """Send one datagram by a way; `whole` with DF set."""
-        port = way.port
-        if way.limited and not port.within_rate(len(data), at):
-            self.relays.refuse(port, "too many bytes")
+    def _send(self, route: PeerRoute, data: memoryview | bytes, at: int, *, dont_fragment: bool = False) -> None:
+        """Send one datagram to a peer."""
+        port = route.port
+        if route.limited and not port.within_rate(len(data), at):
+            self.relays.refuse(port, "rate limit exceeded")
             return
-        if whole:
+        if dont_fragment:
             port.sock.setsockopt(*fragmentation(port.relay.family), DONT_FRAGMENT)
         try:
-            way.sendto(data, way.name)
+            route.sendto(data, route.name)
         except OSError as error:
-            self._send_failed(way, data, error, at)
+            self._send_failed(route, data, error, at)
         finally:
-            if whole:
+            if dont_fragment:
                 port.sock.setsockopt(*fragmentation(port.relay.family), MAY_FRAGMENT)
-        way.packets += 1
-        way.bytes += len(data)
+        route.packets += 1
+        route.bytes += len(data)
 
     def _answer_binding(self, flow: Flow, listener: socket.socket, source: SockAddr) -> None:
-        """A Binding request without any attribute: the mapped address (RFC 8489, section 14.2) and the origin."""
+        """Answer a Binding request without attributes: the mapped address (RFC 8489, section 14.2) and the origin."""
         address = address_of(source)
         packed = pack_host(address.host)
         size, mask = len(packed), bytes(self._view[4:20])
         head = (4 + size).to_bytes(2, "big") + bytes((0, 1 if size == 4 else 2))
         port = (address.port ^ 0x2112).to_bytes(2, "big")
         host = int.from_bytes(packed, "big") ^ int.from_bytes(mask[:size], "big")
-        told = b"\0\x20" + head + port + host.to_bytes(size, "big")
+        attributes = b"\0\x20" + head + port + host.to_bytes(size, "big")
         origin = self._origins.get(flow)
         if origin is not None:
-            told += b"\0\x01" + head + address.port.to_bytes(2, "big") + packed + origin
-        answer = b"\x01\x01" + len(told).to_bytes(2, "big") + mask + told
+            attributes += b"\0\x01" + head + address.port.to_bytes(2, "big") + packed + origin
+        answer = b"\x01\x01" + len(attributes).to_bytes(2, "big") + mask + attributes
         try:
             listener.sendto(answer, source)
         except OSError:
-            self.relays.count("answers refused by the system")
+            self.relays.count("responses refused by the system")
         else:
-            self.relays.count("binding answers")
+            self.relays.count("Binding responses")
 
     # ------------------------------------------------------------------------------------------------------ from peers
 
     def _from_peers(self, port: Port, at: int) -> None:
-        """Read what peers have sent: as much as came the last times, so that few reads find nothing."""
-        receive, find, batch, payload = port.receive, port.backs.get, port.batch, self._payload
+        """Read and relay the datagrams of peers; the batch size adapts so that few reads find none."""
+        receive, find, batch, payload = port.receive, port.client_routes.get, port.batch, self._payload
         again, port.round = port.round + 1 == self._round, self._round
         for count in range(batch):
             try:
@@ -392,47 +408,47 @@ class PortablePlane:
                 if not self._read_failed(port, error, at):
                     return
                 continue
-            back = find(source)
-            if back is None or at >= back.until or back.short is None:
-                self._unusual_peer(port, source, size, at)
+            route = find(source)
+            if route is None or at >= route.until or route.sendto is None:
+                self._without_client_route(port, source, size, at)
                 continue
-            _HEAD(self._buffer, 0, back.channel, size)
+            _HEAD(self._buffer, 0, route.channel, size)
             try:
-                back.short(self._view[: 4 + size], port.name)
+                route.sendto(self._view[: 4 + size], port.name)
             except OSError:
                 self.relays.count("sends refused by the system")
-            back.packets += 1
-            back.bytes += size
-        if again:  # it was readable two rounds in a row: more comes than one a round
+            route.packets += 1
+            route.bytes += size
+        if again:  # readable two rounds in a row: more datagrams come in a round than a batch holds
             port.batch = min(BATCH, batch * 2)
             self.behind = True
 
-    def _unusual_peer(self, port: Port, source: SockAddr, size: int, at: int) -> None:
-        """A peer's datagram for which no channel is known."""
+    def _without_client_route(self, port: Port, source: SockAddr, size: int, at: int) -> None:
+        """Relay a peer's datagram that has no route, or one without a channel."""
         relays, client = self.relays, port.client
-        back = port.backs.get(source)
-        if back is None or at >= back.until:
-            back = relays.back(port, source, at)
-        if back is None or client is None:
+        route = port.client_routes.get(source)
+        if route is None or at >= route.until:
+            route = relays.client_route(port, source, at)
+        if route is None or client is None:
             return
-        if back.limited and not port.within_rate(size, at):
-            relays.refuse(port, "too many bytes")
+        if route.limited and not port.within_rate(size, at):
+            relays.refuse(port, "rate limit exceeded")
             return
         data = bytes(self._view[4 : 4 + size])
         frame: bytes | None = None
-        if back.channel:
-            frame = back.channel.to_bytes(2, "big") + size.to_bytes(2, "big") + data
+        if route.channel:
+            frame = route.channel.to_bytes(2, "big") + size.to_bytes(2, "big") + data
             frame += bytes(-size & 3) if port.stream else b""
         else:
             with suppress(ValueError):
-                frame = data_indication(self._transaction_id(), back.peer, data)
+                frame = data_indication(self._transaction_id(), route.peer, data)
         if frame is None or (len(frame) > MAX_DATAGRAM and not port.stream):
-            relays.refuse(port, "too large to be wrapped")
+            relays.refuse(port, "too large for the client")
             return
-        back.packets += 1
-        back.bytes += size
+        route.packets += 1
+        route.bytes += size
         if port.sendto is None:
-            relays.reports.append(Send(client.flow, client.remote, frame))
+            self._outputs.append(Send(client.flow, client.remote, frame))
             return
         try:
             port.sendto(frame, port.name)
@@ -447,11 +463,11 @@ class PortablePlane:
 
     # ---------------------------------------------------------------------------------------------------------- errors
 
-    def _send_failed(self, way: Way, data: memoryview | bytes, error: OSError, at: int) -> None:
-        """A send failed: by an earlier datagram's ICMP error, then it is tried once more; or it is lost."""
-        if error.errno not in _SOFT and self._errors(way.port, at):
+    def _send_failed(self, route: PeerRoute, data: memoryview | bytes, error: OSError, at: int) -> None:
+        """Send again if the failure was an ICMP error about an earlier datagram; else count the loss."""
+        if error.errno not in _TRANSIENT and self._errors(route.port, at):
             try:
-                way.sendto(data, way.name)
+                route.sendto(data, route.name)
             except OSError:
                 pass
             else:
@@ -459,20 +475,20 @@ class PortablePlane:
         self.relays.count("sends refused by the system")
 
     def _read_failed(self, port: Port, error: OSError, at: int) -> bool:
-        """Whether reading may go on; if not, the port is lost."""
-        if self._errors(port, at) or error.errno in _SOFT or error.errno in _LATER:
+        """Handle a failed read; False if the port is lost."""
+        if self._errors(port, at) or error.errno in _TRANSIENT or error.errno in _ICMP:
             return True
         self.relays.drop(port)
         self.relays.reports.append(RelayLost(port.relay, error.strerror or str(error)))
         return False
 
     def _errors(self, port: Port, at: int) -> bool:
-        """Report the ICMP errors of a port's error queue; whether there were any."""
+        """Report the ICMP errors in a port's error queue; False if there were none."""
         if self._read_errors is None:
             return port.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
         reports = self._read_errors(port.sock)
         for report in reports:
-            peer, _ = self.relays.called(report.destination)
+            peer, _ = self.relays.peer_at(report.destination)
             if port.client is not None and at < port.until and port.permissions.get(peer.host, 0) > at:
                 error = PeerError(client=port.client, peer=peer, kind=report.kind, mtu=report.mtu)
                 self.relays.reports.append(error)

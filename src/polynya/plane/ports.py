@@ -1,4 +1,8 @@
-"""What the portable plane knows of a relay port, and what it derived for its next packets."""
+"""Relay ports of the portable plane, and the routes that the next packets of a port take.
+
+A route caches all that a packet needs: the socket, the destination, and the time until which the result of the checks
+holds. The rules that make routes are in `relays`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ from polynya.turn.server.frames import HEADERS
 from .sockets import SockAddr
 
 
-class Way:
-    """From a client to one peer."""
+class PeerRoute:
+    """The route from a client to one peer."""
 
     __slots__ = ("bytes", "limited", "name", "packets", "port", "sendto", "until")
 
@@ -27,18 +31,18 @@ class Way:
         self.bytes = 0
 
 
-class Back:
-    """From one peer to the client: by a channel, or with 0 by a Data indication."""
+class ClientRoute:
+    """The route from one peer to the client: by a channel, or by Data indications if `channel` is 0."""
 
-    __slots__ = ("bytes", "channel", "limited", "packets", "peer", "short", "until")
+    __slots__ = ("bytes", "channel", "limited", "packets", "peer", "sendto", "until")
 
     def __init__(self, port: Port, peer: Peer, channel: int, until: int) -> None:
         self.peer = peer
         self.channel = channel
         self.until = until
         self.limited = port.interval > 0
-        self.short = port.sendto if channel and not self.limited else None
-        """Sends ChannelData to the client; None where more must be asked or made for each datagram."""
+        self.sendto = port.sendto if channel and not self.limited else None
+        """Sends ChannelData to the client; None if a datagram needs a rate check, a Data indication or a stream."""
         self.packets = 0
         self.bytes = 0
 
@@ -47,8 +51,9 @@ class Port:
     """A relay port with its socket."""
 
     __slots__ = (
-        "backs", "batch", "channels", "client", "external", "forbade", "full_again", "interval", "keys", "name",
-        "peers", "permissions", "receive", "relay", "round", "sendto", "sock", "stream", "traffic", "until",
+        "batch", "channels", "client", "client_routes", "external", "forbidden_reported", "full_again", "interval",
+        "name", "peer_routes", "peers", "permissions", "receive", "relay", "round", "sendto", "sock", "stream",
+        "traffic", "until",
     )  # fmt: skip
 
     def __init__(self, command: OpenRelay, sock: socket.socket) -> None:
@@ -60,29 +65,32 @@ class Port:
         self.stream = command.stream
         self.until = command.until
         self.sendto: Callable[[memoryview | bytes, SockAddr], int] | None = None
-        """The listener's, None for a client on a stream."""
+        """Sends to the client by its listener; None for a client on a stream."""
         self.name: SockAddr = ()
+        """Socket address of the client."""
         self.permissions: dict[str, Instant] = {}
         self.channels: dict[int, tuple[Peer, Instant]] = {}
         self.peers: dict[Peer, int] = {}
-        self.keys: dict[tuple[SockAddr, object], Way] = {}
-        self.backs: dict[SockAddr, Back] = {}
+        """Channel numbers by peer."""
+        self.peer_routes: dict[tuple[SockAddr, object], PeerRoute] = {}
+        self.client_routes: dict[SockAddr, ClientRoute] = {}
         self.traffic = Traffic(relay=command.relay)
-        self.forbade = False
-        """Whether the rules have forbidden a peer of it, and that was told."""
+        self.forbidden_reported = False
+        """Whether a peer that the policy denies was reported."""
         self.batch = 1
-        """How many datagrams are read at once: more only while more are there."""
+        """Datagrams that are read at once; grows while more are waiting."""
         self.round = 0
-        """The round of the loop in which it was last read."""
+        """The round of the loop in which it was read last."""
         self.full_again = 0
         self.interval = 0
         self.limit(command.bytes_per_second)
 
     def limit(self, bytes_per_second: int) -> None:
+        """Set the rate limit; 0 for none."""
         self.interval = SECOND // bytes_per_second if bytes_per_second else 0
 
     def within_rate(self, size: int, at: int) -> bool:
-        """Whether so many bytes may pass now: a second's worth at once, then at the rate."""
+        """Whether `size` bytes are within the rate limit, which allows bursts of one second."""
         if not self.interval:
             return True
         full_again = max(self.full_again, at) + (size + HEADERS) * self.interval
@@ -92,27 +100,27 @@ class Port:
         return True
 
     def unbind(self, channel: int) -> None:
-        """Forget a channel."""
+        """Remove a channel."""
         bound = self.channels.pop(channel, None)
-        if bound is not None and self.peers.get(bound[0]) == channel:  # the peer may have another number by now
+        if bound is not None and self.peers.get(bound[0]) == channel:  # the peer may be bound to another number since
             del self.peers[bound[0]]
 
     def count(self) -> Traffic:
-        """The traffic so far."""
-        for way in self.keys.values():
-            self.settle(way)
-        for back in self.backs.values():
-            self.settle_back(back)
+        """Return the traffic so far, that of the routes included."""
+        for route in self.peer_routes.values():
+            self.count_peer_route(route)
+        for back in self.client_routes.values():
+            self.count_client_route(back)
         return self.traffic
 
-    def settle(self, way: Way) -> None:
-        """Count what went by a way that is not kept any more."""
-        self.traffic.to_peers += way.packets
-        self.traffic.bytes_to_peers += way.bytes
-        way.packets = way.bytes = 0
+    def count_peer_route(self, route: PeerRoute) -> None:
+        """Move the counts of a route to the traffic."""
+        self.traffic.to_peers += route.packets
+        self.traffic.bytes_to_peers += route.bytes
+        route.packets = route.bytes = 0
 
-    def settle_back(self, back: Back) -> None:
-        """Count what came by a way back that is not kept any more."""
-        self.traffic.from_peers += back.packets
-        self.traffic.bytes_from_peers += back.bytes
-        back.packets = back.bytes = 0
+    def count_client_route(self, route: ClientRoute) -> None:
+        """Move the counts of a route to the traffic."""
+        self.traffic.from_peers += route.packets
+        self.traffic.bytes_from_peers += route.bytes
+        route.packets = route.bytes = 0

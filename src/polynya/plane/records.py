@@ -1,4 +1,8 @@
-"""What the control process remembers of each relay that a worker has, so that another worker can be told."""
+"""The control process's record of each relay, from which another worker can continue the relay.
+
+A worker may die, and a client's packets may arrive at another worker. In both cases the relay is opened again from its
+record: its socket, expiry, permissions and channels.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,13 @@ from polynya.turn.server.commands import (
 from .messages import Channel
 from .portable import now
 
-NOBODY: Final = 0
-"""The number of commands that nobody waits for."""
+UNACKNOWLEDGED: Final = 0
+"""Number of commands whose acknowledgement is ignored."""
 
 
 @dataclass(slots=True)
 class Record:
-    """What a relay was told, enough to tell it to another worker."""
+    """The state of a relay, and the worker that serves it."""
 
     open: OpenRelay
     sock: socket.socket
@@ -37,15 +41,15 @@ class Record:
     permissions: dict[str, Instant] = field(default_factory=dict)
     channels: dict[int, tuple[Peer, Instant]] = field(default_factory=dict)
     before: Traffic | None = None
-    """What it carried in workers that it has left."""
+    """Traffic in its former workers."""
     last: Traffic = field(init=False)
-    """What it had carried when it was last told."""
+    """Traffic in all workers, as of the last report."""
 
     def __post_init__(self) -> None:
         self.last = Traffic(relay=self.open.relay)
 
-    def note(self, command: Command) -> None:
-        """Write down what the relay is told."""
+    def update(self, command: Command) -> None:
+        """Apply a command to the record."""
         if isinstance(command, SetExpiry):
             self.open = replace(self.open, until=command.until)
         elif isinstance(command, Permit):
@@ -60,21 +64,21 @@ class Record:
         elif isinstance(command, UnbindChannel):
             self.channels.pop(command.channel, None)
 
-    def carried(self, traffic: Traffic) -> Traffic:
-        """The worker that has it tells what it carried there: what it carried in all."""
+    def add_traffic(self, traffic: Traffic) -> Traffic:
+        """Record the traffic in the current worker; returns the traffic in all workers."""
         self.last = _sum(self.before, traffic)
         return self.last
 
-    def left(self, traffic: Traffic) -> None:
-        """A worker that it has left tells the last of it."""
+    def add_former_traffic(self, traffic: Traffic) -> None:
+        """Record the final traffic in a former worker."""
         self.before = _sum(self.before, traffic)
 
-    def tell(self, channel: Channel, command: OpenRelay) -> None:
-        """Let a worker have it, with all that it is: in one go, or packets would come in between and be refused."""
-        channel.send([command, *self._replay(now())], (self.sock.fileno(),))
+    def send_to(self, channel: Channel, command: OpenRelay) -> None:
+        """Open the relay in a worker with all its state. One batch, so that no packet comes in between."""
+        channel.send([command, *self._commands(now())], (self.sock.fileno(),))
 
-    def _replay(self, at: Instant) -> list[Command]:
-        """The commands that make it what it is, after its OpenRelay; what has expired is left out."""
+    def _commands(self, at: Instant) -> list[Command]:
+        """Return the commands that follow OpenRelay; expired permissions and channels are left out."""
         relay = self.open.relay
         by_time: dict[Instant, list[str]] = {}
         for host, until in self.permissions.items():
@@ -82,10 +86,11 @@ class Record:
                 continue
             by_time.setdefault(until, []).append(host)
         commands: list[Command] = [
-            Permit(number=NOBODY, relay=relay, hosts=tuple(hosts), until=until) for until, hosts in by_time.items()
+            Permit(number=UNACKNOWLEDGED, relay=relay, hosts=tuple(hosts), until=until)
+            for until, hosts in by_time.items()
         ]
         return commands + [
-            BindChannel(number=NOBODY, relay=relay, channel=channel, peer=peer, until=until)
+            BindChannel(number=UNACKNOWLEDGED, relay=relay, channel=channel, peer=peer, until=until)
             for channel, (peer, until) in self.channels.items()
             if until > at
         ]

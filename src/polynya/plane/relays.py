@@ -1,10 +1,10 @@
-"""The relay ports of the portable plane: what the commands made of them, and the ways that packets may take.
+"""The relays of the portable plane: carries out commands, and makes the routes of packets by all the rules.
 
-    command --> Port, permissions, channels          asked for, with all rules, when a way is not known
-    packet  --> Way or Back, kept until its end      thrown away by every command about its port
+    command --> Port, permissions, channels          every command about a port removes its routes
+    packet  --> PeerRoute or ClientRoute, cached     checked by all rules when it is made, then used until it expires
 
-A peer that is a live relay of this server, in this worker or another, is known by both its names. It is sent to under
-the one that it is bound to, and called by the other.
+A peer may be a live relay of this server, in this worker or another one. Clients may use its bound or its external
+address. Datagrams are sent to the bound address; the client sees the external address as the peer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow
 from polynya.turn.server.commands import (
     AssignRelay,
@@ -36,56 +37,56 @@ from polynya.turn.server.commands import (
 )
 from polynya.turn.server.policy import PeerPolicy
 
-from .ports import Back, Port, Way
+from .ports import ClientRoute, PeerRoute, Port
 from .sockets import SockAddr, address_of, bind_relay, name_of
 
 PEERS: Final = 1024
-"""Peers and channels of one relay that are remembered; beyond that they are forgotten and found again."""
+"""Routes that a relay caches in each direction; beyond that all are removed and made again."""
 NEIGHBORS: Final = 8192
-"""Endpoints on our relays' own hosts that are remembered."""
+"""Endpoints on the relays' own hosts whose routes are remembered."""
 
 
-class _Known:
-    """A live relay of this server, here or in another worker."""
+class _LiveRelay:
+    """A live relay of this server, in this worker or another one."""
 
-    __slots__ = ("external", "name", "ways")
+    __slots__ = ("bound", "external", "routes")
 
-    def __init__(self, name: Address, external: Address) -> None:
-        self.name = name
+    def __init__(self, bound: Address, external: Address) -> None:
+        self.bound = bound
         self.external = external
-        self.ways: list[Way] = []
-        """Those that lead to it: they end with it."""
+        self.routes: list[PeerRoute] = []
+        """Routes to it; they end with it."""
 
     @property
-    def names(self) -> tuple[Address, ...]:
-        """Inside and outside, where they differ."""
-        return (self.name,) if self.name == self.external else (self.name, self.external)
+    def addresses(self) -> tuple[Address, ...]:
+        """Its bound address, and its external one if that differs."""
+        return (self.bound,) if self.bound == self.external else (self.bound, self.external)
 
 
 class Relays:
-    """Carries out commands and finds ways. Every relay socket is registered with `epoll`."""
+    """Carries out commands and makes routes. Every relay socket is registered with `epoll`."""
 
     def __init__(self, listeners: Mapping[Flow, socket.socket], epoll: select.epoll, *, errors: bool) -> None:
         self.ports: dict[Relay, Port] = {}
         self.by_fd: dict[int, Port] = {}
         self.by_client: dict[Client, dict[int, Port]] = {}
-        self.ways: dict[tuple[SockAddr, object], Way] = {}
-        """From clients to peers, by the client's socket address and a channel, or the XOR-PEER-ADDRESS of a Send."""
-        self.reports: list[Report] = []
+        self.peer_routes: dict[tuple[SockAddr, object], PeerRoute] = {}
+        """Routes by the client's socket address and the channel number, or the XOR-PEER-ADDRESS of a Send."""
+        self.reports: Queue[Report] = Queue()
         self.counters: dict[str, int] = {}
         self._listeners = listeners
         self._epoll = epoll
         self._errors = errors
         self._policy: PeerPolicy | None = None
-        self._known: dict[tuple[str, int], _Known] = {}
+        self._live: dict[tuple[str, int], _LiveRelay] = {}
         self._own_hosts: dict[str, int] = {}
-        self._neighbors: dict[tuple[str, int], list[Way | Back]] = {}
-        """Ways to and from what shares a host with our relays and is none: they end when one is opened there."""
+        self._neighbors: dict[tuple[str, int], list[PeerRoute | ClientRoute]] = {}
+        """Routes of peers that share a host with the relays; they end when a relay is opened at that address."""
 
     # -------------------------------------------------------------------------------------------------------- commands
 
     def execute(self, command: Command, sock: socket.socket | None = None) -> None:
-        """Carry out a command and acknowledge it. `sock` is a relay's socket that somebody else has bound."""
+        """Carry out a command and acknowledge it. `sock` is the socket of a relay that another process has bound."""
         number = command.number
         if isinstance(command, OpenRelay):
             self._open(command, sock)
@@ -93,7 +94,7 @@ class Relays:
         if isinstance(command, SetPolicy):
             self._policy = command.policy
             for each in self.ports.values():
-                self._flush(each)
+                self._remove_routes(each)
             self.reports.append(Done(number))
             return
         port = self.ports.get(command.relay)
@@ -105,7 +106,7 @@ class Relays:
         if port is None:
             self.reports.append(Refused(number, "there is no such relay"))
             return
-        self._flush(port)
+        self._remove_routes(port)
         if isinstance(command, AssignRelay):
             port.until = command.until
             port.limit(command.bytes_per_second)
@@ -119,7 +120,7 @@ class Relays:
                 port.permissions.pop(host, None)
         elif isinstance(command, BindChannel):
             for each in self.by_client.get(port.client, {}).values() if port.client is not None else ():
-                each.unbind(command.channel)  # a number stands for one peer, of whatever family
+                each.unbind(command.channel)  # a number is bound to one peer, of either family
             port.unbind(port.peers.get(command.peer, 0))
             port.channels[command.channel] = command.peer, command.until
             port.peers[command.peer] = command.channel
@@ -127,36 +128,36 @@ class Relays:
             port.unbind(command.channel)
         self.reports.append(Done(number))
 
-    def know(self, relay: Relay, external: Address) -> None:
-        """A relay is live, here or in another worker: clients may reach it by either name."""
-        self.forget(relay)  # what another worker had may have moved here
-        known = _Known(relay, external)
-        for host, port, _ in known.names:
-            self._known[host, port] = known
+    def add_live(self, relay: Relay, external: Address) -> None:
+        """Add a live relay of this server, here or in another worker."""
+        self.remove_live(relay)  # it may have moved here from another worker
+        live = _LiveRelay(relay, external)
+        for host, port, _ in live.addresses:
+            self._live[host, port] = live
             self._own_hosts[host] = self._own_hosts.get(host, 0) + 1
             for each in self._neighbors.pop((host, port), ()):
                 each.until = 0
 
-    def forget(self, relay: Relay) -> None:
-        """A relay is live no more, and every way to it ends."""
-        known = self._known.get((relay.host, relay.port))
-        if known is None:
+    def remove_live(self, relay: Relay) -> None:
+        """Remove a live relay with every route to it."""
+        live = self._live.get((relay.host, relay.port))
+        if live is None:
             return
-        for way in known.ways:
-            way.until = 0
-        for host, port, _ in known.names:
-            self._known.pop((host, port), None)
+        for route in live.routes:
+            route.until = 0
+        for host, port, _ in live.addresses:
+            self._live.pop((host, port), None)
             if self._own_hosts[host] == 1:
                 del self._own_hosts[host]
             else:
                 self._own_hosts[host] -= 1
 
     def drop(self, port: Port, *, close: bool = True) -> None:
-        """Forget a port, close its socket and report what it carried."""
-        self._flush(port)
+        """Remove a port, close its socket and report its traffic."""
+        self._remove_routes(port)
         self.reports.append(port.count())
         del self.ports[port.relay], self.by_fd[port.sock.fileno()]
-        self.forget(port.relay)
+        self.remove_live(port.relay)
         ports = self.by_client.get(port.client) if port.client is not None else None
         if ports is not None and port.client is not None and ports.get(port.relay.family) is port:
             del ports[port.relay.family]
@@ -168,12 +169,12 @@ class Relays:
 
     @property
     def size(self) -> dict[str, int]:
-        """How much of everything is held: nothing may leak."""
+        """Number of entries in each table, to show leaks."""
         return {
             "relays": len(self.ports) + len(self.by_fd),
             "clients": len(self.by_client),
-            "names": len(self._known) + len(self._own_hosts),
-            "ways": len(self.ways),
+            "names": len(self._live) + len(self._own_hosts),
+            "routes": len(self.peer_routes),
             "neighbors": len(self._neighbors) if self.ports else 0,
             "permissions": sum(len(port.permissions) for port in self.ports.values()),
             "channels": sum(len(port.channels) for port in self.ports.values()),
@@ -181,7 +182,7 @@ class Relays:
 
     def _open(self, command: OpenRelay, sock: socket.socket | None) -> None:
         if command.relay in self.ports:
-            self.reports.append(Refused(command.number, "the relay is open"))
+            self.reports.append(Refused(command.number, "the relay is open already"))
             return
         try:
             bound = sock if sock is not None else bind_relay(command.relay, errors=self._errors)
@@ -191,7 +192,7 @@ class Relays:
         self._epoll.register(bound.fileno(), select.EPOLLIN)
         port = Port(command, bound)
         self.ports[command.relay] = self.by_fd[bound.fileno()] = port
-        self.know(command.relay, command.external)
+        self.add_live(command.relay, command.external)
         if command.client is not None:
             self._assign(port, command.client, stream=command.stream)
         self.reports.append(Done(command.number))
@@ -204,61 +205,61 @@ class Relays:
             port.name = name_of(client.remote)
         self.by_client.setdefault(client, {})[port.relay.family] = port
 
-    def _flush(self, port: Port) -> None:
-        """Forget what was derived for a port; its next packets ask all the rules."""
+    def _remove_routes(self, port: Port) -> None:
+        """Remove the routes of a port; its next packets are checked by all rules."""
         port.count()
-        for key, way in port.keys.items():
-            way.until = 0
-            self.ways.pop(key, None)
-        for back in port.backs.values():
+        for key, route in port.peer_routes.items():
+            route.until = 0
+            self.peer_routes.pop(key, None)
+        for back in port.client_routes.values():
             back.until = 0
-        port.keys.clear()
-        port.backs.clear()
+        port.peer_routes.clear()
+        port.client_routes.clear()
 
-    # ------------------------------------------------------------------------------------------------------------ ways
+    # ---------------------------------------------------------------------------------------------------------- routes
 
-    def way(self, port: Port, peer: Peer, at: int) -> Way | None:
-        """A way to a peer with all rules asked; None, and counted, when there is none."""
+    def peer_route(self, port: Port, peer: Peer, at: int) -> PeerRoute | None:
+        """Make the route to a peer by all rules; None, counted as a drop, if a rule refuses it."""
         permitted = port.permissions.get(peer.host, 0)
         if at >= port.until:
-            self.refuse(port, "the allocation has expired")
+            self.refuse(port, "allocation expired")
             return None
         if permitted <= at:
-            self.refuse(port, "no permission")
+            self.refuse(port, "no permission to peer")
             return None
-        known = self._known.get((peer.host, peer.port))
-        if known is None:
+        live = self._live.get((peer.host, peer.port))
+        if live is None:
             if rule := self.forbidden(peer):
                 self.forbid(port, peer, rule)
                 return None
-            way = Way(port, name_of(peer), min(permitted, port.until))
-            self._note_neighbor(peer, way, at)
-            return way
-        way = Way(port, name_of(known.name), min(permitted, port.until))
-        known.ways = [each for each in known.ways if each.until > at]
-        known.ways.append(way)
-        return way
+            route = PeerRoute(port, name_of(peer), min(permitted, port.until))
+            self._note_neighbor(peer, route, at)
+            return route
+        route = PeerRoute(port, name_of(live.bound), min(permitted, port.until))
+        live.routes = [each for each in live.routes if each.until > at]
+        live.routes.append(route)
+        return route
 
-    def keep(self, port: Port, key: tuple[SockAddr, object], way: Way) -> None:
-        """Let the next packets take this way."""
-        if len(port.keys) >= PEERS:
-            self._flush(port)
-        old = port.keys.get(key)
+    def cache(self, port: Port, key: tuple[SockAddr, object], route: PeerRoute) -> None:
+        """Cache a route for the next packets with this key."""
+        if len(port.peer_routes) >= PEERS:
+            self._remove_routes(port)
+        old = port.peer_routes.get(key)
         if old is not None:
-            port.settle(old)
-        self.ways[key] = port.keys[key] = way
+            port.count_peer_route(old)
+        self.peer_routes[key] = port.peer_routes[key] = route
 
-    def back(self, port: Port, source: SockAddr, at: int) -> Back | None:
-        """The way back from a peer with all rules asked; None, and counted, when there is none."""
-        peer, inside = self.called(source)
+    def client_route(self, port: Port, source: SockAddr, at: int) -> ClientRoute | None:
+        """Make and cache the route from a peer by all rules; None, counted as a drop, if a rule refuses it."""
+        peer, live = self.peer_at(source)
         permitted = port.permissions.get(peer.host, 0)
         if port.client is None or at >= port.until:
-            self.refuse(port, "nobody has this relay now")
+            self.refuse(port, "no allocation")
             return None
         if permitted <= at:
-            self.refuse(port, "no permission for the peer")
+            self.refuse(port, "no permission from peer")
             return None
-        if not inside and (rule := self.forbidden(peer)):
+        if not live and (rule := self.forbidden(peer)):
             self.forbid(port, peer, rule)
             return None
         until, channel = min(port.until, permitted), port.peers.get(peer, 0)
@@ -268,48 +269,49 @@ class Relays:
                 until = min(until, bound)
             else:
                 channel = 0
-        if len(port.backs) >= PEERS:
-            self._flush(port)
-        elif (old := port.backs.get(source)) is not None:
-            port.settle_back(old)
-        back = port.backs[source] = Back(port, peer, channel, until)
-        if not inside:
-            self._note_neighbor(peer, back, at)
-        return back
+        if len(port.client_routes) >= PEERS:
+            self._remove_routes(port)
+        elif (old := port.client_routes.get(source)) is not None:
+            port.count_client_route(old)
+        route = port.client_routes[source] = ClientRoute(port, peer, channel, until)
+        if not live:
+            self._note_neighbor(peer, route, at)
+        return route
 
-    def _note_neighbor(self, peer: Peer, way: Way | Back, at: int) -> None:
+    def _note_neighbor(self, peer: Peer, route: PeerRoute | ClientRoute, at: int) -> None:
         if peer.host not in self._own_hosts:
             return
         if len(self._neighbors) >= NEIGHBORS:
-            for ways in self._neighbors.values():
-                for each in ways:
+            for routes in self._neighbors.values():
+                for each in routes:
                     each.until = 0
             self._neighbors.clear()
-        ways = self._neighbors.setdefault((peer.host, peer.port), [])
-        ways[:] = [each for each in ways if each.until > at]
-        ways.append(way)
+        routes = self._neighbors.setdefault((peer.host, peer.port), [])
+        routes[:] = [each for each in routes if each.until > at]
+        routes.append(route)
 
-    def called(self, source: SockAddr) -> tuple[Peer, bool]:
-        """What a client calls this source, and whether that is a live relay of this server."""
+    def peer_at(self, source: SockAddr) -> tuple[Peer, bool]:
+        """Return the address of a peer as clients see it, and whether it is a live relay of this server."""
         address = address_of(source)
-        known = self._known.get((address.host, address.port))
-        return Peer(known.external if known is not None else address), known is not None
+        live = self._live.get((address.host, address.port))
+        return Peer(live.external if live is not None else address), live is not None
 
     def forbidden(self, peer: Peer) -> str:
-        """Why the rules forbid a peer, or ""."""
-        return self._policy.judge(peer) if self._policy is not None else "no rules yet"
+        """Return why the peer policy denies a peer, or ""."""
+        return self._policy.judge(peer) if self._policy is not None else "no peer policy is set"
 
     def refuse(self, port: Port, reason: str) -> None:
-        """Count a packet that a port does not let through."""
+        """Count a datagram that a port drops."""
         port.traffic.drop(reason)
         self.count(reason)
 
     def forbid(self, port: Port, peer: Peer, rule: str) -> None:
-        """Count a packet that a rule forbids, and tell the first time."""
-        self.refuse(port, "forbidden peer")
-        if not port.forbade:
-            port.forbade = True
+        """Drop a datagram that the peer policy denies, and report the first of each relay."""
+        self.refuse(port, "peer denied by policy")
+        if not port.forbidden_reported:
+            port.forbidden_reported = True
             self.reports.append(PeerForbidden(relay=port.relay, peer=peer, rule=rule))
 
-    def count(self, what: str) -> None:
-        self.counters[what] = self.counters.get(what, 0) + 1
+    def count(self, name: str) -> None:
+        """Count an event by its name."""
+        self.counters[name] = self.counters.get(name, 0) + 1

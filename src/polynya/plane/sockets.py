@@ -1,4 +1,4 @@
-"""System calls of the portable plane: relay sockets, and addresses as the system writes them."""
+"""Sockets of the portable plane: relay ports, listeners, and conversion of socket addresses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from polynya.turn.server.commands import Relay
 SockAddr = tuple[Any, ...]
 
 RELAY_BUFFER: Final = 1 << 18
-"""Bytes of receive buffer that are asked for, for each relay port."""
+"""Receive buffer that is requested for each relay port, in bytes."""
 LISTENER_BUFFER: Final = 1 << 22
-"""Bytes of receive buffer that are asked for, for each listener: what a busy server's lack loses is never told."""
+"""Receive buffer that is requested for each listener, in bytes. A full buffer loses packets without a report."""
 DONT_FRAGMENT: Final = 2
 MAY_FRAGMENT: Final = 0
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
-# Relay sockets are made and closed all the time, and a constant of `socket` is an enum that is converted at each use.
+# Integers, since relay sockets are made often and each use of an enum of `socket` costs a conversion.
 _AF_INET, _AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
 _SOL_SOCKET, _SO_RCVBUF = int(socket.SOL_SOCKET), int(socket.SO_RCVBUF)
 _IPPROTO_IP, _IPPROTO_IPV6 = int(socket.IPPROTO_IP), int(socket.IPPROTO_IPV6)
@@ -29,7 +29,7 @@ _FRAGMENTATION6 = _IPPROTO_IPV6, 23  # IPV6_MTU_DISCOVER
 
 
 def bind_relay(relay: Relay, *, errors: bool) -> socket.socket:
-    """A relay's socket: bound, without DF, with an error queue if `errors` are wanted. OSError as the system says."""
+    """Bind a relay port without DF; `errors` turns on its error queue. Raises OSError as the system does."""
     sock = socket.socket(_AF_INET6 if ":" in relay.host else _AF_INET, _DATAGRAMS)
     try:
         if _BLOCKING:
@@ -52,12 +52,12 @@ def bind_relay(relay: Relay, *, errors: bool) -> socket.socket:
 
 
 def fragmentation(family: int) -> tuple[int, int]:
-    """The socket option that sets DF, for sockets of IPv4 or IPv6."""
+    """Return the socket option that sets DF, for IPv4 or IPv6."""
     return _FRAGMENTATION6 if family == IPV6 else _FRAGMENTATION4
 
 
 def name_of(address: Address) -> SockAddr:
-    """An address as sockets of its family write it."""
+    """Convert an address to a socket address."""
     host, port, zone = address
     if ":" not in host:
         return (host, port)
@@ -65,7 +65,7 @@ def name_of(address: Address) -> SockAddr:
 
 
 def address_of(name: Sequence[Any]) -> Address:
-    """The address that a socket's name means."""
+    """Convert a socket address to an address."""
     if len(name) == 2:
         return Address(name[0], name[1])
     scope = name[3]
@@ -73,9 +73,9 @@ def address_of(name: Sequence[Any]) -> Address:
 
 
 def bind_listeners(address: Address, count: int, buffer: int = LISTENER_BUFFER) -> list[socket.socket]:
-    """So many UDP sockets of one address, between which the system spreads clients, each always to the same one.
+    """Bind `count` UDP sockets to one address; the system sends all packets of a client to the same socket.
 
-    The spread stays as it is while all of them are open, whoever reads them. OSError as the system says.
+    That holds while all of them are open, whichever process reads them. Raises OSError as the system does.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     made: list[socket.socket] = []
@@ -92,7 +92,7 @@ def bind_listeners(address: Address, count: int, buffer: int = LISTENER_BUFFER) 
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             port = address.port or (made[0].getsockname()[1] if len(made) > 1 else 0)
             sock.bind(name_of(address.with_port(port)))
-            if shared:  # not before, where the system chooses: it might choose a port that another server shares
+            if shared:  # only after bind, so that the system chooses no port that another server shares
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     except BaseException:
         for sock in made:

@@ -1,4 +1,4 @@
-"""A worker process: a portable plane, its control channel, and nothing else. `python -m polynya.plane.worker FD`."""
+"""A worker process: a portable plane with its control channel. `python -m polynya.plane.worker FD`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 
 from polynya.core.flows import Flow
 
-from .messages import AskTraffic, Channel, Counted, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
+from .messages import AddLiveRelay, Channel, Counts, Packet, ReleaseRelay, RemoveLiveRelay, RequestCounts, Setup
 from .portable import PortablePlane, ReadErrors, now
 
 BUSY_WAIT = 0.01
-"""Seconds to wait for packets while reports wait to be sent."""
+"""Seconds to wait for packets while reports are queued."""
 
 
 def main(fd: int) -> None:
-    """Work until the control process closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the control process says when it is over
+    """Run the plane until the control process closes its end of the channel."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal sends it to all processes; the control process ends this one
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=fd))
     channel.sock.setblocking(True)
@@ -30,8 +32,8 @@ def main(fd: int) -> None:
     plane = _plane(items[0])
     plane.watch(fd)
     try:
-        while _obey(plane, channel):
-            pass  # first what a worker before this one knew, then packets
+        while _read_channel(plane, channel):
+            pass  # the relays of a worker that this one replaces, before any packet
         while not channel.closed:
             reports = plane.reports()
             if channel.waiting:
@@ -39,7 +41,7 @@ def main(fd: int) -> None:
             if reports:
                 channel.send(reports)
             if fd in plane.run(BUSY_WAIT if channel.waiting else None):
-                _obey(plane, channel)
+                _read_channel(plane, channel)
     finally:
         plane.close()
 
@@ -53,33 +55,33 @@ def _plane(setup: Setup) -> PortablePlane:
     return PortablePlane(listeners, gather=setup.gather, origins=dict(setup.origins), read_errors=errors)
 
 
-def _obey(plane: PortablePlane, channel: Channel) -> bool:
-    """Take what the control process sent, a bounded number of batches; whether there may be more."""
+def _read_channel(plane: PortablePlane, channel: Channel) -> bool:
+    """Handle at most 16 batches of the control process; True if there may be more."""
     for _ in range(16):
         items, fds = channel.receive()
         if not items:
             return False
         sockets = [socket.socket(fileno=number) for number in fds]
         for item in items:
-            _take(plane, channel, item, sockets)
+            _handle(plane, channel, item, sockets)
         for unused in sockets:
             unused.close()
     return True
 
 
-def _take(plane: PortablePlane, channel: Channel, item: Any, sockets: list[socket.socket]) -> None:
+def _handle(plane: PortablePlane, channel: Channel, item: Any, sockets: list[socket.socket]) -> None:
     match item:
         case Packet():
-            plane.take(item.datagram, now())
-        case KnowRelay():
-            plane.relays.know(item.relay, item.external)
-        case ForgetRelay():
-            plane.relays.forget(item.relay)
+            plane.relay_packet(item.datagram, now())
+        case AddLiveRelay():
+            plane.relays.add_live(item.relay, item.external)
+        case RemoveLiveRelay():
+            plane.relays.remove_live(item.relay)
         case ReleaseRelay():
             plane.release(item.relay)
-        case AskTraffic():
-            counted = Counted({**plane.counters, "packets lost between processes": channel.dropped}, plane.size)
-            channel.send([*plane.reports(), *plane.traffic(), counted])
+        case RequestCounts():
+            counts = Counts({**plane.counters, "packets lost between processes": channel.dropped}, plane.size)
+            channel.send([*plane.reports(), *plane.traffic(), counts])
         case _:
             plane.execute(item, now=now(), sock=sockets.pop(0) if sockets else None)
 

@@ -1,16 +1,17 @@
-"""Several portable planes, each in a process of its own, seen as one data plane by the control process.
+"""A data plane of several worker processes, each with a portable plane of its own.
 
     control process                                       worker 0, 1, 2 ...
       listeners: N sockets for each address, ------------> worker i reads the i-th socket of each address
-        bound once and kept
-      relay ports, bound here and kept ------------------> a copy of the socket, with OpenRelay
-      what each relay was told (its record) -------------> told again when its worker starts anew
+        bound once and kept open
+      relay ports, bound here and kept open -------------> a copy of the socket, with OpenRelay
+      a record of each relay ----------------------------> sent again to a worker that replaces a dead one
 
-The system sends a client always to the same of N sockets, as long as none of them is closed; and the control process
-closes none. So a worker that dies stops its own clients only: a new one takes the same sockets and is told its relays'
-records, and they go on. A client whose packets come to another worker than the one that has its allocation (its record
-was made before its first packet, or the system spread it anew) is handed over with the socket. Clients on streams come
-by the control process, so their relays are served there, by a portable plane without listeners.
+The system sends the packets of a client always to the same of N sockets while none of them is closed, so the control
+process closes none. A worker that dies stops its own clients only: its successor takes over its sockets and relays.
+
+A client's packets may come to a worker that doesn't have its allocation, because the relay was opened before the first
+packet or the system's choice has changed. Then the relay moves to that worker, with its socket. Streams end in the
+control process, so their relays are served there by a portable plane without listeners.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Datagram, Send
@@ -43,25 +45,33 @@ from polynya.turn.server.commands import (
 )
 from polynya.turn.server.frames import SEND_TYPE
 
-from .messages import AskTraffic, Counted, ForgetRelay, KnowRelay, Packet, ReleaseRelay, Setup
+from .messages import (
+    AddLiveRelay,
+    Counts,
+    Packet,
+    ReleaseRelay,
+    RemoveLiveRelay,
+    RequestCounts,
+    Setup,
+    WorkerProcess,
+)
 from .portable import PortablePlane, ReadErrors, now
-from .processes import WorkerProcess
-from .records import NOBODY, Record
+from .records import UNACKNOWLEDGED, Record
 from .sockets import bind_relay, name_of
 
-HERE: Final = -1
-"""The control process itself, as the worker of clients on streams."""
-NOWHERE: Final = -2
-"""The worker of a relay that is only held."""
+LOCAL: Final = -1
+"""The control process, as the worker of clients on streams."""
+UNASSIGNED: Final = -2
+"""The worker of a reserved relay."""
 RESTART_PAUSE: Final = SECOND
-"""A worker that lived for less is not started again before this has passed."""
+"""A worker that dies within this time is replaced only after it."""
 _SEEN: Final = 65_536
 
 
 class WorkerPlane:
-    """A data plane of several processes. `listeners` are as many sockets for each flow as there are workers.
+    """A data plane of several processes. `listeners` has one socket for each worker, by flow.
 
-    `errors` names a function for ICMP errors, as `module:function`; `read_errors` is that function.
+    `errors` names the function that reads ICMP errors, as `module:function`; `read_errors` is that function.
     """
 
     def __init__(
@@ -77,6 +87,9 @@ class WorkerPlane:
         if workers < 1 or any(len(sockets) != workers for sockets in listeners.values()):
             raise ValueError(f"{workers} workers need {workers} sockets for each listener")
         self.restarts = 0
+        """Number of workers that were replaced."""
+        self.counts_received = 0
+        """Number of answers of workers to `request_counts`."""
         self._listeners = {flow: list(sockets) for flow, sockets in listeners.items()}
         self._gather = gather
         self._origins = tuple((origins or {}).items())
@@ -86,13 +99,13 @@ class WorkerPlane:
         self._records: dict[Relay, Record] = {}
         self._by_client: dict[Client, dict[Relay, Record]] = {}
         self._seen: OrderedDict[Client, int] = OrderedDict()
-        """By which worker a client came last, for those without an allocation."""
+        """The worker that received a client's last packet, for clients without an allocation."""
         self._awaited: Counter[int] = Counter()
-        """Acknowledgements that are still to come for a command that went to all."""
-        self._counted: dict[int, Counted] = {}
-        self._counted_before: Counter[str] = Counter()
-        """What workers had told that have died."""
-        self._reports: list[Report] = []
+        """Missing acknowledgements of commands that went to all workers."""
+        self._counts: dict[int, Counts] = {}
+        self._former_counters: Counter[str] = Counter()
+        """Counters of workers that have died."""
+        self._reports: Queue[Report] = Queue()
         self._local = PortablePlane({}, read_errors=read_errors)
         self._epoll = select.epoll()
         self._epoll.register(self._local.fileno(), select.EPOLLIN)
@@ -102,11 +115,11 @@ class WorkerPlane:
     # ------------------------------------------------------------------------------------------------------------ loop
 
     def fileno(self) -> int:
-        """What an event loop watches; besides, `run` is to be called once a second."""
+        """Return the descriptor to watch. Call `run` once a second, too."""
         return self._epoll.fileno()
 
     def run(self, timeout: float | None) -> None:
-        """Take what workers report, serve streams' relays, and start anew what has died."""
+        """Read the reports of workers, serve the relays of streams, and replace dead workers."""
         for fd, mask in self._epoll.poll(timeout):
             if fd == self._local.fileno():
                 self._local.run(0)
@@ -117,7 +130,7 @@ class WorkerPlane:
             if mask & select.EPOLLOUT:
                 worker.channel.flush()
             if mask & ~select.EPOLLOUT:
-                self._listen(worker)
+                self._read(worker)
         for worker in list(self._workers):
             if worker.channel.closed:
                 self._restart(worker)
@@ -126,76 +139,92 @@ class WorkerPlane:
                 mask = select.EPOLLIN | (select.EPOLLOUT if worker.watched else 0)
                 self._epoll.modify(worker.channel.sock.fileno(), mask)
 
-    def reports(self) -> list[Report]:
-        """What the control plane should know, oldest first; drained by the call."""
-        for report in self._local.reports():
-            self._report(HERE, report)
-        drained, self._reports = self._reports, []
-        return drained
+    def receive(self, input: object, *, now: Instant) -> bool:  # noqa: ARG002
+        """Return False: the sockets are the plane's own, so no input of the driver is for it."""
+        return False
 
-    def send(self, output: Send) -> bool:
-        """Send an answer of the control plane by a listener; False when there is no such flow."""
-        sockets = self._listeners.get(output.flow)
+    def reports(self) -> list[Report]:
+        """Return the reports for the control plane, oldest first; drained by the call."""
+        for report in self._local.reports():
+            self._report(LOCAL, report)
+        return self._reports.drain()
+
+    def outputs(self) -> list[Send]:
+        """Return the frames for clients on streams, oldest first; drained by the call."""
+        return self._local.outputs()
+
+    def send(self, answer: Send) -> bool:
+        """Send an answer of the control plane by a listener; False if there is no such flow."""
+        sockets = self._listeners.get(answer.flow)
         if sockets is None:
             return False
         try:
-            sockets[0].sendto(output.data, name_of(output.remote))
+            sockets[0].sendto(answer.data, name_of(answer.remote))
         except OSError:
-            self._local.relays.count("answers refused by the system")
+            self._local.relays.count("responses refused by the system")
         return True
 
-    def ask_traffic(self) -> None:
-        """Let every relay's traffic be reported."""
+    def request_counts(self) -> None:
+        """Request the traffic of every relay, and the counters and sizes of every worker."""
         for worker in self._workers:
-            worker.channel.send([AskTraffic()])
+            worker.channel.send([RequestCounts()])
         for traffic in self._local.traffic():
-            self._report(HERE, replace(traffic))
+            self._report(LOCAL, replace(traffic))
 
     def traffic(self) -> list[Traffic]:
-        """What each open relay had carried when `ask_traffic` was last answered."""
+        """Return the traffic of each open relay, as of the last `request_counts`."""
         return [record.last for record in self._records.values()]
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was not forwarded, by why, as of the last `ask_traffic`."""
-        total: Counter[str] = Counter(self._local.counters) + self._counted_before
-        for counted in self._counted.values():
-            total.update(counted.counters)
+        """Datagrams that were not forwarded, by reason, as of the last `request_counts`."""
+        total: Counter[str] = Counter(self._local.counters) + self._former_counters
+        for counts in self._counts.values():
+            total.update(counts.counters)
         return {**total, "worker restarts": self.restarts}
 
     @property
     def size(self) -> dict[str, int]:
-        """How much of everything is held here and, as of the last `ask_traffic`, in the workers."""
+        """Number of entries in each table here and, as of the last `request_counts`, in the workers."""
         total: Counter[str] = Counter(self._local.size)
-        for counted in self._counted.values():
-            total.update(counted.size)
-        return {**total, "records": len(self._records)}
+        for counts in self._counts.values():
+            total.update(counts.size)
+        return {**total, "records": len(self._records), "clients of records": len(self._by_client)}
 
     def close(self) -> None:
-        """End the workers and close every relay port. The listeners are their owner's."""
+        """End the workers and close every relay port. The owner closes the listeners."""
         for worker in self._workers:
             worker.stop()
         for worker in self._workers:
             worker.wait()
         self._local.close()
         for record in self._records.values():
-            if record.worker != HERE:
+            if record.worker != LOCAL:
                 record.sock.close()
         self._epoll.close()
 
     @property
     def processes(self) -> tuple[int, ...]:
-        """The workers' process ids."""
+        """The process ids of the workers."""
         return tuple(worker.process.pid for worker in self._workers)
 
+    @property
+    def exit_codes(self) -> tuple[int | None, ...]:
+        """The exit codes of the workers; None for one that runs."""
+        return tuple(worker.process.returncode for worker in self._workers)
+
+    def age(self, worker: int) -> int:
+        """Return the age of a worker process in nanoseconds."""
+        return now() - self._workers[worker].started
+
     def worker_of(self, relay: Relay) -> int:
-        """Which worker serves a relay."""
+        """Return the worker that serves a relay."""
         return self._records[relay].worker
 
     # -------------------------------------------------------------------------------------------------------- commands
 
     def execute(self, command: Command | Forward, *, now: Instant) -> None:
-        """Carry out a command, here or in a worker."""
+        """Carry out a command, here or in a worker; a worker acknowledges it later."""
         if isinstance(command, Forward):
             self._local.execute(command, now=now)
         elif isinstance(command, SetPolicy):
@@ -203,7 +232,7 @@ class WorkerPlane:
             self._awaited[command.number] = len(self._workers) + 1
             self._local.execute(command, now=now)
             for worker in self._workers:
-                self._ask(worker, command)
+                self._send_command(worker, command)
         elif isinstance(command, OpenRelay):
             self._open(command)
         elif (record := self._records.get(command.relay)) is None:
@@ -212,30 +241,30 @@ class WorkerPlane:
             self._reports.append(Done(number) if done else Refused(number, "there is no such relay"))
         elif isinstance(command, AssignRelay):
             self._assign(record, command)
-        elif record.worker == NOWHERE:
-            record.note(command)
+        elif record.worker == UNASSIGNED:
+            record.update(command)
             self._finish(record, command)
         else:
-            record.note(command)
-            self._tell(record.worker, command, record)
+            record.update(command)
+            self._forward(record.worker, command, record)
 
     def _open(self, command: OpenRelay) -> None:
         if command.relay in self._records:
-            self._reports.append(Refused(command.number, "the relay is open"))
+            self._reports.append(Refused(command.number, "the relay is open already"))
             return
         try:
             sock = bind_relay(command.relay, errors=self._wants_errors)
         except OSError as error:
             self._reports.append(Refused(command.number, error.strerror or str(error), error.errno))
             return
-        record = self._records[command.relay] = Record(open=command, sock=sock, worker=NOWHERE)
+        record = self._records[command.relay] = Record(open=command, sock=sock, worker=UNASSIGNED)
         if command.client is None:
             self._reports.append(Done(command.number))
         else:
             self._place(record, self._worker_for(command.client), command)
 
     def _assign(self, record: Record, command: AssignRelay) -> None:
-        with contextlib.suppress(BlockingIOError):  # what came while nobody had the port is nobody's
+        with contextlib.suppress(BlockingIOError):  # datagrams that came while the port was reserved are dropped
             while True:
                 record.sock.recv(1)
         record.open = replace(
@@ -250,7 +279,7 @@ class WorkerPlane:
 
     def _worker_for(self, client: Client) -> int:
         if client.flow not in self._listeners:
-            return HERE
+            return LOCAL
         records = self._by_client.get(client)
         if records:
             return next(iter(records.values())).worker
@@ -258,60 +287,60 @@ class WorkerPlane:
         return index if index is not None else len(self._records) % len(self._workers)
 
     def _place(self, record: Record, index: int, command: OpenRelay) -> None:
-        """Let a worker serve a relay."""
+        """Open a relay in a worker."""
         record.worker = index
         if command.client is not None:
             self._by_client.setdefault(command.client, {})[command.relay] = record
-        if index == HERE:
+        if index == LOCAL:
             self._local.execute(command, now=now(), sock=record.sock)
         else:
             worker = self._workers[index]
-            if command.number != NOBODY:
-                worker.asked[command.number] = command
-            record.tell(worker.channel, command)
-            self._local.relays.know(command.relay, command.external)
-        self._tell_others(index, KnowRelay(command.relay, command.external))
+            if command.number != UNACKNOWLEDGED:
+                worker.unacknowledged[command.number] = command
+            record.send_to(worker.channel, command)
+            self._local.relays.add_live(command.relay, command.external)
+        self._send_to_others(index, AddLiveRelay(command.relay, command.external))
 
-    def _tell_others(self, index: int, item: KnowRelay | ForgetRelay) -> None:
+    def _send_to_others(self, index: int, item: AddLiveRelay | RemoveLiveRelay) -> None:
         for worker in self._workers:
             if worker.index != index:
                 worker.channel.send([item])
 
-    def _tell(self, index: int, command: Command, record: Record) -> None:
-        if index == HERE:
+    def _forward(self, index: int, command: Command, record: Record) -> None:
+        if index == LOCAL:
             self._local.execute(command, now=now())
             if isinstance(command, FreeRelay):
-                for report in self._local.reports():  # its last traffic, while it is still known
-                    self._report(HERE, report)
-                self._erase(record)
+                for report in self._local.reports():  # its last traffic, before the record is removed
+                    self._report(LOCAL, report)
+                self._remove(record)
         else:
-            self._ask(self._workers[index], command)
+            self._send_command(self._workers[index], command)
 
-    def _ask(self, worker: WorkerProcess, command: Command) -> None:
-        worker.asked[command.number] = command
+    def _send_command(self, worker: WorkerProcess, command: Command) -> None:
+        worker.unacknowledged[command.number] = command
         worker.channel.send([command])
 
     def _finish(self, record: Record | None, command: Command) -> None:
-        """A command is carried out: say so, and close what was freed."""
+        """Acknowledge a command, and close the relay that it freed."""
         if isinstance(command, FreeRelay) and record is not None:
-            self._erase(record)
+            self._remove(record)
         self._reports.append(Done(command.number))
 
-    def _erase(self, record: Record) -> None:
+    def _remove(self, record: Record) -> None:
         relay, client = record.open.relay, record.open.client
         del self._records[relay]
         if client is not None and (records := self._by_client.get(client)) is not None:
             records.pop(relay, None)
             if not records:
                 del self._by_client[client]
-        self._tell_others(record.worker, ForgetRelay(relay))
-        if record.worker != HERE:
-            self._local.relays.forget(relay)
+        self._send_to_others(record.worker, RemoveLiveRelay(relay))
+        if record.worker != LOCAL:
+            self._local.relays.remove_live(relay)
             record.sock.close()
 
     # --------------------------------------------------------------------------------------------------------- reports
 
-    def _listen(self, worker: WorkerProcess) -> None:
+    def _read(self, worker: WorkerProcess) -> None:
         for _ in range(64):
             items, _ = worker.channel.receive()
             if not items:
@@ -323,23 +352,24 @@ class WorkerPlane:
         if isinstance(report, (Done, Refused)):
             self._acknowledged(index, report)
         elif isinstance(report, Datagram):
-            self._came(index, report)
+            self._unknown_packet(index, report)
         elif isinstance(report, Traffic):
-            self._carried(index, report)
-        elif isinstance(report, Counted):
-            self._counted[index] = report
+            self._traffic(index, report)
+        elif isinstance(report, Counts):
+            self._counts[index] = report
+            self.counts_received += 1
         elif isinstance(report, RelayLost):
             record = self._records.get(report.relay)
             if record is not None and record.worker == index:
-                self._erase(record)
+                self._remove(record)
                 self._reports.append(report)
         else:
             self._reports.append(report)
 
     def _acknowledged(self, index: int, report: Done | Refused) -> None:
-        if report.number == NOBODY:
+        if report.number == UNACKNOWLEDGED:
             return
-        command = self._workers[index].asked.pop(report.number, None) if index != HERE else None
+        command = self._workers[index].unacknowledged.pop(report.number, None) if index != LOCAL else None
         if report.number in self._awaited:
             self._awaited[report.number] -= 1
             if self._awaited[report.number]:
@@ -352,8 +382,8 @@ class WorkerPlane:
         else:
             self._reports.append(report)
 
-    def _came(self, index: int, datagram: Datagram) -> None:
-        """A worker does not know this packet: it is for the control plane, unless another worker has its client."""
+    def _unknown_packet(self, index: int, datagram: Datagram) -> None:
+        """Report a worker's unknown packet, unless another worker has the client: then the relays move."""
         client = Client(datagram.flow, datagram.remote)
         records = self._by_client.get(client)
         if records is None:
@@ -363,7 +393,7 @@ class WorkerPlane:
                 self._seen.popitem(last=False)
         else:
             for record in list(records.values()):
-                if record.worker not in (index, HERE):
+                if record.worker not in (index, LOCAL):
                     self._move(record, index)
             if datagram.data[:1] and (datagram.data[0] >> 6 == 1 or datagram.data[:2] == SEND_TYPE):
                 self._workers[index].channel.send([Packet(datagram)])
@@ -371,19 +401,19 @@ class WorkerPlane:
         self._reports.append(datagram)
 
     def _move(self, record: Record, index: int) -> None:
-        """Hand a relay over to the worker that its client comes to."""
+        """Move a relay to the worker that receives its client's packets."""
         old = self._workers[record.worker]
-        old.channel.send([ReleaseRelay(record.open.relay), KnowRelay(record.open.relay, record.open.external)])
-        self._place(record, index, replace(record.open, number=NOBODY))
+        old.channel.send([ReleaseRelay(record.open.relay), AddLiveRelay(record.open.relay, record.open.external)])
+        self._place(record, index, replace(record.open, number=UNACKNOWLEDGED))
 
-    def _carried(self, index: int, traffic: Traffic) -> None:
+    def _traffic(self, index: int, traffic: Traffic) -> None:
         record = self._records.get(traffic.relay)
         if record is None:
             return
-        if record.worker not in (index, NOWHERE):  # the last of a worker that it has left
-            record.left(traffic)
+        if record.worker not in (index, UNASSIGNED):  # the final traffic in a former worker
+            record.add_former_traffic(traffic)
         else:
-            self._reports.append(record.carried(traffic))
+            self._reports.append(record.add_traffic(traffic))
 
     # ----------------------------------------------------------------------------------------------------------- death
 
@@ -398,35 +428,35 @@ class WorkerPlane:
         return worker
 
     def _restart(self, dead: WorkerProcess) -> None:
-        """Let another process take a dead one's place, with all that it was told."""
+        """Replace a dead worker by a new process with the same listeners and relays."""
         if dead.channel.sock.fileno() >= 0:
             self._epoll.unregister(dead.channel.sock.fileno())
             del self._by_fd[dead.channel.sock.fileno()]
             dead.channel.close()
         if dead.process.poll() is None:
-            dead.process.kill()  # it has closed its channel: it is of no use any more
+            dead.process.kill()  # it has closed its channel, so it gets no commands
         if now() - dead.started < RESTART_PAUSE:
             return
         dead.process.wait()
         self.restarts += 1
-        if (counted := self._counted.pop(dead.index, None)) is not None:
-            self._counted_before.update(counted.counters)
+        if (counts := self._counts.pop(dead.index, None)) is not None:
+            self._former_counters.update(counts.counters)
         worker = self._workers[dead.index] = self._start(dead.index)
         if self._policy is not None:
-            worker.channel.send([replace(self._policy, number=NOBODY)])
+            worker.channel.send([replace(self._policy, number=UNACKNOWLEDGED)])
         for record in self._records.values():
             if record.worker == dead.index:
-                record.before = record.last  # what it has told since is not known, what it had told must not be lost
-                record.tell(worker.channel, replace(record.open, number=NOBODY))
-            elif record.worker != NOWHERE:
-                worker.channel.send([KnowRelay(record.open.relay, record.open.external)])
-        for command in dead.asked.values():
-            self._answer_for(dead.index, worker, command)
+                record.before = record.last  # traffic since the last report is lost, but the rest counts
+                record.send_to(worker.channel, replace(record.open, number=UNACKNOWLEDGED))
+            elif record.worker != UNASSIGNED:
+                worker.channel.send([AddLiveRelay(record.open.relay, record.open.external)])
+        for command in dead.unacknowledged.values():
+            self._acknowledge_for(dead.index, worker, command)
 
-    def _answer_for(self, index: int, worker: WorkerProcess, command: Command) -> None:
-        """A command that died with its worker: what was to be told is in the record, and was told the new one."""
+    def _acknowledge_for(self, index: int, worker: WorkerProcess, command: Command) -> None:
+        """Acknowledge a command of a dead worker: the record has its effect, and the new worker has the record."""
         if isinstance(command, FreeRelay):
-            self._ask(worker, command)
+            self._send_command(worker, command)
         elif isinstance(command, SetPolicy):
             self._acknowledged(index, Done(command.number))
         else:

@@ -1,8 +1,9 @@
-"""The HTTP side of the server: the signaling WebSocket, /healthz and /metrics."""
+"""The HTTP application of the server: the signaling WebSocket, /healthz and /metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from hmac import compare_digest
 from typing import Final
 
@@ -32,7 +33,7 @@ def make_app(
     metrics: Callable[[], Awaitable[bytes]],
     metrics_token: Callable[[], str],
 ) -> Starlette:
-    """The application. `stopping` says whether new clients should go elsewhere."""
+    """Build the application. `stopping` returns whether the server is draining or shutting down."""
 
     async def healthz(_request: Request) -> Response:
         if links.closed or stopping():
@@ -47,12 +48,12 @@ def make_app(
     async def signaling(websocket: WebSocket) -> None:
         header = websocket.headers.get("host", "")
         if not _may_use(websocket.headers.get("origin"), header, origins()):
-            await websocket.close()  # before it is accepted: 403
+            await websocket.close()  # before accepting: HTTP 403
             return
         await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
         remote = websocket.client.host if websocket.client else ""
         server = websocket.scope.get("server")
-        servers = offers.servers(host_of(header), server[0] if server else "", remote)
+        servers = partial(offers.servers, host_of(header), server[0] if server else "", remote)
         abort: Callable[[], None] = websocket.scope["extensions"][ABORT]["call"]
         await links.run(websocket, remote, servers, abort)
 
@@ -62,21 +63,21 @@ def make_app(
 
 
 def _may_use(origin: str | None, host: str, origins: Sequence[str]) -> bool:
-    """Whether a page of this origin may speak for its visitor; programs send none (RFC 6455, section 10.2)."""
+    """Whether pages of this origin may use the signaling (RFC 6455, section 10.2). Programs send no origin."""
     if origin is None or origin in origins:
         return True
     return origin.partition("://")[2] == host
 
 
 def _may_read(request: Request, token: str) -> bool:
-    """Who shows the token; without one, who comes from this host itself and not by way of a proxy on it."""
+    """Whether a client may read the metrics: with the token or, if none is set, from this host without a proxy."""
     if token:
         shown = request.headers.get("authorization", "").encode()
         return compare_digest(shown, f"Bearer {token}".encode())
     if any(name in request.headers for name in _PROXIED):
         return False
-    asked = host_of(request.headers.get("host", "")) or ""  # a page that renamed this host to its own gets nothing
-    return request.client is not None and is_loopback(request.client.host) and _is_here(asked)
+    host = host_of(request.headers.get("host", "")) or ""  # refuses web pages that use DNS rebinding
+    return request.client is not None and is_loopback(request.client.host) and _is_here(host)
 
 
 def _is_here(host: str) -> bool:

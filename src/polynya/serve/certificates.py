@@ -1,4 +1,4 @@
-"""The server's TLS: one context for all its listeners, whose certificate can be replaced while they serve."""
+"""TLS of the server: one context for all listeners, whose certificate can be replaced while they serve."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ ALPN: Final = ("stun.turn", "stun.nat-discovery")
 
 
 class Certificates:
-    """The certificate that new connections get; those that stand keep the one they began with.
+    """Provides the certificate for new connections. Existing connections keep the one they started with.
 
-    A listener keeps the context that it was opened with, so that one only passes each handshake on to the context of
-    the present certificate. Raises ConfigurationError when the files cannot be used.
+    A listener keeps the context that it was opened with. That context switches each handshake to the context of the
+    current certificate, with the callback for server names. Raises ConfigurationError if the files cannot be used.
     """
 
     def __init__(self, files: TlsFiles) -> None:
         self._current = _context(files)
-        self._entrance = _context(files)
-        self._entrance.sni_callback = self._pass_on
+        self._listener = _context(files)
+        self._listener.sni_callback = self._switch
 
     def reload(self, files: TlsFiles) -> None:
-        """Use what the files hold now. On ConfigurationError the old certificate stays."""
+        """Read the files again. If they raise ConfigurationError, the old certificate stays in use."""
         self._current = _context(files)
 
     def __call__(self, request: Open) -> ssl.SSLContext:
-        """The context of a listener, as a driver asks for it."""
+        """Return the TLS context for a listener; a driver calls this."""
         if request.remote is not None:
-            raise ConfigurationError("the server opens no TLS connections of its own")
-        return self._entrance
+            raise ConfigurationError("a server has no TLS context for connections to other hosts")
+        return self._listener
 
-    def _pass_on(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _entrance: ssl.SSLContext) -> None:
+    def _switch(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _listener: ssl.SSLContext) -> None:
         connection.context = self._current
 
 
@@ -45,10 +45,10 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(list(ALPN))
-    # A key with a passphrase would be asked for on a terminal.
+    # without a password callback OpenSSL prompts for a passphrase on the terminal
     try:
         context.load_cert_chain(files.certificate, files.key, password=_no_passphrase)
-    except OSError as error:  # which SSLError is, too
+    except OSError as error:  # SSLError is a subclass
         raise ConfigurationError(f"the certificate {_named(files)} cannot be used: {_reason(error)}") from None
     return context
 

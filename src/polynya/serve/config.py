@@ -1,4 +1,4 @@
-"""What a server is told when it is started, in the objects that it works with; `settings` reads them from a file."""
+"""Configuration of a server, as objects. `settings` makes them from a file and flags."""
 
 from __future__ import annotations
 
@@ -11,111 +11,111 @@ from polynya.core.errors import ConfigurationError
 from polynya.signaling.limits import Limits
 from polynya.turn.server.alternates import Alternate
 from polynya.turn.server.config import ServerConfig
-from polynya.turn.server.users import AskedUsers, Directories, Directory, SharedSecrets, StaticUsers, User
+from polynya.turn.server.users import Directories, Directory, ExternalUsers, SharedSecrets, StaticUsers, User
 
 from .discovery import Discovery
 
 LookUpUser = Callable[[str], Awaitable[User | None]]
-"""Given a user's name, answers with the user, or None for a stranger. What it raises counts as a stranger."""
+"""Returns the user with a name, or None if there is none. An exception counts as None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnOptions:
-    """The TURN part of a server. Somebody must be able to use it: users, shared secrets, or a look-up."""
+    """Options of the TURN part of a server. `users`, `shared_secrets` or `look_up` are required."""
 
     config: ServerConfig
-    """The peer policy in it need not name the server's own addresses: they are added when the server knows them."""
+    """Configuration of the TURN server. The server adds its own addresses to the peer policy."""
     users: tuple[User, ...] = ()
     shared_secrets: tuple[str, ...] = field(default=(), repr=False)
-    """Any of them makes good credentials. Those that the signaling hands out are made with the first."""
+    """Secrets of time-limited credentials. All are accepted; signaling issues credentials with the first."""
     look_up: LookUpUser | None = None
-    """Asked for users that are not known otherwise."""
+    """Coroutine function that looks up users that are not in `users`."""
     workers: int = 0
-    """Processes of the data plane; 0: in the server's own."""
+    """Worker processes of the data plane; 0 runs it in the server's own process."""
     gather: float = 0.0
-    """Seconds that the data plane waits after a wake-up for more packets: cheaper, and so much later."""
+    """Seconds that the data plane waits for more packets after a wake-up: less CPU time, more delay."""
     credential_lifetime: int = 86_400
-    """Seconds for which the credentials are good that the signaling hands out."""
+    """Seconds until credentials that signaling issues expire."""
     drain: float = 0.0
-    """Seconds that allocations get to end by themselves when the server is told to stop."""
+    """Seconds to keep existing allocations after the server was asked to stop."""
     alternates: tuple[Alternate, ...] = ()
-    """Servers that clients are sent to while this one drains, each by the transport and IP version that it came by."""
+    """Servers for new clients while this one drains: each client gets one of its transport and IP version."""
 
     def __post_init__(self) -> None:
         if not self.users and not self.shared_secrets and self.look_up is None:
-            raise ConfigurationError("a TURN server that nobody can use: give users, a shared secret or a look-up")
+            raise ConfigurationError("TURN has no users: set users, shared_secrets or look_up")
         if not 60 <= self.credential_lifetime <= 10 * 365 * 86_400:
             raise ConfigurationError(
-                f"the lifetime of credentials is at least 60 seconds, not {self.credential_lifetime}"
+                f"credential_lifetime must be 60 seconds to 10 years, not {self.credential_lifetime} seconds"
             )
         if not 0 <= self.workers <= 256:
-            raise ConfigurationError(f"there are 0 to 256 workers, not {self.workers}")
+            raise ConfigurationError(f"workers must be 0 to 256, not {self.workers}")
         if not 0 <= self.gather <= 0.1:
-            raise ConfigurationError(f"a data plane gathers packets for 0 to 0.1 seconds, not {self.gather}")
+            raise ConfigurationError(f"gather must be 0 to 0.1 seconds, not {self.gather}")
         if not 0 <= self.drain <= 86_400:
-            raise ConfigurationError(f"a drain takes 0 to 86,400 seconds, not {self.drain}")
-        self.directory()  # what cannot be is told before anything is opened
+            raise ConfigurationError(f"drain must be 0 to 86,400 seconds, not {self.drain}")
+        self.directory()  # raises ConfigurationError before anything is opened
 
     def directory(self) -> Directory:
-        """All who may use the server."""
+        """Return the directory of all users."""
         directories: list[Directory] = []
         if self.users:
             directories.append(StaticUsers(self.config.realm, self.users))
         if self.shared_secrets:
             directories.append(SharedSecrets(self.config.realm, self.shared_secrets))
         if self.look_up is not None:
-            directories.append(AskedUsers())  # last, for it answers about everybody
+            directories.append(ExternalUsers())  # last, as it answers for any name
         return directories[0] if len(directories) == 1 else Directories(directories)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """A certificate with its chain, and its key, both PEM. They are read again when the server reloads."""
+    """A certificate with its chain, and its key, both PEM. A reload reads them again."""
 
     certificate: Path
     key: Path
     server_name: str = ""
-    """The name in the certificate, which clients are told to come by; left out: the name by which they came here."""
+    """The name in the certificate, for the URIs that signaling lists; by default the host that the client used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
-    """Addresses to listen on and limits. Port 0 takes any free port; `Server` tells which."""
+    """Configuration of a server. Port 0 takes any free port; `Server` has the actual addresses."""
 
     listen: tuple[Address, ...] = ()
-    """For STUN over UDP, and with `turn` for TURN over UDP and TCP."""
+    """Listeners for STUN over UDP and, with `turn`, for TURN over UDP and TCP."""
     tls_listen: tuple[Address, ...] = ()
-    """For TURN over TLS."""
+    """Listeners for TURN over TLS."""
     http: tuple[Address, ...] = ()
-    """For signaling, /healthz and /metrics, without TLS: put a proxy in front for that."""
+    """Listeners for signaling, /healthz and /metrics, without TLS: a proxy in front can add it."""
     alternates: tuple[Address, ...] = ()
-    """Another address and port, one for a family at most, from which STUN is answered for those who ask for that."""
+    """Alternate address and port for behavior discovery (RFC 5780), at most one of each family."""
     external_ips: Mapping[str, str] = field(default_factory=dict)
-    """What addresses of `listen` and `alternates` are called outside a NAT; behavior discovery tells them."""
+    """External address of each local one in `listen` and `alternates` behind a NAT, for behavior discovery."""
     turn: TurnOptions | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)
     origins: tuple[str, ...] = ()
-    """Origins (`https://example.org`) whose web pages may use the signaling, besides pages of this server itself."""
+    """Origins (`https://example.org`) whose web pages may use signaling, besides the server's own origin."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted."""
     metrics_token: str = field(default="", repr=False)
-    """Who shows it may read /metrics; without one, only who comes from this host and through no proxy."""
+    """Bearer token for /metrics. Without one, only clients on this host can read it, and not through a proxy."""
     request_timeout: float = 10.0
-    """Seconds from a connection's opening to its first whole request."""
+    """Seconds from the opening of a connection to its first complete request."""
     stop_timeout: float = 2.0
-    """Seconds that members get to take their goodbye."""
+    """Seconds to wait until members have closed their connections when the server stops."""
 
     def __post_init__(self) -> None:
         if not self.listen and not self.tls_listen and not self.http:
-            raise ConfigurationError("a server without an address to listen on: give listen, http or both")
+            raise ConfigurationError("the server has no address to listen on: set listen, tls_listen or http")
         if self.tls_listen and self.turn is None:
-            raise ConfigurationError("TLS is for TURN: give users or a shared secret, or leave tls_listen out")
+            raise ConfigurationError("tls_listen needs TURN: set users or a shared secret, or remove tls_listen")
         if self.tls_listen and self.tls is None:
-            raise ConfigurationError("TLS needs a certificate and its key")
+            raise ConfigurationError("tls_listen needs a certificate and its key")
         if self.turn is not None and not self.listen and not self.tls_listen:
-            raise ConfigurationError("a TURN server without an address to listen on: give listen or tls_listen")
-        Discovery(self.listen, self.alternates, self.external_ips)  # what cannot be is told
+            raise ConfigurationError("TURN has no address to listen on: set listen or tls_listen")
+        Discovery(self.listen, self.alternates, self.external_ips)  # raises ConfigurationError
         for seconds in (self.request_timeout, self.stop_timeout):
             if not 0 < seconds <= 3600:
-                raise ConfigurationError(f"a timeout is more than 0 and at most 3600 seconds, not {seconds}")
+                raise ConfigurationError(f"a timeout must be more than 0 and at most 3600 seconds, not {seconds}")

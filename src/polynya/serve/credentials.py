@@ -1,4 +1,4 @@
-"""What the signaling tells a client: which servers it may use here, and with which credentials."""
+"""The list of STUN and TURN servers that signaling sends to each client, with time-limited credentials."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _OWNER_BYTES: Final = 9
 
 
 class Offers:
-    """The servers of this process as URIs, for one client after another.
+    """Makes the server list for each client from the listeners of this process.
 
-    TURN is offered once `take` has told a shared secret, which makes the time-limited credentials.
+    The list has TURN servers once `take` has set a shared secret. `unix_time` is the time of day, for the expiry of
+    credentials.
     """
 
     def __init__(
@@ -44,13 +45,16 @@ class Offers:
         self._unix_time = unix_time
 
     def take(self, options: TurnOptions, tls: TlsFiles | None) -> None:
-        """Make credentials as these options say from now on."""
+        """Use these options for all later lists."""
         self._secret = options.shared_secrets[0] if options.shared_secrets else ""
         self._lifetime = options.credential_lifetime
         self._tls_name = tls.server_name if tls is not None else ""
 
     def servers(self, reached: str | None, local: str, remote: str) -> tuple[IceServer, ...]:
-        """For a client at `remote` that reached us by the name or address `reached`, which arrived at `local`."""
+        """Return the list for a client at `remote`.
+
+        `reached` is the host in the client's HTTP request and `local` the address at which that request arrived.
+        """
         offered = []
         stun = tuple(dict.fromkeys(uri("stun", each) for each in hosts_for(self._stun, reached, local, remote)))
         if stun:
@@ -69,17 +73,17 @@ class Offers:
             yield uri("turn", each) + "?transport=tcp"
         name = self._tls_name or reached
         if name is None or is_literal(name):
-            return  # certificates are for names: the client would refuse
+            return  # the client would refuse the certificate, which is for a name
         for _, port in hosts_for(self._tls, reached, local, remote):
             yield uri("turns", (name, port)) + "?transport=tcp"
 
     def _credentials(self, remote: str) -> tuple[str, str]:
-        """They differ by client host, and are its own again when it asks again: its quota is then one."""
+        """Return user name and password of a client. The user is the same at each request, and so has one quota."""
         secret = self._secret.encode()
         try:
             source = source_of(remote)
         except DecodeError:
-            source = remote  # no address: a socket of another kind
+            source = remote  # not an IP address: a Unix socket, for example
         owner = digest(secret, f"client {source}".encode(), sha256)[:_OWNER_BYTES].hex()
         name = f"{int(self._unix_time()) + self._lifetime}:{owner}"
         return name, time_limited_password(name, secret)

@@ -1,4 +1,4 @@
-"""Open files: every relay port and every stream is one, and systems start programs with few of them allowed."""
+"""The limit of open files. Every relay port and every stream needs one, and the default limit is low."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Final
 logger: Final = logging.getLogger("polynya.serve")
 
 MOST: Final = 1 << 20
-"""More than anybody's relay ports; some hosts allow a thousand times that, and programs walk over it."""
+"""Limit to set at most: enough for all relay ports. Some programs iterate over the whole range up to the limit."""
 FEW: Final = 4096
+"""Limit below which a warning is logged."""
 
 
 def raise_limit() -> int:
-    """Let this process, and the workers that it starts, open as many files as it may; how many that is, 0 for any."""
+    """Raise the limit of this process and of its workers. Returns the new limit, or 0 if there is none."""
     if sys.platform == "win32":
         return 0
-    import resource  # noqa: PLC0415 - only where there are such limits
+    import resource  # noqa: PLC0415 - Unix only
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
@@ -30,8 +31,8 @@ def raise_limit() -> int:
     return allowed
 
 
-def tell(allowed: int) -> None:
-    """Log how many files may be open; a warning where that is few."""
+def log_limit(allowed: int) -> None:
+    """Log the limit; as a warning if it is low."""
     if allowed:
         level = logging.WARNING if allowed < FEW else logging.INFO
-        logger.log(level, "%d files may be open: one for each relay port and each stream", allowed)
+        logger.log(level, "at most %d open files: one is needed for each relay port and each stream", allowed)

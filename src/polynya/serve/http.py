@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, with what it does not bound: connections that never ask, and peers that never read."""
+"""HTTP by uvicorn, with limits that it lacks: for connections without a request and clients that do not read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from polynya.signaling.messages import MESSAGE_BYTES
 from .config import ServeConfig
 
 PING_INTERVAL = 20.0
-"""Seconds between WebSocket pings, and until a missing pong means that the other side is gone."""
+"""Seconds between WebSocket pings, and until a connection without a pong is closed."""
 
 ABORT = "polynya.abort"
+"""ASGI extension with a function that aborts the connection."""
 
 
 class SignalingWebSocket(WebSocketsSansIOProtocol):
-    """The sans-I/O WebSocket backend, whose application can drop a connection that does not drain."""
+    """The sans-I/O WebSocket backend, with an extension by which the application can abort a connection."""
 
     async def run_asgi(self) -> None:
         self.scope["extensions"][ABORT] = {"call": self.transport.abort}
@@ -30,8 +31,10 @@ class SignalingWebSocket(WebSocketsSansIOProtocol):
 
 
 def guarded(config: ServeConfig) -> type[asyncio.Protocol]:
-    """The HTTP protocol class of one server: caps connections and times the first request."""
-    most = config.limits.links + 1000  # room for health checks and for members that are about to be refused
+    """Return an HTTP protocol class that limits the connections and the time to the first request."""
+    most = (
+        config.limits.links + 1000
+    )  # reserve for health checks and for clients that the signaling server is going to refuse
 
     class GuardedHttp(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
@@ -41,15 +44,15 @@ def guarded(config: ServeConfig) -> type[asyncio.Protocol]:
             if len(self.connections) > most:
                 transport.abort()
                 return
-            # uvicorn's own timer starts with the first response
+            # the timer of uvicorn only starts with the first response
             self._deadline = self.loop.call_later(config.request_timeout, self._check)
 
         def _check(self) -> None:
-            if not self._asked and not self.transport.is_closing():
+            if not self._requested and not self.transport.is_closing():
                 self.transport.abort()
 
         @property
-        def _asked(self) -> bool:
+        def _requested(self) -> bool:
             return self.headers is not None
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -69,7 +72,7 @@ def guarded(config: ServeConfig) -> type[asyncio.Protocol]:
 
 
 class EmbeddedUvicorn(uvicorn.Server):
-    """uvicorn inside somebody else's loop: it leaves signals alone and says when it accepts."""
+    """uvicorn in a running loop: it installs no signal handlers and sets `accepting` when it listens."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -84,19 +87,19 @@ class EmbeddedUvicorn(uvicorn.Server):
         yield
 
     def abort_all(self) -> None:
-        """Drop every connection that is still there."""
+        """Abort all remaining connections."""
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
 
 def embedded(app: Callable[..., Any], config: ServeConfig) -> EmbeddedUvicorn:
-    """A uvicorn server for `app`, with every limit set."""
+    """Return a uvicorn server for `app` with all limits set."""
     return EmbeddedUvicorn(
         uvicorn.Config(
             app,
             http=guarded(config),
             ws=SignalingWebSocket,
-            ws_max_size=4 * MESSAGE_BYTES,  # what is a little too large is answered by the machine
+            ws_max_size=4 * MESSAGE_BYTES,  # slightly too large messages reach the machine, which answers with an error
             ws_per_message_deflate=False,
             ws_ping_interval=PING_INTERVAL,
             ws_ping_timeout=PING_INTERVAL,

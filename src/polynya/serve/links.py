@@ -1,7 +1,7 @@
-"""The shell of the rooms: WebSockets in, `RoomServer` in the middle, WebSockets out.
+"""Runs the signaling server's machine, `RoomServer`, on WebSockets.
 
-Each link has a queue of what is to be sent and one task that sends it. A member that does not read is cut off when its
-queue is full, so that it costs its own place and nobody else's memory; it may come back and resume.
+Each link has a queue of texts and one task that sends them. A client that does not read is disconnected when its queue
+is full, which bounds the memory that it uses. It may reconnect and resume.
 """
 
 from __future__ import annotations
@@ -22,22 +22,35 @@ from polynya.core.errors import ConfigurationError
 from polynya.core.instants import MILLISECOND, Instant
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.signaling.limits import Limits
-from polynya.signaling.links import CloseLink, LinkClosed, LinkInput, LinkOpened, LinkOutput, LinkText, SendText
+from polynya.signaling.links import (
+    CloseLink,
+    FindServers,
+    LinkClosed,
+    LinkOpened,
+    LinkText,
+    SendText,
+    ServerInput,
+    ServerOutput,
+    ServersFound,
+)
 from polynya.signaling.messages import IceServer
 from polynya.signaling.server import LinkRefused, MemberJoined, MemberLeft, RoomEvent, RoomServer
 
 logger: Final = logging.getLogger("polynya.serve.signaling")
 
 QUEUE_BYTES: Final = 1_048_576
-"""What may wait for a member that does not read: more than a whole resume hands over."""
+"""Limit of the texts that wait for one client: more than all the signals that are kept for an absent member."""
+
+ServerList = Callable[[], tuple[IceServer, ...]]
+"""Returns the current STUN and TURN servers for one client, with new credentials."""
 
 
 class Links:
-    """All WebSockets of the server, and the machine behind them."""
+    """All signaling WebSockets of the server, and their machine."""
 
     def __init__(self, limits: Limits, *, trace: Tracer = NO_TRACE, queue_bytes: int = QUEUE_BYTES) -> None:
         if queue_bytes < 2 * (limits.away_bytes + limits.message_bytes):
-            raise ConfigurationError("the queue of a link must have room for all that is kept for an absent member")
+            raise ConfigurationError("queue_bytes is too small: it must hold all signals kept for an absent member")
         self.rooms = RoomServer(limits, random=SystemRandom(), trace=trace)
         self.closed = False
         self._queue_bytes = queue_bytes
@@ -48,14 +61,14 @@ class Links:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Instant | None = None
 
-    async def run(self, websocket: WebSocket, remote: str, servers: tuple[IceServer, ...], abort: Abort) -> None:
-        """Serve one WebSocket that was accepted, until it is closed by either side."""
+    async def run(self, websocket: WebSocket, remote: str, servers: ServerList, abort: Abort) -> None:
+        """Serve an accepted WebSocket until either side closes it."""
         number = next(self._ids)
-        link = self._links[number] = _Link(websocket, abort, self._queue_bytes)
+        link = self._links[number] = _Link(websocket, servers, abort, self._queue_bytes)
         sender = self._loop.create_task(link.send_all(), name=f"signaling link {number}")
         code = 1006
         try:
-            self._take(LinkOpened(link=number, remote=remote, servers=servers))
+            self._take(LinkOpened(link=number, remote=remote, servers=servers()))
             code = await self._read(number, websocket)
         finally:
             del self._links[number]
@@ -68,7 +81,7 @@ class Links:
                 await sender
 
     async def _read(self, number: int, websocket: WebSocket) -> int:
-        """Hand in what arrives; the code of the close."""
+        """Pass all messages to the machine. Returns the close code."""
         while True:
             message = await websocket.receive()
             if message["type"] == "websocket.disconnect":
@@ -77,7 +90,7 @@ class Links:
             self._take(LinkText(number, text if text is not None else message["bytes"]))
 
     async def aclose(self, timeout: float) -> None:
-        """Tell every member, and give them `timeout` seconds to take it."""
+        """Send every client an error, and wait up to `timeout` seconds until all links are closed."""
         self.closed = True
         self._step(self.rooms.close)
         if self._timer is not None:
@@ -89,27 +102,30 @@ class Links:
         for link in list(self._links.values()):
             link.cut()
 
-    def _take(self, input: LinkInput) -> None:
+    def _take(self, input: ServerInput) -> None:
         self._step(self.rooms.receive, input)
 
-    def _step(self, method: Callable[..., None], *args: LinkInput) -> None:
+    def _step(self, method: Callable[..., None], *args: ServerInput) -> None:
         method(*args, now=clock.now())
-        for output in self.rooms.outputs():
-            self._perform(output)
+        while outputs := self.rooms.outputs():  # FindServers is answered at once, which makes more outputs
+            for output in outputs:
+                self._execute(output)
         for event in self.rooms.events():
             _log(event)
         self._set_timer()
 
-    def _perform(self, output: LinkOutput) -> None:
+    def _execute(self, output: ServerOutput) -> None:
         link = self._links.get(output.link)
         if link is None:
             return
         if isinstance(output, SendText):
             if not link.put(output.text):
-                logger.warning("link %d does not read what it is sent and is cut off", output.link)
+                logger.warning("link %d disconnected: the client does not read its messages", output.link)
                 link.cut()
         elif isinstance(output, CloseLink):
             link.end(output.code, output.reason)
+        elif isinstance(output, FindServers):
+            self.rooms.receive(ServersFound(link=output.link, servers=link.servers()), now=clock.now())
 
     def _set_timer(self) -> None:
         due = self.rooms.next_timer()
@@ -118,7 +134,7 @@ class Links:
             or due is None
             or (self._timer is not None and self._timer_at is not None and self._timer_at <= due)
         ):
-            return  # a timer that fires early finds nothing due and is set anew
+            return  # a timer that fires too early does nothing and is set again
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = due
@@ -131,63 +147,65 @@ class Links:
 
 
 Abort = Callable[[], None]
-"""Drops the connection without waiting for what it has not taken."""
+"""Aborts the connection without sending the texts that wait."""
 
 
 class _Link:
-    """What one member is to be sent, in order."""
+    """The queue of texts to send on one WebSocket."""
 
-    def __init__(self, websocket: WebSocket, abort: Abort, room: int) -> None:
+    def __init__(self, websocket: WebSocket, servers: ServerList, abort: Abort, queue_bytes: int) -> None:
+        self.servers = servers
         self.ending = False
         self._websocket = websocket
         self._abort = abort
-        self._room = room
+        self._free = queue_bytes
         self._texts: deque[str] = deque()
         self._close: tuple[int, str] | None = None
         self._wake = asyncio.Event()
 
     def put(self, text: str) -> bool:
-        """Send a text after all others; False when too much waits already."""
-        if len(text) > self._room:
+        """Queue a text. Returns False if it does not fit into the queue."""
+        if len(text) > self._free:
             return False
-        self._room -= len(text)
+        self._free -= len(text)
         self._texts.append(text)
         self._wake.set()
         return True
 
     def end(self, code: int, reason: str) -> None:
-        """Close the WebSocket after what waits."""
+        """Close the WebSocket after all queued texts are sent."""
         self.ending = True
         self._close = (code, reason)
         self._wake.set()
 
     def cut(self) -> None:
+        """Abort the connection at once."""
         self._texts.clear()
         self._abort()
 
     async def send_all(self) -> None:
-        """Send until told to close. What the other side does not take is waited for here, and by nobody else."""
+        """Send queued texts until `end` is called. Only this task waits for a slow reader."""
         try:
             while True:
                 while self._texts:
                     text = self._texts.popleft()
                     await self._websocket.send_text(text)
-                    self._room += len(text)
+                    self._free += len(text)
                 if self._close is not None:
                     await self._websocket.close(*self._close)
                     return
                 self._wake.clear()
                 await self._wake.wait()
-        except (WebSocketDisconnect, RuntimeError):  # gone, or closed by the other side in between
+        except (WebSocketDisconnect, RuntimeError):  # the other side has closed the connection
             if self._websocket.application_state is WebSocketState.CONNECTED:
                 self._abort()
 
 
 def _log(event: RoomEvent) -> None:
-    """Who came and went, by the short form of their ids; the rooms' names are their keys and are not told."""
+    """Log changes of membership with shortened ids. Names of rooms are secrets and are never logged."""
     if isinstance(event, MemberJoined):
-        verb = "came back from" if event.resumed else "joined from"
-        logger.info("%s %s %s (%d in the room)", event.peer[:8], verb, event.remote, event.members)
+        verb = "resumed from" if event.resumed else "joined from"
+        logger.info("%s %s %s (%d members in the room)", event.peer[:8], verb, event.remote, event.members)
     elif isinstance(event, MemberLeft):
         logger.info("%s left: %s", event.peer[:8], event.reason)
     elif isinstance(event, LinkRefused):

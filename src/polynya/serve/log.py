@@ -1,6 +1,6 @@
-"""Log lines on one stream: one line each, bounded, escaped, and not more of them than anybody can read.
+"""The log: one line for each record, escaped, of bounded length and at a bounded rate.
 
-What a client sends may end up in a line; it must not be able to forge lines, to move the cursor, or to fill the disk.
+A line may contain text from a client. The client must not be able to forge lines, move the cursor or fill the disk.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ LINES_PER_SECOND: Final = 100
 
 
 class LineFormatter(logging.Formatter):
-    """One record is one line of printable ASCII."""
+    """Formats a record as one line of printable ASCII."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line; a traceback follows in the same line."""
+        """Return the line of a record. A traceback is part of the same line."""
         line = super().format(record).rstrip().encode("unicode_escape").decode("ascii")
         return line if len(line) <= LINE_LENGTH else f"{line[: LINE_LENGTH - 3]}..."
 
 
 class FloodFilter(logging.Filter):
-    """Lets so many records through in each second, and says how many it did not."""
+    """Passes a limited number of records each second, and counts the records that it drops."""
 
     def __init__(self, lines: int = LINES_PER_SECOND, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -38,18 +38,18 @@ class FloodFilter(logging.Filter):
         self._count = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether there is room for this record; the first of a new second tells what was left out before."""
+        """Whether this record passes. The first record of a second gets the number of dropped records before it."""
         second = int(self._clock())
         if second != self._second:
-            left_out = max(0, self._count - self._lines)
+            dropped = max(0, self._count - self._lines)
             self._second, self._count = second, 0
-            if left_out:
-                record.msg, record.args = f"{record.getMessage()} [{left_out} lines left out before this]", None
+            if dropped:
+                record.msg, record.args = f"{record.getMessage()} [{dropped} lines dropped before this]", None
         self._count += 1
         return self._count <= self._lines
 
     def has_room(self) -> bool:
-        """Whether a record of now would be let through; if not, it counts as one that was left out."""
+        """Whether a record would pass now. If not, it counts as dropped."""
         if int(self._clock()) != self._second or self._count < self._lines:
             return True
         self._count += 1
@@ -57,9 +57,9 @@ class FloodFilter(logging.Filter):
 
 
 def has_room() -> bool:
-    """Whether there is room for one more line; if not, it counts as one that was left out.
+    """Whether the log accepts one more line now. If not, the line counts as dropped.
 
-    For lines that clients can have as many of as they like: to make a record costs more than what it tells of.
+    Check this before logging an event that clients can trigger at will: a record costs more than the event itself.
     """
     for handler in logging.getLogger().handlers:
         for each in handler.filters:
@@ -69,7 +69,7 @@ def has_room() -> bool:
 
 
 def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Send Polynya's log, and the warnings of the libraries, to `stream` (standard error)."""
+    """Write Polynya's log, and warnings of libraries, to `stream`; by default standard error."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(LineFormatter())
     handler.addFilter(FloodFilter())
@@ -77,8 +77,8 @@ def configure(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("polynya").setLevel(level)
-    # what no line shows need not be looked for: each client makes lines (see "Optimization" in logging's manual)
+    # no line shows these fields, and collecting them takes time (see "Optimization" in the manual of logging)
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    # a client can make uvicorn warn at will: what matters of it is counted
+    # clients can trigger warnings of uvicorn at will
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

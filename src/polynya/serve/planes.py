@@ -1,10 +1,10 @@
-"""The data plane of the TURN server, its UDP listeners, and what runs it in the server's event loop.
+"""Chooses the data plane of the TURN server, binds its UDP listeners and runs it in the server's event loop.
 
 | where                          | plane                                                                     |
 |--------------------------------|---------------------------------------------------------------------------|
 | Linux, no workers              | portable, in the server's own loop                                        |
-| Linux, with workers            | portable, in processes of their own, the relays of streams in the loop    |
-| elsewhere, or when it is traced| the reference forwarder on the driver's sockets: slower, each packet seen |
+| Linux, with workers            | portable, in worker processes; the relays of streams in the loop          |
+| elsewhere, or with a trace     | the reference forwarder on the driver's sockets: slower, traces packets   |
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import SystemRandom
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from polynya.aio import sockets
 from polynya.aio.driver import Driver
@@ -26,17 +26,13 @@ from polynya.aio.icmp import read_errors
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, FlowIds, Transport
-from polynya.core.instants import Instant
-from polynya.core.machine import Counters, Machine
 from polynya.core.trace import Tracer
 from polynya.plane.portable import PortablePlane
 from polynya.plane.sockets import bind_listeners
 from polynya.plane.workers import WorkerPlane
 from polynya.stun.listeners import Place
-from polynya.turn.server.commands import Traffic
-from polynya.turn.server.control import TurnServer
-from polynya.turn.server.joined import JoinedServer
-from polynya.turn.server.relay_server import RelayServer
+from polynya.turn.server.forwarder import Forwarder
+from polynya.turn.server.server import TurnServer
 
 from .config import TurnOptions
 from .discovery import Discovery
@@ -45,38 +41,10 @@ from .rounds import Rounds
 logger: Final = logging.getLogger("polynya.serve.turn")
 
 CHECK_TIME: Final = 1.0
-"""Seconds after which workers are looked at even if they say nothing."""
+"""Seconds between two checks of the workers."""
 TRIES: Final = 16
-"""Ports that are tried where any will do and TCP finds it taken."""
+"""Ports that are tried if the system's choice for UDP is in use for TCP."""
 _ERRORS: Final = "polynya.aio.icmp:read_errors"
-
-
-class SeenPlane(Protocol):
-    """What logs and metrics look at."""
-
-    def traffic(self) -> list[Traffic]:
-        """What each open relay carried."""
-
-    @property
-    def counters(self) -> Counters:
-        """What was not forwarded, by why."""
-
-    @property
-    def size(self) -> Any:
-        """How much of everything is held."""
-
-
-class TurnMachine(Machine[Any, Any, Any], Protocol):
-    """A control plane joined with a data plane."""
-
-    control: TurnServer
-
-    @property
-    def plane(self) -> SeenPlane:
-        """The data plane."""
-
-    def settle(self, *, now: Instant) -> None:
-        """Carry out what a call of the control plane's own methods has set off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +55,10 @@ class _Bound:
     sockets: list[socket.socket]
 
 
-class DataPlane:
-    """The plane that suits this host and these options. Its listeners are bound when it is made.
+class PlaneRunner:
+    """Runs the TURN server with the data plane for this host and these options.
 
-    Raises ConfigurationError, with nothing left open, when one cannot be.
+    Making it binds the listeners. Raises ConfigurationError, with nothing left open, if a listener cannot be bound.
     """
 
     def __init__(
@@ -99,10 +67,10 @@ class DataPlane:
         random = SystemRandom()
         config, directory = options.config, options.directory()
         self.places: tuple[Place, ...]
-        """What is left for the driver to listen on, for each of `listen` in their order."""
+        """The listeners that the driver must open, for each of `listen` in order."""
         self.more: tuple[Place, ...] = ()
-        """And for behavior discovery."""
-        self.machine: TurnMachine
+        """The listeners that the driver must open for behavior discovery."""
+        self.machine: TurnServer
         self._bound: dict[Flow, _Bound] = {}
         self._portable: PortablePlane | None = None
         self._workers: WorkerPlane | None = None
@@ -112,17 +80,19 @@ class DataPlane:
         self._timer: asyncio.TimerHandle | None = None
         if trace.enabled or not hasattr(select, "epoll"):
             if options.workers:
-                raise ConfigurationError("workers need Linux, and cannot be traced: leave workers or the trace out")
+                raise ConfigurationError(
+                    "workers need Linux and cannot be traced: set workers to 0 or leave the trace out"
+                )
             self.places = tuple(Place(each, (Transport.UDP, Transport.TCP)) for each in listen)
             self.more = tuple(Place(each, (Transport.UDP,)) for each in discovery.more)
-            self.machine = RelayServer(config, directory, flow_ids, random=random, trace=trace)
+            self.machine = TurnServer(config, directory, Forwarder(flow_ids, random=random), random=random, trace=trace)
             logger.info("data plane: reference")
             return
         try:
             for address in (*listen, *discovery.more):
                 self._bound[flow_ids.new()] = _bind(address, max(options.workers, 1))
             by_flow = {flow: bound.sockets for flow, bound in self._bound.items()}
-            origins = {flow: origin.told for flow, origin in discovery.origins(self.udp).items()}
+            origins = {flow: origin.attributes for flow, origin in discovery.origins(self.udp).items()}
             plane: PortablePlane | WorkerPlane
             if options.workers:
                 plane = self._workers = WorkerPlane(
@@ -138,7 +108,7 @@ class DataPlane:
                 plane = self._portable = PortablePlane(
                     first, gather=options.gather, origins=origins, read_errors=read_errors
                 )
-            self.machine = JoinedServer(TurnServer(config, directory, random=random, trace=trace), plane)
+            self.machine = TurnServer(config, directory, plane, random=random, trace=trace)
         except BaseException:
             self.close()
             raise
@@ -146,16 +116,16 @@ class DataPlane:
         logger.info("data plane: portable, %s", f"{options.workers} workers" if options.workers else "in this process")
 
     def start(self, driver: Driver[Any]) -> None:
-        """Run in the loop of this driver, which runs the machine's streams."""
+        """Run the data plane in the event loop of this driver, which runs the machine."""
         loop, machine = asyncio.get_running_loop(), self.machine
         if self._portable is not None:
-            relays = self._portable.relays
+            portable = self._portable
 
-            def heard() -> None:
-                if relays.reports:  # mostly it has nothing to say: no step for each packet
+            def settle() -> None:
+                if portable.pending:  # most packets lead to no report, and then a step of the driver is saved
                     driver.call(machine.settle)
 
-            self._rounds = Rounds(self._portable, self._gather, heard, loop)
+            self._rounds = Rounds(portable, self._gather, settle, loop)
         elif self._workers is not None:
             workers = self._workers
 
@@ -165,33 +135,33 @@ class DataPlane:
 
             loop.add_reader(workers.fileno(), run)
             self._step = run
-            self._look()
+            self._check_workers()
 
-    def _look(self) -> None:
+    def _check_workers(self) -> None:
         if self._step is not None:
             self._step()
-            self._timer = asyncio.get_running_loop().call_later(CHECK_TIME, self._look)
+            self._timer = asyncio.get_running_loop().call_later(CHECK_TIME, self._check_workers)
 
     async def refresh(self) -> None:
-        """Let the figures be those of now, or of a moment ago."""
+        """Update the counts of the workers."""
         if self._workers is not None:
-            self._workers.ask_traffic()
+            self._workers.request_counts()
             await asyncio.sleep(0.05)
 
     @property
     def udp(self) -> dict[Flow, Address]:
-        """The UDP listeners that are the plane's own."""
+        """The UDP listeners that the data plane reads."""
         return {flow: bound.local for flow, bound in self._bound.items()}
 
     @property
     def kernel_drops(self) -> int:
-        """Datagrams that found a listener's receive buffer full."""
+        """Datagrams that were dropped because a listener's receive buffer was full."""
         bound = (sock for each in self._bound.values() for sock in each.sockets)
         return sum(sockets.kernel_drops(sock) or 0 for sock in bound)
 
     @property
     def processes(self) -> tuple[int, ...]:
-        """The workers' process ids."""
+        """The process ids of the workers."""
         return self._workers.processes if self._workers is not None else ()
 
     def close(self) -> None:
@@ -213,7 +183,7 @@ class DataPlane:
 
 
 def _bind(address: Address, count: int) -> _Bound:
-    """The UDP sockets of an address; where any port will do, of one that is free for TCP, too."""
+    """Bind the UDP sockets of an address; port 0 chooses a port that is free for TCP, too."""
     for tries in range(TRIES):
         try:
             made = bind_listeners(address, count)
@@ -228,7 +198,7 @@ def _bind(address: Address, count: int) -> _Bound:
 
 
 def _is_free(address: Address) -> bool:
-    """Whether nothing listens on this address over TCP."""
+    """Whether no TCP listener uses this address."""
     family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         if os.name == "posix":

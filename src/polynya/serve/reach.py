@@ -1,4 +1,4 @@
-"""By what address a client reaches this server: it asked for the signaling by one that works."""
+"""The addresses by which a client reaches this server, derived from its request for signaling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Z
 
 
 def host_of(header: str) -> str | None:
-    """The host of a Host header, a name or a literal without brackets; None when it is neither."""
+    """Return the host of a Host header, a name or a literal without brackets; None if it is invalid."""
     try:
         return Address.parse(header, 0).host
     except DecodeError:
@@ -25,11 +25,11 @@ def host_of(header: str) -> str | None:
 def hosts_for(
     listeners: Sequence[Address], reached: str | None, local: str, remote: str
 ) -> tuple[tuple[str, int], ...]:
-    """The listeners as one client reaches them: a name or address each, and the port.
+    """Return the listeners as (host, port), as one client can reach them.
 
-    `reached` is the host that the client used for HTTP, `local` the address that its connection arrived at, `remote`
-    its own. A listener on a certain address is told as that; one on all addresses by what the client used. A listener
-    that the client cannot reach (loopback, from elsewhere) is left out.
+    `reached` is the host in the client's HTTP request, `local` the address at which it arrived, and `remote` the
+    client's own. A listener on a specific address keeps it. A listener on the wildcard address gets the host that the
+    client used. A loopback listener is omitted for clients on other hosts.
     """
     outside = _scope(remote) != "loopback"
     found: dict[tuple[str, int], None] = {}
@@ -42,19 +42,19 @@ def hosts_for(
             continue
         host = reached or local
         if is_literal(host) and (":" in host) != (":" in listener.host):
-            continue  # the other family's listener answers there
+            continue  # another listener serves this IP version
         found[host, listener.port] = None
     return tuple(found)
 
 
 def uri(scheme: str, place: tuple[str, int]) -> str:
-    """A URI of RFC 7064 or 7065, without its query."""
+    """Return a URI of RFC 7064 or 7065, without a query."""
     host, port = place
     return f"{scheme}:[{host}]:{port}" if ":" in host else f"{scheme}:{host}:{port}"
 
 
 def http_url(address: Address) -> str:
-    """The URL of an HTTP listener; one on all addresses is told by loopback, where it can be tried."""
+    """Return the URL of an HTTP listener; for the wildcard address, that of the loopback address."""
     host = address.host
     if scope(host) == "unspecified":
         host = "::1" if ":" in host else "127.0.0.1"

@@ -1,4 +1,7 @@
-"""The TURN part of the server: its machine, who may use it, what is logged of it, and how it ends."""
+"""The TURN part of `polynya serve`: runs the machine, looks up users, logs events, drains and reloads.
+
+The machine and its data plane are made by `planes.PlaneRunner`; `Server` owns the driver.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,23 @@ from polynya.turn.server.policy import PeerPolicy
 from .config import LookUpUser, TurnOptions
 from .discovery import Discovery
 from .log import has_room
-from .planes import DataPlane
+from .planes import PlaneRunner
 
 logger: Final = logging.getLogger("polynya.serve.turn")
 
 CLOSE_TIME: Final = 1.0
-"""Seconds that the data plane gets to say what each allocation carried, at the end."""
-TELL_TIME: Final = 60.0
-"""Seconds between two looks at the time of day, which may be set while the server runs."""
+"""Seconds that the data plane gets at the end to report the traffic of each allocation."""
+CLOCK_INTERVAL: Final = 60.0
+"""Seconds between two readings of the time of day, which may be set while the server runs."""
 _KEYS: Final = {"relays": "relay_ips or external_ips"}
-"""How the file calls what the machine calls otherwise."""
-_EXPECTED: Final = frozenset({"no credentials", "stale nonce"})
-"""Refusals that are part of every client's first steps."""
+"""Keys of the configuration file, where they differ from the fields of ServerConfig."""
+_ROUTINE: Final = frozenset({"no credentials", "stale nonce"})
+"""Reasons of error responses that every client gets when it starts."""
 
 
 @dataclass(slots=True)
-class Carried:
-    """What was relayed: datagrams and payload bytes."""
+class TotalTraffic:
+    """Datagrams and payload bytes that several relays have carried."""
 
     to_peers: int = 0
     bytes_to_peers: int = 0
@@ -49,10 +52,10 @@ class Carried:
     bytes_from_peers: int = 0
     dropped: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """What was dropped, by why."""
+    """Dropped datagrams by reason."""
 
-    def add(self, traffic: Iterable[Traffic]) -> Carried:
-        """Count these relays, too."""
+    def add(self, traffic: Iterable[Traffic]) -> TotalTraffic:
+        """Add the traffic of these relays."""
         for each in traffic:
             self.to_peers += each.to_peers
             self.bytes_to_peers += each.bytes_to_peers
@@ -64,7 +67,7 @@ class Carried:
 
 
 class Relaying:
-    """A TURN server's machine and what is around it. `attach` it to the driver that runs its sockets."""
+    """A TURN server with its data plane, logs and user lookups. `attach` it to the driver of its sockets."""
 
     def __init__(
         self,
@@ -77,29 +80,29 @@ class Relaying:
     ) -> None:
         self.options = options
         self._discovery = discovery
-        self.data_plane = DataPlane(options, listen, discovery, flow_ids, trace.of("turn-server"))
+        self.data_plane = PlaneRunner(options, listen, discovery, flow_ids, trace.of("turn-server"))
         self.machine = self.data_plane.machine
         self.created = 0
-        """Allocations since the start."""
-        self._ended = Carried()
+        """Number of allocations since the start."""
+        self._ended = TotalTraffic()
         self.secure_listeners: tuple[Flow, ...] = ()
-        """Those that speak TLS; known before it is attached."""
+        """The listeners for TLS; set before `attach`."""
         self._listeners: tuple[Address, ...] = ()
         self._hosts: tuple[str, ...] = ()
         self._driver: Driver[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._lookups: dict[str, asyncio.Task[None]] = {}
         self._drained = asyncio.Event()
         self._leaving = 0
-        """Allocations that are still to end before all is closed."""
+        """Allocations that must end before the server closes."""
         self._left = asyncio.Event()
 
     def attach(
         self, driver: Driver[Any], listeners: tuple[Address, ...], hosts: tuple[str, ...], udp: Mapping[Flow, Address]
     ) -> None:  # fmt: skip
-        """Begin: no peer may be one of the server's own `listeners`, under any of its `hosts`.
+        """Start the server. The peer policy denies its own `listeners` at each of its `hosts`.
 
-        `udp` are the listeners that the driver has; the others are the data plane's.
+        `udp` are the UDP listeners of the driver; the data plane has the others.
         """
         self._driver = driver
         self._call(self.machine.control.set_secure_listeners, self.secure_listeners)
@@ -107,18 +110,18 @@ class Relaying:
         self._listeners, self._hosts = listeners, hosts
         self.data_plane.start(driver)
         self._call(self.machine.control.set_policy, self._policy())
-        self._tell_time()
-        _tell_of_hidden_relays(self.options.config)
+        self._set_time()
+        _warn_of_private_relays(self.options.config)
 
     async def aclose(self) -> None:
-        """End every allocation, and what goes on beside the machine."""
+        """End every allocation, cancel user lookups and close the data plane."""
         if self._timer is not None:
             self._timer.cancel()
-        asking = list(self._asking.values())
-        for task in asking:
+        lookups = list(self._lookups.values())
+        for task in lookups:
             task.cancel()
         try:
-            await asyncio.gather(*asking, return_exceptions=True)
+            await asyncio.gather(*lookups, return_exceptions=True)
             self._leaving = self.allocations
             if self._leaving and self._driver is not None:
                 self._call(self.machine.control.close_all, "the server stops")
@@ -128,7 +131,7 @@ class Relaying:
             self.data_plane.close()
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Make no new allocations, and give those that are there the time to end; less when there is a `hurry`."""
+        """Refuse new allocations and wait until the existing ones have ended, at most until `hurry` is set."""
         options = self.options
         self._call(lambda now: self.machine.control.drain(now=now, alternates=options.alternates))
         if self._drained.is_set() or not options.drain:
@@ -142,37 +145,37 @@ class Relaying:
                 each.cancel()
 
     def reload(self, options: TurnOptions) -> list[str]:
-        """Go by new options at once; sessions go on. Returns the keys that need a restart to change."""
+        """Apply new options; allocations are kept. Returns the keys whose change needs a restart."""
         old, new = self.options.config, options.config
         fixed = [name for name in FIXED if getattr(old, name) != getattr(new, name)]
         kept = replace(new, **{name: getattr(old, name) for name in fixed})
-        ours = [name for name in ("workers", "gather") if getattr(self.options, name) != getattr(options, name)]
-        self.options = replace(options, config=kept, **{name: getattr(self.options, name) for name in ours})
+        process = [name for name in ("workers", "gather") if getattr(self.options, name) != getattr(options, name)]
+        self.options = replace(options, config=kept, **{name: getattr(self.options, name) for name in process})
         self._call(self.machine.control.set_config, kept)
         self._call(self.machine.control.set_directory, self.options.directory())
         self._call(self.machine.control.set_policy, self._policy())
-        return [_KEYS.get(name, name) for name in (*fixed, *ours)]
+        return [_KEYS.get(name, name) for name in (*fixed, *process)]
 
     # --------------------------------------------------------------------------------------------------------- figures
 
     @property
     def allocations(self) -> int:
-        """How many there are now."""
+        """Number of allocations."""
         return len(self.machine.control.allocations.by_client)
 
     @property
-    def carried(self) -> Carried:
-        """What was relayed since the start."""
+    def carried(self) -> TotalTraffic:
+        """Traffic since the start."""
         return replace(self._ended).add(self.machine.plane.traffic())
 
     # ---------------------------------------------------------------------------------------------------------- events
 
     def on_event(self, event: object) -> None:
-        """Log an event of the machine, and do what it asks for."""
+        """Log an event of the machine; a `LookUp` starts a user lookup."""
         match event:
             case AllocationCreated():
                 self.created += 1
-                if _is_told(logging.INFO):
+                if _is_logged(logging.INFO):
                     relayed = ", ".join(map(str, event.relayed))
                     logger.info("allocation for %s, user %s: %s", event.client, event.user, relayed)
             case AllocationEnded():
@@ -180,30 +183,30 @@ class Relaying:
                 if not self._leaving:
                     self._left.set()
                 self._ended.add(event.traffic)
-                if _is_told(logging.INFO):
-                    self._tell_end(event)
+                if _is_logged(logging.INFO):
+                    self._log_end(event)
             case RequestRefused():
-                level = logging.DEBUG if event.reason in _EXPECTED else logging.INFO
-                if _is_told(level):
-                    whose, code = f", user {event.user}" if event.user else "", event.code
+                level = logging.DEBUG if event.reason in _ROUTINE else logging.INFO
+                if _is_logged(level):
+                    user, code = f", user {event.user}" if event.user else "", event.code
                     logger.log(
-                        level, "%s from %s%s refused: %d %s", event.method, event.client, whose, code, event.reason
+                        level, "%s from %s%s refused: %d %s", event.method, event.client, user, code, event.reason
                     )
             case PeerRefused():
-                if _is_told(logging.DEBUG):
+                if _is_logged(logging.DEBUG):
                     logger.debug(
-                        "relay of %s, user %s: peer %s is refused: %s", event.client, event.user, event.peer, event.rule
+                        "relay of %s, user %s: peer %s is denied: %s", event.client, event.user, event.peer, event.rule
                     )
             case Drained():
                 self._drained.set()
             case LookUp():
                 self._look_up(event.name)
 
-    def _tell_end(self, event: AllocationEnded) -> None:
-        carried = Carried().add(event.traffic)
+    def _log_end(self, event: AllocationEnded) -> None:
+        carried = TotalTraffic().add(event.traffic)
         reasons = ", ".join(f"{count} {reason}" for reason, count in carried.reasons.most_common())
         logger.info(
-            "allocation for %s, user %s, is over: %s; %d bytes to peers, %d from peers, %d datagrams dropped%s",
+            "allocation for %s, user %s, ended: %s; %d bytes to peers, %d from peers, %d datagrams dropped%s",
             event.client,
             event.user,
             event.reason,
@@ -214,18 +217,18 @@ class Relaying:
         )
 
     def _look_up(self, name: str) -> None:
-        ask = self.options.look_up
-        if ask is not None and name not in self._asking:
-            task = asyncio.get_running_loop().create_task(self._ask(ask, name), name="look up a TURN user")
-            self._asking[name] = task
-            task.add_done_callback(lambda _: self._asking.pop(name, None))
+        look_up = self.options.look_up
+        if look_up is not None and name not in self._lookups:
+            task = asyncio.get_running_loop().create_task(self._find(look_up, name), name="look up a TURN user")
+            self._lookups[name] = task
+            task.add_done_callback(lambda _: self._lookups.pop(name, None))
 
-    async def _ask(self, ask: LookUpUser, name: str) -> None:
+    async def _find(self, look_up: LookUpUser, name: str) -> None:
         user = None
         try:
-            user = await ask(name)
-        except Exception as error:  # noqa: BLE001 - whatever the look-up raises, the server goes on
-            logger.warning("the look-up of user %s failed: %s", name, error)
+            user = await look_up(name)
+        except Exception as error:  # noqa: BLE001 - an error of the callback must not end the server
+            logger.warning("user lookup of %s failed: %s", name, error)
         self._call(self.machine.receive, UserFound(name, user))
 
     # ----------------------------------------------------------------------------------------------------------- steps
@@ -236,9 +239,9 @@ class Relaying:
             policy, listeners=(*policy.listeners, *self._listeners), own_hosts=(*policy.own_hosts, *self._hosts)
         )
 
-    def _tell_time(self) -> None:
+    def _set_time(self) -> None:
         self._call(self.machine.control.set_unix_time, int(time.time()))
-        self._timer = asyncio.get_running_loop().call_later(TELL_TIME, self._tell_time)
+        self._timer = asyncio.get_running_loop().call_later(CLOCK_INTERVAL, self._set_time)
 
     def _call(self, method: Callable[..., None], *args: object) -> None:
         driver = self._driver
@@ -252,17 +255,17 @@ class Relaying:
         driver.call(step)
 
 
-def _tell_of_hidden_relays(config: ServerConfig) -> None:
-    """Log which relayed addresses are of no use outside: mostly a NAT was forgotten."""
+def _warn_of_private_relays(config: ServerConfig) -> None:
+    """Log relay addresses that are not public: usually `--external-ip` was forgotten."""
     for relay in config.relays:
         if scope(relay.outside) != "loopback" and PeerPolicy().judge_host(relay.outside):
             logger.info(
-                "clients are told the relay address %s, which is not public: if a NAT forwards to it, --external-ip "
-                "says what it is called outside",
+                "clients get the relay address %s, which is not public: if a NAT forwards to it, set its external "
+                "address with --external-ip",
                 relay.outside,
             )
 
 
-def _is_told(level: int) -> bool:
-    """Whether a line of this level would be written; clients make as many as they like."""
+def _is_logged(level: int) -> bool:
+    """Whether a line of this level is logged; the number of lines is limited, since clients cause them."""
     return logger.isEnabledFor(level) and has_room()

@@ -1,12 +1,12 @@
-"""Runs a portable plane in an event loop that has other work, too: at once, or in rounds that gather packets.
+"""Runs the portable data plane in the server's event loop: at once, or in rounds that gather packets.
 
     gather = 0     readable --> run
-    gather > 0     WATCHING --readable--> WAITING --`gather` later--> run --something was there--> WAITING
-                                                                          --nothing--> WATCHING
+    gather > 0     WATCHING --readable--> WAITING --after `gather`--> run --packets found--> WAITING
+                                                                          --no packets--> WATCHING
 
-A worker process may sleep while packets gather; the server's own loop may not, for streams, signaling and timers are in
-it. So it waits as for any timer, and does not watch the plane meanwhile. While packets flow a round costs one timer
-and no wake-up of its own. Loops count in milliseconds, so here it is whole ones that are waited for.
+A worker process may sleep while packets gather. The server's own loop may not, because it also runs streams, signaling
+and timers. It therefore sets a timer and does not watch the plane until then. While packets flow, a round costs one
+timer and no wake-up of its own. Event loops have timers in milliseconds, so `gather` is rounded up to whole ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from polynya.plane.portable import PortablePlane
 
 
 class Rounds:
-    """Runs `plane` whenever it has something to do, and `after` each time."""
+    """Runs `plane` when it has packets, and calls `after` each time."""
 
     def __init__(
         self, plane: PortablePlane, gather: float, after: Callable[[], None], loop: asyncio.AbstractEventLoop
@@ -32,7 +32,7 @@ class Rounds:
         self._watch()
 
     def close(self) -> None:
-        """Run it no more; to be called before the plane is closed."""
+        """Stop running the plane. Must be called before the plane is closed."""
         self._loop.remove_reader(self._plane.fileno())
         if self._timer is not None:
             self._timer.cancel()
@@ -47,7 +47,7 @@ class Rounds:
     def _round(self, after_another: bool = False) -> None:
         self._timer = None
         self._run()
-        if self._plane.behind:  # what is late already does not wait for more
+        if self._plane.behind:  # packets that are late already must not wait
             self._timer = self._loop.call_soon(self._round, True)
         elif self._plane.found or after_another:
             self._timer = self._loop.call_later(self._pause, self._round)

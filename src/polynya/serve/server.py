@@ -1,4 +1,4 @@
-"""The server: its listeners opened together, run in one loop, and closed in order."""
+"""The server process: opens all listeners, runs them in one event loop, and closes them in order."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from time import time
 from types import TracebackType
 from typing import Any, Final
 
 from polynya.aio.driver import Driver
 from polynya.aio.interfaces import list_interfaces
-from polynya.aio.tcp import TlsContexts, system_tls
+from polynya.aio.tcp import STREAM_LIMITS, StreamLimits, TlsContexts, system_tls
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import Flow, FlowIds, Transport
@@ -46,29 +47,39 @@ _FIXED: Final = {
     "limits": "signaling.limits",
     "trusted_proxies": "signaling.trusted_proxies",
 }
-"""What of the configuration stays for the life of a server, by the key of the file."""
+"""Options that need a restart to change, each with its key in the configuration file."""
 
 
 class Server:
     """STUN, TURN and signaling in the running event loop: `async with Server(config) as server`.
 
-    Entering raises ConfigurationError, with nothing left open, when an address cannot be listened on. On leaving,
-    members are told, and everything is closed within a few seconds whatever clients do.
+    Entering raises ConfigurationError and leaves nothing open if it cannot listen on an address. Leaving sends an error
+    to the members of rooms and closes everything within a few seconds, whatever clients do. `unix_time` is the time of
+    day, for the expiry of the TURN credentials that signaling issues.
     """
 
-    def __init__(self, config: ServeConfig, *, trace: Tracer = NO_TRACE) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        trace: Tracer = NO_TRACE,
+        unix_time: Callable[[], float] = time,
+        stream_limits: StreamLimits = STREAM_LIMITS,
+    ) -> None:
         self.config = config
         self.stun_addresses: tuple[Address, ...] = ()
-        """Where STUN is answered over UDP, and with `turn` TURN over UDP and TCP, with the actual ports."""
+        """Listeners for STUN over UDP and, with `turn`, for TURN over UDP and TCP; with the actual ports."""
         self.tls_addresses: tuple[Address, ...] = ()
-        """Where TURN is answered over TLS."""
+        """Listeners for TURN over TLS."""
         self.http_addresses: tuple[Address, ...] = ()
         self.relaying: Relaying | None = None
-        """The TURN part, where there is one."""
+        """The TURN part, if it is configured."""
         self.stopping = False
         self._trace = trace
+        self._stream_limits = stream_limits
         self._links: Links | None = None
-        self._offers = Offers()
+        self._unix_time = unix_time
+        self._offers = Offers(unix_time=unix_time)
         self._binding = BindingServer(trace=trace.of("stun-server"))
         self._driver: Driver[Listeners] | None = None
         self._certificates: Certificates | None = None
@@ -78,18 +89,18 @@ class Server:
         self._opening: list[asyncio.Future[Address]] = []
         self._places: list[Place] = []
         self._udp: dict[Flow, Address] = {}
-        """The UDP listeners that the driver has."""
+        """UDP listeners of the driver. The data plane may have its own."""
 
-    # --------------------------------------------------------------------------------------------------------- seeing
+    # ------------------------------------------------------------------------------------------------------------ state
 
     @property
     def stun_uris(self) -> tuple[str, ...]:
-        """The STUN listeners as URIs, for clients on this host when they listen on all addresses."""
+        """URIs of the STUN listeners; with a wildcard address, for clients on this host only."""
         return tuple(uri("stun", (each.host, each.port)) for each in self.stun_addresses)
 
     @property
     def turn_uris(self) -> tuple[str, ...]:
-        """The TURN listeners as URIs; none without `turn`."""
+        """URIs of the TURN listeners; none without `turn`."""
         if self.relaying is None:
             return ()
         plain = [uri("turn", (each.host, each.port)) for each in self.stun_addresses]
@@ -97,14 +108,14 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The URL that signaling clients are given; the first of several."""
+        """URL of the signaling server, for clients; that of the first HTTP listener."""
         if not self.http_addresses:
-            raise UsageError("this server has no signaling: give it an http address")
+            raise UsageError("this server has no signaling: set an http address")
         return http_url(self.http_addresses[0])
 
     @property
     def ready_line(self) -> str:
-        """`ready stun=ADDR:PORT turn=ADDR:PORT turns=ADDR:PORT http=URL`, each as often as there are listeners."""
+        """`ready stun=ADDR:PORT turn=ADDR:PORT turns=ADDR:PORT http=URL`, with each listener."""
         plain = self.stun_addresses
         parts = [f"stun={each}" for each in plain]
         parts += [f"turn={each}" for each in plain if self.relaying is not None]
@@ -113,7 +124,7 @@ class Server:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What was counted, by part."""
+        """Counters of all parts, with the part as a prefix."""
         counted = {f"stun.{name}": value for name, value in self.socket_counters.items()}
         if self.relaying is not None:
             control, plane = self.relaying.machine.control, self.relaying.machine.plane
@@ -123,7 +134,7 @@ class Server:
 
     @property
     def socket_counters(self) -> Mapping[str, int]:
-        """What the sockets of STUN and TURN count; of a portable data plane just kernel drops."""
+        """Counters of the STUN and TURN sockets. A portable data plane only adds its kernel drops."""
         if self._driver is None:
             return {}
         counted = dict(self._driver.counters)
@@ -132,7 +143,7 @@ class Server:
         return counted
 
     async def refresh(self) -> None:
-        """Let `counters` and the metrics tell what is true now."""
+        """Update `counters` and the metrics from the worker processes."""
         if self.relaying is not None:
             await self.relaying.data_plane.refresh()
 
@@ -142,16 +153,16 @@ class Server:
 
     @property
     def answered(self) -> Mapping[str, int]:
-        """What became of messages to a server that has STUN only."""
+        """Counters of STUN messages, without TURN."""
         return self._binding.counters
 
-    # ----------------------------------------------------------------------------------------------------------- life
+    # -------------------------------------------------------------------------------------------------------- lifecycle
 
     async def __aenter__(self) -> Server:
         sockets: list[socket.socket] = []
         try:
             for address in self.config.http:
-                sockets.append(_listen(address))  # noqa: PERF401 - what was opened before a failure must be known
+                sockets.append(_listen(address))  # noqa: PERF401 - after a failure, the earlier sockets must be closed
             self.http_addresses = tuple(Address.of(*each.getsockname()[:2]) for each in sockets)
             await self._open_listeners()
             if sockets:
@@ -169,7 +180,7 @@ class Server:
         await self.aclose()
 
     async def run_until(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set. Raises RuntimeError when the HTTP part ended on its own."""
+        """Serve until `stop` is set. Raises RuntimeError if the HTTP server ends by itself."""
         waiting = asyncio.ensure_future(stop.wait())
         watched: list[asyncio.Future[object]] = [waiting]  # type: ignore[list-item]
         if self._serving is not None:
@@ -179,20 +190,20 @@ class Server:
         finally:
             waiting.cancel()
         if not stop.is_set():
-            raise RuntimeError("the HTTP server ended on its own")
+            raise RuntimeError("the HTTP server ended by itself")
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Take no new sessions, and let those that are there end: for as long as is configured, or until `hurry`."""
+        """Refuse new allocations; wait until existing ones end, for at most `drain` seconds or until `hurry` is set."""
         self.stopping = True
         self._offers.turn_is_offered = False
         if self.relaying is not None:
             await self.relaying.drain(hurry)
 
     def reload(self, config: ServeConfig) -> list[str]:
-        """Go by a new configuration without ending any session: users, secrets, peer policy, limits, certificates.
+        """Apply new users, secrets, peer policy, limits and certificates without ending any session.
 
-        Returns the keys that differ and need a restart. Raises ConfigurationError, with nothing changed, when the
-        certificate cannot be used.
+        Returns the changed keys that need a restart. Raises ConfigurationError and changes nothing if the certificate
+        cannot be used.
         """
         old = self.config
         if self._certificates is not None and config.tls is not None:
@@ -204,12 +215,12 @@ class Server:
         elif self.relaying is not None and config.turn is not None:
             turn = self.relaying.reload(config.turn)
             self._offers.take(config.turn, config.tls)
-        # what is fixed stays what it is, so that the next reload names it again
+        # keep the options that need a restart, so that the next reload names them again
         self.config = replace(config, **{name: getattr(old, name) for name in fixed})
         return [_FIXED.get(name, name) for name in fixed] + [f"turn.{name}" for name in turn]
 
     async def aclose(self) -> None:
-        """Tell the members, then close everything. Safe to call twice."""
+        """Send errors to the members of rooms, then close everything. Safe to call twice."""
         self.stopping = True
         links, self._links = self._links, None
         if links is not None:
@@ -226,13 +237,13 @@ class Server:
         driver, self._driver = self._driver, None
         try:
             if self.relaying is not None:
-                await self.relaying.aclose()  # it still hears how each allocation ends
+                await self.relaying.aclose()  # needs the driver for the end of each allocation
         finally:
             self.relaying = None
             if driver is not None:
                 await driver.aclose()
 
-    # ------------------------------------------------------------------------------------------------------ opening
+    # ---------------------------------------------------------------------------------------------------------- opening
 
     async def _open_listeners(self) -> None:
         config, turn = self.config, self.config.turn
@@ -256,7 +267,14 @@ class Server:
         listeners = Listeners(tuple(self._places), flow_ids, machine)
         loop = asyncio.get_running_loop()
         self._opening = [loop.create_future() for _ in self._places]
-        self._driver = Driver(listeners, on_event=self._on_event, flow_ids=flow_ids, trace=self._trace, tls=tls)
+        self._driver = Driver(
+            listeners,
+            on_event=self._on_event,
+            flow_ids=flow_ids,
+            trace=self._trace,
+            tls=tls,
+            limits=self._stream_limits,
+        )
         self._driver.call(listeners.start)
         opened = tuple(await asyncio.gather(*self._opening))
         plain, secure = len(config.listen), len(config.tls_listen)
@@ -264,11 +282,12 @@ class Server:
         if self.relaying is not None and turn is not None:
             listening = (*opened, *discovery.more, *self.http_addresses)
             self.relaying.attach(self._driver, listening, _own_hosts(turn), self._udp)
-            self._offers = Offers(self.stun_addresses, self.stun_addresses, self.tls_addresses)
+            plain_addresses, secure_addresses = self.stun_addresses, self.tls_addresses
+            self._offers = Offers(plain_addresses, plain_addresses, secure_addresses, unix_time=self._unix_time)
             self._offers.take(turn, config.tls)
         else:
             self._binding.origins = discovery.origins(self._udp)
-            self._offers = Offers(self.stun_addresses)
+            self._offers = Offers(self.stun_addresses, unix_time=self._unix_time)
 
     def _on_event(self, event: object) -> None:
         if isinstance(event, ListenerOpened):
@@ -280,11 +299,12 @@ class Server:
             if not opening.done():
                 opening.set_result(event.local)
         elif isinstance(event, ListenerFailed):
-            opening, what = self._opening[event.place], f"{event.transport.value} {self._places[event.place].address}"
+            opening, place = self._opening[event.place], self._places[event.place]
+            listener = f"{event.transport.value} {place.address}"
             if opening.done():
-                logger.error("the listener on %s is gone: %s", what, event.reason)
+                logger.error("the listener on %s failed: %s", listener, event.reason)
             else:
-                opening.set_exception(ConfigurationError(f"cannot listen on {what}: {event.reason}"))
+                opening.set_exception(ConfigurationError(f"cannot listen on {listener}: {event.reason}"))
         elif self.relaying is not None:
             self.relaying.on_event(event)
 
@@ -311,18 +331,18 @@ class Server:
         if not accepting.done():
             accepting.cancel()
             self._serving.result()
-            raise RuntimeError("the HTTP server ended before it accepted")
+            raise RuntimeError("the HTTP server ended before it was listening")
 
 
 def _own_hosts(turn: TurnOptions) -> tuple[str, ...]:
-    """Every address that this server is reached under."""
+    """Return all addresses of this server, with the external addresses of its relays."""
     local = [address.host for interface in list_interfaces() for address in interface.addresses]
-    told = [host for relay in turn.config.relays for host in (relay.host, relay.outside)]
-    return tuple(dict.fromkeys((*local, *told)))
+    relays = [host for relay in turn.config.relays for host in (relay.host, relay.outside)]
+    return tuple(dict.fromkeys((*local, *relays)))
 
 
 def _listen(address: Address) -> socket.socket:
-    """A TCP socket that is bound, so that a port that is taken is told at once and as what it is."""
+    """Return a listening TCP socket. Raises ConfigurationError with the cause, for a used port for example."""
     family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -334,15 +354,15 @@ def _listen(address: Address) -> socket.socket:
             listener.bind((address.host, address.port, 0, zone))
         else:
             listener.bind((address.host, address.port))
-        # taken also by one who bound without listening: found out here and not by the first client
+        # this fails here, and not for the first client, if another socket is bound without listening
         listener.listen(512)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
         advice = {
-            errno.EADDRINUSE: "; another program has this port, choose another or 0 for any",
+            errno.EADDRINUSE: "; another program uses this port: choose another one, or 0 for any",
             errno.EACCES: "; ports below 1024 need privileges",
-            errno.EADDRNOTAVAIL: "; this host does not have the address",
+            errno.EADDRNOTAVAIL: "; this host does not have this address",
         }.get(error.errno or 0, "")
         raise ConfigurationError(f"cannot listen on tcp {address}: {error.strerror or error}{advice}") from error
     return listener

@@ -1,9 +1,9 @@
-"""The configuration: a TOML file, flags that override it, and what a server makes of both.
+"""Settings: reads a TOML file, applies the flags that override it, and makes the configuration of a server.
 
-    file --read--> tables --flags over it--> Settings (checked: every key known, every value of its type)
-    Settings --server_config--> ServeConfig (checked: every value makes sense, every file can be read)
+    file --read--> tables --flags override--> Settings (checked: all keys known, all values of the right type)
+    Settings --server_config--> ServeConfig (checked: all values valid, all files readable)
 
-Every fault is a ConfigurationError that names the key. Secrets are never shown.
+Every error is a ConfigurationError that names the key. Secrets are never printed.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ DEFAULT_HTTP: Final = ("0.0.0.0:8080",)
 MASK: Final = "***"
 _ALGORITHMS: Final = {"sha256": PasswordAlgorithmNumber.SHA256, "md5": PasswordAlgorithmNumber.MD5}
 _ELSEWHERE: Final = {4: "192.0.2.1", 6: "2001:db8::1"}
-"""Where no packet is sent: asked only which of our addresses would be used."""
+"""Destinations for a route look-up, which sends no packet."""
 
 Flags = Mapping[tuple[str, ...], Any]
-"""What the command line says, by the path of its key."""
+"""Values from the command line, by the path of their key."""
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def load(path: Path | None = None, flags: Flags | None = None) -> Settings:
-    """The settings of a file, and of flags that override it; without either, the defaults."""
+    """Return the settings of a file and of flags that override it; the defaults without either."""
     tables: dict[str, Any] = {}
     if path is not None:
         try:
@@ -62,39 +62,39 @@ def load(path: Path | None = None, flags: Flags | None = None) -> Settings:
         for key in keys[:-1]:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
-                raise ConfigurationError(f"{path}: {key} is a table: write [{key}]")
+                raise ConfigurationError(f"{path}: {key} must be a table: write [{key}]")
         table[keys[-1]] = value
     try:
         settings = msgspec.convert(tables, Settings)
     except msgspec.ValidationError as error:
         where = f"{path}: " if path is not None else ""
-        raise ConfigurationError(f"{where}{_told(str(error))}") from None
+        raise ConfigurationError(f"{where}{_explain(str(error))}") from None
     if not settings.listen and not settings.tls_listen and not settings.http:
         listen = tuple(each for each in DEFAULT_LISTEN if socket.has_ipv6 or "[" not in each)
         settings = msgspec.structs.replace(settings, listen=listen, http=DEFAULT_HTTP)
     return settings
 
 
-def _told(error: str) -> str:
-    """A fault in the file's terms: keys with dots, instead of a path into objects."""
-    what, _, path = error.partition(" - at `$")
+def _explain(error: str) -> str:
+    """Return an error of msgspec in terms of the file, with dotted keys."""
+    fault, _, path = error.partition(" - at `$")
     path = re.sub(r"\[\.\.\.\]", "", path.rstrip("`")).strip(".")
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", fault, re.DOTALL)
     if unknown:
-        return f"there is no key {'.'.join(filter(None, (path, unknown[1])))!r}"
-    missing = re.fullmatch(r"Object missing required field `(.*)`", what)
+        return f"unknown key {'.'.join(filter(None, (path, unknown[1])))!r}"
+    missing = re.fullmatch(r"Object missing required field `(.*)`", fault)
     if missing:
         return f"{path} needs the key {missing[1]}"
-    if what.startswith("Invalid enum value "):
-        return f"{path}: {what.removeprefix('Invalid enum value ')} is not one of the values that it can have"
-    return f"{path}: {what[:1].lower()}{what[1:].replace('`', '')}"
+    if fault.startswith("Invalid enum value "):
+        return f"{path}: {fault.removeprefix('Invalid enum value ')} is not one of the allowed values"
+    return f"{path}: {fault[:1].lower()}{fault[1:].replace('`', '')}"
 
 
-# -------------------------------------------------------------------------------------------------------------- making
+# --------------------------------------------------------------------------------------------------------------- making
 
 
 def server_config(settings: Settings) -> ServeConfig:
-    """What a server is made with. Reads the files of users, and asks the system for its addresses."""
+    """Make the configuration of a server. Reads the files of users and looks up the addresses of this host."""
     return ServeConfig(
         listen=_addresses("listen", settings.listen),
         tls_listen=_addresses("tls_listen", settings.tls_listen),
@@ -114,7 +114,7 @@ def _tls(tls: schema.Tls) -> TlsFiles | None:
     if not tls.certificate and not tls.key:
         return None
     if not tls.certificate or not tls.key:
-        raise ConfigurationError("tls needs both: certificate and key")
+        raise ConfigurationError("tls needs both certificate and key")
     return TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), server_name=tls.server_name)
 
 
@@ -123,44 +123,44 @@ def _external_ips(texts: tuple[str, ...]) -> dict[str, str]:
     for text in texts:
         outside, slash, inside = text.partition("/")
         if not slash or not outside or not inside or inside in found:
-            raise ConfigurationError(f"stun.external_ips: write EXTERNAL/ADDR, once for each address, not {text!r}")
+            raise ConfigurationError(f"stun.external_ips: write EXTERNAL/ADDR once for each address, not {text!r}")
         found[inside] = outside
     return found
 
 
 def _turn(settings: Settings) -> TurnOptions | None:
-    asked = settings.turn
-    if not (asked.users or asked.users_file or asked.users_database or asked.shared_secrets):
-        if asked != schema.Turn():
-            raise ConfigurationError("TURN is set up and nobody can use it: give a user or a shared secret")
+    given = settings.turn
+    if not (given.users or given.users_file or given.users_database or given.shared_secrets):
+        if given != schema.Turn():
+            raise ConfigurationError("turn has settings but no users: add a user or a shared secret")
         return None
-    realm = asked.realm
-    users = [_user(each, realm) for each in asked.users]
-    if asked.users_file:
-        users += read_users(Path(asked.users_file), realm)
+    realm = given.realm
+    users = [_user(each, realm) for each in given.users]
+    if given.users_file:
+        users += read_users(Path(given.users_file), realm)
     return TurnOptions(
         config=ServerConfig(
             realm=realm,
             relays=_relays(settings),
-            ports=_ports(asked.ports),
-            port_rest=nanoseconds(asked.port_rest),
-            policy=PeerPolicy(allow=asked.peers.allow, deny=asked.peers.deny),
-            limits=_turn_limits(asked.limits),
-            channel_range=ChannelRange(asked.channel_range),
-            default_lifetime=nanoseconds(asked.default_lifetime),
-            max_lifetime=nanoseconds(asked.max_lifetime),
-            nonce_lifetime=nanoseconds(asked.nonce_lifetime),
-            algorithms=tuple(dict.fromkeys(_ALGORITHMS[name] for name in asked.algorithms)),
-            refuse_expired_refresh=asked.refuse_expired_refresh,
+            ports=_ports(given.ports),
+            port_rest=nanoseconds(given.port_rest),
+            policy=PeerPolicy(allow=given.peers.allow, deny=given.peers.deny),
+            limits=_turn_limits(given.limits),
+            channel_range=ChannelRange(given.channel_range),
+            default_lifetime=nanoseconds(given.default_lifetime),
+            max_lifetime=nanoseconds(given.max_lifetime),
+            nonce_lifetime=nanoseconds(given.nonce_lifetime),
+            algorithms=tuple(dict.fromkeys(_ALGORITHMS[name] for name in given.algorithms)),
+            refuse_expired_refresh=given.refuse_expired_refresh,
         ),
         users=tuple(users),
-        shared_secrets=asked.shared_secrets,
-        look_up=UserDatabase(Path(asked.users_database), realm) if asked.users_database else None,
-        workers=asked.workers,
-        gather=asked.gather,
-        credential_lifetime=asked.credential_lifetime,
-        drain=asked.drain,
-        alternates=_alternates(asked.alternates),
+        shared_secrets=given.shared_secrets,
+        look_up=UserDatabase(Path(given.users_database), realm) if given.users_database else None,
+        workers=given.workers,
+        gather=given.gather,
+        credential_lifetime=given.credential_lifetime,
+        drain=given.drain,
+        alternates=_alternates(given.alternates),
     )
 
 
@@ -171,7 +171,7 @@ def _user(user: schema.User, realm: str) -> User:
         if user.keys:
             return stored_user(user.name, list(user.keys), user.max_allocations)
         return User.with_password(user.name, realm, user.password, max_allocations=user.max_allocations)
-    except ValueError as error:  # which ConfigurationError is, too
+    except ValueError as error:  # ConfigurationError is a subclass
         raise ConfigurationError(f"turn.users: {error}") from None
 
 
@@ -204,10 +204,10 @@ def _ports(text: str) -> tuple[int, int]:
 
 
 def _relays(settings: Settings) -> tuple[RelayHost, ...]:
-    """The addresses to relay on, each with what it is called outside."""
+    """Return the addresses to relay on, each with its external address."""
     hosts = settings.turn.relay_ips or tuple(dict.fromkeys(_usual_relays(settings)))
     if not hosts:
-        raise ConfigurationError("turn.relay_ips: this host has no address to relay on that is found; name one")
+        raise ConfigurationError("turn.relay_ips: no address to relay on was found on this host; set one")
     external: dict[str, str] = {}
     for text in settings.turn.external_ips:
         outside, slash, inside = text.partition("/")
@@ -215,7 +215,9 @@ def _relays(settings: Settings) -> tuple[RelayHost, ...]:
         if not slash and len(fitting) == 1:
             inside = fitting[0]
         if inside not in hosts:
-            raise ConfigurationError(f"turn.external_ips: write EXTERNAL/RELAY with one of the relay_ips, not {text!r}")
+            raise ConfigurationError(
+                f"turn.external_ips: write EXTERNAL/RELAY with an address of relay_ips, not {text!r}"
+            )
         if inside in external:
             raise ConfigurationError(f"turn.external_ips: {inside} has two external addresses")
         external[inside] = outside
@@ -234,7 +236,7 @@ def _usual_relays(settings: Settings) -> Iterator[str]:
 
 
 def _routed(family: int) -> str | None:
-    """The address of this host that the default route uses."""
+    """Return the address of this host that the default route uses."""
     kind = socket.AF_INET6 if family == 6 else socket.AF_INET
     try:
         with socket.socket(kind, socket.SOCK_DGRAM) as probe:
@@ -245,11 +247,11 @@ def _routed(family: int) -> str | None:
     return None if scope(host) in {"loopback", "link-local"} else host
 
 
-# ------------------------------------------------------------------------------------------------------------- showing
+# ------------------------------------------------------------------------------------------------------------- printing
 
 
 def show(settings: Settings) -> str:
-    """The settings as the TOML file that they could have come from, with what each key means; secrets masked."""
+    """Return the settings as a TOML file with the description of each key, and with secrets mgiven."""
     return "\n".join(_table(settings, "")).strip() + "\n"
 
 
@@ -257,7 +259,7 @@ def _table(table: msgspec.Struct, path: str) -> Iterator[str]:
     below = []
     for key, about, value in keys_of(table):
         if not about:
-            below.append((key, value))  # a table, or several
+            below.append((key, value))  # one or more tables
             continue
         yield f"# {about}"
         if value is None:
@@ -276,20 +278,20 @@ def _table(table: msgspec.Struct, path: str) -> Iterator[str]:
 
 
 def keys_of(table: msgspec.Struct) -> Iterator[tuple[str, str, Any]]:
-    """Each key of a table with what it means and its value."""
+    """Yield each key of a table with its description and value."""
     for key, about in described(type(table)):
         yield key, about, getattr(table, key)
 
 
 def described(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str]]:
-    """Each key of a kind of table with what it means; nothing for those that are tables themselves."""
+    """Yield each key of a type of table with its description, which is empty if the key is a table itself."""
     for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
-        said = field.type.extra_json_schema or {} if isinstance(field.type, msgspec.inspect.Metadata) else {}
-        yield field.name, said.get("description", "")
+        schema_ = field.type.extra_json_schema or {} if isinstance(field.type, msgspec.inspect.Metadata) else {}
+        yield field.name, schema_.get("description", "")
 
 
 def defaults(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str, str]]:
-    """Each key that is no table, what it means, and its default as the file has it; empty where it must be given."""
+    """Yield each key that is not a table, its description, and its default in TOML; empty if the key is required."""
     for field, (key, about) in zip(msgspec.structs.fields(kind), described(kind), strict=True):
         if about:
             given = field.default is not msgspec.NODEFAULT and field.default is not None
@@ -307,6 +309,6 @@ def _toml(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A basic string of TOML."""
+    """Return a basic string of TOML."""
     escaped = (f"\\{each}" if each in '"\\' else each if each.isprintable() else f"\\U{ord(each):08x}" for each in text)
     return f'"{"".join(escaped)}"'

@@ -1,4 +1,4 @@
-"""What sockets, mappings and relays are as candidates, under a policy (RFC 8445, 5.1.1; RFC 8828, section 5)."""
+"""Candidates of sockets, mappings and relays under a policy (RFC 8445, section 5.1.1; RFC 8828, section 5)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.flows import Transport
 from polynya.ice.candidates import CandidateType, Gathered
 
+from .events import RelayFound
 from .options import Base, Policy
-from .relay_events import RelayFound
 
-UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # told, never bound
-"""The related address that says nothing (RFC 8839, section 5.1)."""
+UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # signaled, never bound
+"""The related address that reveals nothing (RFC 8839, section 5.1)."""
 
-RELAY_PREFERENCE: Final = {Transport.UDP: 3 << 13, Transport.DTLS: 2 << 13, Transport.TCP: 1 << 13, Transport.TLS: 0}
-"""Local preference of a relayed candidate by how its server is reached: UDP before TCP before TLS."""
+RELAY_PREFERENCE: Final = {Transport.UDP: 3 << 13, Transport.TCP: 1 << 13, Transport.TLS: 0}
+"""Local preference of a relayed candidate, by the transport to its server: UDP before TCP before TLS."""
 
 
 def of_socket(base: Base, policy: Policy, external: Mapping[str, str]) -> list[Gathered]:
-    """What a socket is without being asked for: its own address, and that of a NAT that maps its host 1:1."""
+    """Return the host candidate of a socket, and the server-reflexive one of a configured 1:1 NAT."""
     if policy is Policy.RELAY:
         return []
     host = Gathered(
@@ -40,12 +40,12 @@ def of_socket(base: Base, policy: Policy, external: Mapping[str, str]) -> list[G
 
 
 def of_mapping(base: Base, mapped: Address, server: Address, policy: Policy) -> list[Gathered]:
-    """What a STUN server saw of a socket."""
+    """Return the server-reflexive candidate of a mapping that a STUN server reported."""
     return [] if policy is Policy.RELAY else [_reflexive(base, mapped, str(server), f"stun:{server}", policy)]
 
 
 def of_relay(found: RelayFound, policy: Policy) -> list[Gathered]:
-    """A relayed candidate, and before it the server-reflexive one that comes with it (section 5.1.1.2)."""
+    """Return the server-reflexive candidate that comes with an allocation, and the relayed one (section 5.1.1.2)."""
     base, server = found.base, found.server
     related = found.mapped if policy is Policy.ALL else None
     relayed = Gathered(

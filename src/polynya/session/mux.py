@@ -1,18 +1,16 @@
-"""Many ICE agents on sockets that none of them owns.
+"""Mux: many ICE agents on shared sockets.
 
-A server that talks with thousands of peers does so through one port. The mux holds the agents and finds the one that a
-packet is for by key, never by offering it around:
+A server talks with thousands of peers through one port. The mux holds the agents and routes each packet by key:
 
-    response            the agents that sent a check to (flow, remote), and of these the one whose transaction it is
-                        else `shared_bases`, which asks STUN servers for all of them
+    response            the agent with this transaction, of those that sent a check to (flow, remote)
+                        else `shared_bases`, which asks STUN servers for all agents
     request, indication the agent whose ufrag begins the USERNAME; else the agent that knows (flow, remote)
-    data                the agent whose authenticated check came from (flow, remote)
+    data                the agent with an authenticated check from (flow, remote)
 
-A request for a ufrag that nobody has is told as `UnknownUfrag` with the packet, so that an owner who can tell from the
-ufrag what to do makes an agent and hands the packet in again (libp2p's WebRTC Direct does). An agent that leaves takes
-no socket with it (pion/ice#550, #469).
-
-An agent that `gather` is called for gets the sockets' addresses as its candidates, and what STUN servers see of them.
+A request for a ufrag that no agent has is emitted as `UnknownUfrag` with the packet. An owner that can serve the ufrag
+adds an agent and passes the packet in again, as libp2p's WebRTC Direct does. The sockets stay when an agent is removed
+(pion/ice#550, #469). `gather` gives an agent the sockets' addresses as candidates, with the mappings that STUN servers
+report.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant
@@ -45,12 +44,12 @@ R = TypeVar("R")
 NameT = TypeVar("NameT")
 
 ALONE: Final = SessionConfig(ice=IceConfig())
-"""No server is asked."""
+"""Options without STUN servers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowOpened:
-    """A shared socket stands; agents may be given candidates on it."""
+    """A shared socket was opened; agents may get candidates on it."""
 
     flow: Flow
     local: Address
@@ -58,7 +57,7 @@ class FlowOpened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowClosed:
-    """A shared socket is gone; its agents were told."""
+    """A shared socket was closed; its agents have been informed."""
 
     flow: Flow
     reason: str
@@ -66,7 +65,7 @@ class FlowClosed:
 
 @dataclass(frozen=True, slots=True)
 class AgentEvent(Generic[NameT]):
-    """What one agent has to say."""
+    """An event of one agent."""
 
     name: NameT
     event: IceEvent | InternalEvent
@@ -84,7 +83,7 @@ class AgentData(Generic[NameT]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownUfrag:
-    """A request for a ufrag that no agent has. Add an agent that has it and `receive` the packet again, or leave it."""
+    """A request names a ufrag that no agent has. To serve it, add an agent with it and `receive` the packet again."""
 
     ufrag: str
     remote_ufrag: str
@@ -92,7 +91,7 @@ class UnknownUfrag:
 
 
 class Mux(Generic[NameT]):
-    """A machine of machines. Agents are known by the names that their owner gives them."""
+    """Machine of many ICE agents, by the names that the owner gives them."""
 
     def __init__(
         self,
@@ -102,11 +101,12 @@ class Mux(Generic[NameT]):
         pacer: Pacer,
         trace: Tracer = NO_TRACE,
     ) -> None:
-        """`config` says which STUN servers are asked; what it says of ICE is each agent's own."""
-        self.bases = SharedBases(config, random=random, pacer=pacer, trace=trace)
+        """`config` has the STUN servers; its ICE options are unused, since each agent has its own."""
+        self._outbox: Queue[Output] = Queue()
+        self.bases = SharedBases(config, random=random, pacer=pacer, outbox=self._outbox, trace=trace)
         self.counters: Counter[str] = Counter()
         self._gathering: dict[NameT, bool] = {}
-        """Those who were given the sockets' addresses, and whether more may come."""
+        """The agents that gather, and whether more candidates may follow."""
         self._trace = trace
         self._agents: dict[NameT, IceAgent] = {}
         self._ufrags: dict[str, NameT] = {}
@@ -116,48 +116,47 @@ class Mux(Generic[NameT]):
         self._readable: dict[FlowPath, tuple[NameT, int, int]] = {}
         self._selected: dict[tuple[NameT, int, int], FlowPath] = {}
         self._timers: Timers[NameT] = Timers()
-        self._outputs: list[Output] = []
-        self._events: list[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag] = []
+        self._events: Queue[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag] = Queue()
 
     # ------------------------------------------------------------------------------------------------ sockets and data
 
     def open(self, flow: Flow, host: HostAddress) -> None:
-        """Ask for a shared UDP socket on this address; `FlowOpened` or `FlowClosed` follows."""
+        """Open a shared UDP socket on this address; `FlowOpened` or `FlowClosed` follows."""
         self.bases.open(flow, host)
 
     def close(self, flow: Flow, reason: str, *, now: Instant) -> None:
-        """Close a shared socket; its agents are told, and `FlowClosed` follows."""
-        self._outputs.append(Close(flow=flow))
+        """Close a shared socket and inform its agents; `FlowClosed` follows."""
+        self._outbox.append(Close(flow=flow))
         self.receive(Closed(flow=flow, reason=reason), now=now)
 
     def network_changed(self, *, now: Instant) -> None:
-        """Servers may see the sockets at other addresses now: agents are told of those."""
+        """Ask the STUN servers for the mappings in a changed network; agents get the new candidates."""
         self.bases.network_changed(now=now)
         self._collect_bases(now=now)
 
     def send(self, name: NameT, data: bytes, stream: int = 0, component: int = 1) -> bool:
-        """Send application data to the peer of an agent, on its selected pair; False while there is none."""
+        """Send application data on an agent's selected pair; return False if there is none."""
         path = self._selected.get((name, stream, component))
         if path is not None:
-            self._outputs.append(Send(*path, data))
+            self._outbox.append(Send(*path, data))
         return path is not None
 
     # ------------------------------------------------------------------------------------------------------- agents
 
     def add(self, name: NameT, agent: IceAgent) -> None:
-        """Take an agent in. ValueError when the name or its ufrag is taken."""
+        """Add an agent. Raises ValueError if its name or ufrag is in use."""
         taken = [ufrag for ufrag in agent.local_ufrags if ufrag in self._ufrags]
         if name in self._agents or taken:
-            raise ValueError(f"an agent named {name!r} or with one of its ufrags is there already")
+            raise ValueError(f"the name {name!r} or the ufrag of this agent is in use by another agent")
         self._agents[name] = agent
         self._asked_by[name] = {}
         self._known_ufrags[name] = ()
         self._collect(name)
 
     def gather(self, name: NameT, *, now: Instant) -> None:
-        """Give an agent the addresses of the sockets: what is known at once, the rest as it is found.
+        """Give an agent the sockets' addresses as candidates: the known ones now, others as they are found.
 
-        Servers are asked when the first agent needs them, and once for all.
+        The first agent starts the questions to the STUN servers, which serve all agents.
         """
         self.bases.want(now=now)
         self._gathering[name] = True
@@ -169,11 +168,11 @@ class Mux(Generic[NameT]):
             self._complete(name, now=now)
 
     def gathers(self, name: NameT) -> bool:
-        """Whether an agent that was to gather may yet be given addresses."""
+        """Whether an agent that gathers may get more candidates."""
         return self._gathering.get(name, False)
 
     def remove(self, name: NameT, *, now: Instant) -> None:
-        """Close an agent and forget it; the sockets stay. KeyError when there is none of that name."""
+        """Close and remove an agent; the sockets stay. Raises KeyError for an unknown name."""
         agent = self._agents[name]
         if self._gathering.pop(name, None) is not None:
             self.bases.release(now=now)
@@ -190,17 +189,17 @@ class Mux(Generic[NameT]):
         del self._agents[name]
 
     def call(self, name: NameT, act: Callable[[IceAgent], R]) -> R:
-        """Do something with one agent: `mux.call("bob", lambda agent: agent.set_remote(description, now))`."""
+        """Call an agent: `mux.call("bob", lambda agent: agent.set_remote(description, now=now))`."""
         result = act(self._agents[name])
         self._collect(name)
         return result
 
     def __getitem__(self, name: NameT) -> IceAgent:
-        """An agent, to look at; what changes it goes through `call`."""
+        """Return an agent for reading; change it through `call`."""
         return self._agents[name]
 
     def reader(self, flow: Flow, remote: Address) -> NameT | None:
-        """Whose data it is that comes from there."""
+        """Return the agent that gets data from `remote` on `flow`."""
         place = self._readable.get((flow, remote))
         return None if place is None else place[0]
 
@@ -252,12 +251,10 @@ class Mux(Generic[NameT]):
         return min((at for at in due if at is not None), default=None)
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs + self.bases.outputs(), []
-        return drained
+        return self._outbox.drain()
 
     def events(self) -> list[FlowOpened | FlowClosed | AgentEvent[NameT] | AgentData[NameT] | UnknownUfrag]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     # ----------------------------------------------------------------------------------------------------- dispatch
 
@@ -266,7 +263,7 @@ class Mux(Generic[NameT]):
         if not is_stun(datagram.data):
             place = self._readable.get(path)
             if place is None:
-                self._drop("unauthenticated", "data from where no authenticated check came", datagram, now=now)
+                self._drop("unauthenticated", "data from an address without an authenticated check", datagram, now=now)
             else:
                 self._events.append(AgentData(*place, datagram.data))
             return
@@ -277,50 +274,47 @@ class Mux(Generic[NameT]):
             return
         received = Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet)
         if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
-            name = self._asker(path, message.transaction_id)
-            if name is None and self.bases.expects(*path):
-                self.bases.receive(received, now=now)
-                return
-            if name is None:
-                self._drop("unexpected", "an answer to nothing that was asked", datagram, now=now)
-                return
-        else:
-            ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
-            found = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
-            if found is None:
-                self._stranger(ufrag, remote_ufrag, datagram, now=now)
-                return
-            name = found
+            self._response(received, datagram, now=now)
+            return
+        ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
+        name = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
+        if name is None:
+            self._unmatched(ufrag, remote_ufrag, datagram, now=now)
+            return
         self._agents[name].receive(received, now=now)
         self._collect(name)
 
-    def _asker(self, path: FlowPath, transaction_id: bytes) -> NameT | None:
-        """Whose transaction it is, among those who sent there: mostly one, several where peers share an address."""
+    def _response(self, received: Received, datagram: Datagram, *, now: Instant) -> None:
+        """Pass a response to the agent with this transaction, of those that sent to the path; peers may share it."""
+        path = (received.flow, received.remote)
         for name in self._asked.get(path, ()):
-            if self._agents[name].owns_transaction(transaction_id):
-                return name
-        return None
+            if self._agents[name].receive(received, now=now):
+                self._collect(name)
+                return
+        if self.bases.expects(*path):
+            self.bases.receive(received, now=now)
+        else:
+            self._drop("unexpected", "a response to no pending request", datagram, now=now)
 
-    def _stranger(self, ufrag: str, remote_ufrag: str, datagram: Datagram, *, now: Instant) -> None:
+    def _unmatched(self, ufrag: str, remote_ufrag: str, datagram: Datagram, *, now: Instant) -> None:
         if ufrag:
             self.counters["unknown ufrag"] += 1
             self._events.append(UnknownUfrag(ufrag=ufrag, remote_ufrag=remote_ufrag, packet=datagram))
         else:
-            self._drop("nobody's", "a request without a ufrag from where no agent expects one", datagram, now=now)
+            self._drop("no matching agent", "a request without a ufrag from an unknown address", datagram, now=now)
 
     def _drop(self, count: str, reason: str, datagram: Datagram, *, now: Instant) -> None:
         self.counters[count] += 1
-        if self._trace.enabled:
-            self._trace.message_dropped(reason, now=now, remote=str(datagram.remote), packet=datagram.packet)
+        self._trace.message_dropped(reason, now=now, remote=datagram.remote, packet=datagram.packet)
 
     # ----------------------------------------------------------------------------------------------------- children
 
     def _collect(self, name: NameT) -> None:
-        """Drain one agent, and keep the keys by which it is found in step with it."""
+        """Drain one agent, and update the keys that route packets to it."""
         agent = self._agents[name]
         asked_by = self._asked_by[name]
         for output in agent.outputs():
-            self._outputs.append(output)
+            self._outbox.append(output)
             if isinstance(output, Send):
                 path = (output.flow, output.remote)
                 if path not in asked_by:
@@ -352,7 +346,7 @@ class Mux(Generic[NameT]):
             self._timers.set(name, due)
 
     def _collect_bases(self, *, now: Instant) -> None:
-        """What was found is a candidate of every agent that gathers."""
+        """Give new addresses to every agent that gathers."""
         for event in self.bases.events():
             for name in list(self._gathering):
                 if isinstance(event, AddressFound):

@@ -1,4 +1,4 @@
-"""`why()` of a session: what was gathered and what was not, then what the agent did with it."""
+"""`why()` of a session: the sockets, the servers' answers and the addresses without a socket, then the ICE report."""
 
 from __future__ import annotations
 
@@ -6,20 +6,98 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from polynya.core.instants import MILLISECOND
+from polynya.core.addresses import Address
+from polynya.core.instants import Instant, in_seconds
+from polynya.core.trace import Tracer
 from polynya.ice.agent import IceAgent
+from polynya.stun.probe import ProbeEnded
 
-from .answers import ServerAnswer
-from .gathering import Gathering
-from .gathering_events import GatheringState
+from .events import CredentialsWanted, GatheringState, RelayEvent, RelayFailed, RelayFound, RelayLost
 from .interfaces import Refused
 from .options import Base
-from .shared_bases import SharedBases
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAnswer:
+    """The answer of one server to one base: `mapped` and `rtt` (nanoseconds), or the reason why there is none."""
+
+    server: str
+    base: Address | None = None
+    mapped: Address | None = None
+    rtt: int | None = None
+    reason: str = ""
+    lost: bool = False
+    """Whether `mapped` was a relayed address that is lost."""
+
+
+class Answers:
+    """The answers of a session's servers, oldest first; each is also traced."""
+
+    __slots__ = ("_trace", "all")
+
+    def __init__(self, trace: Tracer) -> None:
+        self.all: tuple[ServerAnswer, ...] = ()
+        self._trace = trace
+
+    def unresolved(self, server: str, reason: str, *, now: Instant) -> None:
+        """Record a server whose name has no address."""
+        self._add(ServerAnswer(server=server, reason=reason), "unresolved", now=now)
+
+    def ended(self, ended: ProbeEnded, base: Base, *, now: Instant) -> None:
+        """Record the result of a Binding probe."""
+        answer = ServerAnswer(
+            server=str(ended.server), base=base.local, mapped=ended.mapped, rtt=ended.rtt, reason=ended.reason
+        )
+        self._add(answer, "answered" if ended.mapped else "failed", now=now)
+
+    def late(self, server: str, base: Base, reason: str) -> None:
+        """Record a server that gathering does not wait for any longer."""
+        self.all += (ServerAnswer(server=server, base=base.local, reason=f"{reason}; its requests continue"),)
+
+    def relay(self, event: RelayEvent, *, now: Instant) -> None:
+        """Record what a TURN server allocated, refused or lost."""
+        match event:
+            case RelayFound():
+                server, base = str(event.server), event.base.local
+                answer = ServerAnswer(server=server, base=base, mapped=event.relayed, reason="a relayed address")
+                self._add(answer, "allocated", now=now)
+            case RelayFailed():
+                local = None if event.base is None else event.base.local
+                self._add(ServerAnswer(server=event.server, base=local, reason=event.reason), "failed", now=now)
+            case RelayLost():
+                server, base = event.server, event.base.local
+                lost = ServerAnswer(server=server, base=base, mapped=event.relayed, reason=event.reason, lost=True)
+                self._add(lost, "lost", now=now)
+            case CredentialsWanted():
+                wanted = ServerAnswer(server=str(event.server.uri), reason=event.reason)
+                self._add(wanted, "credentials wanted", now=now)
+            case _:
+                pass
+
+    @property
+    def mapped(self) -> int:
+        """Number of answers with an address that is not lost."""
+        return sum(1 for answer in self.all if answer.mapped and not answer.lost)
+
+    def reaches(self, base: Base, server: Address) -> bool:
+        """Whether a server has answered any base of the same address: its silence then means packet loss only."""
+        return any(
+            answer.mapped is not None
+            and answer.base is not None
+            and answer.base.host == base.local.host
+            and answer.server == str(server)
+            for answer in self.all
+        )
+
+    def _add(self, answer: ServerAnswer, state: str, *, now: Instant) -> None:
+        self.all += (answer,)
+        base = {} if answer.base is None else {"base": answer.base}
+        self._trace.server(answer.reason, now=now, server=answer.server, state=state, **base)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class SessionReport:
-    """`data` is fit for JSON; `str()` is for people."""
+    """Report of a session: `data` can be written as JSON, `str()` is for people. Times are seconds."""
 
     data: dict[str, Any]
     text: str
@@ -27,24 +105,22 @@ class SessionReport:
     def __str__(self) -> str:
         return self.text
 
-
-def session_report(gathering: Gathering, agent: IceAgent) -> SessionReport:
-    """What both know. Round trips are milliseconds."""
-    return _report(gathering.state, gathering.bases, gathering.refused, gathering.answers.all, agent)
-
-
-def shared_report(shared: SharedBases, agent: IceAgent) -> SessionReport:
-    """The same of an agent on sockets that it shares; of each server, what it said last."""
-    return _report(shared.state, shared.bases, shared.refused, shared.answers, agent)
+    def __repr__(self) -> str:
+        gathering = self.data["gathering"]
+        return (
+            f"<SessionReport: gathering {gathering['state']}, agent {self.data['ice']['state']}; print it for details>"
+        )
 
 
-def _report(
+def session_report(
+    agent: IceAgent,
+    *,
     state: GatheringState,
     bases: Iterable[Base],
     refused: Iterable[Refused],
     answers: Iterable[ServerAnswer],
-    agent: IceAgent,
 ) -> SessionReport:
+    """Return the report of gathering and of the agent."""
     ice = agent.why()
     data = {
         "gathering": {
@@ -65,7 +141,7 @@ def _answer(answer: ServerAnswer) -> dict[str, Any]:
         "server": answer.server,
         "base": None if answer.base is None else str(answer.base),
         "mapped": None if answer.mapped is None else str(answer.mapped),
-        "rtt": None if answer.rtt is None else answer.rtt / MILLISECOND,
+        "rtt": None if answer.rtt is None else in_seconds(answer.rtt),
         "lost": answer.lost,
         "reason": answer.reason,
     }

@@ -1,24 +1,25 @@
-"""The session: one ICE agent with what gathers for it, and the data that flows over its pairs.
+"""Session: one ICE agent with its gathering, and the application data on its pairs.
 
-The one machine a packet belongs to is found by key, and the packet is decoded once:
+Each packet is decoded once, and its machine is found by key:
 
-    not STUN                          data: accepted from remotes whose check was authenticated, else dropped
-    response, transaction id known    the agent's check
-    response, flow and server known   a question of gathering
-    from a TURN server, by its flow   its client; what comes out of a relay is found a machine like any packet
-    request, indication               the agent, which checks the ufrag and the password
+    not STUN                            data, if it comes from a remote address with an authenticated check
+    response to the agent's request     the agent, by transaction id
+    response on a known flow and server gathering
+    from a TURN server's address        its TURN client; a relayed packet is dispatched again like any other
+    request, indication                 the agent, which verifies ufrag and integrity
 
-What gathering finds becomes the agent's local candidates; what the agent wants signaled comes out as its events.
+Addresses from gathering become local candidates of the agent; the agent's events name the candidates to signal.
+Outputs of all parts wait in one queue.
 """
 
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from polynya.core.addresses import Address
-from polynya.core.empty import NOTHING
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import Instant, earliest
@@ -53,19 +54,29 @@ from polynya.ice.events import (
 )
 from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class, Method
+from polynya.turn.client.client import TurnClient
 from polynya.turn.client.report import RelayOverhead
 
+from .events import (
+    BaseOpened,
+    CredentialsWanted,
+    GatheringState,
+    GatheringStateChanged,
+    MappingFound,
+    PathReady,
+    PathRefused,
+    RelayFound,
+    RelayLost,
+)
 from .gathering import Gathering
-from .gathering_events import BaseOpened, GatheringState, GatheringStateChanged, MappingFound
 from .local_candidates import of_mapping, of_relay, of_socket
 from .options import SessionConfig, TurnCredentials
-from .relay_events import CredentialsWanted, PathReady, PathRefused, RelayFound, RelayLost
 from .report import SessionReport, session_report
 
 
 @dataclass(slots=True)
 class DataReceived:
-    """Application data from the other side."""
+    """Application data from the peer."""
 
     stream: int
     component: int
@@ -76,9 +87,9 @@ SessionEvent = IceEvent | InternalEvent | GatheringStateChanged | CredentialsWan
 
 
 class Session:
-    """A machine: feed it the host's interfaces, the other side's description and candidates, and packets."""
+    """Machine of one ICE session: interfaces, the peer's description and candidates, and packets in."""
 
-    __slots__ = ("_events", "_outputs", "_trace", "agent", "config", "counters", "gathering")
+    __slots__ = ("_events", "_outbox", "_trace", "agent", "config", "counters", "gathering")
 
     def __init__(
         self,
@@ -90,12 +101,20 @@ class Session:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.config = config
-        self.counters: Mapping[str, int] = NOTHING
-        self.agent = IceAgent(config.ice, random=random, pacer=pacer, trace=trace.of("ice"))
-        self.gathering = Gathering(config, random=random, pacer=pacer, flow_ids=flow_ids, trace=trace.of("gathering"))
+        self.counters: dict[str, int] = {}
+        """Dropped packets, by reason."""
+        self._outbox: Queue[Output] = Queue()
+        self._events: Queue[SessionEvent] = Queue()
         self._trace = trace.of("session")
-        self._outputs: tuple[Output, ...] = ()
-        self._events: tuple[SessionEvent, ...] = ()
+        self.agent = IceAgent(config.ice, random=random, pacer=pacer, trace=trace.of("ice"))
+        self.gathering = Gathering(
+            config,
+            random=random,
+            pacer=pacer,
+            flow_ids=flow_ids,
+            outbox=self._outbox,
+            trace=trace.of("gathering"),
+        )
 
     # -------------------------------------------------------------------------------------------------------- calls
 
@@ -107,9 +126,9 @@ class Session:
     def set_remote(
         self, description: Description, components: tuple[int, ...] | None = None, *, now: Instant
     ) -> None:  # fmt: skip
-        """What the other side signaled: its credentials and options.
+        """Set the peer's description: its credentials and options.
 
-        `components` says how many each stream has from now on, where that was agreed on with the description.
+        `components` is the number of components of each stream, if it was negotiated with the description.
         """
         self.agent.set_remote(description, now=now, components=components)
         if components is not None:
@@ -117,7 +136,7 @@ class Session:
         self._collect(now=now)
 
     def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None:
-        """A candidate of the other side, or None: there are no more of this generation, for any stream."""
+        """Add a candidate of the peer; None ends the candidates of this generation, for all streams."""
         if candidate is None:
             self.agent.end_of_remote_candidates(now=now)
         else:
@@ -125,21 +144,22 @@ class Session:
         self._collect(now=now)
 
     def set_controlling(self, controlling: bool, *, now: Instant) -> None:
+        """Set the role of the agent."""
         self.agent.set_controlling(controlling, now=now)
         self._collect(now=now)
 
     def set_credentials(self, server: TurnCredentials, *, now: Instant) -> None:
-        """Use these for the TURN server of the same URI: the answer to `CredentialsWanted`, or before it is asked."""
+        """Use these credentials for the TURN server of the same URI, after `CredentialsWanted` or before."""
         self.gathering.set_credentials(server, now=now)
         self._collect(now=now)
 
     def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
-        """The answer where there are no others: gathering goes on without this server, at once."""
+        """Answer `CredentialsWanted` if there are no other credentials: gathering continues without the server."""
         self.gathering.no_credentials(wanted, now=now)
         self._collect(now=now)
 
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
-        """Begin a new generation with the candidates there are (RFC 8445, section 9); signal what is returned.
+        """Restart ICE with the present candidates (RFC 8445, section 9); signal the description that is returned.
 
         `components` adds and removes streams, as the agent's `restart` does, with their sockets.
         """
@@ -151,9 +171,9 @@ class Session:
         return description
 
     def interfaces_changed(self, interfaces: InterfacesChanged, *, now: Instant) -> bool:
-        """The host's interfaces are others now: gather anew and restart; False where no address in use changed.
+        """Gather on changed interfaces and restart ICE; return False if no address in use changed.
 
-        The restart is told as `Restarted`; its description and candidates are to be signaled like the first ones.
+        A `Restarted` event follows: signal its description and the candidates like the first ones.
         """
         gone = self.gathering.update(interfaces, now=now)
         if gone is None:
@@ -165,28 +185,27 @@ class Session:
         return True
 
     def send(self, data: bytes, stream: int = 0, component: int = 1, *, now: Instant) -> bool:
-        """Send application data on the component's selected pair; False while there is none."""
+        """Send application data on the component's selected pair; return False if there is none."""
         target = self.agent.path(stream, component)
         if target is None:
             return False
         flow, remote = target
-        if self._trace.enabled:
-            self._trace.data("sent", now=now, flow=flow.id, remote=str(remote), length=len(data))
-        output = Send(flow, remote, data)
-        if self.gathering.relays.owns(flow):
-            self.gathering.relays.send(output, now=now)
-            self._outputs += tuple(self.gathering.outputs())
-        else:
-            self._outputs += (output,)
+        self._trace.data("sent", now=now, flow=flow.id, remote=remote, length=len(data))
+        self._send(Send(flow, remote, data), now=now)
         return True
 
     def close(self, *, now: Instant) -> None:
-        """End the agent and close every flow. Nothing leaves after the outputs of this call."""
+        """Close the agent and every flow. Pending packets are dropped, except those that free allocations."""
         self.agent.close(now=now)
         self._collect(now=now)
-        self._outputs = tuple(output for output in self._outputs if not isinstance(output, Send))
+        self._outbox.extend([output for output in self._outbox.drain() if not isinstance(output, Send)])
         self.gathering.close(now=now)
         self._collect(now=now)
+
+    def relay_client(self, flow: Flow) -> TurnClient | None:
+        """Return the TURN client of a relayed flow; None for any other flow."""
+        relays = self.gathering.relays
+        return None if relays is None else relays.client(flow)
 
     def relay_overhead(self, flow: Flow, peer: Address) -> RelayOverhead | None:
         """Return how datagrams on a relayed flow are carried to the TURN server; None for any other flow.
@@ -194,12 +213,19 @@ class Session:
         `flow` is that of the selected pair and `peer` its remote address. The answer changes when a channel is bound
         or lost.
         """
-        client = self.gathering.relays.client(flow)
+        client = self.relay_client(flow)
         return None if client is None else client.overhead(peer)
 
     def why(self) -> SessionReport:
-        """What was gathered and what was not, every pair, and every transition with its reason."""
-        return session_report(self.gathering, self.agent)
+        """Return the report of gathering, every pair, and every transition with its reason."""
+        gathering = self.gathering
+        return session_report(
+            self.agent,
+            state=gathering.state,
+            bases=gathering.bases,
+            refused=gathering.refused,
+            answers=gathering.answers.all,
+        )
 
     # ------------------------------------------------------------------------------------------------------ machine
 
@@ -216,9 +242,10 @@ class Session:
                 self.agent.receive(input, now=now)
             case StreamData():
                 self.gathering.receive(input, now=now)
-            case Resolved() if self.agent.expects(input.query):
-                self.agent.receive(input, now=now)
-            case Opened() | Resolved() | InterfacesChanged():
+            case Resolved():
+                if not self.agent.receive(input, now=now):
+                    self.gathering.receive(input, now=now)
+            case Opened() | InterfacesChanged():
                 self.gathering.receive(input, now=now)
         self._collect(now=now)
 
@@ -231,17 +258,16 @@ class Session:
         return earliest(self.gathering.next_timer(), self.agent.next_timer())
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = list(self._outputs), ()
-        return drained
+        return self._outbox.drain()
 
     def events(self) -> list[SessionEvent]:
-        drained, self._events = list(self._events), ()
-        return drained
+        return self._events.drain()
 
     # ------------------------------------------------------------------------------------------------------ packets
 
     def _datagram(self, datagram: Datagram, *, now: Instant) -> None:
-        from_turn = self.gathering.relays.expects(datagram.flow, datagram.remote)
+        relays = self.gathering.relays
+        from_turn = relays is not None and relays.expects(datagram.flow, datagram.remote)
         if not is_stun(datagram.data):
             if from_turn:
                 self.gathering.receive(datagram, now=now)
@@ -257,37 +283,44 @@ class Session:
         if from_turn and message.method != Method.BINDING:
             self.gathering.receive(received, now=now)
             return
-        response = message.cls is Class.SUCCESS or message.cls is Class.ERROR
-        if response and not self.agent.owns_transaction(message.transaction_id):
+        if self.agent.receive(received, now=now):
+            return
+        if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
             if self.gathering.expects(datagram.flow, datagram.remote):
                 self.gathering.receive(received, now=now)
             else:
-                self._drop("unexpected", datagram, "an answer to nothing that was asked", now=now)
-            return
-        self.agent.receive(received, now=now)
+                self._drop("unexpected", datagram, "a response to no pending request", now=now)
 
     def _data(self, datagram: Datagram, *, now: Instant) -> None:
-        place = self.agent.accepts(datagram.flow, datagram.remote)
-        if place is None:
-            self._drop("unauthenticated", datagram, "data from where no authenticated check came", now=now)
+        component = self.agent.accepts(datagram.flow, datagram.remote)
+        if component is None:
+            self._drop("unauthenticated", datagram, "data from an address without an authenticated check", now=now)
             return
-        if self._trace.enabled:
-            remote = str(datagram.remote)
-            self._trace.data("received", now=now, flow=datagram.flow.id, remote=remote, length=len(datagram.data))
-        self._events += (DataReceived(*place, datagram.data),)
+        self._trace.data(
+            "received", now=now, flow=datagram.flow.id, remote=datagram.remote, length=len(datagram.data)
+        )  # fmt: skip
+        self._events.append(DataReceived(*component, datagram.data))
 
     def _drop(self, count: str, datagram: Datagram, reason: str, *, now: Instant) -> None:
-        self.counters = {**self.counters, count: self.counters.get(count, 0) + 1}
-        if self._trace.enabled:
-            self._trace.message_dropped(reason, now=now, remote=str(datagram.remote), packet=datagram.packet)
+        self.counters[count] = self.counters.get(count, 0) + 1
+        self._trace.message_dropped(reason, now=now, remote=datagram.remote, packet=datagram.packet)
+
+    def _send(self, send: Send, *, now: Instant) -> None:
+        """Send a packet of the agent: through its relay, or on its base."""
+        relays = self.gathering.relays
+        if relays is not None and relays.owns(send.flow):
+            relays.send(send, now=now)
+        else:
+            self._outbox.append(send)
 
     # ----------------------------------------------------------------------------------------------------- children
 
     def _collect(self, *, now: Instant) -> None:
-        """Drain the children until all is quiet: what gathering found makes the agent act, and want more."""
+        """Drain gathering and the agent until neither has events: what one finds makes the other act."""
         self._drain(now=now)
-        while (arrived := self.gathering.relays.inputs()) or self.gathering.has_events:
-            for packet in arrived:  # to a relay: the agent's, like what comes to a socket
+        relays = self.gathering.relays
+        while (arrived := [] if relays is None else relays.inputs()) or self.gathering.has_events:
+            for packet in arrived:
                 if isinstance(packet, Datagram):
                     self._datagram(packet, now=now)
                 else:
@@ -295,7 +328,23 @@ class Session:
             self._drain(now=now)
 
     def _drain(self, *, now: Instant) -> None:
+        lost = self._drain_gathering(now=now)
+        for event in self.agent.events():
+            self._note(event, now=now)
+            self._events.append(event)
+        for output in self.agent.outputs():
+            if isinstance(output, Send):
+                self._send(output, now=now)
+            else:
+                self._outbox.append(output)
+        if self.gathering.relays is not None:
+            for flow in lost:  # the agent, which knows it now, has sent the last packet on it
+                self.gathering.relays.forget(flow)
+
+    def _drain_gathering(self, *, now: Instant) -> list[Flow]:
+        """Pass the events of gathering to the agent; return the relayed flows that are lost."""
         policy = self.config.policy
+        lost = []
         for found in self.gathering.events():
             match found:
                 case BaseOpened():
@@ -307,26 +356,18 @@ class Session:
                     self._add_all(of_relay(found, policy), now=now)
                 case RelayLost():
                     self.agent.receive(Closed(flow=found.flow, reason=found.reason), now=now)
+                    lost.append(found.flow)
                 case PathReady():
                     self.agent.path_ready(found.flow, found.host, now=now)
                 case PathRefused():
                     self.agent.path_refused(found.flow, found.host, found.reason, now=now)
                 case CredentialsWanted():
-                    self._events += (found,)
+                    self._events.append(found)
                 case GatheringStateChanged():
-                    self._events += (found,)
+                    self._events.append(found)
                     if found.new is GatheringState.COMPLETE:
                         self.agent.end_of_local_candidates(now=now)
-        told = self.agent.events()
-        for event in told:
-            self._note(event, now=now)
-        self._events += tuple(told)
-        for output in self.agent.outputs():
-            if isinstance(output, Send) and self.gathering.relays.owns(output.flow):
-                self.gathering.relays.send(output, now=now)
-            else:
-                self._outputs += (output,)
-        self._outputs += tuple(self.gathering.outputs())
+        return lost
 
     def _add_all(self, gathered: Iterable[Gathered], *, now: Instant) -> None:
         for each in gathered:

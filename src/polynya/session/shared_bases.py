@@ -1,16 +1,16 @@
-"""Sockets that many agents share: where they stand, and what STUN servers see of them, found once for all.
+"""Bases that many agents share: their sockets and mappings, gathered once for all agents.
 
-             want, never asked or too long ago           all answered or given up
+             want, never asked or too long ago           all answered or timed out
     NEW ----------------------------------------> GATHERING ------------------------> COMPLETE
                                                       ^     want or a changed network     |
                                                       +-----------------------------------+
 
-The first agent that wants the addresses makes the servers be asked, as in `gathering`: at the pace of the process, one
-answer gives the others a grace, no answer at all ends it after the patience, and what is late is asked on. All others
-get what is known at once, or when it comes. While any agent is there, a Binding indication every Tr keeps the mapping
-in the NAT (RFC 8445, sections 5.1.1.4 and 11), and every five minutes the servers are asked again, in silence: a NAT
-that was restarted maps the socket to another address. When the last agent has gone, nothing is sent, and after Tr
-without a keepalive a mapping counts as lost.
+The first agent that gathers starts the questions to the servers. As in `gathering` they are paced, one answer gives the
+other servers a grace period, and without any answer the wait ends after the patience; late questions continue. Other
+agents get the known addresses at once, and later ones as they are found. While any agent is present, a Binding
+indication every Tr keeps the mapping in the NAT (RFC 8445, sections 5.1.1.4 and 11). Every five minutes the servers are
+asked again, because a NAT that was restarted maps the socket to another address. Without agents nothing is sent, and
+after Tr without a keepalive a mapping counts as lost.
 """
 
 from __future__ import annotations
@@ -20,78 +20,86 @@ from dataclasses import dataclass
 from typing import Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, FlowPath, Transport
 from polynya.core.instants import SECOND, Instant, earliest, in_seconds
 from polynya.core.machine import IcmpError, Open, Opened, Output, Resolved, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
+from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Gathered
 from polynya.stun.message import Received
 from polynya.stun.probe import ProbeEnded
 
-from .answers import ServerAnswer
-from .gathering_events import GatheringState
+from .events import GatheringState
 from .interfaces import Refused
 from .local_candidates import of_mapping, of_socket
 from .options import Base, HostAddress, SessionConfig
+from .report import ServerAnswer, SessionReport, session_report
 from .stun_servers import StunServers
 
 REFRESH: Final = 300 * SECOND
-"""How old an answer becomes before the server is asked again, while agents are there."""
+"""Age of an answer when its server is asked again, while agents are present."""
 
 RETRY: Final = 30 * SECOND
-"""How long ago servers of which none has answered were asked, before a new agent makes them be asked again."""
+"""Time after questions without any answer before a new agent starts them again."""
 
 MAX_CHANGES: Final = 8
-"""How many addresses of one socket agents that live on are told of: a NAT may map it anew each time."""
+"""Limit of changed addresses of one socket that become candidates: a NAT may change its mapping each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressFound:
-    """A candidate for every agent."""
+    """An address was found: a candidate for every agent."""
 
     gathered: Gathered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressesComplete:
-    """No more candidates are to come, for those who wait for them."""
+    """Gathering is complete: agents that wait get no more candidates."""
 
 
 SharedEvent = AddressFound | AddressesComplete
 
 
 class SharedBases:
-    """A machine: `Open`, `Resolve` and `Send` out, `SharedEvent`s for the mux whose sockets these are."""
+    """Machine of a mux's sockets: core inputs in, `SharedEvent`s out; outputs are appended to `outbox`."""
 
     def __init__(
-        self, config: SessionConfig, *, random: random_module.Random, pacer: Pacer, trace: Tracer = NO_TRACE
+        self,
+        config: SessionConfig,
+        *,
+        random: random_module.Random,
+        pacer: Pacer,
+        outbox: Queue[Output],
+        trace: Tracer = NO_TRACE,
     ) -> None:
         self.state = GatheringState.NEW
         self.bases: tuple[Base, ...] = ()
         self.refused: tuple[Refused, ...] = ()
-        """Local addresses without a socket, and why; its owner's to fill."""
+        """Local addresses without a socket, with the reasons; the owner adds those of its filters."""
         self.users = 0
         self._config = config
         self._trace = trace
-        self._stun = StunServers(config, random=random, pacer=pacer, trace=trace)
+        self._stun = StunServers(config, random=random, pacer=pacer, trace=trace, outbox=outbox)
         self._opening: dict[Flow, HostAddress] = {}
         self._mapped: dict[FlowPath, Address] = {}
         self._changes: dict[Flow, int] = {}
         self._answers: dict[tuple[str, Address | None], ServerAnswer] = {}
         self._asked_at: Instant | None = None
-        """When the servers were asked last; None where that was in another network, or never."""
+        """When the servers were asked last in the present network; None if never."""
         self._left_at = Instant(0)
         self._deadline: tuple[Instant, int, str] | None = None
-        self._outputs: list[Output] = []
-        self._events: list[SharedEvent] = []
+        self._outbox = outbox
+        self._events: Queue[SharedEvent] = Queue()
 
     # -------------------------------------------------------------------------------------------------------- calls
 
     def open(self, flow: Flow, host: HostAddress) -> None:
-        """Ask for a socket on this address."""
+        """Open a socket on this address."""
         self._opening[flow] = host
-        self._outputs.append(
+        self._outbox.append(
             Open(
                 flow=flow,
                 transport=Transport.UDP,
@@ -102,18 +110,18 @@ class SharedBases:
         )
 
     def want(self, *, now: Instant) -> None:
-        """One agent more. What it is to be told is in `candidates`, and comes as events."""
+        """Register an agent; its present addresses are in `candidates`, later ones come as events."""
         self.users += 1
         idle = self.users == 1 and now - self._left_at > self._config.keepalive
         silent = not self._mapped and self._asked_at is not None and now - self._asked_at > RETRY
         if self._config.stun_servers and (self._asked_at is None or idle or silent):
             if self.state is not GatheringState.GATHERING:
-                self._begin("an agent wants the addresses", now=now)
+                self._begin("an agent gathers", now=now)
         elif self.users == 1:
             self._keep_all(now=now)
 
     def release(self, *, now: Instant) -> None:
-        """One agent less. Without any, nothing is kept and nobody asked again."""
+        """Remove an agent. After the last one, keepalives and questions end."""
         self.users -= 1
         if not self.users:
             self._left_at = now
@@ -121,33 +129,39 @@ class SharedBases:
             self._stun.stop_keeping()
 
     def network_changed(self, *, now: Instant) -> None:
-        """What the servers saw was in another network: it is forgotten, and asked for anew where agents are."""
+        """Drop the mappings, which belong to another network, and ask the servers again if agents are present."""
         self._forget()
         if self.users and self._config.stun_servers:
             self._begin("the network changed", now=now)
 
     def candidates(self) -> list[Gathered]:
-        """All that is known now, for an agent that comes."""
+        """Return all known candidates, for a new agent."""
         found = [gathered for base in self.bases for gathered in self._of_socket(base)]
         return found + [gathered for path in self._mapped for gathered in self._of_mapping(path)]
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is waited for."""
+        """Whether no socket or answer is awaited."""
         return not self._opening and self.state is not GatheringState.GATHERING
 
     @property
     def answers(self) -> tuple[ServerAnswer, ...]:
-        """What each server said last, to each socket."""
+        """The last answer of each server to each socket."""
         return tuple(self._answers.values())
 
     def base(self, flow: Flow) -> Base | None:
-        """The socket of a flow."""
+        """Return the base of a flow."""
         return next((base for base in self.bases if base.flow == flow), None)
 
     def expects(self, flow: Flow, remote: Address) -> bool:
-        """Whether a response from `remote` on `flow` belongs to a question asked here."""
+        """Whether a response from `remote` on `flow` belongs to a question."""
         return self._stun.expects(flow, remote)
+
+    def why(self, agent: IceAgent) -> SessionReport:
+        """Return the report of an agent on these sockets, with the last answer of each server."""
+        return session_report(
+            agent, state=self.state, bases=self.bases, refused=self.refused, answers=self.answers
+        )  # fmt: skip
 
     def _of_socket(self, base: Base) -> list[Gathered]:
         return of_socket(base, self._config.policy, self._config.external)
@@ -160,19 +174,19 @@ class SharedBases:
     # ------------------------------------------------------------------------------------------------------ machine
 
     def opened(self, opened: Opened, *, now: Instant) -> None:
-        """A socket stands."""
+        """Add a socket that was opened."""
         host = self._opening.pop(opened.flow, None)
         if host is None:
             return
         base = Base(flow=opened.flow, host=host, local=opened.local, note=opened.note)
         self.bases += (base,)
-        self._events += [AddressFound(gathered=gathered) for gathered in self._of_socket(base)]
+        self._events.extend(AddressFound(gathered=gathered) for gathered in self._of_socket(base))
         if self._asked_at is not None:
             self._stun.ask(base, now=now)
         self._end_if_done(now=now)
 
     def closed(self, flow: Flow, reason: str, *, now: Instant) -> None:
-        """A socket could not be opened, or is gone."""
+        """Remove a socket that could not be opened, or that was closed."""
         base, host = self.base(flow), self._opening.pop(flow, None)
         host = base.host if base is not None else host
         if host is not None:
@@ -204,13 +218,8 @@ class SharedBases:
         deadline = None if self._deadline is None else self._deadline[0]
         return earliest(self._stun.next_timer(), deadline, self._refresh_at())
 
-    def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs + self._stun.outputs(), []
-        return drained
-
     def events(self) -> list[SharedEvent]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     # ------------------------------------------------------------------------------------------------------- asking
 
@@ -233,7 +242,7 @@ class SharedBases:
         self._asked_at = None
 
     def _resolved(self, resolved: Resolved, *, now: Instant) -> None:
-        if not self._stun.looks_up(resolved.query):
+        if not self._stun.resolves(resolved.query):
             return
         server, reason = self._stun.resolved(resolved, self.bases, now=now)
         if reason:
@@ -257,11 +266,11 @@ class SharedBases:
                 self._mapped[path] = mapped
                 changes = self._changes[ended.flow] = self._changes.get(ended.flow, 0) + 1
                 if changes <= MAX_CHANGES:
-                    self._events += [AddressFound(gathered=gathered) for gathered in self._of_mapping(path)]
+                    self._events.extend(AddressFound(gathered=gathered) for gathered in self._of_mapping(path))
             if self.users:
                 self._keep(path, now=now)
             if self._deadline is not None:
-                self._deadline = (Instant(now + self._config.grace), self._config.grace, "the last answer came")
+                self._deadline = (Instant(now + self._config.grace), self._config.grace, "the last answer")
         self._end_if_done(now=now)
 
     def _keep_all(self, *, now: Instant) -> None:
@@ -278,7 +287,7 @@ class SharedBases:
     def _give_up(self, wait: int, since: str, *, now: Instant) -> None:
         for flow, server in self._stun.release():
             if (base := self.base(flow)) is not None:
-                reason = f"{server} had not answered {in_seconds(wait):g} s after {since}, and is asked on"
+                reason = f"{server} had not answered {in_seconds(wait):g} s after {since}; its requests continue"
                 self._note(ServerAnswer(server=str(server), base=base.local, reason=reason), now=now)
         self._end_if_done(now=now)
 
@@ -291,10 +300,10 @@ class SharedBases:
             self._events.append(AddressesComplete())
 
     def _change(self, new: GatheringState, reason: str, *, now: Instant) -> None:
-        self._trace.gathering(reason, now=now, old=self.state.value, new=new.value)
+        self._trace.gathering(reason, now=now, old=self.state, new=new)
         self.state = new
 
     def _note(self, answer: ServerAnswer, *, now: Instant) -> None:
         self._answers[answer.server, answer.base] = answer
         state = "answered" if answer.mapped else "failed"
-        self._trace.server(answer.reason, now=now, server=answer.server, state=state, base=str(answer.base))
+        self._trace.server(answer.reason, now=now, server=answer.server, state=state, base=answer.base)

@@ -1,153 +1,254 @@
-"""The STUN servers of a session: their names looked up, and each asked from every base that can reach it.
+"""STUN servers of a session: resolves their names, asks each from every base, and keeps the mappings open.
 
-Gathering waits only so long. What is not there by then is *late*: a name that is still looked up, a question without an
-answer. Nobody waits for it any more, and it goes on to the end that it has by itself: the resolver's, or that of the
-transaction, 39.5 s after its first send (RFC 8489, section 6.2.1). What it brings then is as good as what came in time.
+A question is a Binding request from one base to one server (RFC 8445, section 5.1.1.2):
+
+    WAITING --slot of the pacer--> ASKING --answered, failed--> a `ProbeEnded`, and none
+
+A question starts in each slot of the pacer (section 14). A response is found by its flow and server. Gathering stops
+waiting after some time: names and questions that are pending then are late. They continue to their own end, the
+resolver's or that of the transaction, 39.5 s after its first send (RFC 8489, section 6.2.1), and their results count
+like any other. A kept mapping gets a Binding indication every Tr (RFC 8445, sections 5.1.1.4 and 11).
 """
 
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from polynya.core.addresses import Address
-from polynya.core.empty import NOTHING
+from polynya.core.addresses import Address, scope
+from polynya.core.compact import Queue, Table
 from polynya.core.flows import Flow, FlowPath
-from polynya.core.instants import Instant
-from polynya.core.machine import IcmpError, Output, Resolve, Resolved, SendFailed
+from polynya.core.instants import Instant, earliest
+from polynya.core.machine import IcmpError, Output, Resolve, Resolved, Send, SendFailed
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
-from polynya.stun.message import Received
-from polynya.stun.probe import ProbeEnded
+from polynya.stun.message import Message, Received
+from polynya.stun.probe import BindingProbe, ProbeEnded
+from polynya.stun.registry import TRANSACTION_ID_LENGTH, Method
 from polynya.stun.uris import StunUri
 
 from .options import Base, SessionConfig
-from .questions import Questions, can_ask
+
+
+@dataclass(slots=True)
+class _Question:
+    """A Binding request from a flow to a server."""
+
+    late: bool
+    """Whether gathering does not wait for it."""
+    probe: BindingProbe | None = None
+    """None until the pacer grants a slot."""
 
 
 class StunServers:
-    """A machine: bases, names and answers in, `Resolve` and `Send` out, a `ProbeEnded` for each question."""
+    """Machine of a session's STUN servers: bases, names and responses in, outputs and `ProbeEnded`s out.
 
-    __slots__ = ("_config", "_late", "_outputs", "_pacer", "_questions", "_random", "_resolving", "_servers", "_trace")
+    Its outputs are appended to `outbox`; without one they wait in `outputs`.
+    """
+
+    __slots__ = (
+        "_ask_at", "_config", "_events", "_keep_at", "_kept", "_names_late", "_outbox", "_pacer", "_questions",
+        "_random", "_resolving", "_servers", "_trace",
+    )  # fmt: skip
 
     def __init__(
-        self, config: SessionConfig, *, random: random_module.Random, pacer: Pacer, trace: Tracer = NO_TRACE
+        self,
+        config: SessionConfig,
+        *,
+        random: random_module.Random,
+        pacer: Pacer,
+        trace: Tracer = NO_TRACE,
+        outbox: Queue[Output] | None = None,
     ) -> None:
         self._config = config
         self._random = random
         self._pacer = pacer
-        self._trace = trace
-        self._questions: Questions | None = None
-        """Made for the first question, and left when the last one is answered and no mapping is kept."""
-        self._resolving: Mapping[Resolve, StunUri] = NOTHING
-        self._late = False
-        """The names that are still looked up are."""
-        self._servers: Mapping[Address, str] = NOTHING
-        self._outputs: tuple[Output, ...] = ()
+        self._trace = trace.of("stun")
+        self._resolving: Table[Resolve, StunUri] = Table()
+        self._names_late = False
+        """Whether gathering does not wait for the names that are being resolved."""
+        self._servers: dict[Address, str] = {}
+        self._questions: Table[FlowPath, _Question] = Table()
+        self._ask_at: Instant | None = None
+        """The slot of the next question."""
+        self._kept: tuple[FlowPath, ...] = ()
+        """The mappings that are kept open."""
+        self._keep_at: Instant | None = None
+        self._outbox: Queue[Output] = Queue() if outbox is None else outbox
+        self._events: Queue[ProbeEnded] = Queue()
 
     # -------------------------------------------------------------------------------------------------------- calls
 
     def start(self) -> None:
-        """Look the servers' names up; anew where they were, and what was asked then is forgotten."""
+        """Resolve the names of all servers; earlier names and questions are dropped."""
         self.close()
-        queries = {Resolve(name=uri.host, token=token): uri for token, uri in enumerate(self._config.stun_servers)}
-        self._resolving = queries or NOTHING
-        self._outputs += tuple(queries)
+        for token, uri in enumerate(self._config.stun_servers):
+            query = Resolve(name=uri.host, token=token)
+            self._resolving[query] = uri
+            self._outbox.append(query)
 
     def ask(self, base: Base, *, now: Instant, late: bool = False) -> None:
-        """Ask every server that is known from this base, anew where it was asked before; `late` if nobody waits."""
+        """Ask every resolved server from a base, also those that were asked before; gathering waits unless `late`."""
         for server in self._servers:
             self._ask(base, server, now=now, late=late)
 
     def keep(self, flow: Flow, server: Address, *, now: Instant) -> None:
         """Keep the mapping that `server` saw open."""
-        self._asking().keep(flow, server, now=now)
+        if (flow, server) not in self._kept:
+            self._kept += ((flow, server),)
+        if self._keep_at is None:
+            self._keep_at = Instant(now + self._config.keepalive)
 
     def stop_keeping(self) -> None:
-        """Let every mapping go."""
-        if self._questions is not None:
-            self._questions.stop_keeping()
+        """Stop the keepalives of all mappings."""
+        self._kept = ()
+        self._keep_at = None
 
     def forget(self, flow: Flow) -> None:
-        """A base is gone: so are its questions and mappings."""
-        if self._questions is not None:
-            self._questions.forget(flow)
+        """Drop the questions and mappings of a base that is gone."""
+        for path in [path for path in self._questions if path[0] == flow]:
+            del self._questions[path]
+        self._kept = tuple(path for path in self._kept if path[0] != flow)
 
     def release(self, hopeful: Callable[[Flow, Address], bool] | None = None) -> list[FlowPath]:
-        """Wait for nothing any more, but for the answers that are `hopeful`; the questions that are late now."""
-        self._late = True
-        return [] if self._questions is None else self._questions.release(hopeful)
+        """Stop waiting for names and answers, except for `hopeful` questions; return those that are late now."""
+        self._names_late = True
+        late = [path for path, question in self._questions.items() if not question.late]
+        late = [path for path in late if hopeful is None or not hopeful(*path)]
+        for path in late:
+            self._questions[path].late = True
+        return late
 
     def close(self) -> None:
-        """Forget every name, every server and every question."""
-        self._resolving = NOTHING
-        self._late = False
-        self._servers = NOTHING
-        self._questions = None
-        self._outputs = ()
+        """Drop all names, servers, questions and mappings."""
+        self._resolving.clear()
+        self._names_late = False
+        self._servers.clear()
+        self._questions.clear()
+        self._ask_at = None
+        self.stop_keeping()
+        self._events.clear()
 
     @property
     def pending(self) -> bool:
-        """Whether a name or an answer is waited for."""
-        return bool(self._resolving and not self._late) or (self._questions is not None and self._questions.pending)
+        """Whether gathering waits for a name or an answer."""
+        names = bool(self._resolving) and not self._names_late
+        return names or not all(question.late for question in self._questions.values())
 
     def expects(self, flow: Flow, remote: Address) -> bool:
         """Whether a response from `remote` on `flow` belongs to a question."""
-        return self._questions is not None and self._questions.expects(flow, remote)
+        question = self._questions.get((flow, remote))
+        return question is not None and question.probe is not None
 
-    def looks_up(self, query: Resolve) -> bool:
-        """Whether a name is looked up here."""
+    def resolves(self, query: Resolve) -> bool:
+        """Whether a query is for the name of a STUN server."""
         return query in self._resolving
 
     # ------------------------------------------------------------------------------------------------------ machine
 
     def receive(self, input: Received | IcmpError | SendFailed, *, now: Instant) -> None:
-        if self._questions is not None:
-            self._questions.receive(input, now=now)
+        path = (input.flow, input.remote)
+        question = self._questions.get(path)
+        if question is not None and question.probe is not None:
+            question.probe.receive(input, now=now)
+            self._collect(path, question)
 
     def resolved(self, resolved: Resolved, bases: Iterable[Base], *, now: Instant) -> tuple[str, str]:
-        """A name was looked up: ask one address of each family from these bases. Which server it is, and why not."""
-        uri = self._resolving[resolved.query]
-        self._resolving = {query: each for query, each in self._resolving.items() if query != resolved.query} or NOTHING
+        """Ask one address of each family of a resolved name from all bases; return the server, and why there is none.
+
+        The second text is empty if the name has an address.
+        """
+        uri = self._resolving.pop(resolved.query)
         families: set[int] = set()
         for host in resolved.hosts:
             server = Address.of(host, uri.port)
             if server.family in families or server in self._servers:
                 continue
             families.add(server.family)
-            self._servers = {**self._servers, server: str(uri)}
+            self._servers[server] = str(uri)
             for base in bases:
-                self._ask(base, server, now=now, late=self._late)
+                self._ask(base, server, now=now, late=self._names_late)
         return str(uri), resolved.error or ("" if resolved.hosts else "the name has no address")
 
     def tick(self, *, now: Instant) -> None:
-        if self._questions is not None:
-            self._questions.tick(now=now)
+        if self._ask_at is not None and now >= self._ask_at:
+            self._ask_at = None
+            self._ask_next(now=now)
+            self._arm(now=now)
+        if self._keep_at is not None and now >= self._keep_at:
+            self._keep_all(now=now)
+        for path, question in list(self._questions.items()):
+            due = None if question.probe is None else question.probe.next_timer()
+            if question.probe is not None and due is not None and due <= now:
+                question.probe.tick(now=now)
+                self._collect(path, question)
 
     def next_timer(self) -> Instant | None:
-        return None if self._questions is None else self._questions.next_timer()
+        probes = (question.probe for question in self._questions.values())
+        return earliest(self._ask_at, self._keep_at, *(probe.next_timer() for probe in probes if probe is not None))
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = list(self._outputs), ()
-        if self._questions is not None:
-            drained += self._questions.outputs()
-            if self._questions.idle:
-                self._questions = None
-        return drained
+        """Return and remove the outputs; empty with an outbox that the owner drains."""
+        return self._outbox.drain()
 
     def events(self) -> list[ProbeEnded]:
-        return [] if self._questions is None else self._questions.events()
+        return self._events.drain()
+
+    # ------------------------------------------------------------------------------------------------------- asking
 
     def _ask(self, base: Base, server: Address, *, now: Instant, late: bool) -> None:
+        """Ask a server in the next free slot; an earlier question to it is dropped."""
         if can_ask(base.local, server):
-            self._asking().ask(base.flow, server, now=now, late=late)
+            self._questions.pop((base.flow, server), None)
+            self._questions[base.flow, server] = _Question(late)
+            self._arm(now=now)
 
-    def _asking(self) -> Questions:
-        if self._questions is None:
-            self._questions = Questions(
-                keepalive=self._config.keepalive,
-                random=self._random,
-                pacer=self._pacer,
-                trace=self._trace.of("stun"),
-            )
-        return self._questions
+    def _arm(self, *, now: Instant) -> None:
+        """Reserve a slot for the next question; use the slots that are free now."""
+        while self._ask_at is None and any(question.probe is None for question in self._questions.values()):
+            slot = self._pacer.reserve(now=now)
+            if slot > now:
+                self._ask_at = slot
+            else:
+                self._ask_next(now=now)
+
+    def _ask_next(self, *, now: Instant) -> None:
+        path = next((path for path, question in self._questions.items() if question.probe is None), None)
+        if path is None:
+            return
+        if self._pacer.free_at > now:  # an earlier slot was used late
+            self._ask_at = self._pacer.free_at
+            return
+        self._pacer.used(now=now)
+        flow, server = path
+        probe = BindingProbe(flow=flow, server=server, random=self._random, trace=self._trace, outbox=self._outbox)
+        question = self._questions.pop(path)
+        question.probe = probe
+        self._questions[path] = question
+        probe.start(now=now)
+        self._collect(path, question)
+
+    def _collect(self, path: FlowPath, question: _Question) -> None:
+        probe = question.probe
+        assert probe is not None
+        if probe.server != path[1]:  # redirected to an alternate server (RFC 8489, section 10)
+            del self._questions[path]
+            path = (path[0], probe.server)
+            self._questions[path] = question
+        for ended in probe.events():
+            self._questions.pop(path, None)
+            self._events.append(ended)
+
+    def _keep_all(self, *, now: Instant) -> None:
+        for flow, server in self._kept:
+            indication = Message.indication(Method.BINDING, self._random.randbytes(TRANSACTION_ID_LENGTH))
+            self._outbox.append(Send(flow, server, indication.encode(fingerprint=True)))
+        self._keep_at = Instant(now + self._config.keepalive) if self._kept else None
+
+
+def can_ask(local: Address, server: Address) -> bool:
+    """Whether a server can be reached from an address: same family, and both or neither on loopback."""
+    here, there = scope(local.host), scope(server.host)
+    same_reach = (here == "loopback") == (there == "loopback") and (here != "link-local" or there == here)
+    return local.family == server.family and same_reach

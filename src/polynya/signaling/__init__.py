@@ -1,11 +1,12 @@
-"""How two programs find each other before they can talk: rooms, the messages, and both sides' machines.
+"""Signaling: how two programs find each other and exchange ICE descriptions and candidates.
 
-    messages    what is said, as JSON text
-    links       what both machines get from and ask of the shell that owns the WebSockets
-    limits      how much a member may say, and for how long it may be silent
-    rooms       who is in which room, and who is told of it
-    server      the server's side
-    client      a member's side
+    messages    the types of message and their JSON codec
+    links       inputs and outputs of the machines
+    limits      limits of the server, and the token bucket
+    rooms       rooms, their members, and the messages kept for absent members
+    server      the server's machine
+    client      the machine of a member
+    servers     the machine that requests a server list without joining a room
 
-The protocol is described in docs/reference/signaling.md. Needs the extra `polynya[signaling]`.
+docs/reference/signaling.md describes the protocol. Needs the extra `polynya[signaling]`.
 """

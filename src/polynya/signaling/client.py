@@ -1,23 +1,23 @@
-"""A member's side of signaling: one room, entered by one link at a time (docs/reference/signaling.md).
+"""The signaling client: one member of one room, on one link at a time (docs/reference/signaling.md).
 
-    state        event                        next         what is done
+    state        event                        next         action
     IDLE         start                        CONNECTING   open a link
     CONNECTING   link opened                  JOINING      send join, with the resume token if there is one
     CONNECTING   link closed                  WAITING or ENDED
-    JOINING      welcome                      JOINED       `Entered`, and who came or went meanwhile; send what waits
+    JOINING      welcome                      JOINED       emit `Entered` and the changes of membership; send the queue
     JOINING      no welcome in time           WAITING or ENDED
-    JOINED       link closed                  WAITING      `Interrupted`; what is to be sent waits
+    JOINED       link closed                  WAITING      emit `Interrupted`; keep the queue
     WAITING      timer                        CONNECTING   open a new link
-    any          fatal error, leave           ENDED        `Ended` says why, and whether trying again is of use
+    any          fatal error, leave           ENDED        emit `Ended` with the reason
 
-WAITING is for a member that was in: the first attempt fails at once, so that a wrong address is seen at once. Later
-ones go on with a doubling, jittered pause for as long as `Patience` says.
+Only a client that has been a member reconnects (WAITING). A first attempt that fails ends the client, so that the user
+sees a wrong address at once. The pause between attempts doubles, with jitter, until `ClientTimeouts.give_up`.
 
-What is sent is paced to what the server said it takes, so a burst of candidates is never refused. A message that was on
-its way when the link broke may be lost; all others arrive in order.
+Messages are paced to the limits in the welcome, so the server never refuses a burst of candidates. A message in flight
+may be lost when a link breaks; all others arrive in order.
 
-Roles need no offer and answer: the member with the larger id controls, so it does not matter who described itself
-first. Descriptions and candidates of an older generation than the newest description of that peer are dropped.
+Roles need no offer and answer: the member with the larger id controls, whichever side sends its description first.
+Descriptions and candidates of a generation older than the peer's newest description are dropped.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from enum import Enum
 from random import Random
 
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError, UsageError
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.machine import Counters
@@ -37,11 +38,11 @@ from .limits import Bucket
 from .links import (
     NORMAL,
     POLICY,
+    ClientInput,
+    ClientOutput,
     CloseLink,
     LinkClosed,
-    LinkInput,
     LinkOpened,
-    LinkOutput,
     LinkText,
     OpenLink,
     SendText,
@@ -57,7 +58,9 @@ from .messages import (
     Keepalive,
     Leave,
     Left,
+    ListServers,
     Resume,
+    ServerList,
     Signal,
     Welcome,
     decode_body,
@@ -66,14 +69,19 @@ from .messages import (
     signal,
 )
 
-WAITING_MESSAGES = 1024
-"""Messages that may wait to be sent; more than this is the caller's error."""
+QUEUE_LENGTH = 1024
+"""Messages that may wait to be sent. `send` raises UsageError beyond."""
 
-PASSING = frozenset({"shutting-down", "server-full", "host-full", "idle"})
-"""Refusals that a member who was in tries to outlast."""
+TRANSIENT = frozenset({"shutting-down", "server-full", "host-full", "idle"})
+"""Fatal error codes after which a client that has been a member reconnects."""
+
+NO_SERVER_LIST = frozenset({"servers-rate", "rate", "bad-message"})
+"""Error codes that may refuse a pending request of the server list; `bad-message` of a server that does not know it."""
 
 
 class ClientState(Enum):
+    """State of a signaling client; see the table above."""
+
     IDLE = "idle"
     CONNECTING = "connecting"
     JOINING = "joining"
@@ -83,23 +91,24 @@ class ClientState(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a member waits for the server. Nanoseconds."""
+class ClientTimeouts:
+    """Timeouts of a signaling client, in nanoseconds."""
 
-    join: int = 10 * SECOND
-    """From asking for a link to the welcome."""
+    answer: int = 10 * SECOND
+    """From opening a link to the welcome, and from a request of the server list to the answer."""
     first_pause: int = 250 * MILLISECOND
+    """Pause before the first attempt to reconnect. Each further pause is twice as long."""
     longest_pause: int = 10 * SECOND
     give_up: int = 60 * SECOND
-    """After the link broke; 0 never tries again."""
+    """Time after the link broke in which the client tries to reconnect; 0 for never."""
 
 
-# ------------------------------------------------------------------------------------------------------------- events
+# --------------------------------------------------------------------------------------------------------------- events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entered:
-    """The member is in the room. With `resumed` it kept its id; else it has a new one and all peers are new."""
+    """The client is a member. With `resumed` it has kept its id; otherwise its id and all peers are new."""
 
     peer_id: str
     peers: tuple[str, ...]
@@ -109,14 +118,14 @@ class Entered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerJoined:
-    """Another member came since the room was entered."""
+    """Another member has joined the room."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLeft:
-    """Another member is gone for good."""
+    """Another member has left for good."""
 
     peer: str
     reason: str
@@ -124,7 +133,7 @@ class PeerLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BodyReceived:
-    """Another member described itself, or sent a candidate."""
+    """Another member sent its description or a candidate."""
 
     peer: str
     body: Body
@@ -132,14 +141,29 @@ class BodyReceived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interrupted:
-    """The connection to the server broke; the member tries to come back."""
+    """The connection to the server broke. The client tries to reconnect."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServersReceived:
+    """The server list that was requested arrived: it is now in `RoomClient.servers`."""
+
+    servers: tuple[IceServer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServersRefused:
+    """The server list that was requested is not available. `code` is the server's or `no-answer`."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The server refused a message; the member is still in."""
+    """The server refused a message. The client is still a member."""
 
     code: str
     reason: str
@@ -147,17 +171,19 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The member is out for good. `code` is the server's, `unreachable`, `no-welcome`, `protocol` or `left`."""
+    """The client has ended. `code` is the server's, or `unreachable`, `no-welcome`, `version` or `left`."""
 
     code: str
     reason: str
 
 
-ClientEvent = Entered | PeerJoined | PeerLeft | BodyReceived | Interrupted | Refused | Ended
+ClientEvent = (
+    Entered | PeerJoined | PeerLeft | BodyReceived | ServersReceived | ServersRefused | Interrupted | Refused | Ended
+)
 
 
 class RoomClient:
-    """One member of one room."""
+    """The signaling client of one room."""
 
     def __init__(
         self,
@@ -165,7 +191,7 @@ class RoomClient:
         *,
         random: Random,
         limit: int | None = None,
-        patience: Patience | None = None,
+        timeouts: ClientTimeouts | None = None,
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.room = room
@@ -173,93 +199,110 @@ class RoomClient:
         self.peer_id = ""
         self.servers: tuple[IceServer, ...] = ()
         self._peers: dict[str, int] = {}
-        """The others, each with the newest generation that it described; -1 before it has."""
+        """The other members, each with the generation of its newest description; -1 before the first."""
         self._random = random
         self._limit = limit
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or ClientTimeouts()
         self._trace = trace
         self._link = 0
         self._link_live = False
         self._resume: Resume | None = None
-        self._pause = self._patience.first_pause
+        self._pause = self._timeouts.first_pause
         self._give_up_at: Instant | None = None
         self._welcome: Welcome | None = None
         self._bucket = Bucket(1, 1, now=Instant(0))
-        self._waiting: deque[tuple[str, Body]] = deque()
+        self._queue: deque[tuple[str, Body]] = deque()
+        self._servers_requested = False
         self._timers: Timers[str] = Timers()
-        self._outputs: list[LinkOutput] = []
-        self._events: list[ClientEvent] = []
+        self._outputs: Queue[ClientOutput] = Queue()
+        self._events: Queue[ClientEvent] = Queue()
         self._counters: Counter[str] = Counter()
 
-    # ------------------------------------------------------------------------------------------------- what is known
+    # ------------------------------------------------------------------------------------------------------------ state
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """The other members, in the order of their coming."""
+        """Ids of the other members, in the order in which they joined."""
         return tuple(self._peers)
 
     def controls(self, peer: str) -> bool:
-        """Whether this side has the controlling role towards a peer: the larger id has it (RFC 8445, section 6.1.1)."""
+        """Whether this side controls (RFC 8445, section 6.1.1): the member with the larger id does."""
         if not self.peer_id:
-            raise UsageError("the room has not been entered: roles follow from the ids that the server gives out")
+            raise UsageError(
+                "the room has not been entered: roles depend on the ids, which the server assigns on joining"
+            )
         return self.peer_id > peer
 
     @property
-    def waiting(self) -> int:
-        """How many messages wait to be sent."""
-        return len(self._waiting)
+    def queued(self) -> int:
+        """Number of messages that wait to be sent."""
+        return len(self._queue)
 
     @property
     def counters(self) -> Counters:
         return dict(self._counters)
 
-    # -------------------------------------------------------------------------------------------------- what is asked
+    # --------------------------------------------------------------------------------------------------------- commands
 
     def start(self, *, now: Instant) -> None:
-        """Go and enter the room."""
+        """Open a link and join the room."""
         if self.state is not ClientState.IDLE:
-            raise UsageError("the room client has been started")
+            raise UsageError("the signaling client has already been started")
         self._connect(now=now)
 
     def send(self, peer: str, body: Body, *, now: Instant) -> None:
-        """Send a description or a candidate to a member; it waits while the server cannot be reached.
+        """Send a description or a candidate to a member. It is queued while there is no connection to the server.
 
-        What is for one who has left is dropped. UsageError before the room was entered, after the end, or when far more
-        waits than any agent has candidates.
+        A body for a member that has left is dropped. Raises UsageError before the room was entered, after the end, and
+        when QUEUE_LENGTH messages are queued.
         """
         if not self.peer_id or self.state is ClientState.ENDED:
-            raise UsageError("not in the room: enter it first, and stop sending when it ended")
-        if len(self._waiting) >= WAITING_MESSAGES:
-            raise UsageError(f"{WAITING_MESSAGES} messages wait for the signaling server already")
+            raise UsageError("cannot send: the room has not been entered, or the signaling client has ended")
+        if len(self._queue) >= QUEUE_LENGTH:
+            raise UsageError(f"cannot send: {QUEUE_LENGTH} messages already wait for the signaling server")
         if peer not in self._peers:
             self._counters["dropped-no-peer"] += 1
             return
-        self._waiting.append((peer, body))
+        self._queue.append((peer, body))
         self._flush(now=now)
 
+    def request_servers(self, *, now: Instant) -> None:
+        """Request the current server list; `ServersReceived` or `ServersRefused` follows.
+
+        Does nothing while a request is pending. After a broken link the next welcome is the answer.
+        """
+        if not self.peer_id or self.state is ClientState.ENDED:
+            raise UsageError("cannot request servers: the room has not been entered, or the signaling client has ended")
+        if self._servers_requested:
+            return
+        self._servers_requested = True
+        if self.state is ClientState.JOINED:
+            self._timers.set("servers", Instant(now + self._timeouts.answer))
+            self._outputs.append(SendText(self._link, encode(ListServers())))
+
     def leave(self, *, now: Instant, reason: str = "left") -> None:
-        """Say goodbye and close. What waits to be sent is dropped."""
+        """Leave the room and close the link. Queued messages are dropped."""
         if self.state is ClientState.ENDED:
             return
         if self.state is ClientState.JOINED:
             self._outputs.append(SendText(self._link, encode(Leave())))
         self._end("left", reason, now=now)
 
-    # ---------------------------------------------------------------------------------------------------- the contract
+    # ----------------------------------------------------------------------------------------------------- the contract
 
-    def receive(self, input: LinkInput, *, now: Instant) -> None:
-        """Take in what the link did. Never raises on what the server or a peer sent."""
+    def receive(self, input: ClientInput, *, now: Instant) -> None:
+        """Handle an event of the link. Never raises because of a message from the server or a peer."""
         if input.link != self._link or not self._link_live:
-            return  # from a link that was given up
+            return  # an abandoned link
         if isinstance(input, LinkText):
-            self._said(input.text, now=now)
+            self._on_text(input.text, now=now)
         elif isinstance(input, LinkClosed):
-            self._link_lost(input, now=now)
+            self._on_closed(input, now=now)
         elif self.state is ClientState.CONNECTING:
-            self._joining(input, now=now)
+            self._on_opened(input, now=now)
 
     def tick(self, *, now: Instant) -> None:
-        """Do what is due: connect again, give up, send what waits, show that we are here."""
+        """Run the due timers: reconnect, give up, send queued messages, send a keepalive."""
         for timer in self._timers.due(now=now):
             if timer == "connect":
                 self._connect(now=now)
@@ -270,149 +313,164 @@ class RoomClient:
                 self._timers.set("keepalive", Instant(now + self._welcome.pace.keepalive * SECOND))
             elif timer == "flush":
                 self._flush(now=now)
+            elif timer == "servers":
+                self._refuse_servers("no-answer", "the signaling server did not answer in time")
 
     def next_timer(self) -> Instant | None:
-        """When `tick` has something to do."""
+        """The instant of the next timer, if there is one."""
         return self._timers.next()
 
-    def outputs(self) -> list[LinkOutput]:
-        drained, self._outputs = self._outputs, []
-        return drained
+    def outputs(self) -> list[ClientOutput]:
+        return self._outputs.drain()
 
     def events(self) -> list[ClientEvent]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
-    # -------------------------------------------------------------------------------------------------------- the link
+    # --------------------------------------------------------------------------------------------------------- the link
 
     def _connect(self, *, now: Instant) -> None:
         self._link += 1
         self._link_live = True
-        self._become(ClientState.CONNECTING, "asked for a link", now=now)
-        self._timers.set("welcome", Instant(now + self._patience.join))
+        self._become(ClientState.CONNECTING, "opening a link", now=now)
+        self._timers.set("welcome", Instant(now + self._timeouts.answer))
         self._outputs.append(OpenLink(link=self._link))
 
-    def _joining(self, opened: LinkOpened, *, now: Instant) -> None:
+    def _on_opened(self, opened: LinkOpened, *, now: Instant) -> None:
         self._become(ClientState.JOINING, f"link {opened.link} is open", now=now)
         join = Join(version=VERSION, room=self.room, limit=self._limit, resume=self._resume)
         self._outputs.append(SendText(self._link, encode(join)))
 
-    def _link_lost(self, closed: LinkClosed, *, now: Instant) -> None:
+    def _on_closed(self, closed: LinkClosed, *, now: Instant) -> None:
         reason = closed.reason or f"the connection was closed with code {closed.code}"
         self._link_live = False
         self._retry_or_end("unreachable", reason, now=now)
 
     def _retry_or_end(self, code: str, reason: str, *, now: Instant) -> None:
-        """The link is of no more use: try another if we were in and there is time left, else it is the end."""
+        """Abandon the link. Reconnect if this client has been a member and there is time left; otherwise end."""
         if self.state is ClientState.JOINED:
             self._events.append(Interrupted(reason=reason))
-            self._give_up_at = Instant(now + self._patience.give_up)
-            self._pause = self._patience.first_pause
-        self._give_link_up()
+            self._give_up_at = Instant(now + self._timeouts.give_up)
+            self._pause = self._timeouts.first_pause
+        self._abandon_link()
         self._timers.clear()
         pause = self._pause // 2 + self._random.randrange(self._pause // 2 + 1)
         if self._give_up_at is None or now + pause > self._give_up_at:
             self._end(code, reason, now=now)
             return
         self._become(ClientState.WAITING, reason, now=now)
-        self._pause = min(2 * self._pause, self._patience.longest_pause)
+        self._pause = min(2 * self._pause, self._timeouts.longest_pause)
         self._timers.set("connect", Instant(now + pause))
 
     def _end(self, code: str, reason: str, *, now: Instant) -> None:
-        self._give_link_up()
+        self._abandon_link()
         self._become(ClientState.ENDED, reason, now=now)
         self._timers.clear()
-        self._waiting.clear()
+        self._queue.clear()
         self._events.append(Ended(code=code, reason=reason))
 
-    def _give_link_up(self, code: int = NORMAL) -> None:
+    def _abandon_link(self, code: int = NORMAL) -> None:
         if self._link_live:
             self._link_live = False
             self._outputs.append(CloseLink(link=self._link, code=code))
 
     def _become(self, state: ClientState, reason: str, *, now: Instant) -> None:
         self.state = state
-        if self._trace.enabled:
-            self._trace.signaling(reason, now=now, event=state.value)
+        self._trace.signaling(reason, now=now, event=state)
 
-    # -------------------------------------------------------------------------------------------------- what comes in
+    # ------------------------------------------------------------------------------------------------ received messages
 
-    def _said(self, text: str | bytes, *, now: Instant) -> None:
+    def _on_text(self, text: str | bytes, *, now: Instant) -> None:
         try:
             message = decode_from_server(text)
         except DecodeError as error:
             self._drop("bad-message", str(error), now=now)
             return
         if isinstance(message, Error):
-            self._error(message, now=now)
+            self._on_error(message, now=now)
         elif isinstance(message, Welcome):
-            self._welcomed(message, now=now)
+            self._on_welcome(message, now=now)
         elif self.state is not ClientState.JOINED:
-            self._drop("not-joined", "said before the welcome", now=now)
+            self._drop("not-joined", "a message before the welcome", now=now)
         elif isinstance(message, Joined):
-            self._joined(message.peer)
+            self._on_joined(message.peer)
         elif isinstance(message, Left):
-            self._left(message.peer, message.reason)
+            self._on_left(message.peer, message.reason)
+        elif isinstance(message, ServerList):
+            self._take_servers(message.servers)
         else:
-            self._signaled(message, now=now)
+            self._on_signal(message, now=now)
 
-    def _error(self, error: Error, *, now: Instant) -> None:
+    def _on_error(self, error: Error, *, now: Instant) -> None:
         if error.fatal:
-            if error.code in PASSING and self.peer_id:
+            if error.code in TRANSIENT and self.peer_id:
                 self._retry_or_end(error.code, error.message, now=now)
             else:
                 self._end(error.code, error.message, now=now)
+        elif self._servers_requested and error.code in NO_SERVER_LIST:
+            self._refuse_servers(error.code, error.message)
         else:
             self._events.append(Refused(code=error.code, reason=error.message))
 
-    def _welcomed(self, welcome: Welcome, *, now: Instant) -> None:
+    def _on_welcome(self, welcome: Welcome, *, now: Instant) -> None:
         if self.state is not ClientState.JOINING:
             self._drop("unexpected", "a welcome while not joining", now=now)
             return
         if welcome.version != VERSION:
-            self._give_link_up(POLICY)
-            self._end("version", f"the server speaks version {welcome.version}, this program {VERSION}", now=now)
+            self._abandon_link(POLICY)
+            self._end(
+                "version", f"the server uses protocol version {welcome.version}, this client version {VERSION}", now=now
+            )
             return
         resumed = welcome.resumed and welcome.peer == self.peer_id
         before = self._peers
         self._peers = {peer: before.get(peer, -1) if resumed else -1 for peer in welcome.peers}
         self.peer_id = welcome.peer
-        self.servers = welcome.servers
         self._resume = Resume(welcome.peer, welcome.token)
         self._welcome = welcome
         self._give_up_at = None
         self._timers.clear()
         self._timers.set("keepalive", Instant(now + welcome.pace.keepalive * SECOND))
-        # a second's worth is left to the network, which may squeeze together what was sent apart
+        # keep one second's worth in reserve: the network may bunch up messages that were sent apart
         pace = welcome.pace
         self._bucket = Bucket(pace.messages_per_second, max(1, pace.burst - pace.messages_per_second), now=now)
-        self._become(ClientState.JOINED, f"{welcome.peer} is in, with {len(welcome.peers)} others", now=now)
+        self._become(ClientState.JOINED, f"joined as {welcome.peer}, with {len(welcome.peers)} others", now=now)
         entered = Entered(peer_id=welcome.peer, peers=welcome.peers, servers=welcome.servers, resumed=resumed)
         self._events.append(entered)
-        self._events += [
-            PeerLeft(peer=peer, reason="it left while we were away")
-            for peer in before
-            if not resumed or peer not in self._peers
-        ]
+        for peer in before:
+            if not resumed or peer not in self._peers:
+                self._events.append(PeerLeft(peer=peer, reason="it left while this side was disconnected"))
         if resumed:
-            self._events += [PeerJoined(peer=peer) for peer in welcome.peers if peer not in before]
-        self._waiting = deque((peer, body) for peer, body in self._waiting if resumed and peer in self._peers)
+            self._events.extend(PeerJoined(peer=peer) for peer in welcome.peers if peer not in before)
+        self._take_servers(welcome.servers)
+        self._queue = deque((peer, body) for peer, body in self._queue if resumed and peer in self._peers)
         self._flush(now=now)
 
-    def _joined(self, peer: str) -> None:
+    def _take_servers(self, servers: tuple[IceServer, ...]) -> None:
+        self.servers = servers
+        if self._servers_requested:
+            self._servers_requested = False
+            self._timers.cancel("servers")
+            self._events.append(ServersReceived(servers=servers))
+
+    def _refuse_servers(self, code: str, reason: str) -> None:
+        self._servers_requested = False
+        self._timers.cancel("servers")
+        self._events.append(ServersRefused(code=code, reason=reason))
+
+    def _on_joined(self, peer: str) -> None:
         if peer not in self._peers and peer != self.peer_id:
             self._peers[peer] = -1
             self._events.append(PeerJoined(peer=peer))
 
-    def _left(self, peer: str, reason: str) -> None:
+    def _on_left(self, peer: str, reason: str) -> None:
         if self._peers.pop(peer, None) is not None:
-            self._waiting = deque(each for each in self._waiting if each[0] != peer)
+            self._queue = deque(each for each in self._queue if each[0] != peer)
             self._events.append(PeerLeft(peer=peer, reason=reason))
 
-    def _signaled(self, message: Signal, *, now: Instant) -> None:
+    def _on_signal(self, message: Signal, *, now: Instant) -> None:
         newest = self._peers.get(message.peer)
         if newest is None:
-            self._drop("unknown-peer", f"a signal from {message.peer}, who is not in the room", now=now)
+            self._drop("unknown-peer", f"a signal from {message.peer}, which is not in the room", now=now)
             return
         try:
             body = decode_body(message.body)
@@ -420,7 +478,9 @@ class RoomClient:
             self._drop("bad-body", f"from {message.peer}: {error}", now=now)
             return
         if body.generation < newest:
-            self._drop("old-generation", f"{message.peer} is at generation {newest}, not {body.generation}", now=now)
+            self._drop(
+                "old-generation", f"generation {body.generation} of {message.peer}, whose newest is {newest}", now=now
+            )
             return
         if isinstance(body, Description):
             self._peers[message.peer] = body.generation
@@ -428,17 +488,16 @@ class RoomClient:
 
     def _drop(self, name: str, reason: str, *, now: Instant) -> None:
         self._counters[f"dropped-{name}"] += 1
-        if self._trace.enabled:
-            self._trace.signaling(reason, now=now, event=f"dropped-{name}")
+        self._trace.signaling(reason, now=now, event=f"dropped-{name}")
 
-    # -------------------------------------------------------------------------------------------------- what goes out
+    # ---------------------------------------------------------------------------------------------------- sent messages
 
     def _flush(self, *, now: Instant) -> None:
-        """Send what waits, as fast as the server takes it."""
+        """Send queued messages as fast as the server's limits allow."""
         if self.state is not ClientState.JOINED:
             return
-        while self._waiting:
+        while self._queue:
             if not self._bucket.take(1, now=now):
                 self._timers.set("flush", self._bucket.ready(1))
                 return
-            self._outputs.append(SendText(self._link, encode(signal(*self._waiting.popleft()))))
+            self._outputs.append(SendText(self._link, encode(signal(*self._queue.popleft()))))

@@ -1,6 +1,8 @@
-"""Links: what the signaling machines get from and ask of the shell that owns the WebSockets.
+"""Links: the inputs and outputs of the signaling machines, client and server.
 
-A link is one WebSocket, by a number that is never used again. On it travel texts, each a whole message, in order.
+A link is one WebSocket. Its number is never used again. Each text on it is one whole message, and texts keep their
+order. The owner of a machine opens and closes the WebSockets that the outputs name. It passes everything that happens
+on them to the machine as inputs.
 """
 
 from __future__ import annotations
@@ -16,25 +18,25 @@ POLICY: Final = 1008
 TOO_LARGE: Final = 1009
 TRY_LATER: Final = 1013
 REPLACED: Final = 4001
-"""A member came back on another link (RFC 6455, section 7.4.2: 4000-4999 are for private use)."""
+"""The member has resumed on another link (RFC 6455, section 7.4.2: 4000-4999 are for private use)."""
 
 CLEAN: Final = frozenset({NORMAL, GOING_AWAY})
-"""Close codes by which a member says that it is done; after any other it may come back."""
+"""Close codes by which a member leaves for good. After any other code it may resume."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkOpened:
-    """A WebSocket is open. The server's shell says whose it is and which ICE servers that member can reach."""
+    """A WebSocket is open. The server's owner adds the client's host and the STUN and TURN servers for that client."""
 
     link: int
     remote: str = ""
-    """The other side's host, by which links are counted."""
+    """Host of the other side. The server limits the links of each host."""
     servers: tuple[IceServer, ...] = ()
 
 
 @dataclass(slots=True)
 class LinkText:
-    """A message arrived. Bytes stand for a binary message, which this protocol does not have."""
+    """A message arrived. `bytes` represent a binary message, which this protocol refuses."""
 
     link: int
     text: str | bytes
@@ -42,15 +44,24 @@ class LinkText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkClosed:
-    """The WebSocket is gone or could not be opened; nothing more comes from it."""
+    """A WebSocket is closed or could not be opened. No input of this link follows."""
 
     link: int
     code: int = 1006
-    """The close code of RFC 6455; 1006 when the connection broke or never was."""
+    """Close code (RFC 6455, section 7.4); 1006 when the connection broke or could not be opened."""
     reason: str = ""
 
 
-LinkInput = LinkOpened | LinkText | LinkClosed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServersFound:
+    """The answer to `FindServers`: the current STUN and TURN servers for the client on this link."""
+
+    link: int
+    servers: tuple[IceServer, ...]
+
+
+ClientInput = LinkOpened | LinkText | LinkClosed
+ServerInput = LinkOpened | LinkText | LinkClosed | ServersFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +81,19 @@ class SendText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseLink:
-    """Close the WebSocket once all that was sent before is out. No `LinkClosed` needs to follow."""
+    """Close the WebSocket after all messages before this output are sent. A `LinkClosed` in answer is optional."""
 
     link: int
     code: int = NORMAL
     reason: str = ""
 
 
-LinkOutput = OpenLink | SendText | CloseLink
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindServers:
+    """Find the current STUN and TURN servers for the client on this link, and answer with `ServersFound`."""
+
+    link: int
+
+
+ClientOutput = OpenLink | SendText | CloseLink
+ServerOutput = SendText | CloseLink | FindServers

@@ -1,15 +1,16 @@
-"""What is said between a member and the signaling server: JSON text, one message each, told apart by `type`.
+"""Messages of the signaling protocol: their types and their codec. Each is one JSON text with a `type`.
 
-    member -> server   join, signal, keepalive, leave
-    server -> member   welcome, joined, left, signal, error
+    client -> server   join, servers, signal, keepalive, leave
+    server -> client   welcome, servers, joined, left, signal, error
 
-A `signal` carries a `body` from one member to another. The server looks at its size and at nothing else, so that bodies
-can grow, or be sealed, without it: what is inside is between the two members, told apart by `kind`:
+A `signal` carries a `body` from one member of a room to another. The server checks the size of a body and nothing else,
+so that members can extend or encrypt bodies without changing the server. The `kind` of a body is one of:
 
     description   ufrag, pwd and options of one generation of an ICE session (RFC 8445, section 5.3; RFC 8839)
     candidate     one candidate of that generation, or the end of candidates (RFC 8838)
 
-Fields that are not known are ignored, and so may be added. A change of meaning raises VERSION.
+Receivers ignore unknown fields, so fields can be added without a new version. New types of message can be added, too: a
+receiver that does not know one drops it, or answers with an error. Any change of meaning raises VERSION.
 Every decoder here raises DecodeError and nothing else.
 """
 
@@ -26,15 +27,15 @@ from polynya.core.errors import DecodeError
 
 VERSION: Final = 1
 PATH: Final = "/signaling"
-"""Where the server's WebSocket is, below the address of the server."""
+"""Path of the WebSocket, relative to the URL of the server."""
 SUBPROTOCOL: Final = "polynya.signaling"
 MESSAGE_BYTES: Final = 16_384
-"""No message of this protocol is longer, whatever the server's own limit."""
+"""Upper bound of a message; a server's own limit can only be lower."""
 NESTING: Final = 64
-"""No message is nested deeper, so that every member can read what a server passes on, whatever its own limit."""
+"""Upper bound of the nesting of a message, so that every member can parse whatever the server relays."""
 
 PeerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
-"""128 random bits in lower-case hexadecimal, given out by the server. Ids compare as text: the larger one controls."""
+"""128 random bits in lower-case hexadecimal, drawn by the server. The member with the larger id, as text, controls."""
 Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 RoomName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 Uri = Annotated[str, Meta(max_length=256)]
@@ -45,23 +46,23 @@ _Option = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
 class IceServer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A STUN or TURN server that the signaling server offers, by one or more URIs (RFC 7064, 7065)."""
+    """A STUN or TURN server in the signaling server's list, with one or more URIs (RFC 7064, 7065)."""
 
     uris: Annotated[tuple[Uri, ...], Meta(max_length=16)]
     username: Annotated[str, Meta(max_length=512)] = ""
     credential: Annotated[str, Meta(max_length=512)] = ""
     lifetime: int | None = None
-    """Seconds for which the credential is good; None when it does not expire."""
+    """Seconds until the credential expires; None if it does not expire."""
 
     def __repr__(self) -> str:
         return f"IceServer(uris={self.uris!r}, username={self.username!r})"
 
 
-# ---------------------------------------------------------------------------------------------------- member to server
+# ----------------------------------------------------------------------------------------------------- client to server
 
 
 class Resume(Struct, frozen=True):
-    """Proof of having been a member: the id and the token of the last welcome."""
+    """Proof of an earlier membership: the id and the token of the last `welcome`."""
 
     peer: PeerId
     token: Token
@@ -71,49 +72,53 @@ class Resume(Struct, frozen=True):
 
 
 class Join(Struct, frozen=True, kw_only=True, tag="join", omit_defaults=True):
-    """Enter a room, which is made when it is not there. Must be the first message."""
+    """Enters a room; the server creates it if it does not exist. Must precede every `signal`."""
 
     version: int
     room: RoomName
     limit: Annotated[int, Meta(ge=1)] | None = None
-    """How many members the room may have at most; the first member's limit stays the room's."""
+    """The most members that the room may have. The limit of the first member applies for the life of the room."""
     resume: Resume | None = None
 
 
+class ListServers(Struct, frozen=True, tag="servers"):
+    """Requests the current list of STUN and TURN servers. Allowed before `join`, too."""
+
+
 class Signal(Struct, frozen=True, kw_only=True, tag="signal"):
-    """A body for one other member of the room, or (from the server) of the one named by `peer`."""
+    """A body for another member of the room. `peer` is the recipient; in messages from the server, the sender."""
 
     peer: PeerId
     body: msgspec.Raw
 
 
 class Keepalive(Struct, frozen=True, tag="keepalive"):
-    """Says nothing but that the member is there."""
+    """Restarts the idle timeout of the server."""
 
 
 class Leave(Struct, frozen=True, tag="leave"):
-    """The member is done and does not come back."""
+    """Leaves the room for good."""
 
 
-FromMember = Join | Signal | Keepalive | Leave
+FromClient = Join | ListServers | Signal | Keepalive | Leave
 
-# ---------------------------------------------------------------------------------------------------- server to member
+# ----------------------------------------------------------------------------------------------------- server to client
 
 
 class Pace(Struct, frozen=True, kw_only=True):
-    """How much a member may send: what it stays within is never refused for its rate."""
+    """Limits of one client. The server never refuses for its rate a client that stays within them."""
 
     message_bytes: Annotated[int, Meta(ge=256)]
     messages_per_second: Annotated[int, Meta(ge=1)]
     burst: Annotated[int, Meta(ge=1)]
     keepalive: Annotated[int, Meta(ge=1)]
-    """Seconds after which a silent member should send a keepalive."""
+    """Seconds of silence after which a member should send a `keepalive`."""
     resume: Annotated[int, Meta(ge=0)]
-    """Seconds for which the place of a member whose connection broke is kept."""
+    """Seconds for which the server keeps the place of a member whose connection broke."""
 
 
 class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
-    """The member is in. `peers` are the others in the order of their coming."""
+    """Answer to `join`: the client is a member. `peers` are the other members in the order in which they joined."""
 
     version: int
     peer: PeerId
@@ -122,49 +127,55 @@ class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
     pace: Pace
     servers: tuple[IceServer, ...] = ()
     resumed: bool = False
-    """Whether this is the place that the member had before."""
+    """Whether the member has taken up its earlier place, with the same id."""
 
     def __repr__(self) -> str:
         return f"Welcome(peer={self.peer!r}, peers={self.peers!r}, servers={self.servers!r}, resumed={self.resumed})"
 
 
+class ServerList(Struct, frozen=True, tag="servers"):
+    """Answer to `ListServers`, with new credentials where servers need them."""
+
+    servers: tuple[IceServer, ...] = ()
+
+
 class Joined(Struct, frozen=True, tag="joined"):
-    """Another member came."""
+    """Another member joined the room."""
 
     peer: PeerId
 
 
 class Left(Struct, frozen=True, tag="left"):
-    """Another member went."""
+    """Another member left the room for good."""
 
     peer: PeerId
     reason: str = ""
 
 
 class Error(Struct, frozen=True, kw_only=True, tag="error", omit_defaults=True):
-    """Something was refused. After a fatal one the server closes the connection."""
+    """Reports a refused message. After a fatal error the server closes the connection."""
 
     code: str
     message: str = ""
     fatal: bool = False
     peer: str = ""
-    """For `unknown-peer`: whom the refused signal was for."""
+    """With `unknown-peer`: the recipient of the refused signal."""
 
 
-FromServer = Welcome | Joined | Left | Signal | Error
+FromServer = Welcome | ServerList | Joined | Left | Signal | Error
 
-# ---------------------------------------------------------------------------------------------------- member to member
+# ----------------------------------------------------------------------------------------------------- member to member
 
 
 class Description(Struct, frozen=True, kw_only=True, tag="description", tag_field="kind", omit_defaults=True):
-    """What a member's ICE agent says of itself. A higher generation is an ICE restart (RFC 8445, section 9)."""
+    """Description of a member's ICE agent. An ICE restart raises `generation` (RFC 8445, section 9)."""
 
     ufrag: _Ufrag
     pwd: _Password
     options: Annotated[tuple[_Option, ...], Meta(max_length=32)] = ()
     lite: bool = False
     pacing: Annotated[int, Meta(ge=0, le=10_000)] | None = None
-    """`ice-pacing` (RFC 8839, section 5.9): milliseconds."""
+    """`ice-pacing` in milliseconds (RFC 8839, section 5.9)."""
     generation: Generation = 0
 
     def __repr__(self) -> str:
@@ -172,7 +183,7 @@ class Description(Struct, frozen=True, kw_only=True, tag="description", tag_fiel
 
 
 class Candidate(Struct, frozen=True, kw_only=True, tag="candidate", tag_field="kind"):
-    """One candidate as its SDP attribute (`candidate:...`), or None: there are no more in this generation."""
+    """One candidate as its SDP attribute (`candidate:...`), or None for the end of candidates of this generation."""
 
     candidate: Annotated[str, Meta(max_length=1024)] | None
     generation: Generation = 0
@@ -180,42 +191,42 @@ class Candidate(Struct, frozen=True, kw_only=True, tag="candidate", tag_field="k
 
 Body = Description | Candidate
 
-# --------------------------------------------------------------------------------------------------------------- codec
+# ---------------------------------------------------------------------------------------------------------------- codec
 
 _encoder: Final = msgspec.json.Encoder()
-_from_member: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(FromMember)
+_from_client: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(FromClient)
 _from_server: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(FromServer)
 _body: Final[msgspec.json.Decoder[Any]] = msgspec.json.Decoder(Body)
 
 T = TypeVar("T")
 
 
-def encode(message: FromMember | FromServer) -> str:
-    """A message as the text that is sent."""
+def encode(message: FromClient | FromServer) -> str:
+    """Return the JSON text of a message."""
     return _encoder.encode(message).decode()
 
 
 def signal(peer: str, body: Body) -> Signal:
-    """The signal that carries a body to, or from, a peer."""
+    """Return the signal that carries a body to, or from, a peer."""
     return Signal(peer=peer, body=msgspec.Raw(_encoder.encode(body)))
 
 
-def decode_from_member(text: str | bytes) -> FromMember:
-    """What a member said."""
-    message: FromMember = _decode(_from_member, text)
+def decode_from_client(text: str | bytes) -> FromClient:
+    """Decode a message from a client. Raises DecodeError."""
+    message: FromClient = _decode(_from_client, text)
     if isinstance(message, Signal):
         _check_object(message.body)
     return message
 
 
 def decode_from_server(text: str | bytes) -> FromServer:
-    """What the server said."""
+    """Decode a message from the server. Raises DecodeError."""
     message: FromServer = _decode(_from_server, text)
     return message
 
 
 def decode_body(raw: msgspec.Raw) -> Body:
-    """What another member said; a kind that is not known is a DecodeError too."""
+    """Decode the body of a signal. Raises DecodeError, for an unknown kind, too."""
     body: Body = _decode(_body, bytes(raw))
     return body
 
@@ -225,7 +236,7 @@ _STEPS: Final = {"{": 1, "[": 1, "}": -1, "]": -1}
 
 
 def _too_deep(text: str) -> bool:
-    """Whether JSON is nested deeper than NESTING; brackets inside strings do not count."""
+    """Whether JSON is nested deeper than NESTING. Brackets inside strings do not count."""
     if text.count("{") + text.count("[") <= NESTING:
         return False
     steps = (_STEPS[character] for character in _STRING.sub("", text) if character in _STEPS)
@@ -234,18 +245,18 @@ def _too_deep(text: str) -> bool:
 
 def _check_object(raw: msgspec.Raw) -> None:
     if not bytes(raw).startswith(b"{"):
-        raise DecodeError("the body of a signal is an object")
+        raise DecodeError("the body of a signal must be a JSON object")
 
 
 def _decode(decoder: msgspec.json.Decoder[T], text: str | bytes) -> T:
     if isinstance(text, bytes) and decoder is not _body:
-        raise DecodeError("a message is text, not binary")
+        raise DecodeError("a message must be text, not binary")
     if len(text) > MESSAGE_BYTES:
-        raise DecodeError(f"a message has at most {MESSAGE_BYTES} bytes")
+        raise DecodeError(f"a message may have at most {MESSAGE_BYTES} bytes")
     if _too_deep(text if isinstance(text, str) else text.decode("latin-1")):
-        raise DecodeError(f"a message is nested at most {NESTING} deep")
+        raise DecodeError(f"a message may be nested at most {NESTING} levels deep")
     try:
         return decoder.decode(text)
     except (msgspec.MsgspecError, ValueError) as error:
-        # the decoder quotes what it was given: keep it short and printable
+        # the decoder quotes its input: keep the text short and printable
         raise DecodeError(ascii(str(error))[1:161]) from None

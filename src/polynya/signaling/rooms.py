@@ -1,20 +1,20 @@
-"""Who is in which room, who is told of it, and what is kept for those who are away.
+"""Rooms of the signaling server: their members, who announces whom, and the messages kept for absent members.
 
-A member outlives the connection that breaks under it:
+A member outlives its WebSocket when the connection breaks:
 
-              connection broke                 no resume in time, place needed, too much kept
-    PRESENT ------------------> AWAY ---------------------------------------------------------> LEFT
-       ^         resume           |                                                               ^
-       +--------------------------+                                                               |
-       |  leave, a clean close, refused, the room closed                                          |
-       +------------------------------------------------------------------------------------------+
+              connection broke              not resumed in time, place needed, too many messages kept
+    PRESENT ------------------> AWAY ------------------------------------------------------------> LEFT
+       ^         resume           |                                                                  ^
+       +--------------------------+                                                                  |
+       |  leave, a clean close, refused, the room closed                                             |
+       +---------------------------------------------------------------------------------------------+
 
-What is said to a member who is away is kept, bounded, and handed over on resume. Who joins meanwhile is not told of it
-(it may be dead), and is told when it comes back: these are its `strangers`. A newcomer takes the place of one who is
-away rather than being refused.
+Signals for a member that is AWAY are kept, within limits, and sent when it resumes. The welcome of a client that joins
+meanwhile does not list the absent member, which may be dead. That client gets a `joined` when the member resumes: see
+`Member.joined_meanwhile`. A newcomer to a full room takes the place of an absent member.
 
-`Rooms` is the inner part of `server.RoomServer`, which knows the links: it is asked, and what it wants said waits in
-`outbox`, who is gone in `gone`.
+`Rooms` is the inner part of `server.RoomServer`, which owns the links and calls `Rooms` for each change of membership.
+The texts to send wait in `outbox` and the members that have left in `departures`; the owner drains both.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from hmac import compare_digest
 from random import Random
 from typing import Final
 
+from polynya.core.compact import Queue
 from polynya.core.instants import SECOND, Instant
 from polynya.core.timers import Timers
 
@@ -36,7 +37,7 @@ LOST: Final = "its connection was lost"
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One member of one room. `link` is None while it is away."""
+    """One member of one room. `link` is None while the member is away."""
 
     id: str
     token: str
@@ -44,22 +45,24 @@ class Member:
     remote: str
     link: int | None
     kept: list[str] = field(default_factory=list)
-    """What was said to it while it is away."""
+    """Signals that arrived for the member while it is away."""
     kept_bytes: int = 0
-    strangers: dict[str, None] = field(default_factory=dict)
-    """Who joined while it is away and so does not know of it."""
+    joined_meanwhile: dict[str, None] = field(default_factory=dict)
+    """Members that joined while this one is away. They get a `joined` for it when it resumes."""
 
 
 @dataclass(slots=True, eq=False)
 class Room:
+    """One room; `members` are in the order in which they joined."""
+
     name: str
     limit: int
     members: dict[str, Member] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class NoPlace:
-    """Why nobody can enter."""
+class JoinRefused:
+    """A join was refused because the room or the server is full."""
 
     code: str
     reason: str
@@ -69,8 +72,9 @@ class Rooms:
     """All rooms and their members."""
 
     def __init__(self, limits: Limits, random: Random) -> None:
-        self.outbox: list[SendText] = []
-        self.gone: list[tuple[Member, str]] = []
+        self.outbox: Queue[SendText] = Queue()
+        self.departures: Queue[tuple[Member, str]] = Queue()
+        """Members that have left, each with the reason."""
         self._limits = limits
         self._random = random
         self._rooms: dict[str, Room] = {}
@@ -93,13 +97,13 @@ class Rooms:
     def members(self) -> int:
         return len(self._members)
 
-    # ----------------------------------------------------------------------------------------------------- time
+    # ------------------------------------------------------------------------------------------------------------- time
 
     def tick(self, *, now: Instant) -> list[Room]:
-        """Forget who did not come back. Returns the rooms in which nothing happened for too long: to be closed."""
+        """Remove members that did not resume in time. Returns the idle rooms, which the caller must close."""
         idle: list[Room] = []
         for kind, name in self._timers.due(now=now):
-            # one that is due may have been ended by one that was due before it
+            # an earlier timer in this list may have removed the member or the room
             if kind == "away" and name in self._away:
                 self.leave(self._away[name], LOST)
             elif kind == "room" and name in self._rooms:
@@ -110,33 +114,33 @@ class Rooms:
         return self._timers.next()
 
     def clear(self) -> None:
-        """Forget everything; nobody is told."""
+        """Remove all rooms and members without sending anything."""
         self._timers.clear()
         self._away.clear()
         self._members.clear()
         self._rooms.clear()
 
-    # ------------------------------------------------------------------------------------------- coming and going
+    # ------------------------------------------------------------------------------------------------------- membership
 
     def enter(
         self, join: Join, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant
-    ) -> Member | NoPlace:
-        """A newcomer enters a room, which is made when it is not there, and is welcomed."""
+    ) -> Member | JoinRefused:
+        """Add a new member to a room, which is created if it does not exist, and send it the `welcome`."""
         most = self._limits.room_members
         room = self._rooms.get(join.room)
         if room is None:
             if len(self._rooms) >= self._limits.rooms:
-                return NoPlace("server-full", "the server has as many rooms as it may")
+                return JoinRefused("server-full", f"the server already has {self._limits.rooms} rooms")
             room = Room(join.room, min(most, join.limit or most))
             self._rooms[room.name] = room
         if not self._make_place(room, min(room.limit, join.limit or room.limit)):
-            return NoPlace("room-full", f"the room has {len(room.members)} members already")
+            return JoinRefused("room-full", f"the room already has {len(room.members)} members")
         member = Member(self._draw(), self._draw(), room, remote, link)
         for each in room.members.values():
             if each.link is None:
-                each.strangers[member.id] = None
+                each.joined_meanwhile[member.id] = None
             else:
-                self._tell(each, Joined(member.id))
+                self._send(each, Joined(member.id))
         others = tuple(each.id for each in room.members.values() if each.link is not None)
         room.members[member.id] = self._members[member.id] = member
         self._welcome(member, others, servers, resumed=False)
@@ -144,7 +148,7 @@ class Rooms:
         return member
 
     def resumable(self, join: Join) -> Member | None:
-        """The member that this join proves to have been, in this room."""
+        """Return the member that this join may resume: its id, token and room must match."""
         if join.resume is None:
             return None
         member = self._members.get(join.resume.peer)
@@ -153,22 +157,24 @@ class Rooms:
         return member
 
     def resume(self, member: Member, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant) -> None:
-        """The member is back, on another link, and gets what was kept for it."""
+        """Put the member on another link; send it the `welcome` and the kept signals."""
         self._away.pop(member.id, None)
         self._timers.cancel(("away", member.id))
         member.link, member.remote, member.token = link, remote, self._draw()
         members = member.room.members
-        for stranger in member.strangers:
-            if stranger in members:
-                self._tell(members[stranger], Joined(member.id))
-        member.strangers.clear()
-        others = tuple(each.id for each in members.values() if each is not member and member.id not in each.strangers)
+        for newcomer in member.joined_meanwhile:
+            if newcomer in members:
+                self._send(members[newcomer], Joined(member.id))
+        member.joined_meanwhile.clear()
+        others = tuple(
+            each.id for each in members.values() if each is not member and member.id not in each.joined_meanwhile
+        )
         self._welcome(member, others, servers, resumed=True)
-        self.outbox.extend(SendText(link, text) for text in self._hand_over(member))
+        self.outbox.extend(SendText(link, text) for text in self._take_kept(member))
         self._touch(member.room, now=now)
 
     def go_away(self, member: Member, *, now: Instant) -> None:
-        """The member's connection broke: its place is kept for a while, if the server keeps places."""
+        """Mark a member as away after its connection broke. Without a resume timeout it leaves at once."""
         if not self._limits.resume_timeout:
             self.leave(member, LOST)
             return
@@ -179,7 +185,7 @@ class Rooms:
         self._timers.set(("away", member.id), Instant(now + self._limits.resume_timeout * SECOND))
 
     def leave(self, member: Member, reason: str) -> None:
-        """The member is gone for good: the others are told, and the last one takes the room along."""
+        """Remove a member for good and send `left` to the others. An empty room is removed, too."""
         if self._members.get(member.id) is not member:
             return
         self._remove(member, reason)
@@ -192,20 +198,20 @@ class Rooms:
         del self._members[member.id]
         self._away.pop(member.id, None)
         self._timers.cancel(("away", member.id))
-        self._hand_over(member)
+        self._take_kept(member)
         del member.room.members[member.id]
-        self.gone.append((member, reason))
+        self.departures.append((member, reason))
         for each in member.room.members.values():
-            each.strangers.pop(member.id, None)
-            if each.link is not None and each.id not in member.strangers:
-                self._tell(each, Left(member.id, reason))
+            each.joined_meanwhile.pop(member.id, None)
+            if each.link is not None and each.id not in member.joined_meanwhile:
+                self._send(each, Left(member.id, reason))
 
     def _make_place(self, room: Room, limit: int) -> bool:
         while len(room.members) >= limit:
             away = next((each for each in room.members.values() if each.link is None), None)
             if away is None:
                 return False
-            self._remove(away, LOST)  # and leaves the room, for the newcomer
+            self._remove(away, LOST)  # keeps the room, even if it is empty now
         return True
 
     def _touch(self, room: Room, *, now: Instant) -> None:
@@ -214,15 +220,15 @@ class Rooms:
     def _draw(self) -> str:
         return f"{self._random.getrandbits(128):032x}"
 
-    # --------------------------------------------------------------------------------------------------- saying
+    # ---------------------------------------------------------------------------------------------------------- sending
 
     def relay(self, sender: Member, message: Signal, *, now: Instant) -> bool:
-        """Hand a signal to another member of the sender's room; False when there is none of that id."""
+        """Send a signal to another member of the sender's room. Returns False if that room has no such member."""
         peer = sender.room.members.get(message.peer)
         if peer is None or peer is sender:
             return False
         self._touch(sender.room, now=now)
-        self._tell(peer, Signal(peer=sender.id, body=message.body))
+        self._send(peer, Signal(peer=sender.id, body=message.body))
         return True
 
     def _welcome(
@@ -237,13 +243,13 @@ class Rooms:
             servers=servers,
             resumed=resumed,
         )
-        self._tell(member, welcome)
+        self._send(member, welcome)
 
-    def _tell(self, member: Member, message: FromServer) -> None:
-        """Say it now, or keep it for the one who is away."""
+    def _send(self, member: Member, message: FromServer) -> None:
+        """Send a message, or keep a signal for a member that is away."""
         if member.link is not None:
             self.outbox.append(SendText(member.link, encode(message)))
-        elif isinstance(message, Signal):  # who came and went is in the welcome
+        elif isinstance(message, Signal):  # the welcome will list the members
             self._keep(member, encode(message))
 
     def _keep(self, member: Member, text: str) -> None:
@@ -253,13 +259,13 @@ class Rooms:
             or member.kept_bytes + len(text) > limits.away_bytes
             or self._kept_bytes + len(text) > limits.away_bytes_in_all
         ):
-            self.leave(member, f"{LOST}, and too much was said to it since")
+            self.leave(member, f"{LOST}, and too many messages waited for it")
             return
         member.kept.append(text)
         member.kept_bytes += len(text)
         self._kept_bytes += len(text)
 
-    def _hand_over(self, member: Member) -> list[str]:
+    def _take_kept(self, member: Member) -> list[str]:
         kept, member.kept = member.kept, []
         self._kept_bytes -= member.kept_bytes
         member.kept_bytes = 0

@@ -1,16 +1,16 @@
-"""The server's side of signaling: the links, and what each may do (docs/reference/signaling.md).
+"""The signaling server: its links, and what a client may do on them (docs/reference/signaling.md).
 
-A link (one WebSocket) has a short life:
+A link is one WebSocket. Its states:
 
-              join accepted            leave, idle, too many offences, room closed, server closed
-    OPENED ------------------> JOINED -----------------------------------------------------------> CLOSED
-       |  no join in time, refused                                                                   ^
-       +---------------------------------------------------------------------------------------------+
+              join accepted             leave, idle, too many offenses, room closed, server closed
+    OPENED ------------------> JOINED ------------------------------------------------------------> CLOSED
+       |  no join in time, refused                                                                    ^
+       +----------------------------------------------------------------------------------------------+
 
-The member behind it may outlive it: see `rooms`.
+The member may outlive its link: see `rooms`.
 
-A member reaches only the members of its own room. What does not fit the protocol is answered with an error that says
-why; whoever goes on is disconnected. Nothing is held for a link but what `Limits` bounds.
+A member reaches only the members of its own room. A message that violates the protocol is answered with an error that
+gives the reason; a client that repeats it is disconnected. Everything that is stored for a link is bounded by `Limits`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.instants import SECOND, Instant, earliest
 from polynya.core.machine import Counters
@@ -36,23 +37,37 @@ from .links import (
     TOO_LARGE,
     TRY_LATER,
     CloseLink,
+    FindServers,
     LinkClosed,
-    LinkInput,
     LinkOpened,
-    LinkOutput,
     LinkText,
     SendText,
+    ServerInput,
+    ServerOutput,
+    ServersFound,
 )
-from .messages import VERSION, Error, IceServer, Join, Leave, Signal, decode_from_member, encode
-from .rooms import Member, NoPlace, Room, Rooms
+from .messages import (
+    VERSION,
+    Error,
+    IceServer,
+    Join,
+    Leave,
+    ListServers,
+    ServerList,
+    Signal,
+    decode_from_client,
+    encode,
+)
+from .rooms import JoinRefused, Member, Room, Rooms
 
-OFFENCE_FORGIVEN: Final = 10 * SECOND
+REFILL: Final = 10 * SECOND
+"""Interval at which one offense is forgiven and one more server list granted."""
 LEFT: Final = "it left"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberJoined:
-    """A member entered a room, or came back to it."""
+    """A member joined a room, or resumed its place."""
 
     link: int
     remote: str
@@ -63,7 +78,7 @@ class MemberJoined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberLeft:
-    """A member is gone for good."""
+    """A member left for good."""
 
     peer: str
     remote: str
@@ -72,7 +87,7 @@ class MemberLeft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkRefused:
-    """A link was closed by the server for something it did or could not have."""
+    """The server closed a link because it refused the client."""
 
     link: int
     remote: str
@@ -90,12 +105,13 @@ class _Link:
     servers: tuple[IceServer, ...]
     messages: Bucket
     bytes: Bucket
-    offences: Bucket
+    offenses: Bucket
+    server_lists: Bucket
     member: Member | None = None
 
 
 class RoomServer:
-    """All rooms of a server. Feed it what its links do; carry out what it asks for."""
+    """The signaling server: takes the events of its links, returns what to do with them."""
 
     def __init__(self, limits: Limits | None = None, *, random: Random, trace: Tracer = NO_TRACE) -> None:
         self.limits = limits or Limits()
@@ -104,52 +120,55 @@ class RoomServer:
         self._links: dict[int, _Link] = {}
         self._hosts: Counter[str] = Counter()
         self._timers: Timers[tuple[str, int]] = Timers()
-        self._outputs: list[LinkOutput] = []
-        self._events: list[RoomEvent] = []
+        self._outputs: Queue[ServerOutput] = Queue()
+        self._events: Queue[RoomEvent] = Queue()
         self._counters: Counter[str] = Counter()
         self._closed = False
 
-    # ------------------------------------------------------------------------------------------------ the contract
+    # ----------------------------------------------------------------------------------------------------- the contract
 
-    def receive(self, input: LinkInput, *, now: Instant) -> None:
-        """Take in what a link did. Never raises on what a member sent."""
+    def receive(self, input: ServerInput, *, now: Instant) -> None:
+        """Handle an event of a link. Never raises because of a client's message."""
         if isinstance(input, LinkText):
             if (link := self._links.get(input.link)) is not None:
-                self._said(link, input.text, now=now)
+                self._on_text(link, input.text, now=now)
+        elif isinstance(input, ServersFound):
+            if input.link in self._links:
+                self._outputs.append(SendText(input.link, encode(ServerList(input.servers))))
         elif isinstance(input, LinkOpened):
-            self._opened(input, now=now)
+            self._on_opened(input, now=now)
         else:
-            self._link_closed(input, now=now)
+            self._on_closed(input, now=now)
         self._drain_rooms(now=now)
 
     def tick(self, *, now: Instant) -> None:
-        """Close what was silent for too long, and forget who did not come back."""
+        """Close links that were silent for too long, and remove members that did not resume in time."""
         for kind, number in self._timers.due(now=now):
             link = self._links.get(number)
-            if link is None:  # ended by a timer that was due before
+            if link is None:  # closed by an earlier timer in this list
                 continue
             if kind == "join":
-                self._refuse(link, "join-timeout", f"no join within {self.limits.join_timeout} s", POLICY)
+                self._refuse(
+                    link, "join-timeout", f"the client did not join within {self.limits.join_timeout} s", POLICY
+                )
             else:
-                self._refuse(link, "idle", f"silent for {self.limits.idle_timeout} s", GOING_AWAY)
+                self._refuse(link, "idle", f"the client was silent for {self.limits.idle_timeout} s", GOING_AWAY)
         for room in self._rooms.tick(now=now):
             self._close_room(room)
         self._drain_rooms(now=now)
 
     def next_timer(self) -> Instant | None:
-        """When `tick` has something to do."""
+        """The instant of the next timeout, if there is one."""
         return earliest(self._timers.next(), self._rooms.next_timer())
 
-    def outputs(self) -> list[LinkOutput]:
-        drained, self._outputs = self._outputs, []
-        return drained
+    def outputs(self) -> list[ServerOutput]:
+        return self._outputs.drain()
 
     def events(self) -> list[RoomEvent]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     def close(self, *, now: Instant) -> None:
-        """The server goes: every member is told, every link is closed. What comes after this is ignored."""
+        """Shut down: send every client an error and close its link. Later inputs are ignored."""
         self._closed = True
         self._rooms.clear()
         for link in list(self._links.values()):
@@ -158,13 +177,13 @@ class RoomServer:
 
     @property
     def counters(self) -> Counters:
-        """What was counted: by fixed names, and never by anything a member chose."""
+        """Counters and gauges. Their names are fixed and never contain text from a client."""
         now = {"links": len(self._links), "rooms": len(self._rooms), "members": self._rooms.members}
         return {**self._counters, **now}
 
-    # ------------------------------------------------------------------------------------------------------- links
+    # ------------------------------------------------------------------------------------------------------------ links
 
-    def _opened(self, opened: LinkOpened, *, now: Instant) -> None:
+    def _on_opened(self, opened: LinkOpened, *, now: Instant) -> None:
         limits = self.limits
         link = _Link(
             id=opened.link,
@@ -172,7 +191,8 @@ class RoomServer:
             servers=opened.servers,
             messages=Bucket(limits.messages_per_second, limits.burst, now=now),
             bytes=Bucket(limits.bytes_per_second, limits.bytes_burst, now=now),
-            offences=Bucket(1, limits.offences, now=now, per=OFFENCE_FORGIVEN),
+            offenses=Bucket(1, limits.offenses, now=now, per=REFILL),
+            server_lists=Bucket(1, limits.server_lists, now=now, per=REFILL),
         )
         full = len(self._links) >= limits.links
         self._links[link.id] = link
@@ -180,13 +200,14 @@ class RoomServer:
         if self._closed:
             self._refuse(link, "shutting-down", "the server is shutting down", GOING_AWAY)
         elif full:
-            self._refuse(link, "server-full", "the server has as many connections as it may", TRY_LATER)
+            self._refuse(link, "server-full", f"the server already has {limits.links} connections", TRY_LATER)
         elif self._hosts[link.remote] > limits.links_per_host:
-            self._refuse(link, "host-full", f"more than {limits.links_per_host} connections from here", TRY_LATER)
+            reason = f"the server already has {limits.links_per_host} connections from this address"
+            self._refuse(link, "host-full", reason, TRY_LATER)
         else:
             self._timers.set(("join", link.id), Instant(now + limits.join_timeout * SECOND))
 
-    def _link_closed(self, closed: LinkClosed, *, now: Instant) -> None:
+    def _on_closed(self, closed: LinkClosed, *, now: Instant) -> None:
         link = self._links.get(closed.link)
         if link is None:
             return
@@ -197,7 +218,7 @@ class RoomServer:
         if closed.code in CLEAN:
             self._rooms.leave(member, closed.reason or LEFT)
         else:
-            self._note(now=now, event="away", reason=f"the connection of {member.id} was lost")
+            self._trace.signaling(f"the connection of {member.id} was lost", now=now, event="away")
             self._rooms.go_away(member, now=now)
 
     def _forget(self, link: _Link) -> None:
@@ -214,11 +235,11 @@ class RoomServer:
         self._outputs.append(CloseLink(link=link.id, code=code, reason=reason))
 
     def _refuse(self, link: _Link, code: str, reason: str, close_code: int) -> None:
-        """Say why, close the link, and let its member go."""
+        """Send a fatal error, close the link, and remove its member."""
         member = link.member
         self._counters[code] += 1
         self._events.append(LinkRefused(link=link.id, remote=link.remote, code=code, reason=reason))
-        self._say(link, Error(code=code, message=reason, fatal=True))
+        self._send_error(link, Error(code=code, message=reason, fatal=True))
         self._close(link, close_code, code)
         if member is not None:
             self._rooms.leave(member, reason)
@@ -229,63 +250,73 @@ class RoomServer:
             if link is None:
                 self._rooms.leave(member, "the room was closed")
             else:
-                self._refuse(link, "room-idle", "nothing happened in the room for too long", GOING_AWAY)
+                reason = f"the room was idle for {self.limits.room_timeout} s"
+                self._refuse(link, "room-idle", reason, GOING_AWAY)
 
-    # ---------------------------------------------------------------------------------------------------- messages
+    # --------------------------------------------------------------------------------------------------------- messages
 
-    def _said(self, link: _Link, text: str | bytes, *, now: Instant) -> None:
+    def _on_text(self, link: _Link, text: str | bytes, *, now: Instant) -> None:
         self._counters["messages"] += 1
         size = len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         if size > self.limits.message_bytes:
-            self._offence(link, "too-large", f"a message has at most {self.limits.message_bytes} bytes", now=now)
+            self._offense(link, "too-large", f"a message may have at most {self.limits.message_bytes} bytes", now=now)
             return
         if not (link.messages.take(1, now=now) and link.bytes.take(size, now=now)):
-            self._offence(
-                link, "rate", f"more than {self.limits.messages_per_second} messages/s or too many bytes", now=now
-            )
+            limits = self.limits
+            reason = f"more than {limits.messages_per_second} messages/s or {limits.bytes_per_second} bytes/s"
+            self._offense(link, "rate", reason, now=now)
             return
         try:
-            message = decode_from_member(text)
+            message = decode_from_client(text)
         except DecodeError as error:
-            self._offence(link, "bad-message", str(error), now=now)
+            self._offense(link, "bad-message", str(error), now=now)
             return
         if isinstance(message, Join):
             self._join(link, message, now=now)
         elif isinstance(message, Leave):
             self._leave(link)
+        elif isinstance(message, ListServers):
+            self._restart_idle_timer(link, now=now)
+            self._list_servers(link, now=now)
         elif link.member is None:
-            self._offence(link, "not-joined", "the first message is join", now=now)
+            self._offense(link, "not-joined", "this connection has not joined a room: send join first", now=now)
         else:
-            self._timers.set(("idle", link.id), Instant(now + self.limits.idle_timeout * SECOND))
+            self._restart_idle_timer(link, now=now)
             if isinstance(message, Signal):
                 self._relay(link, link.member, message, now=now)
 
-    def _offence(self, link: _Link, code: str, reason: str, *, now: Instant) -> None:
-        """Answer what does not fit the protocol; close the link when it happens too often."""
-        if not link.offences.take(1, now=now):
-            self._refuse(link, code, f"{reason}; and this too often", TOO_LARGE if code == "too-large" else POLICY)
+    def _restart_idle_timer(self, link: _Link, *, now: Instant) -> None:
+        if link.member is not None:
+            self._timers.set(("idle", link.id), Instant(now + self.limits.idle_timeout * SECOND))
+
+    def _offense(self, link: _Link, code: str, reason: str, *, now: Instant) -> None:
+        """Answer a protocol violation with an error. Close the link after too many of them."""
+        if not link.offenses.take(1, now=now):
+            self._refuse(
+                link, code, f"{reason}; too many refused messages", TOO_LARGE if code == "too-large" else POLICY
+            )
             return
         self._counters[code] += 1
-        self._note(now=now, event="refused", reason=f"{code}: {reason}")
-        self._say(link, Error(code=code, message=reason))
+        self._trace.signaling(f"{code}: {reason}", now=now, event="refused")
+        self._send_error(link, Error(code=code, message=reason))
 
     def _join(self, link: _Link, join: Join, *, now: Instant) -> None:
         if link.member is not None:
-            self._offence(link, "already-joined", "this connection has joined a room", now=now)
+            self._offense(link, "already-joined", "this connection has already joined a room", now=now)
             return
         if join.version != VERSION:
-            self._refuse(link, "version", f"this server speaks version {VERSION}, not {join.version}", POLICY)
+            self._refuse(link, "version", f"this server supports version {VERSION}, not {join.version}", POLICY)
             return
         member = self._rooms.resumable(join)
         if member is not None:
             old = self._links.get(member.link) if member.link is not None else None
-            if old is not None:  # it is dead and nobody noticed
+            if old is not None:  # the old connection is dead, which its close has not shown yet
                 self._close(old, REPLACED, "resumed on another connection")
             self._rooms.resume(member, link.id, link.remote, link.servers, now=now)
             self._entered(link, member, resumed=True, now=now)
             return
         entered = self._rooms.enter(join, link.id, link.remote, link.servers, now=now)
-        if isinstance(entered, NoPlace):
+        if isinstance(entered, JoinRefused):
             self._refuse(link, entered.code, entered.reason, TRY_LATER)
         else:
             self._entered(link, entered, resumed=False, now=now)
@@ -293,14 +324,13 @@ class RoomServer:
     def _entered(self, link: _Link, member: Member, *, resumed: bool, now: Instant) -> None:
         link.member = member
         self._timers.cancel(("join", link.id))
-        self._timers.set(("idle", link.id), Instant(now + self.limits.idle_timeout * SECOND))
+        self._restart_idle_timer(link, now=now)
         self._counters["resumed" if resumed else "joined"] += 1
         members = len(member.room.members)
         event = MemberJoined(link=link.id, remote=link.remote, peer=member.id, members=members, resumed=resumed)
         self._events.append(event)
-        self._note(
-            now=now, event="joined", reason=f"{member.id} {'came back' if resumed else 'joined'}, {members} in the room"
-        )
+        verb = "resumed" if resumed else "joined"
+        self._trace.signaling(f"{member.id} {verb}, {members} in the room", now=now, event="joined")
 
     def _leave(self, link: _Link) -> None:
         member = link.member
@@ -313,25 +343,30 @@ class RoomServer:
             self._counters["relayed"] += 1
             return
         self._counters["unknown-peer"] += 1
-        self._say(link, Error(code="unknown-peer", message="no such member in this room", peer=message.peer))
+        error = Error(code="unknown-peer", message="the room has no member with this id", peer=message.peer)
+        self._send_error(link, error)
 
-    # ----------------------------------------------------------------------------------------------------- telling
+    def _list_servers(self, link: _Link, *, now: Instant) -> None:
+        """Request the server list for this client, which costs an HMAC, from the owner."""
+        if link.server_lists.take(1, now=now):
+            self._counters["server-lists"] += 1
+            self._outputs.append(FindServers(link=link.id))
+            return
+        self._counters["servers-rate"] += 1
+        reason = f"more than {self.limits.server_lists} server lists at once, or one in {REFILL // SECOND} s"
+        self._send_error(link, Error(code="servers-rate", message=reason))
 
-    def _say(self, link: _Link, error: Error) -> None:
-        self._take_outbox()  # what the rooms said before comes before
+    # ---------------------------------------------------------------------------------------------------------- sending
+
+    def _send_error(self, link: _Link, error: Error) -> None:
+        self._take_outbox()  # keep the order: the rooms' messages are older
         self._outputs.append(SendText(link.id, encode(error)))
 
     def _take_outbox(self) -> None:
-        self._outputs += self._rooms.outbox
-        self._rooms.outbox.clear()
+        self._outputs.extend(self._rooms.outbox.drain())
 
     def _drain_rooms(self, *, now: Instant) -> None:
         self._take_outbox()
-        for member, reason in self._rooms.gone:
+        for member, reason in self._rooms.departures.drain():
             self._events.append(MemberLeft(peer=member.id, remote=member.remote, reason=reason))
-            self._note(now=now, event="left", reason=f"{member.id}: {reason}")
-        self._rooms.gone.clear()
-
-    def _note(self, *, now: Instant, event: str, reason: str) -> None:
-        if self._trace.enabled:
-            self._trace.signaling(reason, now=now, event=event)
+            self._trace.signaling(f"{member.id}: {reason}", now=now, event="left")

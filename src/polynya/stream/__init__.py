@@ -1,1 +1,1 @@
-"""What people send over a connection."""
+"""Application protocols over a connection."""

@@ -1,7 +1,7 @@
-"""Standard input and output for an event loop, whatever they are: files, pipes, terminals.
+"""Standard input and output for an event loop: files, pipes and terminals.
 
-A loop can wait for pipes and terminals but not for files, so each has a thread. The threads are daemons: one that sits
-in a read of a terminal, or in a write that nobody takes, does not keep the process from ending.
+An event loop can wait for pipes and terminals but not for files, so each descriptor has a thread. The threads are
+daemons: a blocked read of a terminal, or a blocked write, does not keep the process from exiting.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 READ_AHEAD: Final = 64
-"""Chunks that are read before they are asked for."""
+"""Chunks that are read in advance."""
 WRITE_BEHIND: Final = 256
-"""Chunks that wait for a slow reader of the output before `write` waits too."""
+"""Chunks that are buffered for a slow reader before `write` waits."""
 
 
 async def read_chunks(descriptor: int, size: int) -> AsyncIterator[bytes]:
-    """What is read from a file descriptor, each piece as it comes and at most `size` bytes, until its end."""
+    """Yield what a file descriptor reads, at most `size` bytes at a time, until its end."""
     loop = asyncio.get_running_loop()
     chunks: deque[bytes] = deque()
     room = threading.Semaphore(READ_AHEAD)
@@ -37,11 +37,11 @@ async def read_chunks(descriptor: int, size: int) -> AsyncIterator[bytes]:
             try:
                 chunk = os.read(descriptor, size)
             except OSError:
-                chunk = b""  # a terminal that went away, a descriptor that is not open
+                chunk = b""  # a terminal was closed, or the descriptor is not open
             try:
                 loop.call_soon_threadsafe(take, chunk)
             except RuntimeError:
-                return  # the loop is closed: nobody reads any more
+                return  # the loop is closed
 
     threading.Thread(target=read, name="standard input", daemon=True).start()
     while True:
@@ -56,7 +56,7 @@ async def read_chunks(descriptor: int, size: int) -> AsyncIterator[bytes]:
 
 
 class Writer:
-    """Writes to a file descriptor in order. `broken` is set when nobody reads it any more."""
+    """Writes to a file descriptor in order. `broken` is set if the reader has closed the other end."""
 
     def __init__(self, descriptor: int) -> None:
         self.broken = False
@@ -72,9 +72,9 @@ class Writer:
         threading.Thread(target=self._write_all, name="standard output", daemon=True).start()
 
     async def write(self, data: bytes) -> None:
-        """Write after all before. Waits only while much waits. Raises BrokenPipeError when nobody reads any more."""
+        """Queue data for writing; wait if the queue is full. Raises BrokenPipeError if the output is closed."""
         if self.broken:
-            raise BrokenPipeError("nobody reads the output any more")
+            raise BrokenPipeError("the reader has closed the output")
         with self._wake:
             self._chunks.append(data)
             self._wake.notify()
@@ -84,7 +84,7 @@ class Writer:
             await self._drained.wait()
 
     async def aclose(self, timeout: float) -> bool:
-        """Wait until all is written, for so many seconds at most. Whether it is."""
+        """Wait until everything is written, at most `timeout` seconds. Return whether it is."""
         with self._wake:
             self._closing = True
             self._wake.notify()

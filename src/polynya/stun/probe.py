@@ -1,4 +1,4 @@
-"""Asking one STUN server, by one flow, what it sees (RFC 8489, sections 2 and 10; RFC 8445, section 5.1.1.2).
+"""Binding probe: asks one STUN server, by one flow, for its mapped address (RFC 8489; RFC 8445, section 5.1.1.2).
 
     state   | start          | success     | 300, hops left         | error, timeout, hard ICMP
     --------+----------------+-------------+------------------------+--------------------------
@@ -6,9 +6,9 @@
     ASKING  |                | ENDED       | ASKING, another server | ENDED
     ENDED   |                |             |                        |
 
-A server that is overloaded or leaving sends us to another one; we go at most three times, never twice to one server and
-never to another address family. An old server's answer (RFC 3489) has MAPPED-ADDRESS only; it counts, although NATs
-that rewrite addresses in payloads may have spoilt it.
+A server that is overloaded or draining redirects the client. The probe follows at most three redirections, never twice
+to one server and never to another address family. A response of RFC 3489 has MAPPED-ADDRESS only; it counts, although a
+NAT may have rewritten the address in the payload.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow
 from polynya.core.machine import Closed, Counters, Datagram, IcmpError, Send, SendFailed
@@ -26,7 +27,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from .attributes import ALTERNATE_SERVER, ERROR_CODE, MAPPED_ADDRESS, XOR_MAPPED_ADDRESS
 from .message import Message, Received, decode
 from .registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Method
-from .transactions import UNRELIABLE, ClientTransaction, Ended, Schedule, Transactions
+from .transactions import UNRELIABLE, ClientTransaction, Ended, Outbox, Schedule, Transactions
 
 if TYPE_CHECKING:
     import random as random_module
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from polynya.core.instants import Instant
 
 MAX_HOPS: Final = 3
-"""How often an ALTERNATE-SERVER is followed."""
+"""Limit of redirections by ALTERNATE-SERVER."""
 
 
 class State(Enum):
@@ -45,19 +46,22 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeEnded:
-    """The probe is over. `mapped` is what the server saw, or None; `reason` says why in either case."""
+    """A probe ended. `mapped` is the flow's address as seen by the server, or None; `reason` explains either."""
 
     flow: Flow
     server: Address
-    """The server that answered last: after a 300 not the one that was asked first."""
+    """The server that answered last; after a redirection (300) it is not the first one."""
     mapped: Address | None
     reason: str
     rtt: int | None
-    """Nanoseconds, where one request met one answer."""
+    """Nanoseconds, if one request got one response."""
 
 
 class BindingProbe:
-    """A machine: one Binding request to one server, and the answer to it."""
+    """Machine of one Binding request to one server, and its response.
+
+    Requests are appended to `outbox`; without one they wait in `outputs`.
+    """
 
     __slots__ = ("_asked", "_counters", "_events", "_flow", "_random", "_schedule", "_server", "_transactions", "state")
 
@@ -69,35 +73,36 @@ class BindingProbe:
         random: random_module.Random,
         schedule: Schedule = UNRELIABLE,
         trace: Tracer = NO_TRACE,
+        outbox: Outbox | None = None,
     ) -> None:
-        """`schedule` is `transactions.RELIABLE` when the flow is a stream, whose `remote` is then `server`."""
+        """`schedule` is `transactions.RELIABLE` if the flow is a stream, which is connected to `server`."""
         self.state = State.IDLE
         self._flow = flow
         self._server = server
         self._random = random
         self._schedule = schedule
         self._asked: list[Address] = []
-        self._transactions: Transactions[None] = Transactions(trace)
-        self._events: list[ProbeEnded] = []
+        self._transactions: Transactions[None] = Transactions(trace, outbox=outbox)
+        self._events: Queue[ProbeEnded] = Queue()
         self._counters: dict[str, int] = {}
 
     @property
     def server(self) -> Address:
-        """Who is asked now."""
+        """The server that is asked now."""
         return self._server
 
     def start(self, *, now: Instant) -> None:
-        """Ask. A second call changes nothing."""
+        """Send the request. A second call changes nothing."""
         if self.state is State.IDLE:
             self.state = State.ASKING
             self._ask(self._server, now=now)
 
     def owns_transaction(self, transaction_id: bytes) -> bool:
-        """Whether an answer with this id is for this probe."""
+        """Whether a response with this id is for this probe."""
         return transaction_id in self._transactions
 
     def receive(self, input: Datagram | Received | IcmpError | SendFailed | Closed, *, now: Instant) -> None:
-        """Take an answer or an error; what is not for this probe is dropped and counted."""
+        """Handle a response or an error; a packet that is not for this probe is dropped and counted."""
         if self.state is not State.ASKING:
             return
         if isinstance(input, Received):
@@ -121,11 +126,11 @@ class BindingProbe:
         return self._transactions.next_timer()
 
     def outputs(self) -> list[Send]:
+        """Return and remove the requests to send; empty with an outbox."""
         return self._transactions.outputs()
 
     def events(self) -> list[ProbeEnded]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     @property
     def counters(self) -> Counters:
@@ -150,7 +155,9 @@ class BindingProbe:
         self._transactions.answer(transaction, now=now)
         if message.unknown_required:
             numbers = ", ".join(f"{number:#06x}" for number in message.unknown_required)
-            self._end(None, f"{remote} answered with attributes that are not known: {numbers}", transaction)
+            self._end(
+                None, f"{remote} answered with unknown attributes that must be understood: {numbers}", transaction
+            )
         elif message.cls is Class.SUCCESS:
             self._succeeded(message, transaction)
         else:
@@ -162,13 +169,13 @@ class BindingProbe:
             self._end(mapped, transaction.summary, transaction)
             return
         mapped = message.get(MAPPED_ADDRESS)
-        reason = f"{transaction.summary}, with MAPPED-ADDRESS only" if mapped else "the answer holds no mapped address"
+        reason = f"{transaction.summary}, with MAPPED-ADDRESS only" if mapped else "the response has no mapped address"
         self._end(mapped, reason, transaction)
 
     def _refused(self, message: Message, transaction: ClientTransaction[None], *, now: Instant) -> None:
         error = message.get(ERROR_CODE)
         if error is None:
-            self._end(None, f"{self._server} refused and did not say why", transaction)
+            self._end(None, f"{self._server} refused without an error code", transaction)
         elif error.code == ErrorCode.TRY_ALTERNATE:
             self._try_alternate(message.get(ALTERNATE_SERVER) or (), transaction, now=now)
         else:
@@ -177,16 +184,18 @@ class BindingProbe:
     def _try_alternate(
         self, servers: tuple[Address, ...], transaction: ClientTransaction[None], *, now: Instant
     ) -> None:
-        """Go where the server sends us (RFC 8489, section 10). Only a flow without a connection can."""
+        """Follow a redirection (RFC 8489, section 10), which a stream cannot."""
         usable = [server for server in servers if server.family == self._server.family and server.port]
         fresh = [server for server in usable if server not in self._asked]
         if self._schedule.sends == 1:
-            self._end(None, f"{self._server} asks to try another server, which needs another stream", transaction)
+            self._end(None, f"{self._server} redirects to another server, which needs another stream", transaction)
         elif len(self._asked) > MAX_HOPS:
-            self._end(None, f"{self._server} asks to try another server, as {MAX_HOPS} others did", transaction)
+            self._end(
+                None, f"{self._server} redirects to another server, after {MAX_HOPS} other redirections", transaction
+            )
         elif not fresh:
-            what = "one that was asked before" if usable else "no server of this address family"
-            self._end(None, f"{self._server} asks to try another server and names {what}", transaction)
+            what = "a server that was asked before" if usable else "no server of this address family"
+            self._end(None, f"{self._server} redirects and names {what}", transaction)
         else:
             self._ask(fresh[0], now=now)
 

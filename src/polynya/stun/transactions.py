@@ -272,8 +272,10 @@ class Transactions(Generic[ContextT]):
         """Read-only for the owner, to find the transaction of a response."""
         self._next: Instant | None = None
         """When the first of them is due."""
-        self._outputs: Queue[Send] = Queue()
-        self._outbox: Outbox = self._outputs if outbox is None else outbox
+        self._outputs: Queue[Send] | None = None
+        if outbox is None:
+            outbox = self._outputs = Queue()
+        self._outbox = outbox
         self._events: Queue[Ended[ContextT]] = Queue()
         self._counters: dict[str, int] = {}
         self._trace = trace
@@ -343,7 +345,8 @@ class Transactions(Generic[ContextT]):
         """Remove all transactions, with requests and events that wait here."""
         self.by_id.clear()
         self._next = None
-        self._outputs.clear()
+        if self._outputs is not None:
+            self._outputs.clear()
         self._events.clear()
 
     def receive(self, input: IcmpError | SendFailed | Closed, *, now: Instant) -> None:
@@ -383,7 +386,7 @@ class Transactions(Generic[ContextT]):
 
     def outputs(self) -> list[Send]:
         """Return and remove the requests to send; empty with an outbox."""
-        return self._outputs.drain()
+        return [] if self._outputs is None else self._outputs.drain()
 
     def events(self) -> list[Ended[ContextT]]:
         return self._events.drain()

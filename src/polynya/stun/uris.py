@@ -1,10 +1,12 @@
 """The URIs of STUN and TURN servers (RFC 7064, 7065).
 
     stun:HOST[:PORT]                     stuns:...: over TLS
-    turn:HOST[:PORT][?transport=udp|tcp] turns:...: over TLS, or DTLS with `transport=udp`
+    turn:HOST[:PORT][?transport=udp|tcp] turns:HOST[:PORT][?transport=tcp]: over TLS
 
-HOST is a name, an IPv4 address or an IPv6 address in brackets. There are no slashes, users or passwords. `str()` gives
-back what was parsed, with the scheme and transport in lower case and addresses in their canonical spelling.
+HOST is a name, an IPv4 address or an IPv6 address in brackets. There are no slashes, users or passwords. `str()`
+returns what was parsed, with the scheme and transport in lower case and addresses in their canonical spelling.
+
+TURN over DTLS is not supported: `turns:HOST?transport=udp` is a ConfigurationError.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class StunUri:
-    """A STUN server. `explicit_port` is None where the URI left it to the default."""
+    """URI of a STUN server. `explicit_port` is None if the URI names no port."""
 
     host: str
     """A name, or an address without brackets."""
@@ -37,7 +39,7 @@ class StunUri:
 
     @classmethod
     def parse(cls, text: str) -> StunUri:
-        """Read a `stun:` or `stuns:` URI. Raises ConfigurationError, and says what is wrong, for anything else."""
+        """Parse a `stun:` or `stuns:` URI. Raises ConfigurationError with the reason for other text."""
         scheme, host, port, query = _split(text, "stun")
         if query is not None:
             raise ConfigurationError(f"{text!r}: a {scheme}: URI has no query")
@@ -45,7 +47,7 @@ class StunUri:
 
     @property
     def port(self) -> int:
-        """Where the server listens: as the URI says, else 3478, or 5349 over TLS and DTLS."""
+        """The port of the server: as the URI says, else 3478, or 5349 over TLS."""
         return _port(self.explicit_port, secure=self.secure)
 
     @property
@@ -58,7 +60,10 @@ class StunUri:
 
 @dataclass(frozen=True, slots=True)
 class TurnUri:
-    """A TURN server. Carries no credentials. `explicit_transport` is None where the URI left it open."""
+    """A TURN server, without credentials. `explicit_transport` is None if the URI names no transport.
+
+    Raises ConfigurationError for DTLS (`turns:` with `transport=udp`), which is not supported.
+    """
 
     host: str
     """A name, or an address without brackets."""
@@ -66,9 +71,14 @@ class TurnUri:
     secure: bool = False
     explicit_transport: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.secure and self.explicit_transport == "udp":
+            tls = "turns:" + _authority(self.host, self.explicit_port)
+            raise ConfigurationError(f"'{self}': TURN over DTLS is not supported; use {tls} for TURN over TLS")
+
     @classmethod
     def parse(cls, text: str) -> TurnUri:
-        """Read a `turn:` or `turns:` URI. Raises ConfigurationError, and says what is wrong, for anything else."""
+        """Parse a `turn:` or `turns:` URI. Raises ConfigurationError with the reason for other text."""
         scheme, host, port, query = _split(text, "turn")
         transport = None
         if query is not None:
@@ -80,14 +90,14 @@ class TurnUri:
 
     @property
     def port(self) -> int:
-        """Where the server listens: as the URI says, else 3478, or 5349 over TLS and DTLS."""
+        """The port of the server: as the URI says, else 3478, or 5349 over TLS."""
         return _port(self.explicit_port, secure=self.secure)
 
     @property
     def transport(self) -> Transport:
-        """What the URI says, else UDP for `turn:` and TLS for `turns:` (RFC 5928, section 3)."""
+        """The transport of the URI, else UDP for `turn:` and TLS for `turns:` (RFC 5928, section 3)."""
         if self.secure:
-            return Transport.DTLS if self.explicit_transport == "udp" else Transport.TLS
+            return Transport.TLS
         return Transport.TCP if self.explicit_transport == "tcp" else Transport.UDP
 
     def __str__(self) -> str:
@@ -96,7 +106,7 @@ class TurnUri:
 
 
 def _split(text: str, kind: str) -> tuple[str, str, int | None, str | None]:
-    """Scheme, host, port and query of a URI whose scheme is `kind` or `kind`s."""
+    """Return scheme, host, port and query of a URI with the scheme `kind` or `kind`s."""
     match = _URI.fullmatch(text)
     if match is None:
         raise ConfigurationError(f"{text!r} is not a {kind} URI: write {kind}:HOST or {kind}:HOST:PORT")

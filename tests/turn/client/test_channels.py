@@ -99,7 +99,7 @@ def test_a_number_rests_before_it_is_bound_to_another_peer() -> None:
     one_more = Address("192.0.2.52", 1)
     channels.bind(one_more)
     [failed] = channels.events()
-    assert isinstance(failed, ChannelFailed) and failed.peer == one_more and "4096 channels" in failed.reason
+    assert isinstance(failed, ChannelFailed) and failed.peer == one_more and "4096 channel numbers" in failed.reason
     channels.forget(peers[7], now=now)
     for seconds in (500, 899):  # the others are renewed meanwhile
         channels.tick(now=Instant(seconds * SECOND))

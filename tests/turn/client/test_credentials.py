@@ -27,7 +27,7 @@ from tests.turn.client.relay import SERVER, USER, Relay, World
 PEER = Address("192.0.2.50", 4000)
 
 
-def test_nothing_is_told_to_a_server_before_it_asks() -> None:
+def test_nothing_is_signed_before_the_server_asks() -> None:
     world = World()
     world.run(1)
     first, second = world.relay.requests[:2]
@@ -61,7 +61,7 @@ def test_a_server_whose_nonces_are_always_stale_is_not_asked_for_ever() -> None:
     world = World(Relay(nonce_lifetime=0))
     world.run(10)
     [failed] = world.of(AllocationFailed)
-    assert failed.code == 438 and "out of date at once" in failed.reason and len(world.relay.requests) == 6
+    assert failed.code == 438 and "its nonces expire at once" in failed.reason and len(world.relay.requests) == 6
 
 
 def test_a_realm_that_changes_gets_a_key_of_its_own() -> None:
@@ -136,7 +136,10 @@ def test_an_answer_signed_with_less_than_was_agreed_is_dropped() -> None:
     world.relay.trouble = trouble
     world.run(50)
     [failed] = world.of(AllocationFailed)
-    assert "not signed as agreed" in failed.reason and world.client.counters["answers not signed as agreed"] == 7
+    assert (
+        "without matching integrity" in failed.reason
+        and world.client.counters["responses without matching integrity"] == 7
+    )
 
 
 # -------------------------------------------------------------------------------------------------- who answers really
@@ -147,13 +150,13 @@ def test_an_unsigned_answer_does_not_end_a_signed_request() -> None:
     real = world.relay
 
     def trouble(request: Message, source: Address) -> bytes | None:
-        if request.has_integrity and not world.client.counters.get("answers not signed as agreed"):
+        if request.has_integrity and not world.client.counters.get("responses without matching integrity"):
             world.inward(world.client.flow, SERVER, Message.error(request, 486).encode())  # type: ignore[arg-type]
         return None
 
     real.trouble = trouble
     world.run(1)
-    assert world.of(Allocated) and world.client.counters["answers not signed as agreed"] == 1
+    assert world.of(Allocated) and world.client.counters["responses without matching integrity"] == 1
 
 
 def test_an_answer_signed_with_another_key_is_none() -> None:
@@ -165,7 +168,7 @@ def test_an_answer_signed_with_another_key_is_none() -> None:
 
     world.relay.trouble = trouble
     world.run(50)
-    assert "did not answer 7 sends; an answer that was not signed as agreed said success" in (
+    assert "did not answer 7 sends; a response without matching integrity said success" in (
         world.of(AllocationFailed)[0].reason
     )
 
@@ -197,7 +200,7 @@ def test_credentials_that_are_refused_are_asked_for_once_and_replaced() -> None:
     world = World(credentials=Credentials("alice", "wrong"))
     world.run(100)
     [needed] = world.of(CredentialsNeeded)
-    assert "does not accept the credentials of 'alice'" in needed.reason and len(world.relay.requests) == 2
+    assert "refuses the credentials of 'alice'" in needed.reason and len(world.relay.requests) == 2
     world.do(world.client.set_credentials, Credentials("alice", "wrong again"))
     world.run(1)
     assert len(world.of(CredentialsNeeded)) == 2
@@ -245,7 +248,7 @@ def test_an_allocation_whose_credentials_are_never_renewed_ends_at_its_time() ->
 
 
 @pytest.mark.parametrize("username", ["", "x" * 509, "a\x00b"])
-def test_text_that_cannot_be_credentials_is_refused(username: str) -> None:
+def test_invalid_credentials_are_refused(username: str) -> None:
     with pytest.raises(ConfigurationError):
         Credentials(username, "password")
 

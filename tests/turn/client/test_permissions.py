@@ -144,7 +144,7 @@ def test_a_permission_that_is_forgotten_is_not_renewed_and_lets_nothing_in() -> 
     world.from_peer(PEERS[0], b"late")
     world.run(300)
     assert permissions(world)[1:] == [(PEERS[1],)]
-    assert world.client.counters["from a peer that was not permitted"] == 1
+    assert world.client.counters["from a peer without a permission"] == 1
     assert not world.client.permitted(PEERS[0])
 
 

@@ -16,7 +16,7 @@ from polynya.turn.client.events import ServerAddress
         (Transport.UDP, "", "turn:192.0.2.1:3478?transport=udp"),
         (Transport.TCP, "turn.example", "turn:turn.example:3478?transport=tcp"),
         (Transport.TLS, "turn.example", "turns:turn.example:3478?transport=tcp"),
-        (Transport.DTLS, "", "turns:192.0.2.1:3478?transport=udp"),
+        (Transport.TLS, "", "turns:192.0.2.1:3478?transport=tcp"),
     ],
 )
 def test_a_server_has_the_uri_that_it_would_be_asked_by(transport: Transport, name: str, uri: str) -> None:

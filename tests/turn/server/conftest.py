@@ -1,4 +1,4 @@
-"""A table with a server, and a person who has an allocation on it."""
+"""Fixtures: a server with its network, and a client with an allocation."""
 
 from __future__ import annotations
 

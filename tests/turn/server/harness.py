@@ -1,4 +1,4 @@
-"""A TURN server at a table: clients and peers by hand, a clock that jumps, every packet in a list."""
+"""A TURN server under test: clients and peers made by hand, a clock that jumps, and a list of all packets."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from polynya.stun.integrity import IntegrityKey, userhash
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.server.config import RelayHost, ServerConfig
+from polynya.turn.server.forwarder import Forwarder
 from polynya.turn.server.policy import PeerPolicy
-from polynya.turn.server.relay_server import RelayServer
+from polynya.turn.server.server import TurnServer
 from polynya.turn.server.users import StaticUsers, User
 
 REALM = "example.org"
@@ -46,14 +47,16 @@ def users() -> StaticUsers:
 
 
 class Table:
-    """The server with its network: relay ports open as asked for, unless `taken`."""
+    """The server with its network. Relay ports open as the server asks, unless they are in `taken`."""
 
     def __init__(self, config: ServerConfig, directory: Any = None, seed: int = 1) -> None:
         self.now = Instant(1000 * SECOND)
-        self.server = RelayServer(config, directory or users(), FlowIds(), random=random.Random(seed))
+        chance = random.Random(seed)
+        plane = Forwarder(FlowIds(), random=chance)
+        self.server = TurnServer(config, directory or users(), plane, random=chance)
         self.flows: dict[Flow, Address] = {}
         self.taken: dict[Address, int] = {}
-        """Ports that other programs hold, with the errno that says so."""
+        """Ports that other programs use, with the errno of an attempt to open them."""
         self.sent: list[Send] = []
         self.closed: list[Flow] = []
         self.log: list[Any] = []
@@ -61,7 +64,7 @@ class Table:
     # ------------------------------------------------------------------------------------------------------ drive
 
     def give(self, input: Any) -> list[Send]:
-        """Give the server an input; what it sent in turn."""
+        """Pass an input to the server; returns the packets that it sends."""
         self.server.receive(input, now=self.now)
         return self.drain()
 
@@ -91,7 +94,7 @@ class Table:
         return sent
 
     def run_for(self, seconds: float) -> list[Send]:
-        """Let the clock jump from timer to timer."""
+        """Advance the clock from timer to timer; returns the packets that the server sends."""
         end = Instant(self.now + round(seconds * SECOND))
         sent = self.drain()
         while (due := self.server.next_timer()) is not None and due <= end:
@@ -110,7 +113,7 @@ class Table:
         return self.give(Datagram(LISTENER, client, data))
 
     def from_peer(self, relay: Address, data: bytes, peer: Address = PEER) -> list[Send]:
-        """A datagram of a peer arrives at a relay port; nowhere when it is not open."""
+        """Deliver a datagram of a peer to a relay port; it is lost if the port is not open."""
         flow = next((flow for flow, local in self.flows.items() if local == relay), None)
         return self.give(Datagram(flow, peer, data)) if flow is not None else []
 
@@ -119,7 +122,7 @@ class Table:
 
 
 class Person:
-    """A client that speaks for a user, by hand: it keeps the realm and nonce that it was told."""
+    """A client of one user, made by hand: it keeps the nonce and algorithms of the last challenge."""
 
     def __init__(
         self,
@@ -150,7 +153,7 @@ class Person:
     def build(
         self, method: Method, attributes: dict[Any, Any] | None = None, transaction_id: bytes | None = None
     ) -> bytes:
-        """A signed request; unsigned while no nonce is known."""
+        """Build a signed request; unsigned until a challenge has come."""
         values = dict(attributes or {})
         request = Message.request(method, transaction_id or self.transaction_id(), values)
         if not self.nonce:
@@ -166,7 +169,7 @@ class Person:
         return request.encode(integrity=self.key)
 
     def build_raw(self, method: Method, attributes: str) -> bytes:
-        """A signed request with attributes in hex before all others."""
+        """Build a signed request that starts with these attributes, in hex."""
         signed = self.build(method)
         size = 36 if decode(signed).has_integrity_sha256 else 24
         data = signed[:20] + bytes.fromhex(attributes) + signed[20:-size]
@@ -175,7 +178,7 @@ class Person:
         return data + head + (self.key.sha256(data) if size == 36 else self.key.sha1(data))
 
     def say(self, data: bytes) -> Message | None:
-        """Send bytes; the answer to them, if any came to this client."""
+        """Send a packet; returns the response to it, None if there is none."""
         if self.stream is not None:
             sent = self.table.give(StreamData(self.stream, data))
         else:
@@ -188,7 +191,7 @@ class Person:
         return answers[0] if answers else None
 
     def learn(self, answer: Message | None) -> bool:
-        """Take the challenge out of a 401 or 438; False when there is none."""
+        """Keep the challenge of a 401 or 438; False if there is none."""
         if answer is None or answer.get(a.NONCE) is None:
             return False
         self.nonce = answer[a.NONCE]
@@ -196,11 +199,11 @@ class Person:
         return True
 
     def ask(self, method: Method, attributes: dict[Any, Any] | None = None) -> Message:
-        """A request and its answer; a challenge is met once."""
+        """Send a request and return its response; a challenge is answered once."""
         answer = self.say(self.build(method, attributes))
         if code(answer) in (401, 438) and self.learn(answer):
             answer = self.say(self.build(method, attributes))
-        assert answer is not None, "no answer"
+        assert answer is not None, "no response"
         return answer
 
     def allocate(self, attributes: dict[Any, Any] | None = None) -> Message:
@@ -233,12 +236,12 @@ class Person:
 
 
 def code(answer: Message | None) -> int:
-    """The error code of an answer, 0 for a success, -1 for none."""
+    """Return the error code of a response, 0 for a success, -1 for no response."""
     if answer is None:
         return -1
     return answer[a.ERROR_CODE].code if answer.cls is Class.ERROR else 0
 
 
 def payloads(sent: list[Send], peer: Address = PEER) -> list[bytes]:
-    """What went to a peer."""
+    """Return the payloads that were sent to a peer."""
     return [each.data for each in sent if each.remote == peer]

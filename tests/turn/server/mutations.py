@@ -1,8 +1,8 @@
-"""Hostile requests and ChannelData, against a whole server: `scripts/fuzz.py turn` runs them without end.
+"""Mutated requests and ChannelData against a whole server. `scripts/fuzz.py turn` runs them without end.
 
-Each case is a good packet of a person who has an allocation, or of one who wants one, after a few mutations; at times
-it is signed anew, so that it gets behind the first check. After so many cases all is let go: nothing may be left, and
-the process may not hold more objects than it did after its caches were warm.
+Each case is a valid packet of a client with or without an allocation, after a few mutations. Some cases are signed
+again, so that they pass authentication. After each round all allocations end: then the server holds no state, and the
+process has no more objects than after its caches were full.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tests.turn.server.harness import CLIENT, HOST, LISTENER, PEER, PEER6, Perso
 
 PEERS = (PEER, PEER6, Address("10.0.0.1", 1), Address("::ffff:127.0.0.1", 80), Address("203.0.113.10", 0))
 ROUND: Final = 2000
-"""Cases before everything is let go and looked for leaks."""
+"""Cases of a round, after which all allocations end and leaks are searched."""
 WARM: Final = 100
-"""Rounds after which every cache is as full as it gets."""
+"""Rounds after which every cache is full."""
 MORE: Final = 1000
-"""Objects that may be there beyond those after the warm rounds: less than one for a hundred cases."""
+"""Objects that may be added after the warm rounds: less than one for a hundred cases."""
 
 
 class Assault:
-    """Case after case; the same seed gives the same cases."""
+    """Runs cases; the same seed gives the same cases."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -44,11 +44,11 @@ class Assault:
         self.people: list[Person] = []
         self.cases = 0
         self.objects: list[int] = []
-        """How many the process held after each round."""
+        """Number of objects in the process after each round."""
         self.flow = 1000
 
     def run(self, count: int) -> None:
-        """So many cases, in rounds that end with an empty server."""
+        """Run a number of cases in rounds; after each round the server must be empty."""
         while self.cases < count:
             self._arrive()
             for _ in range(min(ROUND, count - self.cases)):
@@ -75,35 +75,26 @@ class Assault:
                 person.permit(PEER)
                 person.bind(0x4000)
             self.people.append(person)
-        thief = Person(self.table, self.people[1].address, "bob")
-        thief.learn(thief.say(thief.build(Method.REFRESH)))
-        self.people.append(thief)
+        intruder = Person(self.table, self.people[1].address, "bob")
+        intruder.learn(intruder.say(intruder.build(Method.REFRESH)))
+        self.people.append(intruder)
 
     def _leave(self) -> None:
-        """Let all allocations end; then nothing may be left of anybody."""
+        """End all allocations and check that the server holds no state."""
         table = self.table
         for person in self.people:
             if person.stream is not None:
                 table.give(Closed(flow=person.stream, reason="gone"))
         table.run_for(7200)
         control = table.server.control
-        allocations = control.allocations
+        assert control.allocations.free_ports(now=table.now) == 2 * 32, "a relay port has leaked"
         left = {
             "relay ports": len(table.flows),
-            "allocations": len(allocations.by_client) + len(allocations.by_relay) + len(allocations.relayed),
-            "claims": allocations.claimed + len(allocations._by_account) + len(allocations._by_source),
-            "live hosts": len(allocations._live_hosts),
-            "reservations": len(allocations.reservations),
-            "procedures": len(control._procedures) + len(control._busy),
-            "streams": len(control._streams),
-            "sources of streams": len(control._streams._by_source) + len(control._streams._waiting),
             "timers": 0 if control.next_timer() is None else 1,
-            **table.server.plane.size,
+            **{f"control: {name}": held for name, held in control.size.items()},
+            **{f"plane: {name}": held for name, held in table.server.plane.size.items()},
         }
         assert not any(left.values()), f"after {self.cases} cases: {left}"
-        for _, ports in allocations._hosts:
-            ports._wake(now=table.now)
-            assert ports.free == 32, "a relay port has leaked"
         assert len(control.counters) < 200
         table.sent.clear()
         table.log.clear()
@@ -119,19 +110,19 @@ class Assault:
         person = chance.choice(self.people)
         if chance.random() < 0.02:
             self.table.run_for(chance.choice((0.1, 1, 31, 299, 601)))
-        if chance.random() < 0.1:  # nonces grow old
+        if chance.random() < 0.1:  # nonces expire
             person.nonce = b""
             person.learn(person.say(person.build(Method.REFRESH)))
         data = bytearray(self._packet(person))
         for _ in range(chance.choice((0, 0, 1, 1, 2, 5))):
             self._mutate(data)
         if chance.random() < 0.8:
-            self._mend(data, person)
+            self._repair(data, person)
         if person.stream is None:
             self.table.from_client(bytes(data), person.address)
         else:
             self.table.give(StreamData(person.stream, bytes(data)))
-            if person.stream not in self.table.server.control._streams:
+            if not self.table.server.control.has_stream(person.stream):
                 self.flow += 1
                 person.stream = Flow(self.flow)
                 self.table.open_stream(person.stream, person.address)
@@ -142,7 +133,7 @@ class Assault:
         chance = self.random
         peers = tuple(chance.choice(PEERS) for _ in range(chance.choice((0, 1, 1, 2, 9))))
         makers: list[Callable[[], bytes]] = [
-            lambda: person.build(Method.ALLOCATE, self._wish()),
+            lambda: person.build(Method.ALLOCATE, self._requested()),
             lambda: person.build(Method.REFRESH, chance.choice(({}, {a.LIFETIME: 0}, {a.LIFETIME: 2**32 - 1}))),
             lambda: person.build(Method.CREATE_PERMISSION, {a.XOR_PEER_ADDRESS: peers}),
             lambda: person.build(
@@ -161,16 +152,16 @@ class Assault:
     def _discovery(self) -> dict:
         """Attributes of RFC 5780; the server's listener serves them."""
         chance = self.random
-        asked = {
+        attributes = {
             a.CHANGE_REQUEST: a.ChangeRequest(address=chance.random() < 0.5, port=chance.random() < 0.5),
             a.RESPONSE_PORT: chance.choice((0, 1, 5000, 65535)),
             a.PADDING: bytes(chance.choice((0, 3, 1500, 9000))),
         }
-        return {attribute: value for attribute, value in asked.items() if chance.random() < 0.5}
+        return {attribute: value for attribute, value in attributes.items() if chance.random() < 0.5}
 
-    def _wish(self) -> dict:
+    def _requested(self) -> dict:
         chance = self.random
-        wish: dict = {a.REQUESTED_TRANSPORT: chance.choice((17, 17, 17, 6, 0))}
+        requested: dict = {a.REQUESTED_TRANSPORT: chance.choice((17, 17, 17, 6, 0))}
         for attribute, values in (
             (a.REQUESTED_ADDRESS_FAMILY, (4, 6)),
             (a.ADDITIONAL_ADDRESS_FAMILY, (6, 4)),
@@ -180,8 +171,8 @@ class Assault:
             (a.DONT_FRAGMENT, (True,)),
         ):
             if chance.random() < 0.25:
-                wish[attribute] = chance.choice(values)
-        return wish
+                requested[attribute] = chance.choice(values)
+        return requested
 
     def _mutate(self, data: bytearray) -> None:
         chance = self.random
@@ -206,8 +197,8 @@ class Assault:
                     (b"\0\x12", b"\0\x0d", b"\x7f\xff")
                 )
 
-    def _mend(self, data: bytearray, person: Person) -> None:
-        """Make length, signature and FINGERPRINT right again, so that it is read further."""
+    def _repair(self, data: bytearray, person: Person) -> None:
+        """Correct length, signature and FINGERPRINT, so that the server parses the packet further."""
         if len(data) < 20 or data[0] >> 6:
             return
         del data[len(data) & ~3 :]

@@ -1,4 +1,4 @@
-"""Where the clients of a draining server are sent (RFC 8489, sections 10 and 14.15)."""
+"""Alternate servers for the clients of a draining server (RFC 8489, sections 10 and 14.15)."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ FOUR, SIXTH = Address("198.51.100.1", 4000), Address("2001:db8::1", 4000)
         ("tls:localhost:5349", Alternate(Address("127.0.0.1", 5349), (Transport.TLS,))),
     ],
 )
-def test_an_alternate_is_written_with_its_transport_or_without(text: str, alternate: Alternate) -> None:
+def test_an_alternate_is_parsed_with_or_without_a_transport(text: str, alternate: Alternate) -> None:
     assert Alternate.parse(text) == alternate
 
 
 @pytest.mark.parametrize("text", ["", "192.0.2.9", "dtls:192.0.2.9:5349", "tls:", "turn.example.org:3478"])
-def test_what_cannot_be_is_told(text: str) -> None:
+def test_an_invalid_alternate_is_a_configuration_error(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"write \[udp:\|tcp:\|tls:\]ADDR:PORT"):
         Alternate.parse(text)
 
 
-def test_a_client_is_sent_where_it_can_get_by_the_way_it_came() -> None:
+def test_an_alternate_has_the_clients_transport_and_address_family() -> None:
     alternates = [Alternate.parse(f"tls:{SECURE}"), Alternate(PLAIN), Alternate.parse(f"udp:{SIX}")]
     assert fitting(alternates, FOUR, Transport.UDP) == [PLAIN] == fitting(alternates, FOUR, Transport.TCP)
     assert fitting(alternates, FOUR, Transport.TLS) == [SECURE]
@@ -46,7 +46,7 @@ def test_a_client_is_sent_where_it_can_get_by_the_way_it_came() -> None:
     assert fitting(alternates, SIXTH, Transport.TCP) == [] == fitting(alternates, SIXTH, Transport.TLS)
 
 
-def test_a_stream_is_of_its_listeners_transport_until_it_closes() -> None:
+def test_a_stream_has_its_listeners_transport_until_it_closes() -> None:
     streams = Streams(Limits())
     streams.secure_listeners = (Flow(1),)
     tls, tcp = Client(Flow(10), FOUR), Client(Flow(11), FOUR)

@@ -12,7 +12,7 @@ from polynya.turn.server.policy import PeerPolicy
 from tests.turn.server.harness import Person, Table, code, config
 
 CLIENT = Address("192.0.2.1", 7000)
-"""As the server sees it, behind its NAT."""
+"""The client's address as the server sees it, outside the NAT."""
 RELAYED = Address("192.0.2.15", 50000)
 PEER_A = Address("192.0.2.150", 32102)
 PEER_B = Address("192.0.2.210", 49191)
@@ -27,16 +27,16 @@ def test_the_detailed_example() -> None:
             max_lifetime=1200 * SECOND,
         )
     )
-    george = Person(table, CLIENT, "alice")  # whose user name the example has as George
+    george = Person(table, CLIENT, "alice")  # the user of the example is George
     wish = {a.LIFETIME: 3600, a.REQUESTED_TRANSPORT: 17, a.DONT_FRAGMENT: True}
 
-    # the first Allocate is refused: it proves nothing
+    # the first Allocate has no credentials and is refused
     refused = george.say(george.build(Method.ALLOCATE, wish))
     assert refused is not None and code(refused) == 401
     assert refused[a.REALM] == "example.org" and refused[a.NONCE].startswith(b"obMatJos2")
     assert {each.number for each in refused[a.PASSWORD_ALGORITHMS]} == {1, 2}
 
-    # the second is signed with SHA-256, and granted for less than was asked for
+    # the second is signed with SHA-256 and granted a shorter lifetime than requested
     assert george.learn(refused)
     request = george.build(Method.ALLOCATE, wish)
     signed = decode(request)
@@ -46,7 +46,7 @@ def test_the_detailed_example() -> None:
     assert granted[a.LIFETIME] == 1200
     assert granted[a.XOR_RELAYED_ADDRESS] == (RELAYED,) and granted[a.XOR_MAPPED_ADDRESS] == CLIENT
 
-    # a permission for peer A, whatever its port
+    # a permission for peer A, for every port
     assert code(george.permit(PEER_A.with_port(0))) == 0
 
     # data to peer A and back, by Send and Data
@@ -57,14 +57,14 @@ def test_the_detailed_example() -> None:
     assert (data.method, data.cls, back.remote) == (Method.DATA, Class.INDICATION, CLIENT)
     assert data[a.XOR_PEER_ADDRESS] == (PEER_A,) and data[a.DATA] == b"from peer A"
 
-    # channel 0x4000 for peer B, which needs no CreatePermission
+    # channel 0x4000 for peer B, without CreatePermission
     assert code(george.bind(0x4000, PEER_B)) == 0
     [sent] = george.channel(0x4000, b"to peer B")
     assert (sent.remote, sent.data) == (PEER_B, b"to peer B")
     [back] = table.from_peer(RELAYED, b"from peer B", PEER_B)
     assert back.data == b"\x40\x00\x00\x0bfrom peer B"
 
-    # the Refresh meets a stale nonce, is made again with the new one, and gets the default lifetime
+    # the Refresh gets 438, is repeated with the new nonce, and gets the default lifetime
     table.run_for(600)
     stale = george.say(george.build(Method.REFRESH))
     assert stale is not None and code(stale) == 438 and stale[a.NONCE] != george.nonce

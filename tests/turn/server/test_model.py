@@ -1,4 +1,4 @@
-"""Random sequences of requests, data and time against a model of RFC 8656, whose only state is what the RFC names."""
+"""Random sequences of requests, data and time against a model of RFC 8656 that has only the state of the RFC."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ peers = st.sampled_from(PEERS[:2] * 4 + PEERS[2:4] * 2 + PEERS[4:])
 
 @dataclass
 class Token:
-    """A port that is held for a second allocation."""
+    """A port that is reserved for a second allocation."""
 
     owner: str
     port: int
@@ -41,22 +41,22 @@ class Token:
 
 @dataclass
 class Model:
-    """One allocation: the times are seconds at which things end."""
+    """One allocation; the times are expiry times in seconds."""
 
     owner: str
     ends: dict[int, int]
-    """By family."""
+    """Expiry by address family."""
     permissions: dict[str, int] = field(default_factory=dict)
     channels: dict[int, tuple[Address, int]] = field(default_factory=dict)
     request: bytes = b""
-    """The Allocate that made it,"""
+    """Its Allocate request."""
     answer: Message | None = None
-    """its answer, and whether anything was asked for since."""
+    """The response to that request, and whether another request has followed."""
     fresh: bool = True
 
 
 class Requests(RuleBasedStateMachine):
-    """Every rule says what the server must answer, and what must and must not pass."""
+    """Each rule asserts the response of the server, and which data passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Requests(RuleBasedStateMachine):
         return found
 
     def mismatch(self, client: int, name: str) -> int:
-        """437 or 441, 0 when the allocation is there and its user's."""
+        """Return 437 or 441, or 0 if the allocation exists and belongs to the user."""
         model = self.model(client)
         if model is None:
             return 437
@@ -96,10 +96,10 @@ class Requests(RuleBasedStateMachine):
         self.tokens = {token: each for token, each in self.tokens.items() if each.ends > self.time}
         return self.tokens
 
-    def asked(self, person: Person, wish: dict) -> tuple[bytes, Message]:
-        """An Allocate and its answer; a challenge is met once."""
+    def allocated(self, person: Person, attributes: dict) -> tuple[bytes, Message]:
+        """Send an Allocate and return its response; a challenge is answered once."""
         for _ in range(2):
-            request = person.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17, **wish})
+            request = person.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17, **attributes})
             answer = person.say(request)
             assert answer is not None
             if code(answer) not in (401, 438) or not person.learn(answer):
@@ -117,15 +117,15 @@ class Requests(RuleBasedStateMachine):
     @rule(client=clients, name=names, families=st.sampled_from(["4", "6", "46", "46", "46", "default"]),
           lifetime=st.sampled_from([None, 0, 30, 900, 10**6]))  # fmt: skip
     def allocate(self, client: int, name: str, families: str, lifetime: int | None) -> None:
-        wish: dict = {
+        attributes: dict = {
             "4": {a.REQUESTED_ADDRESS_FAMILY: 4},
             "6": {a.REQUESTED_ADDRESS_FAMILY: 6},
             "46": {a.ADDITIONAL_ADDRESS_FAMILY: 6},
             "default": {},
         }[families]
         if lifetime is not None:
-            wish |= {a.LIFETIME: lifetime}
-        request, answer = self.asked(self.person(client, name), wish)
+            attributes |= {a.LIFETIME: lifetime}
+        request, answer = self.allocated(self.person(client, name), attributes)
         if self.model(client) is not None:
             assert code(answer) == 437
             return
@@ -139,7 +139,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(client=clients, name=names)
     def allocate_a_pair(self, client: int, name: str) -> None:
-        request, answer = self.asked(self.person(client, name), {a.EVEN_PORT: True})
+        request, answer = self.allocated(self.person(client, name), {a.EVEN_PORT: True})
         if self.model(client) is not None:
             assert code(answer) == 437
             return
@@ -161,10 +161,10 @@ class Requests(RuleBasedStateMachine):
 
     @rule(client=st.sampled_from([0, 1, 2, 2, 2, 2]), name=st.sampled_from(["alice", "bob"]), which=st.integers(0, 3))
     def redeem(self, client: int, name: str, which: int) -> None:
-        """A token that is good, is another's, has expired, or never was."""
+        """A token that is valid, expired, another user's, or invented."""
         known = [*self.tokens, bytes(8)]
         token = known[which % len(known)]
-        request, answer = self.asked(self.person(client, name), {a.RESERVATION_TOKEN: token})
+        request, answer = self.allocated(self.person(client, name), {a.RESERVATION_TOKEN: token})
         held = self.held().get(token)
         if self.model(client) is not None:
             assert code(answer) == 437
@@ -177,7 +177,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(client=clients)
     def the_allocate_comes_again(self, client: int) -> None:
-        """Until the client has asked for something else, it may not have heard the answer."""
+        """Until the client sends another request, the response to its Allocate may be lost."""
         model = self.model(client)
         if model is None or model.answer is None:
             return
@@ -185,11 +185,11 @@ class Requests(RuleBasedStateMachine):
         if model.fresh:
             assert answer is not None and answer.attributes == model.answer.attributes
         else:
-            assert code(answer) in (437, 438), "an old nonce is told first"
+            assert code(answer) in (437, 438), "a stale nonce is reported first"
 
     @rule(client=clients, method=st.sampled_from([Method.ALLOCATE, Method.REFRESH, Method.CREATE_PERMISSION]))
     def somebody_guesses_the_password(self, client: int, method: Method) -> None:
-        """The invariants then say that nothing has changed."""
+        """The invariants check that nothing has changed."""
         person = self.person(client, "alice")
         forger = Person(self.table, CLIENTS[client], "alice", "a guess")
         forger.nonce, forger.offered = person.nonce, person.offered
@@ -260,12 +260,12 @@ class Requests(RuleBasedStateMachine):
     def a_channel_that_has_rested_is_bound_to_another(
         self, client: int, which: int, offset: int, peer: Address
     ) -> None:
-        """Or one that has not, quite."""
+        """Or one that has almost expired."""
         model = self.model(client)
         if model is None or not model.channels:
             return
         number, (_, end) = list(model.channels.items())[which % len(model.channels)]
-        for _ in range(2):  # an allocation may have to be kept so long
+        for _ in range(2):  # an allocation may have to be refreshed
             self.refresh(client, model.owner, 3600, None)
             if (seconds := end + 300 + offset - self.time) > 0:
                 self.time_passes(min(seconds, 3000))
@@ -314,7 +314,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 30), offset=st.sampled_from([-1, 0, 1]))
     def something_is_about_to_end(self, which: int, offset: int) -> None:
-        """Time goes to the very edge, where servers err."""
+        """Advance the clock to the second around an expiry, where servers err."""
         edges: list[int] = []
         for model in self.models.values():
             edges += [*model.ends.values(), *model.permissions.values()]
@@ -354,9 +354,8 @@ class Requests(RuleBasedStateMachine):
         allocations = self.table.server.control.allocations
         assert len(allocations.by_relay) + held == len(allocations.relayed) == expected
         assert allocations.claimed - held == len(self.models) == len(allocations.by_client)
-        used = sum(100 - ports._free - len(ports._resting) for _, ports in allocations._hosts)
-        assert used == expected, "a port that nobody has is free, or rests"
-        assert len(self.table.server.control._procedures) == 0
+        assert allocations.ports_in_use == expected, "a port without an allocation is free or rests"
+        assert self.table.server.control.size["procedures"] == 0
 
 
 TestRequests = Requests.TestCase

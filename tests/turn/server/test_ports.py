@@ -1,4 +1,4 @@
-"""Relay ports: given at random, each to one at a time, rested after use, in pairs where pairs are asked for."""
+"""Relay ports are chosen at random, used once at a time, rest after use, and can be taken in pairs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def ports(low: int = 50000, high: int = 50009, rest: int = 0, seed: int = 1) -> 
     return RelayPorts(low, high, rest, random.Random(seed))
 
 
-def test_every_port_is_given_once_and_then_none() -> None:
+def test_every_port_is_taken_once_and_then_none() -> None:
     pool = ports()
     assert sorted(pool.take(now=NOW) or 0 for _ in range(10)) == list(range(50000, 50010))
-    assert pool.take(now=NOW) is None and pool.take_even(now=NOW, pair=False) is None and pool.free == 0
+    assert pool.take(now=NOW) is None and pool.take_even(now=NOW, pair=False) is None and pool.free_ports(now=NOW) == 0
 
 
-def test_they_come_in_no_order_that_could_be_guessed() -> None:
+def test_the_order_of_ports_is_unpredictable() -> None:
     given = [[pool.take(now=NOW) for _ in range(10)] for pool in (ports(seed=seed) for seed in range(5))]
     assert len({tuple(each) for each in given}) == 5 and sorted(given[0]) != given[0]
     first = [ports(49152, 65535, seed=seed).take(now=NOW) for seed in range(200)]
     assert len({port // 2048 for port in first if port}) == 8, "from the whole range"
 
 
-def test_a_port_rests_before_it_is_given_again() -> None:
+def test_a_released_port_rests_before_it_is_taken_again() -> None:
     pool = ports(50000, 50000, rest=2 * SECOND)
     assert pool.take(now=NOW) == 50000
     pool.release(50000, now=NOW)
@@ -37,7 +37,7 @@ def test_a_port_rests_before_it_is_given_again() -> None:
     assert pool.take(now=Instant(2 * SECOND)) == 50000
 
 
-def test_giving_back_what_was_not_taken_is_the_callers_error() -> None:
+def test_releasing_a_port_that_is_not_in_use_is_an_error() -> None:
     pool = ports()
     port = pool.take(now=NOW)
     assert port is not None
@@ -58,4 +58,4 @@ def test_even_ports_and_pairs(low: int, high: int, evens: int, pairs: int) -> No
     assert double[-1] is None and all(port is not None and port % 2 == 0 for port in double[:-1])
     rest = list(iter(lambda: pool.take(now=NOW), None))
     taken = [each for port in double[:-1] if port is not None for each in (port, port + 1)]
-    assert sorted(rest + taken) == list(range(low, high + 1)), "a pair's upper port is given to nobody"
+    assert sorted(rest + taken) == list(range(low, high + 1)), "the upper port of a pair is not given out"

@@ -1,4 +1,4 @@
-"""RFC 8656, sections 9 to 12: whom clients and peers reach, by Send, by channels, and by ICMP errors."""
+"""RFC 8656, sections 9 to 12: permissions, channels, Send and Data indications, and ICMP errors."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_peers_of_a_family_that_is_not_allocated_are_refused_with_443(alice: Per
     assert code(alice.permit(PEER6)) == 443
     assert code(alice.permit(PEER, PEER6)) == 443
     assert code(alice.bind(0x4000, PEER6)) == 443
-    assert alice.send(b"x") == [], "the good one of the two was not installed"
+    assert alice.send(b"x") == [], "the permitted one of the two was not installed"
 
 
-def test_channel_data_goes_both_ways(table: Table, alice: Person) -> None:
+def test_channel_data_is_relayed_in_both_directions(table: Table, alice: Person) -> None:
     [relay] = alice.relayed
     assert code(alice.bind(0x4000)) == 0
     assert [(each.remote, each.data) for each in alice.channel(0x4000, b"to")] == [(PEER, b"to")]
@@ -80,7 +80,7 @@ def test_channel_data_may_be_padded_or_empty_but_not_short(table: Table, alice: 
     assert table.from_client(b"\x40\x00\x00\x01x", OTHER) == []
 
 
-def test_a_channel_outlives_its_permission_only_in_name(table: Table, alice: Person) -> None:
+def test_a_channel_without_a_permission_relays_nothing(table: Table, alice: Person) -> None:
     alice.bind(0x4000)
     table.run_for(301)
     assert alice.channel(0x4000, b"x") == []
@@ -90,12 +90,12 @@ def test_a_channel_outlives_its_permission_only_in_name(table: Table, alice: Per
     alice.permit(PEER)
     alice.refresh()
     table.run_for(60)
-    assert alice.channel(0x4000, b"x") == [], "600 s are over"
+    assert alice.channel(0x4000, b"x") == [], "after 600 s"
     assert alice.bind(0x4000).cls is Class.SUCCESS
     assert len(alice.channel(0x4000, b"x")) == 1
 
 
-def test_a_channel_ends_with_its_last_second_in_both_directions(table: Table, alice: Person) -> None:
+def test_a_channel_expires_in_both_directions_after_600_seconds(table: Table, alice: Person) -> None:
     alice.bind(0x4000)
     table.run_for(299)
     alice.permit(PEER)
@@ -110,8 +110,8 @@ def test_a_channel_ends_with_its_last_second_in_both_directions(table: Table, al
     assert alice.channel(0x4000, b"x") == [] and decode(back.data)[a.DATA] == b"x", "600 s"
 
 
-def test_what_fits_no_message_is_dropped(table: Table, alice: Person) -> None:
-    """The largest datagram of a peer, with what a Data indication or a channel puts before it."""
+def test_a_datagram_that_fits_no_message_is_dropped(table: Table, alice: Person) -> None:
+    """The largest datagram of a peer with the header of a Data indication or of a channel."""
     alice.permit(PEER)
     [relay] = alice.relayed
     assert table.from_peer(relay, bytes(65_507)) == []
@@ -119,11 +119,11 @@ def test_what_fits_no_message_is_dropped(table: Table, alice: Person) -> None:
     assert len(decode(back.data)[a.DATA]) == 65_000
     alice.bind(0x4000)
     assert table.from_peer(relay, bytes(65_507)) == []
-    assert table.server.plane.counters["too large to be wrapped"] == 2
+    assert table.server.plane.counters["too large for the client"] == 2
 
 
 @pytest.mark.parametrize(("kind", "last"), [(ChannelRange.RFC8656, 0x4FFF), (ChannelRange.RFC5766, 0x7FFF)])
-def test_the_channel_numbers_that_may_be_bound(kind: ChannelRange, last: int) -> None:
+def test_the_range_of_channel_numbers(kind: ChannelRange, last: int) -> None:
     alice = Person(Table(config(channel_range=kind)))
     alice.allocate()
     assert code(alice.bind(last)) == 0
@@ -131,7 +131,7 @@ def test_the_channel_numbers_that_may_be_bound(kind: ChannelRange, last: int) ->
         assert code(alice.bind(wrong, PEER.with_port(wrong or 1))) == 400
 
 
-def test_neither_number_nor_peer_is_bound_to_another_before_it_has_rested(table: Table, alice: Person) -> None:
+def test_an_expired_channel_is_not_bound_to_another_peer_for_five_minutes(table: Table, alice: Person) -> None:
     second = PEER.with_port(7000)
     alice.bind(0x4000)
     assert code(alice.bind(0x4000, second)) == 400
@@ -166,14 +166,14 @@ def test_a_channel_needs_number_and_peer(alice: Person, missing: a.Attribute) ->
     assert code(alice.ask(Method.CHANNEL_BIND, values)) == 400
 
 
-def test_the_reserved_channel_numbers_carry_nothing(table: Table, alice: Person) -> None:
-    """RFC 8656, section 12.6: 0x5000 to 0xFFFF are discarded, 0x0000 to 0x3FFF never were channels."""
+def test_reserved_channel_numbers_are_discarded(table: Table, alice: Person) -> None:
+    """RFC 8656, section 12.6: 0x5000 to 0xFFFF are discarded, 0x0000 to 0x3FFF are no channels."""
     alice.bind(0x4000)
     for first in range(256):
         assert (table.from_client(bytes((first, 0)) + b"\0\x01x") != []) == (first == 0x40)
 
 
-def test_a_send_needs_peer_and_data_and_nothing_that_is_not_known(table: Table, alice: Person) -> None:
+def test_a_send_needs_peer_and_data_and_no_unknown_required_attribute(table: Table, alice: Person) -> None:
     """RFC 8656, section 11.2. Data may be empty."""
     alice.permit(PEER)
     whole = {a.XOR_PEER_ADDRESS: (PEER,), a.DATA: b""}
@@ -188,8 +188,8 @@ def test_a_send_needs_peer_and_data_and_nothing_that_is_not_known(table: Table, 
         assert table.from_client(data[:2] + len(body).to_bytes(2, "big") + data[4:20] + body) == []
 
 
-def test_the_permissions_of_one_allocation_say_nothing_about_anothers(table: Table, alice: Person) -> None:
-    """RFC 8656, sections 9 and 12: nor do its channels."""
+def test_the_permissions_of_one_allocation_do_not_apply_to_another(table: Table, alice: Person) -> None:
+    """RFC 8656, sections 9 and 12. The same holds for channels."""
     bob = Person(table, OTHER, "bob")
     bob.allocate()
     alice.bind(0x4000)
@@ -199,8 +199,8 @@ def test_the_permissions_of_one_allocation_say_nothing_about_anothers(table: Tab
     assert len(bob.channel(0x4000, b"x")) == 1
 
 
-def test_requests_that_come_again_are_carried_out_again_with_the_same_answer(table: Table, alice: Person) -> None:
-    """RFC 8489, section 6.3.1: Refresh, CreatePermission and ChannelBind mean the same however often they come."""
+def test_a_repeated_request_gets_the_same_response(table: Table, alice: Person) -> None:
+    """RFC 8489, section 6.3.1: Refresh, CreatePermission and ChannelBind are idempotent."""
     for request in (
         alice.build(Method.REFRESH, {a.LIFETIME: 900}),
         alice.build(Method.CREATE_PERMISSION, {a.XOR_PEER_ADDRESS: (PEER,)}),
@@ -225,46 +225,46 @@ def test_requests_that_come_again_are_carried_out_again_with_the_same_answer(tab
     ],
 )
 @pytest.mark.parametrize("channel", [False, True])
-def test_an_icmp_error_is_told_by_a_data_indication(
+def test_an_icmp_error_is_sent_in_a_data_indication(
     table: Table, peer: Address, kind: IcmpKind, expected: tuple[int, int], channel: bool
 ) -> None:
-    """RFC 8656, sections 11.5 and 12.5: also where a channel is bound; with the peer and port that it is about."""
+    """RFC 8656, sections 11.5 and 12.5: it names the peer and its port, also if a channel is bound."""
     alice = Person(table)
     alice.allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
     assert code(alice.bind(0x4000, peer) if channel else alice.permit(peer)) == 0
     flow = next(flow for flow, local in table.flows.items() if local.family == peer.family)
-    [told] = table.give(IcmpError(flow=flow, remote=peer, kind=kind))
-    message = decode(told.data)
-    assert (message.method, message.cls, told.remote) == (Method.DATA, Class.INDICATION, CLIENT)
+    [sent] = table.give(IcmpError(flow=flow, remote=peer, kind=kind))
+    message = decode(sent.data)
+    assert (message.method, message.cls, sent.remote) == (Method.DATA, Class.INDICATION, CLIENT)
     assert message[a.XOR_PEER_ADDRESS] == (peer,) and a.DATA not in message
     assert (message[a.ICMP].type, message[a.ICMP].code, message[a.ICMP].data) == (*expected, bytes(4))
 
 
-def test_a_packet_that_is_too_big_is_told_with_the_size_that_fits(table: Table, alice: Person) -> None:
+def test_an_icmp_error_about_a_too_big_packet_has_the_mtu(table: Table, alice: Person) -> None:
     """RFC 8656, section 18.13."""
     alice.permit(PEER)
     [flow] = table.flows
-    [told] = table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.TOO_BIG, mtu=1280))
-    icmp = decode(told.data)[a.ICMP]
+    [sent] = table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.TOO_BIG, mtu=1280))
+    icmp = decode(sent.data)[a.ICMP]
     assert (icmp.type, icmp.code, icmp.data) == (3, 4, (1280).to_bytes(4, "big"))
 
 
-def test_icmp_errors_about_others_are_told_to_nobody(table: Table, alice: Person) -> None:
-    """RFC 8656, section 11.5: what counts is whom the datagram was for, not who sent the error."""
+def test_icmp_errors_about_peers_without_a_permission_are_dropped(table: Table, alice: Person) -> None:
+    """RFC 8656, section 11.5: the destination of the datagram counts, not the sender of the error."""
     [flow] = table.flows
     assert table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.PORT_UNREACHABLE)) == [], "no permission"
     alice.permit(PEER)
     router = Address("192.0.2.254", 0)
     assert table.give(IcmpError(flow=flow, remote=router, kind=IcmpKind.PORT_UNREACHABLE)) == []
     assert len(table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.PORT_UNREACHABLE))) == 1
-    assert table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.OTHER)) == [], "no number stands for it"
+    assert table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.OTHER)) == [], "it has no ICMP type and code"
     table.run_for(301)
     assert table.give(IcmpError(flow=flow, remote=PEER, kind=IcmpKind.PORT_UNREACHABLE)) == [], "it has expired"
 
 
-def test_dont_fragment_is_carried_out(table: Table) -> None:
+def test_dont_fragment_sets_df(table: Table) -> None:
     alice = Person(table)
-    assert code(alice.allocate({a.DONT_FRAGMENT: True})) == 0, "section 7.2: who asks learns whether it is known"
+    assert code(alice.allocate({a.DONT_FRAGMENT: True})) == 0, "section 7.2: the server understands DONT-FRAGMENT"
     alice.permit(PEER)
     [plain] = alice.send(b"x")
     [whole] = alice.send(b"x", extra={a.DONT_FRAGMENT: True})

@@ -1,4 +1,4 @@
-"""A configuration that changes while the server runs: new limits and lifetimes count at once, and sessions go on."""
+"""The configuration changes while the server runs: it takes effect at once and allocations are kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from polynya.stun import attributes as a
 from polynya.stun.registry import Method
 from polynya.turn.server.config import ChannelRange, Limits, RelayHost
 from polynya.turn.server.lookups import UserFound
-from polynya.turn.server.users import AskedUsers, StaticUsers, User
+from polynya.turn.server.users import ExternalUsers, StaticUsers, User
 from tests.turn.server.harness import CLIENT, HOST, PEER, REALM, Person, Table, code, config
 
 
-def test_limits_count_for_what_comes_after_and_take_nothing_away() -> None:
+def test_new_limits_apply_to_new_requests_only() -> None:
     table = Table(config())
     people = [Person(table, Address(CLIENT.host, 1000 + number)) for number in range(3)]
     assert [code(person.allocate()) for person in people[:2]] == [0, 0]
@@ -25,7 +25,7 @@ def test_limits_count_for_what_comes_after_and_take_nothing_away() -> None:
     assert [code(person.refresh(600)) for person in people[:2]] == [0, 0]
 
 
-def test_lifetimes_and_the_channel_range_count_at_once() -> None:
+def test_new_lifetimes_and_channel_range_apply_at_once() -> None:
     table = Table(config())
     alice = Person(table)
     alice.allocate()
@@ -36,25 +36,25 @@ def test_lifetimes_and_the_channel_range_count_at_once() -> None:
     assert alice.refresh(3600)[a.LIFETIME] == 700
 
 
-def test_users_may_change_and_allocations_go_on_until_their_next_request() -> None:
+def test_an_allocation_of_a_removed_user_is_kept_until_its_next_request() -> None:
     table = Table(config())
     alice = Person(table)
     alice.allocate()
     table.server.control.set_directory(StaticUsers(REALM, [User.with_password("carol", REALM, "new")]), now=table.now)
     assert code(Person(table, Address(CLIENT.host, 1), "carol", "new").allocate()) == 0
     assert len(table.server.control.allocations.by_client) == 2
-    assert code(alice.refresh(600)) == 401, "she is nobody now"
+    assert code(alice.refresh(600)) == 401, "her user was removed"
 
 
-def test_a_new_directory_is_asked_about_those_who_were_known() -> None:
-    table = Table(config(), AskedUsers())
+def test_a_new_directory_clears_the_cache_of_lookups() -> None:
+    table = Table(config(), ExternalUsers())
     carol = Person(table, name="carol", password="sea")
     for _ in range(2):
         carol.learn(carol.say(carol.build(Method.REFRESH)))
     table.give(UserFound("carol", User.with_password("carol", REALM, "sea")))
     assert code(carol.say(carol.build(Method.REFRESH))) == 437
-    table.server.control.set_directory(AskedUsers(), now=table.now)
-    assert carol.say(carol.build(Method.REFRESH)) is None, "she is looked up again"
+    table.server.control.set_directory(ExternalUsers(), now=table.now)
+    assert carol.say(carol.build(Method.REFRESH)) is None, "the user is looked up again"
     table.give(UserFound("carol", None))
     assert code(carol.say(carol.build(Method.REFRESH))) == 401
 
@@ -62,7 +62,7 @@ def test_a_new_directory_is_asked_about_those_who_were_known() -> None:
 @pytest.mark.parametrize(
     "change", [{"realm": "other"}, {"ports": (50000, 50001)}, {"relays": (RelayHost(host=HOST),)}, {"algorithms": (1,)}]
 )
-def test_what_clients_hold_on_to_is_fixed(change: dict[str, Any]) -> None:
+def test_fields_that_clients_depend_on_cannot_change(change: dict[str, Any]) -> None:
     table = Table(config())
     with pytest.raises(ConfigurationError, match=next(iter(change))):
         table.server.control.set_config(config(**change), now=table.now)

@@ -1,4 +1,4 @@
-"""RFC 8656, sections 5 to 8: how allocations are made, kept and ended; clients on streams."""
+"""RFC 8656, sections 5 to 8: allocations are made, refreshed and ended; clients on streams."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.turn.server.harness import (
 
 
 @pytest.mark.parametrize("algorithm", [2, 1, None], ids=["SHA-256", "MD5 chosen", "MD5 of RFC 5389"])
-def test_an_allocation_is_answered_with_its_addresses_and_signed(table: Table, algorithm: int | None) -> None:
+def test_the_response_to_an_allocate_has_its_addresses_and_is_signed(table: Table, algorithm: int | None) -> None:
     alice = Person(table, algorithm=algorithm)
     answer = alice.allocate()
     assert answer.cls is Class.SUCCESS
@@ -51,16 +51,16 @@ def test_an_allocation_is_answered_with_its_addresses_and_signed(table: Table, a
     assert (created.client.remote, created.user, created.relayed) == (CLIENT, "alice", (relayed,))
 
 
-def test_the_port_is_open_before_the_client_is_answered(table: Table) -> None:
+def test_the_relay_port_is_open_before_the_response_is_sent(table: Table) -> None:
     alice = Person(table)
     alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
     request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
     table.server.receive(Datagram(LISTENER, CLIENT, request), now=table.now)
     [opening] = table.server.outputs()
-    assert opening.local.host == HOST, "only the request to open, no answer"
+    assert opening.local.host == HOST, "the port is opened before the response is sent"
 
 
-def test_ports_that_others_hold_are_passed_over(table: Table) -> None:
+def test_ports_that_other_programs_use_are_skipped(table: Table) -> None:
     for port in range(50000, 50090):
         table.taken[Address(HOST, port)] = errno.EADDRINUSE
     found = [Person(table, Address("198.51.100.1", 1000 + n)) for n in range(4)]
@@ -72,20 +72,20 @@ def test_ports_that_others_hold_are_passed_over(table: Table) -> None:
     assert {person.relayed[0].port >= 50090 for person in found} == {True}
 
 
-def test_when_no_port_can_be_opened_the_answer_is_508_and_nothing_is_held(table: Table) -> None:
+def test_if_no_port_can_be_opened_the_response_is_508_and_no_state_is_left(table: Table) -> None:
     for port in range(50000, 50100):
         table.taken[Address(HOST, port)] = errno.EMFILE
     assert code(Person(table).allocate()) == 508
-    assert len(table.server.control.allocations._hosts[0][1]._resting) == 1, "another port would fare no better"
+    assert table.server.control.allocations.ports_resting == 1, "no other port is tried after such an error"
     assert "no relay port can be opened: in use" in table.events(RequestRefused)[-1].reason, (
-        "the log says what the system said"
+        "the log has the system's error"
     )
     assert table.server.control.allocations.claimed == 0
     table.taken.clear()
     assert code(Person(table).allocate()) == 0
 
 
-def test_a_retransmitted_allocate_gets_the_same_answer_and_no_second_port(table: Table) -> None:
+def test_a_retransmitted_allocate_gets_the_same_response_and_no_second_port(table: Table) -> None:
     alice = Person(table)
     alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
     request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
@@ -94,7 +94,7 @@ def test_a_retransmitted_allocate_gets_the_same_answer_and_no_second_port(table:
     assert len(table.flows) == 1
 
 
-def test_a_request_that_comes_again_while_it_is_worked_on_is_answered_once(table: Table) -> None:
+def test_a_request_that_is_retransmitted_while_in_progress_gets_one_response(table: Table) -> None:
     alice = Person(table)
     alice.learn(alice.say(alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})))
     request = alice.build(Method.ALLOCATE, {a.REQUESTED_TRANSPORT: 17})
@@ -121,20 +121,20 @@ def test_a_second_allocation_of_a_5_tuple_is_refused_with_437(alice: Person) -> 
         ({a.REQUESTED_TRANSPORT: 17, a.ADDITIONAL_ADDRESS_FAMILY: 6, a.EVEN_PORT: True}, 400),
     ],
 )
-def test_what_cannot_be_allocated(table: Table, attributes: dict, expected: int) -> None:
+def test_requests_that_cannot_be_allocated_get_their_error_code(table: Table, attributes: dict, expected: int) -> None:
     answer = Person(table).ask(Method.ALLOCATE, attributes)
     assert code(answer) == expected
     assert table.flows == {}
     assert table.server.control.allocations.claimed == 0
 
 
-def test_an_unknown_family_is_answered_with_440() -> None:
+def test_an_unsupported_address_family_gets_440() -> None:
     table = Table(config(relays=(RelayHost(host=HOST),)))
     assert code(Person(table).allocate({a.REQUESTED_ADDRESS_FAMILY: 6})) == 440
     assert code(Person(Table(config(relays=(RelayHost(host=HOST6),)))).allocate()) == 440
 
 
-def test_unknown_required_attributes_are_answered_with_420_once_the_client_is_known(table: Table) -> None:
+def test_unknown_required_attributes_get_420_after_authentication(table: Table) -> None:
     alice = Person(table)
     alice.allocate()
     answer = alice.say(alice.build_raw(Method.REFRESH, "7ffe0000"))
@@ -155,10 +155,8 @@ def test_unknown_required_attributes_are_answered_with_420_once_the_client_is_kn
     ],
     ids=["REQUESTED-TRANSPORT", "RESERVATION-TOKEN", "LIFETIME", "of no family", "second peer", "CHANNEL-NUMBER"],
 )
-def test_a_malformed_attribute_is_answered_with_400_once_the_client_is_known(
-    table: Table, method: Method, attributes: str
-) -> None:
-    """RFC 8656, sections 7.2 and 10.2. Silence would let the client ask for 39.5 seconds."""
+def test_a_malformed_attribute_gets_400_after_authentication(table: Table, method: Method, attributes: str) -> None:
+    """RFC 8656, sections 7.2 and 10.2. Without a response the client would retransmit for 39.5 seconds."""
     alice = Person(table)
     if method == Method.ALLOCATE:
         assert alice.learn(alice.say(alice.build(method)))
@@ -166,11 +164,11 @@ def test_a_malformed_attribute_is_answered_with_400_once_the_client_is_known(
         alice.allocate()
     answer = alice.say(alice.build_raw(method, attributes))
     assert code(answer) == 400 and answer is not None and answer.verify(alice.key)
-    assert "answers to CREATE_PERMISSION" not in table.server.control.counters
+    assert "success responses CREATE_PERMISSION" not in table.server.control.counters
     assert len(table.flows) == (method != Method.ALLOCATE)
 
 
-def test_a_malformed_request_of_a_stranger_is_a_strangers_request(table: Table) -> None:
+def test_a_malformed_request_without_credentials_gets_401(table: Table) -> None:
     data = Message.request(Method.ALLOCATE, bytes(12)).encode()
     [sent] = table.from_client(data[:2] + b"\0\x08" + data[4:] + bytes.fromhex("0019000211000000"))
     assert code(decode(sent.data)) == 401
@@ -191,7 +189,7 @@ def test_a_dual_allocation_has_both_families(table: Table) -> None:
     assert [each.remote for each in alice.send(b"6", PEER6) + alice.send(b"4", PEER)] == [PEER6, PEER]
 
 
-def test_a_dual_allocation_can_be_asked_for_by_the_number_of_the_draft(table: Table) -> None:
+def test_a_dual_allocation_can_be_requested_by_the_attribute_of_the_draft(table: Table) -> None:
     """coturn's turnutils_uclient 4.6.1 does."""
     answer = Person(table).allocate({a.SSODA_ADDITIONAL_ADDRESS_FAMILY: 6})
     assert [each.family for each in answer[a.XOR_RELAYED_ADDRESS]] == [4, 6]
@@ -199,7 +197,7 @@ def test_a_dual_allocation_can_be_asked_for_by_the_number_of_the_draft(table: Ta
     assert answer[a.SSODA_ADDRESS_ERROR_CODE].code == 440 and a.ADDRESS_ERROR_CODE not in answer
 
 
-def test_a_dual_allocation_gives_what_it_can_and_says_what_it_cannot() -> None:
+def test_a_dual_allocation_gets_one_family_and_address_error_code_for_the_other() -> None:
     answer = Person(Table(config(relays=(RelayHost(host=HOST),)))).allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
     assert [each.host for each in answer[a.XOR_RELAYED_ADDRESS]] == [HOST]
     assert answer[a.ADDRESS_ERROR_CODE][:2] == (6, 440)
@@ -210,7 +208,7 @@ def test_a_dual_allocation_gives_what_it_can_and_says_what_it_cannot() -> None:
     assert answer[a.ADDRESS_ERROR_CODE][:2] == (6, 508)
 
 
-def test_one_family_of_a_dual_allocation_can_be_given_back(table: Table) -> None:
+def test_one_family_of_a_dual_allocation_can_be_deleted(table: Table) -> None:
     alice = Person(table)
     alice.allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
     alice.permit(PEER, PEER6)
@@ -224,7 +222,7 @@ def test_one_family_of_a_dual_allocation_can_be_given_back(table: Table) -> None
     assert table.flows == {} and table.server.control.allocations.claimed == 0
 
 
-def test_the_families_of_a_dual_allocation_expire_by_themselves(table: Table) -> None:
+def test_the_families_of_a_dual_allocation_expire_independently(table: Table) -> None:
     alice = Person(table)
     alice.allocate({a.ADDITIONAL_ADDRESS_FAMILY: 6})
     alice.refresh(3000, {a.REQUESTED_ADDRESS_FAMILY: 4})
@@ -234,12 +232,12 @@ def test_the_families_of_a_dual_allocation_expire_by_themselves(table: Table) ->
     assert table.flows == {}
 
 
-@pytest.mark.parametrize(("asked", "given"), [(None, 600), (1, 600), (1200, 1200), (100_000, 3600)])
-def test_lifetimes_are_kept_within_bounds(table: Table, asked: int | None, given: int) -> None:
+@pytest.mark.parametrize(("requested", "granted"), [(None, 600), (1, 600), (1200, 1200), (100_000, 3600)])
+def test_lifetimes_are_kept_within_bounds(table: Table, requested: int | None, granted: int) -> None:
     alice = Person(table)
-    answer = alice.allocate({} if asked is None else {a.LIFETIME: asked})
-    assert answer[a.LIFETIME] == given
-    table.run_for(given - 1)
+    answer = alice.allocate({} if requested is None else {a.LIFETIME: requested})
+    assert answer[a.LIFETIME] == granted
+    table.run_for(granted - 1)
     assert len(table.flows) == 1
     table.run_for(2)
     assert table.flows == {}
@@ -247,7 +245,7 @@ def test_lifetimes_are_kept_within_bounds(table: Table, asked: int | None, given
     assert (ended.reason, ended.client.remote) == ("expired", CLIENT)
 
 
-def test_an_even_port_is_even_and_its_neighbor_waits_for_its_token(table: Table) -> None:
+def test_even_port_gives_an_even_port_and_reserves_the_next_for_its_token(table: Table) -> None:
     alice = Person(table)
     answer = alice.allocate({a.EVEN_PORT: True})
     [relayed] = answer[a.XOR_RELAYED_ADDRESS]
@@ -270,7 +268,7 @@ def test_even_port_without_a_reservation_takes_one_port(table: Table) -> None:
     assert a.RESERVATION_TOKEN not in answer and len(table.flows) == 1
 
 
-def test_an_external_address_is_what_clients_are_told() -> None:
+def test_clients_get_the_external_address_of_a_relay() -> None:
     table = Table(config(relays=(RelayHost(host="10.0.0.5", external=HOST),)))
     answer = Person(table).allocate()
     [bound] = table.flows.values()
@@ -278,8 +276,8 @@ def test_an_external_address_is_what_clients_are_told() -> None:
     assert bound.host == "10.0.0.5"
 
 
-def test_a_draining_server_spreads_its_clients_by_address_family() -> None:
-    """RFC 8489, section 14.15: a client is sent where it can get the way that it came."""
+def test_a_draining_server_redirects_clients_by_address_family() -> None:
+    """RFC 8489, section 14.15: the alternate has the address family of the client."""
     table = Table(config())
     there = [Address(f"192.0.2.{number}", 3478) for number in (98, 99)]
     there6 = Address("2001:db8::99", 3478)
@@ -294,7 +292,7 @@ def test_a_draining_server_spreads_its_clients_by_address_family() -> None:
         assert {each for answer in answers for each in answer.get(a.ALTERNATE_SERVER) or ()} == expected
 
 
-def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table, alice: Person) -> None:
+def test_a_draining_server_redirects_new_clients_and_keeps_allocations(table: Table, alice: Person) -> None:
     table.server.control.drain(now=table.now, alternates=(Alternate(Address("192.0.2.99", 3478)),))
     answer = Person(table, OTHER).allocate()
     assert code(answer) == 300 and answer[a.ALTERNATE_SERVER] == (Address("192.0.2.99", 3478),)
@@ -304,7 +302,7 @@ def test_a_draining_server_sends_new_clients_away_and_keeps_the_old(table: Table
     assert len(table.events(Drained)) == 1
 
 
-def test_a_reservation_that_outlives_its_allocation_is_waited_for(table: Table) -> None:
+def test_draining_waits_for_a_reservation_that_outlives_its_allocation(table: Table) -> None:
     alice = Person(table)
     alice.allocate({a.EVEN_PORT: True})
     table.server.control.drain(now=table.now)
@@ -314,10 +312,10 @@ def test_a_reservation_that_outlives_its_allocation_is_waited_for(table: Table) 
     table.run_for(2)
     assert len(table.events(Drained)) == 1 and table.flows == {}
     table.run_for(100)
-    assert len(table.events(Drained)) == 1, "once"
+    assert len(table.events(Drained)) == 1, "emitted once"
 
 
-def test_a_server_that_does_not_drain_is_never_drained(table: Table, alice: Person) -> None:
+def test_drained_is_emitted_only_while_draining(table: Table, alice: Person) -> None:
     alice.refresh(0)
     assert table.events(Drained) == []
 
@@ -325,7 +323,7 @@ def test_a_server_that_does_not_drain_is_never_drained(table: Table, alice: Pers
 # ------------------------------------------------------------------------------------------------------------ refresh
 
 
-def test_refresh_prolongs_and_zero_ends(table: Table, alice: Person) -> None:
+def test_refresh_extends_an_allocation_and_lifetime_zero_ends_it(table: Table, alice: Person) -> None:
     table.run_for(500)
     assert alice.refresh(900)[a.LIFETIME] == 900
     table.run_for(890)
@@ -337,19 +335,19 @@ def test_refresh_prolongs_and_zero_ends(table: Table, alice: Person) -> None:
     assert code(alice.allocate()) == 0
 
 
-def test_a_refresh_that_meets_the_end_of_its_allocation_is_refused(table: Table, alice: Person) -> None:
-    """The port is lost while the plane is told of the new expiry."""
+def test_a_refresh_during_which_the_allocation_ends_gets_437(table: Table, alice: Person) -> None:
+    """The port is lost while the command with the new expiry is pending."""
     control, [relay] = table.server.control, alice.relayed
     control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.REFRESH)), now=table.now)
-    [told] = control.outputs()
-    assert isinstance(told, SetExpiry)
+    [command] = control.outputs()
+    assert isinstance(command, SetExpiry)
     control.receive(RelayLost(Relay(relay), "gone"), now=table.now)
-    control.receive(Done(told.number), now=table.now)
+    control.receive(Done(command.number), now=table.now)
     answers = [decode(output.data) for output in control.outputs() if isinstance(output, Send)]
     assert [code(answer) for answer in answers] == [437]
 
 
-def test_an_ending_refresh_that_comes_again_is_answered_the_same(table: Table, alice: Person) -> None:
+def test_a_retransmitted_final_refresh_gets_the_same_response(table: Table, alice: Person) -> None:
     request = alice.build(Method.REFRESH, {a.LIFETIME: 0})
     [first], [second] = table.from_client(request), table.from_client(request)
     assert first == second
@@ -364,7 +362,7 @@ def test_another_user_cannot_touch_an_allocation(table: Table, alice: Person) ->
     assert len(table.flows) == 1
 
 
-def test_requests_without_an_allocation_are_answered_with_437(table: Table) -> None:
+def test_requests_without_an_allocation_get_437(table: Table) -> None:
     alice = Person(table)
     assert [code(each) for each in (alice.refresh(), alice.permit(PEER), alice.bind(0x4000))] == [437] * 3
 
@@ -405,7 +403,7 @@ def test_a_stream_that_closes_ends_its_allocation(table: Table) -> None:
     assert table.flows == {} and table.server.control.allocations.claimed == 0
 
 
-def test_a_stream_that_closes_while_its_port_opens_leaves_nothing(table: Table) -> None:
+def test_a_stream_that_closes_while_its_port_opens_leaves_no_state(table: Table) -> None:
     stream = Flow(700)
     table.open_stream(stream)
     alice = Person(table, stream=stream)
@@ -417,7 +415,7 @@ def test_a_stream_that_closes_while_its_port_opens_leaves_nothing(table: Table) 
     assert set(table.server.plane.size.values()) == {0}
 
 
-def test_a_stream_without_an_allocation_is_closed_in_time(table: Table) -> None:
+def test_a_stream_without_an_allocation_is_closed_after_the_timeout(table: Table) -> None:
     table.open_stream(Flow(700))
     alice = Person(table, OTHER, stream=Flow(701))
     table.open_stream(Flow(701), OTHER)
@@ -429,22 +427,22 @@ def test_a_stream_without_an_allocation_is_closed_in_time(table: Table) -> None:
     assert table.closed[-1] == Flow(701)
 
 
-def test_what_comes_on_a_stream_that_was_closed_is_dropped(table: Table) -> None:
+def test_data_on_a_closed_stream_is_dropped(table: Table) -> None:
     table.open_stream(Flow(700))
     table.run_for(31)
     assert table.closed == [Flow(700)]
     for flow in (Flow(700), Flow(999)):
         assert table.give(StreamData(flow, Message.request(Method.BINDING, bytes(12)).encode())) == []
-    assert table.server.control.counters["data of a stream that is not open"] == 2
+    assert table.server.control.counters["data on a stream that is not open"] == 2
 
 
-def test_a_stream_that_loses_step_is_closed(table: Table) -> None:
+def test_a_stream_with_a_malformed_frame_is_closed(table: Table) -> None:
     table.open_stream(Flow(700))
     table.give(StreamData(Flow(700), b"\x16\x03\x01\x02\x00\x01\x00\x01"))
     assert table.closed == [Flow(700)]
 
 
-def test_a_stream_without_an_allocation_holds_little_memory(table: Table) -> None:
+def test_a_stream_without_an_allocation_buffers_little(table: Table) -> None:
     table.open_stream(Flow(700))
     table.give(StreamData(Flow(700), b"GET / HTTP/1.1\r\n" + bytes(1000)))
     assert table.closed == []
@@ -464,14 +462,14 @@ def test_binding_requests_are_answered_without_credentials(table: Table) -> None
     assert (send.flow, decode(send.data)[a.XOR_MAPPED_ADDRESS]) == (Flow(700), OTHER)
 
 
-def test_refusals_are_told_with_the_clients_address(table: Table, alice: Person) -> None:
+def test_error_responses_are_emitted_as_events_with_the_clients_address(table: Table, alice: Person) -> None:
     alice.allocate()
     refused = table.events(RequestRefused)
     assert [(each.code, each.user) for each in refused] == [(401, ""), (437, "alice")]
     assert {each.client.remote for each in refused} == {CLIENT}
 
 
-def test_the_last_traffic_comes_with_the_end(table: Table, alice: Person) -> None:
+def test_allocation_ended_has_the_final_traffic(table: Table, alice: Person) -> None:
     [relay] = alice.relayed
     alice.permit(PEER)
     alice.send(b"12345")
@@ -482,12 +480,12 @@ def test_the_last_traffic_comes_with_the_end(table: Table, alice: Person) -> Non
     assert (traffic.to_peers, traffic.bytes_to_peers, traffic.from_peers, traffic.bytes_from_peers) == (1, 5, 1, 3)
 
 
-def test_limits_are_checked_when_they_are_given() -> None:
+def test_limits_are_validated_when_they_are_set() -> None:
     with pytest.raises(ValueError, match="permissions"):
         Limits(permissions=-1)
 
 
-def test_what_the_rfc_recommends_is_the_default_and_what_it_warns_of_is_refused() -> None:
+def test_defaults_follow_the_rfc_and_unsafe_values_are_refused() -> None:
     """RFC 8656, sections 5 and 7.2."""
     usual = ServerConfig(realm="example.org", relays=(RelayHost(host=HOST),))
     assert usual.ports == (49152, 65535)

@@ -1,4 +1,4 @@
-"""The TURN client: `TurnClient`, a machine, with what it is configured by and what it tells."""
+"""TURN client: the machine `TurnClient`, its configuration, events and report."""
 
 from .allocation import State
 from .client import TurnClient
@@ -18,6 +18,7 @@ from .events import (
     Released,
     ServerAddress,
     ServerChosen,
+    ServerFailed,
     TurnEvent,
 )
 from .report import TurnReport
@@ -38,6 +39,7 @@ __all__ = [
     "Released",
     "ServerAddress",
     "ServerChosen",
+    "ServerFailed",
     "State",
     "TurnClient",
     "TurnEvent",

@@ -1,4 +1,4 @@
-"""The life of one allocation, and the flow and server that it lives by (RFC 8656, sections 7 and 8).
+"""State machine of one allocation, with its flow and server (RFC 8656, sections 7 and 8).
 
     state      | opened     | flow gone | success   | 300       | 437       | refused, no answer | close
     -----------+------------+-----------+-----------+-----------+-----------+--------------------+--------
@@ -7,15 +7,15 @@
     ALLOCATING |            | FAILED    | ALLOCATED | OPENING * | OPENING + | FAILED             | CLOSING
     ALLOCATED  |            | LOST      | ALLOCATED | later     | LOST      | later, at last LOST | CLOSING
     CLOSING    |            | CLOSED    | CLOSED #  | CLOSED    | CLOSED    | CLOSED             |
-    FAILED, LOST, CLOSED: nothing more happens
+    FAILED, LOST, CLOSED: final
 
     `start` leads from NEW to OPENING *
-    *  ALLOCATING at once where the flow serves: a UDP flow that is there, and a server of its family; at most 3 hops
+    *  ALLOCATING at once if the present flow can be used: it is a UDP flow of the server's family; at most 3 hops
     +  with another port, at most 3 times; then FAILED
-    #  of the Refresh with lifetime 0; an Allocate that succeeds only now is freed first
+    #  of the Refresh with lifetime 0; an allocation that is granted only now is freed first
 
-The flow is given by the owner, who then keeps and closes it, or is opened here. When the server says that the port is
-in use (437), or when it sends us to a server that the flow cannot reach (300), another one is opened here.
+The owner supplies a flow, which it closes itself, or the allocation opens one. It also opens another one if the server
+reports that the port is in use (437), or redirects to a server that the flow cannot reach (300).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, Final
 
 from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.compact import Queue
 from polynya.core.errors import Attempt
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
@@ -61,14 +62,14 @@ from .lifetimes import RETRY, renewal
 from .requests import Answer, Ask
 
 MAX_HOPS: Final = 3
-"""How often an ALTERNATE-SERVER is followed."""
+"""Limit of redirections by ALTERNATE-SERVER."""
 MAX_PORTS: Final = 3
-"""How often another port is tried after a 437."""
+"""Limit of other local ports after a 437."""
 CLOSE_PATIENCE: Final = 5 * SECOND
-"""For how long the answer to the last Refresh is waited for."""
+"""Wait for the response to the last Refresh."""
 ALPN: Final = ("stun.turn",)
 """RFC 7443."""
-UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # to send from, not to listen on
+UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # source addresses, no listeners
 
 AllocationEvent = ServerChosen | Allocated | AllocationFailed | Lost | Released
 
@@ -96,17 +97,17 @@ TRANSITIONS: Final[Mapping[State, tuple[State, ...]]] = {
     State.LOST: (),
     State.CLOSED: (),
 }
-"""Where each state may go; the one writer holds to it."""
+"""The allowed transitions, asserted by the one writer."""
 
 
 class _Timer(Enum):
     RENEW = "renew"
     END = "the lifetime's end"
-    PATIENCE = "the last answer was waited for long enough"
+    PATIENCE = "the wait for the last response"
 
 
 class Allocation:
-    """One allocation. Drained by the client: `asks`, then `outputs` (after the sends of the asks), then `events`."""
+    """One allocation. The client drains `asks`, then `outputs` (after it has sent the asks), then `events`."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class Allocation:
         self.mapped: Address | None = None
         self.history: list[tuple[Instant, State, str]] = []
         self.attempts: list[Attempt] = []
-        """What did not work, oldest first."""
+        """Failed attempts, oldest first."""
         self._config = config
         self._flow_ids = flow_ids
         self._trace = trace
@@ -134,69 +135,69 @@ class Allocation:
         self._ports = 0
         self._ends = Instant(0)
         self._timers: Timers[_Timer] = Timers()
-        self._asks: list[Ask] = []
-        self._outputs: list[Open | Close] = []
-        self._events: list[AllocationEvent] = []
+        self._asks: Queue[Ask] = Queue()
+        self._outputs: Queue[Open | Close] = Queue()
+        self._events: Queue[AllocationEvent] = Queue()
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def start(self, *, now: Instant) -> None:
         if self.state is State.NEW:
-            self._approach("an allocation was asked for", now=now, fresh=self.flow is None)
+            self._approach("an allocation was requested", now=now, fresh=self.flow is None)
 
-    def close(self, *, now: Instant, may_stand: bool) -> None:
-        """Free it. `may_stand`: an Allocate is under way that the server may have granted."""
+    def close(self, *, now: Instant, possible: bool) -> None:
+        """Free the allocation. `possible`: the server may have granted an Allocate that is unanswered."""
         if self.state is State.ALLOCATED:
             self._become(State.CLOSING, "closed here", now=now)
             self._timers.clear()
             self._timers.set(_Timer.PATIENCE, Instant(now + CLOSE_PATIENCE))
             self._asks.append(self._release())
-        elif self.state is State.ALLOCATING and may_stand:
+        elif self.state is State.ALLOCATING and possible:
             self._become(State.CLOSING, "closed here while allocating", now=now)
             self._timers.set(_Timer.PATIENCE, Instant(now + CLOSE_PATIENCE))
         elif self.state in (State.NEW, State.OPENING, State.ALLOCATING):
-            self._released("closed here before there was an allocation", now=now)
+            self._released("closed here before the allocation was made", now=now)
 
     def renew(self, *, now: Instant) -> None:
-        """Refresh it now: there is reason to doubt that it stands."""
+        """Refresh the allocation now, because the server may have lost it."""
         if self.state is State.ALLOCATED:
             self._timers.set(_Timer.RENEW, now)
             self.tick(now=now)
 
     def free_unseen(self) -> None:
-        """An Allocate is under way that the server may grant: free what it gives, after it."""
+        """Free an allocation that the server may still grant to an unanswered Allocate."""
         if not self.relayed:
             self._asks.append(self._release())
 
     def leave(self, *, now: Instant) -> None:
-        """Wait no longer to hear that it is freed."""
+        """Stop waiting for the server's confirmation."""
         if self.state is State.CLOSING:
-            self._released("closed here; no answer was waited for", now=now)
+            self._released("closed here without waiting for a response", now=now)
 
     def opened(self, flow: Flow, *, now: Instant) -> None:
-        """Our own flow is open."""
+        """Continue: the allocation's own flow is open."""
         if self.state is State.OPENING and flow == self.flow:
             self._allocate("its flow is open", now=now)
 
     def flow_gone(self, reason: str, *, now: Instant, still_open: bool = False) -> None:
-        """The flow was closed by the other side or the system, could not be opened, or is of no use any more."""
+        """End the allocation: its flow was closed, could not be opened, or is unusable (`still_open`)."""
         self._ours = self._ours and still_open
         self._end(None, reason, now=now)
 
     def gone(self, code: int | None, reason: str, *, now: Instant) -> None:
-        """Another part of the client was told that there is no allocation."""
+        """End the allocation: the server reported to another part of the client that it has none."""
         if self.state is State.ALLOCATED:
             self._end(code, reason, now=now)
 
     # -------------------------------------------------------------------------------------------------------- machine
 
     def answered(self, answer: Answer, *, now: Instant) -> None:
-        """The end of one of our requests."""
+        """Handle the result of an own request."""
         if answer.ask.method == Method.ALLOCATE:
             self._allocate_answered(answer, now=now)
         elif self.state is State.CLOSING:
             if answer.ask.attributes[LIFETIME]:
-                return  # a refresh that was under way
+                return  # a renewal that was sent before
             freed = answer.ok or answer.code == ErrorCode.ALLOCATION_MISMATCH
             self._released("the server has freed it" if freed else answer.reason, now=now)
         elif self.state is State.ALLOCATED:
@@ -207,30 +208,28 @@ class Allocation:
             if timer is _Timer.RENEW:
                 self._asks.append(Ask(Method.REFRESH, {LIFETIME: self._config.lifetime // SECOND}))
             elif timer is _Timer.END:
-                why = self.attempts[-1].reason if self.attempts else "it was not answered"
+                why = self.attempts[-1].reason if self.attempts else "no response"
                 self._end(None, f"the allocation could not be refreshed before its lifetime ended: {why}", now=now)
             else:
-                self._released(f"{self.server} did not say in time that it is freed", now=now)
+                self._released(f"{self.server} did not confirm in time that it is freed", now=now)
 
     def next_timer(self) -> Instant | None:
         return self._timers.next()
 
     def asks(self) -> list[Ask]:
-        drained, self._asks = self._asks, []
-        return drained
+        """Return and remove the requests to send."""
+        return self._asks.drain()
 
     def outputs(self) -> list[Open | Close]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
     def events(self) -> list[AllocationEvent]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     # ----------------------------------------------------------------------------------------------- flow and server
 
     def _approach(self, reason: str, *, now: Instant, fresh: bool) -> None:
-        """Go to `self.server`: by the flow that there is, or by a fresh one."""
+        """Contact `self.server` by the present flow, or by a fresh one."""
         if fresh:
             self._close_flow()
             self.flow = self._flow_ids.new()
@@ -302,10 +301,10 @@ class Allocation:
             self._try_alternate(message, answer, now=now)
         elif answer.code == ErrorCode.ALLOCATION_MISMATCH and self._ports < MAX_PORTS:
             self._ports += 1
-            self._approach("another port is tried: the server takes the last one for in use", now=now, fresh=True)
+            self._approach("trying another port: the server reports the last one as in use", now=now, fresh=True)
         elif self._dont_fragment and message is not None and self._unknown(message, DONT_FRAGMENT):
             self._dont_fragment = False
-            self._allocate("asked again without DONT-FRAGMENT, which the server does not know", now=now)
+            self._allocate("asking again without DONT-FRAGMENT, which the server does not know", now=now)
         else:
             self._end(answer.code, answer.reason, now=now)
 
@@ -314,21 +313,21 @@ class Allocation:
         return attribute.number in (message.get(UNKNOWN_ATTRIBUTES) or ())
 
     def _try_alternate(self, message: Message, answer: Answer, *, now: Instant) -> None:
-        """Go where the server sends us (RFC 8489, section 10), by the same transport."""
+        """Follow a redirection (RFC 8489, section 10) by the same transport."""
         named = message.get(ALTERNATE_SERVER) or ()
         known = [server.address for server in self._servers]
         fresh = [address for address in named if address not in known and address.port]
         fresh.sort(key=lambda address: address.family != self.server.address.family)
         if len(self._servers) > MAX_HOPS:
-            self._end(answer.code, f"{answer.reason}; {MAX_HOPS} others did before", now=now)
+            self._end(answer.code, f"{answer.reason}; {MAX_HOPS} redirections were followed before", now=now)
         elif not fresh:
-            self._end(answer.code, f"{answer.reason}, and names none that was not asked before", now=now)
+            self._end(answer.code, f"{answer.reason}, and it names no server that was not tried before", now=now)
         else:
             old, name = self.server, message.get(ALTERNATE_DOMAIN) or self.server.name
             self.server = ServerAddress(address=fresh[0], transport=old.transport, name=name)
             self._servers.append(self.server)
             serves = old.transport is Transport.UDP and old.address.family == self.server.address.family
-            self._approach(f"{old} sends us there", now=now, fresh=not serves)
+            self._approach(f"{old} redirected the client", now=now, fresh=not serves)
 
     def _succeeded(self, message: Message, sent_at: Instant, *, now: Instant) -> None:
         families = self._config.families
@@ -336,9 +335,9 @@ class Allocation:
         relayed = [address for family in families for address in given if address.family == family]
         lifetime = self._lifetime(message)
         if not relayed or not lifetime:
-            what = "a lifetime of zero" if relayed else "no relayed address that was asked for"
-            self._end(None, f"{self.server} answered with success and {what}", now=now)
-            self._asks.append(self._release())  # RFC 8656, section 7.3: what cannot be used is given back
+            what = "a lifetime of zero" if relayed else "no relayed address of a requested family"
+            self._end(None, f"{self.server} answered with success but {what}", now=now)
+            self._asks.append(self._release())  # RFC 8656, section 7.3: free an allocation that cannot be used
             return
         self.relayed = tuple(relayed)
         self.mapped = message.get(XOR_MAPPED_ADDRESS)
@@ -361,10 +360,12 @@ class Allocation:
 
     def _refused_families(self, message: Message) -> tuple[AddressError, ...]:
         given = tuple(address.family for address in self.relayed)
-        told = message.get(ADDRESS_ERROR_CODE) or message.get(SSODA_ADDRESS_ERROR_CODE)
-        silent = AddressError(0, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, "the server gave one family and no reason")
+        reported = message.get(ADDRESS_ERROR_CODE) or message.get(SSODA_ADDRESS_ERROR_CODE)
+        silent = AddressError(
+            0, ErrorCode.ADDRESS_FAMILY_NOT_SUPPORTED, "the server allocated one family only, without a reason"
+        )
         return tuple(
-            told if told is not None and told.family == family else silent._replace(family=family)
+            reported if reported is not None and reported.family == family else silent._replace(family=family)
             for family in self._config.families
             if family not in given
         )
@@ -392,7 +393,7 @@ class Allocation:
 
     @staticmethod
     def _lifetime(message: Message) -> int:
-        """What was granted, nanoseconds; a server that promises more than an hour is asked within the hour."""
+        """Return the granted lifetime in nanoseconds, at most an hour."""
         seconds = message.get(LIFETIME)
         return DEFAULT_LIFETIME if seconds is None else min(seconds * SECOND, MAX_LIFETIME)
 
@@ -403,7 +404,7 @@ class Allocation:
     # ------------------------------------------------------------------------------------------------------------ end
 
     def _end(self, code: int | None, reason: str, *, now: Instant) -> None:
-        """It failed, was lost, or is over as we wanted it to be."""
+        """End the allocation as FAILED, LOST or CLOSED, depending on the state."""
         if self.state is State.ALLOCATED:
             self._finish(State.LOST, reason, now=now)
             self._events.append(Lost(code=code, reason=reason))
@@ -428,5 +429,4 @@ class Allocation:
         assert state in TRANSITIONS[self.state], f"{self.state} does not become {state}"
         self.state = state
         self.history.append((now, state, reason))
-        if self._trace.enabled:
-            self._trace.server(reason, now=now, server=str(self.server), state=state.value)
+        self._trace.server(reason, now=now, server=self.server, state=state)

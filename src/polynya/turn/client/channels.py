@@ -1,4 +1,4 @@
-"""Channels: four bytes instead of thirty-six before each datagram (RFC 8656, sections 2.5 and 12).
+"""Channels: they add 4 bytes to each datagram instead of 36 or more (RFC 8656, sections 2.5 and 12).
 
     state   | bind            | success       | refused, no answer   | renewal due | its end | rest over
     --------+-----------------+---------------+----------------------+-------------+---------+----------
@@ -9,8 +9,8 @@
     RESTING | ASKED, same     | BOUND         |                      |             |         | (none)
             | number          |               |                      |             |         |
 
-What comes on a channel is taken from the moment that it is asked for: the server may use it before its answer is here.
-A number or a peer that was bound rests before it is bound to another; the same two may meet again at any time.
+Data on a channel is accepted from the moment of the request, since the server may use the channel before its response
+arrives. A number or peer that was bound rests before it is bound to another; the same two may be bound again at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from struct import Struct, error
 from typing import Any, Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.instants import Instant
 from polynya.core.timers import Timers
 from polynya.stun.attributes import CHANNEL_NUMBER, XOR_PEER_ADDRESS, Attribute
@@ -62,31 +63,31 @@ class _Channel:
 
 
 class Channels:
-    """The channels of one allocation. Drained by the client: `asks`, then `events`."""
+    """The channels of one allocation. The client drains `asks`, then `events`."""
 
     def __init__(self) -> None:
         self.padded = False
-        """Whether frames are padded to four bytes: on a stream (section 12.5)."""
+        """Whether frames are padded to four bytes, as on a stream (section 12.5)."""
         self._numbers: dict[Address, int] = {}
-        """Peers whose channel may be sent on."""
+        """The channels to send on, by peer."""
         self._peers: dict[int, Address] = {}
-        """Whose data it is, by its channel."""
+        """The peers of received channels, by number."""
         self._by_number: dict[int, _Channel] = {}
         self._by_peer: dict[Address, _Channel] = {}
         self._last = LAST_CHANNEL
         self._timers: Timers[tuple[_Timer, int]] = Timers()
-        self._asks: list[Ask] = []
-        self._events: list[ChannelBound | ChannelFailed] = []
+        self._asks: Queue[Ask] = Queue()
+        self._events: Queue[ChannelBound | ChannelFailed] = Queue()
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def bind(self, peer: Address) -> None:
-        """Have a channel to this peer. Nothing happens when there is one, or one is asked for."""
+        """Bind a channel to this peer, unless one is bound or requested."""
         channel = self._by_peer.get(peer)
         if channel is None:
             number = self._free_number()
             if number is None:
-                reason = f"all {COUNT} channels of the allocation are bound or rest"
+                reason = f"all {COUNT} channel numbers of the allocation are bound or resting"
                 self._events.append(ChannelFailed(peer=peer, code=None, reason=reason))
                 return
             channel = self._by_number[number] = self._by_peer[peer] = _Channel(peer, number)
@@ -99,13 +100,13 @@ class Channels:
         self._ask(channel)
 
     def forget(self, peer: Address, *, now: Instant) -> None:
-        """Renew it no more and send nothing on it."""
+        """Stop renewing the channel to this peer and sending on it."""
         channel = self._by_peer.get(peer)
         if channel is not None and channel.state is not State.RESTING:
             self._rest(channel, now=now)
 
     def clear(self) -> None:
-        """The allocation is gone."""
+        """Remove all channels: the allocation has ended."""
         self._numbers.clear()
         self._peers.clear()
         self._by_number.clear()
@@ -114,17 +115,17 @@ class Channels:
         self._asks.clear()
 
     def __contains__(self, peer: object) -> bool:
-        """Whether there is a channel to this peer, was one lately, or one is asked for."""
+        """Whether a channel to this peer is bound, resting or requested."""
         return peer in self._by_peer
 
     def states(self) -> dict[str, str]:
-        """Each peer with its channel and state, for `why()`."""
+        """Return each peer's channel and state, for `why()`."""
         return {str(one.peer): f"{one.number:#06x} {one.state.value}" for one in self._by_number.values()}
 
     # ----------------------------------------------------------------------------------------------------------- data
 
     def wrap(self, peer: Address, data: bytes) -> bytes | None:
-        """The bytes that carry `data` to `peer`; None when it has no channel, or `data` is too long for one."""
+        """Return `data` as ChannelData to `peer`; None without a bound channel, or if `data` is too long."""
         number = self._numbers.get(peer)
         size = len(data)
         if number is None or size > MAX_PAYLOAD:
@@ -134,7 +135,7 @@ class Channels:
         return _HEADER(number, size) + data
 
     def unwrap(self, data: bytes) -> tuple[Address, bytes] | None:
-        """Peer and payload of what came from the server; None for what is not ChannelData of a channel of ours."""
+        """Return peer and payload of ChannelData from the server; None for any other bytes."""
         try:
             number, size = _READ_HEADER(data)
         except error:
@@ -148,7 +149,7 @@ class Channels:
     # -------------------------------------------------------------------------------------------------------- machine
 
     def answered(self, answer: Answer, *, now: Instant) -> Address | None:
-        """The end of one of our requests; the peer, when its channel stands."""
+        """Handle the result of a ChannelBind; return the peer if its channel was bound or renewed."""
         channel = self._by_number.get(answer.ask.subject)
         if channel is None:
             return None
@@ -183,12 +184,11 @@ class Channels:
         return self._timers.next()
 
     def asks(self) -> list[Ask]:
-        drained, self._asks = self._asks, []
-        return drained
+        """Return and remove the requests to send."""
+        return self._asks.drain()
 
     def events(self) -> list[ChannelBound | ChannelFailed]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     # --------------------------------------------------------------------------------------------------------- inside
 
@@ -206,8 +206,8 @@ class Channels:
         self._timers.set((_Timer.END, channel.number), channel.ends)
 
     def _rest(self, channel: _Channel, *, now: Instant) -> None:
-        """What comes on it is still taken: the server may not have ended it yet."""
-        if channel.state is State.ASKED:  # whether the server has bound it is not known
+        """Stop using the channel. Data on it is still accepted, since the server may not have removed it yet."""
+        if channel.state is State.ASKED:  # the server may have bound it
             channel.ends = Instant(now + CHANNEL_LIFETIME)
         channel.state = State.RESTING
         self._numbers.pop(channel.peer, None)
@@ -216,7 +216,7 @@ class Channels:
         self._timers.set((_Timer.REST, channel.number), Instant(channel.ends + CHANNEL_REST))
 
     def _free_number(self) -> int | None:
-        """The next after the last one given out that neither is bound nor rests."""
+        """Return the next number that is neither bound nor resting; None if there is none."""
         if len(self._by_number) >= COUNT:
             return None
         while True:

@@ -1,15 +1,16 @@
-"""The TURN client: one allocation on one server, its permissions and channels, and the data that goes through it.
+"""TURN client: one allocation on one server, with its permissions, channels and data (RFC 8656).
 
     Allocation    flow, server, Allocate, Refresh     Requests    signing, challenges, transactions
     Permissions   CreatePermission                    Channels    ChannelBind
-    this file     finds whose a packet is, and moves the data
+    this file     dispatches packets and carries data
 
-Data goes by Send indications until a channel is bound, then by ChannelData, in the order of the calls: on a link that
-neither loses nor reorders, the switch does neither.
+Data travels in Send indications until a channel is bound, then in ChannelData, in the order of the calls. On a link
+that neither loses nor reorders packets, the switch to a channel loses and reorders none.
 
-A relay is itself a flow. Who composes clients with an ICE agent gives each relayed address a `Flow` of its own
-(`flow_ids.new()`); a `Send` on it to a peer is `client.send(peer, data, now)`, and a `RelayedData` of the client is a
-`Datagram` on it from `peer`. A packet is the client's when it came by `ServerChosen.flow` from `ServerChosen.server`.
+A relay is itself a flow. An owner that composes clients with an ICE agent gives each relayed address a `Flow` of its
+own (`flow_ids.new()`). A `Send` on that flow becomes `client.send(peer, data, now=now)`, and a `RelayedData` event
+becomes a `Datagram` on that flow from `peer`. Packets that arrive by `ServerChosen.flow` from `ServerChosen.server`
+belong to the client.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import Instant, earliest
@@ -54,10 +56,10 @@ from .requests import Answer, Requests
 
 
 class TurnClient:
-    """A machine: core inputs (or messages that were decoded already) in, core outputs out, `TurnEvent`s.
+    """Machine of one TURN client: core inputs or decoded messages in, core outputs and `TurnEvent`s out.
 
-    `flow` is a UDP flow of the owner's that is used and never closed; without it the client opens its own. `pacer` is
-    asked for a slot before each transaction.
+    `flow` is a UDP flow of the owner's, which the client never closes; without it the client opens its own. `pacer`
+    grants a slot to each transaction. Outputs are appended to `outbox`; without one they wait in `outputs`.
     """
 
     def __init__(
@@ -71,72 +73,80 @@ class TurnClient:
         credentials: Credentials | None = None,
         pacer: Pacer | None = None,
         trace: Tracer = NO_TRACE,
+        outbox: Queue[Output] | None = None,
     ) -> None:
         if flow is not None and server.transport.reliable:
-            raise ValueError("a stream to a TURN server is opened by its client: leave the flow out")
+            raise ValueError("a TURN client opens its stream to the server itself: omit `flow`")
         self.config = config or ClientConfig()
         self._draw = random.randbytes
         self._trace = trace
+        self._outbox: Queue[Output] = Queue() if outbox is None else outbox
         self._allocation = Allocation(server, self.config, flow_ids=flow_ids, flow=flow, trace=trace)
-        self._requests = Requests(credentials, random=random, schedule=self.config.schedule, pacer=pacer, trace=trace)
+        self._requests = Requests(
+            credentials,
+            random=random,
+            schedule=self.config.schedule,
+            pacer=pacer,
+            trace=trace,
+            outbox=self._outbox,
+        )
         self._permissions = Permissions()
         self._channels = Channels()
         self.wrap = self._channels.wrap
-        """`wrap(peer, data)`: the bytes for the server that carry data by a bound channel, or None: to send fast."""
+        """`wrap(peer, data)` returns ChannelData for the server, or None without a bound channel: the fast path out."""
         self.unwrap = self._channels.unwrap
-        """`unwrap(data)`: peer and payload of ChannelData from the server, or None: to receive fast."""
+        """`unwrap(data)` returns peer and payload of ChannelData from the server, or None: the fast path in."""
         self._framer: StreamFramer | None = None
         self._flow = Flow(0)
         self._address = server.address
         self._keepalive = Keepalive(self.config.keepalive)
         self._due: Instant | None = None
         self._counters: Counter[str] = Counter()
-        self._outputs: list[Output] = []
-        self._events: list[TurnEvent] = []
+        self._events: Queue[TurnEvent] = Queue()
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def start(self, *, now: Instant) -> None:
-        """Allocate. A second call changes nothing."""
+        """Request the allocation. A second call changes nothing."""
         self._allocation.start(now=now)
         self._collect(now=now)
 
     def permit(self, peers: Iterable[Address], *, now: Instant) -> None:
-        """Let these peers send to the relay, and us to them, until they are forgotten. Any port of a host will do.
+        """Install and renew permissions for these peers' hosts until `forget`; the port does not matter.
 
-        Ends with `Permitted` or `PermissionFailed` for each. Before there is an allocation it is asked for later.
+        `Permitted` or `PermissionFailed` follows for each. Before the allocation is made, the request waits for it.
         """
         if self.state not in ENDED:
             self._permissions.permit(peers)
             self._collect(now=now)
 
     def bind(self, peer: Address, *, now: Instant) -> None:
-        """Have a channel to this peer, and so its permission. Ends with `ChannelBound` or `ChannelFailed`."""
+        """Bind and renew a channel, and so a permission. `ChannelBound` or `ChannelFailed` follows."""
         if self.state not in ENDED:
             self._channels.bind(peer)
             self._collect(now=now)
 
     def forget(self, peer: Address, *, now: Instant) -> None:
-        """Renew neither the permission of this peer's host nor its channel, and take nothing from the host."""
+        """Stop renewing the permission and channel of this peer, and drop data from its host."""
         self._permissions.forget(peer.host)
         self._channels.forget(peer, now=now)
 
     def set_credentials(self, credentials: Credentials, *, now: Instant) -> None:
-        """Sign with these from now on: the answer to `CredentialsNeeded`, or before the old ones expire."""
+        """Sign requests with these credentials: after `CredentialsNeeded`, or before the old ones expire."""
         self._requests.set_credentials(credentials, now=now)
         self._collect(now=now)
 
     def renew(self, *, now: Instant) -> None:
-        """Refresh the allocation now: there is reason to doubt that it stands. `Lost` follows if it does not."""
+        """Refresh the allocation now, because the server may have lost it; `Lost` follows if it has."""
         self._allocation.renew(now=now)
         self._collect(now=now)
 
     def close(self, *, now: Instant, wait: bool = True) -> None:
         """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds.
 
-        Without `wait` it follows at once: the server is told, and a flow of our own is closed.
+        Without `wait` it follows at once: the Refresh is sent, and the client's own flow is closed.
         """
-        self._allocation.close(now=now, may_stand=self._requests.signed_under_way)
+        self._allocation.close(now=now, possible=self._requests.signed_under_way)
         if not wait and self.state is State.CLOSING:
             self._allocation.free_unseen()
             self._collect(now=now)
@@ -149,7 +159,7 @@ class TurnClient:
 
     @property
     def server(self) -> ServerAddress:
-        """Who is asked now: after a 300 not the one that was given."""
+        """The server in use; after a redirection (300) it is not the one that was given."""
         return self._allocation.server
 
     @property
@@ -163,16 +173,16 @@ class TurnClient:
 
     @property
     def relayed(self) -> tuple[Address, ...]:
-        """The relayed addresses; empty before there is an allocation."""
+        """The relayed addresses; empty before the allocation is made."""
         return self._allocation.relayed
 
     @property
     def mapped(self) -> Address | None:
-        """Our address as the server sees it."""
+        """The client's address as seen by the server."""
         return self._allocation.mapped
 
     def permitted(self, peer: Address) -> bool:
-        """Whether data for this peer can be sent."""
+        """Whether data can be sent to this peer."""
         return self.state is State.ALLOCATED and self._permissions.installed(peer.host)
 
     def overhead(self, peer: Address) -> RelayOverhead:
@@ -186,14 +196,14 @@ class TurnClient:
         )
 
     def expects(self, flow: Flow, remote: Address) -> bool:
-        """Whether what comes by this flow from there is this client's."""
+        """Whether packets from `remote` by `flow` are for this client."""
         return flow == self._flow and remote == self._address
 
     def owns_transaction(self, transaction_id: bytes) -> bool:
         return self._requests.owns_transaction(transaction_id)
 
     def why(self) -> TurnReport:
-        """What was done, what the server said, and what stands."""
+        """Return the history, the server's answers and the present state."""
         return turn_report(
             self._allocation,
             permissions=self._permissions.states(),
@@ -208,9 +218,9 @@ class TurnClient:
     # ----------------------------------------------------------------------------------------------------------- data
 
     def send(self, peer: Address, data: bytes, *, now: Instant, dont_fragment: bool = False) -> bool:
-        """Send a datagram to a peer; False, and counted, while the peer is not permitted or it is too long.
+        """Send a datagram to a peer; return False and count it if the peer is not permitted or the data too long.
 
-        `dont_fragment` asks for the DF bit, which only a Send indication can carry.
+        `dont_fragment` requests the DF bit, which only a Send indication can carry.
         """
         frame = None if dont_fragment else self.wrap(peer, data)
         if frame is None:
@@ -218,16 +228,15 @@ class TurnClient:
                 self._counters["not sent: too long" if len(data) > MAX_DATA else "not sent: no permission"] += 1
                 return False
             frame = send_indication(self._draw(TRANSACTION_ID_LENGTH), peer, data, dont_fragment=dont_fragment)
-        if self._trace.enabled:
-            self._trace.data("relayed", now=now, flow=self._flow.id, remote=str(peer), length=len(data))
-        self._outputs.append(Send(self._flow, self._address, frame))
-        self._keepalive.spoke(now=now)
+        self._trace.data("relayed", now=now, flow=self._flow.id, remote=peer, length=len(data))
+        self._outbox.append(Send(self._flow, self._address, frame))
+        self._keepalive.sent(now=now)
         return True
 
     # -------------------------------------------------------------------------------------------------------- machine
 
     def receive(self, input: Input | Received, *, now: Instant) -> None:
-        """Take in what happened. What is not for this client is dropped and counted."""
+        """Handle an input. Packets from elsewhere than the server are dropped and counted."""
         match input:
             case Datagram() | Received() if not self.expects(input.flow, input.remote):
                 self._counters["not from the server"] += 1
@@ -256,8 +265,8 @@ class TurnClient:
         self._channels.tick(now=now)
         quiet = self._keepalive.next_timer()
         if quiet is not None and now >= quiet:
-            self._keepalive.spoke(now=now)
-            self._outputs.append(
+            self._keepalive.sent(now=now)
+            self._outbox.append(
                 Send(self._flow, self._address, self._keepalive.indication(self._draw(TRANSACTION_ID_LENGTH)))
             )
         self._collect(now=now)
@@ -266,12 +275,11 @@ class TurnClient:
         return self._due
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        """Return and remove the outputs; empty with an outbox that the owner drains."""
+        return self._outbox.drain()
 
     def events(self) -> list[TurnEvent]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     # -------------------------------------------------------------------------------------------------------- packets
 
@@ -279,7 +287,7 @@ class TurnClient:
         for frame in framer.feed(data):
             self._frame(frame, 0, now=now)
         if framer.error is not None:
-            reason = f"{self.server} broke the stream's framing: {framer.error}"
+            reason = f"{self.server} sent bytes that are no TURN message: {framer.error}"
             self._allocation.flow_gone(reason, now=now, still_open=True)
             self._collect(now=now)
 
@@ -287,7 +295,7 @@ class TurnClient:
         if data and data[0] >> 6 == 1:
             unwrapped = self.unwrap(data)
             if unwrapped is None:
-                self._drop("data on no channel of ours", packet, now=now)
+                self._drop("ChannelData on an unknown channel", packet, now=now)
             else:
                 self._incoming(RelayedData(*unwrapped, packet), now=now)
         else:
@@ -305,28 +313,27 @@ class TurnClient:
             if found is not None:
                 self._incoming(found, now=now)
             else:
-                self._drop("a Data indication without peer or data", packet, now=now)
+                self._drop("Data indication without peer or data", packet, now=now)
         else:
-            self._drop("neither an answer nor data", packet, now=now)
+            self._drop("neither a response nor data", packet, now=now)
 
     def _incoming(self, found: RelayedData | PeerUnreachable, *, now: Instant) -> None:
         peer = found.peer
         if self.state is not State.ALLOCATED or (peer.host not in self._permissions and peer not in self._channels):
-            self._drop("from a peer that was not permitted", 0, now=now)
+            self._drop("from a peer without a permission", 0, now=now)
             return
-        if self._trace.enabled and isinstance(found, RelayedData):
-            self._trace.data("relayed", now=now, flow=self._flow.id, remote=str(peer), length=len(found.data))
+        if isinstance(found, RelayedData):
+            self._trace.data("relayed", now=now, flow=self._flow.id, remote=peer, length=len(found.data))
         self._events.append(found)
 
     def _drop(self, what: str, packet: int, *, now: Instant, reason: str = "") -> None:
         self._counters[what] += 1
-        if self._trace.enabled:
-            self._trace.message_dropped(reason or what, now=now, remote=str(self._address), packet=packet)
+        self._trace.message_dropped(reason or what, now=now, remote=self._address, packet=packet)
 
     # ---------------------------------------------------------------------------------------------------------- parts
 
     def _collect(self, *, now: Instant) -> None:
-        """Hand asks to the requests and answers to whose they are, until all is quiet; then gather what came out."""
+        """Pass asks to `Requests` and answers to their parts until neither is left; then collect outputs and events."""
         while True:
             for event in self._allocation.events():
                 if isinstance(event, ServerChosen):
@@ -344,13 +351,12 @@ class TurnClient:
                 self._answered(answer, now=now)
             if not asks and not answers:
                 break
-        self._outputs += self._requests.outputs()
         if self.state in ENDED:
             for part in (self._keepalive, self._requests, self._permissions, self._channels):
                 part.clear()
-        self._events += self._permissions.events()
-        self._events += self._channels.events()
-        self._outputs += self._allocation.outputs()
+        self._events.extend(self._permissions.events())
+        self._events.extend(self._channels.events())
+        self._outbox.extend(self._allocation.outputs())
         timed = (self._requests, self._allocation, self._permissions, self._channels, self._keepalive)
         self._due = earliest(*[part.next_timer() for part in timed])
 

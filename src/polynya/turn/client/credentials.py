@@ -1,16 +1,16 @@
-"""Long-term credentials on the client's side (RFC 8489, section 9.2).
+"""Long-term credentials of a TURN client (RFC 8489, section 9.2).
 
-    the server says                  | we then have                        | and the request
-    ---------------------------------+-------------------------------------+--------------------------------------
-    401, sent without credentials    | its realm, nonce, algorithms        | is sent again, signed
-    401, another realm or algorithm  | these, and a key made for them      | is sent again, signed
-    401, signed with what we have    | credentials that are refused        | waits for new ones
-    438                              | a fresh nonce                       | is sent again, signed
-    401 or 438, bid down             | what we had                         | fails: somebody is in between
-    441 after the credentials change | the earlier ones                    | is sent again, signed with those
+    response                              | what the client learns         | the request
+    --------------------------------------+--------------------------------+-----------------------------------
+    401 to an unsigned request            | realm, nonce, algorithms       | is repeated, signed
+    401, another realm or algorithm       | these; it derives a new key    | is repeated, signed
+    401 to a request with the present key | the credentials are refused    | waits for new credentials
+    438                                   | a fresh nonce                  | is repeated, signed
+    401 or 438, bid down                  | nothing                        | fails: the response was modified
+    441 after a change of credentials     | the earlier ones are in use    | is repeated, signed with those
 
-A server that announces SHA-256 in its nonce and does not offer it, or offered it before and does not now, has been
-tampered with on the way (section 9.2.5.1); nothing is signed with less than what was agreed.
+If a server announces SHA-256 in its nonce and does not offer it, or withdraws an earlier offer, the response was
+modified on the way (section 9.2.5.1). The client never signs with a weaker algorithm than agreed.
 """
 
 from __future__ import annotations
@@ -43,46 +43,46 @@ _SHA256 = PasswordAlgorithm(PasswordAlgorithmNumber.SHA256)
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A user name and password. ConfigurationError for text that cannot be one; the password is never shown."""
+    """User name and password. Raises ConfigurationError for invalid text; `repr` never shows the password."""
 
     username: str
     password: str = field(repr=False)
 
     def __post_init__(self) -> None:
         if not self.username:
-            raise ConfigurationError("a TURN user name is not empty")
+            raise ConfigurationError("the TURN user name is empty: pass a user name, or no credentials at all")
         if len(opaque_string(self.username).encode()) > 508:
-            raise ConfigurationError("a TURN user name has at most 508 bytes")
+            raise ConfigurationError("the TURN user name is longer than 508 bytes")
         opaque_string(self.password)
 
 
 class Verdict(Enum):
-    """What a challenge means for the request that met it."""
+    """The consequence of a challenge for its request."""
 
-    RETRY = "send it again, signed with what we have now"
-    WAIT = "it needs credentials that we do not have"
-    FAIL = "it must not be sent again"
+    RETRY = "repeat it, signed with the present state"
+    WAIT = "wait for other credentials"
+    FAIL = "do not repeat it"
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What one request was signed with; its answer must be signed with the same."""
+    """The key and algorithm of one request; its response must be signed with the same."""
 
     credentials: Credentials
     realm: str
     key: IntegrityKey
     algorithm: PasswordAlgorithm | None
-    """As chosen from the server's offer; None for a server of RFC 5389, where MD5 and SHA-1 are all there is."""
+    """Chosen from the server's offer; None for a server of RFC 5389, which knows MD5 and SHA-1 only."""
 
     def verifies(self, message: Message) -> bool:
-        """Whether the answer was signed with this key, and no weaker than agreed."""
+        """Whether the response is signed with this key, and with no weaker algorithm."""
         if self.algorithm is not None and not message.has_integrity_sha256:
             return False
         return message.verify(self.key)
 
 
 class Authentication:
-    """Signs the requests to one server and learns from its challenges."""
+    """Signs the requests to one server, with the realm and nonce from its challenges."""
 
     __slots__ = ("_credentials", "_earlier", "_nonce", "_offered", "_realm", "_signature", "reason")
 
@@ -94,11 +94,11 @@ class Authentication:
         self._offered: tuple[PasswordAlgorithm, ...] | None = None
         self._signature: Signature | None = None
         self.reason = ""
-        """Why the last verdict was what it was, for people."""
+        """Reason of the last verdict, for people."""
 
     @property
     def realm(self) -> str | None:
-        """The server's, once it has told."""
+        """The server's realm; None before its first challenge."""
         return self._realm
 
     @property
@@ -106,14 +106,14 @@ class Authentication:
         return self._credentials
 
     def set_credentials(self, credentials: Credentials) -> None:
-        """Sign with these from now on. The earlier ones are kept for a server that binds an allocation to its user."""
+        """Sign with these credentials. The earlier ones are kept, since a server binds an allocation to its user."""
         if credentials != self._credentials:
             self._earlier = self._credentials
             self._credentials = credentials
             self._signature = None
 
     def revert(self, used: Signature | None) -> bool:
-        """Go back to the earlier credentials, after a request that was signed with the present ones met 441."""
+        """Return to the earlier credentials after a 441; return whether the request can be repeated."""
         if self._earlier is None or used is None or used.credentials != self._credentials:
             return used is not None and used.credentials != self._credentials
         self._credentials, self._earlier = self._earlier, None
@@ -121,7 +121,7 @@ class Authentication:
         return True
 
     def forget(self) -> None:
-        """Another server is asked from now on: its realm, nonce and key are its own."""
+        """Drop realm, nonce and key: another server is used from now on."""
         self._realm = None
         self._nonce = b""
         self._offered = None
@@ -130,7 +130,7 @@ class Authentication:
     # -------------------------------------------------------------------------------------------------------- signing
 
     def sign(self, message: Message) -> tuple[bytes, Signature | None]:
-        """The message as bytes: with credentials, once the server has asked for them."""
+        """Encode the message; it is signed once the server has asked for credentials."""
         signature = self._current()
         if signature is None:
             return message.encode(), None
@@ -165,7 +165,7 @@ class Authentication:
     # ----------------------------------------------------------------------------------------------------- challenges
 
     def challenged(self, message: Message, code: int, used: Signature | None) -> Verdict:
-        """Learn from a 401 or 438 that answered a request signed with `used`. `reason` then says why the verdict."""
+        """Handle a 401 or 438 to a request that was signed with `used`, and set `reason`."""
         nonce = message.get(NONCE)
         realm = message.get(REALM) or (self._realm if code == ErrorCode.STALE_NONCE else None)
         offered = message.get(PASSWORD_ALGORITHMS)
@@ -182,26 +182,26 @@ class Authentication:
             self.reason = f"it asks for a user name and password (realm {self._realm!r})"
             return Verdict.WAIT
         if code == ErrorCode.UNAUTHENTICATED and signature == used:
-            self.reason = f"it does not accept the credentials of {signature.credentials.username!r}"
+            self.reason = f"it refuses the credentials of {signature.credentials.username!r}"
             return Verdict.WAIT
         return Verdict.RETRY
 
     def _problem(self, realm: str | None, nonce: bytes | None, offered: tuple[PasswordAlgorithm, ...] | None) -> str:
         if realm is None or nonce is None:
-            return "it asks for credentials, but its challenge lacks a realm or a nonce"
+            return "its challenge lacks a realm or a nonce"
         try:
             opaque_string(realm)
         except ConfigurationError as error:
-            return f"its realm cannot be used: {error}"
+            return f"its realm is invalid: {error}"
         if bid_down(nonce, offered) or (self._offered and not offered):
-            return "its offer of SHA-256 was taken out on the way (bid-down)"
+            return "its offer of SHA-256 was removed on the way (bid-down attack)"
         if offered and _choose(offered) is None:
-            return "it offers no password algorithm that is known"
+            return "it offers no known password algorithm"
         if offered is not None and not offered:
             return "its list of password algorithms is empty"
         return ""
 
 
 def _choose(offered: tuple[PasswordAlgorithm, ...]) -> PasswordAlgorithm | None:
-    """SHA-256 wherever it is offered, whatever stands before it (RFC 8656, section 6); None when none is known."""
+    """Return SHA-256 if it is offered at any place (RFC 8656, section 6); None if no algorithm is known."""
     return _SHA256 if _SHA256 in offered else choose_algorithm(offered)

@@ -1,4 +1,4 @@
-"""What a TURN client asks its owner to know."""
+"""Events of a TURN client and of a search among servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polynya.stun.attributes import AddressError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """One address of a TURN server and how it is reached. `name` is what its TLS certificate must be for."""
+    """Address and transport of a TURN server. Its TLS certificate must be issued for `name`."""
 
     address: Address
     transport: Transport = Transport.UDP
@@ -24,17 +24,17 @@ class ServerAddress:
 
     @property
     def uri(self) -> str:
-        """The very server as a URI (RFC 7065)."""
+        """The server as a URI (RFC 7065)."""
         where = f"{self.name}:{self.address.port}" if self.name else str(self.address)
-        transport = "udp" if self.transport in (Transport.UDP, Transport.DTLS) else "tcp"
+        transport = "tcp" if self.transport.reliable else "udp"
         return f"turn{'s' if self.transport.secure else ''}:{where}?transport={transport}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerChosen:
-    """From now on what comes by `flow` from `server.address` is for this client, and nothing else is.
+    """The client talks to `server` by `flow` from now on: all packets from there, and no others, are for this client.
 
-    It comes first of all, and again when the server sends us to another one or another port is tried.
+    It is the first event, and is emitted again after a redirection (300) and when another local port is tried.
     """
 
     flow: Flow
@@ -44,20 +44,20 @@ class ServerChosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocated:
-    """The allocation stands: what a peer sends to one of `relayed` comes here."""
+    """The server made the allocation: it relays datagrams that peers send to one of the `relayed` addresses."""
 
     relayed: tuple[Address, ...]
-    """In the order of the families that were asked for."""
+    """In the order of the requested families."""
     mapped: Address | None
-    """Our own address as the server sees it."""
+    """The client's address as seen by the server."""
     lifetime: int
-    """Seconds until it is refreshed, at the latest."""
+    """Seconds that the server granted; the client refreshes earlier."""
     flow: Flow
     server: ServerAddress
     refused: tuple[AddressError, ...] = ()
-    """The families that were asked for and not given, with the reason."""
+    """The requested families that the server did not allocate, each with the reason."""
     reservation_token: bytes | None = None
-    """Takes the next higher port, within 30 s, in the configuration of another client."""
+    """Reserves the next higher port for 30 s; another client's configuration takes it."""
     dont_fragment: bool = False
     """Whether the server can send datagrams with DF set."""
     software: str = ""
@@ -65,19 +65,28 @@ class Allocated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationFailed:
-    """There will be no allocation. `code` is the STUN error, None where no answer came."""
+    """The allocation failed for good. `code` is the STUN error code, None if no response arrived."""
 
     code: int | None
     reason: str
     server: ServerAddress | None
-    """Which failed, the last of several; None where none was found to be asked."""
+    """The server that failed, the last of several; None if the URI names no usable server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFailed:
+    """One server of a search gave no allocation; the search continues with the others, if there are any."""
+
+    server: ServerAddress
+    code: int | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialsNeeded:
-    """The server wants credentials that we do not have, or no longer takes those that we have.
+    """The server asks for credentials, or rejects the present ones.
 
-    What was asked waits for `set_credentials`; an allocation that stands ends at its time if none come.
+    Requests wait for `set_credentials`. Without new credentials an existing allocation ends with its lifetime.
     """
 
     realm: str
@@ -86,14 +95,14 @@ class CredentialsNeeded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permitted:
-    """What these peers send is let through, and ours to them. Told once for each, not at every refresh."""
+    """The server relays datagrams from and to these peers. Emitted once for each peer, not at every refresh."""
 
     peers: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionFailed:
-    """These peers are not permitted, or no longer."""
+    """The server refused permissions for these peers, or they could not be renewed."""
 
     peers: tuple[Address, ...]
     code: int | None
@@ -102,7 +111,7 @@ class PermissionFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelBound:
-    """Data to and from this peer goes by a channel from now on. Told once, not at every refresh."""
+    """A channel to this peer is bound and carries its data. Emitted once, not at every refresh."""
 
     peer: Address
     number: int
@@ -110,7 +119,7 @@ class ChannelBound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelFailed:
-    """There is no channel to this peer, or no longer: its data goes by Send indications."""
+    """No channel to this peer could be bound or renewed; its data travels in Send indications."""
 
     peer: Address
     code: int | None
@@ -119,29 +128,29 @@ class ChannelFailed:
 
 @dataclass(slots=True)
 class RelayedData:
-    """A peer's datagram, through the relay. Made for each packet: leave it be."""
+    """A peer's datagram that came through the relay. Treat it as immutable; it is not frozen for speed."""
 
     peer: Address
     data: bytes
     packet: int = 0
-    """The trace's id of the packet, 0 where packets are not followed."""
+    """Id of the packet in the trace; 0 without a trace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerUnreachable:
-    """An ICMP error came back to the relay for a datagram to this peer (RFC 8656, section 11.5)."""
+    """The relay received an ICMP error for a datagram to this peer (RFC 8656, section 11.5)."""
 
     peer: Address
     kind: IcmpKind
     type: int
     code: int
     mtu: int | None = None
-    """For TOO_BIG: the largest IP packet, in bytes, that fits the relay's path."""
+    """For TOO_BIG: the largest IP packet, in bytes, that fits the path from the relay to the peer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """The allocation stood and does no longer. Its relayed addresses are gone."""
+    """The allocation is lost, and its relayed addresses with it."""
 
     code: int | None
     reason: str
@@ -149,12 +158,12 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """`close` has done its work: the server has freed the allocation, or did not say so in time."""
+    """`close` is complete: the server has freed the allocation, or did not confirm it in time."""
 
     reason: str
 
 
 TurnEvent = (
-    ServerChosen | Allocated | AllocationFailed | CredentialsNeeded | Permitted | PermissionFailed | ChannelBound
-    | ChannelFailed | RelayedData | PeerUnreachable | Lost | Released
+    ServerChosen | Allocated | AllocationFailed | ServerFailed | CredentialsNeeded | Permitted | PermissionFailed
+    | ChannelBound | ChannelFailed | RelayedData | PeerUnreachable | Lost | Released
 )  # fmt: skip

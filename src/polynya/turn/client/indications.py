@@ -1,4 +1,4 @@
-"""Send and Data indications (RFC 8656, section 11), and the ICMP errors that a server passes on in them (11.5)."""
+"""Send and Data indications (RFC 8656, section 11), and the ICMP errors that servers forward in them (11.5)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _KINDS6: Final[Mapping[tuple[int, int], IcmpKind]] = {
 
 
 def send_indication(transaction_id: bytes, peer: Address, data: bytes, *, dont_fragment: bool) -> bytes:
-    """What carries `data` to a peer without a channel. `dont_fragment` asks for the DF bit."""
+    """Return a Send indication with `data` for a peer. `dont_fragment` requests the DF bit."""
     values: dict[Attribute[Any], Any] = {XOR_PEER_ADDRESS: (peer,), DATA: data}
     if dont_fragment:
         values[DONT_FRAGMENT] = True
@@ -51,7 +51,7 @@ def send_indication(transaction_id: bytes, peer: Address, data: bytes, *, dont_f
 
 
 def read_data_indication(message: Message, packet: int) -> RelayedData | PeerUnreachable | None:
-    """A peer's datagram, or the error that ours met; None when it holds neither."""
+    """Return the datagram or ICMP error in a Data indication; None if it holds neither."""
     peers, data, icmp = message.get(XOR_PEER_ADDRESS), message.get(DATA), message.get(ICMP)
     if not peers or message.unknown_required:
         return None
@@ -61,7 +61,7 @@ def read_data_indication(message: Message, packet: int) -> RelayedData | PeerUnr
 
 
 def unreachable(peer: Address, icmp: IcmpValue) -> PeerUnreachable:
-    """What the error means. Its type and code are of the peer's IP version."""
+    """Return the event for an ICMP error, whose type and code are of the peer's IP version."""
     kinds = _KINDS6 if peer.family == IPV6 else _KINDS4
     kind = kinds.get((icmp.type, icmp.code), IcmpKind.OTHER)
     mtu = int.from_bytes(icmp.data, "big") if kind is IcmpKind.TOO_BIG else None

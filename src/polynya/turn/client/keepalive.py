@@ -1,7 +1,7 @@
-"""Keeping the path to the server open: an indication after some silence (as RFC 8445, section 11, does for pairs).
+"""Keepalives to the TURN server: an indication after some silence, as RFC 8445, section 11, sends them for pairs.
 
-A NAT forgets a UDP mapping after as little as 30 s of silence, and permissions are renewed every few minutes only. With
-the mapping the allocation is lost, too: it belongs to the address and port that made it.
+A NAT may remove a UDP mapping after 30 s of silence, and permissions are renewed every few minutes only. The allocation
+would be lost with the mapping, because it belongs to the address and port that made it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from polynya.stun.registry import Method
 
 
 class Keepalive:
-    """When the next indication is due. An interval of 0 is for never."""
+    """Timer of the next indication. An interval of 0 disables it."""
 
     __slots__ = ("_interval", "_since")
 
@@ -21,15 +21,15 @@ class Keepalive:
         self._since: Instant | None = None
 
     def start(self, *, now: Instant) -> None:
-        """Begin; nothing happens when it has begun."""
+        """Start the timer, unless it runs."""
         if self._since is None and self._interval:
             self._since = now
 
     def clear(self) -> None:
         self._since = None
 
-    def spoke(self, *, now: Instant) -> None:
-        """Something was sent."""
+    def sent(self, *, now: Instant) -> None:
+        """Restart the timer: a packet was sent to the server."""
         if self._since is not None:
             self._since = now
 
@@ -38,5 +38,5 @@ class Keepalive:
 
     @staticmethod
     def indication(transaction_id: bytes) -> bytes:
-        """What is sent: a Binding indication, which nobody answers."""
+        """Return a Binding indication, which the server does not answer."""
         return Message.indication(Method.BINDING, transaction_id).encode()

@@ -1,8 +1,8 @@
-"""When something that lives on the server is renewed: early enough for two whole transactions to fail before its end.
+"""Renewal times of allocations, permissions and channels: two whole transactions may fail before the lifetime ends.
 
-A transaction over UDP is given up after 39.5 s. Whatever lives 300 s or longer is renewed 100 s before its end, so that
-a server or a path that is gone for a minute costs nothing. Relays that die after ten minutes are this field's
-best-known fault, because channels, permissions and allocations each run out at a time of their own.
+A transaction over UDP fails after 39.5 s. Lifetimes of 300 s or more are renewed 100 s before their end, so that a
+server or path that fails for a minute costs nothing. Relays that die after ten minutes are this field's best-known
+fault, because channels, permissions and allocations expire at different times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from polynya.stun.registry import ErrorCode
 
 MARGIN: Final = 100 * SECOND
 RETRY: Final = 5 * SECOND
-"""The pause after a renewal that failed; there is one every so often until the end."""
+"""The pause after a failed renewal; renewals are repeated until the lifetime ends."""
 TEMPORARY: Final = frozenset(
     {
         None,
@@ -24,9 +24,9 @@ TEMPORARY: Final = frozenset(
         ErrorCode.INSUFFICIENT_CAPACITY,
     }
 )
-"""Failures after which the same request may succeed. None is no answer; a challenge that fails may be a forged one."""
+"""Failures after which the same request may succeed. None is a timeout; a failed challenge may be a forged one."""
 
 
 def renewal(lifetime: int) -> int:
-    """Nanoseconds after its beginning when something of this lifetime is renewed."""
+    """Return when to renew, in nanoseconds after the start of this lifetime."""
     return lifetime - min(lifetime // 3, MARGIN)

@@ -1,4 +1,4 @@
-"""Permissions: which hosts may send to the relayed address (RFC 8656, sections 2.3 and 9).
+"""Permissions: the hosts that may send to the relayed address (RFC 8656, sections 2.3 and 9).
 
     state     | permit | success                | refused              | no answer         | renewal due | its end
     ----------+--------+------------------------+----------------------+-------------------+-------------+--------
@@ -6,9 +6,9 @@
     ASKED     |        | INSTALLED              | (none)               | (none)            |             |
     INSTALLED |        | INSTALLED              | (none)               | INSTALLED, later  | asks again  | (none)
 
-A permission is for a host, whatever the port. Many go into one request: those that are asked for together, and those
-that are wanted while a request waits for its slot. The server installs none when it forbids one, so a refused request
-for several is made again for each alone. Renewals that are due soon travel together.
+A permission is for a host, for all of its ports. One request carries many: those of one call, and those of later
+calls while the request waits for its slot. A server that forbids one permission installs none of the request, so each
+is then requested alone. Renewals that are due soon share a request.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.instants import SECOND, Instant
 from polynya.core.timers import Timers
 from polynya.stun.attributes import XOR_PEER_ADDRESS
@@ -30,9 +31,9 @@ from .lifetimes import RETRY, TEMPORARY, renewal
 from .requests import Answer, Ask
 
 MAX_PEERS: Final = 16
-"""Peers in one request: with IPv6 addresses and credentials it still fits a packet of 1,280 bytes."""
+"""Peers in one request: with IPv6 addresses and credentials it fits a packet of 1,280 bytes."""
 TOGETHER: Final = 30 * SECOND
-"""Renewals that are due within this time go along with the first."""
+"""Renewals that are due within this time share a request."""
 
 _NEVER: Final = Instant(0)
 
@@ -50,42 +51,42 @@ class _Timer(Enum):
 @dataclass(slots=True)
 class _Permission:
     peers: dict[Address, None] = field(default_factory=dict)
-    """As the owner named them; the first stands for the host in requests."""
+    """The peers of the host, as the owner named them; requests carry the first."""
     state: State = State.ASKED
     ends: Instant = _NEVER
 
 
 class Permissions:
-    """The permissions of one allocation. Drained by the client: `asks`, then `events`."""
+    """The permissions of one allocation. The client drains `asks`, then `events`."""
 
     def __init__(self) -> None:
         self._by_host: dict[str, _Permission] = {}
         self._timers: Timers[tuple[_Timer, str]] = Timers()
-        self._asks: list[Ask] = []
+        self._asks: Queue[Ask] = Queue()
         self._last: Ask | None = None
-        """Takes more hosts until it is sent."""
-        self._events: list[Permitted | PermissionFailed] = []
+        """The last request; it takes more hosts until it is sent."""
+        self._events: Queue[Permitted | PermissionFailed] = Queue()
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def permit(self, peers: Iterable[Address]) -> None:
-        """Let these peers in, and those that have a permission of their host already at once."""
+        """Request permissions for these peers; those whose host has one are reported as permitted at once."""
         new: list[str] = []
-        told: list[Address] = []
+        permitted: list[Address] = []
         for peer in peers:
             permission = self._by_host.get(peer.host)
             if permission is None:
                 permission = self._by_host[peer.host] = _Permission()
                 new.append(peer.host)
             elif permission.state is State.INSTALLED:
-                told.append(peer)
+                permitted.append(peer)
             permission.peers[peer] = None
         self._ask(new)
-        if told:
-            self._events.append(Permitted(peers=tuple(told)))
+        if permitted:
+            self._events.append(Permitted(peers=tuple(permitted)))
 
     def forget(self, host: str) -> None:
-        """Renew it no more; what the server still lets through is not taken."""
+        """Stop renewing a host's permission and accepting data from it."""
         self._by_host.pop(host, None)
         self._cancel(host)
 
@@ -95,30 +96,30 @@ class Permissions:
         return permission is not None and permission.state is State.INSTALLED
 
     def __contains__(self, host: object) -> bool:
-        """Whether data from this host is wanted: the server may let it in before we hear that it does."""
+        """Whether data from this host is accepted; the server may relay it before its response arrives."""
         return host in self._by_host
 
     def by_channel(self, peer: Address, sent_at: Instant) -> None:
-        """A channel was bound or renewed, which installs or renews its peer's permission (section 12.2)."""
+        """Install or renew a permission: the peer's channel was bound or renewed (section 12.2)."""
         permission = self._by_host.setdefault(peer.host, _Permission())
         permission.peers[peer] = None
         self._install([peer.host], sent_at)
 
     def clear(self) -> None:
-        """The allocation is gone."""
+        """Remove all permissions: the allocation has ended."""
         self._by_host.clear()
         self._timers.clear()
         self._asks.clear()
         self._last = None
 
     def states(self) -> dict[str, str]:
-        """Each host with its state, for `why()`."""
+        """Return each host's state, for `why()`."""
         return {host: permission.state.value for host, permission in self._by_host.items()}
 
     # -------------------------------------------------------------------------------------------------------- machine
 
     def answered(self, answer: Answer, *, now: Instant) -> None:
-        """The end of one of our requests."""
+        """Handle the result of a CreatePermission."""
         hosts = [host for host in answer.ask.subject if host in self._by_host]
         if answer.ok:
             self._install(hosts, answer.sent_at)
@@ -149,12 +150,11 @@ class Permissions:
         return self._timers.next()
 
     def asks(self) -> list[Ask]:
-        drained, self._asks = self._asks, []
-        return drained
+        """Return and remove the requests to send."""
+        return self._asks.drain()
 
     def events(self) -> list[Permitted | PermissionFailed]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     # --------------------------------------------------------------------------------------------------------- inside
 
@@ -176,18 +176,18 @@ class Permissions:
         return tuple(next(iter(self._by_host[host].peers)) for host in hosts)
 
     def _install(self, hosts: list[str], sent_at: Instant) -> None:
-        told: list[Address] = []
+        permitted: list[Address] = []
         for host in hosts:
             permission = self._by_host[host]
             if permission.state is State.ASKED:
                 permission.state = State.INSTALLED
-                told += permission.peers
+                permitted += permission.peers
             permission.ends = Instant(max(permission.ends, sent_at + PERMISSION_LIFETIME))
             renew = permission.ends - PERMISSION_LIFETIME + renewal(PERMISSION_LIFETIME)
             self._timers.set((_Timer.RENEW, host), Instant(renew))
             self._timers.set((_Timer.END, host), permission.ends)
-        if told:
-            self._events.append(Permitted(peers=tuple(told)))
+        if permitted:
+            self._events.append(Permitted(peers=tuple(permitted)))
 
     def _failed(self, host: str, code: int | None, reason: str, *, now: Instant) -> None:
         if self._by_host[host].state is State.INSTALLED and code in TEMPORARY:

@@ -1,4 +1,4 @@
-"""`why()` of a TURN client: what it did, what the server said, and what stands."""
+"""`why()` of a TURN client: its history, the server's answers and its present state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RelayOverhead:
 
 @dataclass(frozen=True, slots=True)
 class TurnReport:
-    """`data` is fit for JSON; `str()` is for people."""
+    """Report of a TURN client: `data` can be written as JSON, `str()` is for people. Times are seconds."""
 
     data: dict[str, Any]
 
@@ -46,7 +46,7 @@ class TurnReport:
 def turn_report(
     allocation: Allocation, *, permissions: Mapping[str, str], channels: Mapping[str, str], counters: Mapping[str, int]
 ) -> TurnReport:
-    """The whole client. Times are seconds since it was started."""
+    """Return the report of a client. Times are seconds since its start."""
     history = allocation.history
     since = history[0][0] if history else Instant(0)
     return TurnReport(

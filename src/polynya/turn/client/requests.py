@@ -1,13 +1,13 @@
-"""The requests of a TURN client: signed, paced, sent again when challenged, and their answers checked.
+"""Requests of a TURN client: signs and paces them, repeats them after a challenge, and verifies their responses.
 
     asked --> (slot of the pacer) --> sent --> success, refusal         an Answer
                                        |  ^
-                       401, 438, 441   |  |  signed with what was learnt, at most MAX_TRIES times
+                       401, 438, 441   |  |  signed with the new realm, nonce or credentials, at most MAX_TRIES times
                                        v  |
                                     waiting for credentials            CredentialsNeeded, until they are set
 
-An answer that is not signed as its request was is as good as none (RFC 8489, section 9.2.5): over UDP the request goes
-on being sent; over a stream, where no other answer can come, it has failed. What it said is told with the failure.
+A response without matching integrity is ignored (RFC 8489, section 9.2.5): over UDP the request is resent by its
+schedule. Over a stream no other response can follow, so the request fails. The failure's reason quotes the response.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant, earliest
 from polynya.core.machine import Closed, Counters, IcmpError, Send, SendFailed
@@ -26,42 +27,42 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.attributes import ERROR_CODE, Attribute, StunError
 from polynya.stun.message import Message
 from polynya.stun.registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Method
-from polynya.stun.transactions import RELIABLE, UNRELIABLE, ClientTransaction, Schedule, Transactions
+from polynya.stun.transactions import RELIABLE, UNRELIABLE, ClientTransaction, Outbox, Schedule, Transactions
 
 from .credentials import Authentication, Credentials, Signature, Verdict
 from .events import CredentialsNeeded, ServerAddress
 from .explain import refusal
 
 MAX_TRIES: Final = 6
-"""How often one request is made in all: the first, a challenge, a new realm, and nonces that go stale meanwhile."""
+"""Transactions of one request in all: the first, a challenge, a new realm, and nonces that go stale meanwhile."""
 
 
 @dataclass(slots=True)
 class Ask:
-    """One thing that is asked of the server, in as many transactions as its challenges make necessary."""
+    """One request to the server; each challenge makes another transaction of it."""
 
     method: Method
     attributes: dict[Attribute[Any], Any]
     subject: Any = None
-    """What it is about, for whoever asked."""
+    """The part's own key of the request: hosts, or a channel number."""
     tries: int = 0
     signature: Signature | None = None
     note: str = ""
-    """What an answer said that could not be believed."""
+    """Content of a response that failed verification."""
     last: bool = False
-    """Nothing follows it: it waits for no slot of the pacer, since whoever asks may be gone by then."""
+    """The client's last request. It bypasses the pacer, because the client may be closed before its slot."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """The end of an `Ask`: the success response in `message`, or a refusal, or `code` None when no answer came."""
+    """The result of an `Ask`: a success response, a refusal with its code, or a timeout without both."""
 
     ask: Ask
     message: Message | None
     code: int | None
     reason: str
     sent_at: Instant
-    """When the transaction that was answered began: no lifetime that the server granted began before."""
+    """Start of the answered transaction: lifetimes that the server grants begin no earlier."""
 
     @property
     def ok(self) -> bool:
@@ -69,7 +70,7 @@ class Answer:
 
 
 class Requests:
-    """Asks one server by one flow at a time."""
+    """The requests of one client, to one server by one flow at a time."""
 
     def __init__(
         self,
@@ -79,26 +80,27 @@ class Requests:
         schedule: Schedule = UNRELIABLE,
         pacer: Pacer | None = None,
         trace: Tracer = NO_TRACE,
+        outbox: Outbox | None = None,
     ) -> None:
         self._authentication = Authentication(credentials)
         self._random = random
         self._udp_schedule = schedule
         self._schedule = schedule
         self._pacer = pacer
-        self._transactions: Transactions[Ask] = Transactions(trace)
+        self._transactions: Transactions[Ask] = Transactions(trace, outbox=outbox)
         self._flow = Flow(0)
         self._server: ServerAddress | None = None
         self._paced: deque[tuple[Instant, Ask]] = deque()
         self._parked: list[Ask] = []
         self.heard = False
-        """Whether the server that is asked has answered anything."""
+        """Whether the server in use has answered any request."""
         self._counters: Counter[str] = Counter()
-        self._events: list[Answer | CredentialsNeeded] = []
+        self._events: Queue[Answer | CredentialsNeeded] = Queue()
 
     # ---------------------------------------------------------------------------------------------------------- calls
 
     def aim(self, flow: Flow, server: ServerAddress) -> None:
-        """Ask this server by this flow from now on. What is under way is forgotten."""
+        """Send to this server by this flow from now on; pending requests are dropped."""
         self.clear()
         if self._server is None or server.address != self._server.address:
             self._authentication.forget()
@@ -107,7 +109,7 @@ class Requests:
         self._schedule = RELIABLE if server.transport.reliable else self._udp_schedule
 
     def ask(self, ask: Ask, *, now: Instant) -> None:
-        """Send the request as soon as the pacer has a slot."""
+        """Send the request in the pacer's next slot."""
         if ask.last:
             self._send(ask, now=now)
             return
@@ -116,7 +118,7 @@ class Requests:
         self._send_due(now=now)
 
     def set_credentials(self, credentials: Credentials, *, now: Instant) -> None:
-        """Sign with these from now on; what waits for them is sent. Those that we have already change nothing."""
+        """Sign with these credentials and send the requests that wait for them. Equal credentials change nothing."""
         if credentials == self._authentication.credentials:
             return
         self._authentication.set_credentials(credentials)
@@ -126,7 +128,7 @@ class Requests:
             self.ask(ask, now=now)
 
     def clear(self) -> None:
-        """Forget all that is under way."""
+        """Drop all pending requests."""
         self._transactions.clear()
         self._paced.clear()
         self._parked.clear()
@@ -137,12 +139,12 @@ class Requests:
 
     @property
     def waiting(self) -> bool:
-        """Whether something waits for credentials."""
+        """Whether a request waits for credentials."""
         return bool(self._parked)
 
     @property
     def signed_under_way(self) -> bool:
-        """Whether a signed request is not answered yet."""
+        """Whether a signed request is unanswered."""
         return any(transaction.context.signature for transaction in self._transactions.by_id.values())
 
     def owns_transaction(self, transaction_id: bytes) -> bool:
@@ -151,20 +153,20 @@ class Requests:
     # -------------------------------------------------------------------------------------------------------- machine
 
     def receive(self, message: Message, flow: Flow, remote: Address, *, now: Instant) -> None:
-        """Take a response; one that does not fit is dropped and counted."""
+        """Handle a response; one that matches no request is dropped and counted."""
         transaction = self._transactions.match(message.transaction_id, flow, remote)
         if transaction is None:
             return
         self.heard = True
         ask = transaction.context
         if message.method != ask.method:
-            self._counters["answers to another method"] += 1
+            self._counters["responses to another method"] += 1
             return
         error = message.get(ERROR_CODE) if message.cls is Class.ERROR else None
         if error is not None and error.code in (ErrorCode.UNAUTHENTICATED, ErrorCode.STALE_NONCE):
             self._challenged(transaction, message, error, now=now)
         elif ask.signature is not None and not ask.signature.verifies(message):
-            self._unbelievable(transaction, error, now=now)
+            self._unverified(transaction, error, now=now)
         elif (
             error is not None
             and error.code == ErrorCode.WRONG_CREDENTIALS
@@ -178,7 +180,7 @@ class Requests:
             self._end(transaction, message, error)
 
     def failed(self, input: IcmpError | SendFailed | Closed, *, now: Instant) -> None:
-        """A send was refused, an ICMP error came back, or the flow is gone."""
+        """Handle a refused send, an ICMP error or a closed flow."""
         self._transactions.receive(input, now=now)
         self._collect()
 
@@ -193,11 +195,11 @@ class Requests:
         return earliest(due, slot)
 
     def outputs(self) -> list[Send]:
+        """Return and remove the requests to send; empty with an outbox."""
         return self._transactions.outputs()
 
     def events(self) -> list[Answer | CredentialsNeeded]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     @property
     def counters(self) -> Counters:
@@ -206,7 +208,7 @@ class Requests:
     # --------------------------------------------------------------------------------------------------------- inside
 
     def _slot(self) -> Instant | None:
-        """When the next request may go: in its slot, or later if another's was used late."""
+        """Return when the next request may be sent: in its slot, or later if an earlier slot was used late."""
         if not self._paced:
             return None
         slot = self._paced[0][0]
@@ -219,7 +221,7 @@ class Requests:
             self._send(self._paced.popleft()[1], now=now)
 
     def _send(self, ask: Ask, *, now: Instant) -> None:
-        assert self._server is not None, "aim comes first"
+        assert self._server is not None, "call `aim` first"
         transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
         message = Message.request(ask.method, transaction_id, ask.attributes)
         data, ask.signature = self._authentication.sign(message)
@@ -248,10 +250,10 @@ class Requests:
         else:
             self.ask(ask, now=now)
 
-    def _unbelievable(self, transaction: ClientTransaction[Ask], error: StunError | None, *, now: Instant) -> None:
+    def _unverified(self, transaction: ClientTransaction[Ask], error: StunError | None, *, now: Instant) -> None:
         ask = transaction.context
-        self._counters["answers not signed as agreed"] += 1
-        ask.note = f"an answer that was not signed as agreed said {error or 'success'}"
+        self._counters["responses without matching integrity"] += 1
+        ask.note = f"a response without matching integrity said {error or 'success'}"
         if self._schedule is RELIABLE:
             self._transactions.answer(transaction, now=now)
             self._events.append(Answer(ask, None, None, f"{self._server}: {ask.note}", transaction.started))
@@ -264,7 +266,7 @@ class Requests:
             answer = Answer(ask, message, error.code, refusal(self._server, ask.method, error), transaction.started)
         elif message.unknown_required:
             numbers = ", ".join(f"{number:#06x}" for number in message.unknown_required)
-            reason = f"{self._server} answered with attributes that are not known: {numbers}"
+            reason = f"{self._server} answered with unknown attributes that must be understood: {numbers}"
             answer = Answer(ask, None, None, reason, transaction.started)
         else:
             answer = Answer(ask, message, None, "", transaction.started)

@@ -1,7 +1,11 @@
-"""The allocations, by client and by relay, and what they count towards.
+"""The allocations by client and by relay, their relay ports, reservations and quotas.
 
-nothing --claim--> OPENING --every relay is open--> LIVE --Refresh 0, expiry, loss--> FREEING --every relay is
-free--> nothing; the claim on the quota is held until then
+    none    --quota claimed----------------> OPENING
+    OPENING --every relay is open----------> LIVE
+    LIVE    --Refresh 0, expiry, lost port-> FREEING
+    FREEING --every relay is free----------> none, and the quota is released
+
+An allocation counts towards the quotas of its account, its source and the server until its last relay is free.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from polynya.core.addresses import Address
-from polynya.core.errors import ConfigurationError
 from polynya.core.instants import Instant
 from polynya.core.timers import Timers
 from polynya.stun.budget import source_of
@@ -39,7 +42,7 @@ class Relayed:
 
 
 class Channel:
-    """A channel binding. After `until` its number and peer rest."""
+    """A channel binding. After `until` its number and peer can be bound to each other only, for five minutes."""
 
     __slots__ = ("number", "peer", "until")
 
@@ -50,7 +53,7 @@ class Channel:
 
 
 class Claim:
-    """What is counted towards the quotas of an account, an address and all."""
+    """One unit of the quotas of an account, of a source and of the server."""
 
     __slots__ = ("account", "source")
 
@@ -60,7 +63,7 @@ class Claim:
 
 
 class Allocation:
-    """What a client has: relayed addresses, permissions, channels."""
+    """An allocation: its relayed addresses, permissions and channels."""
 
     __slots__ = (
         "answer", "channels", "channels_by_peer", "claim", "client", "freeing", "permissions", "reason", "relays",
@@ -74,31 +77,31 @@ class Allocation:
         self.relays = relays
         self.stream = stream
         self.transaction_id = b""
-        """Of the request that made it: a retransmission gets the same answer."""
+        """Transaction id of its Allocate request: a retransmission gets the same answer."""
         self.answer = b""
         self.permissions: dict[str, Instant] = {}
         self.channels: dict[int, Channel] = {}
         self.channels_by_peer: dict[Peer, Channel] = {}
         self.freeing = 0
-        """Relays that the plane has not yet freed."""
+        """Relays that the data plane has not yet freed."""
         self.traffic: list[Traffic] = []
-        """Of its relays that are freed."""
+        """Traffic of its freed relays."""
         self.reason = ""
-        """Why it is over; empty while it is live."""
+        """Why it has ended; empty while it is live."""
 
     def of_family(self, family: int) -> Relayed | None:
-        """Its relayed address of this family, 4 or 6."""
+        """Return its relayed address of a family, 4 or 6."""
         return next((each for each in self.relays if each.external.family == family), None)
 
     @property
     def until(self) -> Instant:
-        """When the first of its relayed addresses expires."""
+        """The time at which the first of its relayed addresses expires."""
         return min(each.until for each in self.relays)
 
 
 @dataclass(slots=True)
 class Reservation:
-    """The upper port of an EVEN-PORT request, which waits for its token."""
+    """The upper port of an EVEN-PORT request, held until its RESERVATION-TOKEN is used."""
 
     relayed: Relayed
     claim: Claim
@@ -111,12 +114,12 @@ class Allocations:
         self.by_client: dict[Client, Allocation] = {}
         self.by_relay: dict[Relay, Allocation] = {}
         self.relayed: dict[Relay, Relayed] = {}
-        """All that is open or being freed, what is reserved, too."""
+        """Relays that are open, reserved or being freed."""
         self.reservations: dict[bytes, Reservation] = {}
         self.expiries: Timers[Client] = Timers()
         self.reserved_until: Timers[bytes] = Timers()
         self.claimed = 0
-        """Claims that are held: live, being opened or freed, and reserved."""
+        """Number of claims: of live allocations, of those being opened or freed, and of reservations."""
         self.limits = config.limits
         self._random = random
         self._by_account: dict[str, int] = {}
@@ -124,14 +127,12 @@ class Allocations:
         self._live_hosts: dict[str, int] = {}
         low, high = config.ports
         self._hosts = [(each, RelayPorts(low, high, config.port_rest, random)) for each in config.relays]
-        if any(ports.free < 1 for _, ports in self._hosts):
-            raise ConfigurationError("the range of relay ports is empty")
         self._by_family = {family: [each for each in self._hosts if each[0].family == family] for family in (4, 6)}
 
     # ---------------------------------------------------------------------------------------------------------- quotas
 
     def claim(self, user: User, client: Client) -> Claim | None:
-        """Count one more; None when that is too many for the account, the address or all."""
+        """Count one more; None if the quota of the account, the source or the server is used up."""
         limits, account, source = self.limits, user.account, source_of(client.remote.host)
         per_user = user.max_allocations if user.max_allocations is not None else limits.allocations_per_user
         of_user, of_source = self._by_account.get(account, 0), self._by_source.get(source, 0)
@@ -160,7 +161,7 @@ class Allocations:
     def take_port(
         self, family: int, *, now: Instant, even: bool, pair: bool
     ) -> tuple[RelayHost, RelayPorts, int] | None:
-        """A port of a host of this family; None when all are taken. With `pair` the next higher one is taken, too."""
+        """Take a port of a host of this family, with `pair` two adjacent ones; None if all are in use."""
         hosts = self._by_family[family]
         if len(hosts) > 1:
             start = self._random.randrange(len(hosts))
@@ -172,17 +173,46 @@ class Allocations:
         return None
 
     def any_of(self, addresses: Sequence[Address]) -> Address:
-        """One of these, by chance."""
+        """Choose one of these addresses at random."""
         return self._random.choice(addresses)
 
     def live_at(self, host: str) -> bool:
-        """Whether a live relayed address has this host, inside or outside."""
+        """Whether a live relayed address has this host, bound or external."""
         return host in self._live_hosts
+
+    def free_ports(self, *, now: Instant) -> int:
+        """Return the number of free relay ports."""
+        return sum(ports.free_ports(now=now) for _, ports in self._hosts)
+
+    @property
+    def ports_in_use(self) -> int:
+        """Number of relay ports that are neither free nor resting."""
+        return sum(ports.used for _, ports in self._hosts)
+
+    @property
+    def ports_resting(self) -> int:
+        """Number of relay ports that were released and rest before they are used again."""
+        return sum(ports.resting for _, ports in self._hosts)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Number of entries in each table, to show leaks."""
+        return {
+            "allocations": len(self.by_client),
+            "live relays": len(self.by_relay),
+            "relays": len(self.relayed),
+            "reservations": len(self.reservations),
+            "claims": self.claimed,
+            "accounts": len(self._by_account),
+            "sources": len(self._by_source),
+            "live hosts": len(self._live_hosts),
+            "ports in use": self.ports_in_use,
+        }
 
     # ----------------------------------------------------------------------------------------------------------- table
 
     def add(self, allocation: Allocation) -> None:
-        """An allocation is live."""
+        """Add a live allocation."""
         self.by_client[allocation.client] = allocation
         for relayed in allocation.relays:
             self.by_relay[relayed.relay] = allocation
@@ -190,8 +220,8 @@ class Allocations:
                 self._live_hosts[host] = self._live_hosts.get(host, 0) + 1
         self.expiries.set(allocation.client, allocation.until)
 
-    def part(self, allocation: Allocation, relayed: Relayed) -> None:
-        """One relayed address is live no more; with the last one the allocation is over."""
+    def remove(self, allocation: Allocation, relayed: Relayed) -> None:
+        """Remove a relayed address of an allocation; with its last one the allocation is removed."""
         allocation.relays = [each for each in allocation.relays if each is not relayed]
         self.by_relay.pop(relayed.relay, None)
         for host in _names(relayed):
@@ -206,7 +236,7 @@ class Allocations:
             self.expiries.cancel(allocation.client)
 
     def reserve(self, relayed: Relayed, claim: Claim) -> bytes:
-        """Hold a port for whoever of the same account shows the token."""
+        """Hold a port for a client of the same account and return the RESERVATION-TOKEN."""
         token = self._random.randbytes(TOKEN_BYTES)
         while token in self.reservations:
             token = self._random.randbytes(TOKEN_BYTES)
@@ -215,7 +245,7 @@ class Allocations:
         return token
 
     def redeem(self, token: bytes, user: User) -> Reservation | None:
-        """Take a reservation out; None when there is none such, or it is another account's."""
+        """Remove and return a reservation; None if there is none with this token and account."""
         reservation = self.reservations.get(token)
         if reservation is None or reservation.claim.account != user.account:
             return None

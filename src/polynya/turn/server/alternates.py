@@ -1,7 +1,7 @@
-"""Where the clients of a server that drains are sent: to a place that serves them the way they came.
+"""Alternate servers for the clients of a draining server (ALTERNATE-SERVER).
 
-A client follows ALTERNATE-SERVER by the transport that it uses (RFC 8489, section 10), so a place that has no TLS is of
-no use to who came by TLS, nor one of IPv6 to who came by IPv4 (section 14.15).
+A client connects to the alternate server by the transport that it uses now (RFC 8489, section 10) and by the same IP
+version (section 14.15). So only alternates of the client's transport and address family are sent.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ PLAIN: Final = (Transport.UDP, Transport.TCP)
 
 @dataclass(frozen=True, slots=True)
 class Alternate:
-    """Another server: its address, and what it is reached by there."""
+    """Address of another server with the transports that it serves there."""
 
     address: Address
     transports: tuple[Transport, ...] = PLAIN
 
     @classmethod
     def parse(cls, text: str) -> Alternate:
-        """From `ADDR:PORT`, for UDP and TCP, or one transport: `udp:ADDR:PORT`, `tcp:...`, `tls:...`.
+        """Parse `ADDR:PORT` (UDP and TCP), `udp:ADDR:PORT`, `tcp:ADDR:PORT` or `tls:ADDR:PORT`.
 
-        ConfigurationError for what is none of these.
+        Raises ConfigurationError for any other text.
         """
         before, _, rest = text.partition(":")
         one = {"udp": Transport.UDP, "tcp": Transport.TCP, "tls": Transport.TLS}.get(before.lower())
@@ -40,7 +40,7 @@ class Alternate:
 
 
 def fitting(alternates: Iterable[Alternate], remote: Address, transport: Transport) -> list[Address]:
-    """Those that a client can be sent to that came from `remote` by this transport."""
+    """Return the alternates that a client at `remote` can reach by this transport."""
     return [
         each.address for each in alternates if transport in each.transports and each.address.family == remote.family
     ]

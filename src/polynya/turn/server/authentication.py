@@ -1,15 +1,15 @@
 """The long-term credential mechanism, the server's side (RFC 8489, section 9.2.4).
 
-The nonce is checked before the user is looked for: nobody is looked up for a packet whose source may be forged. What a
-request shows, in this order:
+The nonce is checked before the user is searched: a packet whose source may be forged causes no user lookup. Requests
+are checked in this order:
 
-    | what is wrong                                                       | answer                    |
+    | problem of the request                                              | response                  |
     |---------------------------------------------------------------------|---------------------------|
     | neither MESSAGE-INTEGRITY nor MESSAGE-INTEGRITY-SHA256              | 401 with a challenge      |
     | USERNAME or USERHASH, REALM or NONCE is missing                     | 400                       |
-    | the nonce is not ours, not for this source, or too old              | 438 with a challenge      |
-    | PASSWORD-ALGORITHM(S) are not what we offered: somebody bids down   | 400                       |
-    | another realm, an algorithm that is off, no such user, a wrong MAC  | 401 with a challenge      |
+    | the nonce is not from this server, for another source, or too old   | 438 with a challenge      |
+    | PASSWORD-ALGORITHM(S) are not as offered: a bid-down attack         | 400                       |
+    | wrong realm, disabled algorithm, unknown user, wrong integrity      | 401 with a challenge      |
     | time-limited credentials that have expired                          | 401 with a challenge      |
 """
 
@@ -37,14 +37,14 @@ from polynya.stun.security import SecurityFeature
 from .commands import Client
 from .config import ServerConfig
 from .nonces import Nonces
-from .users import ASK, Directory, User
+from .users import LOOK_UP, Directory, User
 
-_DECOY: Final = IntegrityKey(b"nobody has this key")
+_DECOY: Final = IntegrityKey(b"key of an unknown user")
 
 
 @dataclass(slots=True)
-class Granted:
-    """The request is its user's; `key` and `sha256` say how the answer is signed."""
+class Authenticated:
+    """The user of a request; the response is signed with `key`, by HMAC-SHA256 if `sha256`, else by HMAC-SHA1."""
 
     user: User
     key: IntegrityKey
@@ -53,7 +53,7 @@ class Granted:
 
 @dataclass(slots=True)
 class Denied:
-    """The request is refused; with a `challenge` the answer says what a client needs to try again."""
+    """The error response to a request that was not authenticated. A `challenge` lets the client try again."""
 
     code: ErrorCode
     reason: str
@@ -61,14 +61,14 @@ class Denied:
 
 
 @dataclass(frozen=True, slots=True)
-class MustAsk:
-    """Somebody outside must be asked who this is."""
+class LookUpNeeded:
+    """The directory cannot resolve this user name by itself: a lookup outside of it is needed."""
 
     name: str
 
 
 class Authenticator:
-    """Decides whose a request is. It keeps nothing of it."""
+    """Authenticates requests. It keeps no state about them."""
 
     def __init__(self, config: ServerConfig, directory: Directory, nonce_key: bytes) -> None:
         self._realm = config.realm
@@ -85,7 +85,7 @@ class Authenticator:
         self._nonces = Nonces(nonce_key, features, config.nonce_lifetime)
 
     def challenge(self, client: Client, *, now: Instant) -> dict[Attribute[Any], Any]:
-        """What a client needs to sign its next request."""
+        """Make the attributes with which a client can sign its next request."""
         attributes: dict[Attribute[Any], Any] = {REALM: self._realm, NONCE: self._nonces.make(client.remote, now=now)}
         if self._announces:
             attributes[PASSWORD_ALGORITHMS] = self._offered
@@ -93,8 +93,8 @@ class Authenticator:
 
     def check(
         self, message: Message, client: Client, *, now: Instant, unix: int | None, known: tuple[User, ...] | None = None
-    ) -> Granted | Denied | MustAsk:
-        """Whose request this is. `unix` is the time of day, None when nobody told; `known` who was found by asking."""
+    ) -> Authenticated | Denied | LookUpNeeded:
+        """Authenticate a request. `unix` is the time of day, None if unknown; `known` is the result of a lookup."""
         if not (message.has_integrity or message.has_integrity_sha256):
             return Denied(ErrorCode.UNAUTHENTICATED, "no credentials")
         value = message.attributes.get
@@ -107,19 +107,19 @@ class Authenticator:
         if algorithm is None:
             return Denied(ErrorCode.BAD_REQUEST, "password algorithms are not those offered", challenge=False)
         if realm != self._realm:
-            return Denied(ErrorCode.UNAUTHENTICATED, "another realm")
+            return Denied(ErrorCode.UNAUTHENTICATED, "wrong realm")
         if known is None:
             found = self._directory.by_name(name) if name is not None else self._directory.by_hash(hashed or b"")
-            if found is ASK:
-                return MustAsk(name) if name is not None else Denied(ErrorCode.UNAUTHENTICATED, "unknown user")
+            if found is LOOK_UP:
+                return LookUpNeeded(name) if name is not None else Denied(ErrorCode.UNAUTHENTICATED, "unknown user")
             known = tuple(found)
         return self._verify(message, known, algorithm, unix)
 
     def _verify(
         self, message: Message, candidates: tuple[User, ...], algorithm: int, unix: int | None
-    ) -> Granted | Denied:  # fmt: skip
+    ) -> Authenticated | Denied:  # fmt: skip
         if algorithm not in self._algorithms:
-            return Denied(ErrorCode.UNAUTHENTICATED, "password algorithm is switched off")
+            return Denied(ErrorCode.UNAUTHENTICATED, "password algorithm is disabled")
         if not candidates:
             message.verify(_DECOY)  # takes as long as a wrong password
             return Denied(ErrorCode.UNAUTHENTICATED, "unknown user")
@@ -128,11 +128,11 @@ class Authenticator:
             if key is not None and message.verify(key):
                 if self._expired(user, message.method, unix):
                     return Denied(ErrorCode.UNAUTHENTICATED, "credentials have expired")
-                return Granted(user, key, message.has_integrity_sha256)
+                return Authenticated(user, key, message.has_integrity_sha256)
         return Denied(ErrorCode.UNAUTHENTICATED, "wrong password")
 
     def _algorithm(self, message: Message) -> int | None:
-        """Which algorithm made the key; None when what was offered is not what came back."""
+        """Return the algorithm of the key; None if the client's algorithms are not those that were offered."""
         offered, chosen = message.get(PASSWORD_ALGORITHMS), message.get(PASSWORD_ALGORITHM)
         if not self._announces or (offered is None and chosen is None):
             return PasswordAlgorithmNumber.MD5

@@ -1,16 +1,17 @@
-"""What the control plane tells a data plane, and what a data plane tells back.
+"""The commands of the control plane to a data plane, and the data plane's reports.
 
     control plane --- Command (numbered) ---> data plane
     control plane <-- Done or Refused ------- data plane      exactly one for each command, in any order
-    control plane <-- everything else ------- data plane      what it does not know, counters, ICMP errors, losses
+    control plane <-- other reports --------- data plane      unknown packets, counters, ICMP errors, lost relays
 
-A client is answered only after the commands that its request led to were acknowledged: what an answer promises holds
-when it is read. A command about a relay that is not open is Refused, but for FreeRelay, which is Done.
+The control plane answers a client only after the data plane has acknowledged all commands of its request: the promise
+of an answer holds when the client reads it. A command about a relay that is not open is Refused; FreeRelay is Done.
 
-The data plane enforces expiry by itself: what has `until` is over when the clock reads `until`. The control plane's and
-the plane's clock are one (CLOCK_BOOTTIME where there is one).
+The data plane enforces expiry by itself: relays, permissions and channels end when the clock reaches their `until`.
+Both planes use the same clock (CLOCK_BOOTTIME where the system has it).
 
-Both are made for every request, so they are plain slotted dataclasses: build them and leave them be.
+A command or report is made for every request, so the classes are slotted dataclasses that are not frozen. Don't change
+one after it was made.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import NamedTuple, NewType
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
-from polynya.core.machine import Datagram, IcmpKind, Send
+from polynya.core.machine import Datagram, IcmpKind
 
 from .policy import PeerPolicy
 
 
 class Client(NamedTuple):
-    """The client's 5-tuple: the flow of ours that it sends to (a listener, or its stream) and its own address."""
+    """The client's 5-tuple: the flow on which the server receives (a listener or a stream) and the client's address."""
 
     flow: Flow
     remote: Address
@@ -37,10 +38,10 @@ class Client(NamedTuple):
 
 
 Peer = NewType("Peer", Address)
-"""A transport address that a client talks to through us, as the client writes it."""
+"""The transport address of a peer, as the client writes it."""
 
 Relay = NewType("Relay", Address)
-"""A relayed transport address as it is bound on this host. What clients are told may be its external address."""
+"""A relayed transport address as it is bound on this host. Clients get its external address, which may differ."""
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -48,23 +49,23 @@ Relay = NewType("Relay", Address)
 
 @dataclass(slots=True, kw_only=True)
 class OpenRelay:
-    """Bind a relay port. Without a client it is only held: nothing is forwarded until `AssignRelay`."""
+    """Bind a relay port. Without a client the port is reserved: it forwards nothing until `AssignRelay`."""
 
     number: int
     relay: Relay
     external: Address
-    """What the relay is called outside; equal to `relay` where nothing translates."""
+    """The address of the relay outside a NAT; equal to `relay` where there is none."""
     client: Client | None
     stream: bool = False
-    """Whether the client's flow is a stream: then ChannelData is padded (RFC 8656, section 12.5)."""
+    """Whether the client's flow is a stream: ChannelData is padded there (RFC 8656, section 12.5)."""
     until: Instant
     bytes_per_second: int = 0
-    """In both directions together; 0 for no limit."""
+    """Rate limit for both directions together; 0 for no limit."""
 
 
 @dataclass(slots=True, kw_only=True)
 class AssignRelay:
-    """Give a held relay port to a client."""
+    """Assign a reserved relay port to a client."""
 
     number: int
     relay: Relay
@@ -76,7 +77,7 @@ class AssignRelay:
 
 @dataclass(slots=True, kw_only=True)
 class FreeRelay:
-    """Close a relay port with all its permissions and channels. Its last `Traffic` comes before `Done`."""
+    """Close a relay port with its permissions and channels. Its last `Traffic` is reported before `Done`."""
 
     number: int
     relay: Relay
@@ -84,7 +85,7 @@ class FreeRelay:
 
 @dataclass(slots=True, kw_only=True)
 class SetExpiry:
-    """The allocation of a relay now ends at `until`."""
+    """Set the expiry of a relay to `until`."""
 
     number: int
     relay: Relay
@@ -93,7 +94,7 @@ class SetExpiry:
 
 @dataclass(slots=True, kw_only=True)
 class Permit:
-    """Let these hosts and the client reach each other until then. All of them or none."""
+    """Install or refresh permissions for these hosts until `until`: all of them or none."""
 
     number: int
     relay: Relay
@@ -103,7 +104,7 @@ class Permit:
 
 @dataclass(slots=True, kw_only=True)
 class Unpermit:
-    """Take permissions back."""
+    """Remove permissions."""
 
     number: int
     relay: Relay
@@ -112,7 +113,7 @@ class Unpermit:
 
 @dataclass(slots=True, kw_only=True)
 class BindChannel:
-    """Let a channel number stand for a peer until then; its permission is a command of its own."""
+    """Bind a channel number to a peer until `until`. The permission needs a `Permit` of its own."""
 
     number: int
     relay: Relay
@@ -123,7 +124,7 @@ class BindChannel:
 
 @dataclass(slots=True, kw_only=True)
 class UnbindChannel:
-    """Take a channel back."""
+    """Remove a channel binding."""
 
     number: int
     relay: Relay
@@ -132,7 +133,7 @@ class UnbindChannel:
 
 @dataclass(slots=True, kw_only=True)
 class SetPolicy:
-    """From now on ask these rules of every peer. Before the first of these a plane reaches no peer at all."""
+    """Replace the peer policy. Until the first `SetPolicy` a data plane forwards to no peer."""
 
     number: int
     policy: PeerPolicy
@@ -143,7 +144,7 @@ Command = OpenRelay | AssignRelay | FreeRelay | SetExpiry | Permit | Unpermit | 
 
 @dataclass(slots=True)
 class Forward:
-    """A frame that came on a client's stream, for the plane to treat as that client's datagram. Not acknowledged."""
+    """A frame from a client's stream, which the data plane handles as a datagram of that client. Not acknowledged."""
 
     client: Client
     data: bytes
@@ -161,7 +162,7 @@ class Done:
 
 @dataclass(slots=True)
 class Refused:
-    """A command was not carried out, and changed nothing. `errno` is the system's, where there is one."""
+    """A command failed and changed nothing. `errno` is the system's error, if it reported one."""
 
     number: int
     reason: str
@@ -170,7 +171,7 @@ class Refused:
 
 @dataclass(slots=True, kw_only=True)
 class PeerError:
-    """An ICMP error came back for what was sent to a peer that is permitted (RFC 8656, section 11.5)."""
+    """An ICMP error about a datagram to a permitted peer (RFC 8656, section 11.5)."""
 
     client: Client
     peer: Peer
@@ -180,7 +181,7 @@ class PeerError:
 
 @dataclass(slots=True, kw_only=True)
 class Traffic:
-    """What a relay carried since it was opened: datagrams and payload bytes."""
+    """Datagrams and payload bytes that a relay has carried since it was opened."""
 
     relay: Relay
     to_peers: int = 0
@@ -189,17 +190,17 @@ class Traffic:
     bytes_from_peers: int = 0
     dropped: int = 0
     reasons: dict[str, int] = field(default_factory=dict, compare=False)
-    """What was dropped, by why; there are about ten reasons."""
+    """Dropped datagrams by reason; there are about ten reasons."""
 
     def drop(self, reason: str) -> None:
-        """Count a datagram that was not let through."""
+        """Count a dropped datagram."""
         self.dropped += 1
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerForbidden:
-    """The rules forbid what a relay was to carry; told the first time for each relay."""
+    """The peer policy denied a datagram to or from a peer; reported once for each relay."""
 
     relay: Relay
     peer: Peer
@@ -208,12 +209,11 @@ class PeerForbidden:
 
 @dataclass(slots=True)
 class RelayLost:
-    """A relay port is gone although nobody freed it. Nothing of it is left in the plane."""
+    """A relay port was closed without `FreeRelay`. The data plane has removed all its state."""
 
     relay: Relay
     reason: str
 
 
-Report = Done | Refused | PeerError | PeerForbidden | Traffic | RelayLost | Datagram | Send
-"""A `Datagram` is one that a client sent and the plane does not know what to do with. A `Send` is a frame for a client
-on a stream, from a plane that has no streams; the reference forwarder gives it as an output."""
+Report = Done | Refused | PeerError | PeerForbidden | Traffic | RelayLost | Datagram
+"""A report of the data plane. A `Datagram` is a client's packet that the data plane doesn't handle."""

@@ -1,4 +1,4 @@
-"""What the owner of a TURN server may want to know: for logs, metrics and whoever bans clients that misbehave."""
+"""Events of a TURN server, for logs, metrics and programs that ban clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .commands import Client, Traffic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationCreated:
-    """A client has relayed addresses; `relayed` are those that it was told."""
+    """An allocation was made; `relayed` are the relayed addresses as the client gets them."""
 
     client: Client
     user: str
@@ -22,7 +22,7 @@ class AllocationCreated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationEnded:
-    """An allocation, or one address family of it, is over and its ports are free again."""
+    """An allocation has ended and its ports are free again."""
 
     client: Client
     user: str
@@ -32,24 +32,24 @@ class AllocationEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRefused:
-    """A request was answered with an error. `reason` says more than the client was told."""
+    """A request was answered with an error. `reason` is more precise than the response."""
 
     client: Client
     method: str
     code: int
     reason: str
     user: str = ""
-    """Empty unless the request proved whose it is."""
+    """Empty for a request that was not authenticated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """The last allocation of a server that was told to drain is over."""
+    """The last allocation of a draining server has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerRefused:
-    """The rules forbid what a relay was to carry to or from a peer; told for the first one of each relay."""
+    """The peer policy denied a datagram to or from a peer; emitted once for each relay."""
 
     client: Client
     user: str

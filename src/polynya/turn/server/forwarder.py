@@ -1,13 +1,14 @@
-"""The reference data plane: forwards between clients and peers as a machine (RFC 8656, sections 11 and 12).
+"""The reference data plane: relays between clients and peers as a machine (RFC 8656, sections 11 and 12).
 
-It is what the lab runs and what every faster plane is compared with, byte for byte.
+The lab runs it, and every faster data plane is compared with it byte for byte.
 
-    client --ChannelData, Send--> [is there a channel or a permission, is the peer allowed] --datagram--> peer
-    client <--ChannelData, Data-- [is there a permission, is the peer allowed] <--datagram-- peer
+    client --ChannelData, Send--> [channel or permission, peer policy, rate limit] --datagram--> peer
+    client <--ChannelData, Data-- [permission, peer policy, rate limit] <--datagram-- peer
 
-A peer that is a live relayed address of this server is reached inside: no packet leaves, and the receiving relay still
-asks for its own permission. Everything has an end: a relay, a permission and a channel hold while the clock is below
-their `until`, and nothing is forwarded on their word after it. What is not for the plane to answer is handed up.
+- A peer that is a live relayed address of this server gets the data inside: no packet leaves, and the permissions of
+  the receiving relay apply.
+- A relay, permission or channel is valid while the clock is below its `until`.
+- Packets that are neither ChannelData nor Send from a client with an allocation are reported to the control plane.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 from typing import Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import (
@@ -24,7 +26,6 @@ from polynya.core.machine import (
     Counters,
     Datagram,
     IcmpError,
-    Input,
     IpFields,
     Open,
     Opened,
@@ -58,15 +59,15 @@ from .commands import (
 from .frames import HEADERS, MAX_DATAGRAM, SEND_TYPE, data_indication, parse_send
 from .policy import PeerPolicy
 
-_WHOLE: Final = IpFields(dont_fragment=True)
+_DONT_FRAGMENT: Final = IpFields(dont_fragment=True)
 
 
 class _Port:
-    """A relay port."""
+    """A relay port with its permissions, channels and traffic."""
 
     __slots__ = (
-        "channels", "client", "external", "flow", "forbade", "full_again", "interval", "peers", "permissions", "relay",
-        "stream", "traffic", "until",
+        "channels", "client", "external", "flow", "forbidden_reported", "full_again", "interval", "peers",
+        "permissions", "relay", "stream", "traffic", "until",
     )  # fmt: skip
 
     def __init__(self, flow: Flow, command: OpenRelay) -> None:
@@ -79,9 +80,9 @@ class _Port:
         self.permissions: dict[str, Instant] = {}
         self.channels: dict[int, tuple[Peer, Instant]] = {}
         self.peers: dict[Peer, int] = {}
-        """Channel by peer."""
+        """Channel numbers by peer."""
         self.traffic = Traffic(relay=command.relay)
-        self.forbade = False
+        self.forbidden_reported = False
         self.full_again = 0
         self.interval = 0
         self.limit(command.bytes_per_second)
@@ -90,7 +91,7 @@ class _Port:
         self.interval = SECOND // bytes_per_second if bytes_per_second else 0
 
     def within_rate(self, size: int, *, now: Instant) -> bool:
-        """Whether so many bytes may pass now: a second's worth at once, then at the rate."""
+        """Whether `size` bytes are within the rate limit, which allows bursts of one second."""
         if not self.interval:
             return True
         full_again = max(self.full_again, now) + (size + HEADERS) * self.interval
@@ -101,10 +102,7 @@ class _Port:
 
 
 class Forwarder:
-    """A data plane. `execute` takes commands, `receive` packets; `reports` is drained like outputs.
-
-    `random` gives Data indications their transaction ids.
-    """
+    """The reference data plane. `random` makes the transaction ids of Data indications."""
 
     def __init__(self, flow_ids: FlowIds, *, random: random.Random) -> None:
         self._flow_ids = flow_ids
@@ -114,17 +112,17 @@ class Forwarder:
         self._ports: dict[Relay, _Port] = {}
         self._by_flow: dict[Flow, _Port] = {}
         self._inside: dict[Address, _Port] = {}
-        """Ports by every name that they have."""
+        """Ports by bound and by external address."""
         self._by_client: dict[Client, dict[int, _Port]] = {}
         """The ports of a client by address family."""
-        self._outputs: list[Send | Open | Close] = []
-        self._reports: list[Report] = []
+        self._outputs: Queue[Send | Open | Close] = Queue()
+        self._reports: Queue[Report] = Queue()
         self._counters: dict[str, int] = {}
 
     # -------------------------------------------------------------------------------------------------------- commands
 
     def execute(self, command: Command | Forward, *, now: Instant) -> None:
-        """Do what the control plane says; a report acknowledges it, now or when the system has answered."""
+        """Carry out a command; a report acknowledges it, at once or when the system has opened the port."""
         if isinstance(command, Forward):
             self._from_client(command.client, command.data, now=now)
             return
@@ -163,7 +161,7 @@ class Forwarder:
                 port.permissions.pop(host, None)
         elif isinstance(command, BindChannel):
             for each in self._by_client.get(port.client, {}).values() if port.client is not None else ():
-                self._unbind(each, command.channel)  # a number stands for one peer, of whatever family
+                self._unbind(each, command.channel)  # a number is bound to one peer, of either family
             self._unbind(port, port.peers.get(command.peer, 0))
             port.channels[command.channel] = command.peer, command.until
             port.peers[command.peer] = command.channel
@@ -173,7 +171,7 @@ class Forwarder:
 
     def _open(self, command: OpenRelay) -> None:
         if command.relay in self._ports or any(each.relay == command.relay for each in self._opening.values()):
-            self._reports.append(Refused(command.number, "the relay is open"))
+            self._reports.append(Refused(command.number, "the relay is open already"))
             return
         flow = self._flow_ids.new()
         self._opening[flow] = command
@@ -199,20 +197,25 @@ class Forwarder:
 
     def _unbind(self, port: _Port, channel: int) -> None:
         bound = port.channels.pop(channel, None)
-        if bound is not None and port.peers.get(bound[0]) == channel:  # the peer may have another number by now
+        if bound is not None and port.peers.get(bound[0]) == channel:  # the peer may be bound to another number since
             del port.peers[bound[0]]
 
     # --------------------------------------------------------------------------------------------------------- machine
 
-    def receive(self, input: Input, *, now: Instant) -> None:
-        """Forward a packet, hand it up, or note what became of a port."""
+    def receive(self, input: object, *, now: Instant) -> bool:
+        """Relay or report a packet, or handle an event of a relay port; False for anything else."""
         if isinstance(input, Datagram):
             port = self._by_flow.get(input.flow)
             if port is not None:
                 self._from_peer(port, Peer(input.remote), input.data, now=now)
             elif not self._from_client(Client(input.flow, input.remote), input.data, now=now):
                 self._reports.append(input)
-        elif isinstance(input, Opened):
+            return True
+        if not isinstance(input, (Opened, Closed, IcmpError, SendFailed)):
+            return False
+        if input.flow not in self._by_flow and input.flow not in self._opening:
+            return False
+        if isinstance(input, Opened):
             command = self._opening.pop(input.flow, None)
             if command is not None:
                 self._opened(command, input.flow)
@@ -220,43 +223,33 @@ class Forwarder:
             self._closed(input)
         elif isinstance(input, IcmpError):
             self._peer_error(input, now=now)
-        elif isinstance(input, SendFailed):
+        else:
             self._count("sends refused by the system")
+        return True
 
-    def owns(self, flow: Flow) -> bool:
-        """Whether a flow is one of the relay ports."""
-        return flow in self._by_flow or flow in self._opening
-
-    def tick(self, *, now: Instant) -> None:
-        """Nothing is ever due: what has expired is not used, and is freed by command."""
-
-    def next_timer(self) -> Instant | None:
-        return None
+    def send(self, answer: Send) -> bool:  # noqa: ARG002
+        """Return False: all sockets are the driver's."""
+        return False
 
     def outputs(self) -> list[Send | Open | Close]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
     def reports(self) -> list[Report]:
-        """What the control plane should know, oldest first; drained by the call."""
-        drained, self._reports = self._reports, []
-        return drained
-
-    def events(self) -> list[object]:
-        return []
+        """Return the reports for the control plane, oldest first; drained by the call."""
+        return self._reports.drain()
 
     @property
     def counters(self) -> Counters:
-        """What was not forwarded, by why."""
+        """Datagrams that were not forwarded, by reason."""
         return self._counters
 
     def traffic(self) -> list[Traffic]:
-        """What each open relay carried so far."""
+        """Return the traffic of each open relay."""
         return [port.traffic for port in self._ports.values()]
 
     @property
     def size(self) -> dict[str, int]:
-        """How much of everything is held: nothing may leak."""
+        """Number of entries in each table, to show leaks."""
         return {
             "relays": len(self._ports) + len(self._opening),
             "clients": len(self._by_client),
@@ -287,7 +280,7 @@ class Forwarder:
     # ------------------------------------------------------------------------------------------------------ to the peer
 
     def _from_client(self, client: Client, data: bytes, *, now: Instant) -> bool:
-        """Carry out what a client sent; False when it is not for the data plane."""
+        """Relay ChannelData or a Send indication of a client; False for any other packet."""
         ports = self._by_client.get(client)
         if ports is None:
             return False
@@ -298,12 +291,12 @@ class Forwarder:
             return False
         sending = parse_send(data)
         if sending is None:
-            self._count("Send that cannot be carried out")
+            self._count("malformed Send indication")
             return True
         peer = Peer(sending.peer)
         port = ports.get(peer.family)
         if port is None:
-            self._count("Send to a family that is not allocated")
+            self._count("no relayed address of the peer's family")
         else:
             self._to_peer(port, peer, sending.data, now=now, dont_fragment=sending.dont_fragment)
         return True
@@ -315,21 +308,21 @@ class Forwarder:
             if bound is not None:
                 peer, until = bound
                 if size > len(data) - 4:
-                    self._drop(port, "ChannelData is shorter than it says")
+                    self._drop(port, "truncated ChannelData")
                 elif now >= until:
-                    self._drop(port, "the channel has expired")
+                    self._drop(port, "channel expired")
                 else:
                     self._to_peer(port, peer, data[4 : 4 + size], now=now)
                 return
-        self._count("the channel is not bound")
+        self._count("channel not bound")
 
     def _to_peer(self, port: _Port, peer: Peer, data: bytes, *, now: Instant, dont_fragment: bool = False) -> None:
         if now >= port.until:
-            self._drop(port, "the allocation has expired")
+            self._drop(port, "allocation expired")
         elif port.permissions.get(peer.host, now) <= now:
-            self._drop(port, "no permission")
+            self._drop(port, "no permission to peer")
         elif not port.within_rate(len(data), now=now):
-            self._drop(port, "too many bytes")
+            self._drop(port, "rate limit exceeded")
         else:
             inside = self._inside.get(peer)
             if inside is None and (rule := self._forbidden(peer)):
@@ -340,24 +333,24 @@ class Forwarder:
             if inside is not None:
                 self._from_peer(inside, port.external, data, now=now)
             else:
-                self._outputs.append(Send(port.flow, peer, data, _WHOLE if dont_fragment else None))
+                self._outputs.append(Send(port.flow, peer, data, _DONT_FRAGMENT if dont_fragment else None))
 
     # ---------------------------------------------------------------------------------------------------- to the client
 
     def _from_peer(self, port: _Port, peer: Peer, data: bytes, *, now: Instant) -> None:
         client = port.client
         if client is None or now >= port.until:
-            self._drop(port, "nobody has this relay now")
+            self._drop(port, "no allocation")
         elif port.permissions.get(peer.host, now) <= now:
-            self._drop(port, "no permission for the peer")
+            self._drop(port, "no permission from peer")
         elif peer not in self._inside and self._forbidden(peer):
-            self._drop(port, "forbidden peer")
+            self._drop(port, "peer denied by policy")
         elif not port.within_rate(len(data), now=now):
-            self._drop(port, "too many bytes")
+            self._drop(port, "rate limit exceeded")
         else:
             frame = self._frame(port, peer, data, now=now)
             if frame is None:
-                self._drop(port, "too large to be wrapped")
+                self._drop(port, "too large for the client")
                 return
             port.traffic.from_peers += 1
             port.traffic.bytes_from_peers += len(data)
@@ -375,17 +368,19 @@ class Forwarder:
         return frame if port.stream or len(frame) <= MAX_DATAGRAM else None
 
     def _forbidden(self, peer: Peer) -> str:
-        return self._policy.judge(peer) if self._policy is not None else "no rules yet"
+        """Return why the peer policy denies a peer, or ""."""
+        return self._policy.judge(peer) if self._policy is not None else "no peer policy is set"
 
     def _drop(self, port: _Port, reason: str) -> None:
         port.traffic.drop(reason)
         self._count(reason)
 
     def _forbid(self, port: _Port, peer: Peer, rule: str) -> None:
-        self._drop(port, "forbidden peer")
-        if not port.forbade:
-            port.forbade = True
+        """Drop a datagram that the peer policy denies, and report the first of each relay."""
+        self._drop(port, "peer denied by policy")
+        if not port.forbidden_reported:
+            port.forbidden_reported = True
             self._reports.append(PeerForbidden(relay=port.relay, peer=peer, rule=rule))
 
-    def _count(self, what: str) -> None:
-        self._counters[what] = self._counters.get(what, 0) + 1
+    def _count(self, name: str) -> None:
+        self._counters[name] = self._counters.get(name, 0) + 1

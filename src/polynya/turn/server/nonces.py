@@ -1,13 +1,14 @@
-"""Nonces that the server need not remember (RFC 8489, section 9.2; security.md, line 4).
+"""Stateless nonces (RFC 8489, section 9.2; security.md, line 4).
 
     obMatJos2 | 4 characters of features | base64 of 2 bytes of time and 6 bytes of MAC, without padding
 
-The MAC covers the whole time, the features and the client's address, so a nonce is good for whom it was made and no
-longer than its lifetime: who answers with it has proven that it receives what is sent to that address. It is as short
-as that allows, for strangers are sent it: 48 bits are to be guessed within the lifetime, one request for each guess, by
-somebody who then still has no password.
+The MAC covers the full time, the features and the client's address. So a nonce is valid for one client and for its
+lifetime only, and a client that returns it has proven that it receives packets at its address.
 
-The MAC is keyed BLAKE2 (RFC 7693), a MAC by itself at a third of what HMAC costs; and every request is checked.
+The nonce is short because unauthenticated clients get it, and their source may be forged. An attacker must guess 48
+bits within the lifetime, with one request for each guess, and then still has no password.
+
+The MAC is keyed BLAKE2 (RFC 7693), which costs a third of HMAC; it is computed for every request.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _WRAP: Final = 1 << 8 * _TIME
 
 
 class Nonces:
-    """Makes and checks nonces with one key."""
+    """Makes and validates nonces with one key."""
 
     def __init__(self, key: bytes, features: SecurityFeature, lifetime: int) -> None:
         self._lifetime = lifetime // SECOND
@@ -40,11 +41,11 @@ class Nonces:
         self._mac = blake2s(self._head, key=key, digest_size=_MAC)
 
     def make(self, client: Address, *, now: Instant) -> bytes:
-        """A nonce for this client, from now on."""
+        """Make a nonce for this client, valid from now on."""
         return self._made(client, now // SECOND)
 
     def valid(self, nonce: bytes, client: Address, *, now: Instant) -> bool:
-        """Whether we made this nonce for this client, not too long ago."""
+        """Whether this server made the nonce for this client within its lifetime."""
         if len(nonce) != _HEAD + _TAIL:
             return False
         try:
@@ -57,5 +58,5 @@ class Nonces:
     def _made(self, client: Address, seconds: int) -> bytes:
         mac = self._mac.copy()
         mac.update(f"{seconds} {client.host} {client.port} {client.zone}".encode())
-        said = (seconds % _WRAP).to_bytes(_TIME, "big") + mac.digest()
-        return self._head + b2a_base64(said, newline=False)[:_TAIL]
+        tail = (seconds % _WRAP).to_bytes(_TIME, "big") + mac.digest()
+        return self._head + b2a_base64(tail, newline=False)[:_TAIL]

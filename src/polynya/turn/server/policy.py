@@ -1,18 +1,17 @@
-"""Which peers a client may reach through the server: deny by default (security.md, lines 1 to 3).
+"""The peer policy: which peers clients may reach through the server (security.md, lines 1 to 3).
 
-A peer's address is first reduced to what it reaches: an IPv6 address that only wraps an IPv4 one (mapped, compatible,
-translated, NAT64, 6to4, Teredo) is judged as that, 0.0.0.0 and :: as loopback. Then the longest prefix that matches
-decides:
+An IPv6 address that wraps an IPv4 address (mapped, compatible, translated, NAT64, 6to4, Teredo) is judged as that IPv4
+address; 0.0.0.0 and :: are judged as loopback. Then the longest matching prefix decides:
 
     | matches                                            | verdict                                           |
     |----------------------------------------------------|---------------------------------------------------|
     | one of the server's own endpoints                  | denied, unless `allow` names that very host:port  |
-    | a rule of `deny` or `allow`, the longest           | as it says; at equal length `deny` wins           |
+    | a rule of `deny` or `allow`, the longest           | by that rule; at equal length `deny` wins         |
     | an IANA special-purpose range, longer than any rule| denied                                            |
     | nothing                                            | permitted                                         |
 
-So `allow 10.1.0.0/16` opens that part of 10.0.0.0/8 by name, and `allow 0.0.0.0/0` opens nothing that is special. The
-live relayed addresses of the server are not asked about here: they are permitted by whoever holds them.
+So `allow 10.1.0.0/16` opens a part of 10.0.0.0/8, and `allow 0.0.0.0/0` opens no special-purpose range. Live relayed
+addresses of the server are not judged here: the client of such a relay protects it by its permissions.
 """
 
 from __future__ import annotations
@@ -65,13 +64,13 @@ _WRAPPERS: Final = (
     (b"\x20\x02", 16),
     (b"\x20\x01\0\0", 32),
 )
-"""The IPv6 prefixes whose addresses wrap IPv4 ones."""
+"""IPv6 prefixes whose addresses wrap IPv4 addresses."""
 _CACHED: Final = 4096
 
 
 class _Rule(NamedTuple):
     bits: int
-    """Of the whole address: 32 or 128."""
+    """Bits of an address: 32 or 128."""
     length: int
     network: int
     permitted: bool
@@ -80,7 +79,7 @@ class _Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerPolicy:
-    """The rules. Raises ConfigurationError for a rule that does not parse, so that a server does not start with it.
+    """The rules about peers. Raises ConfigurationError for a rule that does not parse, so no server starts with one.
 
     `allow` and `deny` hold prefixes (`192.0.2.0/24`), hosts, or endpoints (`192.0.2.1:53`, `[2001:db8::1]:53`).
     """
@@ -88,9 +87,9 @@ class PeerPolicy:
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     listeners: tuple[Address, ...] = ()
-    """The server's own endpoints, its database's and its admin interface's; 0.0.0.0 or :: is each of `own_hosts`."""
+    """Endpoints of the server, its database and its admin interface; 0.0.0.0 and :: mean each of `own_hosts`."""
     own_hosts: tuple[str, ...] = ()
-    """The hosts that this server is reached under, the external ones too; loopback need not be named."""
+    """Addresses of this server, external ones included; loopback is implied."""
     _rules: tuple[_Rule, ...] = field(init=False, repr=False, compare=False)
     _own: frozenset[tuple[bytes, int]] = field(init=False, repr=False, compare=False)
     _named: dict[tuple[bytes, int], bool] = field(init=False, repr=False, compare=False)
@@ -106,7 +105,7 @@ class PeerPolicy:
                     named[endpoint] = permitted
                 else:
                     rules.append(_prefix(text, text, permitted=permitted))
-        # Longest first; of equal ones `deny` before `allow` before what is special: the sort is stable.
+        # Longest first; at equal length `deny`, then `allow`, then special-purpose ranges: the sort is stable.
         rules.reverse()
         rules.sort(key=lambda rule: -rule.length)
         object.__setattr__(self, "_rules", tuple(rules))
@@ -114,7 +113,7 @@ class PeerPolicy:
         object.__setattr__(self, "_own", frozenset(_own_endpoints(self.listeners, self.own_hosts)))
 
     def judge(self, peer: Address) -> str:
-        """Why this endpoint must not be reached, or "" when it may."""
+        """Return why a peer is denied, or "" if it is permitted."""
         key = peer.host, peer.port
         verdict = self._verdicts.get(key)
         if verdict is None:
@@ -124,7 +123,7 @@ class PeerPolicy:
         return verdict
 
     def judge_host(self, host: str) -> str:
-        """Why no port of this host may be reached, or "" when some may: for a permission, which is for a host."""
+        """Return why every port of a host is denied, or "" if some port is permitted (permissions are by host)."""
         verdict = self.judge(Address(host, 0))
         if verdict and any(permitted and packed in reduce(host) for (packed, _), permitted in self._named.items()):
             return ""
@@ -134,7 +133,7 @@ class PeerPolicy:
         for packed in reduce(host):
             named = self._named.get((packed, port))
             if named is not None:
-                yield "" if named else f"{host} port {port} is denied by name"
+                yield "" if named else f"{host} port {port} is denied by a rule"
             elif (packed, port) in self._own:
                 yield f"{host} port {port} is the server's own"
             else:
@@ -160,7 +159,7 @@ def _made(
 
 @lru_cache(maxsize=4096)
 def reduce(host: str) -> tuple[bytes, ...]:
-    """What an address reaches, packed. Where several readings are possible, all of them: each must be permitted."""
+    """Reduce an address to the packed addresses that it may reach; each of them must be permitted."""
     packed = pack_host(host)
     if len(packed) == 4:
         return (_LOOPBACK4 if packed == bytes(4) else packed,)
@@ -169,16 +168,16 @@ def reduce(host: str) -> tuple[bytes, ...]:
 
 
 def _embedded(packed: bytes) -> Iterator[bytes]:
-    """The IPv4 addresses that an IPv6 address stands for."""
+    """Yield the IPv4 addresses that an IPv6 address wraps."""
     tail = packed[12:]
     if packed == bytes(15) + b"\x01":
-        yield _LOOPBACK4  # ::1, which 127.0.0.0/8 names too: an allowed loopback is both
+        yield _LOOPBACK4  # ::1 is judged as loopback, so that a rule about 127.0.0.0/8 covers both
     elif packed.startswith((bytes(12), bytes(10) + b"\xff\xff", bytes(8) + b"\xff\xff\0\0")):
         yield tail  # compatible and unspecified, mapped, translated (RFC 4291, 2.5.5; RFC 7915)
     elif packed.startswith(b"\0\x64\xff\x9b" + bytes(8)):
         yield tail  # the well-known NAT64 prefix (RFC 6052)
     elif packed.startswith(b"\0\x64\xff\x9b\0\x01"):
-        # A local NAT64 prefix may have any length from 48 (RFC 8215); what begins with 0 is padding, not an address.
+        # A local NAT64 prefix may have any length from 48 (RFC 8215); a reading that begins with 0 is padding.
         readings = (packed[6:8] + packed[9:11], packed[7:8] + packed[9:12], packed[9:13], tail)
         found = tuple(reading for reading in readings if reading[0])
         yield from found or (tail,)
@@ -197,24 +196,26 @@ def _prefix(text: str, shown: str, *, permitted: bool) -> _Rule:
         raise ConfigurationError(f"{text!r} is no peer rule: write ADDRESS, ADDRESS/LENGTH or ADDRESS:PORT") from None
     bits = len(packed) * 8
     if slash and not (digits.isascii() and digits.isdigit() and int(digits) <= bits):
-        raise ConfigurationError(f"{text!r} is no peer rule: the prefix length is within 0..{bits}")
+        raise ConfigurationError(f"{text!r} is no peer rule: the prefix length must be within 0..{bits}")
     length = int(digits) if slash else bits
     number = int.from_bytes(packed, "big")
     if number & ((1 << (bits - length)) - 1):
-        raise ConfigurationError(f"{text!r} is no peer rule: it has bits beyond its prefix of {length}")
+        raise ConfigurationError(f"{text!r} is no peer rule: it has bits set beyond its prefix of {length}")
     reduced = reduce(host)
     if length < bits and any(length >= size and packed.startswith(start) for start, size in _WRAPPERS):
-        raise ConfigurationError(f"{text!r} is no peer rule: such addresses are judged as the IPv4 ones that they hold")
+        raise ConfigurationError(
+            f"{text!r} is no peer rule: such addresses are judged as the IPv4 addresses that they wrap"
+        )
     if length == bits and reduced != (packed,):
         if len(reduced) != 1:
-            raise ConfigurationError(f"{text!r} is no peer rule: name the IPv4 addresses that it stands for")
+            raise ConfigurationError(f"{text!r} is no peer rule: write the IPv4 addresses that it wraps")
         packed, bits, length = reduced[0], 32, 32
         number = int.from_bytes(packed, "big")
     return _Rule(bits, length, number >> (bits - length), permitted, shown)
 
 
 def _endpoint(text: str) -> tuple[bytes, int] | None:
-    """A rule with a port, or None when it has none."""
+    """Parse a rule with a port; None if it has no port."""
     if not text.startswith("[") and text.count(":") != 1:
         return None
     try:
@@ -223,7 +224,7 @@ def _endpoint(text: str) -> tuple[bytes, int] | None:
         raise ConfigurationError(f"{text!r} is no peer rule: {error}") from None
     reduced = reduce(address.host)
     if len(reduced) != 1:
-        raise ConfigurationError(f"{text!r} is no peer rule: name the IPv4 addresses that it stands for")
+        raise ConfigurationError(f"{text!r} is no peer rule: write the IPv4 addresses that it wraps")
     return reduced[0], address.port
 
 

@@ -1,8 +1,8 @@
-"""The relay ports of one host: picked at random, rested after use, reserved in pairs.
+"""The relay ports of one host: chosen at random, taken alone or in pairs.
 
-    FREE --take--> USED --release--> RESTING --its time--> FREE
+    FREE --take--> USED --release--> RESTING --timeout--> FREE
 
-A port that was just given up may still get datagrams of its old peers, so it rests before another client gets it.
+A released port may still get datagrams of its old peers, so it rests before another client gets it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,23 @@ class RelayPorts:
         self._resting: deque[tuple[Instant, int]] = deque()
         self._free = self._count
 
-    @property
-    def free(self) -> int:
-        """How many could be taken, but for those whose rest has ended unnoticed."""
+    def free_ports(self, *, now: Instant) -> int:
+        """Return the number of free ports."""
+        self._wake(now=now)
         return self._free
 
+    @property
+    def resting(self) -> int:
+        """Number of released ports that rest."""
+        return len(self._resting)
+
+    @property
+    def used(self) -> int:
+        """Number of ports in use."""
+        return self._count - self._free - len(self._resting)
+
     def take(self, *, now: Instant) -> int | None:
-        """A free port, or None when there is none."""
+        """Take a free port; None if there is none."""
         self._wake(now=now)
         if not self._free:
             return None
@@ -48,7 +58,7 @@ class RelayPorts:
         return self._use(found if found >= 0 else self._state.find(_FREE))
 
     def take_even(self, *, now: Instant, pair: bool) -> int | None:
-        """A free even port; with `pair` its upper neighbor is free, too, and both are taken."""
+        """Take a free even port, with `pair` together with the next higher one; None if there is none."""
         self._wake(now=now)
         first = self._low & 1
         evens = (self._count - first - pair + 1) // 2
@@ -64,10 +74,10 @@ class RelayPorts:
         return None
 
     def release(self, port: int, *, now: Instant) -> None:
-        """Give a port back: it rests first."""
+        """Release a port; it rests before it is free."""
         index = port - self._low
         if self._state[index] != _USED:
-            raise ValueError(f"port {port} is not in use")
+            raise ValueError(f"port {port} is not in use: it can be released once")
         self._state[index] = _RESTING
         self._resting.append((Instant(now + self._rest), index))
 

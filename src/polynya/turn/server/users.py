@@ -1,11 +1,11 @@
-"""Who may use the server: users with keys, or time-limited credentials of shared secrets.
+"""User directories: users with stored keys, or time-limited credentials made from shared secrets.
 
-A directory answers with candidates: none for a stranger, several where several secrets could have made the password, or
-`ASK` when somebody outside must be asked; the control plane then says `LookUp` and waits for `UserFound`.
+A directory returns candidates: none for an unknown name, and several if several secrets could have made the password.
+It returns `LOOK_UP` if the user is known outside only; the control plane then emits `LookUp` and waits for `UserFound`.
 
 Time-limited credentials (draft-uberti-behave-turn-rest): the user name is `EXPIRY:ID` with the expiry in Unix seconds,
-the password base64(HMAC-SHA1(secret, user name)). What counts towards a quota, and what keeps an allocation when the
-credentials were renewed, is the ID.
+the password base64(HMAC-SHA1(secret, user name)). Quotas count by ID, and an allocation belongs to an ID, so a client
+keeps its allocation when it renews its credentials.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from polynya.stun.registry import PasswordAlgorithmNumber
 _CACHED: Final = 10_000
 
 
-class Asked(Enum):
-    """A directory's answer when it cannot know by itself."""
+class External(Enum):
+    """Type of `LOOK_UP`, the result of a directory whose users are known outside only."""
 
-    ASK = "ask"
+    LOOK_UP = "look up"
 
 
-ASK: Final = Asked.ASK
+LOOK_UP: Final = External.LOOK_UP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """Somebody who may allocate. Keys are by password algorithm; passwords are not kept."""
+    """A user who may make allocations. Keys are by password algorithm; passwords are not stored."""
 
     name: str
     keys: Mapping[int, IntegrityKey]
     owner: str = ""
-    """Whose quota is used and who may go on with an allocation; the name where nothing else is said."""
+    """The account that quotas count for and that owns allocations; empty if it is the name."""
     expires: int | None = None
     """Unix seconds, for time-limited credentials."""
     max_allocations: int | None = None
-    """In place of the server's limit for each user; 0 is no limit."""
+    """Overrides the server's limit for each user; 0 is no limit."""
 
     @property
     def account(self) -> str:
@@ -55,13 +55,13 @@ class User:
 
     @classmethod
     def with_password(cls, name: str, realm: str, password: str, *, max_allocations: int | None = None) -> User:
-        """A user whose keys are made here; the password is forgotten. ConfigurationError for text that cannot be."""
+        """Derive the keys of a user; the password is not stored. ConfigurationError if the text is not allowed."""
         keys = {int(each): IntegrityKey(long_term_key(name, realm, password, each)) for each in PasswordAlgorithmNumber}
         return cls(name=name, keys=keys, max_allocations=max_allocations)
 
     @classmethod
     def with_keys(cls, name: str, keys: Mapping[int, bytes], *, max_allocations: int | None = None) -> User:
-        """A user with stored keys: algorithm -> MD5 or SHA-256 of `user:realm:password`."""
+        """Make a user with stored keys: algorithm -> MD5 or SHA-256 of `user:realm:password`."""
         sizes = {int(PasswordAlgorithmNumber.MD5): 16, int(PasswordAlgorithmNumber.SHA256): 32}
         for algorithm, key in keys.items():
             if sizes.get(algorithm) != len(key):
@@ -70,24 +70,24 @@ class User:
         return cls(name=name, keys=made, max_allocations=max_allocations)
 
 
-Candidates = Sequence[User] | Asked
+Candidates = Sequence[User] | External
 
 
 class Directory(Protocol):
-    """Where users are found."""
+    """Finds users by name or USERHASH."""
 
     anonymous: bool
-    """Whether all users are known here, so that a USERHASH can be resolved (RFC 8489, section 9.2)."""
+    """Whether all users are known here, so that USERHASH can be resolved (RFC 8489, section 9.2)."""
 
     def by_name(self, name: str) -> Candidates:
-        """Who has this name."""
+        """Return the candidates for a user name."""
 
     def by_hash(self, hashed: bytes) -> Candidates:
-        """Whose USERHASH this is."""
+        """Return the candidates for a USERHASH."""
 
 
 class StaticUsers:
-    """Users that are all known beforehand."""
+    """A directory of configured users."""
 
     anonymous = True
 
@@ -96,7 +96,7 @@ class StaticUsers:
         self._by_hash: dict[bytes, tuple[User, ...]] = {}
         for user in users:
             if user.name in self._by_name:
-                raise ConfigurationError(f"user {user.name!r} is there twice")
+                raise ConfigurationError(f"user {user.name!r} is configured twice: remove one of the entries")
             self._by_name[user.name] = (user,)
             self._by_hash[userhash(user.name, realm)] = (user,)
 
@@ -108,7 +108,7 @@ class StaticUsers:
 
 
 class SharedSecrets:
-    """Whoever holds a password that one of these secrets made. Several of them let one be replaced in peace."""
+    """A directory of time-limited credentials. With several secrets, one can be replaced while the other is in use."""
 
     anonymous = False
 
@@ -140,25 +140,25 @@ class SharedSecrets:
             try:
                 user = User.with_password(name, self._realm, time_limited_password(name, secret))
             except ConfigurationError:
-                return ()  # a name that cannot be
+                return ()  # the name is not allowed (RFC 8265)
             users.append(User(name=name, keys=user.keys, owner=owner, expires=int(digits)))
         return tuple(users)
 
 
-class AskedUsers:
-    """Users that only somebody outside knows: a database, a callback. Answers are kept by the control plane."""
+class ExternalUsers:
+    """A directory whose users are known outside only: in a database, by a callback. The control plane caches them."""
 
     anonymous = False
 
-    def by_name(self, name: str) -> Asked:  # noqa: ARG002
-        return ASK
+    def by_name(self, name: str) -> External:  # noqa: ARG002
+        return LOOK_UP
 
     def by_hash(self, hashed: bytes) -> Sequence[User]:  # noqa: ARG002
         return ()
 
 
 class Directories:
-    """Several directories, asked in their order; the first that knows somebody counts."""
+    """Several directories in order; the first that has a candidate counts."""
 
     def __init__(self, directories: Iterable[Directory]) -> None:
         self._directories = tuple(directories)
@@ -180,5 +180,5 @@ class Directories:
 
 
 def time_limited_password(name: str, secret: bytes) -> str:
-    """The password of a time-limited user name."""
+    """Compute the password of a time-limited user name."""
     return base64.b64encode(digest(secret, name.encode(), "sha1")).decode()

@@ -1,4 +1,4 @@
-"""security.md, line 13, what there is of signaling: a room's members only; sizes, rates and lifetimes are capped."""
+"""security.md, line 13: a room is for its members only; sizes, rates and lifetimes are limited."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def refusals(said: list[object]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------- members only
 
 
-def test_nobody_outside_a_room_says_anything_to_or_hears_anything_of_its_members() -> None:
+def test_only_members_of_a_room_exchange_signals_in_it() -> None:
     house = House()
     inside, a = join(house)
     other, b = join(house)
     outsider, _ = join(house, "another")
-    stranger = house.raw()
-    for link in (outsider, stranger):
+    unjoined = house.raw()
+    for link in (outsider, unjoined):
         assert refusals(link.say(signal(a.peer, description()))) in (["unknown-peer"], ["not-joined"])
-    inside.heard(), outsider.heard(), stranger.heard()
+    inside.heard(), outsider.heard(), unjoined.heard()
     inside.say(signal(b.peer, description()))
     [heard] = other.heard()
     assert isinstance(heard, Signal) and heard.peer == a.peer
-    assert outsider.heard() == [] == stranger.heard()
+    assert outsider.heard() == [] == unjoined.heard()
 
 
-def test_who_speaks_is_what_the_server_says_and_not_what_was_claimed() -> None:
+def test_the_server_sets_the_sender_of_a_signal() -> None:
     house = House()
     inside, a = join(house)
     other, b = join(house)
@@ -50,7 +50,7 @@ def test_who_speaks_is_what_the_server_says_and_not_what_was_claimed() -> None:
     assert all(each.peer == a.peer for each in other.heard() if isinstance(each, Signal))
 
 
-def test_a_members_place_is_its_tokens() -> None:
+def test_only_its_token_resumes_a_membership() -> None:
     house = House()
     link, a = join(house)
     join(house)
@@ -59,42 +59,42 @@ def test_a_members_place_is_its_tokens() -> None:
         try:
             [welcome, *_] = house.raw().say(Join(version=1, room="room", resume=Resume(a.peer, token)))
         except ValueError:
-            continue  # no token at all, so it cannot even be said
+            continue  # not a valid message
         assert not isinstance(welcome, Welcome) or welcome.peer != a.peer
 
 
-def test_the_names_of_rooms_which_are_their_keys_and_the_tokens_are_told_to_nobody() -> None:
+def test_room_names_and_tokens_appear_in_no_trace_event_or_counter() -> None:
     events: list[TraceEvent] = []
     house = House()
     house.server = RoomServer(random=house.random, trace=Tracer(events.append, "server", "signaling"))
     _, a = join(house, "the secret room")
     join(house, "the secret room")
     house.run(400)
-    told = f"{[event.to_json() for event in events]} {house.server_events} {house.server.counters}"
-    assert a.peer in told
-    assert "the secret room" not in told and a.token not in told
+    visible = f"{[event.to_json() for event in events]} {house.server_events} {house.server.counters}"
+    assert a.peer in visible
+    assert "the secret room" not in visible and a.token not in visible
 
 
 # --------------------------------------------------------------------------------------------------------------- caps
 
 
-def test_the_size_of_a_room_a_message_and_of_what_is_kept() -> None:
+def test_the_sizes_of_rooms_and_messages_are_limited() -> None:
     house = House(room_members=2)
     join(house), join(house)
     full = house.raw()
     assert refusals(full.say(Join(version=1, room="room"))) == ["room-full"]
-    house = House(message_bytes=1024, offences=1)
+    house = House(message_bytes=1024, offenses=1)
     first, _ = join(house)
     said = [each for _ in range(2) for each in first.say('{"type":"keepalive","x":"%s"}' % ("y" * 1000))]
     assert refusals(said) == ["too-large"] * 2 and first.closed is not None and first.closed[0] == TOO_LARGE
 
 
-def test_the_rate_of_messages_and_of_bytes() -> None:
-    house = House(messages_per_second=10, burst=20, offences=3)
+def test_the_rates_of_messages_and_bytes_are_limited() -> None:
+    house = House(messages_per_second=10, burst=20, offenses=3)
     link, _ = join(house)
     said = [each for _ in range(60) for each in link.say(Keepalive())]
     assert "rate" in " ".join(refusals(said)) and link.closed is not None
-    house = House(bytes_per_second=20_000, bytes_burst=70_000, offences=3)
+    house = House(bytes_per_second=20_000, bytes_burst=70_000, offenses=3)
     link, _ = join(house)
     said = [each for _ in range(60) for each in link.say('{"type":"keepalive","padding":"%s"}' % ("x" * 10_000))]
     assert refusals(said) and link.closed is not None
@@ -103,7 +103,7 @@ def test_the_rate_of_messages_and_of_bytes() -> None:
 @pytest.mark.parametrize(
     ("limits", "rooms", "hosts"), [({"rooms": 3}, 4, 1), ({"links": 3}, 1, 4), ({"links_per_host": 3}, 1, 1)]
 )
-def test_the_number_of_rooms_and_connections(limits: dict[str, int], rooms: int, hosts: int) -> None:
+def test_the_numbers_of_rooms_and_connections_are_limited(limits: dict[str, int], rooms: int, hosts: int) -> None:
     house = House(**limits)
     links = []
     for number in range(4):
@@ -115,7 +115,7 @@ def test_the_number_of_rooms_and_connections(limits: dict[str, int], rooms: int,
     assert (refused.closed is not None and refused.closed[0] in (TRY_LATER, POLICY)) or refusals(refused.heard())
 
 
-def test_the_lifetime_of_a_room_a_silence_and_a_connection_that_never_joins() -> None:
+def test_rooms_idle_members_and_unjoined_connections_time_out() -> None:
     house = House(join_timeout=10, idle_timeout=300, room_timeout=3600)
     lurker = house.raw()
     house.run(11)
@@ -128,5 +128,5 @@ def test_the_lifetime_of_a_room_a_silence_and_a_connection_that_never_joins() ->
         house.run(100)
         if busy.closed is None:
             busy.say(Keepalive())
-    assert busy.closed is not None, "a keepalive keeps a member, and nothing keeps a room in which nothing happens"
+    assert busy.closed is not None, "a keepalive extends a membership, but not an idle room"
     assert house.now >= 3600 * SECOND

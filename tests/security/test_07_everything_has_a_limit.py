@@ -1,4 +1,4 @@
-"""security.md, line 7: caps on allocations, permissions, channels, bytes, requests; quotas; ports that rest."""
+"""security.md, line 7: limits on allocations, permissions, channels, bytes and requests; quotas; ports that rest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def at(number: int, host: str = CLIENT.host) -> Address:
     ],
     ids=["a user", "an address", "in all"],
 )
-def test_allocations(limits: Limits, others: tuple[str, str] | None) -> None:
+def test_the_number_of_allocations_is_limited(limits: Limits, others: tuple[str, str] | None) -> None:
     table = Table(config(limits=limits))
     people = [Person(table, at(number)) for number in range(4)]
     assert [code(person.allocate()) for person in people] == [0, 0, 0, 486]
@@ -37,7 +37,7 @@ def test_allocations(limits: Limits, others: tuple[str, str] | None) -> None:
     assert code(people[3].allocate()) == 0
 
 
-def test_a_users_own_limit_comes_before_the_common_one() -> None:
+def test_a_users_own_limit_overrides_the_common_one() -> None:
     directory = StaticUsers(REALM, [User.with_password("alice", REALM, "wonder", max_allocations=1)])
     table = Table(config(), directory)
     assert [code(Person(table, at(number)).allocate()) for number in range(2)] == [0, 486]
@@ -51,7 +51,7 @@ def test_a_quota_is_held_until_the_plane_has_freed_the_port() -> None:
     allocation = next(iter(control.allocations.by_client.values()))
     control.receive(Datagram(LISTENER, CLIENT, alice.build(Method.REFRESH, {a.LIFETIME: 0})), now=table.now)
     outputs = control.outputs()
-    assert [type(each).__name__ for each in outputs] == ["FreeRelay"], "no answer yet"
+    assert [type(each).__name__ for each in outputs] == ["FreeRelay"], "the response is not sent yet"
     assert allocation.client not in control.allocations.by_client and control.allocations.claimed == 1
     for output in outputs:
         table.server.plane.execute(output, now=table.now)  # type: ignore[arg-type]
@@ -59,36 +59,36 @@ def test_a_quota_is_held_until_the_plane_has_freed_the_port() -> None:
     assert len(table.drain()) == 1 and control.allocations.claimed == 0
 
 
-def test_a_reservation_counts_too() -> None:
+def test_a_reservation_counts_towards_the_quota() -> None:
     table = Table(config(limits=Limits(allocations_per_user=1)))
     assert code(Person(table).allocate({a.EVEN_PORT: True})) == 486
     assert table.flows == {} and table.server.control.allocations.claimed == 0
 
 
-def test_permissions_of_an_allocation() -> None:
+def test_the_permissions_of_an_allocation_are_limited() -> None:
     table = Table(config(limits=Limits(permissions=5, peers_per_request=4)))
     alice = Person(table)
     alice.allocate()
     hosts = [Address(f"203.0.113.{number}", 1) for number in range(20)]
     assert code(alice.permit(*hosts[:5])) == 508, "too many in one request"
     assert code(alice.permit(*hosts[:4])) == 0
-    assert code(alice.permit(*hosts[3:5])) == 0, "one of them is not new"
+    assert code(alice.permit(*hosts[3:5])) == 0, "one of them has a permission already"
     assert code(alice.permit(*hosts[4:6])) == 508
     assert alice.send(b"x", hosts[5]) == [] and len(alice.send(b"x", hosts[4])) == 1
     table.run_for(301)
-    assert code(alice.permit(*hosts[10:14])) == 0, "those that expired do not count"
+    assert code(alice.permit(*hosts[10:14])) == 0, "expired permissions do not count"
 
 
-def test_channels_of_an_allocation() -> None:
+def test_the_channels_of_an_allocation_are_limited() -> None:
     table = Table(config(limits=Limits(channels=3)))
     alice = Person(table)
     alice.allocate()
     bound = [code(alice.bind(0x4000 + number, PEER.with_port(1 + number))) for number in range(4)]
     assert bound == [0, 0, 0, 508]
-    assert code(alice.bind(0x4001, PEER.with_port(2))) == 0, "renewing is not new"
+    assert code(alice.bind(0x4001, PEER.with_port(2))) == 0, "refreshing a channel is no new one"
 
 
-def test_bytes_a_second() -> None:
+def test_the_bytes_a_second_of_a_relay_are_limited() -> None:
     table = Table(config(limits=Limits(bytes_per_second=10_000)))
     alice = Person(table)
     alice.allocate()
@@ -98,10 +98,10 @@ def test_bytes_a_second() -> None:
     table.run_for(0.5)
     outward = sum(len(alice.channel(0x4000, bytes(972))) for _ in range(3))
     inward = sum(len(table.from_peer(alice.relayed[0], bytes(972))) for _ in range(30))
-    assert (outward, inward) == (3, 2), "both directions share it"
+    assert (outward, inward) == (3, 2), "both directions share the limit"
 
 
-def test_requests_a_second() -> None:
+def test_the_requests_a_second_of_a_source_are_limited() -> None:
     table = Table(config(limits=Limits(requests_per_second=50)))
     request = Message.request(Method.BINDING, bytes(12)).encode()
     assert sum(len(table.from_client(request)) for _ in range(200)) == 50
@@ -130,4 +130,4 @@ def test_the_allocation_cycle_leaks_nothing() -> None:
     allocations = table.server.control.allocations
     assert (allocations.claimed, len(allocations.relayed), len(allocations.by_relay)) == (0, 0, 0)
     assert set(table.server.plane.size.values()) == {0}
-    assert allocations._live_hosts == allocations._by_account == allocations._by_source == {}
+    assert set(allocations.size.values()) == {0}, allocations.size

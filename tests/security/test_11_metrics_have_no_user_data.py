@@ -1,6 +1,6 @@
-"""security.md, line 11: what is counted has names of our own, however clients call themselves.
+"""security.md, line 11: counters and labels contain no text from clients.
 
-Log lines are bounded and escaped; the admin interface is for this host, or asks for a token.
+Log lines are bounded and escaped; the metrics need a request from this host or a token.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_counters_have_a_bounded_set_of_names() -> None:
     "name",
     ["a\nALLOCATE from 192.0.2.1:1 refused: 401", "\x1b[2J", "x" * 100_000, "\u202egnp.exe", "\0"],
 )
-def test_a_users_name_cannot_leave_its_line(name: str) -> None:
+def test_a_user_name_cannot_leave_its_log_line(name: str) -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LineFormatter())
@@ -55,7 +55,7 @@ def test_a_users_name_cannot_leave_its_line(name: str) -> None:
         refused = RequestRefused(
             client=Client(LISTENER, CLIENT), method="REFRESH", code=437, reason="no allocation", user=name
         )
-        Relaying.on_event(None, refused)  # type: ignore[arg-type]  # what is refused is only logged
+        Relaying.on_event(None, refused)  # type: ignore[arg-type]  # such an event is only logged
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -64,7 +64,7 @@ def test_a_users_name_cannot_leave_its_line(name: str) -> None:
     assert line.isascii() and line.isprintable()
 
 
-def test_a_flood_of_refusals_does_not_fill_the_disk() -> None:
+def test_the_rate_of_log_lines_is_limited() -> None:
     now = 0.0
     flood = FloodFilter(clock=lambda: now)
     record = logging.LogRecord("polynya.serve.turn", logging.INFO, "x.py", 1, "refused", (), None)
@@ -84,10 +84,10 @@ def test_a_flood_of_refusals_does_not_fill_the_disk() -> None:
         ("198.51.100.1", "stun.example.org", {"authorization": "Bearer secret"}, "secret", True),
     ],
 )
-def test_the_figures_are_for_this_host_or_for_who_shows_the_token(
+def test_the_metrics_need_a_request_from_this_host_or_the_token(
     client: str, host: str, headers: dict[str, str], token: str, may: bool
 ) -> None:
-    """Not for a page that renamed this host to its own (DNS rebinding), nor by way of a proxy on this host."""
+    """A page with a rebound DNS name (DNS rebinding) and a proxy on this host get no metrics."""
     raw = [(name.encode(), value.encode()) for name, value in {"host": host, **headers}.items()]
     request = Request({"type": "http", "client": (client, 4000), "headers": raw})
     assert _may_read(request, token) == may

@@ -1,4 +1,4 @@
-"""security.md, line 12: a bad MAC is answered 401, what does not fit is dropped on both sides, all else lives on."""
+"""security.md, line 12: a wrong MAC gets 401, unexpected messages are dropped, and the allocation is kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_responses_and_stray_indications_are_dropped() -> None:
     assert len(table.flows) == 1
 
 
-def test_nobody_else_can_send_by_an_allocation() -> None:
+def test_only_its_client_can_use_an_allocation() -> None:
     table = Table(config())
     alice = Person(table)
     alice.allocate(), alice.bind(0x4000)
@@ -50,8 +50,8 @@ def test_nobody_else_can_send_by_an_allocation() -> None:
 
 @pytest.mark.parametrize("cls", [Class.SUCCESS, Class.ERROR])
 @pytest.mark.parametrize("wrong", ["transaction id", "source", "integrity", "no integrity", "method"])
-def test_a_client_acts_on_no_answer_that_does_not_fit(cls: Class, wrong: str) -> None:
-    """An answer to the Refresh that is under way, which would end the allocation if it were believed."""
+def test_a_client_ignores_responses_that_do_not_match_its_request(cls: Class, wrong: str) -> None:
+    """A forged response to a pending Refresh, which would end the allocation."""
     world = World()
     world.run(1)
     world.lose = lambda data, outward: not outward and data[:2] in (b"\x01\x04", b"\x01\x14") and data not in forged
@@ -78,4 +78,4 @@ def test_a_client_acts_on_no_answer_that_does_not_fit(cls: Class, wrong: str) ->
     assert world.client.state is State.ALLOCATED
     world.lose = lambda data, outward: False
     world.run(3600)
-    assert world.client.state is State.ALLOCATED, "and it lives on"
+    assert world.client.state is State.ALLOCATED, "the allocation is kept"
