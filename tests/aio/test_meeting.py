@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -27,9 +26,9 @@ from polynya.serve import ServeConfig, Server, TurnOptions
 from polynya.signaling.limits import Limits
 from polynya.stun.uris import TurnUri
 from polynya.turn.server.config import RelayHost, ServerConfig
-from tests.aio.conftest import until
+from tests.loops import until
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 ANY = Address("127.0.0.1", 0)
 
@@ -43,201 +42,165 @@ def server(**changes: Any) -> Server:
     return Server(ServeConfig(listen=(ANY,), http=(ANY,), **changes))
 
 
-def test_two_programs_that_know_only_a_room_exchange_datagrams(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
-            one.send(b"to two")
-            two.send(b"to one")
-            assert await one.recv() == b"to one"
-            assert await two.recv() == b"to two"
-            await one.agent.completed()
-            assert one.path.local.address.host in {"127.0.0.1", "::1"}
-            await one.close()
-            await two.close()
-            with pytest.raises(ConnectionClosed):
-                await one.recv()
-            assert house.counters["signaling.rooms"] == 0
-
-    run(main())
+async def test_two_programs_that_know_only_a_room_exchange_datagrams() -> None:
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        one.send(b"to two")
+        two.send(b"to one")
+        assert await one.recv() == b"to one"
+        assert await two.recv() == b"to two"
+        await one.agent.completed()
+        assert one.path.local.address.host in {"127.0.0.1", "::1"}
+        await one.close()
+        await two.close()
+        with pytest.raises(ConnectionClosed):
+            await one.recv()
+        assert house.counters["signaling.rooms"] == 0
 
 
-def test_leaving_the_context_closes_agent_and_room(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            other = asyncio.create_task(connect_room(house.url, "r"))
-            async with connect_room(house.url, "r") as connection:
-                agent = connection.agent
-                await (await other).close()
-            assert agent.state.value == "closed"
-            await until(lambda: house.counters["signaling.members"] == 0)
-            with pytest.raises(ConnectionClosed):
-                await connection.recv()
-
-    run(main())
+async def test_leaving_the_context_closes_agent_and_room() -> None:
+    async with server() as house:
+        other = asyncio.create_task(connect_room(house.url, "r"))
+        async with connect_room(house.url, "r") as connection:
+            agent = connection.agent
+            await (await other).close()
+        assert agent.state.value == "closed"
+        await until(lambda: house.counters["signaling.members"] == 0)
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
 
 
-def test_a_pending_connection_is_used_once(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            pending = connect_room(house.url, "r")
-            one, two = await asyncio.gather(pending, connect_room(house.url, "r"))
-            async with one, two:
-                with pytest.raises(UsageError, match="call it again"):
-                    await pending
-                with pytest.raises(UsageError, match="call it again"):
-                    async with pending:
-                        pass
-
-    run(main())
+async def test_a_pending_connection_is_used_once() -> None:
+    async with server() as house:
+        pending = connect_room(house.url, "r")
+        one, two = await asyncio.gather(pending, connect_room(house.url, "r"))
+        async with one, two:
+            with pytest.raises(UsageError, match="call it again"):
+                await pending
+            with pytest.raises(UsageError, match="call it again"):
+                async with pending:
+                    pass
 
 
-def test_new_turn_credentials_come_over_the_own_link_or_a_new_one(run: Run) -> None:
-    async def main() -> None:
-        async with server(turn=turn_options()) as house:
-            [turn] = {str(TurnUri.parse(f"{uri}?transport=udp")) for uri in house.turn_uris}
-            async with Meeting(house.url, "r", reconnect=0) as meeting:
-                links = house.counters["signaling.links"]
-                name, password = await meeting.new_credentials(turn, "realm")
-                assert name and password
-                assert house.counters["signaling.server-lists"] == links == 1
-                assert house.counters["signaling.joined"] == 1
-                with pytest.raises(SignalingError, match="no longer lists turn:192"):
-                    await meeting.new_credentials("turn:192.0.2.9:3478?transport=udp", "realm")
-
-    run(main())
+async def test_new_turn_credentials_come_over_the_own_link_or_a_new_one() -> None:
+    async with server(turn=turn_options()) as house:
+        [turn] = {str(TurnUri.parse(f"{uri}?transport=udp")) for uri in house.turn_uris}
+        async with Meeting(house.url, "r", reconnect=0) as meeting:
+            links = house.counters["signaling.links"]
+            name, password = await meeting.new_credentials(turn, "realm")
+            assert name and password
+            assert house.counters["signaling.server-lists"] == links == 1
+            assert house.counters["signaling.joined"] == 1
+            with pytest.raises(SignalingError, match="no longer lists turn:192"):
+                await meeting.new_credentials("turn:192.0.2.9:3478?transport=udp", "realm")
 
 
-def test_either_side_may_come_first(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            for _ in range(4):
-                first = asyncio.create_task(polynya.connect_room(house.url, "r"))
-                await until(lambda: house.counters["signaling.members"] == 1)
-                async with polynya.connect_room(house.url, "r") as two, await first as one:
-                    one.send(b"x")
-                    assert await two.recv() == b"x"
-
-    run(main())
+async def test_either_side_may_come_first() -> None:
+    async with server() as house:
+        for _ in range(4):
+            first = asyncio.create_task(polynya.connect_room(house.url, "r"))
+            await until(lambda: house.counters["signaling.members"] == 1)
+            async with polynya.connect_room(house.url, "r") as two, await first as one:
+                one.send(b"x")
+                assert await two.recv() == b"x"
 
 
-def test_a_peer_that_leaves_before_the_connection_is_replaced_by_the_next(run: Run) -> None:
-    async def main() -> None:
-        steps: list[MeetingStep] = []
-        async with server() as house, Meeting(house.url, "r", on_step=steps.append) as meeting:
-            connecting = asyncio.create_task(meeting.connect())
-            async with Signaling(house.url, "r") as visitor:
-                await anext(visitor)
-            async with Meeting(house.url, "r") as other:
-                theirs = await other.connect()
-                ours = await connecting
-                ours.send(b"x")
-                assert await theirs.recv() == b"x"
-            kinds = [type(step) for step in steps]
-            assert kinds[0] is RoomEntered
-            assert kinds.count(PeerFound) == 2
-            assert next(step.peer for step in steps if isinstance(step, PeerGone)) == visitor_of(steps)
-
-    run(main())
+async def test_a_peer_that_leaves_before_the_connection_is_replaced_by_the_next() -> None:
+    steps: list[MeetingStep] = []
+    async with server() as house, Meeting(house.url, "r", on_step=steps.append) as meeting:
+        connecting = asyncio.create_task(meeting.connect())
+        async with Signaling(house.url, "r") as visitor:
+            await anext(visitor)
+        async with Meeting(house.url, "r") as other:
+            theirs = await other.connect()
+            ours = await connecting
+            ours.send(b"x")
+            assert await theirs.recv() == b"x"
+        kinds = [type(step) for step in steps]
+        assert kinds[0] is RoomEntered
+        assert kinds.count(PeerFound) == 2
+        assert next(step.peer for step in steps if isinstance(step, PeerGone)) == visitor_of(steps)
 
 
 def visitor_of(steps: list[MeetingStep]) -> str:
     return next(step.peer for step in steps if isinstance(step, PeerFound))
 
 
-def test_signals_that_arrive_before_connect_are_kept(run: Run) -> None:
-    async def main() -> None:
-        steps: list[MeetingStep] = []
-        async with (
-            server() as house,
-            Meeting(house.url, "r") as late,
-            Meeting(house.url, "r", on_step=steps.append) as early,
-        ):
-            connecting = asyncio.create_task(early.connect())
-            await until(lambda: LocalCandidateSent(candidate=None) in steps)
-            sent = 1 + sum(isinstance(step, LocalCandidateSent) for step in steps)  # a description and candidates
-            await until(lambda: house.counters.get("signaling.relayed") == sent)
-            await late.signaling.refresh_servers()  # the answer arrives after all signals
-            one, two = await late.connect(), await connecting
-            one.send(b"x")
-            assert await two.recv() == b"x"
-
-    run(main())
+async def test_signals_that_arrive_before_connect_are_kept() -> None:
+    steps: list[MeetingStep] = []
+    async with (
+        server() as house,
+        Meeting(house.url, "r") as late,
+        Meeting(house.url, "r", on_step=steps.append) as early,
+    ):
+        connecting = asyncio.create_task(early.connect())
+        await until(lambda: LocalCandidateSent(candidate=None) in steps)
+        sent = 1 + sum(isinstance(step, LocalCandidateSent) for step in steps)  # a description and candidates
+        await until(lambda: house.counters.get("signaling.relayed") == sent)
+        await late.signaling.refresh_servers()  # the answer arrives after all signals
+        one, two = await late.connect(), await connecting
+        one.send(b"x")
+        assert await two.recv() == b"x"
 
 
-def test_a_connection_outlives_the_signaling_server(run: Run) -> None:
-    async def main() -> None:
-        steps: list[MeetingStep] = []
-        async with server() as house:
-            one = Meeting(house.url, "r", reconnect=0, on_step=steps.append)
-            two = Meeting(house.url, "r", reconnect=0)
-            await one.__aenter__()
-            await two.__aenter__()
-            first, second = await asyncio.gather(one.connect(), two.connect())
-        await until(lambda: any(isinstance(step, SignalingLost) for step in steps))
-        first.send(b"still here")
-        assert await second.recv() == b"still here"
-        await one.close()
-        await two.close()
-
-    run(main())
+async def test_a_connection_outlives_the_signaling_server() -> None:
+    steps: list[MeetingStep] = []
+    async with server() as house:
+        one = Meeting(house.url, "r", reconnect=0, on_step=steps.append)
+        two = Meeting(house.url, "r", reconnect=0)
+        await one.__aenter__()
+        await two.__aenter__()
+        first, second = await asyncio.gather(one.connect(), two.connect())
+    await until(lambda: any(isinstance(step, SignalingLost) for step in steps))
+    first.send(b"still here")
+    assert await second.recv() == b"still here"
+    await one.close()
+    await two.close()
 
 
-def test_a_timeout_says_whether_another_member_joined(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            with pytest.raises(ConnectError, match=r"no other member joined the room 'lonely' within 1 s"):
-                await connect_room(house.url, "lonely", timeout=1)
-            async with Signaling(house.url, "silent"):
-                with pytest.raises(ConnectError, match=r"no connection within 1 s"):
-                    await connect_room(house.url, "silent", timeout=1)
-
-    run(main())
+async def test_a_timeout_says_whether_another_member_joined() -> None:
+    async with server() as house:
+        with pytest.raises(ConnectError, match=r"no other member joined the room 'lonely' within 1 s"):
+            await connect_room(house.url, "lonely", timeout=1)
+        async with Signaling(house.url, "silent"):
+            with pytest.raises(ConnectError, match=r"no connection within 1 s"):
+                await connect_room(house.url, "silent", timeout=1)
 
 
-def test_a_server_lost_before_another_member_joins_is_reported(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house:
-            meeting = Meeting(house.url, "r", reconnect=0)
-            await meeting.__aenter__()
-            connecting = asyncio.create_task(meeting.connect())
-            await asyncio.sleep(0)
-        with pytest.raises(SignalingError, match="shutting down"):
-            await connecting
-        await meeting.close()
-
-    run(main())
+async def test_a_server_lost_before_another_member_joins_is_reported() -> None:
+    async with server() as house:
+        meeting = Meeting(house.url, "r", reconnect=0)
+        await meeting.__aenter__()
+        connecting = asyncio.create_task(meeting.connect())
+        await asyncio.sleep(0)
+    with pytest.raises(SignalingError, match="shutting down"):
+        await connecting
+    await meeting.close()
 
 
-def test_a_third_member_is_refused(run: Run) -> None:
-    async def main() -> None:
-        async with server() as house, Meeting(house.url, "r"), Meeting(house.url, "r"):
-            with pytest.raises(SignalingError, match="already has 2 members"):
-                await connect_room(house.url, "r")
-
-    run(main())
+async def test_a_third_member_is_refused() -> None:
+    async with server() as house, Meeting(house.url, "r"), Meeting(house.url, "r"):
+        with pytest.raises(SignalingError, match="already has 2 members"):
+            await connect_room(house.url, "r")
 
 
-def test_cancelling_at_any_turn_leaves_nothing_open(run: Run) -> None:
-    async def main() -> None:
-        async with server(limits=Limits(resume_timeout=0)) as house:
-            for turns in (0, 1, 2, 5, 10, 20, 30, 40, 60, 90, 130):
-                both = [asyncio.create_task(connect_room(house.url, "r")) for _ in range(2)]
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                for task in both:
-                    task.cancel()
-                for ended in await asyncio.gather(*both, return_exceptions=True):
-                    if isinstance(ended, polynya.Connection):
-                        await ended.close()
-                    else:
-                        assert isinstance(ended, asyncio.CancelledError)
-                await until(lambda: not house.counters["signaling.links"])
-
-    run(main())
+async def test_canceling_at_any_turn_of_the_loop_leaves_nothing_open() -> None:
+    async with server(limits=Limits(resume_timeout=0)) as house:
+        for turns in (0, 1, 2, 5, 10, 20, 30, 40, 60, 90, 130):
+            both = [asyncio.create_task(connect_room(house.url, "r")) for _ in range(2)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in both:
+                task.cancel()
+            for ended in await asyncio.gather(*both, return_exceptions=True):
+                if isinstance(ended, polynya.Connection):
+                    await ended.close()
+                else:
+                    assert isinstance(ended, asyncio.CancelledError)
+            await until(lambda: not house.counters["signaling.links"])
 
 
-def test_configuration_errors_are_raised_before_anything_is_opened(run: Run) -> None:
+async def test_configuration_errors_are_raised_before_anything_is_opened() -> None:
     with pytest.raises(ConfigurationError, match="policy"):
         Meeting("http://127.0.0.1:1", "r", policy="some")
     with pytest.raises(ConfigurationError):
@@ -246,14 +209,10 @@ def test_configuration_errors_are_raised_before_anything_is_opened(run: Run) -> 
         connect_room("http://127.0.0.1:1", "r", servers=["nonsense"])
     with pytest.raises(ConfigurationError, match="URL"):
         connect_room("127.0.0.1:1", "r")
-
-    async def main() -> None:
-        meeting = Meeting("http://127.0.0.1:1", "r")
-        with pytest.raises(UsageError, match="async with"):
-            await meeting.connect()
-        await meeting.close()
-
-    run(main())
+    meeting = Meeting("http://127.0.0.1:1", "r")
+    with pytest.raises(UsageError, match="async with"):
+        await meeting.connect()
+    await meeting.close()
 
 
 async def settled(*connections: polynya.Connection, generation: int) -> None:
@@ -292,32 +251,28 @@ class Talk:
 
 
 @pytest.mark.parametrize("who", ["the first", "the second", "both at once"])
-def test_a_restart_is_signaled_and_loses_no_datagram(run: Run, who: str) -> None:
+async def test_a_restart_is_signaled_and_loses_no_datagram(who: str) -> None:
     """aiortc/aiortc#211, #1367. RFC 8445, section 9: the old pair carries data until the new one is nominated.
 
     Three times over, so that generations count on; restarts of both sides cross in the signaling server.
     """
-
-    async def main() -> None:
-        async with server() as house:
-            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
-            async with one, two:
-                await settled(one, two, generation=0)
-                talks = [Talk(one, two), Talk(two, one)]
-                for generation in (1, 2, 3):
-                    for restarting in (one, two):
-                        if who == "both at once" or restarting is (one if who == "the first" else two):
-                            restarting.agent.restart()
-                    await settled(one, two, generation=generation)
-                for talk in talks:
-                    await talk.end()
-                    assert talk.received == [b"%d" % number for number in range(talk.sent)]
-                assert one.pair_changes >= 4 and two.pair_changes >= 4, "each generation has its pair"
-
-    run(main())
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        async with one, two:
+            await settled(one, two, generation=0)
+            talks = [Talk(one, two), Talk(two, one)]
+            for generation in (1, 2, 3):
+                for restarting in (one, two):
+                    if who == "both at once" or restarting is (one if who == "the first" else two):
+                        restarting.agent.restart()
+                await settled(one, two, generation=generation)
+            for talk in talks:
+                await talk.end()
+                assert talk.received == [b"%d" % number for number in range(talk.sent)]
+            assert one.pair_changes >= 4 and two.pair_changes >= 4, "each generation has its pair"
 
 
-def test_a_changed_network_is_signaled_and_followed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_changed_network_is_signaled_and_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`interfaces_changed()` by hand: the address in use is removed, and the new one is signaled to the other side."""
 
     def only(host: str) -> None:
@@ -325,40 +280,34 @@ def test_a_changed_network_is_signaled_and_followed(run: Run, monkeypatch: pytes
         there = (Interface(name="lo", index=1, addresses=(address,), loopback=True),)
         monkeypatch.setattr("polynya.aio.agent.list_interfaces", lambda: there)
 
-    async def main() -> None:
-        only("127.0.0.1")
-        async with server() as house:
-            one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
-            async with one, two:
-                await settled(one, two, generation=0)
-                only("127.0.0.2")
-                assert one.agent.interfaces_changed()
-                await settled(one, two, generation=1)
-                assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
-                one.send(b"from the new address")
-                assert await two.recv() == b"from the new address"
-                assert not one.agent.interfaces_changed(), "nothing has changed since"
-
-    run(main())
+    only("127.0.0.1")
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        async with one, two:
+            await settled(one, two, generation=0)
+            only("127.0.0.2")
+            assert one.agent.interfaces_changed()
+            await settled(one, two, generation=1)
+            assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
+            one.send(b"from the new address")
+            assert await two.recv() == b"from the new address"
+            assert not one.agent.interfaces_changed(), "nothing has changed since"
 
 
-def test_a_restart_without_signaling_leaves_the_connection_unchanged(run: Run) -> None:
-    async def main() -> None:
-        steps: list[MeetingStep] = []
-        async with server() as house:
-            one = Meeting(house.url, "r", reconnect=0, on_step=steps.append)
-            two = Meeting(house.url, "r", reconnect=0)
-            await one.__aenter__()
-            await two.__aenter__()
-            first, second = await asyncio.gather(one.connect(), two.connect())
-            await settled(first, second, generation=0)
-        await until(lambda: any(isinstance(step, SignalingLost) for step in steps))
-        first.agent.restart()
-        for number in range(20):
-            first.send(b"%d" % number)
-            assert await second.recv() == b"%d" % number
-            await asyncio.sleep(0.01)
-        await one.close()
-        await two.close()
-
-    run(main())
+async def test_a_restart_without_signaling_leaves_the_connection_unchanged() -> None:
+    steps: list[MeetingStep] = []
+    async with server() as house:
+        one = Meeting(house.url, "r", reconnect=0, on_step=steps.append)
+        two = Meeting(house.url, "r", reconnect=0)
+        await one.__aenter__()
+        await two.__aenter__()
+        first, second = await asyncio.gather(one.connect(), two.connect())
+        await settled(first, second, generation=0)
+    await until(lambda: any(isinstance(step, SignalingLost) for step in steps))
+    first.agent.restart()
+    for number in range(20):
+        first.send(b"%d" % number)
+        assert await second.recv() == b"%d" % number
+        await asyncio.sleep(0.01)
+    await one.close()
+    await two.close()

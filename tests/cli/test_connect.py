@@ -1,4 +1,4 @@
-"""`polynya connect`: one program's standard input comes out of the other's standard output."""
+"""`polynya connect`: the input of one program becomes the output of the other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def both(server: Running, first: bytes, second: bytes, *arguments: str) -> list[
         return [each.result() for each in runs]
 
 
-def test_each_gets_what_the_other_was_given(server: Running) -> None:
+def test_each_program_prints_the_input_of_the_other(server: Running) -> None:
     one, two = both(server, b"from one\n", b"from two\x00\xff\n")
     assert (one.returncode, two.returncode) == (0, 0), (one.stderr, two.stderr)
     assert one.stdout == b"from two\x00\xff\n"
@@ -42,7 +42,7 @@ def test_each_gets_what_the_other_was_given(server: Running) -> None:
     assert ("this side is controlling" in said) != ("this side is controlling" in two.stderr.decode())
 
 
-def test_lines_come_as_they_are_typed_and_both_end_when_one_does(server: Running, start: Start) -> None:
+def test_lines_arrive_as_they_are_typed_and_both_end_with_one(server: Running, start: Start) -> None:
     one, two = (start("connect", "room", server=server.url) for _ in range(2))
     one.write(b"ping\n")
     assert two.read(5) == b"ping\n"
@@ -54,26 +54,26 @@ def test_lines_come_as_they_are_typed_and_both_end_when_one_does(server: Running
     assert two.read(-1) == b""
 
 
-def test_a_file_arrives_whole_on_loopback(server: Running) -> None:
-    data = os.urandom(60_000)  # fits into the socket's buffer, so that none is lost however slowly it is read
+def test_a_file_arrives_complete_on_loopback(server: Running) -> None:
+    data = os.urandom(60_000)  # fits into the socket buffer, so that a slow reader loses nothing
     one, two = both(server, data, b"", "--quiet")
     assert one.returncode == two.returncode == 0
     assert two.stdout == data
     assert one.stderr == two.stderr == b""
 
 
-def test_interrupting_one_ends_both(server: Running, start: Start) -> None:
+def test_an_interrupt_of_one_ends_both(server: Running, start: Start) -> None:
     one, two = (start("connect", "room", server=server.url) for _ in range(2))
     one.until("path:")
     two.until("path:")
     one.signal(signal.SIGINT)
     assert one.wait() == 130
     assert two.wait() == 0
-    assert not any("Traceback" in line for line in one.said)
+    assert not any("Traceback" in line for line in one.printed)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupting_the_wait_ends_it_cleanly(
+def test_an_interrupt_of_the_wait_ends_it_cleanly(
     server: Running, start: Start, number: signal.Signals, code: int
 ) -> None:
     waiting = start("connect", "room", server=server.url)
@@ -81,10 +81,10 @@ def test_interrupting_the_wait_ends_it_cleanly(
     waiting.signal(number)
     assert waiting.wait() == code
     waiting.end()
-    assert waiting._lines.get(timeout=5) is None, "and says nothing more"
+    assert waiting.lines.get(timeout=5) is None, "no further line"
 
 
-def test_a_reader_that_has_enough_ends_it(server: Running) -> None:
+def test_closing_the_output_ends_it(server: Running) -> None:
     with ThreadPoolExecutor() as pool:
         sender = pool.submit(polynya, "connect", "room", input=b"x\n" * 100_000, server=server.url)
         env = environment(POLYNYA_SERVER=server.url)
@@ -99,14 +99,14 @@ def test_a_reader_that_has_enough_ends_it(server: Running) -> None:
         sender.result()
 
 
-def test_nobody_coming_is_exit_code_1(server: Running) -> None:
+def test_a_timeout_without_another_member_is_exit_code_1(server: Running) -> None:
     done = polynya("connect", "room", "--timeout", "3", server=server.url)
     assert done.returncode == 1
-    assert "nobody came to the room 'room' within 3 s" in done.stderr.decode()
+    assert "no other member joined the room 'room' within 3 s" in done.stderr.decode()
 
 
-def test_why_is_said_when_no_pair_works(server: Running, start: Start) -> None:
-    """The two sides have no address family in common."""
+def test_the_report_is_printed_when_no_pair_works(server: Running, start: Start) -> None:
+    """The two sides have no common IP version."""
     other = start("connect", "room", "--family", "6", "--loopback", server=server.url)
     other.until("waiting for the other side")
     done = polynya("connect", "room", "--family", "4", "--timeout", "5", server=server.url)
@@ -119,14 +119,14 @@ def test_why_is_said_when_no_pair_works(server: Running, start: Start) -> None:
     assert other.wait() == 130
 
 
-def test_a_server_that_is_not_there_is_one_line_and_exit_code_1() -> None:
+def test_a_missing_server_is_one_line_and_exit_code_1() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         done = polynya("connect", "room", "--server", url)
     assert done.returncode == 1
     [line] = done.stderr.decode().splitlines()
-    assert "nothing listens" in line and "polynya serve --http" in line
+    assert "no server listens" in line and "polynya serve --http" in line
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_code_1() -> None:
         (["room", "--server", "http://127.0.0.1:1", "--trace", "/nowhere/at/all"], "cannot write"),
     ],
 )
-def test_wrong_use_is_said_and_exit_code_2(arguments: list[str], says: str) -> None:
+def test_wrong_use_is_an_error_with_exit_code_2(arguments: list[str], says: str) -> None:
     done = polynya("connect", *arguments)
     assert done.returncode == 2, done.stderr
     assert says in " ".join(done.stderr.decode().split())

@@ -1,4 +1,4 @@
-"""`polynya serve`: says when it is ready and where, and goes in time."""
+"""`polynya serve`: the ready line, errors, and a stop in time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cli.conftest import Process, Running, polynya
 Start = Callable[..., Process]
 
 
-def test_what_the_ready_line_names_answers_at_once(server: Running) -> None:
+def test_the_listeners_of_the_ready_line_answer_at_once(server: Running) -> None:
     with urllib.request.urlopen(f"{server.url}/healthz", timeout=30) as answer:
         assert answer.read() == b"ok\n"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
@@ -29,7 +29,7 @@ def test_what_the_ready_line_names_answers_at_once(server: Running) -> None:
         assert decode(client.recv(2048))[XOR_MAPPED_ADDRESS] == Address.of(*client.getsockname())
 
 
-def test_every_listener_is_named_in_the_order_asked_for(start: Start) -> None:
+def test_the_ready_line_names_every_listener_in_order(start: Start) -> None:
     process = start(
         "serve", "--listen", "localhost:0", "--listen", "[::1]:0", "--http", "127.0.0.1:0", "--http", "[::1]:0"
     )
@@ -40,7 +40,7 @@ def test_every_listener_is_named_in_the_order_asked_for(start: Start) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_it_ends_in_time_with_open_connections(own_server: Running, start: Start, number: signal.Signals) -> None:
+def test_it_stops_in_time_with_open_connections(own_server: Running, start: Start, number: signal.Signals) -> None:
     port = int(own_server.url.rpartition(":")[2])
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
     member = start("connect", "waiting", server=own_server.url)
@@ -49,10 +49,10 @@ def test_it_ends_in_time_with_open_connections(own_server: Running, start: Start
     assert own_server.process.wait() == 0
     for connection in idle:
         connection.close()
-    assert own_server.process.read(-1) == b"", "nothing but the ready line"
+    assert own_server.process.read(-1) == b"", "only the ready line"
 
 
-def test_a_port_that_is_taken_is_one_line_and_exit_code_2(server: Running) -> None:
+def test_a_used_port_is_one_line_and_exit_code_2(server: Running) -> None:
     address = server.url.removeprefix("http://")
     done = polynya("serve", "--http", address)
     assert done.returncode == 2
@@ -69,11 +69,11 @@ def test_a_port_that_is_taken_is_one_line_and_exit_code_2(server: Running) -> No
         (["--listen", "nonsense"], "no port"),
         (["--listen", "example.org:3478"], "not an IP address"),
         (["--http", "127.0.0.1:99999"], "not within"),
-        (["--listen", "127.0.0.1:0", "--log-level", "loud"], "a level is"),
+        (["--listen", "127.0.0.1:0", "--log-level", "loud"], "the level must be"),
         (["--listen", "192.0.2.77:0"], "cannot listen on udp"),
     ],
 )
-def test_what_cannot_be_is_said_and_exit_code_2(arguments: list[str], says: str) -> None:
+def test_an_invalid_option_is_an_error_with_exit_code_2(arguments: list[str], says: str) -> None:
     done = polynya("serve", *arguments)
     assert done.returncode == 2
     assert says in " ".join(done.stderr.decode().split())
@@ -88,5 +88,5 @@ def test_a_hostile_client_cannot_write_lines_into_the_log(own_server: Running) -
     own_server.process.signal(signal.SIGTERM)
     assert own_server.process.wait() == 0
     own_server.process.end()
-    while (line := own_server.process._lines.get(timeout=30)) is not None:
+    while (line := own_server.process.lines.get(timeout=30)) is not None:
         assert re.match(r"\d{4}-\d\d-\d\dT\S+ [A-Z]+ \S+: ", line) and line.rstrip("\n").isprintable()

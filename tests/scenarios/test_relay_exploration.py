@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert trace(1) != trace(2)
 
 
-def test_every_run_ends() -> None:
+def test_nothing_stays_scheduled_after_a_run() -> None:
     for seed in range(20):
         made = Run(seed, trace=Tracer()).play()
         assert all(peer.process is not None and not peer.process.sockets for peer in made.peers)

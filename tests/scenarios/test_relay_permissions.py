@@ -65,7 +65,7 @@ def test_a_pair_without_a_permission_stays_waiting_and_takes_no_slot(monkeypatch
     assert not watch.of(Method.SEND, Class.INDICATION), "nothing is sent before they are installed"
     kinds = {message.method for _, message in watch.sent if message.cls is Class.REQUEST}
     assert kinds <= {Method.ALLOCATE, Method.CREATE_PERMISSION, Method.BINDING}
-    pacer = scene.one.session.agent._pacing._pacer
+    pacer = scene.one.session.agent.pacing._pacer
     reserved: list[Pacer] = []
     reserve = Pacer.reserve
     monkeypatch.setattr(Pacer, "reserve", lambda self, *, now: reserved.append(self) or reserve(self, now=now))

@@ -21,7 +21,8 @@ from polynya.stun.registry import Method
 from polynya.turn.server.config import Limits
 from polynya.turn.server.users import ExternalUsers
 from tests.interop.coturn import make_certificate
-from tests.serve.turn_house import client, options, tls_config, turn_config, until
+from tests.loops import until
+from tests.serve.turn_house import client, options, tls_config, turn_config
 from tests.turn.server.harness import CLIENT, OTHER, Person, Table, code, config
 
 ALLOCATE = {a.REQUESTED_TRANSPORT: 17}

@@ -1,4 +1,4 @@
-"""`polynya serve` as operators run it: files, flags, signals, exit codes."""
+"""`polynya serve` on the command line: files, flags, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import polynya
-from polynya.aio.signaling import ask_servers
+from polynya.aio.signaling import fetch_servers
 from polynya.core.errors import TransactionError
 from polynya.serve.descriptors import MOST
 from polynya.serve.users import SCHEMA, hash_line
@@ -62,7 +62,7 @@ def client(address: str, password: str = "open sesame", name: str = "alice") -> 
 # ------------------------------------------------------------------------------------------------------ without serving
 
 
-def test_print_config_shows_what_would_be_used_without_secrets(tmp_path: Path) -> None:
+def test_print_config_prints_the_settings_without_secrets(tmp_path: Path) -> None:
     path = configured(tmp_path)
     flags = "--user bob:builder --shared-secret hidden --ports 50000-50009 --allow-peer 10.0.0.0/8"
     addresses = ("--relay-ip", "127.0.0.1", "--external-ip", "192.0.2.1")
@@ -76,12 +76,12 @@ def test_print_config_shows_what_would_be_used_without_secrets(tmp_path: Path) -
     assert [user["name"] for user in turn["users"]] == ["bob"]
 
 
-def test_check_config_tells_by_its_exit_code_and_opens_nothing(tmp_path: Path) -> None:
+def test_check_config_answers_by_its_exit_code_and_opens_nothing(tmp_path: Path) -> None:
     path = configured(tmp_path)
     done = run("serve", "--config", path, "--check-config")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"the settings can be used\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"the settings are valid\n")
     for text, says in (
-        ("[turn]\nrelm = 1", "there is no key 'turn.relm'"),
+        ("[turn]\nrelm = 1", "unknown key 'turn.relm'"),
         ("[turn]\nusers_file = '/nowhere'", "cannot read the users"),
         ("[tls]\ncertificate = '/nowhere/c'\nkey = '/nowhere/k'", "cannot be used: No such file"),
     ):
@@ -104,8 +104,8 @@ def test_hash_user_prints_a_line_that_lets_the_user_in(tmp_path: Path) -> None:
     ("flags", "says"),
     [
         (["--user", "alice"], "NAME:PASSWORD"),
-        (["--tls-listen", "127.0.0.1:0", "--user", "a:b"], "TLS needs a certificate"),
-        (["--realm", "x"], "nobody can use it"),
+        (["--tls-listen", "127.0.0.1:0", "--user", "a:b"], "tls_listen needs a certificate"),
+        (["--realm", "x"], "turn has settings but no users"),
         (["--user", "a:b", "--ports", "5"], "LOW-HIGH"),
         (["--user", "a:b", "--allow-peer", "10.0.0.1/8"], "beyond its prefix"),
         (["--user", "a:b", "--relay-ip", "::"], "no relay address"),
@@ -113,7 +113,7 @@ def test_hash_user_prints_a_line_that_lets_the_user_in(tmp_path: Path) -> None:
         (["--config", "/nowhere.toml"], "cannot read /nowhere.toml"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_exit_code_2(flags: list[str], says: str) -> None:
+def test_a_configuration_error_is_one_line_and_exit_code_2(flags: list[str], says: str) -> None:
     done = run("serve", *LISTEN, *flags)
     assert done.returncode == 2 and done.stdout == b""
     assert says in " ".join(done.stderr.decode().split()) and b"Traceback" not in done.stderr
@@ -163,7 +163,7 @@ def test_every_other_flag_does_what_it_says(start: Start) -> None:
         return ask
 
     async def main() -> None:
-        offered, _ = await ask_servers(where["http"])
+        offered, _ = await fetch_servers(where["http"])
         assert [each.uri for each in offered if each.username] == [
             f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
         ]
@@ -183,8 +183,8 @@ def test_every_other_flag_does_what_it_says(start: Start) -> None:
     assert process.wait() == 0
 
 
-def test_it_may_open_as_many_files_as_the_system_allows(start: Start) -> None:
-    """A relay port is a file, and a shell or systemd starts a program with 1,024 of them allowed."""
+def test_the_limit_of_open_files_is_raised(start: Start) -> None:
+    """A relay port is an open file, and the default limit of shells and systemd is 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, hard), hard))
     try:
@@ -194,7 +194,7 @@ def test_it_may_open_as_many_files_as_the_system_allows(start: Start) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     now, most = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
     assert now == min(most, MOST) if most != resource.RLIM_INFINITY else now == MOST
-    assert f"{now} files may be open" in process.until("files may be open")
+    assert f"at most {now} open files" in process.until("open files")
 
 
 def children(pid: int) -> list[int]:
@@ -202,7 +202,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sighup_reads_everything_again_and_sessions_go_on(start: Start, tmp_path: Path, workers: int) -> None:
+def test_sighup_reads_everything_again_and_sessions_continue(start: Start, tmp_path: Path, workers: int) -> None:
     path = configured(tmp_path, workers=workers)
     process = start("serve", "--config", path)
     turn = ready(process)["turn"]
@@ -223,14 +223,14 @@ def test_sighup_reads_everything_again_and_sessions_go_on(start: Start, tmp_path
                 pass
             await works(relay, peer)
             (tmp_path / "users").write_text("nonsense")
-            assert "not reloaded, everything stays as it was: " in await reloaded()
+            assert "not reloaded, the old settings stay: " in await reloaded()
             async with client(turn, "builder", "bob"):
                 pass
             configured(tmp_path, workers=workers)
             text = (tmp_path / "polynya.toml").read_text().replace("example.org", "other.org")
             (tmp_path / "polynya.toml").write_text(text.replace("[turn]", "[turn]\nshared_secrets = ['x']"))
             await reloaded()
-            await loop.run_in_executor(None, process.until, "turn.realm has changed: that needs a restart")
+            await loop.run_in_executor(None, process.until, "turn.realm has changed: restart the server to apply it")
             with pytest.raises(TransactionError, match="401"):
                 await client(turn, "builder", "bob").allocate(5)
             await works(relay, peer)
@@ -263,9 +263,7 @@ def test_sigterm_drains_and_a_second_one_ends_it(start: Start, tmp_path: Path) -
         asyncio.run(session(start("serve", "--config", path), leave=leave))
 
 
-def test_without_a_drain_sigterm_ends_it_at_once_and_logs_the_end_of_each_allocation(
-    start: Start, tmp_path: Path
-) -> None:
+def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start: Start, tmp_path: Path) -> None:
     process = start("serve", "--config", configured(tmp_path, workers=1))
 
     async def main() -> None:
@@ -280,7 +278,7 @@ def test_without_a_drain_sigterm_ends_it_at_once_and_logs_the_end_of_each_alloca
     assert "user alice, ended: the server stops" in line
 
 
-def test_users_of_a_database_come_and_go_without_a_reload(start: Start, tmp_path: Path) -> None:
+def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "users.db")
     database.execute(SCHEMA)
     database.commit()

@@ -1,4 +1,4 @@
-"""RFC 5780 by `polynya serve`: four listeners, by each data plane; what cannot be is told before anything is opened."""
+"""Behavior discovery (RFC 5780) of a server: four listeners on each data plane, and configuration errors."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from polynya.stun.attributes import (
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from tests.free_ports import free_port
-from tests.serve.conftest import Run
 from tests.serve.turn_house import NAME, PASSWORD, options
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 # loopback addresses of this process, so that other servers on this host are not in the way
 _OWN = f"127.{os.getpid() >> 8 & 127 | 128}.{os.getpid() & 255}"
@@ -63,103 +64,92 @@ async def ask(
     server: Address,
     attributes: dict[Any, Any] | None = None,
     *,
-    hears: socket.socket | None = None,
+    receiver: socket.socket | None = None,
 ) -> tuple[Address, Message]:
-    """From where the answer came, and what it is."""
+    """Return the source address of the answer, and the answer."""
     request = Message.request(Method.BINDING, os.urandom(12), attributes)
     sock.sendto(request.encode(), (server.host, server.port))
-    data, source = await asyncio.to_thread((hears or sock).recvfrom, 4096)
+    data, source = await asyncio.to_thread((receiver or sock).recvfrom, 4096)
     answer = decode(data)
     assert answer.transaction_id == request.transaction_id
     return Address(*source), answer
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_every_listener_tells_the_others_and_answers_from_them(run: Run, plane: str) -> None:
+async def test_every_listener_names_the_others_and_answers_from_them(plane: str) -> None:
     made = {**PLANES[plane]}
     trace = Tracer(lambda event: None, "server") if made.pop("trace", False) else None
     config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), **made)
-
-    async def test() -> None:
-        async with Server(config, **({"trace": trace} if trace else {})) as server:
-            assert server.stun_addresses == (FIRST,)
-            with client() as sock, client() as second:
-                for here in (FIRST, FIRST.with_port(OTHER.port), OTHER, OTHER.with_port(FIRST.port)):
-                    there = OTHER if here.host == FIRST.host else FIRST
-                    port = FIRST.port if here.port == OTHER.port else OTHER.port
-                    for change in [None, *(ChangeRequest(host, port) for host in (0, 1) for port in (0, 1))]:
-                        source, answer = await ask(sock, here, {CHANGE_REQUEST: change} if change else None)
-                        moved = change or ChangeRequest()
-                        assert source == Address(
-                            there.host if moved.address else here.host, port if moved.port else here.port
-                        )
-                        assert answer.attributes == {
-                            XOR_MAPPED_ADDRESS: own(sock),
-                            MAPPED_ADDRESS: own(sock),
-                            RESPONSE_ORIGIN: source,
-                            OTHER_ADDRESS: Address(there.host, port),
-                        }
-                source, answer = await ask(sock, FIRST, {RESPONSE_PORT: own(second).port}, hears=second)
-                assert (source, answer[XOR_MAPPED_ADDRESS]) == (FIRST, own(sock))
-                source, answer = await ask(sock, OTHER, {PADDING: bytes(1500)})
-                assert (source, len(answer[PADDING])) == (OTHER, 1500)
-
-    run(test())
+    async with Server(config, **({"trace": trace} if trace else {})) as server:
+        assert server.stun_addresses == (FIRST,)
+        with client() as sock, client() as second:
+            for here in (FIRST, FIRST.with_port(OTHER.port), OTHER, OTHER.with_port(FIRST.port)):
+                there = OTHER if here.host == FIRST.host else FIRST
+                port = FIRST.port if here.port == OTHER.port else OTHER.port
+                for change in [None, *(ChangeRequest(host, port) for host in (0, 1) for port in (0, 1))]:
+                    source, answer = await ask(sock, here, {CHANGE_REQUEST: change} if change else None)
+                    moved = change or ChangeRequest()
+                    assert source == Address(
+                        there.host if moved.address else here.host, port if moved.port else here.port
+                    )
+                    assert answer.attributes == {
+                        XOR_MAPPED_ADDRESS: own(sock),
+                        MAPPED_ADDRESS: own(sock),
+                        RESPONSE_ORIGIN: source,
+                        OTHER_ADDRESS: Address(there.host, port),
+                    }
+            source, answer = await ask(sock, FIRST, {RESPONSE_PORT: own(second).port}, receiver=second)
+            assert (source, answer[XOR_MAPPED_ADDRESS]) == (FIRST, own(sock))
+            source, answer = await ask(sock, OTHER, {PADDING: bytes(1500)})
+            assert (source, len(answer[PADDING])) == (OTHER, 1500)
 
 
-def test_a_nats_name_is_told_for_every_address(run: Run) -> None:
+async def test_answers_have_the_external_addresses() -> None:
     outside = {FIRST.host: "192.0.2.1", OTHER.host: "192.0.2.2"}
-
-    async def test() -> None:
-        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips=outside, turn=options())
-        async with Server(config):
-            with client() as sock:
-                source, answer = await ask(sock, FIRST)
-                assert source == FIRST
-                assert answer[RESPONSE_ORIGIN] == Address("192.0.2.1", FIRST.port)
-                assert answer[OTHER_ADDRESS] == Address("192.0.2.2", OTHER.port)
-                source, answer = await ask(sock, FIRST, {CHANGE_REQUEST: ChangeRequest(address=True)})
-                assert answer[RESPONSE_ORIGIN] == Address("192.0.2.2", FIRST.port)
-
-    run(test())
+    config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips=outside, turn=options())
+    async with Server(config):
+        with client() as sock:
+            source, answer = await ask(sock, FIRST)
+            assert source == FIRST
+            assert answer[RESPONSE_ORIGIN] == Address("192.0.2.1", FIRST.port)
+            assert answer[OTHER_ADDRESS] == Address("192.0.2.2", OTHER.port)
+            source, answer = await ask(sock, FIRST, {CHANGE_REQUEST: ChangeRequest(address=True)})
+            assert answer[RESPONSE_ORIGIN] == Address("192.0.2.2", FIRST.port)
 
 
 @pytest.mark.parametrize("turn", [None, options()], ids=["STUN only", "with TURN"])
-def test_without_an_alternate_nothing_is_promised(run: Run, turn: Any) -> None:
-    async def test() -> None:
-        async with Server(ServeConfig(listen=(FIRST,), turn=turn)):
-            with client() as sock:
-                for attributes in ({CHANGE_REQUEST: ChangeRequest(port=True)}, {RESPONSE_PORT: 5}, {PADDING: b"1234"}):
-                    _, answer = await ask(sock, FIRST, attributes)
-                    assert answer[ERROR_CODE].code == 420
-                _, answer = await ask(sock, FIRST)
-                assert answer.attributes == {XOR_MAPPED_ADDRESS: own(sock)}
-
-    run(test())
+async def test_without_an_alternate_behavior_discovery_is_refused(turn: Any) -> None:
+    async with Server(ServeConfig(listen=(FIRST,), turn=turn)):
+        with client() as sock:
+            for attributes in ({CHANGE_REQUEST: ChangeRequest(port=True)}, {RESPONSE_PORT: 5}, {PADDING: b"1234"}):
+                _, answer = await ask(sock, FIRST, attributes)
+                assert answer[ERROR_CODE].code == 420
+            _, answer = await ask(sock, FIRST)
+            assert answer.attributes == {XOR_MAPPED_ADDRESS: own(sock)}
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "error"),
     [
-        ('listen = ["0.0.0.0:3478"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "is no certain address"),
-        ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["0.0.0.0:3479"]', "is no certain address"),
+        ('listen = ["0.0.0.0:3478"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "is a wildcard address"),
+        ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["0.0.0.0:3479"]', "is a wildcard address"),
         ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.2:3478"]', "needs another port"),
         ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.1:3478"]', "needs another port"),
         ('listen = ["192.0.2.1:0"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "known beforehand"),
         (
             'listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["[2001:db8::2]:3479"]',
-            "of its family, not 0",
+            "of its IP version, not 0",
         ),
-        ('listen = ["192.0.2.1:1", "192.0.2.3:1"]\n[stun]\nalternates = ["192.0.2.2:3"]', "family, not 2"),
+        ('listen = ["192.0.2.1:1", "192.0.2.3:1"]\n[stun]\nalternates = ["192.0.2.2:3"]', "IP version, not 2"),
         ('listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3", "192.0.2.3:3"]', "two STUN alternates"),
         ('listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["stun.example.org:3"]', "stun.alternates"),
         (
             'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["198.51.100.1/192.0.2.9"]',
-            "where no STUN alternate listens",
+            "where no listener with a STUN alternate is",
         ),
         (
             'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["2001:db8::1/192.0.2.1"]',
-            "two families",
+            "must have the same IP version",
         ),
         (
             'listen = ["192.0.2.1:1"]\n[stun]\nalternates = ["192.0.2.2:3"]\nexternal_ips = ["here/192.0.2.1"]',
@@ -168,52 +158,41 @@ def test_without_an_alternate_nothing_is_promised(run: Run, turn: Any) -> None:
         ('listen = ["192.0.2.1:1"]\n[stun]\nexternal_ips = ["198.51.100.1"]', "write EXTERNAL/ADDR"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Any, file: str, told: str) -> None:
+def test_an_invalid_alternate_is_a_configuration_error(tmp_path: Any, file: str, error: str) -> None:
     (tmp_path / "polynya.toml").write_text(file)
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=error):
         server_config(load(tmp_path / "polynya.toml"))
 
 
-def test_its_listeners_are_no_peers_for_clients_of_turn(run: Run) -> None:
+async def test_its_listeners_are_denied_as_peers() -> None:
     """security.md, line 2: the server's own listeners are denied, though their hosts are allowed here."""
-
-    async def test() -> None:
-        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), turn=options())
-        async with Server(config) as server:
-            uri = f"turn:{FIRST}"
-            async with polynya.TurnClient(uri, username=NAME, password=PASSWORD) as relay:
-                for own in (FIRST, OTHER, FIRST.with_port(OTHER.port), OTHER.with_port(FIRST.port)):
-                    with pytest.raises(polynya.TransactionError) as caught:
-                        await relay.bind(own)
-                    assert caught.value.code == 403
-            assert server.turn_uris == (uri,), "clients are told the usual listener only"
-
-    run(test())
+    config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), turn=options())
+    async with Server(config) as server:
+        uri = f"turn:{FIRST}"
+        async with polynya.TurnClient(uri, username=NAME, password=PASSWORD) as relay:
+            for own in (FIRST, OTHER, FIRST.with_port(OTHER.port), OTHER.with_port(FIRST.port)):
+                with pytest.raises(polynya.TransactionError) as caught:
+                    await relay.bind(own)
+                assert caught.value.code == 403
+        assert server.turn_uris == (uri,), "the alternates are not listed"
 
 
-def test_other_alternates_need_a_restart(run: Run) -> None:
-    async def test() -> None:
-        config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
-        async with Server(config) as server:
-            assert server.reload(config) == []
-            assert server.reload(replace(config, alternates=(), external_ips={})) == [
-                "stun.alternates",
-                "stun.external_ips",
-            ]
-            with client() as sock:
-                _, answer = await ask(sock, FIRST)
-                assert answer[OTHER_ADDRESS] == OTHER, "it goes on as it was"
-
-    run(test())
+async def test_a_change_of_alternates_needs_a_restart() -> None:
+    config = ServeConfig(listen=(FIRST,), alternates=(OTHER,), external_ips={FIRST.host: "192.0.2.1"})
+    async with Server(config) as server:
+        assert server.reload(config) == []
+        assert server.reload(replace(config, alternates=(), external_ips={})) == [
+            "stun.alternates",
+            "stun.external_ips",
+        ]
+        with client() as sock:
+            _, answer = await ask(sock, FIRST)
+            assert answer[OTHER_ADDRESS] == OTHER, "it goes on as it was"
 
 
-def test_an_address_that_is_not_here_stops_the_start(run: Run) -> None:
+async def test_an_address_of_another_host_fails_the_start() -> None:
     elsewhere = Address("192.0.2.77", free_port())
-
-    async def test() -> None:
-        for turn in (None, options()):
-            with pytest.raises(ConfigurationError, match=r"cannot listen on udp 192\.0\.2\.77"):
-                async with Server(ServeConfig(listen=(FIRST,), alternates=(elsewhere,), turn=turn)):
-                    pass
-
-    run(test())
+    for turn in (None, options()):
+        with pytest.raises(ConfigurationError, match=r"cannot listen on udp 192\.0\.2\.77"):
+            async with Server(ServeConfig(listen=(FIRST,), alternates=(elsewhere,), turn=turn)):
+                pass

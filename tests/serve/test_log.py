@@ -1,4 +1,4 @@
-"""Log lines: one line each, bounded, escaped, and not too many."""
+"""The log: one escaped line for each record, of bounded length and rate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def record(message: str, *args: object) -> logging.LogRecord:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\rb", "\x1b[2Jgone", "a\x00b", "\u202eevil", "a\u2028b", "\ud800"])
-def test_what_a_client_sent_cannot_leave_its_line(text: str) -> None:
+def test_text_of_a_client_cannot_leave_its_line(text: str) -> None:
     line = LineFormatter().format(record("link from %s", text))
     assert line.isascii() and line.isprintable()
 
@@ -39,26 +39,26 @@ def test_a_traceback_stays_in_its_line() -> None:
     except ValueError:
         handler = logging.StreamHandler(stream := io.StringIO())
         handler.setFormatter(LineFormatter())
-        logger = logging.Logger("polynya.test")  # noqa: LOG001 - of its own, so that no other test sees it
+        logger = logging.Logger("polynya.test")  # noqa: LOG001 - separate from the other tests
         logger.addHandler(handler)
         logger.exception("failed")
     assert stream.getvalue().count("\n") == 1
 
 
-def test_a_flood_is_cut_and_counted() -> None:
+def test_a_flood_is_dropped_and_counted() -> None:
     now = 0.0
     flood = FloodFilter(lines=10, clock=lambda: now)
     assert sum(flood.filter(record("x")) for _ in range(1000)) == 10
     now = 1.0
     first = record("next %d", 2)
     assert flood.filter(first)
-    assert first.getMessage() == "next 2 [990 lines left out before this]"
+    assert first.getMessage() == "next 2 [990 lines dropped before this]"
     second = record("x")
     assert flood.filter(second)
     assert second.getMessage() == "x"
 
 
-def test_records_that_would_be_left_out_need_not_be_made_and_are_counted_all_the_same() -> None:
+def test_a_record_without_room_is_counted_before_it_is_made() -> None:
     now = 0.0
     flood = FloodFilter(lines=10, clock=lambda: now)
     written = sum(flood.has_room() and flood.filter(record("x")) for _ in range(1000))
@@ -67,18 +67,18 @@ def test_records_that_would_be_left_out_need_not_be_made_and_are_counted_all_the
     assert flood.has_room()
     first = record("next")
     assert flood.filter(first)
-    assert first.getMessage() == "next [990 lines left out before this]"
+    assert first.getMessage() == "next [990 lines dropped before this]"
 
 
 def failregex() -> re.Pattern[str]:
-    """The documented filter, with what fail2ban takes for a host."""
+    """Return the documented filter, with the pattern that fail2ban uses for a host."""
     page = (Path(__file__).parent.parent.parent / "docs" / "howto" / "serve.md").read_text(encoding="utf-8")
     [expression] = re.findall(r"^failregex = (.*)$", page, re.MULTILINE)
     return re.compile(expression.replace("<HOST>", r"(?P<host>[0-9A-Fa-f:.]+)"))
 
 
 def line_of(host: str, code: int, reason: str, user: str = "") -> str:
-    """The line that the server writes of a refusal."""
+    """Return the line that the server logs for a refused request."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LineFormatter())
@@ -89,7 +89,7 @@ def line_of(host: str, code: int, reason: str, user: str = "") -> str:
     client = Client(Flow(1), Address(host, 50123))
     try:
         event = RequestRefused(client=client, method="ALLOCATE", code=code, reason=reason, user=user)
-        Relaying.on_event(None, event)  # type: ignore[arg-type]  # what is refused is only logged
+        Relaying.on_event(None, event)  # type: ignore[arg-type]  # a refusal is only logged
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
@@ -98,13 +98,13 @@ def line_of(host: str, code: int, reason: str, user: str = "") -> str:
 
 @pytest.mark.parametrize("host", ["198.51.100.7", "2001:db8::7"])
 @pytest.mark.parametrize("reason", ["wrong password", "unknown user"])
-def test_the_documented_filter_finds_whoever_guesses_passwords(host: str, reason: str) -> None:
+def test_the_documented_filter_finds_password_guessing(host: str, reason: str) -> None:
     """coturn/coturn#756, #1467."""
     found = failregex().search(line_of(host, 401, reason))
     assert found is not None and found["host"] == host
 
 
-def test_and_nobody_else() -> None:
+def test_the_documented_filter_finds_nothing_else() -> None:
     user = "x refused: 401 wrong password\n2026-11-25T09:00:00+0000 INFO polynya.serve.turn: ALLOCATE from 192.0.2.1:1"
     for line in (
         line_of("198.51.100.7", 403, "peer 10.0.0.1: denied by 10.0.0.0/8 (private)", "alice"),

@@ -1,4 +1,4 @@
-"""A server while it runs: reloaded, drained, measured. Sessions go on meanwhile."""
+"""A running server: reload, drain and metrics, while sessions continue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polynya.aio.signaling import ask_servers
+from polynya.aio.signaling import fetch_servers
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, TransactionError
 from polynya.serve import ServeConfig, Server
@@ -19,8 +19,8 @@ from polynya.turn.server.config import Limits
 from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User, time_limited_password
 from tests.interop.coturn import make_certificate
+from tests.loops import until
 from tests.serve import turn_house
-from tests.serve.conftest import Run
 from tests.serve.turn_house import (
     ALICE,
     ANY4,
@@ -31,16 +31,17 @@ from tests.serve.turn_house import (
     options,
     trusting,
     turn_config,
-    until,
     works,
 )
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 config = partial(turn_house.config, http=(ANY4,))
 tls_config = partial(turn_house.tls_config, http=(ANY4,))
 
 
 async def get(server: Server, path: str, *headers: str, host: str | None = None) -> tuple[int, str]:
-    """An HTTP request by hand: its status and body."""
+    """Send an HTTP request; return status and body."""
     [address] = server.http_addresses
     reader, writer = await asyncio.open_connection(address.host, address.port)
     lines = (f"GET {path} HTTP/1.1", f"Host: {host or address}", "Connection: close", *headers, "", "")
@@ -56,60 +57,53 @@ async def get(server: Server, path: str, *headers: str, host: str | None = None)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_reload_keeps_sessions_and_counts_for_the_next_ones(run: Run, workers: int) -> None:
+async def test_a_reload_keeps_sessions_and_applies_to_new_ones(workers: int) -> None:
     """coturn/coturn#878."""
     bob = User.with_password("bob", REALM, "builder")
-
-    async def main() -> None:
-        made = options(workers=workers, shared_secrets=("old",))
-        async with Server(config(made)) as server, echo() as peer, client(server) as relay:
-            await relay.permit(peer)
-            await works(relay, peer)
-            limited = turn_config(limits=Limits(allocations=2))
-            changed = options(
-                workers=workers,
-                users=(ALICE, bob),
-                shared_secrets=("new", "old"),
-                config=limited,
-                credential_lifetime=90,
-            )
-            assert server.reload(config(changed)) == []
-            await works(relay, peer)
-            async with client(server, username="bob", password="builder"):
-                with pytest.raises(TransactionError, match="486"):
-                    await client(server).allocate(5)
-            (_, turn, _), _ = await ask_servers(server.url)
-            assert turn.password == time_limited_password(turn.username, b"new")
-            # a rule that goes counts at once for those who went by it
-            closed = options(workers=workers, config=turn_config(policy=PeerPolicy(allow=("10.0.0.0/8",))))
-            server.reload(config(closed))
-            relay.send(peer, b"x")
-            await forbidden(server)
-            with pytest.raises(TransactionError, match="401"):
-                await client(server, username="bob", password="builder").allocate(5)
-
-    run(main())
+    made = options(workers=workers, shared_secrets=("old",))
+    async with Server(config(made)) as server, echo() as peer, client(server) as relay:
+        await relay.permit(peer)
+        await works(relay, peer)
+        limited = turn_config(limits=Limits(allocations=2))
+        changed = options(
+            workers=workers,
+            users=(ALICE, bob),
+            shared_secrets=("new", "old"),
+            config=limited,
+            credential_lifetime=90,
+        )
+        assert server.reload(config(changed)) == []
+        await works(relay, peer)
+        async with client(server, username="bob", password="builder"):
+            with pytest.raises(TransactionError, match="486"):
+                await client(server).allocate(5)
+        (_, turn, _), _ = await fetch_servers(server.url)
+        assert turn.password == time_limited_password(turn.username, b"new")
+        # removing a rule takes effect at once for existing allocations
+        closed = options(workers=workers, config=turn_config(policy=PeerPolicy(allow=("10.0.0.0/8",))))
+        server.reload(config(closed))
+        relay.send(peer, b"x")
+        await forbidden(server)
+        with pytest.raises(TransactionError, match="401"):
+            await client(server, username="bob", password="builder").allocate(5)
 
 
-def test_what_needs_a_restart_is_named_and_stays(run: Run) -> None:
-    async def main() -> None:
-        async with Server(config()) as server, echo() as peer, client(server) as relay:
-            moved = options(config=turn_config(ports=(50000, 50001)), workers=3)
-            changed = config(moved, listen=(ANY4, ANY4), trusted_proxies=("127.0.0.1",))
-            named = ["listen", "signaling.trusted_proxies", "turn.ports", "turn.workers"]
-            assert server.reload(changed) == named
-            assert server.reload(changed) == named, "as long as it is so"
-            assert server.reload(ServeConfig(listen=(ANY4,), http=(ANY4,))) == ["turn"]
-            await relay.permit(peer)
-            await works(relay, peer)
-            async with client(server):
-                pass
-
-    run(main())
+async def test_keys_that_need_a_restart_are_named_and_keep_their_value() -> None:
+    async with Server(config()) as server, echo() as peer, client(server) as relay:
+        moved = options(config=turn_config(ports=(50000, 50001)), workers=3)
+        changed = config(moved, listen=(ANY4, ANY4), trusted_proxies=("127.0.0.1",))
+        named = ["listen", "signaling.trusted_proxies", "turn.ports", "turn.workers"]
+        assert server.reload(changed) == named
+        assert server.reload(changed) == named, "at every reload"
+        assert server.reload(ServeConfig(listen=(ANY4,), http=(ANY4,))) == ["turn"]
+        await relay.permit(peer)
+        await works(relay, peer)
+        async with client(server):
+            pass
 
 
-def test_a_certificate_is_swapped_live(run: Run, tmp_path: Path) -> None:
-    """coturn/coturn#1446: streams that stand go on with the old one, new ones get the new one."""
+async def test_a_certificate_is_swapped_live(tmp_path: Path) -> None:
+    """coturn/coturn#1446: existing streams keep the old certificate, new ones get the new one."""
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     old = trusting(tmp_path / "cert.pem")
 
@@ -117,131 +111,111 @@ def test_a_certificate_is_swapped_live(run: Run, tmp_path: Path) -> None:
         (tmp_path / "cert.pem").rename(tmp_path / "old.pem")
         make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
 
-    async def main() -> None:
-        made = tls_config(tmp_path)
-        trusts_old = trusting(tmp_path / "old.pem")
-        async with Server(made) as server, echo() as peer, client(server, "tls", tls=old) as relay:
-            swap()
-            async with client(server, "tls", tls=trusts_old):
-                pass  # nobody has reloaded yet
-            server.reload(made)
-            await relay.permit(peer)
-            await works(relay, peer)
-            async with client(server, "tls", tls=trusting(tmp_path / "cert.pem")):
-                pass
-            with pytest.raises(TransactionError, match="no certificate"):
-                await client(server, "tls", tls=trusts_old).allocate(5)
-
-    run(main())
+    made = tls_config(tmp_path)
+    trusts_old = trusting(tmp_path / "old.pem")
+    async with Server(made) as server, echo() as peer, client(server, "tls", tls=old) as relay:
+        swap()
+        async with client(server, "tls", tls=trusts_old):
+            pass  # there was no reload yet
+        server.reload(made)
+        await relay.permit(peer)
+        await works(relay, peer)
+        async with client(server, "tls", tls=trusting(tmp_path / "cert.pem")):
+            pass
+        with pytest.raises(TransactionError, match="no certificate"):
+            await client(server, "tls", tls=trusts_old).allocate(5)
 
 
-def test_a_certificate_that_cannot_be_used_changes_nothing(run: Run, tmp_path: Path) -> None:
+async def test_an_unusable_certificate_changes_nothing(tmp_path: Path) -> None:
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     (tmp_path / "good.pem").write_bytes((tmp_path / "cert.pem").read_bytes())
     tls = trusting(tmp_path / "good.pem")
     whole = (tmp_path / "cert.pem").read_text()
-
-    async def main() -> None:
-        async with Server(tls_config(tmp_path)) as server:
-            changed = tls_config(tmp_path, options(users=(User.with_password("bob", REALM, "x"),)))
-            for text in ("", "nonsense", whole[:200]):
-                (tmp_path / "cert.pem").write_text(text)
-                with pytest.raises(ConfigurationError, match="certificate"):
-                    server.reload(changed)
-            make_certificate(tmp_path / "cert.pem", tmp_path / "other.pem")  # of another key
+    async with Server(tls_config(tmp_path)) as server:
+        changed = tls_config(tmp_path, options(users=(User.with_password("bob", REALM, "x"),)))
+        for text in ("", "nonsense", whole[:200]):
+            (tmp_path / "cert.pem").write_text(text)
             with pytest.raises(ConfigurationError, match="certificate"):
                 server.reload(changed)
-            async with client(server, "tls", tls=tls):
-                pass  # the old certificate, and alice still is who she was
+        make_certificate(tmp_path / "cert.pem", tmp_path / "other.pem")  # of another key
         with pytest.raises(ConfigurationError, match="certificate"):
-            async with Server(changed):
-                pass
-
-    run(main())
+            server.reload(changed)
+        async with client(server, "tls", tls=tls):
+            pass  # with the old certificate and the old users
+    with pytest.raises(ConfigurationError, match="certificate"):
+        async with Server(changed):
+            pass
 
 
 # ---------------------------------------------------------------------------------------------------------------- drain
 
 
-def test_a_drain_takes_no_new_clients_and_ends_when_the_last_one_has_gone(run: Run) -> None:
-    async def main() -> None:
-        async with Server(config(options(drain=60.0, shared_secrets=("s",)))) as server, echo() as peer:
+async def test_a_drain_refuses_new_clients_and_ends_with_the_last_one() -> None:
+    async with Server(config(options(drain=60.0, shared_secrets=("s",)))) as server, echo() as peer:
+        relay = client(server)
+        await relay.allocate()
+        await relay.permit(peer)
+        draining = asyncio.create_task(server.drain(asyncio.Event()))
+        await until(lambda: server.stopping)
+        await works(relay, peer)
+        with pytest.raises(TransactionError, match="508"):
+            await client(server).allocate(5)
+        assert await get(server, "/healthz") == (503, "shutting down\n")
+        offered, _ = await fetch_servers(server.url)
+        assert [each.uri for each in offered] == list(server.stun_uris), "TURN is no longer listed"
+        assert not draining.done()
+        await relay.close()
+        await draining
+
+
+async def test_a_drain_has_an_end_and_can_be_cut_short() -> None:
+    for seconds, hurried in ((0.1, False), (60.0, True), (0.0, False)):
+        async with Server(config(options(drain=seconds))) as server:
             relay = client(server)
             await relay.allocate()
-            await relay.permit(peer)
+            hurry = asyncio.Event()
+            draining = asyncio.create_task(server.drain(hurry))
+            await until(lambda server=server: server.stopping)
+            if hurried:
+                assert not draining.done()
+                hurry.set()
+            await asyncio.wait_for(draining, 5)
+            assert server.relaying is not None and server.relaying.allocations == 1
+        await relay.close()
+
+
+async def test_clients_are_sent_to_the_alternate_server() -> None:
+    async with Server(config()) as other:
+        [there] = other.stun_addresses
+        alternates = (Alternate.parse(f"tls:{ANY4.host}:1"), Alternate(there))
+        async with Server(config(options(drain=60.0, alternates=alternates))) as server, client(server):
             draining = asyncio.create_task(server.drain(asyncio.Event()))
             await until(lambda: server.stopping)
-            await works(relay, peer)
-            with pytest.raises(TransactionError, match="508"):
-                await client(server).allocate(5)
-            assert await get(server, "/healthz") == (503, "shutting down\n")
-            offered, _ = await ask_servers(server.url)
-            assert [each.uri for each in offered] == list(server.stun_uris), "who comes now is not sent here"
-            assert not draining.done()
-            await relay.close()
-            await draining
-
-    run(main())
+            async with client(server) as relay:
+                assert relay.allocation.server.address == there
+            draining.cancel()
+            await asyncio.wait([draining])
 
 
-def test_a_drain_has_an_end_and_can_be_cut_short(run: Run) -> None:
-    async def main() -> None:
-        for seconds, hurried in ((0.1, False), (60.0, True), (0.0, False)):
-            async with Server(config(options(drain=seconds))) as server:
-                relay = client(server)
-                await relay.allocate()
-                hurry = asyncio.Event()
-                draining = asyncio.create_task(server.drain(hurry))
-                await until(lambda server=server: server.stopping)
-                if hurried:
-                    assert not draining.done()
-                    hurry.set()
-                await asyncio.wait_for(draining, 5)
-                assert server.relaying is not None and server.relaying.allocations == 1
-            await relay.close()
-
-    run(main())
-
-
-def test_clients_are_sent_to_the_alternate_server(run: Run) -> None:
-    async def main() -> None:
-        async with Server(config()) as other:
-            [there] = other.stun_addresses
-            alternates = (Alternate.parse(f"tls:{ANY4.host}:1"), Alternate(there))
-            async with Server(config(options(drain=60.0, alternates=alternates))) as server, client(server):
-                draining = asyncio.create_task(server.drain(asyncio.Event()))
-                await until(lambda: server.stopping)
-                async with client(server) as relay:
-                    assert relay.allocation.server.address == there
-                draining.cancel()
-                await asyncio.wait([draining])
-
-    run(main())
-
-
-def test_a_client_by_tls_is_sent_to_a_place_that_has_tls_only(run: Run, tmp_path: Path) -> None:
+async def test_a_client_by_tls_is_sent_to_a_place_that_has_tls_only(tmp_path: Path) -> None:
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     tls = trusting(tmp_path / "cert.pem")
-
-    async def main() -> None:
-        async with Server(tls_config(tmp_path)) as other, Server(config()) as plain:
-            [there], [elsewhere] = other.tls_addresses, plain.stun_addresses
-            alternates = (Alternate(elsewhere), Alternate.parse(f"tls:{there}"))
-            for given, expected in ((alternates, there), (alternates[:1], None)):
-                made = options(drain=60.0, alternates=given)
-                async with Server(tls_config(tmp_path, turn=made)) as server, client(server):
-                    draining = asyncio.create_task(server.drain(asyncio.Event()))
-                    await until(lambda server=server: server.stopping)
-                    if expected is None:
-                        with pytest.raises(TransactionError, match="508"):
-                            await client(server, "tls", tls=tls).allocate(5)
-                    else:
-                        async with client(server, "tls", tls=tls) as relay:
-                            assert relay.allocation.server.address == expected
-                    draining.cancel()
-                    await asyncio.wait([draining])
-
-    run(main())
+    async with Server(tls_config(tmp_path)) as other, Server(config()) as plain:
+        [there], [elsewhere] = other.tls_addresses, plain.stun_addresses
+        alternates = (Alternate(elsewhere), Alternate.parse(f"tls:{there}"))
+        for given, expected in ((alternates, there), (alternates[:1], None)):
+            made = options(drain=60.0, alternates=given)
+            async with Server(tls_config(tmp_path, turn=made)) as server, client(server):
+                draining = asyncio.create_task(server.drain(asyncio.Event()))
+                await until(lambda server=server: server.stopping)
+                if expected is None:
+                    with pytest.raises(TransactionError, match="508"):
+                        await client(server, "tls", tls=tls).allocate(5)
+                else:
+                    async with client(server, "tls", tls=tls) as relay:
+                        assert relay.allocation.server.address == expected
+                draining.cancel()
+                await asyncio.wait([draining])
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics
@@ -253,68 +227,59 @@ def value(text: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_metrics_are_live(run: Run, workers: int) -> None:
-    """coturn/coturn#1235, #1898: what stands now, and what was carried, also of allocations that are over."""
-
-    async def main() -> None:
-        async with Server(config(options(workers=workers))) as server, echo() as peer:
-            for round_ in (1, 2):
-                async with client(server) as relay, client(server, "tcp"):
-                    await relay.permit(peer)
-                    await works(relay, peer, b"1234567890")
-                    _, text = await get(server, "/metrics")
-                    assert value(text, 'polynya_turn_allocations{transport="udp"}') == 1
-                    assert value(text, 'polynya_turn_allocations{transport="tcp"}') == 1
-                    assert value(text, 'polynya_turn_bytes_total{direction="to_peers"}') == 10 * round_
-                    assert value(text, 'polynya_turn_bytes_total{direction="from_peers"}') == 15 * round_
-                await until(lambda: server.relaying is not None and not server.relaying.allocations)
-                text = ""
-                while 'polynya_turn_allocations{transport="udp"} 0.0' not in text:  # a worker tells when it has freed
-                    _, text = await get(server, "/metrics")
-                assert value(text, 'polynya_turn_allocations{transport="udp"}') == 0
-                assert value(text, "polynya_turn_allocations_created_total") == 2 * round_
-                assert value(text, 'polynya_turn_bytes_total{direction="to_peers"}') == 10 * round_
-                assert value(text, 'polynya_turn_messages_total{what="success responses ALLOCATE"}') == 2 * round_
-                assert value(text, "polynya_draining") == 0
-
-    run(main())
-
-
-def test_metrics_have_no_label_that_a_client_chose(run: Run) -> None:
-    """coturn/coturn#1026, #1933; security.md, line 11."""
-    strangers = [f"stranger-{number}" for number in range(5)]
-
-    async def main() -> None:
-        async with Server(config()) as server:
-
-            async def series() -> set[str]:
+async def test_metrics_are_live(workers: int) -> None:
+    """coturn/coturn#1235, #1898: current allocations, and the traffic of all, including ended ones."""
+    async with Server(config(options(workers=workers))) as server, echo() as peer:
+        for round_ in (1, 2):
+            async with client(server) as relay, client(server, "tcp"):
+                await relay.permit(peer)
+                await works(relay, peer, b"1234567890")
                 _, text = await get(server, "/metrics")
-                assert not any(each in text for each in ("alice", *strangers, "127.0.0.1"))
-                return {line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+                assert value(text, 'polynya_turn_allocations{transport="udp"}') == 1
+                assert value(text, 'polynya_turn_allocations{transport="tcp"}') == 1
+                assert value(text, 'polynya_turn_bytes_total{direction="to_peers"}') == 10 * round_
+                assert value(text, 'polynya_turn_bytes_total{direction="from_peers"}') == 15 * round_
+            await until(lambda: server.relaying is not None and not server.relaying.allocations)
+            text = ""
+            while (
+                'polynya_turn_allocations{transport="udp"} 0.0' not in text
+            ):  # a worker reports when it has freed the allocation
+                _, text = await get(server, "/metrics")
+            assert value(text, 'polynya_turn_allocations{transport="udp"}') == 0
+            assert value(text, "polynya_turn_allocations_created_total") == 2 * round_
+            assert value(text, 'polynya_turn_bytes_total{direction="to_peers"}') == 10 * round_
+            assert value(text, 'polynya_turn_messages_total{counter="success responses ALLOCATE"}') == 2 * round_
+            assert value(text, "polynya_draining") == 0
 
-            async def visit(name: str) -> None:
-                async with client(server):
-                    with pytest.raises(TransactionError):
-                        await client(server, username=name).allocate(5)
 
-            await visit(strangers[0])
-            before = await series()
-            for name in strangers[1:]:
-                await visit(name)
-            assert await series() == before
+async def test_no_label_of_a_metric_comes_from_a_client() -> None:
+    """coturn/coturn#1026, #1933; security.md, line 11."""
+    unknown = [f"unknown-{number}" for number in range(5)]
+    async with Server(config()) as server:
 
-    run(main())
+        async def series() -> set[str]:
+            _, text = await get(server, "/metrics")
+            assert not any(each in text for each in ("alice", *unknown, "127.0.0.1"))
+            return {line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+
+        async def visit(name: str) -> None:
+            async with client(server):
+                with pytest.raises(TransactionError):
+                    await client(server, username=name).allocate(5)
+
+        await visit(unknown[0])
+        before = await series()
+        for name in unknown[1:]:
+            await visit(name)
+        assert await series() == before
 
 
-def test_a_server_with_stun_alone_has_metrics_too(run: Run) -> None:
-    async def main() -> None:
-        async with Server(ServeConfig(listen=(ANY4,), http=(ANY4,))) as server:
-            status, text = await get(server, "/metrics")
-            assert status == 200 and "polynya_turn" not in text
-            assert value(text, "polynya_signaling_rooms") == 0
-            assert value(text, 'polynya_sockets_total{what="datagrams_in"}') == 0
-
-    run(main())
+async def test_a_server_with_stun_alone_has_metrics_too() -> None:
+    async with Server(ServeConfig(listen=(ANY4,), http=(ANY4,))) as server:
+        status, text = await get(server, "/metrics")
+        assert status == 200 and "polynya_turn" not in text
+        assert value(text, "polynya_signaling_rooms") == 0
+        assert value(text, 'polynya_sockets_total{counter="datagrams_in"}') == 0
 
 
 @pytest.mark.parametrize(
@@ -322,51 +287,39 @@ def test_a_server_with_stun_alone_has_metrics_too(run: Run) -> None:
     [
         ("X: y", None, 200),
         ("X: y", "localhost:9", 200),
-        ("X: y", "evil.example", 404),  # a page that made its own name point here
-        ("X-Forwarded-For: 198.51.100.1", None, 404),  # a proxy on this host, which speaks for somebody
+        ("X: y", "evil.example", 404),  # a web page with DNS rebinding
+        ("X-Forwarded-For: 198.51.100.1", None, 404),  # a proxy on this host, for a client elsewhere
         ("Forwarded: for=198.51.100.1", None, 404),
     ],
 )
-def test_metrics_are_for_this_host_alone(run: Run, header: str, host: str | None, status: int) -> None:
-    async def main() -> None:
-        async with Server(config()) as server:
-            assert (await get(server, "/metrics", header, host=host))[0] == status
-
-    run(main())
+async def test_metrics_are_only_for_this_host(header: str, host: str | None, status: int) -> None:
+    async with Server(config()) as server:
+        assert (await get(server, "/metrics", header, host=host))[0] == status
 
 
-def test_a_visitor_by_a_trusted_proxy_is_not_of_this_host(run: Run) -> None:
-    async def main() -> None:
-        async with Server(config(trusted_proxies=("127.0.0.1",))) as server:
-            assert (await get(server, "/metrics", "X-Forwarded-For: 198.51.100.1"))[0] == 404
-
-    run(main())
+async def test_a_client_of_a_trusted_proxy_is_not_on_this_host() -> None:
+    async with Server(config(trusted_proxies=("127.0.0.1",))) as server:
+        assert (await get(server, "/metrics", "X-Forwarded-For: 198.51.100.1"))[0] == 404
 
 
-def test_metrics_with_a_token_are_for_who_shows_it(run: Run) -> None:
-    async def main() -> None:
-        async with Server(config(metrics_token="open")) as server:
-            wanted: list[tuple[Any, int]] = [
-                ("Authorization: Bearer open", 200),
-                ("Authorization: Bearer closed", 404),
-                ("Authorization: Bearer ", 404),
-                ("X: y", 404),
-            ]
-            for header, status in wanted:
-                assert (await get(server, "/metrics", header))[0] == status
-            assert (await get(server, "/metrics", "Authorization: Bearer open", "Via: x", host="example.org"))[0] == 200
-
-    run(main())
+async def test_metrics_with_a_token_need_the_token() -> None:
+    async with Server(config(metrics_token="open")) as server:
+        wanted: list[tuple[Any, int]] = [
+            ("Authorization: Bearer open", 200),
+            ("Authorization: Bearer closed", 404),
+            ("Authorization: Bearer ", 404),
+            ("X: y", 404),
+        ]
+        for header, status in wanted:
+            assert (await get(server, "/metrics", header))[0] == status
+        assert (await get(server, "/metrics", "Authorization: Bearer open", "Via: x", host="example.org"))[0] == 200
 
 
-def test_the_peer_policy_keeps_what_the_operator_denied(run: Run) -> None:
-    async def main() -> None:
-        policy = PeerPolicy(allow=("127.0.0.0/8",), deny=("127.0.0.1:9",), listeners=(Address("127.0.0.1", 7),))
-        async with Server(config(options(config=turn_config(policy=policy)))) as server:
-            assert server.relaying is not None
-            used = server.relaying.machine.control.policy
-            assert used.judge(Address("127.0.0.1", 9)) and used.judge(Address("127.0.0.1", 7))
-            assert used.judge(server.http_addresses[0]) and used.judge(server.stun_addresses[0])
-            assert not used.judge(Address("127.0.0.1", 11))
-
-    run(main())
+async def test_the_peer_policy_keeps_what_the_operator_denied() -> None:
+    policy = PeerPolicy(allow=("127.0.0.0/8",), deny=("127.0.0.1:9",), listeners=(Address("127.0.0.1", 7),))
+    async with Server(config(options(config=turn_config(policy=policy)))) as server:
+        assert server.relaying is not None
+        used = server.relaying.machine.control.policy
+        assert used.judge(Address("127.0.0.1", 9)) and used.judge(Address("127.0.0.1", 7))
+        assert used.judge(server.http_addresses[0]) and used.judge(server.stun_addresses[0])
+        assert not used.judge(Address("127.0.0.1", 11))

@@ -1,4 +1,4 @@
-"""The STUN addresses that a client is told are ones that it can reach."""
+"""A client gets STUN addresses that it can reach."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def test_the_host_of_a_header_is_a_name_or_an_address_and_nothing_else(header: s
     assert host_of(header) == host
 
 
-def test_a_listener_on_all_addresses_is_told_by_what_the_client_used() -> None:
+def test_a_wildcard_listener_gets_the_host_that_the_client_used() -> None:
     assert stun_uris([ALL4], "example.org", "10.0.0.1", "198.51.100.1") == ("stun:example.org:3478",)
     assert stun_uris([ALL4], None, "10.0.0.1", "198.51.100.1") == ("stun:10.0.0.1:3478",)
     assert stun_uris([ALL4, ALL6], "example.org", "10.0.0.1", "198.51.100.1") == ("stun:example.org:3478",), "once"
 
 
-def test_a_listener_of_the_other_family_is_left_out() -> None:
+def test_a_listener_of_the_other_ip_version_is_omitted() -> None:
     assert stun_uris([ALL4], "2001:db8::1", "2001:db8::1", "2001:db8::9") == ()
     assert stun_uris([ALL4, ALL6], "2001:db8::1", "2001:db8::1", "2001:db8::9") == ("stun:[2001:db8::1]:3478",)
 
 
-def test_a_listener_on_one_address_is_told_as_that() -> None:
+def test_a_listener_on_one_address_keeps_it() -> None:
     assert stun_uris([PUBLIC], "example.org", "10.0.0.1", "198.51.100.1") == ("stun:192.0.2.1:3479",)
 
 
-def test_a_loopback_listener_is_told_to_this_host_only() -> None:
+def test_a_loopback_listener_is_listed_for_this_host_only() -> None:
     assert stun_uris([LOOPBACK], "example.org", "10.0.0.1", "198.51.100.1") == ()
     assert stun_uris([LOOPBACK], "localhost", "127.0.0.1", "127.0.0.1") == ("stun:127.0.0.1:3478",)
     assert stun_uris([LOOPBACK], "localhost", "::1", "::1") == ("stun:127.0.0.1:3478",)

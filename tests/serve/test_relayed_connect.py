@@ -1,21 +1,26 @@
-"""Two programs that know only a room are relayed by the server that told them of each other, and of itself."""
+"""Two programs in a room are relayed by the TURN server of their signaling server."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
+from websockets.asyncio.client import connect
 
 from polynya.aio.meeting import Meeting
-from polynya.aio.signaling import Signaling, ask_servers
+from polynya.aio.signaling import Signaling, fetch_servers
+from polynya.aio.websocket import websocket_url
 from polynya.core.addresses import Address
 from polynya.serve import ServeConfig, Server, TurnOptions
 from polynya.serve.credentials import Offers
+from polynya.signaling.messages import IceServer, ListServers, ServerList, decode_from_server, encode
 from polynya.turn.server.config import RelayHost, ServerConfig
 from polynya.turn.server.users import User, time_limited_password
 from tests.cli.conftest import Process, start
-from tests.serve.conftest import Run
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 __all__ = ["start"]
 
@@ -23,40 +28,43 @@ ANY = Address("127.0.0.1", 0)
 SECRET = "a secret of the operator"
 
 
-def house(**turn: object) -> Server:
+def house(*, unix_time: Callable[[], float] = time.time, **turn: object) -> Server:
     config = ServerConfig(realm="example.org", relays=(RelayHost(host="127.0.0.1"),))
     options = TurnOptions(**{"config": config, "shared_secrets": (SECRET,), **turn})  # type: ignore[arg-type]
-    return Server(ServeConfig(listen=(ANY,), http=(ANY,), turn=options))
+    return Server(ServeConfig(listen=(ANY,), http=(ANY,), turn=options), unix_time=unix_time)
 
 
-def test_members_are_told_the_turn_listeners_with_credentials_that_expire(run: Run) -> None:
-    async def main() -> None:
-        async with house(credential_lifetime=3600) as server, Signaling(server.url, "r") as room:
-            stun, turn = room._ice_servers
-            [address] = server.stun_addresses
-            assert stun.uris == (f"stun:{address}",) and not stun.username
-            assert turn.uris == (f"turn:{address}?transport=udp", f"turn:{address}?transport=tcp")
-            expiry, owner = turn.username.split(":")
-            assert turn.lifetime == 3600 and 3590 < int(expiry) - time.time() <= 3600
-            assert turn.credential == time_limited_password(turn.username, SECRET.encode())
-            assert "127.0.0.1" not in owner
-            assert [each.uri for each in room.servers] == [*stun.uris, *turn.uris]
-            again, _ = await ask_servers(server.url)
-            assert again[1].username.partition(":")[2] == owner, "the same client is the same user"
-
-    run(main())
+async def server_list(server: Server) -> tuple[IceServer, ...]:
+    """Request the server list by the protocol, for the lifetime of credentials."""
+    async with connect(websocket_url(server.url), proxy=None) as link:
+        await link.send(encode(ListServers()))
+        answer = decode_from_server(await link.recv())
+        assert isinstance(answer, ServerList)
+        return answer.servers
 
 
-def test_without_a_shared_secret_turn_is_not_offered(run: Run) -> None:
-    async def main() -> None:
-        users = (User.with_password("alice", "example.org", "wonder"),)
-        async with house(shared_secrets=(), users=users) as server, Signaling(server.url, "r") as room:
-            assert [each.uri for each in room.servers] == list(server.stun_uris)
+async def test_members_get_the_turn_listeners_with_credentials_that_expire() -> None:
+    async with house(credential_lifetime=3600) as server, Signaling(server.url, "r") as room:
+        stun, turn = await server_list(server)
+        [address] = server.stun_addresses
+        assert stun.uris == (f"stun:{address}",) and not stun.username
+        assert turn.uris == (f"turn:{address}?transport=udp", f"turn:{address}?transport=tcp")
+        expiry, owner = turn.username.split(":")
+        assert turn.lifetime == 3600 and 3590 < int(expiry) - time.time() <= 3600
+        assert turn.credential == time_limited_password(turn.username, SECRET.encode())
+        assert "127.0.0.1" not in owner
+        assert [each.uri for each in room.servers] == [*stun.uris, *turn.uris]
+        again, _ = await fetch_servers(server.url)
+        assert again[1].username.partition(":")[2] == owner, "the same client is the same user"
 
-    run(main())
+
+async def test_without_a_shared_secret_turn_is_not_listed() -> None:
+    users = (User.with_password("alice", "example.org", "wonder"),)
+    async with house(shared_secrets=(), users=users) as server, Signaling(server.url, "r") as room:
+        assert [each.uri for each in room.servers] == list(server.stun_uris)
 
 
-def test_tls_is_offered_by_a_name_and_never_by_an_address() -> None:
+def test_tls_is_listed_with_a_name_and_never_with_an_address() -> None:
     class Options:
         shared_secrets = (SECRET,)
         credential_lifetime = 600
@@ -67,13 +75,13 @@ def test_tls_is_offered_by_a_name_and_never_by_an_address() -> None:
     offers = Offers(tls=[Address("0.0.0.0", 5349)], unix_time=lambda: 1000.5)
     offers.take(Options, Files)  # type: ignore[arg-type]
     assert offers.servers("192.0.2.1", "192.0.2.1", "198.51.100.1") == ()
-    [told] = offers.servers("turn.example.org", "192.0.2.1", "198.51.100.1")
-    assert told.uris == ("turns:turn.example.org:5349?transport=tcp",)
-    assert told.username.startswith("1600:")
+    [listed] = offers.servers("turn.example.org", "192.0.2.1", "198.51.100.1")
+    assert listed.uris == ("turns:turn.example.org:5349?transport=tcp",)
+    assert listed.username.startswith("1600:")
     Files.server_name = "other.example.org"
     offers.take(Options, Files)  # type: ignore[arg-type]
-    [told] = offers.servers("192.0.2.1", "192.0.2.1", "198.51.100.1")
-    assert told.uris == ("turns:other.example.org:5349?transport=tcp",)
+    [listed] = offers.servers("192.0.2.1", "192.0.2.1", "198.51.100.1")
+    assert listed.uris == ("turns:other.example.org:5349?transport=tcp",)
 
 
 def test_credentials_differ_by_client_and_not_by_the_rest_of_an_ipv6_subnet() -> None:
@@ -90,44 +98,42 @@ def test_credentials_differ_by_client_and_not_by_the_rest_of_an_ipv6_subnet() ->
     assert len(set(names)) == 5 and names[2] == names[3]
 
 
-def test_two_relay_only_members_of_a_room_talk(run: Run) -> None:
-    async def main() -> None:
-        async with (
-            house() as server,
-            Meeting(server.url, "r", policy="relay") as one,
-            Meeting(server.url, "r", policy="relay") as two,
-        ):
-            here, there = await asyncio.gather(one.connect(10), two.connect(10))
-            for number in range(20):
-                here.send(b"a %d" % number)
-                there.send(b"b %d" % number)
-            assert [await there.recv() for _ in range(20)] == [b"a %d" % number for number in range(20)]
-            assert [await here.recv() for _ in range(20)] == [b"b %d" % number for number in range(20)]
-            assert here.path.relayed and there.path.relayed
-            relaying = server.relaying
-            assert relaying is not None and relaying.allocations >= 2 and relaying.carried.bytes_to_peers > 100
-
-    run(main())
+async def test_two_relay_only_members_of_a_room_exchange_datagrams() -> None:
+    async with (
+        house() as server,
+        Meeting(server.url, "r", policy="relay") as one,
+        Meeting(server.url, "r", policy="relay") as two,
+    ):
+        here, there = await asyncio.gather(one.connect(10), two.connect(10))
+        for number in range(20):
+            here.send(b"a %d" % number)
+            there.send(b"b %d" % number)
+        assert [await there.recv() for _ in range(20)] == [b"a %d" % number for number in range(20)]
+        assert [await here.recv() for _ in range(20)] == [b"b %d" % number for number in range(20)]
+        assert here.path.relayed and there.path.relayed
+        relaying = server.relaying
+        assert relaying is not None and relaying.allocations >= 2 and relaying.carried.bytes_to_peers > 100
 
 
-def test_credentials_that_expired_meanwhile_are_asked_for_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The member came long ago; what it was told then is good no more when it begins to allocate."""
+async def test_expired_credentials_are_replaced_by_new_ones() -> None:
+    """The credentials of a member that joined long ago have expired when it begins to allocate."""
+    behind = 1000.0
+    async with (
+        house(credential_lifetime=60, unix_time=lambda: time.time() - behind) as server,
+        Meeting(server.url, "r", policy="relay") as one,
+        Meeting(server.url, "r", policy="relay") as two,
+    ):
+        behind = 0.0
+        here, there = await asyncio.gather(one.connect(10), two.connect(10))
+        here.send(b"x")
+        assert await there.recv() == b"x"
+        assert server.counters["turn.error responses 401"] >= 4
+        assert server.counters["signaling.server-lists"] == 2
+        assert server.counters["signaling.joined"] == 2
 
-    async def main() -> None:
-        async with house(credential_lifetime=60) as server:
-            server._offers._unix_time = lambda: time.time() - 1000
-            async with Meeting(server.url, "r", policy="relay") as one, Meeting(server.url, "r", policy="relay") as two:
-                server._offers._unix_time = time.time
-                here, there = await asyncio.gather(one.connect(10), two.connect(10))
-                here.send(b"x")
-                assert await there.recv() == b"x"
-                assert server.counters["turn.error responses 401"] >= 4
 
-    run(main())
-
-
-def test_two_processes_that_are_relayed_by_the_server_of_their_room(start: type[Process]) -> None:
-    """The whole way by the command line: `serve` with a shared secret, `connect --policy relay` twice, default-deny."""
+def test_two_processes_are_relayed_by_the_server_of_their_room(start: type[Process]) -> None:
+    """All by the command line: `serve` with a shared secret, `connect --policy relay` twice, default peer policy."""
     server = start(
         "serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--shared-secret", SECRET, "--realm", "example.org"
     )

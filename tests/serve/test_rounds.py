@@ -1,4 +1,4 @@
-"""The portable plane in a loop that has other work: at once, or in rounds, and never so that the loop stands still."""
+"""The portable plane in the server's loop: at once or in rounds, and without blocking the loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Timer:
 
 
 class VirtualLoop:
-    """Milliseconds that pass when the test says so. What is watched is asked of the plane's own epoll."""
+    """An event loop with a virtual clock in milliseconds. Readability comes from the plane's real epoll."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -54,14 +54,14 @@ class VirtualLoop:
         return self.call_later(0, call, *arguments)
 
     def readable(self) -> bool:
-        """Call who watches; False when nobody does."""
+        """Call the reader. Returns False if there is none."""
         for call in list(self.readers.values()):
             call()
             return True
         return False
 
     def run(self, milliseconds: int) -> int:
-        """Let time pass; how many timers have fired."""
+        """Advance the clock. Returns the number of timers that fired."""
         end, fired = self.now + milliseconds, 0
         while self.timers and self.timers[0][0] <= end:
             self.now, _, call, timer = heapq.heappop(self.timers)
@@ -106,7 +106,7 @@ def scene(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("scene", [0.0], indirect=True)
-def test_without_gathering_what_comes_is_served_at_once(scene: Scene) -> None:
+def test_without_gathering_packets_are_served_at_once(scene: Scene) -> None:
     scene.say()
     assert scene.loop.readable()
     assert scene.heard == [1]
@@ -114,7 +114,7 @@ def test_without_gathering_what_comes_is_served_at_once(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("scene", [0.002, 0.0015], indirect=True)
-def test_what_comes_while_it_waits_is_served_in_one_round(scene: Scene) -> None:
+def test_packets_that_arrive_during_a_wait_are_served_in_one_round(scene: Scene) -> None:
     scene.say()
     assert scene.loop.readable()
     assert scene.heard == [], "nothing is served before the wait is over"
@@ -126,7 +126,7 @@ def test_what_comes_while_it_waits_is_served_in_one_round(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("scene", [0.001], indirect=True)
-def test_while_packets_flow_the_plane_is_run_by_the_clock_and_watched_again_when_they_end(scene: Scene) -> None:
+def test_while_packets_flow_the_plane_runs_by_timer_and_is_watched_again_later(scene: Scene) -> None:
     scene.say()
     scene.loop.readable()
     for _ in range(5):
@@ -140,7 +140,7 @@ def test_while_packets_flow_the_plane_is_run_by_the_clock_and_watched_again_when
 
 
 @pytest.mark.parametrize("scene", [0.05], indirect=True)
-def test_what_one_round_leaves_behind_does_not_wait_for_the_next(scene: Scene) -> None:
+def test_packets_left_by_a_round_do_not_wait_for_the_next(scene: Scene) -> None:
     scene.say(150)
     scene.loop.readable()
     scene.loop.run(50)
@@ -148,7 +148,7 @@ def test_what_one_round_leaves_behind_does_not_wait_for_the_next(scene: Scene) -
 
 
 @pytest.mark.parametrize("scene", [0.001], indirect=True)
-def test_closed_in_a_wait_it_runs_no_more(scene: Scene) -> None:
+def test_after_a_close_in_a_wait_it_does_not_run(scene: Scene) -> None:
     scene.say()
     scene.loop.readable()
     scene.rounds.close()
@@ -156,8 +156,8 @@ def test_closed_in_a_wait_it_runs_no_more(scene: Scene) -> None:
     assert scene.heard == []
 
 
-def test_in_a_real_loop_others_have_their_turn_while_packets_gather() -> None:
-    """The wait is a timer: a task that yields goes on through it."""
+def test_in_a_real_loop_other_tasks_run_while_packets_gather() -> None:
+    """The wait is a timer, during which other tasks continue."""
 
     async def run() -> int:
         turns, scene = 0, Scene(0.0)

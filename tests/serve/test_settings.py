@@ -1,4 +1,4 @@
-"""The configuration: what the file says, what flags change, what is refused and how, and what is never shown."""
+"""Settings: keys of the file, flags, errors, and secrets that are never printed."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_every_key_reaches_the_server(write: Any) -> None:
 
 
 def test_the_example_above_sets_every_key(write: Any) -> None:
-    """So that a key that is read nowhere would be seen by the test before this one."""
+    """The test above then detects keys that are never read."""
     given_ = tomllib.loads(WHOLE)
     left = {"turn.users_file", "turn.users_database"}
     for path, key, _ in every_key():
@@ -151,7 +151,7 @@ def test_the_example_above_sets_every_key(write: Any) -> None:
         assert key in table or path[-1:] == ("limits",) or name in left, name
 
 
-def test_limits_of_the_file_are_those_of_the_parts_with_their_defaults() -> None:
+def test_defaults_of_the_file_are_those_of_the_parts() -> None:
     made = server_config(load(None, {("turn", "shared_secrets"): ["x"], ("turn", "relay_ips"): ["127.0.0.1"]}))
     assert made.turn is not None
     assert made.turn.config == ServerConfig(
@@ -160,7 +160,7 @@ def test_limits_of_the_file_are_those_of_the_parts_with_their_defaults() -> None
     assert made.turn.config.limits == Limits() and made.limits == SignalingLimits()
 
 
-def test_nothing_set_is_stun_and_signaling_on_all_addresses() -> None:
+def test_without_settings_there_is_stun_and_signaling_on_all_addresses() -> None:
     made = server_config(load())
     assert made.turn is None and made.tls is None and made.tls_listen == ()
     assert {each.port for each in made.listen} == {3478} and [each.port for each in made.http] == [8080]
@@ -183,40 +183,40 @@ def test_flags_override_the_file_key_by_key(write: Any) -> None:
     ("listen", "relays"),
     [(["127.0.0.1:1", "127.0.0.1:2"], ["127.0.0.1"]), (["127.0.0.1:1", "[::1]:1"], ["127.0.0.1", "::1"])],
 )
-def test_what_is_listened_on_is_relayed_on(listen: list[str], relays: list[str]) -> None:
+def test_the_addresses_of_listen_are_the_relay_addresses(listen: list[str], relays: list[str]) -> None:
     made = server_config(load(None, {("turn", "shared_secrets"): ["x"], ("listen",): listen}))
     assert made.turn is not None and [each.host for each in made.turn.config.relays] == relays
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("lisen = []", "there is no key 'lisen'"),
-        ("[turn]\nrelm = 'x'", "there is no key 'turn.relm'"),
-        ("[turn.limits]\nalocations = 1", "there is no key 'turn.limits.alocations'"),
-        ("[[turn.users]]\nname = 'a'\npasword = 'x'", "there is no key 'turn.users[0].pasword'"),
-        ("[tunr]", "there is no key 'tunr'"),
+        ("lisen = []", "unknown key 'lisen'"),
+        ("[turn]\nrelm = 'x'", "unknown key 'turn.relm'"),
+        ("[turn.limits]\nalocations = 1", "unknown key 'turn.limits.alocations'"),
+        ("[[turn.users]]\nname = 'a'\npasword = 'x'", "unknown key 'turn.users[0].pasword'"),
+        ("[tunr]", "unknown key 'tunr'"),
         ("listen = '127.0.0.1:1'", "listen: expected array, got str"),
         ("listen = [1]", "listen[0]: expected str, got int"),
         ("listen = ['nonsense']", "listen: "),
         ("listen = ['example.org:1']", "listen: "),
         ("http = ['127.0.0.1:99999']", "http: "),
-        ("log_level = 'loud'", "log_level: 'loud' is not one of the values"),
+        ("log_level = 'loud'", "log_level: 'loud' is not one of the allowed values"),
         ("turn = 3", "turn: expected object, got int"),
         ("[turn]\nports = '1-2-3'\nshared_secrets = ['x']", "turn.ports: write LOW-HIGH"),
         ("[turn]\nports = '2-1'\nshared_secrets = ['x']", "relay ports 2-1"),
         ("[turn]\nshared_secrets = ['']", "shared secret must not be empty"),
-        ("[turn]\nrealm = 'x'", "nobody can use it"),
+        ("[turn]\nrealm = 'x'", "turn has settings but no users"),
         ("[turn]\nshared_secrets = ['x']\nrelay_ips = ['0.0.0.0']", "no relay address"),
         ("[turn]\nshared_secrets = ['x']\nrelay_ips = ['nonsense']", "a relay address is an IP address"),
         ("[turn]\nshared_secrets = ['x']\nexternal_ips = ['1.2.3.4/5.6.7.8']", "turn.external_ips"),
         ("[turn]\nshared_secrets = ['x']\nchannel_range = 'all'", "turn.channel_range: 'all' is not one"),
         ("[turn]\nshared_secrets = ['x']\nalgorithms = []", "password algorithms"),
         ("[turn]\nshared_secrets = ['x']\ndrain = -1", "turn.drain: expected float >= 0"),
-        ("[turn]\nshared_secrets = ['x']\nworkers = 9999", "0 to 256 workers"),
+        ("[turn]\nshared_secrets = ['x']\nworkers = 9999", "workers must be 0 to 256"),
         ("[turn]\nshared_secrets = ['x']\nmax_lifetime = 1", "lifetimes"),
         ("[turn]\nshared_secrets = ['x']\n[turn.peers]\nallow = ['10.0.0.0/99']", "is no peer rule"),
         ("[turn]\nshared_secrets = ['x']\n[turn.limits]\nchannels = -1", "turn.limits.channels: expected int >= 0"),
@@ -224,18 +224,18 @@ def test_what_is_listened_on_is_relayed_on(listen: list[str], relays: list[str])
         ("[[turn.users]]\npassword = 'a'", "turn.users[0] needs the key name"),
         ("[[turn.users]]\nname = 'a'\nkeys = ['zz']", "hexadecimal digits"),
         ("[[turn.users]]\nname = 'a'\nkeys = ['" + "z" * 32 + "']", "turn.users: "),
-        ("users = [1]", "there is no key 'users'"),
+        ("users = [1]", "unknown key 'users'"),
         ("[turn]\nusers_file = '/nowhere/users'", "cannot read the users of /nowhere/users"),
         ("[turn]\nusers_database = '/nowhere/users'", "cannot read the users of /nowhere/users"),
         ("[tls]\ncertificate = 'x'", "tls needs both"),
-        ("tls_listen = ['127.0.0.1:0']", "TLS is for TURN"),
-        ("tls_listen = ['127.0.0.1:0']\n[turn]\nshared_secrets = ['x']", "TLS needs a certificate"),
-        ("[signaling.limits]\nroom_members = 0", "room_members is at least"),
+        ("tls_listen = ['127.0.0.1:0']", "tls_listen needs TURN"),
+        ("tls_listen = ['127.0.0.1:0']\n[turn]\nshared_secrets = ['x']", "tls_listen needs a certificate"),
+        ("[signaling.limits]\nroom_members = 0", "room_members must be at least"),
         ("[", "is not TOML"),
         ("a = 1\na = 2", "is not TOML"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_keys_name(write: Any, text: str, says: str) -> None:
+def test_an_error_names_the_key(write: Any, text: str, says: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         server_config(load(write(text)))
     assert says in str(refused.value)
@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not TOML"):
         load(tmp_path / "binary")
     (tmp_path / "x.toml").write_text("turn = 1")
-    with pytest.raises(ConfigurationError, match="turn is a table"):
+    with pytest.raises(ConfigurationError, match="turn must be a table"):
         load(tmp_path / "x.toml", {("turn", "realm"): "x"})
 
 
@@ -263,12 +263,12 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(KEYS, VALUES, max_size=5))
-def test_whatever_the_tables_hold_is_settings_or_a_configuration_error(tables: dict[str, Any]) -> None:
+def test_any_tables_give_settings_or_a_configuration_error(tables: dict[str, Any]) -> None:
     with suppress(ConfigurationError):
         server_config(load(None, {(key,): value for key, value in tables.items()}))
 
 
-def test_a_file_with_any_change_of_a_byte_is_settings_or_a_configuration_error(write: Any, rng: random.Random) -> None:
+def test_any_change_of_a_byte_gives_settings_or_a_configuration_error(write: Any, rng: random.Random) -> None:
     text = WHOLE.replace("users = 2", "")
     for _ in range(300):
         place = rng.randrange(len(text))
@@ -277,10 +277,10 @@ def test_a_file_with_any_change_of_a_byte_is_settings_or_a_configuration_error(w
             server_config(load(write(changed)))
 
 
-# -------------------------------------------------------------------------------------------------------- what is shown
+# ------------------------------------------------------------------------------------------------------------- printing
 
 
-def test_what_is_printed_is_a_file_that_says_the_same_but_for_secrets(write: Any) -> None:
+def test_printed_settings_are_a_file_with_the_same_settings_except_secrets(write: Any) -> None:
     settings = load(write(WHOLE))
     printed = show(settings)
     for secret in ("new one", "old one", "open sesame", "00112233", "for prometheus"):
@@ -292,7 +292,7 @@ def test_what_is_printed_is_a_file_that_says_the_same_but_for_secrets(write: Any
 
 
 def masked(settings: schema.Settings) -> Any:
-    """The settings as plain data, with secrets taken out."""
+    """Return the settings as plain data, without secrets."""
     text = msgspec.json.encode(settings).decode()
     data = msgspec.json.decode(text)
     for user in data["turn"]["users"]:
@@ -302,7 +302,7 @@ def masked(settings: schema.Settings) -> Any:
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_printed_as_what_it_is(text: str) -> None:
+def test_any_text_survives_printing(text: str) -> None:
     try:
         printed = show(load(None, {("turn", "realm"): text}))
     except ConfigurationError:
@@ -311,7 +311,7 @@ def test_any_text_is_printed_as_what_it_is(text: str) -> None:
 
 
 def every_key() -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Each key with the path of its table and what is said of it."""
+    """Yield each key with the path of its table and its description."""
     tables = [(tuple(filter(None, name.strip("[]").split("."))), kind) for name, kind in schema.TABLES.items()]
     known = {path for path, _ in tables}
     for path, kind in tables:
@@ -320,7 +320,7 @@ def every_key() -> Iterator[tuple[tuple[str, ...], str, str]]:
                 yield path, key, about
 
 
-def test_every_key_says_what_it_means() -> None:
+def test_every_key_has_a_description() -> None:
     keys = list(every_key())
     assert len(keys) > 60
     assert [".".join((*path, key)) for path, key, about in keys if not about.endswith(".")] == []
@@ -332,7 +332,7 @@ def test_every_key_is_in_the_reference() -> None:
     assert len(list(every_key())) == len(re.findall(r"^\| `[a-z_0-9]+` \|", text, re.MULTILINE))
     for path, key, about in every_key():
         assert re.search(rf"^\| `{key}` \|.*{re.escape(about)} \|$", text, re.MULTILINE), ".".join((*path, key))
-    assert '| `ports` | `"49152-65535"` | LOW-HIGH: the relay ports. |' in text
+    assert '| `ports` | `"49152-65535"` | LOW-HIGH: range of the relay ports. |' in text
 
 
 def test_a_certificate_is_read_when_the_settings_are_checked(tmp_path: Path) -> None:

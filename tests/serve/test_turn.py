@@ -26,7 +26,7 @@ from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.users import User, time_limited_password
 from tests.free_ports import free_port
 from tests.interop.coturn import make_certificate
-from tests.serve.conftest import Run
+from tests.loops import until
 from tests.serve.turn_house import (
     ANY4,
     ANY6,
@@ -41,9 +41,10 @@ from tests.serve.turn_house import (
     tls_config,
     trusting,
     turn_config,
-    until,
     works,
 )
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 PLANES = {"portable": 0, "two workers": 2, "reference": -1}
 
@@ -60,200 +61,170 @@ def house(plane: str, **changes: Any) -> tuple[Any, Tracer]:
     # what came by TLS is a stream's to every plane
     [*((plane, transport) for plane in PLANES for transport in ("udp", "tcp")), ("portable", "tls")],
 )
-def test_a_client_is_relayed(run: Run, tmp_path: Path, plane: str, transport: str) -> None:
-    async def main() -> None:
-        made, trace = house(plane)
-        tls = trusting(tmp_path / "cert.pem")
-        async with Server(tls_config(tmp_path, made), trace=trace) as server, echo() as peer:
-            async with client(server, transport, tls=tls) as relay, client(server, transport, tls=tls) as other:
-                await relay.permit(peer)
-                await works(relay, peer, b"by Send")
-                await relay.bind(peer)
-                for number in range(50):
-                    await works(relay, peer, b"by channel %d" % number)
-                # two clients of one server meet at its relayed addresses
-                await other.permit(relay.relayed[0])
-                await relay.permit(other.relayed[0])
-                other.send(relay.relayed[0], b"from the other")
-                assert await relay.recv() == (b"from the other", other.relayed[0])
-                relaying = server.relaying
-                assert relaying is not None and relaying.allocations == 2
-            await until(lambda: not relaying.machine.control.allocations.claimed)
-            await until(lambda: relaying.carried.from_peers == 52)  # a worker tells it when it has freed the relay
-            carried = relaying.carried
-            assert carried.to_peers == 52
-            assert carried.bytes_from_peers == carried.bytes_to_peers + 51 * len(b"echo ")
-
+async def test_a_client_is_relayed(tmp_path: Path, plane: str, transport: str) -> None:
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
-    run(main())
+    made, trace = house(plane)
+    tls = trusting(tmp_path / "cert.pem")
+    async with Server(tls_config(tmp_path, made), trace=trace) as server, echo() as peer:
+        async with client(server, transport, tls=tls) as relay, client(server, transport, tls=tls) as other:
+            await relay.permit(peer)
+            await works(relay, peer, b"by Send")
+            await relay.bind(peer)
+            for number in range(50):
+                await works(relay, peer, b"by channel %d" % number)
+            # two clients of one server meet at its relayed addresses
+            await other.permit(relay.relayed[0])
+            await relay.permit(other.relayed[0])
+            other.send(relay.relayed[0], b"from the other")
+            assert await relay.recv() == (b"from the other", other.relayed[0])
+            relaying = server.relaying
+            assert relaying is not None and relaying.allocations == 2
+        await until(lambda: not relaying.machine.control.allocations.claimed)
+        await until(lambda: relaying.carried.from_peers == 52)  # a worker tells it when it has freed the relay
+        carried = relaying.carried
+        assert carried.to_peers == 52
+        assert carried.bytes_from_peers == carried.bytes_to_peers + 51 * len(b"echo ")
 
 
-def test_ipv6_and_both_families(run: Run) -> None:
-    async def main() -> None:
-        async with Server(config(listen=(ANY4, ANY6))) as server:
-            assert {each.family for each in server.stun_addresses} == {4, 6}
-            by_ipv6 = f"turn:[::1]:{server.stun_addresses[1].port}"
-            async with client(server, families=(4, 6)) as both:
-                assert [each.host for each in both.relayed] == ["127.0.0.1", "::1"]
-            async with polynya.TurnClient(by_ipv6, username=NAME, password=PASSWORD, families=(6,)) as relay:
-                assert relay.relayed[0].host == relay.mapped.host == "::1"
-
-    run(main())
+async def test_ipv6_and_both_families() -> None:
+    async with Server(config(listen=(ANY4, ANY6))) as server:
+        assert {each.family for each in server.stun_addresses} == {4, 6}
+        by_ipv6 = f"turn:[::1]:{server.stun_addresses[1].port}"
+        async with client(server, families=(4, 6)) as both:
+            assert [each.host for each in both.relayed] == ["127.0.0.1", "::1"]
+        async with polynya.TurnClient(by_ipv6, username=NAME, password=PASSWORD, families=(6,)) as relay:
+            assert relay.relayed[0].host == relay.mapped.host == "::1"
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_stun_is_answered_beside_turn(run: Run, plane: str) -> None:
-    async def main() -> None:
-        made, trace = house(plane)
-        async with Server(config(made), trace=trace) as server:
-            [address] = server.stun_addresses
-            reader, writer = await asyncio.open_connection(address.host, address.port)
-            loop = asyncio.get_running_loop()
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-                asking.setblocking(False)
-                asking.connect((address.host, address.port))
-                request = Message.request(Method.BINDING, bytes(12)).encode()
-                await loop.sock_sendall(asking, request)
-                assert decode(await loop.sock_recv(asking, 2048))[XOR_MAPPED_ADDRESS].port == asking.getsockname()[1]
-            writer.write(request)
-            assert decode(await reader.readexactly(32))[XOR_MAPPED_ADDRESS].port == writer.get_extra_info("sockname")[1]
-            writer.close()
-            await writer.wait_closed()
-
-    run(main())
+async def test_stun_is_answered_beside_turn(plane: str) -> None:
+    made, trace = house(plane)
+    async with Server(config(made), trace=trace) as server:
+        [address] = server.stun_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.setblocking(False)
+            asking.connect((address.host, address.port))
+            request = Message.request(Method.BINDING, bytes(12)).encode()
+            await loop.sock_sendall(asking, request)
+            assert decode(await loop.sock_recv(asking, 2048))[XOR_MAPPED_ADDRESS].port == asking.getsockname()[1]
+        writer.write(request)
+        assert decode(await reader.readexactly(32))[XOR_MAPPED_ADDRESS].port == writer.get_extra_info("sockname")[1]
+        writer.close()
+        await writer.wait_closed()
 
 
 # --------------------------------------------------------------------------------------------------------------- policy
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_what_is_not_public_is_denied_unless_named(run: Run, plane: str) -> None:
-    async def main() -> None:
-        made, trace = house(plane, config=turn_config(policy=PeerPolicy()))
-        async with Server(config(made), trace=trace) as server, client(server) as relay, echo() as peer:
-            for host in ("10.0.0.1", "169.254.169.254", "192.168.1.1"):
-                with pytest.raises(TransactionError, match="403"):
-                    await relay.permit(Address(host, 80))
-            # the host of a live relay is permitted, and of its ports those of relays only
-            await relay.permit(peer)
-            relay.send(peer, b"x")
-            await forbidden(server)
-
-    run(main())
+async def test_what_is_not_public_is_denied_unless_named(plane: str) -> None:
+    made, trace = house(plane, config=turn_config(policy=PeerPolicy()))
+    async with Server(config(made), trace=trace) as server, client(server) as relay, echo() as peer:
+        for host in ("10.0.0.1", "169.254.169.254", "192.168.1.1"):
+            with pytest.raises(TransactionError, match="403"):
+                await relay.permit(Address(host, 80))
+        # the host of a live relay is permitted, and of its ports those of relays only
+        await relay.permit(peer)
+        relay.send(peer, b"x")
+        await forbidden(server)
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_the_servers_own_listeners_are_denied_even_where_their_hosts_are_allowed(run: Run, plane: str) -> None:
-    async def main() -> None:
-        made, trace = house(plane)
-        async with Server(config(made), trace=trace) as server, client(server) as relay, echo() as peer:
-            [own] = server.stun_addresses
-            await relay.permit(own)
-            relay.send(own, Message.request(Method.BINDING, bytes(12)).encode())
-            await forbidden(server)
-            await works(relay, peer)
-
-    run(main())
+async def test_the_servers_own_listeners_are_denied_even_where_their_hosts_are_allowed(plane: str) -> None:
+    made, trace = house(plane)
+    async with Server(config(made), trace=trace) as server, client(server) as relay, echo() as peer:
+        [own] = server.stun_addresses
+        await relay.permit(own)
+        relay.send(own, Message.request(Method.BINDING, bytes(12)).encode())
+        await forbidden(server)
+        await works(relay, peer)
 
 
 # ---------------------------------------------------------------------------------------------------------------- users
 
 
-def test_who_may_use_it(run: Run) -> None:
+async def test_who_may_use_it() -> None:
     async def look_up(name: str) -> User | None:
         if name == "broken":
             raise OSError("the database is gone")
         return User.with_password(name, REALM, "looked up") if name == "bob" else None
 
-    async def main() -> None:
-        secrets = ("new", "old")
-        async with Server(config(options(shared_secrets=secrets, look_up=look_up))) as server:
-            rest = {secret: f"99999999999:{secret}" for secret in secrets}
-            good = {NAME: PASSWORD, "bob": "looked up"} | {
-                name: time_limited_password(name, secret.encode()) for secret, name in rest.items()
-            }
-            for name, password in good.items():
-                async with client(server, username=name, password=password):
-                    pass
-            expired = "1000000000:me"
-            bad = {NAME: "wrong", "nobody": "x", "broken": "x", expired: time_limited_password(expired, b"new")}
-            for name, password in bad.items():
-                with pytest.raises(TransactionError, match="401"):
-                    await client(server, username=name, password=password).allocate(5)
-
-    run(main())
-
-
-def test_quotas_are_kept(run: Run) -> None:
-    async def main() -> None:
-        limits = Limits(allocations_per_user=1)
-        async with Server(config(options(config=turn_config(limits=limits)))) as server:
-            async with client(server):
-                with pytest.raises(TransactionError, match="486"):
-                    await client(server).allocate(5)
-            async with client(server):
+    secrets = ("new", "old")
+    async with Server(config(options(shared_secrets=secrets, look_up=look_up))) as server:
+        rest = {secret: f"99999999999:{secret}" for secret in secrets}
+        good = {NAME: PASSWORD, "bob": "looked up"} | {
+            name: time_limited_password(name, secret.encode()) for secret, name in rest.items()
+        }
+        for name, password in good.items():
+            async with client(server, username=name, password=password):
                 pass
+        expired = "1000000000:me"
+        bad = {NAME: "wrong", "nobody": "x", "broken": "x", expired: time_limited_password(expired, b"new")}
+        for name, password in bad.items():
+            with pytest.raises(TransactionError, match="401"):
+                await client(server, username=name, password=password).allocate(5)
 
-    run(main())
+
+async def test_quotas_are_kept() -> None:
+    limits = Limits(allocations_per_user=1)
+    async with Server(config(options(config=turn_config(limits=limits)))) as server:
+        async with client(server):
+            with pytest.raises(TransactionError, match="486"):
+                await client(server).allocate(5)
+        async with client(server):
+            pass
 
 
 # ------------------------------------------------------------------------------------------------------- log and faults
 
 
-def test_the_log_names_the_client(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_names_the_client(caplog: pytest.LogCaptureFixture) -> None:
     """coturn/coturn#756: whoever bans clients needs their address."""
-
-    async def main() -> None:
-        async with Server(config()) as server:
-            async with client(server) as relay:
-                mapped, relayed = relay.mapped, relay.relayed[0]
-                with pytest.raises(TransactionError):
-                    await relay.permit("10.0.0.1:1")
-            with pytest.raises(TransactionError):
-                await client(server, password="wrong").allocate(5)
-        said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
-        assert f"allocation for {mapped}, user alice: {relayed}" in said
-        assert any(
-            each.startswith(f"allocation for {mapped}, user alice, ended: ended by its client; ") for each in said
-        )
-        denied = "refused: 403 peer 10.0.0.1: denied by 10.0.0.0/8 (private)"
-        assert f"CREATE_PERMISSION from {mapped}, user alice {denied}" in said
-        assert any(each.startswith("ALLOCATE from 127.0.0.1:") and each.endswith("401 wrong password") for each in said)
-        assert not any("no credentials" in each for each in said), "every client's first step is nothing to tell"
-
     caplog.set_level(logging.INFO, "polynya")
-    run(main())
+    async with Server(config()) as server:
+        async with client(server) as relay:
+            mapped, relayed = relay.mapped, relay.relayed[0]
+            with pytest.raises(TransactionError):
+                await relay.permit("10.0.0.1:1")
+        with pytest.raises(TransactionError):
+            await client(server, password="wrong").allocate(5)
+    said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
+    assert f"allocation for {mapped}, user alice: {relayed}" in said
+    assert any(each.startswith(f"allocation for {mapped}, user alice, ended: ended by its client; ") for each in said)
+    denied = "refused: 403 peer 10.0.0.1: denied by 10.0.0.0/8 (private)"
+    assert f"CREATE_PERMISSION from {mapped}, user alice {denied}" in said
+    assert any(each.startswith("ALLOCATE from 127.0.0.1:") and each.endswith("401 wrong password") for each in said)
+    assert not any("no credentials" in each for each in said), "every client's first step is nothing to tell"
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_the_log_says_what_was_dropped_and_which_rule_forbids_a_peer(
-    run: Run, caplog: pytest.LogCaptureFixture, plane: str
+async def test_the_log_says_what_was_dropped_and_which_rule_forbids_a_peer(
+    caplog: pytest.LogCaptureFixture, plane: str
 ) -> None:
-    async def main() -> None:
-        made, trace = house(plane, config=turn_config())
-        async with Server(config(made), trace=trace) as server:
-            async with echo() as peer, client(server) as relay:
-                await relay.permit(peer)
-                await works(relay, peer)
-                mapped = relay.mapped
-                rules = PeerPolicy(allow=("127.0.0.0/8",), deny=("127.0.0.1",))
-                assert server.reload(config(replace(made, config=turn_config(policy=rules)))) == []
-                for _ in range(3):
-                    relay.send(peer, b"x")
-                await until(lambda: " is denied: " in caplog.text)
-                while server.counters.get("turn.not-forwarded.peer denied by policy", 0) < 3:
-                    await server.refresh()
-                    await asyncio.sleep(0.01)
-                await relay.close()
-            await until(lambda: "ended: ended by its client" in caplog.text)
-        said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
-        [told] = [each for each in said if " is denied: " in each]
-        assert told == f"relay of {mapped}, user alice: peer {peer} is denied: denied by 127.0.0.1"
-        [end] = [each for each in said if "ended: ended by its client" in each]
-        assert end.endswith("3 datagrams dropped (3 peer denied by policy)")
-
     caplog.set_level(logging.DEBUG, "polynya")
-    run(main())
+    made, trace = house(plane, config=turn_config())
+    async with Server(config(made), trace=trace) as server:
+        async with echo() as peer, client(server) as relay:
+            await relay.permit(peer)
+            await works(relay, peer)
+            mapped = relay.mapped
+            rules = PeerPolicy(allow=("127.0.0.0/8",), deny=("127.0.0.1",))
+            assert server.reload(config(replace(made, config=turn_config(policy=rules)))) == []
+            for _ in range(3):
+                relay.send(peer, b"x")
+            await until(lambda: " is denied: " in caplog.text)
+            while server.counters.get("turn.not-forwarded.peer denied by policy", 0) < 3:
+                await server.refresh()
+                await asyncio.sleep(0.01)
+            await relay.close()
+        await until(lambda: "ended: ended by its client" in caplog.text)
+    said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
+    [told] = [each for each in said if " is denied: " in each]
+    assert told == f"relay of {mapped}, user alice: peer {peer} is denied: denied by 127.0.0.1"
+    [end] = [each for each in said if "ended: ended by its client" in each]
+    assert end.endswith("3 datagrams dropped (3 peer denied by policy)")
 
 
 @pytest.mark.parametrize(
@@ -266,64 +237,54 @@ def test_the_log_says_what_was_dropped_and_which_rule_forbids_a_peer(
     ],
     ids=["private", "documentation", "public", "loopback"],
 )
-def test_a_relay_address_that_nobody_outside_can_reach_is_told(
-    run: Run, caplog: pytest.LogCaptureFixture, relay: RelayHost, told: bool
+async def test_a_relay_address_that_nobody_outside_can_reach_is_told(
+    caplog: pytest.LogCaptureFixture, relay: RelayHost, told: bool
 ) -> None:
     """The commonest mistake behind a NAT: clients allocate, and nothing ever comes."""
-
-    async def main() -> None:
-        async with Server(config(options(config=turn_config(relays=(relay,))))):
-            pass
-        said = [record.getMessage() for record in caplog.records if "is not public" in record.getMessage()]
-        assert len(said) == told and all(relay.outside in each and "--external-ip" in each for each in said)
-
     caplog.set_level(logging.INFO, "polynya")
-    run(main())
+    async with Server(config(options(config=turn_config(relays=(relay,))))):
+        pass
+    said = [record.getMessage() for record in caplog.records if "is not public" in record.getMessage()]
+    assert len(said) == told and all(relay.outside in each and "--external-ip" in each for each in said)
 
 
-def test_a_worker_that_dies_takes_no_allocation_along(run: Run) -> None:
-    async def main() -> None:
-        async with Server(config(options(workers=2))) as server, echo() as peer, client(server) as relay:
-            await relay.permit(peer)
-            await relay.bind(peer)
-            await works(relay, peer)
-            relaying = server.relaying
-            assert relaying is not None
-            first = relaying.data_plane.processes
-            for process in first:
-                os.kill(process, signal.SIGKILL)
-            async with asyncio.timeout(10):
-                while True:
-                    relay.send(peer, b"again")
-                    try:
-                        assert await asyncio.wait_for(relay.recv(), 0.2) == (b"echo again", peer)
-                        break
-                    except TimeoutError:
-                        pass
-            await until(lambda: set(first).isdisjoint(relaying.data_plane.processes))
-
-    run(main())
+async def test_a_worker_that_dies_takes_no_allocation_along() -> None:
+    async with Server(config(options(workers=2))) as server, echo() as peer, client(server) as relay:
+        await relay.permit(peer)
+        await relay.bind(peer)
+        await works(relay, peer)
+        relaying = server.relaying
+        assert relaying is not None
+        first = relaying.data_plane.processes
+        for process in first:
+            os.kill(process, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while True:
+                relay.send(peer, b"again")
+                try:
+                    assert await asyncio.wait_for(relay.recv(), 0.2) == (b"echo again", peer)
+                    break
+                except TimeoutError:
+                    pass
+        await until(lambda: set(first).isdisjoint(relaying.data_plane.processes))
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
-def test_a_port_that_is_taken_for_either_transport_is_told_and_nothing_stays_open(run: Run, kind: int) -> None:
-    async def main() -> None:
-        with socket.socket(socket.AF_INET, kind) as taken:
-            taken.bind(("127.0.0.1", free_port()))  # nobody's for the other transport, too
-            if kind == socket.SOCK_STREAM:
-                taken.listen()
-            address = Address.of(*taken.getsockname())
-            name = "tcp" if kind == socket.SOCK_STREAM else "udp"
-            with pytest.raises(ConfigurationError, match=rf"cannot listen on {name} {address}: .*in use"):
-                async with Server(config(listen=(ANY4, address))):
-                    pass
-        async with Server(config(listen=(address,))) as server:
-            assert server.stun_addresses == (address,)
-
-    run(main())
+async def test_a_port_that_is_taken_for_either_transport_is_told_and_nothing_stays_open(kind: int) -> None:
+    with socket.socket(socket.AF_INET, kind) as taken:
+        taken.bind(("127.0.0.1", free_port()))  # nobody's for the other transport, too
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        address = Address.of(*taken.getsockname())
+        name = "tcp" if kind == socket.SOCK_STREAM else "udp"
+        with pytest.raises(ConfigurationError, match=rf"cannot listen on {name} {address}: .*in use"):
+            async with Server(config(listen=(ANY4, address))):
+                pass
+    async with Server(config(listen=(address,))) as server:
+        assert server.stun_addresses == (address,)
 
 
-def test_nothing_is_open_when_it_has_closed(run: Run) -> None:
+async def test_nothing_is_open_when_it_has_closed() -> None:
     async def once(workers: int) -> int:
         async with Server(config(options(workers=workers))) as server:
             relay = client(server)
@@ -337,10 +298,7 @@ def test_nothing_is_open_when_it_has_closed(run: Run) -> None:
                 os.kill(process, 0)
         return len(descriptors())
 
-    async def main() -> None:
-        assert await once(0) == await once(0) == await once(1), "the first may have opened what the loop keeps"
-
-    run(main())
+    assert await once(0) == await once(0) == await once(1), "the first may have opened what the loop keeps"
 
 
 def descriptors() -> list[Path]:
@@ -350,11 +308,11 @@ def descriptors() -> list[Path]:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"users": ()}, "nobody can use"),
-        ({"credential_lifetime": 1}, "lifetime of credentials"),
+        ({"users": ()}, "TURN has no users"),
+        ({"credential_lifetime": 1}, "credential_lifetime"),
         ({"drain": -1.0}, "drain"),
         ({"workers": -1}, "workers"),
-        ({"gather": 5.0}, "gathers"),
+        ({"gather": 5.0}, "gather"),
         ({"shared_secrets": ("",)}, "secret must not be empty"),
     ],
 )
@@ -364,7 +322,7 @@ def test_what_cannot_be_is_refused_before_anything_is_opened(changes: dict[str, 
 
 
 def test_tls_needs_turn_and_a_certificate() -> None:
-    with pytest.raises(ConfigurationError, match="TLS is for TURN"):
+    with pytest.raises(ConfigurationError, match="tls_listen needs TURN"):
         ServeConfig(tls_listen=(ANY4,))
     with pytest.raises(ConfigurationError, match="certificate"):
         config(tls_listen=(ANY4,))

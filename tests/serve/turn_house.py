@@ -1,4 +1,4 @@
-"""A server with TURN on loopback, clients of it, and a peer that answers with what it gets."""
+"""A server with TURN on loopback, its clients, and a peer that echoes datagrams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ANY4, ANY6 = Address("127.0.0.1", 0), Address("::1", 0)
 REALM, NAME, PASSWORD = "example.org", "alice", "open sesame"
 ALICE = User.with_password(NAME, REALM, PASSWORD)
 LOOPBACK = PeerPolicy(allow=("127.0.0.0/8",))
-"""The tests' peers are on this host, which no server relays to unless it is told so by name."""
+"""Allows the peers of the tests, which are on this host and so denied by default."""
 
 
 def turn_config(**changes: Any) -> ServerConfig:
@@ -73,7 +73,7 @@ class _Echo(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def echo() -> AsyncIterator[Address]:
-    """A peer. No listener has its port, not even for TCP: the server would refuse it."""
+    """An echoing peer. Its port differs from those of all listeners, which the server denies as peers."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(_Echo, local_addr=("127.0.0.1", free_port()))
     try:
@@ -88,14 +88,8 @@ async def works(relay: polynya.TurnClient, peer: Address, text: bytes = b"x") ->
     assert await relay.recv() == (b"echo " + text, peer)
 
 
-async def until(condition: Any) -> None:
-    """Until something holds that the server does by itself in a moment."""
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-
-
 async def forbidden(server: Server) -> None:
-    """Until the data plane has refused one datagram for its peer."""
+    """Wait until the data plane has dropped one datagram to a denied peer."""
     while server.counters.get("turn.not-forwarded.peer denied by policy", 0) != 1:
         await server.refresh()
         await asyncio.sleep(0.01)

@@ -30,7 +30,7 @@ EARLY_MESSAGES = 512
 """Messages that are kept of a peer before the attempt to connect to it starts: more than any agent has candidates."""
 
 RENEWAL = 30.0
-"""Seconds between two requests for new credentials of one TURN server, in case it refuses the new ones, too."""
+"""Seconds between two requests of a new server list, in case a TURN server refuses the new credentials, too."""
 
 MEMBERS = 2
 """Limit of a meeting's room: a third member would wait for an answer that never arrives."""
@@ -121,8 +121,12 @@ class Meeting:
         """Messages of each peer before the attempt to connect to it."""
         self._lost: SignalingError | None = None
         self._receiving: asyncio.Task[None] | None = None
-        self._renewals: dict[str, float] = {}
-        """By URI of a TURN server: the loop time from which on its credentials may be requested again."""
+        self._renewing = asyncio.Lock()
+        self._listed: tuple[IceServer, ...] = ()
+        self._listed_at: float | None = None
+        """The newest server list that was requested for new credentials, and the loop time of that request."""
+        self._renewals: dict[str, float | None] = {}
+        """By URI of a TURN server: `_listed_at` of the list with its newest credentials."""
         Agent(servers=self._servers, **self._options)  # raises ConfigurationError before anything is opened
 
     async def __aenter__(self) -> Meeting:
@@ -241,18 +245,28 @@ class Meeting:
         return ConnectError(f"no connection within {timeout:g} s", self.agent.attempts())
 
     async def new_credentials(self, uri: str, _realm: str) -> tuple[str, str]:
-        """Return new credentials of a TURN server in the signaling server's list; at most every RENEWAL seconds."""
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._renewals.get(uri, loop.time()) - loop.time())
-        self._renewals[uri] = loop.time() + RENEWAL
-        if self._lost is None:
-            listed = await self.signaling.refresh_servers()
-        else:
-            listed, _ = await fetch_servers(self.signaling.url)  # the server may be back, without this member
-        for server in listed:
+        """Return new credentials of a TURN server in the signaling server's list.
+
+        Requests a new list at most every RENEWAL seconds. All TURN servers get their credentials from the same list.
+        """
+        async with self._renewing:
+            if self._renewals.get(uri) == self._listed_at:
+                await self._request_list(uri)
+            self._renewals[uri] = self._listed_at
+        for server in self._listed:
             if server.username and str(TurnUri.parse(server.uri)) == uri:
                 return server.username, server.password
         raise SignalingError(f"{self.signaling.url} no longer lists {uri}")
+
+    async def _request_list(self, uri: str) -> None:
+        loop = asyncio.get_running_loop()
+        if self._listed_at is not None:
+            await asyncio.sleep(self._listed_at + RENEWAL - loop.time())
+        self._listed_at = self._renewals[uri] = loop.time()  # a request that fails counts, too
+        if self._lost is None:
+            self._listed = await self.signaling.refresh_servers()
+        else:
+            self._listed, _ = await fetch_servers(self.signaling.url)  # the server may be back, without this member
 
     # -------------------------------------------------------------------------------------------------------- receiving
 

@@ -186,11 +186,6 @@ class Signaling(Waiting):
         """All STUN and TURN servers in the server list, with credentials, for `Agent(servers=...)`."""
         return _usable(self._machine.servers)
 
-    @property
-    def _ice_servers(self) -> tuple[ListedServer, ...]:
-        """The server list as it was received, with the lifetime of credentials in seconds."""
-        return self._machine.servers
-
     async def refresh_servers(self) -> tuple[IceServer, ...]:
         """Request a new server list, with new TURN credentials, and return it as `servers`.
 
@@ -229,7 +224,7 @@ class Signaling(Waiting):
             pwd=description.password,
             options=description.options,
             lite=description.lite,
-            pacing=None if pacing is None else -(-pacing // MILLISECOND),
+            pacing=None if pacing is None else -(-nanoseconds(pacing) // MILLISECOND),
             generation=description.generation,
         )
         self._generations[peer] = description.generation
@@ -358,7 +353,7 @@ def _description(body: messages.Description) -> Description:
         password=body.pwd,
         options=body.options,
         lite=body.lite,
-        pacing=None if body.pacing is None else body.pacing * MILLISECOND,
+        pacing=None if body.pacing is None else body.pacing / 1000,
         generation=body.generation,
     )
 
