@@ -161,7 +161,7 @@ async def test_who_may_use_it() -> None:
             async with client(server, username=name, password=password):
                 pass
         expired = "1000000000:me"
-        bad = {NAME: "wrong", "nobody": "x", "broken": "x", expired: time_limited_password(expired, b"new")}
+        bad = {NAME: "wrong", "mallory": "x", "broken": "x", expired: time_limited_password(expired, b"new")}
         for name, password in bad.items():
             with pytest.raises(TransactionError, match="401"):
                 await client(server, username=name, password=password).allocate(5)
@@ -181,11 +181,11 @@ async def test_quotas_are_kept() -> None:
 
 
 async def test_the_log_names_the_client(caplog: pytest.LogCaptureFixture) -> None:
-    """coturn/coturn#756: whoever bans clients needs their address."""
+    """coturn/coturn#756: to ban clients, an operator needs their address."""
     caplog.set_level(logging.INFO, "polynya")
     async with Server(config()) as server:
-        async with client(server) as relay:
-            mapped, relayed = relay.mapped, relay.relayed[0]
+        async with client(server, families=(4,)) as relay:
+            mapped, [relayed] = relay.mapped, relay.relayed
             with pytest.raises(TransactionError):
                 await relay.permit("10.0.0.1:1")
         with pytest.raises(TransactionError):
@@ -221,14 +221,14 @@ async def test_the_log_says_what_was_dropped_and_which_rule_forbids_a_peer(
             await relay.close()
         await until(lambda: "ended: ended by its client" in caplog.text)
     said = [record.getMessage() for record in caplog.records if record.name == "polynya.serve.turn"]
-    [told] = [each for each in said if " is denied: " in each]
-    assert told == f"relay of {mapped}, user alice: peer {peer} is denied: denied by 127.0.0.1"
+    [denial] = [each for each in said if " is denied: " in each]
+    assert denial == f"relay of {mapped}, user alice: peer {peer} is denied: denied by 127.0.0.1"
     [end] = [each for each in said if "ended: ended by its client" in each]
     assert end.endswith("3 datagrams dropped (3 peer denied by policy)")
 
 
 @pytest.mark.parametrize(
-    ("relay", "told"),
+    ("relay", "warned"),
     [
         (RelayHost(host="127.0.0.1", external="10.0.0.5"), True),
         (RelayHost(host="127.0.0.1", external="203.0.113.5"), True),
@@ -238,14 +238,14 @@ async def test_the_log_says_what_was_dropped_and_which_rule_forbids_a_peer(
     ids=["private", "documentation", "public", "loopback"],
 )
 async def test_a_relay_address_that_nobody_outside_can_reach_is_told(
-    caplog: pytest.LogCaptureFixture, relay: RelayHost, told: bool
+    caplog: pytest.LogCaptureFixture, relay: RelayHost, warned: bool
 ) -> None:
     """The commonest mistake behind a NAT: clients allocate, and nothing ever comes."""
     caplog.set_level(logging.INFO, "polynya")
     async with Server(config(options(config=turn_config(relays=(relay,))))):
         pass
     said = [record.getMessage() for record in caplog.records if "is not public" in record.getMessage()]
-    assert len(said) == told and all(relay.outside in each and "--external-ip" in each for each in said)
+    assert len(said) == warned and all(relay.outside in each and "--external-ip" in each for each in said)
 
 
 async def test_a_worker_that_dies_takes_no_allocation_along() -> None:
@@ -272,7 +272,7 @@ async def test_a_worker_that_dies_takes_no_allocation_along() -> None:
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
 async def test_a_port_that_is_taken_for_either_transport_is_told_and_nothing_stays_open(kind: int) -> None:
     with socket.socket(socket.AF_INET, kind) as taken:
-        taken.bind(("127.0.0.1", free_port()))  # nobody's for the other transport, too
+        taken.bind(("127.0.0.1", free_port()))  # free for the other transport, too
         if kind == socket.SOCK_STREAM:
             taken.listen()
         address = Address.of(*taken.getsockname())
