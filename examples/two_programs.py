@@ -1,38 +1,42 @@
-"""Two programs that connect, with a TCP connection for the signaling. Candidates are told as they are found.
+"""Two programs that connect, with a TCP connection for the signaling. Candidates are signaled as they are found.
 
     python two_programs.py listen 9000
     python two_programs.py dial 9000
 
-Anything that carries lines both ways would do in place of TCP. Both programs run on one host here; for two hosts give
-`dial` an address, drop `loopback=True` and name a STUN server.
+Anything that carries lines both ways works in place of TCP. Both programs run on one host here. For two hosts, give
+`dial` an address, leave out `loopback=True` and name a STUN server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 
 import polynya
 
 
-async def tell(agent: polynya.Agent, writer: asyncio.StreamWriter) -> None:
-    """Signal all there is, as long as the agent lives: our description, each candidate when it is found, restarts."""
-    async for text in agent.local_signals():
-        writer.write(json.dumps(text).encode() + b"\n")
-        await writer.drain()
+async def send_signals(agent: polynya.Agent, writer: asyncio.StreamWriter) -> None:
+    """Signals the description, each candidate when it is found, and restarts, until the agent is closed."""
+    with contextlib.suppress(ConnectionError):  # the other program may end first
+        async for text in agent.local_signals():
+            writer.write(json.dumps(text).encode() + b"\n")
+            await writer.drain()
 
 
-async def hear(agent: polynya.Agent, reader: asyncio.StreamReader) -> None:
-    """Give the agent what the other side signals."""
-    while line := await reader.readline():
-        agent.add_remote_signal(json.loads(line))
+async def receive_signals(agent: polynya.Agent, reader: asyncio.StreamReader) -> None:
+    """Passes the signals of the other side to the agent."""
+    with contextlib.suppress(ConnectionError):
+        while line := await reader.readline():
+            agent.add_remote_signal(json.loads(line))
 
 
 async def talk(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, controlling: bool) -> None:
     async with polynya.Agent(controlling=controlling, loopback=True) as agent, asyncio.TaskGroup() as tasks:
-        signaling = [tasks.create_task(tell(agent, writer)), tasks.create_task(hear(agent, reader))]
+        signaling = [tasks.create_task(each) for each in (send_signals(agent, writer), receive_signals(agent, reader))]
         connection = await agent.connect(timeout=20)
+        await agent.completed(timeout=20)  # neither side ends before both have settled on a path
         connection.send(f"hello from {name}".encode())
         print((await connection.recv()).decode())
         print(f"path: {connection.path}")
@@ -49,12 +53,12 @@ async def main() -> None:
     arguments = parser.parse_args()
     if arguments.mode == "dial":
         reader, writer = await asyncio.open_connection(arguments.host, arguments.port)
-        await talk("the one who dialled", reader, writer, controlling=True)
+        await talk("the dialing program", reader, writer, controlling=True)
         return
     accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     server = await asyncio.start_server(lambda *streams: accepted.put_nowait(streams), arguments.host, arguments.port)
     print(f"listening on port {server.sockets[0].getsockname()[1]}", flush=True)
-    await talk("the one who listened", *await accepted.get(), controlling=False)
+    await talk("the listening program", *await accepted.get(), controlling=False)
     server.close()
 
 

@@ -1,8 +1,8 @@
-"""What mkdocs asks for while it builds: reference text that is taken from the code, so that it cannot go stale.
+"""The hooks of mkdocs: they fill the reference pages with text from the code, so that it is never out of date.
 
-A line of its own in a page is replaced:
+Each directive is a line of its own in a page:
 
-    ::: polynya.Agent           the docstring of a class with its public methods, or of a function
+    ::: polynya.Agent           the docstring of a class with its fields and public methods, or of a function
     ::: trace-kinds             the table of trace events and the fields that each must carry
     ::: errors                  the tree of errors
     ::: cli                     every command of `polynya` with its options
@@ -12,11 +12,14 @@ A line of its own in a page is replaced:
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
-from collections.abc import Iterator
-from typing import Any
+import textwrap
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, ForwardRef
 
 import typer
 import typer.main
@@ -34,7 +37,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def render(directive: str) -> str:
-    """The Markdown that a directive stands for; raises for one that names nothing."""
+    """The Markdown of a directive; raises for one that names nothing."""
     special = {"trace-kinds": trace_kinds, "errors": errors, "cli": commands, "configuration": configuration}
     if directive in special:
         return special[directive]()
@@ -48,9 +51,11 @@ def document(name: str, thing: Any) -> Iterator[str]:
     """A class with its public methods and properties, or a function."""
     yield f"### `{name}`\n"
     if inspect.isclass(thing):
-        if (signature := _signature(thing)) != "()":
+        if not issubclass(thing, Enum) and (signature := _signature(thing)) != "()":
             yield f"```python\n{name}{signature}\n```\n"
         yield _text(thing)
+        if fields := [f"- `{field}`: {text}" for field, text in _fields(thing)]:
+            yield "\n".join(["", *fields, ""])
         for member_name, member in _members(thing).items():
             if member_name.startswith("_") or not _documented(member_name, thing):
                 continue
@@ -69,8 +74,31 @@ def document(name: str, thing: Any) -> Iterator[str]:
         yield _text(thing)
 
 
+def _fields(thing: type) -> Iterator[tuple[str, str]]:
+    """The public fields of a class that have a docstring below them; of an enum every member with its value."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    except OSError:
+        return
+    assert isinstance(tree.body[0], ast.ClassDef)
+    body = tree.body[0].body
+    for statement, following in zip(body, [*body[1:], None], strict=True):
+        target = statement.target if isinstance(statement, ast.AnnAssign) else None
+        if isinstance(statement, ast.Assign):
+            target = statement.targets[0]
+        if not isinstance(target, ast.Name) or target.id.startswith("_"):
+            continue
+        text = ""
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            text = " ".join(str(following.value.value).split())
+        if issubclass(thing, Enum):
+            yield target.id, f"`{thing[target.id].value!r}`{'. ' if text else ''}{text}"
+        elif text:
+            yield target.id, text
+
+
 def _members(thing: type) -> dict[str, Any]:
-    """What a class and those it is made of define, in the order of the code, the inherited first."""
+    """The members of a class and its bases in polynya, in the order of the code, inherited ones first."""
     found: dict[str, Any] = {}
     for each in reversed(thing.__mro__):
         if each.__module__.startswith("polynya."):
@@ -79,14 +107,17 @@ def _members(thing: type) -> dict[str, Any]:
 
 
 def _documented(name: str, thing: type) -> str:
-    """The docstring of a member, or that of what it overrides."""
+    """The docstring of a member, or of the member that it overrides."""
     texts = (inspect.getdoc(vars(each)[name]) for each in thing.__mro__ if name in vars(each))
     return next((text for text in texts if text), "")
 
 
 def _signature(thing: Any) -> str:
-    """The parameters without `self`, as they are written in the code: long ones a line each."""
-    signature = inspect.signature(thing)
+    """The parameters without `self`, as in the code; a long list has one parameter in each line."""
+    try:
+        signature = inspect.signature(thing)
+    except ValueError:  # an exception that is made as its built-in base
+        return "()"
     parts, star = [], False
     for each in signature.parameters.values():
         if each.name in {"self", "cls"}:
@@ -114,6 +145,8 @@ def _parameter(parameter: inspect.Parameter) -> str:
 def _annotation(annotation: Any) -> str:
     if annotation is inspect.Signature.empty:
         return ""
+    if isinstance(annotation, ForwardRef):
+        return annotation.__forward_arg__
     return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
 
 
@@ -126,9 +159,14 @@ def _text(thing: Any) -> str:
 
 
 def states(path: str) -> str:
-    """A dictionary state -> event -> next state as a table: a row for each state, a column for each event."""
+    """A table of transitions: state -> event -> next state, or state -> next states, with a row for each state."""
     module_name, _, name = path.rpartition(".")
     table = getattr(importlib.import_module(module_name), name)
+    if not all(isinstance(row, Mapping) for row in table.values()):
+        rows = [
+            f"| `{_name(state)}` | {', '.join(f'`{_name(each)}`' for each in row)} |" for state, row in table.items()
+        ]
+        return "\n".join(["| state | next states |", "|---|---|", *rows])
     events = list(dict.fromkeys(event for row in table.values() for event in row))
     lines = [f"| state | {' | '.join(_name(event) for event in events)} |", "|---" * (len(events) + 1) + "|"]
     for state, row in table.items():
@@ -150,7 +188,7 @@ def trace_kinds() -> str:
 
 
 def errors() -> str:
-    """Every error, under the one it is a kind of."""
+    """Every error, below its base class."""
 
     def lines(kind: type[Exception], depth: int) -> Iterator[str]:
         yield f"{'    ' * depth}- `{kind.__name__}`: {inspect.cleandoc(kind.__doc__ or '').splitlines()[0]}"
@@ -162,14 +200,14 @@ def errors() -> str:
 
 
 def commands() -> str:
-    """Every command of the command line, from what it says itself."""
+    """Every command of the command line, with its own help texts."""
     root = typer.main.get_command(importlib.import_module("polynya.cli.app").app)
     context = typer.Context(root, info_name="polynya")
     return "\n".join(_command(context, root, name) for name in root.list_commands(context))
 
 
 def configuration() -> str:
-    """Every key of the server's file, table by table, with its default."""
+    """Every key of the server's configuration file, table by table, with its default."""
     schema = importlib.import_module("polynya.serve.schema")
     settings = importlib.import_module("polynya.serve.settings")
     lines = []

@@ -1,8 +1,8 @@
-"""Random worlds for as long as you like: two sessions, what may stand between them and what may happen to them.
+"""Run random worlds of two sessions (`tests/scenarios/worlds.py`) and check their outcomes.
 
     python scripts/explore.py --seeds 10000 --from 0 [--lossy]
 
-Prints every fault with the seed that shows it, then the counts; the exit code is 1 when there was a fault.
+Prints every fault with its seed, then the counts. The exit code is 1 if there was a fault.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.scenarios.worlds import explore
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run random worlds and judge them.")
-    parser.add_argument("--seeds", type=int, default=1000, help="how many")
+    parser = argparse.ArgumentParser(description="Run random worlds and check their outcomes.")
+    parser.add_argument("--seeds", type=int, default=1000, help="number of worlds")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
     parser.add_argument("--lossy", action="store_true", help="links may lose packets")
     options = parser.parse_args()
@@ -32,11 +32,11 @@ def main() -> int:
         for fault in outcome.faults:
             print(fault, flush=True)
         faults += len(outcome.faults)
-        can = {True: "can meet", False: "cannot meet", None: "may meet"}[outcome.expected]
-        did = "met" if outcome.connected else "did not, excused by loss" if outcome.excused else "did not"
-        outcomes[f"{can}: {did}"] += 1
-    for what, count in sorted(outcomes.items()):
-        print(f"{count:8} {what}")
+        prediction = {True: "connection", False: "no connection", None: "undecided"}[outcome.expected]
+        without = "not connected because of loss" if outcome.excused else "not connected"
+        outcomes[f"predicted {prediction}: {'connected' if outcome.connected else without}"] += 1
+    for description, count in sorted(outcomes.items()):
+        print(f"{count:8} {description}")
     spent = time.process_time() - began
     print(f"{faults} faults in {options.seeds} worlds, {1000 * spent / max(options.seeds, 1):.1f} ms of CPU each")
     return 1 if faults else 0

@@ -1,9 +1,9 @@
-"""Feed hostile bytes to the STUN codec, or to a whole TURN server, until it is stopped, or for --count cases.
+"""Feed random and mutated bytes to the STUN codec or to a TURN server, until interrupted or for --count cases.
 
     .venv/bin/python scripts/fuzz.py [codec|turn] [--seed N] [--count N]
 
-The seed is printed at the start; a case that does harm is printed with it and ends the run with status 1. Against the
-server all is let go after every 2,000 cases, and then no port, permission or memory may be left behind.
+The seed is printed at the start. A case that raises is printed with the seed and ends the run with exit code 1. For the
+server, all clients are released after every 2,000 cases; then no port, permission or memory may remain in use.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tests.stun.mutations import Fuzzer, check
 from tests.turn.server.mutations import ROUND, Assault
 
 REPORT_EVERY = 5.0
-"""Seconds."""
+"""Seconds between two reports."""
 
 
 def codec(seed: int) -> Callable[[int], str]:
-    """Cases of the codec, one for each call."""
+    """Return a function that runs one case of the codec."""
     fuzzer = Fuzzer(seed)
     read = 0
 
@@ -44,7 +44,7 @@ def codec(seed: int) -> Callable[[int], str]:
 
 
 def turn(seed: int) -> Callable[[int], str]:
-    """Cases of the server, a round of them for each call."""
+    """Return a function that runs one round of cases of the server."""
     assault = Assault(seed)
 
     def case(_: int) -> str:
@@ -53,41 +53,41 @@ def turn(seed: int) -> Callable[[int], str]:
         except Exception as error:
             print(f"case {assault.cases} of seed {seed}: {error!r}", file=sys.stderr)
             raise
-        granted = sum(n for what, n in assault.table.server.control.counters.items() if what.startswith("answers to "))
+        granted = sum(n for name, n in assault.table.server.control.counters.items() if name.startswith("answers to "))
         return f"{granted:,} requests granted, {assault.objects[-1]:,} objects held"
 
     return case
 
 
 TARGETS = {"codec": (codec, 1), "turn": (turn, ROUND)}
-"""Each with how many cases a call runs."""
+"""Each target with the number of cases that a call runs."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", nargs="?", choices=list(TARGETS), default="codec")
-    parser.add_argument("--seed", type=int, default=None, help="of the cases; one is drawn when it is left out")
-    parser.add_argument("--count", type=int, default=None, help="how many cases; without end when it is left out")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the cases; default: random")
+    parser.add_argument("--count", type=int, default=None, help="number of cases; default: unlimited")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
     print(f"seed {seed}", flush=True)
     make, step = TARGETS[options.target]
     case = make(seed)
     started = reported = time.monotonic()
-    done, said = 0, ""
+    done, report = 0, ""
     try:
         for number in count(step=step):
             if options.count is not None and number >= options.count:
                 break
-            said = case(number)
+            report = case(number)
             done = number + step
             now = time.monotonic()
             if now - reported >= REPORT_EVERY:
                 reported = now
-                print(f"{done:,} cases, {said}, {done / (now - started):,.0f} a second", flush=True)
+                print(f"{done:,} cases, {report}, {done / (now - started):,.0f} a second", flush=True)
     except KeyboardInterrupt:
         pass
-    print(f"{done:,} cases in {time.monotonic() - started:.1f} s, {said}, none did harm")
+    print(f"{done:,} cases in {time.monotonic() - started:.1f} s, {report}, no case failed")
     return 0
 
 

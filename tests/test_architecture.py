@@ -12,6 +12,7 @@ from tests.source_rules import (
     PACKAGE,
     PURE,
     Module,
+    import_circles,
     impure_imports,
     impure_timers,
     machines,
@@ -48,6 +49,11 @@ def test_the_rooms_form_no_circle() -> None:
         ready = {room for room, below in rest.items() if not below}
         assert ready, f"these import one another: {sorted(rest)}"
         built |= ready
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Imports for type checkers count: a child sees a Protocol that is beside it."""
+    assert import_circles(MODULES) == []
 
 
 def test_every_folder_is_a_room_of_the_design() -> None:
@@ -144,6 +150,35 @@ def test_an_import_against_the_direction_is_found(path: str, text: str) -> None:
 )
 def test_an_import_with_the_direction_passes(path: str, text: str) -> None:
     assert wrong_direction(Module(path, text)) == []
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"ice/a.py": "from .b import B", "ice/b.py": "from . import a"},
+        {"ice/a.py": "from .b import B", "ice/b.py": "import polynya.ice.a"},
+        {"ice/a.py": "from .b import B", "ice/b.py": "def f():\n    from .a import A"},
+        {"ice/a.py": "from .b import B", "ice/b.py": "if TYPE_CHECKING:\n    from .a import A"},
+        {"ice/a.py": "from .b import B", "ice/b.py": "from .c import C", "ice/c.py": "from polynya.ice.a import A"},
+        {"ice/__init__.py": "from .a import A", "ice/a.py": "from polynya.ice import B"},
+        {"ice/a.py": "from ..core.b import B", "core/b.py": "from ..ice.a import A"},
+    ],
+)
+def test_a_circle_is_found(texts: dict[str, str]) -> None:
+    assert len(import_circles([Module(path, text) for path, text in texts.items()])) == 1
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"ice/a.py": "from .b import B\nfrom .c import C", "ice/b.py": "from .c import C", "ice/c.py": "import json"},
+        {"ice/__init__.py": "from .a import A", "ice/a.py": "from .b import B", "ice/b.py": "from ..core import a"},
+        {"ice/a.py": "from .a import A"},
+        {"ice/a.py": "from ..stun.a import A", "stun/a.py": "from ..core.a import A", "core/a.py": ""},
+    ],
+)
+def test_imports_without_a_circle_pass(texts: dict[str, str]) -> None:
+    assert import_circles([Module(path, text) for path, text in texts.items()]) == []
 
 
 @pytest.mark.parametrize(

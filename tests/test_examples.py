@@ -22,7 +22,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @contextmanager
 def example(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Start an example in a process of its own; a warning of Python's is an error there."""
+    """Starts an example in a process of its own, with warnings as errors."""
     process = subprocess.Popen(
         [sys.executable, "-b", "-W", "error", EXAMPLES / name, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -36,7 +36,7 @@ def example(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def printed(process: subprocess.Popen[str]) -> list[str]:
-    """The lines that an example prints until its end."""
+    """Returns the lines that an example prints until its end."""
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (0, "")
     return stdout.splitlines()
@@ -73,19 +73,19 @@ def test_sessions_and_a_stun_server_are_driven_by_hand() -> None:
     assert base == mapped != server
 
 
-def test_two_programs_trickle_over_a_line_of_their_own() -> None:
+def test_two_programs_signal_over_a_connection_of_their_own() -> None:
     with example("two_programs.py", "listen", "0") as listener:
         port = first_line(listener, r"listening on port (\d+)")[1]
-        with example("two_programs.py", "dial", port) as dialler:
-            at_dialler, at_listener = printed(dialler), printed(listener)
-    assert (at_dialler[0], at_listener[0]) == ("hello from the one who listened", "hello from the one who dialled")
-    ends = re.compile(r"path: host (\S+) -> host (\S+) \(direct, (not yet )?nominated\)")
-    ours, theirs = ends.fullmatch(at_dialler[1]), ends.fullmatch(at_listener[1])
+        with example("two_programs.py", "dial", port) as dialer:
+            at_dialer, at_listener = printed(dialer), printed(listener)
+    assert (at_dialer[0], at_listener[0]) == ("hello from the listening program", "hello from the dialing program")
+    ends = re.compile(r"path: host (\S+) -> host (\S+) \(direct, nominated\)")
+    ours, theirs = ends.fullmatch(at_dialer[1]), ends.fullmatch(at_listener[1])
     assert ours and theirs
     assert ours[1] != ours[2]
 
 
-def test_a_lite_server_serves_many_clients_on_one_port_and_one_after_another() -> None:
+def test_a_lite_server_serves_clients_at_once_and_in_sequence_on_one_port() -> None:
     with example("lite_server.py", "serve", "0") as server:
         port = first_line(server, r"serving on 127\.0\.0\.1:(\d+)")[1]
         with (

@@ -20,7 +20,7 @@ The names, by what they are for; each has its own help, and all are in docs/refe
     Reports                   PairReport, SessionReport
     TURN by hand              TurnClient, Allocated, ServerAddress, TurnReport, AddressError
     NAT behavior              discover_behavior, discover_lifetime, discover_stream_mapping, Behavior,
-                              BehaviorReport, LifetimeReport
+                              BehaviorReport, LifetimeReport, StreamMappingReport
     Traces                    TraceEvent, TraceWriter, Tracer, PcapngWriter, IpPacket
     Errors                    Attempt, ConfigurationError, ConnectError, ConnectionClosed, DecodeError,
                               PolynyaError, ProtocolError, SignalingError, TransactionError, UsageError
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from .stun.attributes import AddressError
     from .stun.behavior import BehaviorReport
     from .stun.lifetime import LifetimeReport
+    from .stun.stream_mapping import StreamMappingReport
     from .stun.transactions import Schedule
     from .turn.client.events import Allocated, ServerAddress
     from .turn.client.report import TurnReport
@@ -149,6 +150,7 @@ __all__ = [
     "SessionReport",
     "Signaling",
     "SignalingError",
+    "StreamMappingReport",
     "TcpType",
     "TraceEvent",
     "TraceWriter",
@@ -261,6 +263,7 @@ _HOMES: Final = {
     "stun.attributes": ("AddressError",),
     "stun.behavior": ("BehaviorReport",),
     "stun.lifetime": ("LifetimeReport",),
+    "stun.stream_mapping": ("StreamMappingReport",),
     "stun.transactions": ("Schedule",),
     "turn.client.events": (
         "Allocated",

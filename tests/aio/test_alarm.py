@@ -58,17 +58,17 @@ async def test_timers_fire_in_the_order_of_time_and_never_early(timerfd: bool) -
 
 
 async def test_a_timer_that_is_set_again_moves_and_a_canceled_one_does_not_fire(timerfd: bool) -> None:
-    [moved, cancelled, postponed], woken = sleepers("moved", "cancelled", "postponed", timerfd=timerfd)
+    [moved, canceled, postponed], woken = sleepers("moved", "canceled", "postponed", timerfd=timerfd)
     moved.sleep(3600 * SECOND)
-    cancelled.sleep(1 * MILLISECOND)
+    canceled.sleep(1 * MILLISECOND)
     postponed.sleep(1 * MILLISECOND)
-    cancelled.alarm.cancel(cancelled)
-    until = postponed.sleep(8 * MILLISECOND)
+    canceled.alarm.cancel(canceled)
+    later = postponed.sleep(8 * MILLISECOND)
     moved.sleep(2 * MILLISECOND)
     await moved.up.wait()
     await postponed.up.wait()
-    assert woken == ["moved", "postponed"] and postponed.at is not None and postponed.at >= until
-    for one in (moved, cancelled, postponed):
+    assert woken == ["moved", "postponed"] and postponed.at is not None and postponed.at >= later
+    for one in (moved, canceled, postponed):
         one.alarm.leave(one)
 
 

@@ -121,6 +121,7 @@ async def test_literal_addresses_do_not_reach_a_custom_resolve() -> None:
     [
         (KeyError("stun.example"), "resolve() raised KeyError: 'stun.example'"),
         (OSError("no route"), "no route"),
+        (ConnectionResetError(), "ConnectionResetError"),
         ("192.0.2.1", "resolve() returned '192.0.2.1': return a list of IP addresses"),
         (["192.0.2.1", "other.example"], "resolve() returned 'other.example', which is not an IP address"),
         ([], "resolve() returned no addresses"),

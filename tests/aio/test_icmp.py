@@ -15,7 +15,7 @@ DESTINATION = ("203.0.113.9", 4000)
 
 
 def report(origin: int, kind: int, code: int, *, number: int = errno.EHOSTUNREACH, info: int = 0) -> Report:
-    """What is read from an entry whose sender is 192.0.2.254 or 2001:db8::fe, none for a local one."""
+    """Parse an entry that 192.0.2.254, 2001:db8::fe or (for origin 1) this host sent."""
     offenders = {
         1: bytes(16),
         2: struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_pton(socket.AF_INET, "192.0.2.254")),

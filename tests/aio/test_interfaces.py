@@ -1,4 +1,4 @@
-"""The interfaces of this host, and of one that is made for the purpose."""
+"""The interfaces of this host, and of a network namespace with every kind of address."""
 
 from __future__ import annotations
 
@@ -69,25 +69,25 @@ def test_a_listing_takes_little_time() -> None:
         "tentative",
         "optimistic",
         "duplicate",
-        "optimistic, and found to be a duplicate",
+        "optimistic and a duplicate",
     ],
 )
 def test_the_kernels_flags_are_translated(flags: int, preferred: bool, expected: dict[str, bool]) -> None:
     """RFC 4862, section 5.5.4 (deprecated); RFC 4429 (an optimistic address may be used); RFC 8981 (temporary)."""
-    told = netlink.ipv6_address("2001:db8::1", 64, flags, preferred=preferred)
-    assert told == InterfaceAddress(host="2001:db8::1", prefix_length=64, **expected)
+    address = netlink.ipv6_address("2001:db8::1", 64, flags, preferred=preferred)
+    assert address == InterfaceAddress(host="2001:db8::1", prefix_length=64, **expected)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="netlink is Linux'")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs netlink")
 def test_without_netlink_the_listing_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sandboxes forbid netlink (Android's does)."""
-    asked = list_interfaces()
+    """Some sandboxes forbid netlink, Android's for example."""
+    expected = list_interfaces()
 
     def forbidden() -> list[Interface]:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(interfaces.netlink, "list_interfaces", forbidden)
-    assert list_interfaces() == asked
+    assert list_interfaces() == expected
 
 
 LIST = """
@@ -96,9 +96,9 @@ from polynya.aio.interfaces import list_interfaces, list_without_netlink
 def without_order(interfaces):
     return {(each.name, each.index, each.mtu, each.loopback, each.point_to_point): set(each.addresses)
             for each in interfaces}
-asked, found = list_interfaces(), list_without_netlink()
-assert without_order(asked) == without_order(found), (asked, found)
-print(json.dumps([dataclasses.asdict(interface) for interface in asked]))
+listed, portable = list_interfaces(), list_without_netlink()
+assert without_order(listed) == without_order(portable), (listed, portable)
+print(json.dumps([dataclasses.asdict(interface) for interface in listed]))
 """
 
 
@@ -120,19 +120,19 @@ def test_states_labels_mtu_and_flags_are_those_of_the_kernel() -> None:
         here.ip("address", "add", "10.9.0.1", "peer", "10.9.0.2/32", "dev", "tun0")
         here.ip("address", "add", "2001:db8::1/64", "dev", "up0", "nodad")
         here.ip("address", "add", "2001:db8::2/64", "dev", "up0", "nodad", "preferred_lft", "0")
-        # Its cable ends in an interface that is down, so duplicates are looked for when it comes up: never.
+        # Its peer is down, so duplicate address detection never ends.
         here.ip("address", "add", "2001:db8::3/64", "dev", "up0")
         here.ip("address", "add", "2001:db8:1::1/64", "dev", "wire0", "nodad", "mngtmpaddr", "valid_lft", "7200",
                 "preferred_lft", "3600")  # fmt: skip
-        told = {}
+        listed = {}
         for fields in json.loads(here.run(sys.executable, "-c", LIST).stdout):
             fields["addresses"] = tuple(InterfaceAddress(**address) for address in fields["addresses"])
-            told[fields["name"]] = Interface(**fields)
+            listed[fields["name"]] = Interface(**fields)
 
-    assert sorted(told) == ["lo", "tun0", "up0", "wire0"], (
-        "what is down is not listed, nor is a label, nor what has no address"
+    assert sorted(listed) == ["lo", "tun0", "up0", "wire0"], (
+        "interfaces that are down or have no address are not listed, and labels are no interfaces"
     )
-    up, tun = told["up0"], told["tun0"]
+    up, tun = listed["up0"], listed["tun0"]
     assert (up.mtu, up.loopback, up.point_to_point) == (1420, False, False)
     assert (tun.loopback, tun.point_to_point) == (False, True)
     by_host = {address.host: address for address in up.addresses}
@@ -141,5 +141,5 @@ def test_states_labels_mtu_and_flags_are_those_of_the_kernel() -> None:
     assert by_host["2001:db8::1"] == InterfaceAddress(host="2001:db8::1", prefix_length=64)
     assert by_host["2001:db8::2"] == InterfaceAddress(host="2001:db8::2", prefix_length=64, deprecated=True)
     assert by_host["2001:db8::3"] == InterfaceAddress(host="2001:db8::3", prefix_length=64, tentative=True)
-    in_prefix = [address for address in told["wire0"].addresses if address.host.startswith("2001:db8:1:")]
+    in_prefix = [address for address in listed["wire0"].addresses if address.host.startswith("2001:db8:1:")]
     assert {address.host == "2001:db8:1::1": address.temporary for address in in_prefix} == {True: False, False: True}

@@ -196,7 +196,7 @@ async def test_a_third_member_is_refused() -> None:
             await connect_room(house.url, "r")
 
 
-async def test_cancelling_at_any_turn_leaves_nothing_open() -> None:
+async def test_canceling_at_any_turn_of_the_loop_leaves_nothing_open() -> None:
     async with server(limits=Limits(resume_timeout=0)) as house:
         for turns in (0, 1, 2, 5, 10, 20, 30, 40, 60, 90, 130):
             both = [asyncio.create_task(connect_room(house.url, "r")) for _ in range(2)]

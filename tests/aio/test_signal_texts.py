@@ -10,7 +10,7 @@ from polynya.aio.signal_texts import MAX_TEXT, PREFIX, fragments, shorten
 from polynya.core.errors import DecodeError, UsageError
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description, draw_credentials
-from polynya.session.signals import read_signal, write_signal
+from polynya.ice.sdp.signal import read_signal, write_signal
 
 CANDIDATES = [
     "candidate:1 1 udp 2130706431 192.168.1.23 51234 typ host",
@@ -21,7 +21,7 @@ CANDIDATES = [
 
 def description(seed: int = 1) -> Description:
     ufrag, password = draw_credentials(Random(seed))
-    return Description(ufrag=ufrag, password=password, options=("ice2", "trickle"), pacing=5_000_000)
+    return Description(ufrag=ufrag, password=password, options=("ice2", "trickle"), pacing=0.005)
 
 
 def fragment(*lines: str, seed: int = 1, ended: bool = False) -> str:

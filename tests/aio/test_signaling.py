@@ -14,7 +14,6 @@ from polynya.aio.signaling import Joined, Left, Message, RemoteCandidate, Remote
 from polynya.aio.websocket import websocket_url
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, SignalingError, UsageError
-from polynya.core.instants import MILLISECOND
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.serve import ServeConfig, Server
@@ -25,7 +24,7 @@ from tests.loops import until
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 ANY = Address("127.0.0.1", 0)
-DESCRIPTION = Description(ufrag="abcd", password="p" * 24, options=("ice2", "trickle"), pacing=5 * MILLISECOND)
+DESCRIPTION = Description(ufrag="abcd", password="p" * 24, options=("ice2", "trickle"), pacing=0.005)
 HOST = Candidate.parse("candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host")
 
 

@@ -9,8 +9,9 @@ import pytest
 
 import polynya
 from polynya.aio.connection import Connection, Traffic
-from tests.aio.conftest import Run
 from tests.aio.test_agent import connected
+
+pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 
 def made_alone() -> Connection:
@@ -22,41 +23,38 @@ def move(connection: Connection, send: Callable[[bytes], bool] | None, pair: int
     connection._move(send, pair, "a test", max_length=1000)
 
 
-def test_the_selected_pair_has_what_was_sent_and_received(run: Run) -> None:
-    async def main() -> None:
-        async with connected() as (one, other):
-            await one.agent.completed()
-            for text in (b"one", b"three", b"seven"):
-                one.send(text)
-                assert await other.recv() == text
-            other.send(b"thanks")
-            await one.recv()
-            agent = one.agent
-            assert isinstance(agent, polynya.Agent)
-            before = time.time() * 1000
-            report = agent.stats()
-            assert all(members["id"] == name for name, members in report.items())
-            assert all(before <= members["timestamp"] <= time.time() * 1000 for members in report.values())
-            transport = report["transport-0-1"]
-            pair = report[transport["selectedCandidatePairId"]]
-            for members in (transport, pair):
-                assert (members["packetsSent"], members["bytesSent"]) == (3, 13), members
-                assert (members["packetsReceived"], members["bytesReceived"]) == (1, 6), members
-            assert before - 60_000 < pair["lastPacketSentTimestamp"] <= pair["lastPacketReceivedTimestamp"] <= before
-            assert pair["packetsDiscardedOnSend"] == pair["bytesDiscardedOnSend"] == 0
-            assert transport["selectedCandidatePairChanges"] == one.pair_changes >= 1
-            assert pair["nominated"] and pair["state"] == "succeeded" and 0 < pair["currentRoundTripTime"] < 10
-            assert report[pair["localCandidateId"]]["interface"] == "lo"
-            assert "lastPacketSentTimestamp" not in transport
-            others = [each for each in report.values() if each["type"] == "candidate-pair" and each is not pair]
-            assert all((each["packetsSent"], each["bytesReceived"]) == (0, 0) for each in others)
-            assert not any("lastPacketSentTimestamp" in each for each in others)
-
-    run(main())
+async def test_the_selected_pair_has_what_was_sent_and_received() -> None:
+    async with connected() as (one, other):
+        await one.agent.completed()
+        for text in (b"one", b"three", b"seven"):
+            one.send(text)
+            assert await other.recv() == text
+        other.send(b"thanks")
+        await one.recv()
+        agent = one.agent
+        assert isinstance(agent, polynya.Agent)
+        before = time.time() * 1000
+        report = agent.stats()
+        assert all(members["id"] == name for name, members in report.items())
+        assert all(before <= members["timestamp"] <= time.time() * 1000 for members in report.values())
+        transport = report["transport-0-1"]
+        pair = report[transport["selectedCandidatePairId"]]
+        for members in (transport, pair):
+            assert (members["packetsSent"], members["bytesSent"]) == (3, 13), members
+            assert (members["packetsReceived"], members["bytesReceived"]) == (1, 6), members
+        assert before - 60_000 < pair["lastPacketSentTimestamp"] <= pair["lastPacketReceivedTimestamp"] <= before
+        assert pair["packetsDiscardedOnSend"] == pair["bytesDiscardedOnSend"] == 0
+        assert transport["selectedCandidatePairChanges"] == one.pair_changes >= 1
+        assert pair["nominated"] and pair["state"] == "succeeded" and 0 < pair["currentRoundTripTime"] < 10
+        assert report[pair["localCandidateId"]]["interface"] == "lo"
+        assert "lastPacketSentTimestamp" not in transport
+        others = [each for each in report.values() if each["type"] == "candidate-pair" and each is not pair]
+        assert all((each["packetsSent"], each["bytesReceived"]) == (0, 0) for each in others)
+        assert not any("lastPacketSentTimestamp" in each for each in others)
 
 
-def test_each_pair_keeps_what_went_over_it() -> None:
-    """Moved from one pair to another and back, and without any in between."""
+def test_each_pair_keeps_its_own_traffic() -> None:
+    """Data moves from one pair to another and back, with a time without a pair in between."""
     connection = made_alone()
     connection._deliver(b"early")  # the other side was authenticated before a check of ours was answered
     for pair, sent in ((7, b"a"), (8, b"bb"), (0, None), (7, b"cccc")):
@@ -82,7 +80,7 @@ def test_what_the_system_refuses_is_not_counted_as_sent() -> None:
     assert (traffic.packets_refused, traffic.bytes_refused) == (1, 2)
 
 
-def test_each_pair_keeps_when_it_last_carried_something(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_pair_keeps_the_time_of_its_last_datagrams(monkeypatch: pytest.MonkeyPatch) -> None:
     """lastPacketSentTimestamp, lastPacketReceivedTimestamp: of the pair, not of the connection."""
     now = 1000.0
     monkeypatch.setattr("polynya.aio.connection.time", lambda: now)
@@ -104,11 +102,8 @@ def test_each_pair_keeps_when_it_last_carried_something(monkeypatch: pytest.Monk
     assert connection._traffic_by_pair()[7][6:] == (1004.0, 1001.0)
 
 
-def test_counters_tell_of_packets_and_sockets(run: Run) -> None:
-    async def main() -> None:
-        async with connected() as (one, _):
-            agent = one.agent
-            assert isinstance(agent, polynya.Agent)
-            assert agent.counters["datagrams_out"] >= 1 and agent.counters["bytes_in"] >= 20
-
-    run(main())
+async def test_counters_cover_packets_and_sockets() -> None:
+    async with connected() as (one, _):
+        agent = one.agent
+        assert isinstance(agent, polynya.Agent)
+        assert agent.counters["datagrams_out"] >= 1 and agent.counters["bytes_in"] >= 20

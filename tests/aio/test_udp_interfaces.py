@@ -1,4 +1,4 @@
-"""UDP sockets in network namespaces: link-local addresses, chosen interfaces, packets that are too big, firewalls."""
+"""UDP sockets in network namespaces: link-local addresses, pinned interfaces, oversized packets, firewalls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from polynya.aio import sockets
+from polynya.aio import features, sockets
 from tests.real.netns import alone, joined
 
 LINK_LOCAL = """
@@ -116,7 +116,7 @@ def test_an_oversized_datagram_with_dont_fragment_is_refused_with_the_mtu() -> N
 @pytest.mark.root
 @pytest.mark.peer("ip")
 def test_a_link_local_remote_address_takes_the_zone_of_the_socket() -> None:
-    """A candidate's address carries no zone: the flow says which link it is on."""
+    """A candidate's address has no zone; its flow determines the link."""
     with joined(["fe80::1/64"], ["fe80::2/64"]) as (left, right):
         echo = right.popen(sys.executable, "-c", ECHO, stdout=-1, text=True)
         with echo:
@@ -129,17 +129,17 @@ def test_a_link_local_remote_address_takes_the_zone_of_the_socket() -> None:
 @pytest.mark.root
 @pytest.mark.peer("ip")
 def test_programs_of_one_host_reach_each_other_from_pinned_sockets() -> None:
-    """What goes from one to the other comes by the loopback interface, whatever their addresses are."""
+    """Packets within a host arrive on the loopback interface, whatever their addresses are."""
     with alone(["10.7.0.1/24", "fd00::1/64"]) as here:
         here.run(sys.executable, "-c", SAME_HOST)
 
 
-@pytest.mark.skipif(not sockets.LINUX, reason="interfaces are chosen on Linux only")
+@pytest.mark.skipif(not features.LINUX, reason="needs socket options of Linux")
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_an_unknown_interface_is_noted_and_the_socket_still_works(family: int) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        said = sockets.pin(sock, family, "no-such-dev")
-        assert said.startswith("may leave by other interfaces than no-such-dev: "), said
+        note = sockets.pin(sock, family, "no-such-dev")
+        assert note.startswith("may leave by other interfaces than no-such-dev: "), note
         sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
 
 

@@ -1,4 +1,4 @@
-"""Runs `polynya` as its users do: as a process, always with an end in time."""
+"""Runs `polynya` as a process, always with a timeout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def environment(**more: str) -> dict[str, str]:
 def polynya(
     *arguments: str, input: bytes = b"", server: str | None = None, timeout: float = TIMEOUT
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run to the end."""
+    """Run `polynya` to its end."""
     env = environment(**({"POLYNYA_SERVER": server} if server else {}))
     return subprocess.run(
         [*COMMAND, *arguments], input=input, capture_output=True, timeout=timeout, env=env, check=False
@@ -35,29 +35,30 @@ def polynya(
 
 
 class Process:
-    """A `polynya` that runs on; its standard error is read as it comes."""
+    """A running `polynya`; a thread reads its standard error."""
 
     def __init__(self, *arguments: str, server: str | None = None) -> None:
         env = environment(**({"POLYNYA_SERVER": server} if server else {}))
         pipe = subprocess.PIPE
         self.process = subprocess.Popen([*COMMAND, *arguments], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
-        self.said: list[str] = []
-        self._lines: Queue[str | None] = Queue()
+        self.printed: list[str] = []
+        self.lines: Queue[str | None] = Queue()
+        """Lines of standard error that are not read yet; None is its end."""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self._lines.put(line.decode())
-        self._lines.put(None)
+            self.lines.put(line.decode())
+        self.lines.put(None)
 
     def until(self, text: str) -> str:
         """Wait for a line of standard error that contains a text."""
         while True:
-            line = self._lines.get(timeout=TIMEOUT)
-            assert line is not None, f"it ended before it said {text!r}: {self.said}"
-            self.said.append(line)
+            line = self.lines.get(timeout=TIMEOUT)
+            assert line is not None, f"it ended before it printed {text!r}: {self.printed}"
+            self.printed.append(line)
             if text in line:
                 return line
 
@@ -97,7 +98,7 @@ class Process:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
-    """Starts processes, which are gone when the test is over."""
+    """Start processes, and end them after the test."""
     started: list[Process] = []
 
     def start(*arguments: str, server: str | None = None) -> Process:
@@ -118,13 +119,13 @@ class Running:
 
 @pytest.fixture
 def own_server(start: Callable[..., Process]) -> Running:
-    """A server on loopback, on ports of its own, to be ended by the test."""
+    """A server on loopback that only this test uses and may end."""
     return _ready(start("serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"))
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
-    """A server on loopback that all tests share: a process takes longer to start than most tests."""
+    """A server on loopback that all tests share, because its start takes longer than most tests."""
     process = Process("serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
     yield _ready(process)
     process.end()

@@ -69,7 +69,7 @@ def test_an_interrupt_of_one_ends_both(server: Running, start: Start) -> None:
     one.signal(signal.SIGINT)
     assert one.wait() == 130
     assert two.wait() == 0
-    assert not any("Traceback" in line for line in one.said)
+    assert not any("Traceback" in line for line in one.printed)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -81,7 +81,7 @@ def test_an_interrupt_of_the_wait_ends_it_cleanly(
     waiting.signal(number)
     assert waiting.wait() == code
     waiting.end()
-    assert waiting._lines.get(timeout=5) is None, "no further line"
+    assert waiting.lines.get(timeout=5) is None, "no further line"
 
 
 def test_closing_the_output_ends_it(server: Running) -> None:

@@ -1,4 +1,4 @@
-"""`polynya gather`: the candidates of this host, for people and for programs."""
+"""`polynya gather`: the candidates of this host as text and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polynya import Candidate
 from tests.cli.conftest import COMMAND, Running, environment, polynya
 
 
-def test_the_servers_own_stun_is_asked_and_loopback_used_because_it_is_here(server: Running) -> None:
+def test_gather_uses_the_stun_server_of_a_local_server_and_loopback(server: Running) -> None:
     done = polynya("gather", "--json", server=server.url)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -25,26 +25,26 @@ def test_the_servers_own_stun_is_asked_and_loopback_used_because_it_is_here(serv
     assert done.stderr == b""
 
 
-def test_loopback_is_not_used_unasked() -> None:
+def test_loopback_is_used_only_on_request() -> None:
     document = json.loads(polynya("gather", "--json").stdout)
     assert all(each["address"] not in {"127.0.0.1", "::1"} for each in document["candidates"])
     document = json.loads(polynya("gather", "--json", "--loopback", "--family", "4", "--interface", "lo").stdout)
     assert [each["address"] for each in document["candidates"]] == ["127.0.0.1"]
 
 
-def test_a_line_is_a_candidate(server: Running) -> None:
+def test_each_line_is_a_candidate(server: Running) -> None:
     done = polynya("gather", "--stun", server.stun, "--loopback", "--family", "4", "--interface", "lo")
     [line] = done.stdout.decode().splitlines()
     assert line.split()[0] == "host" and line.split()[1].startswith("127.0.0.1:")
 
 
-def test_a_stun_server_that_does_not_answer_is_said() -> None:
+def test_a_stun_server_without_an_answer_is_reported() -> None:
     done = polynya("gather", "--stun", "stun:127.0.0.1:9", "--loopback", "--family", "4", "--interface", "lo")
     assert done.returncode == 0
     assert "127.0.0.1:9 is unreachable: port unreachable" in done.stderr.decode()
 
 
-def test_nothing_found_is_exit_code_1() -> None:
+def test_no_candidate_is_exit_code_1() -> None:
     done = polynya("gather", "--interface", "no-such-interface")
     assert done.returncode == 1
     assert "no candidate" in done.stderr.decode()
@@ -53,7 +53,7 @@ def test_nothing_found_is_exit_code_1() -> None:
 # ------------------------------------------------------------------------------------------------- the command itself
 
 
-def test_the_version_is_told_without_what_commands_need() -> None:
+def test_the_version_is_printed_without_the_packages_of_the_commands() -> None:
     done = polynya("--version")
     assert done.returncode == 0
     assert done.stdout.decode().startswith("polynya 0.")
@@ -79,7 +79,7 @@ def test_a_missing_extra_is_named(missing: str, arguments: list[str], extra: str
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_standard_input_is_an_empty_one() -> None:
+def test_a_closed_standard_input_counts_as_empty() -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" <&-', "sh", *COMMAND, "gather", "--json"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""`polynya relay`: an allocation, printed, and an echo."""
+"""`polynya relay`: prints an allocation and echoes datagrams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USER = "alice:open sesame"
 
 @contextmanager
 def a_server(relay: Relay | None = None) -> Iterator[tuple[Relay, str]]:
-    """The model of a TURN server in a thread of its own."""
+    """Run the model of a TURN server in a thread."""
     started, ended, found = threading.Event(), asyncio.Event(), []
     loops = []
 
@@ -42,12 +42,12 @@ def a_server(relay: Relay | None = None) -> Iterator[tuple[Relay, str]]:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_the_relayed_address_is_printed_and_freed_again(transport: str) -> None:
+def test_the_relayed_address_is_printed_and_freed(transport: str) -> None:
     with a_server() as (server, where):
         done = polynya("relay", f"turn:{where}?transport={transport}", "--user", USER, "--once")
         assert done.returncode == 0, done.stderr
         assert done.stdout == b"198.51.100.7:49152\n"
-        assert f"over {transport} for 600 s at a time; it sees us as 127.0.0.1:" in done.stderr.decode()
+        assert f"over {transport}, lifetime 600 s; our address at the server is 127.0.0.1:" in done.stderr.decode()
         assert server.allocations == {}
 
 
@@ -60,16 +60,16 @@ def test_json_is_one_document_and_nothing_else() -> None:
         assert document["refused"] == [{"family": 6, "code": 440, "reason": "not here"}]
 
 
-def test_it_runs_until_it_is_interrupted_and_then_frees_what_it_has(start: Callable[..., Process]) -> None:
+def test_relay_runs_until_interrupted_and_frees_its_allocation(start: Callable[..., Process]) -> None:
     with a_server(Relay(forbidden=("192.0.2.51",))) as (server, where):
         process = start("relay", f"turn:{where}", "-u", USER, "-p", "192.0.2.51:1", "-p", str(ECHO), "--channel")
         assert process.line() == "198.51.100.7:49152\n"
         assert "403" in process.until("192.0.2.51")
-        process.until(f"sending back what comes from {ECHO}\n")
+        process.until(f"echoing datagrams from {ECHO}\n")
         [allocation] = server.allocations.values()
         assert [peer for peer, _ in allocation.channels.values()] == [ECHO]
         process.signal(signal.SIGINT)
-        process.until("0 datagrams sent back")
+        process.until("0 datagrams echoed")
         assert process.wait() == 130 and server.allocations == {}
 
 
@@ -87,7 +87,7 @@ def test_a_server_that_refuses_is_exit_code_1_and_one_line() -> None:
     "arguments",
     [
         ("stun:127.0.0.1",),
-        ("turn:127.0.0.1", "--peer", "nobody"),
+        ("turn:127.0.0.1", "--peer", "bob"),
         ("turn:127.0.0.1", "--peer", "192.0.2.1", "--channel"),
         ("turns:127.0.0.1", "--ca", "/no/such/file"),
         ("turn:127.0.0.1", "--family", "5"),

@@ -88,5 +88,5 @@ def test_a_hostile_client_cannot_write_lines_into_the_log(own_server: Running) -
     own_server.process.signal(signal.SIGTERM)
     assert own_server.process.wait() == 0
     own_server.process.end()
-    while (line := own_server.process._lines.get(timeout=30)) is not None:
+    while (line := own_server.process.lines.get(timeout=30)) is not None:
         assert re.match(r"\d{4}-\d\d-\d\dT\S+ [A-Z]+ \S+: ", line) and line.rstrip("\n").isprintable()

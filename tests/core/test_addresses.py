@@ -1,4 +1,4 @@
-"""Addresses: one spelling each, hostile text refused with one error, and what each reaches."""
+"""Addresses: canonical text, hostile input, and scopes."""
 
 from __future__ import annotations
 

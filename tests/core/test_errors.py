@@ -1,4 +1,4 @@
-"""One tree of errors: what a user may catch, and what each says."""
+"""The exceptions: their base classes and messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seconds are for people, integers for machines."""
+"""Conversion between seconds and nanoseconds."""
 
 from __future__ import annotations
 

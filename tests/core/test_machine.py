@@ -1,4 +1,4 @@
-"""The contract's inputs and outputs: what they refuse when they are made, and what they never show."""
+"""The inputs and outputs of the machine contract."""
 
 from __future__ import annotations
 

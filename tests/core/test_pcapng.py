@@ -1,4 +1,4 @@
-"""Captures: the file that Wireshark reads."""
+"""Capture files for Wireshark."""
 
 import io
 import json

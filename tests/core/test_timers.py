@@ -1,4 +1,4 @@
-"""The timer table against the plainest model of one, and what each of its sentences promises."""
+"""The timer table, compared with a simple model, and the properties of each method."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ calls = st.lists(
 
 
 class Model:
-    """A list of (due, key) in the order of setting."""
+    """A list of (time, key) in the order in which the timers were set."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[int, str]] = []

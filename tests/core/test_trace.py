@@ -1,4 +1,4 @@
-"""The trace: one schema, read back as it was written, closed to unknown kinds and to secrets."""
+"""The trace: its schema, writing and reading, and the refusal of unknown kinds and secrets."""
 
 from __future__ import annotations
 
@@ -199,10 +199,10 @@ def test_arbitrary_lines_raise_only_value_error(line: str) -> None:
     try:
         read_trace(io.StringIO(HEADER + line))
     except ValueError as error:
-        said = str(error)
+        message = str(error)
     else:
-        said = ""
-    assert not said or said.startswith("line ")
+        message = ""
+    assert not message or message.startswith("line ")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from polynya.demo.run import (
     PeerStarted,
     PeerTalked,
     ServerReady,
-    loopback_hosts,
     meet,
+    usable_hosts,
 )
 
 LIMIT = 30
@@ -161,10 +161,10 @@ def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
         socket.create_connection((host, int(port)), timeout=5)
 
 
-def test_without_ipv6_the_peers_connect_over_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polynya.demo.run.LOOPBACK", ("127.0.0.1",))
-    assert loopback_hosts() == ("127.0.0.1",)
-    result = run(messages=2)
+def test_without_ipv6_the_peers_connect_over_ipv4() -> None:
+    loopback = ("127.0.0.1", "192.0.2.1")  # RFC 5737: an address of no host
+    assert usable_hosts(loopback) == ("127.0.0.1",)
+    result = run(messages=2, loopback=loopback)
     assert result.same_pair and len(result.stun) == 1
     assert [pair.local_address.partition(":")[0] for peer in result.peers for pair in peer.outcome.pairs] == [
         "127.0.0.1",
@@ -172,10 +172,9 @@ def test_without_ipv6_the_peers_connect_over_ipv4(monkeypatch: pytest.MonkeyPatc
     ]
 
 
-def test_a_host_without_loopback_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polynya.demo.run.LOOPBACK", ("192.0.2.1",))  # RFC 5737: an address of no host
+def test_a_host_without_loopback_raises() -> None:
     with pytest.raises(ConfigurationError, match="no loopback address"):
-        run()
+        run(loopback=("192.0.2.1",))
 
 
 @pytest.mark.parametrize("wrong", [{"messages": 0}, {"messages": 1001}, {"timeout": 0}, {"timeout": 601}])

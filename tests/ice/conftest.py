@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
-from polynya.ice.candidates import Candidate, CandidateType, LocalCandidate
-from polynya.ice.priorities import candidate_priority
+from polynya.ice.candidates import Candidate, CandidateType, LocalCandidate, LocalCandidates, candidate_priority
+from polynya.ice.config import IceConfig
+from polynya.ice.context import Context
+from polynya.ice.outbox import Outbox
+from polynya.ice.roles import Role
+
+
+def context(**options: Any) -> Context:
+    """The context of an agent that has no other parts."""
+    config = IceConfig(**options)
+    return Context(config, Outbox(), Role(config.controlling, Random(1)), LocalCandidates(), Random(1))
 
 
 class Make:

@@ -72,7 +72,7 @@ class Orders(World):
         self._packet: Packet | None = None
         super().__init__(1, a=a, b=b, signal=trickle)
         self.a.trickle = self.b.trickle = trickle
-        self.a.agent._role.tie_breaker, self.b.agent._role.tie_breaker = 1, 2
+        self.a.agent.role.tie_breaker, self.b.agent.role.tie_breaker = 1, 2
         for side, count, network in ((self.a, hosts[0], 1), (self.b, hosts[1], 2)):
             for number in range(count):
                 side.host(f"192.168.0.{10 * network + number}")
@@ -192,7 +192,7 @@ class Orders(World):
         """
         agents = [side.agent for side in (self.a, self.b)]
         return (
-            all(agent.state is AgentState.COMPLETED and agent._generations.previous is None for agent in agents)
+            all(agent.state is AgentState.COMPLETED and len(agent.generations) == 1 for agent in agents)
             and len({agent.local_description.generation for agent in agents}) == 1
             and (self.spent["turn"] > 0 or agents[0].controlling is not agents[1].controlling)
         )
@@ -216,7 +216,7 @@ class Orders(World):
         asked = [
             self._transaction(generation.transactions.by_id[message.transaction_id])
             for side in (self.a, self.b)
-            for generation in side.agent._generations.all()
+            for generation in side.agent.generations
             if message.transaction_id in generation.transactions
         ]
         said = tuple(str(message.get(attribute)) for attribute in attributes)
@@ -231,11 +231,11 @@ class Orders(World):
 
     def _agent(self, side: Side) -> Hashable:
         agent = side.agent
-        generations = tuple(self._generation(each) for each in agent._generations.all())
-        pacing = agent._pacing
-        last = pacing._last is not None and pacing._last + pacing.interval > self.now
-        selected = tuple((str(one.pair.path), one.nominated, one.generation.number) for one in agent._selections.all)
-        role = agent.controlling, agent._role.tie_breaker
+        generations = tuple(self._generation(each) for each in agent.generations)
+        pacing = agent.pacing
+        last = pacing.waits(now=self.now)
+        selected = tuple((str(one.pair.path), one.nominated, one.generation.number) for one in agent.selections.all)
+        role = agent.controlling, agent.role.tie_breaker
         return role, agent.state, generations, last, selected
 
     def _generation(self, generation: Any) -> Hashable:
@@ -247,8 +247,8 @@ class Orders(World):
             None if remote is None else remote.ufrag,
             generation.remote_ended,
             tuple(sorted(map(str, checklist.remotes))),
-            tuple(map(str, generation._pending)),
-            tuple((str(check.remote), check.remote_ufrag, check.nominate) for check, _ in generation._early),
+            tuple(map(str, generation.pending)),
+            tuple((str(check.remote), check.remote_ufrag, check.nominate) for check, _ in generation.early),
             tuple(str(pair.path) for pair in checklist.triggered),
             tuple(map(self._pair, checklist.pairs)),
             tuple(sorted(repr(self._transaction(one)) for one in generation.transactions.by_id.values())),

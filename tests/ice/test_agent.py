@@ -274,9 +274,9 @@ def test_why_tells_every_transition_with_its_reason() -> None:
     assert report.data["state"] == "completed"
     [selected] = [pair for pair in report.data["pairs"] if pair["selected"]]
     assert [step["new"] for step in selected["transitions"]][-1] == "succeeded"
-    assert selected["rtt"] == pytest.approx(40.0)
+    assert selected["rtt"] == pytest.approx(0.040)
     text = str(report)
-    assert "completed: every component has a nominated pair (we are controlling, generation 0)" in text
+    assert "completed: every component has a nominated pair (controlling, generation 0)" in text
     assert "srflx 198.51.100.1:40001 -> srflx 198.51.100.2:40001" in text
     assert world.a.agent.local_description.password not in text
 

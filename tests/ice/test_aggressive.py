@@ -24,7 +24,7 @@ def aggressive(*, options: tuple[str, ...] = (), hosts: int = 3) -> World:
         if forging or packet.sender != "a" or message.cls is not Class.REQUEST or message.get(USE_CANDIDATE):
             return False
         attributes = {kind: message[kind] for kind in (USERNAME, PRIORITY, ICE_CONTROLLING)}  # type: ignore[index]
-        key = world.a.agent._generation.credentials.remote_key
+        key = world.a.agent.generation.credentials.remote_key
         made = Message.request(message.method, message.transaction_id, attributes | {USE_CANDIDATE: True})
         data = made.encode(integrity=key, fingerprint=True)
         moved = Packet(packet.at, packet.source, packet.destination, data, "a")
@@ -65,7 +65,7 @@ def test_an_agent_of_rfc_8445_means_its_latest_nomination() -> None:
     """It nominates one; another one is deliberate, whatever its priority."""
     world = aggressive(options=("ice2",))
     world.run(20)
-    latest = max(world.b.agent._generation.checklists, key=lambda pair: pair.nominated_order)
+    latest = max(world.b.agent.generation.checklists, key=lambda pair: pair.nominated_order)
     selected = world.b.agent.selected()
     assert selected is not None and selected.id == latest.id
 

@@ -66,7 +66,7 @@ def test_a_relayed_candidate_that_is_a_host_candidate_is_discarded() -> None:
     host = Gathered(type=CandidateType.HOST, address=Address("192.0.2.1", 5000), flow=Flow(1))
     candidates.add(host)
     relayed = Gathered(type=CandidateType.RELAYED, address=Address("192.0.2.1", 5000), flow=Flow(2))
-    assert candidates.add(relayed) == "a relayed address that is our own host 192.0.2.1:5000"
+    assert candidates.add(relayed) == "the relayed address is our own host 192.0.2.1:5000"
     assert isinstance(
         candidates.add(Gathered(type=CandidateType.RELAYED, address=Address("192.0.2.1", 6000), flow=Flow(2))),
         LocalCandidate,

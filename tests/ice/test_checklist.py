@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from polynya.core.addresses import Address
 from polynya.core.instants import MILLISECOND, Instant
 from polynya.ice.candidates import Candidate, CandidateType, LocalCandidate
 from polynya.ice.checklist import ChecklistSet, path_address
-from polynya.ice.journal import Journal
 from polynya.ice.pairs import Pair, PairEvent, PairState
-from tests.ice.conftest import Make
+from polynya.stun.transactions import Transactions
+from tests.ice.conftest import Make, context
 
 NOW = Instant(0)
 
 
-def checklists(*components: int, limit: int = 100) -> ChecklistSet:
-    return ChecklistSet(components or (1,), Journal(), limit)
+def checklists(*components: int, limit: int = 100, **options: Any) -> ChecklistSet:
+    return ChecklistSet(components or (1,), context(pair_limit=limit, **options), Transactions())
 
 
 def add(lists: ChecklistSet, local: LocalCandidate, remote: Candidate) -> Pair:
-    made = lists.pair(local, remote, True, "test", now=NOW)
+    made = lists.pair(local, remote, "test", now=NOW)
     assert made is not None
     return made
 
@@ -59,7 +61,7 @@ def test_a_path_has_one_pair(make: Make) -> None:
     """Section 6.1.2.4: pairs with the same base and remote candidate are redundant."""
     lists = checklists()
     add(lists, make.local(), make.remote())
-    assert lists.pair(make.local(), make.remote(foundation="other"), True, "again", now=NOW) is None
+    assert lists.pair(make.local(), make.remote(foundation="other"), "again", now=NOW) is None
 
 
 def test_pairs_are_kept_in_the_order_of_their_priority(make: Make) -> None:
@@ -71,13 +73,14 @@ def test_pairs_are_kept_in_the_order_of_their_priority(make: Make) -> None:
 
 def test_the_limit_drops_the_pairs_of_lowest_priority(make: Make) -> None:
     """Section 6.1.2.5."""
-    lists = checklists(limit=3)
+    shared = context(pair_limit=3)
+    lists = ChecklistSet((1,), shared, Transactions())
     for n in (5, 1, 3):
         add(lists, make.local(n), make.remote(n))
-    assert lists.pair(make.local(9), make.remote(9), True, "worse", now=NOW) is None
+    assert lists.pair(make.local(9), make.remote(9), "worse", now=NOW) is None
     add(lists, make.local(2), make.remote(2))
     assert [made.local.base.host for made in lists] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
-    assert lists.journal.counters["pairs over the limit"] == 2
+    assert shared.outbox.counters["pairs over the limit"] == 2
 
 
 def test_failed_pairs_make_room_before_any_other(make: Make) -> None:
@@ -94,22 +97,22 @@ def test_the_limit_never_drops_what_is_under_way_or_valid_and_an_authenticated_c
     lists = checklists(limit=2)
     best, worst = add(lists, make.local(1), make.remote(1)), add(lists, make.local(8), make.remote(8))
     worst.state = PairState.SUCCEEDED
-    assert lists.pair(make.local(9), make.remote(9), True, "heard", now=NOW, force=True) is not None
+    assert lists.pair(make.local(9), make.remote(9), "heard", now=NOW, force=True) is not None
     assert worst in list(lists) and best not in list(lists)
     for made in lists:
         made.state = PairState.IN_PROGRESS
-    assert lists.pair(make.local(7), make.remote(7), True, "heard", now=NOW, force=True) is not None
+    assert lists.pair(make.local(7), make.remote(7), "heard", now=NOW, force=True) is not None
     assert len(list(lists)) == 3
 
 
 def test_the_limit_is_shared_by_the_checklists(make: Make) -> None:
     lists = checklists(1, 1, limit=4)
     for n in range(1, 6):
-        lists.pair(make.local(n), make.remote(n), True, "", now=NOW)
+        lists.pair(make.local(n), make.remote(n), "", now=NOW)
     assert len(lists.lists[0].pairs) == 2
     one_was_removed = checklists(2, 0, limit=4)
     for n in range(1, 6):
-        one_was_removed.pair(make.local(n), make.remote(n), True, "", now=NOW)
+        one_was_removed.pair(make.local(n), make.remote(n), "", now=NOW)
     assert len(one_was_removed.lists[0].pairs) == 4
 
 
@@ -141,8 +144,7 @@ def test_a_success_unfreezes_its_foundation_in_every_checklist(make: Make) -> No
     first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
     second = add(lists, make.local(1, component=2, foundation="f"), make.remote(1, component=2, foundation="g"))
     third = add(lists, make.local(1, stream=1, foundation="f"), make.remote(1, foundation="g"))
-    first.state = PairState.SUCCEEDED
-    lists.unfreeze(first.foundation, now=NOW)
+    lists.succeeded(first, "answered", now=NOW, packet=0)
     assert second.state is third.state is PairState.WAITING
 
 
@@ -160,9 +162,9 @@ def test_a_failed_foundation_goes_on_with_its_next_pair(make: Make) -> None:
     first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
     second = add(lists, make.local(2, foundation="f"), make.remote(2, foundation="g"))
     assert lists.next_check(now=NOW) == (first, False)
-    lists.journal.move(first, PairEvent.CHECK_SENT, "", now=NOW)
+    lists.move(first, PairEvent.CHECK_SENT, "", now=NOW)
     assert lists.next_check(now=NOW) is None and not lists.has_work(now=NOW)
-    lists.journal.move(first, PairEvent.FAILED, "", now=NOW)
+    lists.move(first, PairEvent.FAILED, "", now=NOW)
     assert lists.has_work(now=NOW)
     assert lists.next_check(now=NOW) == (second, False)
     assert second.state is PairState.WAITING
@@ -171,7 +173,7 @@ def test_a_failed_foundation_goes_on_with_its_next_pair(make: Make) -> None:
 # ------------------------------------------------------------------------------------------------------------- schedule
 
 
-def test_a_check_that_is_under_way_for_an_rto_holds_up_nobody(make: Make) -> None:
+def test_a_check_that_is_under_way_for_an_rto_blocks_no_other(make: Make) -> None:
     """A deviation from section 6.1.4.2: one that cannot work runs for 39.5 s."""
     lists = checklists()
     first = add(lists, make.local(1, foundation="f"), make.remote(1, foundation="g"))
@@ -201,7 +203,7 @@ def test_checklists_take_turns_and_an_idle_one_uses_up_no_slot(make: Make) -> No
     order = []
     while (found := lists.next_check(now=NOW)) is not None:
         order.append(made.index(found[0]))
-        lists.journal.move(found[0], PairEvent.CHECK_SENT, "", now=NOW)
+        lists.move(found[0], PairEvent.CHECK_SENT, "", now=NOW)
     assert order == [0, 2, 1, 3]
 
 
@@ -210,31 +212,34 @@ def test_a_nomination_sets_aside_what_is_open_for_its_component_only(make: Make)
     lists = checklists(2)
     chosen, other = add(lists, make.local(2), make.remote(2)), add(lists, make.local(1), make.remote(1))
     elsewhere = add(lists, make.local(3, component=2), make.remote(3, component=2))
-    lists.journal.move(chosen, PairEvent.ANSWERED, "", now=NOW)
+    lists.move(chosen, PairEvent.ANSWERED, "", now=NOW)
     chosen.flag(valid=True, nominated=True)
     lists.lists[0].trigger(other)
-    lists.set_aside(chosen, now=NOW, higher_stays=False)
+    lists.set_aside(chosen, now=NOW)
     assert (other.state, elsewhere.state) == (PairState.FROZEN, PairState.WAITING)
-    assert lists.lists[0].triggered == ()
+    assert lists.lists[0].triggered == []
     assert lists.next_check(now=NOW) == (elsewhere, False)
 
 
 def test_an_aggressive_peer_may_still_nominate_a_better_pair(make: Make) -> None:
     """RFC 5245, section 8.1.2: only what is worse than the nominated pair is given up."""
-    lists = checklists()
+    lists = checklists(controlling=False)
+    lists.aggressive = True
     best, chosen, worst = (add(lists, make.local(n), make.remote(n)) for n in (1, 2, 3))
-    lists.journal.move(chosen, PairEvent.ANSWERED, "", now=NOW)
-    lists.set_aside(chosen, now=NOW, higher_stays=True)
+    lists.move(chosen, PairEvent.ANSWERED, "", now=NOW)
+    lists.set_aside(chosen, now=NOW)
     assert (best.state, worst.state) == (PairState.WAITING, PairState.FROZEN)
 
 
-def test_a_change_of_role_orders_the_pairs_anew(make: Make) -> None:
+def test_a_change_of_role_sorts_the_pairs_again(make: Make) -> None:
     """Section 7.3.1.1: the last bit of a priority is the controlling side's."""
-    lists = checklists()
+    shared = context()
+    lists = ChecklistSet((1,), shared, Transactions())
     better_remote = add(lists, make.local(2), make.remote(1))
     better_local = add(lists, make.local(1), make.remote(2))
     assert list(lists) == [better_local, better_remote]
-    lists.prioritize(False)
+    shared.role.controlling = False
+    lists.prioritize()
     assert list(lists) == [better_remote, better_local]
 
 

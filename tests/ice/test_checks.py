@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from polynya.ice import IceConfig
+from polynya.ice.candidates import PEER_REFLEXIVE, candidate_priority
 from polynya.ice.checks import keepalive
-from polynya.ice.priorities import PEER_REFLEXIVE, candidate_priority
 from polynya.stun.attributes import (
     ICE_CONTROLLED,
     ICE_CONTROLLING,

@@ -99,7 +99,7 @@ def test_answers_after_consent_has_expired_do_not_bring_it_back() -> None:
 
     world.blocked = hold
     assert world.run(60, lambda: bool(world.a.of(ConsentLost)))
-    assert len(world.a.agent._generation.transactions) == 0
+    assert len(world.a.agent.generation.transactions) == 0
     for packet in held:
         world._arrive(packet)
         world.drain()
@@ -145,7 +145,7 @@ def test_only_authenticated_answers_renew_consent() -> None:
 def test_an_authenticated_403_revokes_consent_at_once() -> None:
     """RFC 7675, section 5.2."""
     world = connected()
-    key = world.b.agent._generation.credentials.local_key
+    key = world.b.agent.generation.credentials.local_key
 
     def revoking(packet: Packet) -> bool:
         if packet.sender == "b" and packet.message.cls is Class.SUCCESS:

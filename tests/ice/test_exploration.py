@@ -54,7 +54,7 @@ def test_no_transaction_outlives_what_it_is_for() -> None:
         world = build(seed, restarts=False)
         world.run(120)
         for side in (world.a, world.b):
-            transactions = side.agent._generation.transactions
+            transactions = side.agent.generation.transactions
             assert len(transactions) <= 8
             assert all(one.context.consent for one in transactions.by_id.values())
 

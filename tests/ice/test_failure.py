@@ -186,7 +186,7 @@ def test_an_unknown_flow_that_closes_is_nobodys_business() -> None:
 
 
 def test_a_failed_agent_is_revived_by_the_other_sides_checks() -> None:
-    world = plain(b=IceConfig(controlling=False, patience=300 * SECOND))
+    world = plain(b=IceConfig(controlling=False, patience=300.0))
     world.blocked = lambda _: True
     world.run(60)
     assert world.a.agent.state is AgentState.FAILED

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
-from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.instants import MILLISECOND, SECOND, Instant, in_seconds
 from polynya.core.machine import Datagram, Send
 from polynya.core.pacer import Pacer
 from polynya.ice import (
@@ -31,8 +31,8 @@ from polynya.ice import (
     IceConfig,
     NominationPolicy,
 )
+from polynya.ice.candidates import candidate_priority
 from polynya.ice.checks import request_check
-from polynya.ice.priorities import candidate_priority
 from polynya.ice.roles import Role
 from polynya.stun.attributes import USE_CANDIDATE, XOR_MAPPED_ADDRESS
 from polynya.stun.integrity import IntegrityKey
@@ -45,7 +45,7 @@ COMPONENTS = (2, 1)
 KEYS = ((0, 1), (0, 2), (1, 1))
 FROZEN, WAITING, IN_PROGRESS, SUCCEEDED, FAILED = "frozen", "waiting", "in-progress", "succeeded", "failed"
 OURS = Description(ufrag="ours", password="ourpasswordourpassword")
-THEIRS = Description(ufrag="them", password="theirpasswordtheirpassword", options=("ice2",), pacing=TA)
+THEIRS = Description(ufrag="them", password="theirpasswordtheirpassword", options=("ice2",), pacing=in_seconds(TA))
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
@@ -292,7 +292,7 @@ class ChecklistMachine(RuleBasedStateMachine):
             components=COMPONENTS,
             nomination=NominationPolicy.immediate(),
             consent=False,
-            keepalive=3600 * SECOND,
+            keepalive=3600.0,
         )
         self.agent = IceAgent(config, random=Random(1), pacer=Pacer())
         self.agent.set_remote(THEIRS, now=self.now)
@@ -471,7 +471,7 @@ class ChecklistMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_lists_are_ordered_and_so_far_as_the_rules_say(self) -> None:
-        for checklist in self.agent._generation.checklists.lists:
+        for checklist in self.agent.generation.checklists.lists:
             paths = [pair.path for pair in checklist.pairs]
             assert paths == [pair.path for pair in self.model.ordered(checklist.stream)]
             assert [pair.path for pair in checklist.triggered] == [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from polynya.ice import IceConfig, NominationPolicy, Renomination
-from polynya.ice.verdicts import Verdicts
+from polynya.ice.checklist import ChecklistSet
 from tests.ice.orders import Budget, Found, Orders, search
 
 
@@ -110,12 +110,12 @@ def test_a_nomination_that_changes_is_followed_in_every_order() -> None:
 
 def test_the_search_finds_a_fault_that_needs_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Positive control: an agent that forgets a nomination that comes before its own check was answered."""
-    whole = Verdicts.nominate
+    whole = ChecklistSet.nominate
 
-    def forgetful(self: Verdicts, pair: Any, reason: str, **rest: Any) -> None:
+    def forgetful(self: ChecklistSet, pair: Any, reason: str, **rest: Any) -> None:
         if reason != "the other side had nominated it":
             whole(self, pair, reason, **rest)
 
-    monkeypatch.setattr(Verdicts, "nominate", forgetful)
+    monkeypatch.setattr(ChecklistSet, "nominate", forgetful)
     found = every(Budget(), config(True), config(False))
     assert len(found.faults) == 1 and "there is no end" in found.faults[0]

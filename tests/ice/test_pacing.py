@@ -9,9 +9,8 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.machine import Send
-from polynya.core.pacer import Pacer
+from polynya.core.pacer import Pacer, Pacing
 from polynya.ice import Candidate, CandidateType, Description, Gathered, IceAgent, IceConfig
-from polynya.ice.pacing import Pacing
 from polynya.stun.message import decode
 from polynya.stun.registry import Class
 from tests.ice.harness import World
@@ -40,7 +39,7 @@ def crowd(**options: IceConfig) -> World:
 
 def test_both_speak_the_same_pace_when_both_offer_one() -> None:
     """The larger `ice-pacing` counts."""
-    world = crowd(a=IceConfig(controlling=True, pacing=7 * MILLISECOND), b=IceConfig(controlling=False))
+    world = crowd(a=IceConfig(controlling=True, pacing=0.007), b=IceConfig(controlling=False))
     world.run(2)
     for sender in ("a", "b"):
         at = new_checks(world, sender)
@@ -63,7 +62,7 @@ def test_a_peer_that_says_nothing_gets_a_check_every_50_ms() -> None:
 
 
 def test_less_than_50_ms_towards_silent_peers_is_an_option() -> None:
-    world = World(signal=False, a=IceConfig(silent_pacing=20 * MILLISECOND))
+    world = World(signal=False, a=IceConfig(silent_pacing=0.02))
     world.blocked = lambda _: True
     for n in range(3):
         world.a.host(f"192.168.0.{10 + n}")

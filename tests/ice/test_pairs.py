@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polynya.core.addresses import Address
+from polynya.core.compact import HISTORY_LENGTH
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
-from polynya.ice.candidates import CandidateType
-from polynya.ice.history import LENGTH
+from polynya.ice.candidates import CandidateType, pair_priority
 from polynya.ice.pairs import TRANSITIONS, Pair, PairEvent, PairState
-from polynya.ice.priorities import pair_priority
 from tests.ice.conftest import Make
 
 NOW = Instant(0)
@@ -81,7 +80,7 @@ def test_the_table_is_closed_and_history_bounded(events: list[PairEvent]) -> Non
         assert made.state is TRANSITIONS[before].get(event, before)
         assert (left is None) == (event not in TRANSITIONS[before])
     history = made.history.transitions()
-    assert len(history) <= LENGTH
+    assert len(history) <= HISTORY_LENGTH
     for first, second in pairwise(history[1:]):
         assert first.new is second.old
 

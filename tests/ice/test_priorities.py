@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polynya.core.addresses import Address
-from polynya.ice.priorities import (
+from polynya.ice.candidates import (
     candidate_priority,
     local_preference_of,
     next_preference,

@@ -86,7 +86,7 @@ def test_a_better_pair_that_works_later_is_nominated_in_place_of_the_first() -> 
 
 
 def test_a_better_pair_has_to_stay_valid_for_a_while() -> None:
-    world = pair_of_worlds(a=Renomination(settle=3 * SECOND))
+    world = pair_of_worlds(a=Renomination(settle=3.0))
     close_first(world)
     assert world.connect(10)
     world.blocked = lambda _: False
@@ -131,7 +131,7 @@ def test_by_hand_any_valid_pair_is_nominated_and_the_other_side_follows() -> Non
 
 def test_before_the_first_nomination_a_pair_may_be_chosen_by_hand_with_anyone() -> None:
     """RFC 8445, section 8.1.1 leaves the criterion to the controlling agent."""
-    slow = NominationPolicy(minimum=5 * SECOND, bound=5 * SECOND)
+    slow = NominationPolicy(minimum=5.0, bound=5.0)
     world = World(a=IceConfig(controlling=True, nomination=slow), b=IceConfig(controlling=False))
     for side, number in ((world.a, 1), (world.b, 2)):
         side.host(f"203.0.113.{number}")
@@ -264,7 +264,7 @@ def test_the_number_of_a_nomination_has_24_bits() -> None:
     world = pair_of_worlds(a=BY_HAND, b=BY_HAND)
     assert world.connect(10)
     [nominated] = [view for view in world.a.agent.pairs() if view.nominated]
-    keys = world.b.agent._generation.credentials
+    keys = world.b.agent.generation.credentials
     for number, counts in ((0xFF000001, 1), (0xFF000002, 2)):
         message = Message.request(
             Method.BINDING,

@@ -22,7 +22,7 @@ from polynya.ice import (
     PairState,
     RemoteAuthenticated,
 )
-from polynya.ice.reception import REFUSALS
+from polynya.ice.server import REFUSALS
 from polynya.stun.attributes import (
     ERROR_CODE,
     ICE_CONTROLLING,
@@ -191,7 +191,7 @@ def test_checks_that_come_before_the_description_are_answered_and_kept() -> None
     made.set_remote(THEIRS, now=NOW)
     [view] = made.pairs()
     assert view.readable and view.state is PairState.IN_PROGRESS
-    assert made._generation.checklists.lists[0].pairs[0].nominate_on_success
+    assert made.generation.checklists.lists[0].pairs[0].nominate_on_success
 
 
 def test_checks_of_another_ufrag_than_the_one_that_is_signaled_then_are_forgotten() -> None:
@@ -214,7 +214,7 @@ def test_any_number_of_sources_makes_a_bounded_number_of_pairs() -> None:
     for port in range(1, 400):
         answers(made, request(port), Address(THERE.host, port))
     assert len(made.pairs()) <= 20
-    assert len(made._generation.checklists.lists[0].remotes) <= 256
+    assert len(made.generation.checklists.lists[0].remotes) <= 256
 
 
 def test_sources_that_return_again_and_again_make_no_more_pairs_either() -> None:
@@ -223,10 +223,10 @@ def test_sources_that_return_again_and_again_make_no_more_pairs_either() -> None
     for turn in range(40):
         for port in range(1, 21):
             answers(made, request(turn * 100 + port), Address(THERE.host, port))
-            for pair in list(made._generation.checklists):
-                made._generation.verdicts.fail(pair, "for the test", now=NOW)
+            for pair in list(made.generation.checklists):
+                made.generation.checklists.fail(pair, "for the test", now=NOW)
     assert made.counters["checks received"] == 800
-    assert made._generation.checklists.last_id <= 256
+    assert made.generation.checklists.last_id <= 256
 
 
 def test_a_retransmitted_check_does_not_restart_a_fresh_triggered_one() -> None:

@@ -36,7 +36,7 @@ def settled(world: World, seconds: float = 20) -> bool:
         lambda: (
             world.a.agent.state is world.b.agent.state is AgentState.COMPLETED
             and generations(world)[0] == generations(world)[1]
-            and world.a.agent._generations.previous is world.b.agent._generations.previous is None
+            and len(world.a.agent.generations) == len(world.b.agent.generations) == 1
         ),
     ) and world.run(0.5, world.same_path)
 
@@ -125,7 +125,7 @@ def test_descriptions_that_overtake_each_other_lose_no_nomination() -> None:
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_a_role_that_changes_during_a_restart_does_not_stop_it(who: str, seed: int) -> None:
     """Found by exploration (seeds 1467, 2234): all pairs had succeeded, and only old checks still told the role."""
-    slow = NominationPolicy(minimum=SECOND)
+    slow = NominationPolicy(minimum=1.0)
     world = World(
         seed, a=IceConfig(controlling=True, nomination=slow), b=IceConfig(controlling=False, nomination=slow)
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_nomination_that_came_while_the_role_was_another_is_repeated(seed: int
     """Found by exploration (seeds 203465, 207532, 208981, 209625): the check that nominates was kept for a description
     that came after a change of role, which a 487 then undid; only the one that nominates knew of the nomination."""
     world = World(seed, signaling=1000 * MILLISECOND, a=IceConfig(controlling=False), b=IceConfig(controlling=True))
-    world.a.agent._role.tie_breaker, world.b.agent._role.tie_breaker = 1, 2
+    world.a.agent.role.tie_breaker, world.b.agent.role.tie_breaker = 1, 2
     world.a.host("192.168.0.1")
     world.b.host("192.168.0.2")
     assert settled(world)

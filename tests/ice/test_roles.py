@@ -64,7 +64,7 @@ def conflicting(both: bool, larger: str, **options: object) -> World:
         a=IceConfig(controlling=both), b=IceConfig(controlling=both), **options  # type: ignore[arg-type]
     )  # fmt: skip
     for side in (world.a, world.b):
-        side.agent._role.tie_breaker = 2 if side.name == larger else 1
+        side.agent.role.tie_breaker = 2 if side.name == larger else 1
     world.a.host("192.168.0.1")
     world.b.host("192.168.0.2")
     world.a.end()
@@ -167,7 +167,7 @@ def test_a_refusal_is_signed() -> None:
     world.blocked = lambda packet: packet.sender == "b" and packet.message.cls is Class.REQUEST
     world.run(1)
     [refusal] = [p.message for p in world.packets if p.sender == "b" and p.message.cls is Class.ERROR]
-    assert refusal.verify(world.b.agent._generation.credentials.local_key)
+    assert refusal.verify(world.b.agent.generation.credentials.local_key)
 
 
 def test_an_unsigned_487_is_dropped() -> None:

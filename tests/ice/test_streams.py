@@ -52,7 +52,7 @@ def settled(world: World) -> bool:
         20,
         lambda: (
             world.a.agent.state is world.b.agent.state is AgentState.COMPLETED
-            and world.a.agent._generations.previous is world.b.agent._generations.previous is None
+            and len(world.a.agent.generations) == len(world.b.agent.generations) == 1
             and world.a.agent.local_description.generation == world.b.agent.local_description.generation
         ),
     )

@@ -1,4 +1,4 @@
-"""aioice as a peer, driven by lines of JSON: run by aioice's interpreter, see `dialogue.py` for what is said."""
+"""aioice as a peer, driven by lines of JSON (`dialogue.py`). The interpreter with aioice runs it."""
 
 from __future__ import annotations
 

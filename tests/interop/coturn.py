@@ -1,4 +1,4 @@
-"""coturn's `turnserver` on loopback ports of its own, for as long as a test needs it."""
+"""Runs coturn's `turnserver` on free loopback ports for a test."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Coturn:
 
 @contextmanager
 def coturn(folder: Path, *options: str, auth: bool = True) -> Iterator[Coturn]:
-    """A server on 127.0.0.1 and ::1 that relays to loopback peers."""
+    """Run a server on 127.0.0.1 and ::1 that relays to loopback peers."""
     port, tls_port = free_port(), free_port()
     certificate, key, log = folder / "cert.pem", folder / "key.pem", folder / f"coturn-{port}.log"
     if not certificate.exists():
@@ -80,7 +80,7 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, *, udp: bo
 
 
 def _ask(host: str, port: int) -> None:
-    """A Binding request; OSError unless it is answered."""
+    """Send a Binding request. Raises OSError without an answer."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as asking:
         asking.settimeout(1)
@@ -90,7 +90,7 @@ def _ask(host: str, port: int) -> None:
 
 
 def make_certificate(certificate: Path, key: Path) -> None:
-    """A self-signed certificate for `localhost` and both loopback addresses."""
+    """Write a self-signed certificate for `localhost` and both loopback addresses."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)

@@ -1,11 +1,12 @@
-"""Peers in processes of their own, spoken to in lines of JSON.
+"""Peers in child processes, driven by lines of JSON.
 
-A peer says     {"description": {"ufrag", "password", "options", "lite"}}, {"candidate": TEXT | null} (null: no more
-                come), {"connected": {"local", "remote"}} or {"failed": REASON}, {"received": HEX}, {"closed": REASON},
-                {"ended": true} as its last line; after a restart its description and candidates anew
-and is told     {"description"}, {"candidate"} of the other side, {"send": HEX}, {"restart": true}, {"close": true}
+    A peer writes   {"description": {"ufrag", "password", "options", "lite"}}, {"candidate": TEXT | null} (null is the
+                    end), {"connected": {"local", "remote"}} or {"failed": REASON}, {"received": HEX},
+                    {"closed": REASON}, and {"ended": true} as its last line; after a restart, its new description
+                    and candidates
+    and reads       {"description"}, {"candidate"} of the other side, {"send": HEX}, {"restart": true}, {"close": true}
 
-Where the two do not trickle, a description that is told has all "candidates" in it, the null included.
+Without trickle, a description that a peer reads has all "candidates" in it, including the null.
 """
 
 from __future__ import annotations
@@ -23,26 +24,27 @@ from typing import Any
 
 
 class Peer:
-    """A peer's process. What it says is kept in order; `expect` waits for a line of one kind, and leaves the others."""
+    """The process of a peer. `expect` waits for a line of one kind and keeps the others in order."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         self.name = name
-        self.said: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self._left: list[dict[str, Any]] = []
         self._process = process
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
-    def tell(self, **command: Any) -> None:
+    def command(self, **command: Any) -> None:
+        """Write a line to the peer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
 
     def expect(self, *kinds: str, within: float = 20) -> Any:
-        """The value of the next line of this kind, or the line when it may be of several.
+        """Return the value of the next line of this kind, or the whole line if several kinds are given.
 
-        Raises AssertionError when the peer failed, ended or was silent.
+        Raises AssertionError if the peer fails, ends or writes no such line in time.
         """
         until = time.monotonic() + within
         lines = self._left
@@ -58,16 +60,16 @@ class Peer:
             self._left += lines
 
     def stay_silent(self, seconds: float) -> None:
-        """Let this much time pass; AssertionError when the peer has anything to say."""
+        """Wait, and raise AssertionError if the peer writes a line."""
         try:
             line = self._lines.get(timeout=seconds) if seconds else self._lines.get_nowait()
         except queue.Empty:
             return
-        raise AssertionError(f"{self.name} should have been silent, but said {line}")
+        raise AssertionError(f"{self.name} should be silent, but wrote {line}")
 
     def end(self) -> None:
-        """Close the peer in good order: its last line is `ended` and its exit code 0."""
-        self.tell(close=True)
+        """Close the peer. Its last line must be `ended` and its exit code 0."""
+        self.command(close=True)
         self.expect("ended", within=15)
         assert self._process.wait(timeout=10) == 0
 
@@ -84,10 +86,10 @@ class Peer:
         try:
             line = self._lines.get(timeout=max(within, 0))
         except queue.Empty:
-            raise AssertionError(f"{self.name} was silent for {within:.1f} s after {self.said[-3:]}") from None
+            raise AssertionError(f"{self.name} wrote nothing for {within:.1f} s after {self.received[-3:]}") from None
         if line is None:
-            raise AssertionError(f"{self.name} ended after {self.said[-3:]}")
-        self.said.append(line)
+            raise AssertionError(f"{self.name} ended after {self.received[-3:]}")
+        self.received.append(line)
         return line
 
     def _read(self) -> None:
@@ -99,7 +101,7 @@ class Peer:
 
 @contextmanager
 def peer(name: str, command: Sequence[str | Path]) -> Iterator[Peer]:
-    """Start a peer; it is gone when the block ends. Its standard error goes to the test's."""
+    """Start a peer, and kill it at the end of the block. Its standard error is that of the test."""
     process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     started = Peer(name, process)
     try:
@@ -109,25 +111,25 @@ def peer(name: str, command: Sequence[str | Path]) -> Iterator[Peer]:
 
 
 class Idle:
-    """Pairs of peers that are connected, and between which nothing is sent for longer than consent could be forgotten.
+    """Connected pairs of peers that send no data for longer than two consent intervals.
 
-    Made early, they need not be waited for: see `wait`.
+    Create them early; other tests then run during the wait.
     """
 
     LONG = 13.0
-    """Seconds: two consent checks of each side (RFC 7675, section 5.1)."""
+    """Seconds for two consent checks of each side (RFC 7675, section 5.1)."""
 
     def __init__(self, pairs: Sequence[tuple[Peer, Peer]]) -> None:
         self.pairs = pairs
         self._since = time.monotonic()
 
     def wait(self) -> None:
-        """Until they were idle for long enough."""
+        """Wait until the pairs have been idle for `LONG` seconds."""
         time.sleep(max(0.0, self._since + self.LONG - time.monotonic()))
 
 
 def introduce(one: Peer, two: Peer, *, trickle: bool = True) -> None:
-    """Hand each peer's description and candidates to the other until both have told the last."""
+    """Signal descriptions and candidates between two peers until both have signaled the end."""
     with ThreadPoolExecutor(2) as threads:
         relay = _trickle if trickle else _whole
         for direction in [threads.submit(relay, one, two), threads.submit(relay, two, one)]:
@@ -138,7 +140,7 @@ def _trickle(source: Peer, target: Peer) -> None:
     line: dict[str, Any] = {}
     while line.get("candidate", "") is not None:
         line = source.expect("description", "candidate")
-        target.tell(**line)
+        target.command(**line)
 
 
 def _whole(source: Peer, target: Peer) -> None:
@@ -146,12 +148,12 @@ def _whole(source: Peer, target: Peer) -> None:
     candidates: list[str | None] = [""]
     while candidates[-1] is not None:
         candidates.append(source.expect("candidate"))
-    target.tell(description={**description, "candidates": candidates[1:]})
+    target.command(description={**description, "candidates": candidates[1:]})
 
 
 def talk(source: Peer, target: Peer, label: str, count: int = 25) -> None:
-    """Everything that `source` sends arrives at `target`, once and in order: the cable loses nothing."""
+    """Send data from `source` to `target`. All of it must arrive once and in order."""
     sent = [f"{label} {number} ".encode() + bytes(range(256)) * (number % 5) for number in range(count)]
     for data in sent:
-        source.tell(send=data.hex())
+        source.command(send=data.hex())
     assert [bytes.fromhex(target.expect("received")) for _ in sent] == sent

@@ -1,6 +1,6 @@
-"""Our behavior discovery as a program: `discovery_peer.py URI` prints what it found, as an object of JSON.
+"""Our behavior discovery as a program: `discovery_peer.py URI` prints its report as JSON.
 
-`discovery_peer.py URI LONGEST RESOLUTION` finds out how long a mapping lives, in seconds.
+`discovery_peer.py URI LONGEST RESOLUTION` measures the lifetime of a mapping, in seconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import sys
 from typing import Any
 
 from polynya.aio.behavior import discover_behavior, discover_lifetime
-from polynya.core.instants import SECOND
 from polynya.stun.transactions import Schedule
 
 
@@ -31,7 +30,7 @@ async def lifetime(server: str, longest: float, resolution: float) -> dict[str, 
     schedule = Schedule(sends=2, last_wait=2)
     report = await discover_lifetime(server, longest=longest, resolution=resolution, schedule=schedule)
     times = {"survived": report.survived, "gone_after": report.gone_after}
-    return {**{name: time and time / SECOND for name, time in times.items()}, "reason": report.reason}
+    return {**times, "reason": report.reason}
 
 
 uri, *times = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What tests of our TURN client against foreign servers share: a peer that answers, and a look at what comes back."""
+"""Shared by tests of our TURN client against foreign servers: an echo peer, and checks of the echoed data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trusting(certificate: Path) -> TlsContexts:
 
 
 class Echo(asyncio.DatagramProtocol):
-    """A peer that sends back what it gets."""
+    """A peer that echoes datagrams."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -54,7 +54,7 @@ async def echoing(host: str = "127.0.0.1") -> AsyncIterator[Address]:
 
 
 async def exchange(relay: TurnClient, peer: Address, count: int = 100, least: int = 1) -> None:
-    """All comes back, in its order: a few at a time, so that no buffer decides, each of at least `least` bytes."""
+    """Send datagrams of at least `least` bytes, a few at a time, and check that all are echoed in order."""
     for start in range(0, count, 10):
         sent = [(b"%d" % number).ljust(least) + bytes(number % 7) for number in range(start, start + 10)]
         for data in sent:

@@ -1,6 +1,7 @@
-"""libnice as a peer, driven by lines of JSON: run by Debian's Python, see `dialogue.py` for what is said.
+"""libnice as a peer, driven by lines of JSON (`dialogue.py`). Debian's Python runs it.
 
-GObject introspection drives the agent. Data goes by ctypes: to introspection it is text, which ends at its first zero.
+GObject introspection drives the agent. Data is sent and received through ctypes, because introspection treats it as
+text that ends at the first zero byte.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import gi
 
 gi.require_version("Nice", "0.1")
-from gi.repository import GLib, Nice  # noqa: E402  # the version is chosen first
+from gi.repository import GLib, Nice  # noqa: E402  # the version must be required first
 
 COMPONENT = 1
 LIBRARY = ctypes.CDLL("libnice.so.10")
@@ -75,13 +76,13 @@ class Peer:
         self.path: dict[str, Any] = {}
         self.rest = b""
         self.answered = False
-        self.receiver = RECEIVE(self.on_data)  # must live as long as it is attached
+        self.receiver = RECEIVE(self.on_data)  # keeps a reference while it is attached
         assert LIBRARY.nice_agent_attach_recv(self.pointer, self.stream, COMPONENT, None, self.receiver, None)
         if not arguments.whole:
             self.describe()
         assert self.agent.gather_candidates(self.stream)
 
-    # ------------------------------------------------------------------------------------------------ what is said
+    # ------------------------------------------------------------------------------------------------------ output
 
     def describe(self) -> None:
         known, ufrag, password = self.agent.get_local_credentials(self.stream)
@@ -89,23 +90,23 @@ class Peer:
         options = [] if self.arguments.whole else ["trickle"]
         say(description={"ufrag": ufrag, "password": password, "options": options, "lite": self.arguments.lite})
 
-    def tell_candidates(self) -> None:
+    def signal_candidates(self) -> None:
         for candidate in self.agent.get_local_candidates(self.stream, COMPONENT):
-            self.tell(candidate)
+            self.signal(candidate)
         say(candidate=None)
 
-    def tell(self, candidate: Nice.Candidate) -> None:
+    def signal(self, candidate: Nice.Candidate) -> None:
         if candidate.type != Nice.CandidateType.PEER_REFLEXIVE:  # listed among the others, but not for signaling
             say(candidate=self.agent.generate_local_candidate_sdp(candidate).removeprefix("a=candidate:"))
 
     def on_candidate(self, _: Nice.Agent, candidate: Nice.Candidate) -> None:
         if not self.arguments.whole:
-            self.tell(candidate)
+            self.signal(candidate)
 
     def on_gathered(self, *_: Any) -> None:
         if self.arguments.whole:
             self.describe()
-            self.tell_candidates()
+            self.signal_candidates()
         else:
             say(candidate=None)
 
@@ -129,7 +130,7 @@ class Peer:
     def on_data(self, _: int, __: int, ___: int, length: int, data: int, ____: int) -> None:
         say(received=ctypes.string_at(data, length).hex())
 
-    # ------------------------------------------------------------------------------------------------ what is told
+    # ------------------------------------------------------------------------------------------------------- input
 
     def on_input(self, *_: Any) -> bool:
         text = os.read(0, 1 << 16)
@@ -160,7 +161,7 @@ class Peer:
             self.loop.quit()
 
     def remote_described(self, description: dict[str, Any]) -> None:
-        if self.answered:  # the other side restarted: so do we, and say so
+        if self.answered:  # the other side restarted: restart, too
             self.restart()
         self.answered = True
         assert self.agent.set_remote_credentials(self.stream, description["ufrag"], description["password"])
@@ -179,7 +180,7 @@ class Peer:
     def restart(self) -> None:
         assert self.agent.restart()
         self.describe()
-        self.tell_candidates()
+        self.signal_candidates()
 
 
 def main() -> None:
@@ -187,12 +188,14 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="the local address to use")
     parser.add_argument("--controlling", action="store_true")
     parser.add_argument("--regular", action="store_true", help="nominate once, not by every check")
-    parser.add_argument("--whole", action="store_true", help="without trickle: say everything once all is gathered")
+    parser.add_argument("--whole", action="store_true", help="without trickle: signal everything after gathering")
     parser.add_argument("--lite", action="store_true")
     parser.add_argument("--consent", action="store_true", help="RFC 7675")
     parser.add_argument("--server", help="HOST:PORT of a STUN server")
-    parser.add_argument("--relay", nargs=4, metavar=("HOST", "PORT", "USER", "PASSWORD"), help="by this server only")
-    parser.add_argument("--tcp", action="store_true", help="go to it over TCP")
+    parser.add_argument(
+        "--relay", nargs=4, metavar=("HOST", "PORT", "USER", "PASSWORD"), help="use this TURN server only"
+    )
+    parser.add_argument("--tcp", action="store_true", help="connect to it over TCP")
     loop = GLib.MainLoop()
     peer = Peer(parser.parse_args(), loop)
     GLib.io_add_watch(0, GLib.PRIORITY_DEFAULT, GLib.IO_IN | GLib.IO_HUP, peer.on_input)

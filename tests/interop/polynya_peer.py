@@ -1,6 +1,6 @@
-"""Polynya as a peer, driven by lines of JSON: see `dialogue.py` for what is said.
+"""Polynya as a peer, driven by lines of JSON (`dialogue.py`).
 
-It says more than others: {"nominated": {"local", "remote", "relayed"}} whenever a pair is nominated.
+It also writes {"nominated": {"local", "remote", "relayed"}} for each nominated pair.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ async def commands() -> asyncio.StreamReader:
 
 
 def describe(description: polynya.Description) -> None:
-    told = {"ufrag": description.ufrag, "password": description.password, "options": list(description.options)}
-    say(description={**told, "lite": description.lite})
+    fields = {"ufrag": description.ufrag, "password": description.password, "options": list(description.options)}
+    say(description={**fields, "lite": description.lite})
 
 
 async def trickle(agent: polynya.Agent) -> None:
@@ -43,7 +43,7 @@ async def trickle(agent: polynya.Agent) -> None:
 
 
 async def watch(agent: polynya.Agent) -> None:
-    """Signal anew after a restart of either side, and tell what is nominated."""
+    """Signal again after a restart of either side, and report nominated pairs."""
     async for event in agent.events():
         match event:
             case Restarted():
@@ -69,13 +69,16 @@ async def use(agent: polynya.Agent, connected: asyncio.Future[polynya.Connection
             return
 
 
-def set_remote(agent: polynya.Agent, told: dict[str, Any]) -> None:
+def set_remote(agent: polynya.Agent, described: dict[str, Any]) -> None:
     agent.set_remote(
         polynya.Description(
-            ufrag=told["ufrag"], password=told["password"], options=tuple(told["options"]), lite=told["lite"]
+            ufrag=described["ufrag"],
+            password=described["password"],
+            options=tuple(described["options"]),
+            lite=described["lite"],
         )
     )
-    for text in told.get("candidates", ()):
+    for text in described.get("candidates", ()):
         add(agent, text)
 
 

@@ -1,4 +1,4 @@
-"""`polynya serve` in a process of its own, for as long as a test needs it."""
+"""Runs `polynya serve` in a child process for a test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ users = [{{ name = "alice", password = "open sesame" }}]
 peers = {{ allow = {allow} }}
 {turn}
 """
-"""Default-deny, but for the loopback addresses on which the tests' peers are, which are named."""
+"""Default-deny, with exceptions for the loopback addresses of the tests' peers."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,28 @@ class Server:
     process: subprocess.Popen[str]
     folder: Path
     ports: dict[str, int]
-    """By the names in LISTENERS; TCP has that of UDP."""
+    """Ports by the names in LISTENERS; TCP has the port of UDP."""
 
     @property
     def certificate(self) -> Path:
         return self.folder / "cert.pem"
 
     def place(self, transport: str = "udp") -> str:
-        """HOST:PORT, where the certificate's name is used for TLS."""
+        """Return HOST:PORT. For TLS, HOST is the name in the certificate."""
         return f"localhost:{self.ports['tls']}" if transport == "tls" else f"127.0.0.1:{self.ports['udp']}"
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
     def says(self, pattern: str, count: int = 1) -> None:
-        """Wait for so many matches in the log: a line comes after the answer that it tells of."""
+        """Wait for `count` matches in the log: a line is written after the answer that it reports."""
         limit = time.monotonic() + 20
         while len(re.findall(pattern, self.log(), re.MULTILINE)) < count:
             assert time.monotonic() < limit, f"{count} x {pattern!r} in the log:\n{self.log()[-2000:]}"
             time.sleep(0.02)
 
     def counted(self, metric: str) -> dict[str, float]:
-        """A metric's values by the value of its one label, empty where it has none."""
+        """Return the values of a metric by the value of its label, which may be empty."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         lines = re.findall(rf'^{metric}(?:\{{\w+="([^"]*)"\}})? (\S+)$', text, re.MULTILINE)
@@ -71,7 +71,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, turn: str = "", *options: str, allow: Sequence[str] = ("127.0.0.1",)) -> Iterator[Server]:
-    """A server with `turn` as more keys of its table, and further flags. It has to end in good order."""
+    """Run a server with `turn` as additional keys of its table, and with further flags. It must exit cleanly."""
     folder.mkdir(exist_ok=True)
     make_certificate(folder / "cert.pem", folder / "key.pem")
     (folder / "polynya.toml").write_text(CONFIG.format(folder=folder, turn=turn, allow=list(allow)))

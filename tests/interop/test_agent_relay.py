@@ -1,4 +1,4 @@
-"""Our agents relayed by coturn, over real sockets: the whole way, signaling aside."""
+"""Our agents relayed by coturn, over real sockets, without a signaling server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.interop.coturn import PASSWORD, USER, coturn
 pytestmark = pytest.mark.peer("coturn")
 
 
-async def tell_all(source: polynya.Agent, target: polynya.Agent) -> None:
+async def signal_all(source: polynya.Agent, target: polynya.Agent) -> None:
     async for candidate in source.candidates():
         target.add_candidate(str(candidate))
     target.add_candidate(None)
@@ -34,7 +34,7 @@ def relayed_agent(uri: str, *, controlling: bool, password: str = PASSWORD, **op
 async def talk(a: polynya.Agent, b: polynya.Agent) -> None:
     a.set_remote(b.description)
     b.set_remote(a.description)
-    _, _, here, there = await asyncio.gather(tell_all(a, b), tell_all(b, a), a.connect(20), b.connect(20))
+    _, _, here, there = await asyncio.gather(signal_all(a, b), signal_all(b, a), a.connect(20), b.connect(20))
     for stage in ("first valid pair", "nominated"):
         for number in range(20):
             here.send(f"{stage} {number}".encode())
@@ -50,7 +50,7 @@ async def talk(a: polynya.Agent, b: polynya.Agent) -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_two_relay_only_agents_talk_through_coturn(tmp_path: Path, transport: str) -> None:
+def test_two_relay_only_agents_exchange_data_through_coturn(tmp_path: Path, transport: str) -> None:
     async def main(port: int) -> None:
         uri = f"turn:127.0.0.1:{port}?transport={transport}"
         async with relayed_agent(uri, controlling=True) as a, relayed_agent(uri, controlling=False) as b:
@@ -60,7 +60,7 @@ def test_two_relay_only_agents_talk_through_coturn(tmp_path: Path, transport: st
         asyncio.run(main(server.port))
 
 
-def test_credentials_that_are_refused_are_asked_for_and_the_relay_is_found(tmp_path: Path) -> None:
+def test_refused_credentials_are_requested_again_and_the_relay_is_gathered(tmp_path: Path) -> None:
     async def main(port: int) -> None:
         asked = []
 
@@ -80,7 +80,7 @@ def test_credentials_that_are_refused_are_asked_for_and_the_relay_is_found(tmp_p
         asyncio.run(main(server.port))
 
 
-def test_a_server_that_gives_no_relay_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_a_server_without_a_relay_is_reported_with_its_reason(tmp_path: Path) -> None:
     async def main(port: int) -> None:
         async with relayed_agent(f"turn:127.0.0.1:{port}", controlling=True, password="wrong") as agent:
             assert [candidate async for candidate in agent.candidates()] == []

@@ -1,6 +1,6 @@
-"""Polynya and aioice 0.13.0 connect with each other in both roles, over IPv4 and IPv6, and talk both ways.
+"""Polynya and aioice 0.13.0 connect in both roles, over IPv4 and IPv6, and exchange data.
 
-aioice gathers before it tells anything, nominates with its first checks (aggressively, RFC 5245) and cannot restart.
+aioice does not trickle, nominates with its first checks (aggressively, RFC 5245) and cannot restart.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def ends() -> Iterator[tuple[Namespace, Namespace]]:
 def both(
     ends: tuple[Namespace, Namespace], family: int, *flags: str, we_control: bool, they_control: bool
 ) -> Iterator[tuple[Peer, Peer]]:
-    """Polynya, with these flags, in the left namespace and aioice in the right one, not yet introduced."""
+    """Start Polynya with these flags in the left namespace and aioice in the right one, without signaling yet."""
     left, right = ends
     options = ["--family", str(family)]
     ours = [sys.executable, HERE / "polynya_peer.py", *options, *flags, *(["--controlling"] if we_control else [])]
@@ -51,7 +51,7 @@ def both(
 
 
 def meet(polynya: Peer, aioice: Peer, family: int, *, trickle: bool = True) -> None:
-    """Introduce both, see them on the one pair that there is, and let them talk."""
+    """Connect both, check that they selected the only pair, and exchange data."""
     introduce(polynya, aioice, trickle=trickle)
     connected: dict[str, Any] = polynya.expect("connected")
     nominated: dict[str, Any] = polynya.expect("nominated")
@@ -70,7 +70,7 @@ def part(polynya: Peer, aioice: Peer) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(ends: tuple[Namespace, Namespace]) -> Iterator[Idle]:
-    """Connections that nothing is sent on while the tests before the one that looks at them go on."""
+    """Connections that stay idle while other tests run."""
     with (
         both(ends, 4, we_control=True, they_control=False) as full,
         both(ends, 4, "--lite", we_control=False, they_control=True) as lite,
@@ -83,7 +83,9 @@ def idle(ends: tuple[Namespace, Namespace]) -> Iterator[Idle]:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "aioice controls"])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
-def test_they_connect_and_talk(ends: tuple[Namespace, Namespace], family: int, we_control: bool, trickle: bool) -> None:
+def test_the_agents_connect_and_exchange_data(
+    ends: tuple[Namespace, Namespace], family: int, we_control: bool, trickle: bool
+) -> None:
     flags = [] if trickle else ["--whole"]
     with both(ends, family, *flags, we_control=we_control, they_control=not we_control) as (polynya, aioice):
         meet(polynya, aioice, family, trickle=trickle)
@@ -92,10 +94,10 @@ def test_they_connect_and_talk(ends: tuple[Namespace, Namespace], family: int, w
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
-def test_a_lite_agent_is_found_by_a_full_one(ends: tuple[Namespace, Namespace], family: int, trickle: bool) -> None:
-    """RFC 8445, sections 2.5 and 6.1.1: the full agent controls and checks, the lite one answers.
+def test_a_full_agent_connects_to_a_lite_one(ends: tuple[Namespace, Namespace], family: int, trickle: bool) -> None:
+    """RFC 8445, sections 2.5 and 6.1.1: the full agent is controlling and sends checks, the lite one answers.
 
-    Who uses aioice has to say that it controls: it does not take the role by itself.
+    The user of aioice must set the controlling role: aioice does not change it by itself.
     """
     with both(ends, family, "--lite", we_control=False, they_control=True) as (polynya, aioice):
         meet(polynya, aioice, family, trickle=trickle)
@@ -103,7 +105,7 @@ def test_a_lite_agent_is_found_by_a_full_one(ends: tuple[Namespace, Namespace], 
 
 
 @pytest.mark.parametrize("control", [True, False], ids=["both control", "neither controls"])
-def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], control: bool) -> None:
+def test_the_agents_resolve_a_role_conflict(ends: tuple[Namespace, Namespace], control: bool) -> None:
     """RFC 8445, section 7.3.1.1."""
     with both(ends, 4, we_control=control, they_control=control) as (polynya, aioice):
         meet(polynya, aioice, 4)
@@ -111,9 +113,9 @@ def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], control:
 
 
 def test_consent_keeps_idle_connections_alive_on_both_sides(idle: Idle) -> None:
-    """RFC 7675, section 5.1: both ask every 5 s +-20 %; aioice gives up after six that went unanswered.
+    """RFC 7675, section 5.1: both send a consent check every 5 s +-20 %; aioice fails after six without an answer.
 
-    A lite agent asks nothing; it answers.
+    A lite agent sends none; it answers.
     """
     idle.wait()
     for polynya, aioice in idle.pairs:

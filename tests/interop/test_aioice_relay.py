@@ -1,7 +1,7 @@
-"""aioice 0.13.0, relay-only, goes by `polynya serve`: to another aioice, and to Polynya in both roles.
+"""aioice 0.13.0, relay-only through `polynya serve`: with another aioice, and with Polynya in both roles.
 
-The server is in its default-deny configuration: the two meet because each one's peer is a relayed address of this very
-server. aioice has one TURN server and binds a channel at once.
+The server has its default-deny configuration. The agents connect because the peer of each is a relayed address of this
+server. aioice supports one TURN server and binds a channel at once.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def relayed(who: str, port: str, *flags: str) -> Iterator[Peer]:
 
 @pytest.mark.parametrize("transport", [(), ("--tcp",)], ids=["udp", "tcp"])
 @pytest.mark.parametrize("pair", [("aioice", "aioice"), ("aioice", "polynya"), ("polynya", "aioice")], ids="-".join)
-def test_two_relay_only_peers_talk(port: str, pair: tuple[str, str], transport: tuple[str, ...]) -> None:
+def test_two_relay_only_peers_exchange_data(port: str, pair: tuple[str, str], transport: tuple[str, ...]) -> None:
     with relayed(pair[0], port, "--controlling", *transport) as one, relayed(pair[1], port, *transport) as two:
         introduce(one, two)
         ends = one.expect("connected"), two.expect("connected")
-        # who hears a check before it knows the candidate calls the remote one peer-reflexive; the address is the same
+        # the remote candidate is peer-reflexive if a check arrives before signaling; the address is the same
         assert ends[0]["remote"][0] == ends[1]["remote"][0] == "127.0.0.1"
         talk(one, two, "one way")
         talk(two, one, "the other")

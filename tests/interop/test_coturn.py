@@ -1,4 +1,4 @@
-"""Our TURN client against coturn: every transport, both families, and a relay that outlives every nonce."""
+"""Our TURN client against coturn: every transport, both families, and stale nonces."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def client(server: Coturn, transport: str = "udp", host: str = "127.0.0.1", **op
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", 4), ("::1", 6), ("127.0.0.1", 6), ("::1", 4)])
-def test_data_goes_by_indications_and_by_channels(server: Coturn, transport: str, host: str, family: int) -> None:
+def test_data_is_relayed_in_indications_and_in_channels(server: Coturn, transport: str, host: str, family: int) -> None:
     async def main() -> None:
         async with (
             echoing("127.0.0.1" if family == 4 else "::1") as peer,
@@ -64,7 +64,7 @@ def test_data_goes_by_indications_and_by_channels(server: Coturn, transport: str
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_the_switch_to_a_channel_loses_and_reorders_nothing(server: Coturn, transport: str) -> None:
+def test_the_switch_to_a_channel_keeps_every_datagram_in_order(server: Coturn, transport: str) -> None:
     async def main() -> None:
         async with echoing() as peer, client(server, transport) as relay:
             await relay.permit(peer)
@@ -91,7 +91,7 @@ def test_one_allocation_of_both_families(server: Coturn, transport: str) -> None
         ):
             assert [address.family for address in relay.relayed] == [4, 6] and relay.allocation.refused == ()
             await relay.permit(peer4, peer6)
-            assert [len(event.peers) for event in relay.latest if isinstance(event, Permitted)] == [2]
+            assert [len(event.peers) for event in relay._latest if isinstance(event, Permitted)] == [2]
             await exchange(relay, peer4)
             await exchange(relay, peer6)
             await relay.bind(peer6)
@@ -102,7 +102,7 @@ def test_one_allocation_of_both_families(server: Coturn, transport: str) -> None
     run(main())
 
 
-def test_two_clients_meet_at_their_relays(server: Coturn) -> None:
+def test_two_clients_exchange_data_through_their_relays(server: Coturn) -> None:
     async def main() -> None:
         async with client(server) as one, client(server, "tcp") as two:
             await one.permit(two.relayed[0])
@@ -115,8 +115,8 @@ def test_two_clients_meet_at_their_relays(server: Coturn) -> None:
     run(main())
 
 
-def test_relays_live_on_while_their_nonces_go_stale(tmp_path: Path) -> None:
-    """Allocations of 4 s and nonces of 1 s: every renewal meets a stale nonce, for more than two lifetimes."""
+def test_relays_survive_stale_nonces(tmp_path: Path) -> None:
+    """Allocations of 4 s and nonces of 1 s: every refresh gets a stale nonce, for more than two lifetimes."""
 
     async def live(server: Coturn, transport: str) -> None:
         async with echoing() as peer, client(server, transport) as relay:
@@ -137,13 +137,13 @@ def test_relays_live_on_while_their_nonces_go_stale(tmp_path: Path) -> None:
         run(main(server))
 
 
-def test_what_is_closed_is_freed(tmp_path: Path) -> None:
+def test_close_frees_the_allocation(tmp_path: Path) -> None:
     async def main(server: Coturn) -> None:
         async with client(server) as relay:
             with pytest.raises(TransactionError, match="as many allocations as the server allows") as caught:
                 await client(server).allocate()
             assert caught.value.code == 486 and relay.relayed
-        until = time.monotonic() + 10  # coturn takes a second or two; the allocation would have lived for ten minutes
+        until = time.monotonic() + 10  # coturn takes a second or two; the lifetime of the allocation is ten minutes
         while True:
             again = client(server)
             try:
@@ -159,7 +159,7 @@ def test_what_is_closed_is_freed(tmp_path: Path) -> None:
         run(main(server))
 
 
-def test_a_wrong_password_is_told_at_once(server: Coturn) -> None:
+def test_a_wrong_password_raises_at_once(server: Coturn) -> None:
     async def main() -> None:
         with pytest.raises(TransactionError, match="refuses the credentials of 'alice'") as caught:
             await client(server, password="wrong").allocate()
@@ -168,7 +168,7 @@ def test_a_wrong_password_is_told_at_once(server: Coturn) -> None:
     run(main())
 
 
-def test_a_forbidden_peer_is_told_and_the_others_are_permitted(tmp_path: Path) -> None:
+def test_a_forbidden_peer_is_reported_and_the_others_are_permitted(tmp_path: Path) -> None:
     async def main(server: Coturn) -> None:
         async with echoing() as peer, client(server) as relay:
             with pytest.raises(TransactionError) as caught:
@@ -185,14 +185,14 @@ def test_a_server_without_credentials_is_used_without_them(tmp_path: Path) -> No
         async with echoing() as peer, TurnClient(f"turn:127.0.0.1:{server.port}") as relay:
             await relay.bind(peer)
             await exchange(relay, peer)
-            assert [event.number for event in relay.latest if isinstance(event, ChannelBound)] == [0x4000]
+            assert [event.number for event in relay._latest if isinstance(event, ChannelBound)] == [0x4000]
 
     with coturn(tmp_path, auth=False) as server:
         run(main(server))
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_a_server_that_sends_us_to_another_is_followed(server: Coturn, tmp_path: Path, transport: str) -> None:
+def test_try_alternate_is_followed(server: Coturn, tmp_path: Path, transport: str) -> None:
     async def main(first: Coturn) -> None:
         async with echoing() as peer, client(first, transport) as relay:
             assert relay.allocation.server.address == Address("127.0.0.1", server.port)
@@ -215,7 +215,7 @@ def test_a_pair_of_ports_is_reserved_and_taken(server: Coturn) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--channel"]])
-def test_the_relay_command_sends_back_what_its_peers_send(server: Coturn, options: list[str]) -> None:
+def test_the_relay_command_echoes_datagrams_of_its_peers(server: Coturn, options: list[str]) -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as peer:
         peer.bind(("127.0.0.1", free_port()))
         peer.settimeout(0.2)
@@ -227,7 +227,7 @@ def test_the_relay_command_sends_back_what_its_peers_send(server: Coturn, option
                 assert process.stdout is not None
                 relayed = Address.parse(process.stdout.readline().decode().strip())
                 until, received = time.monotonic() + 10, b""
-                while received != b"hello":  # what comes before the permission is there is dropped by the server
+                while received != b"hello":  # the server drops datagrams that arrive before the permission
                     assert time.monotonic() < until
                     peer.sendto(b"hello", (relayed.host, relayed.port))
                     with contextlib.suppress(TimeoutError):
@@ -236,7 +236,7 @@ def test_the_relay_command_sends_back_what_its_peers_send(server: Coturn, option
             finally:
                 process.send_signal(signal.SIGINT)
                 said = process.communicate(timeout=10)[1].decode()
-        assert process.returncode == 130 and "sent back" in said and "0 datagrams" not in said
+        assert process.returncode == 130 and "echoed" in said and "0 datagrams" not in said
 
 
 def test_a_certificate_for_another_name_is_refused(server: Coturn) -> None:
@@ -261,7 +261,7 @@ def test_a_name_is_looked_up_and_checked_by_tls(server: Coturn) -> None:
     run(main())
 
 
-def test_a_server_that_is_gone_loses_the_relay_with_its_reason(tmp_path: Path) -> None:
+def test_a_relay_is_lost_with_a_reason_if_its_server_exits(tmp_path: Path) -> None:
     async def main() -> None:
         with coturn(tmp_path) as server:
             relay = client(server, "tcp")
@@ -273,7 +273,7 @@ def test_a_server_that_is_gone_loses_the_relay_with_its_reason(tmp_path: Path) -
     run(main())
 
 
-def test_nobody_listening_is_told(server: Coturn) -> None:
+def test_an_unreachable_server_raises(server: Coturn) -> None:
     async def main() -> None:
         with pytest.raises(TransactionError, match="unreachable"):
             await TurnClient(f"turn:127.0.0.1:{free_port()}", **LOGIN).allocate()

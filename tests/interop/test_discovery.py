@@ -1,7 +1,7 @@
 """NAT behavior discovery by foreign clients: `polynya serve` on two addresses, then on two ports of one.
 
-coturn's `turnutils_natdiscovery` goes by RFC 5780, Debian's `stun` by RFC 3489. On loopback there is no NAT, so every
-test that a server makes possible must say so: mapping and filtering endpoint-independent, hairpinning.
+coturn's `turnutils_natdiscovery` implements RFC 5780, Debian's `stun` RFC 3489. There is no NAT on loopback, so every
+test must report endpoint-independent mapping and filtering, and hairpinning.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def natdiscovery(*options: str, server: str = FIRST) -> str:
 @pytest.mark.peer("turnutils")
 @pytest.mark.parametrize("padding", [(), ("-P",)], ids=["plain", "with PADDING"])
 @pytest.mark.usefixtures("two_addresses")
-def test_natdiscovery_finds_what_is_there(padding: tuple[str, ...]) -> None:
-    """It prints each response, and at the end of each part its verdict."""
+def test_natdiscovery_reports_no_nat(padding: tuple[str, ...]) -> None:
+    """It prints each response, and a verdict after each part."""
     said = natdiscovery("-m", "-f", "-H", *padding)
     parts = re.split(r"-= (\w+) Behavior Discovery =-", said)
     of = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -78,8 +78,8 @@ def test_natdiscovery_finds_what_is_there(padding: tuple[str, ...]) -> None:
 
 @pytest.mark.peer("turnutils")
 @pytest.mark.usefixtures("two_addresses")
-def test_natdiscovery_hears_the_answer_at_its_other_port() -> None:
-    """A mapping's lifetime (section 4.6): the second request asks for an answer to the first one's port."""
+def test_natdiscovery_receives_the_answer_at_its_other_port() -> None:
+    """Section 4.6: the second request asks for an answer to the port of the first one."""
     said = natdiscovery("-t", "-T", "1")
     assert said.count("RFC 5780 response") == 2 and "error" not in said
     ports = re.findall(r"UDP reflexive addr: \S+:(\d+)", said)
@@ -88,7 +88,7 @@ def test_natdiscovery_hears_the_answer_at_its_other_port() -> None:
 
 @pytest.mark.peer("stun")
 @pytest.mark.usefixtures("two_addresses")
-def test_a_client_of_rfc_3489_finds_what_is_there() -> None:
+def test_a_client_of_rfc_3489_reports_no_nat() -> None:
     said = run("stun", f"{FIRST}:{PORT}", "-v")
     passed = dict(re.findall(r"^(test \S+|is nat|hairpin) *= (\d)$", said, re.MULTILINE))
     assert passed == {"test I": "1", "test II": "1", "test III": "1", "test I(2)": "1", "is nat": "0", "hairpin": "1"}
@@ -97,8 +97,8 @@ def test_a_client_of_rfc_3489_finds_what_is_there() -> None:
 
 
 @pytest.mark.peer("turnutils")
-def test_with_one_address_natdiscovery_is_promised_nothing() -> None:
-    """Without OTHER-ADDRESS it does not call the server one of RFC 5780 and draws no conclusions."""
+def test_a_server_with_one_address_offers_no_discovery() -> None:
+    """Without OTHER-ADDRESS the client reports that the server does not support RFC 5780."""
     alone = f"{NET}.3"
     with serving(alone, f"{alone}:{OTHER_PORT}"):
         said = natdiscovery("-m", "-f", server=alone)
@@ -109,7 +109,7 @@ def test_with_one_address_natdiscovery_is_promised_nothing() -> None:
 @pytest.mark.root
 @pytest.mark.peer("ip", "turnutils")
 @pytest.mark.usefixtures("free_of_leftovers")
-def test_it_is_served_over_ipv6_as_well() -> None:
+def test_discovery_works_over_ipv6() -> None:
     with alone(["fd80::1/64", "fd80::2/64", "fd80::9/64"]) as here:
         serve = ["serve", "--listen", "[fd80::1]:3478", "--stun-alternate", "[fd80::2]:3479", "--user", "a:b"]
         with here.popen(sys.executable, "-m", "polynya", *serve, stdout=subprocess.PIPE, text=True) as server:

@@ -1,6 +1,6 @@
-"""NAT behavior discovery behind the kernel's own NAT: we and coturn's client, of our server and of coturn, all agree.
+"""NAT behavior discovery behind the kernel's NAT: our client and coturn's agree, with our server and with coturn.
 
-Silence is an answer here and takes its time, so all runs go on at once, and each test looks at one of them.
+Many results need a timeout, so all runs are concurrent, and each test checks one of them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ table ip polynya {{
 }}
 """,
 }
-"""What nftables make of the router."""
+"""The nftables rules of the router."""
 FOUND = {
     "masquerade": ("EI", "APD"),
     "masquerade fully-random": ("APD", "APD"),
@@ -84,7 +84,7 @@ RUNS = [(rules, server, client) for rules in RULES for server in SERVERS for cli
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Namespace]]:
-    """Hosts behind NATs, by their rules."""
+    """Hosts behind NATs, by the rules of the NAT."""
     with ExitStack() as stack:
         hub = stack.enter_context(namespace("hub"))
         hub.ip("link", "add", "net", "type", "bridge")
@@ -98,7 +98,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Namesp
 
 
 def _behind(stack: ExitStack, hub: Namespace, number: int, rules: str, life: int = 0) -> Namespace:
-    """A host and its NAT, which keeps mappings for `life` seconds, or as long as the kernel does."""
+    """Create a host and its NAT, whose mappings time out after `life` seconds, or after the kernel's default."""
     host, router = (stack.enter_context(namespace(f"{what}-{number}")) for what in ("host", "nat"))
     cable(End(host, "pn0", [f"{INSIDE}.2/24"]), End(router, "inner", [f"{INSIDE}.1/24"]))
     cable(End(router, "outer", [f"{OUTSIDE}.{number}/24"]), End(hub, f"to{number}"))
@@ -112,7 +112,7 @@ def _behind(stack: ExitStack, hub: Namespace, number: int, rules: str, life: int
 
 
 def _serve(stack: ExitStack, hub: Namespace, folder: Path) -> None:
-    """Both servers, each with two addresses and the ports PORT and PORT + 1."""
+    """Run both servers, each with two addresses and the ports PORT and PORT + 1."""
     first, other = SERVERS["polynya"]
     command = ["serve", "--listen", f"{first}:{PORT}", "--stun-alternate", f"{other}:{PORT + 1}", "--user", "a:b"]
     ours = stack.enter_context(
@@ -165,7 +165,7 @@ def runs(hosts: dict[str, Namespace]) -> Iterator[dict[tuple[str, str, str], sub
 
 @pytest.mark.parametrize(("rules", "server", "client"), RUNS)
 @pytest.mark.usefixtures("free_of_leftovers")
-def test_the_kernels_nat_is_told_as_it_is(
+def test_the_nat_of_the_kernel_is_classified_correctly(
     runs: dict[tuple[str, str, str], subprocess.Popen[str]], rules: str, server: str, client: str
 ) -> None:
     said, _ = runs[rules, server, client].communicate(timeout=120)
@@ -180,8 +180,8 @@ def test_the_kernels_nat_is_told_as_it_is(
 
 
 @pytest.mark.usefixtures("free_of_leftovers")
-def test_the_kernels_timeout_is_found(runs: dict[tuple[str, str, str], subprocess.Popen[str]]) -> None:
-    """RFC 5780, section 4.6. A slow machine makes a rest longer than it was to be, and so the life seem shorter."""
+def test_the_timeout_of_the_kernels_nat_is_measured(runs: dict[tuple[str, str, str], subprocess.Popen[str]]) -> None:
+    """RFC 5780, section 4.6. On a slow machine a pause takes longer, so the measured lifetime can be shorter."""
     said, _ = runs[FORGETFUL, "polynya", "polynya"].communicate(timeout=120)
     found = json.loads(said)
     assert found["survived"] is not None and found["survived"] <= LIFE, found

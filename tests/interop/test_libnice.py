@@ -1,6 +1,6 @@
-"""Polynya and libnice 0.1.21 connect with each other in both roles, over IPv4 and IPv6, and talk both ways.
+"""Polynya and libnice 0.1.21 connect in both roles, over IPv4 and IPv6, and exchange data.
 
-libnice nominates aggressively (RFC 5245) unless told otherwise.
+libnice nominates aggressively (RFC 5245) by default.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def both(
     ours: tuple[str, ...] = (),
     theirs: tuple[str, ...] = (),
 ) -> Iterator[tuple[Peer, Peer]]:
-    """Polynya in the left namespace and libnice in the right one, with these flags, not yet introduced."""
+    """Start Polynya in the left namespace and libnice in the right one with these flags, without signaling yet."""
     left, right = ends
     us = [sys.executable, HERE / "polynya_peer.py", "--family", str(family), *ours, *control(we_control)]
     them = [PYTHON, HERE / "libnice_peer.py", "--address", RIGHT[family], *theirs, *control(they_control)]
@@ -63,7 +63,7 @@ def control(controls: bool) -> list[str]:
 
 
 def meet(polynya: Peer, libnice: Peer, family: int, *, trickle: bool = True) -> None:
-    """Introduce both, see them on the one pair that there is, and let them talk."""
+    """Connect both, check that they selected the only pair, and exchange data."""
     introduce(polynya, libnice, trickle=trickle)
     polynya.expect("connected")
     see_both_on_one_pair(polynya, libnice, family)
@@ -90,7 +90,7 @@ def part(polynya: Peer, libnice: Peer) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(ends: tuple[Namespace, Namespace]) -> Iterator[Idle]:
-    """Connections that nothing is sent on while the tests before the one that looks at them go on."""
+    """Connections that stay idle while other tests run."""
     with (
         both(ends, 4, we_control=True, they_control=False, theirs=("--consent",)) as asking,
         both(ends, 6, we_control=False, they_control=True) as silent,
@@ -104,7 +104,7 @@ def idle(ends: tuple[Namespace, Namespace]) -> Iterator[Idle]:
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "libnice controls"])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
 @pytest.mark.parametrize("regular", [True, False], ids=["regular", "aggressive"])
-def test_they_connect_and_talk(
+def test_the_agents_connect_and_exchange_data(
     ends: tuple[Namespace, Namespace], family: int, we_control: bool, trickle: bool, regular: bool
 ) -> None:
     flags = () if trickle else ("--whole",)
@@ -119,10 +119,10 @@ def test_they_connect_and_talk(
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
 @pytest.mark.parametrize("regular", [True, False], ids=["regular", "aggressive"])
-def test_our_lite_agent_is_found_by_a_full_one(
+def test_a_full_agent_connects_to_our_lite_one(
     ends: tuple[Namespace, Namespace], family: int, trickle: bool, regular: bool
 ) -> None:
-    """RFC 8445, sections 2.5 and 7.3.2: the full agent controls, checks and nominates, the lite one answers."""
+    """RFC 8445, sections 2.5 and 7.3.2: the full agent is controlling, the lite one only answers checks."""
     flags = () if trickle else ("--whole",)
     theirs = (*flags, "--regular") if regular else flags
     with both(
@@ -134,8 +134,10 @@ def test_our_lite_agent_is_found_by_a_full_one(
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "we have to take control"])
-def test_we_find_a_lite_agent(ends: tuple[Namespace, Namespace], family: int, we_control: bool) -> None:
-    """RFC 8445, section 6.1.1: towards a lite agent the full one is controlling, whatever it was told."""
+def test_our_full_agent_connects_to_a_lite_one(
+    ends: tuple[Namespace, Namespace], family: int, we_control: bool
+) -> None:
+    """RFC 8445, section 6.1.1: a full agent is controlling towards a lite one, whatever its option."""
     with both(
         ends, family, we_control=we_control, they_control=False, theirs=("--lite", "--whole")
     ) as (polynya, libnice):  # fmt: skip
@@ -144,7 +146,7 @@ def test_we_find_a_lite_agent(ends: tuple[Namespace, Namespace], family: int, we
 
 
 @pytest.mark.parametrize("conflict", [True, False], ids=["both control", "neither controls"])
-def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], conflict: bool) -> None:
+def test_the_agents_resolve_a_role_conflict(ends: tuple[Namespace, Namespace], conflict: bool) -> None:
     """RFC 8445, section 7.3.1.1."""
     with both(ends, 4, we_control=conflict, they_control=conflict) as (polynya, libnice):
         meet(polynya, libnice, 4)
@@ -157,13 +159,13 @@ def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], conflict
 def test_a_restart_of_either_side(
     ends: tuple[Namespace, Namespace], family: int, we_control: bool, we_restart: bool
 ) -> None:
-    """RFC 8445, section 9: new credentials, and data all the while. Twice, for the second begins from a restart."""
+    """RFC 8445, section 9: new credentials, and data during the restart. Twice, to restart a restarted session."""
     with both(
         ends, family, we_control=we_control, they_control=not we_control, theirs=("--regular",)
     ) as (polynya, libnice):  # fmt: skip
         meet(polynya, libnice, family)
         for _ in range(2):
-            (polynya if we_restart else libnice).tell(restart=True)
+            (polynya if we_restart else libnice).command(restart=True)
             talk(polynya, libnice, "on the old pair, from us")
             talk(libnice, polynya, "on the old pair, from them")
             introduce(polynya, libnice)
@@ -174,12 +176,12 @@ def test_a_restart_of_either_side(
         part(polynya, libnice)
 
 
-def test_restarts_of_both_sides_that_cross(ends: tuple[Namespace, Namespace]) -> None:
-    """Each takes the other's restart for the answer to its own: libnice counts no generations."""
+def test_simultaneous_restarts_of_both_sides(ends: tuple[Namespace, Namespace]) -> None:
+    """Each agent treats the other's restart as the answer to its own, because libnice signals no generation."""
     with both(ends, 4, we_control=True, they_control=False) as (polynya, libnice):
         meet(polynya, libnice, 4)
         for side in (polynya, libnice):
-            side.tell(restart=True)
+            side.command(restart=True)
         introduce(polynya, libnice)
         see_both_on_one_pair(polynya, libnice, 4)
         talk_both_ways(polynya, libnice)
@@ -187,9 +189,9 @@ def test_restarts_of_both_sides_that_cross(ends: tuple[Namespace, Namespace]) ->
 
 
 def test_consent_keeps_idle_connections_alive_until_it_is_revoked(idle: Idle) -> None:
-    """RFC 7675, section 5.1: libnice that asks for consent, and libnice that does not.
+    """RFC 7675, section 5.1: libnice with and without consent checks.
 
-    A 403 as the answer to a consent check is libnice's way to say that it agrees no longer.
+    libnice revokes consent by answering a consent check with 403.
     """
     idle.wait()
     asking, silent = idle.pairs
@@ -198,7 +200,7 @@ def test_consent_keeps_idle_connections_alive_until_it_is_revoked(idle: Idle) ->
         talk_both_ways(polynya, libnice)
     part(*silent)
     polynya, libnice = asking
-    libnice.tell(revoke=True)
+    libnice.command(revoke=True)
     assert "403" in polynya.expect("closed", within=8)
     part(polynya, libnice)
 
@@ -222,7 +224,7 @@ table ip polynya {
 
 @pytest.fixture(scope="module")
 def homes() -> Iterator[tuple[Namespace, Namespace, str]]:
-    """Two hosts, each behind the kernel's NAT (masquerade), and the address of a STUN server that both reach."""
+    """Create two hosts behind the kernel's NAT (masquerade), and a STUN server. Yield them with its address."""
     with ExitStack() as stack:
         hub = stack.enter_context(namespace("hub"))
         forward(hub)
@@ -249,7 +251,7 @@ def forward(router: Namespace) -> None:
 
 @contextmanager
 def stun_server(hub: Namespace, host: str) -> Iterator[str]:
-    """`polynya serve` as it is run by an operator; HOST:PORT of its STUN listener."""
+    """Run `polynya serve`, and yield HOST:PORT of its STUN listener."""
     listen = ["--listen", f"{host}:0", "--http", "127.0.0.1:0"]
     with hub.popen(sys.executable, "-m", "polynya", "serve", *listen, stdout=subprocess.PIPE, text=True) as server:
         ready = server.stdout.readline()
@@ -263,10 +265,10 @@ def stun_server(hub: Namespace, host: str) -> Iterator[str]:
 @pytest.mark.peer("nft")
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "libnice controls"])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
-def test_they_connect_directly_through_two_nats(
+def test_the_agents_connect_directly_through_two_nats(
     homes: tuple[Namespace, Namespace, str], we_control: bool, trickle: bool
 ) -> None:
-    """Both learn from `polynya serve` where they are seen: libnice asks without the cookie, as RFC 3489 had it."""
+    """Both use the STUN server of `polynya serve`. libnice sends requests without the cookie (RFC 3489)."""
     left, right, server = homes
     flags = [] if trickle else ["--whole"]
     us = [sys.executable, HERE / "polynya_peer.py", "--family", "4", "--server", f"stun:{server}", *flags]
@@ -280,7 +282,9 @@ def test_they_connect_directly_through_two_nats(
         assert (ours["local"][0], ours["remote"][0]) == (f"{OUTSIDE['left']}.2", f"{OUTSIDE['right']}.2")
         assert theirs["remote"] == ours["local"]
         assert not ours["relayed"] and not theirs["relayed"]
-        told = [line["candidate"].split() for line in libnice.said if line.get("candidate")]
-        assert [words[4:6] for words in told if words[7] == "srflx"] == [[ours["remote"][0], str(ours["remote"][1])]]
+        signaled = [line["candidate"].split() for line in libnice.received if line.get("candidate")]
+        assert [words[4:6] for words in signaled if words[7] == "srflx"] == [
+            [ours["remote"][0], str(ours["remote"][1])]
+        ]
         talk_both_ways(polynya, libnice)
         part(polynya, libnice)

@@ -1,6 +1,6 @@
-"""libnice 0.1.21, relay-only, goes by `polynya serve`: to another libnice, and to Polynya in both roles.
+"""libnice 0.1.21, relay-only through `polynya serve`: with another libnice, and with Polynya in both roles.
 
-The server is in its default-deny configuration: each one's peer is a relayed address of this very server.
+The server has its default-deny configuration: the peer of each agent is a relayed address of this server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOST, PORT, USER, PASSWORD = "10.81.0.1", "3478", "alice", "open sesame"
 
 @pytest.fixture(scope="module")
 def here() -> Iterator[Namespace]:
-    """A namespace with the server and one address, from which everybody goes to it."""
+    """Create a namespace with the server and one address, which all clients use."""
     with alone([f"{HOST}/24"]) as here:
         command = ["serve", "--listen", f"{HOST}:{PORT}", "--user", f"{USER}:{PASSWORD}"]
         with here.popen(sys.executable, "-m", "polynya", *command, stdout=subprocess.PIPE, text=True) as server:
@@ -55,7 +55,7 @@ def relayed(here: Namespace, who: str, *flags: str) -> Iterator[Peer]:
 @pytest.mark.parametrize("transport", [(), ("--tcp",)], ids=["udp", "tcp"])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
 @pytest.mark.parametrize("pair", [("libnice", "libnice"), ("libnice", "polynya"), ("polynya", "libnice")], ids="-".join)
-def test_two_relay_only_peers_talk(
+def test_two_relay_only_peers_exchange_data(
     here: Namespace, pair: tuple[str, str], trickle: bool, transport: tuple[str, ...]
 ) -> None:
     flags = transport if trickle else (*transport, "--whole")

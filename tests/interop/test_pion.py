@@ -1,6 +1,6 @@
-"""pion/turn's client, the one that most of Go's programs have, goes by `polynya serve`.
+"""The client of pion/turn, which most Go programs use, with `polynya serve`.
 
-It sends by indications until its channel is bound, refreshes an allocation at half its life, and answers 438 by itself.
+It sends indications until its channel is bound, refreshes an allocation at half its lifetime, and handles 438.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def pion(
 
 @contextmanager
 def echoing(host: str = "127.0.0.1") -> Iterator[socket.socket]:
-    """A peer that sends back what it gets. No listener has its port, not even for TCP: the server would refuse it."""
+    """A peer that echoes datagrams. Its port is no listener's, not even for TCP: the server would refuse it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.bind((host, free_port()))
@@ -70,12 +70,12 @@ def echoing(host: str = "127.0.0.1") -> Iterator[socket.socket]:
 
 
 def exchange(client: Peer, sock: socket.socket, label: str, count: int = 20) -> int:
-    """All comes back: each is sent when the one before is there, so that no order is asked of UDP. How much it was."""
+    """Send datagrams one by one and check that each is echoed. Return the number of bytes."""
     place = list(sock.getsockname()[:2])
     size = 0
     for number in range(count):
         data = f"{label} {number} ".encode() + bytes(number % 7)
-        client.tell(send=data.hex(), to=place)
+        client.command(send=data.hex(), to=place)
         line = client.expect("received", "failed")
         assert line == {"received": data.hex(), "from": place}
         size += len(data)
@@ -94,22 +94,24 @@ def answered(server: Server, what: str) -> float:
 
 
 def allocated(client: Peer, server: Server) -> tuple[str, int]:
-    told: dict[str, Any] = client.expect("allocated")
-    host, port = told["relayed"]
-    assert told["mapped"][0] == "127.0.0.1"
+    allocated: dict[str, Any] = client.expect("allocated")
+    host, port = allocated["relayed"]
+    assert allocated["mapped"][0] == "127.0.0.1"
     assert 49152 <= port <= 65535
     return host, port
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("family", [4, 6])
-def test_data_goes_both_ways_by_indication_and_by_channel(server: Server, transport: str, family: int) -> None:
+def test_data_is_relayed_in_both_directions_by_indication_and_by_channel(
+    server: Server, transport: str, family: int
+) -> None:
     """RFC 8656, sections 11 and 12."""
     bound, unasked = answered(server, "to CHANNEL_BIND"), b"unasked"
     host = "127.0.0.1" if family == 4 else "::1"
     with echoing(host) as sock, pion(server, transport, "-family", str(family)) as client:
         relayed = allocated(client, server)
-        client.tell(permit=list(sock.getsockname()[:2]))
+        client.command(permit=list(sock.getsockname()[:2]))
         client.expect("permitted")
         sock.sendto(unasked, relayed)
         assert client.expect("received") == unasked.hex()
@@ -121,21 +123,21 @@ def test_data_goes_both_ways_by_indication_and_by_channel(server: Server, transp
     server.says(re.escape(f"user {USER}, is over: ended by its client; {carried}"))
 
 
-def test_two_of_them_meet_at_their_relays(server: Server) -> None:
-    """Each one's peer is a relayed address of this server, which needs no rule."""
+def test_two_pion_clients_exchange_data_through_their_relays(server: Server) -> None:
+    """The peer of each client is a relayed address of this server, which needs no rule."""
     with pion(server) as one, pion(server, "tcp") as two:
         here, there = allocated(one, server), allocated(two, server)
-        two.tell(permit=list(here))
+        two.command(permit=list(here))
         two.expect("permitted")
-        one.tell(send=b"ping".hex(), to=list(there))
+        one.command(send=b"ping".hex(), to=list(there))
         assert two.expect("received", "failed") == {"received": b"ping".hex(), "from": list(here)}
-        two.tell(send=b"pong".hex(), to=list(here))
+        two.command(send=b"pong".hex(), to=list(here))
         assert one.expect("received", "failed") == {"received": b"pong".hex(), "from": list(there)}
         one.end()
         two.end()
 
 
-def test_time_limited_credentials_are_good_by_any_of_the_secrets(server: Server) -> None:
+def test_time_limited_credentials_of_every_secret_are_accepted(server: Server) -> None:
     for secret in ("south", "north"):
         with echoing() as sock, pion(server, "udp", "-secret", secret, "-user", "carol") as client:
             allocated(client, server)
@@ -151,17 +153,17 @@ def test_wrong_credentials_are_refused(server: Server, flags: tuple[str, str]) -
     server.says(r"ALLOCATE from \S+ refused: 401 (wrong password|no such user)")
 
 
-def test_a_forbidden_peer_is_refused_and_the_relay_lives_on(server: Server) -> None:
+def test_a_forbidden_peer_is_refused_and_the_relay_survives(server: Server) -> None:
     with echoing() as sock, pion(server) as client:
         allocated(client, server)
-        client.tell(permit=["169.254.169.254", 80])
+        client.command(permit=["169.254.169.254", 80])
         assert "403" in client.expect("failed")
         exchange(client, sock, "hello")
         client.end()
 
 
-def test_a_relay_lives_on_by_refreshes_with_nonces_that_go_stale(tmp_path: Path) -> None:
-    """RFC 8656, sections 7.2 and 9: allocations of 3 s and nonces of 1 s, for two lives, over each transport."""
+def test_refreshes_with_stale_nonces_keep_a_relay(tmp_path: Path) -> None:
+    """RFC 8656, sections 7.2 and 9: allocations of 3 s and nonces of 1 s, for two lifetimes, over each transport."""
     lives = "default_lifetime = 3\nmax_lifetime = 3\nnonce_lifetime = 1"
     with serving(tmp_path, lives) as server, ExitStack() as stack:
         sock = stack.enter_context(echoing())

@@ -1,6 +1,6 @@
-"""pion/ice, current, and Polynya connect with each other in both roles, over IPv4 and IPv6, and talk both ways.
+"""Polynya and the current pion/ice connect in both roles, over IPv4 and IPv6, and exchange data.
 
-pion trickles, pings every unfinished pair each 200 ms, and keeps nothing of the old session when it restarts.
+pion trickles, checks every unfinished pair each 200 ms, and drops the old session on a restart.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def both(
 
 
 def meet(polynya: Peer, pion: Peer, family: int, *, trickle: bool = True) -> None:
-    """Introduce both, see them on the one pair that there is, and let them talk."""
+    """Connect both, check that they selected the only pair, and exchange data."""
     introduce(polynya, pion, trickle=trickle)
     polynya.expect("connected")
     ours: dict[str, Any] = polynya.expect("nominated")
@@ -69,7 +69,7 @@ def meet(polynya: Peer, pion: Peer, family: int, *, trickle: bool = True) -> Non
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(ends: tuple[Namespace, Namespace]) -> Iterator[Idle]:
-    """Connections that nothing is sent on while the tests before the one that looks at them go on."""
+    """Connections that stay idle while other tests run."""
     with (
         both(ends, 4, we_control=True) as one,
         both(ends, 6, we_control=False) as other,
@@ -82,7 +82,9 @@ def idle(ends: tuple[Namespace, Namespace]) -> Iterator[Idle]:
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "pion controls"])
 @pytest.mark.parametrize("trickle", [True, False], ids=["trickle", "whole"])
-def test_they_connect_and_talk(ends: tuple[Namespace, Namespace], family: int, we_control: bool, trickle: bool) -> None:
+def test_the_agents_connect_and_exchange_data(
+    ends: tuple[Namespace, Namespace], family: int, we_control: bool, trickle: bool
+) -> None:
     ours = () if trickle else ("--whole",)
     with both(ends, family, we_control=we_control, ours=ours) as (polynya, pion):
         meet(polynya, pion, family, trickle=trickle)
@@ -91,8 +93,8 @@ def test_they_connect_and_talk(ends: tuple[Namespace, Namespace], family: int, w
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["we are lite", "pion is lite"])
-def test_a_lite_agent_is_found_by_a_full_one(ends: tuple[Namespace, Namespace], ours: bool) -> None:
-    """RFC 8445, section 6.1.1: the full agent controls."""
+def test_a_full_agent_connects_to_a_lite_one(ends: tuple[Namespace, Namespace], ours: bool) -> None:
+    """RFC 8445, section 6.1.1: the full agent is controlling."""
     lite = {"ours": ("--lite",)} if ours else {"theirs": ("-lite",)}
     with both(ends, 4, we_control=not ours, **lite) as (polynya, pion):
         meet(polynya, pion, 4)
@@ -101,7 +103,7 @@ def test_a_lite_agent_is_found_by_a_full_one(ends: tuple[Namespace, Namespace], 
 
 
 @pytest.mark.parametrize("control", [True, False], ids=["both control", "neither controls"])
-def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], control: bool) -> None:
+def test_the_agents_resolve_a_role_conflict(ends: tuple[Namespace, Namespace], control: bool) -> None:
     """RFC 8445, section 7.3.1.1."""
     with both(ends, 4, we_control=control, they_control=control) as (polynya, pion):
         meet(polynya, pion, 4)
@@ -112,12 +114,12 @@ def test_they_settle_a_role_conflict(ends: tuple[Namespace, Namespace], control:
 @pytest.mark.parametrize("we_restart", [True, False], ids=["we restart", "pion restarts"])
 @pytest.mark.parametrize("we_control", [True, False], ids=["we control", "pion controls"])
 def test_a_restart_of_either_side(ends: tuple[Namespace, Namespace], we_control: bool, we_restart: bool) -> None:
-    """RFC 8445, section 9. pion keeps nothing of the old session, so data goes on when both have a new pair."""
+    """RFC 8445, section 9. pion drops the old session, so data continues when both have a new pair."""
     with both(ends, 4, we_control=we_control) as (polynya, pion):
         meet(polynya, pion, 4)
         pion.expect("nominated")
         for _ in range(2):
-            (polynya if we_restart else pion).tell(restart=True)
+            (polynya if we_restart else pion).command(restart=True)
             introduce(polynya, pion)
             ours, theirs = polynya.expect("nominated"), pion.expect("nominated")
             assert (ours["local"], ours["remote"]) == (theirs["remote"], theirs["local"])
@@ -128,7 +130,7 @@ def test_a_restart_of_either_side(ends: tuple[Namespace, Namespace], we_control:
 
 
 def test_idle_connections_stay(idle: Idle) -> None:
-    """RFC 7675, section 5.1. pion takes a link for lost when nothing comes for 30 s, and pings every 2 s itself."""
+    """RFC 7675, section 5.1. pion fails after 30 s without a packet, and sends checks every 2 s."""
     idle.wait()
     for polynya, pion in idle.pairs:
         polynya.stay_silent(0)

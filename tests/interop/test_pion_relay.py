@@ -1,6 +1,6 @@
-"""pion/ice, current, relay-only through `polynya serve`: with another pion, and with Polynya in both roles, trickling.
+"""The current pion/ice, relay-only through `polynya serve`: with another pion, and with Polynya in both roles.
 
-The server is in its default-deny configuration: each one's peer is a relayed address of this very server.
+The server has its default-deny configuration: the peer of each agent is a relayed address of this server.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def relayed(who: str, server: Server, *flags: str) -> Iterator[Peer]:
 
 @pytest.mark.parametrize("transport", [(), ("--tcp",)], ids=["udp", "tcp"])
 @pytest.mark.parametrize("pair", [("pion", "pion"), ("pion", "polynya"), ("polynya", "pion")], ids="-".join)
-def test_two_relay_only_peers_talk(server: Server, pair: tuple[str, str], transport: tuple[str, ...]) -> None:
+def test_two_relay_only_peers_exchange_data(server: Server, pair: tuple[str, str], transport: tuple[str, ...]) -> None:
     with (
         relayed(pair[0], server, "--controlling", *transport) as one,
         relayed(pair[1], server, *transport) as two,

@@ -1,6 +1,6 @@
-"""Our TURN client against pion/turn's server, the one that LiveKit and many others run.
+"""Our TURN client against the server of pion/turn, which LiveKit and many others use.
 
-Over a stream it reads no frame of less than nine bytes: ChannelData of four bytes or less waits there until more comes.
+Over a stream it reads no frame of less than nine bytes: ChannelData of four bytes or less waits for more data.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.peer("pion")
 
 PION = Path(__file__).resolve().parent.parent.parent / ".peers" / "pion" / "server"
 READ = 5
-"""Bytes of data that it does not hold back."""
+"""The smallest data size that the server relays at once."""
 TRANSPORTS = ["udp", "tcp", "tls"]
 
 
 class Server:
-    """A running server: its ports by transport, and its certificate."""
+    """A running server with its ports by transport and its certificate."""
 
     def __init__(self, ports: dict[str, int], certificate: Path) -> None:
         self.ports = ports
@@ -62,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_data_goes_by_indications_and_by_channels(server: Server, transport: str) -> None:
+def test_data_is_relayed_in_indications_and_in_channels(server: Server, transport: str) -> None:
     async def main() -> None:
         async with echoing() as here, server.client(transport) as relay:
             assert relay.relayed[0].host == "127.0.0.1" and relay.mapped is not None
@@ -75,7 +75,7 @@ def test_data_goes_by_indications_and_by_channels(server: Server, transport: str
     run(main())
 
 
-def test_two_clients_meet_at_their_relays(server: Server) -> None:
+def test_two_clients_exchange_data_through_their_relays(server: Server) -> None:
     async def main() -> None:
         async with server.client() as one, server.client("tcp") as two:
             await one.permit(two.relayed[0])
@@ -88,7 +88,7 @@ def test_two_clients_meet_at_their_relays(server: Server) -> None:
     run(main())
 
 
-def test_relays_outlive_the_lifetime_that_they_are_given(tmp_path: Path) -> None:
+def test_relays_are_refreshed_beyond_their_lifetime(tmp_path: Path) -> None:
     async def live(server: Server, transport: str) -> None:
         async with echoing() as here, server.client(transport) as relay:
             assert relay.allocation.lifetime == 2
@@ -105,7 +105,7 @@ def test_relays_outlive_the_lifetime_that_they_are_given(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("wrong", [{"password": "wrong"}, {"username": "mallory"}], ids=["password", "user"])
-def test_wrong_credentials_are_told_at_once(server: Server, wrong: dict[str, str]) -> None:
+def test_wrong_credentials_raise_at_once(server: Server, wrong: dict[str, str]) -> None:
     async def main() -> None:
         with pytest.raises(TransactionError) as caught:
             await server.client(**wrong).allocate()
@@ -115,7 +115,7 @@ def test_wrong_credentials_are_told_at_once(server: Server, wrong: dict[str, str
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_two_relay_only_agents_talk_through_it(server: Server, transport: str) -> None:
+def test_two_relay_only_agents_exchange_data_through_pion(server: Server, transport: str) -> None:
     def agent(*, controlling: bool) -> polynya.Agent:
         return polynya.Agent(
             servers=[polynya.IceServer(server.uri(transport), USER, PASSWORD)], controlling=controlling,

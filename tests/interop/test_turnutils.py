@@ -1,4 +1,4 @@
-"""coturn's STUN client is answered by `polynya serve` as it would be by coturn."""
+"""coturn's STUN client with `polynya serve`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAMILIES = {4: "127.0.0.1", 6: "::1"}
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[int, int]]:
-    """A server on loopback, in a process of its own: the ports where it answers, by family."""
+    """Run a server on loopback. Yield its STUN ports by family."""
     listen = ["--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--http", "127.0.0.1:0"]
     with subprocess.Popen(
         [sys.executable, "-m", "polynya", "serve", *listen], stdout=subprocess.PIPE, text=True
@@ -38,8 +38,8 @@ def ports() -> Iterator[dict[int, int]]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_told_its_own_address(ports: dict[int, int], family: int) -> None:
-    """It binds to a port of the system's choice; what it prints is what the server saw."""
+def test_stunclient_prints_its_own_address(ports: dict[int, int], family: int) -> None:
+    """It binds an ephemeral port and prints the mapped address of the answer."""
     host = FAMILIES[family]
     done = subprocess.run(
         ["turnutils_stunclient", "-L", host, "-p", str(ports[family]), host],

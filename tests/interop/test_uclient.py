@@ -1,8 +1,8 @@
-"""coturn's load client is relayed by `polynya serve`: what it sends comes back whole.
+"""coturn's load client with `polynya serve`: it receives all data that it sends.
 
-The server has its default-deny policy with one named exception, the loopback address on which all of this happens, and
-the channels of RFC 5766, which `turnutils_uclient` 4.6.1 goes by. The client paces itself for some seconds, so all its
-runs go on at once, against a server without workers and one with two, and each test looks at one of them.
+The server has its default-deny policy with one exception, the loopback address of the test. It allows the channel
+numbers of RFC 5766, which `turnutils_uclient` 4.6.1 uses. The client takes some seconds, so all runs are concurrent,
+against a server without workers and one with two, and each test checks one of them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def runs(servers: dict[str, Server]) -> Iterator[dict[tuple[str, str], subproces
 
 
 @pytest.mark.parametrize(("workers", "name"), RUNS)
-def test_what_it_sends_comes_back(
+def test_uclient_receives_all_that_it_sends(
     runs: dict[tuple[str, str], subprocess.Popen[str]], servers: dict[str, Server], workers: str, name: str
 ) -> None:
     run = runs[workers, name]

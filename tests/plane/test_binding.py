@@ -36,7 +36,7 @@ def asking(family: int, *, discovery: bool) -> Iterator[tuple[PortablePlane, Bin
         found = origins({Flow(number): place for number, place in enumerate(places, start=FLOW.id)})
     server = BindingServer()
     server.origins = found
-    encoded = {FLOW: found[FLOW].told} if discovery else {}
+    encoded = {FLOW: found[FLOW].attributes} if discovery else {}
     plane = PortablePlane({FLOW: listener}, origins=encoded)
     with listener, socket.socket(listener.family, socket.SOCK_DGRAM) as client:
         client.bind((LOOPBACK[family], 0))

@@ -1,4 +1,4 @@
-"""Captures made and read by tshark: an opinion on our packets that is not ours."""
+"""Captures by tshark, which checks our packets independently of our code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FIELDS = {
     "attributes": "stun.att.type", "payload": "udp.payload",
 }  # fmt: skip
 TSHARK = ["tshark", "-n", "-o", "udp.try_heuristic_first:TRUE"]
-"""What a packet looks like counts before its port: the system may give us one that some other protocol is known by."""
+"""tshark dissects by content before port: an ephemeral port may be registered for another protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """A UDP datagram of a capture, with what tshark found in it."""
+    """A UDP datagram of a capture, as tshark dissects it."""
 
     number: int
     time: float
@@ -32,7 +32,7 @@ class Datagram:
     destination: tuple[str, int]
     payload: bytes
     stun: int | None
-    """The STUN message type, class and method in one number; None when it is not STUN."""
+    """The STUN message type; None if the datagram is not STUN."""
     transaction: str
     attributes: tuple[int, ...]
 
@@ -43,16 +43,16 @@ class Datagram:
 
 @contextmanager
 def captured(where: Namespace, file: Path) -> Iterator[None]:
-    """Capture all that passes the namespace's loopback while the block runs."""
+    """Capture all packets of the namespace's loopback during the block."""
     tshark = where.popen("tshark", "-n", "-q", "-i", "lo", "-w", file, stderr=subprocess.PIPE, text=True)
     try:
         assert tshark.stderr is not None
-        said = ""
-        while "Capturing on" not in said:
+        output = ""
+        while "Capturing on" not in output:
             line = tshark.stderr.readline()
-            assert line, f"tshark ended: {said}"
-            said += line
-        # It says so just before it listens: a packet of ours that is in the file proves that it does.
+            assert line, f"tshark ended: {output}"
+            output += line
+        # tshark prints this before it captures: a packet in the file proves that it captures.
         send_until_captured(where, file, b"knock knock", 9)
         yield
     finally:
@@ -61,7 +61,7 @@ def captured(where: Namespace, file: Path) -> Iterator[None]:
 
 
 def send_until_captured(where: Namespace, file: Path, payload: bytes, port: int) -> None:
-    """Send a datagram to a port of loopback again and again until it is in the file."""
+    """Send a datagram to a loopback port repeatedly until it is in the file."""
     send = (
         "import socket, sys, time, pathlib\n"
         "payload = bytes.fromhex(sys.argv[2])\n"
@@ -76,7 +76,7 @@ def send_until_captured(where: Namespace, file: Path, payload: bytes, port: int)
 
 
 def read(file: Path, display_filter: str) -> list[dict[str, Any]]:
-    """The packets that a display filter of tshark lets through, as it dissects them."""
+    """Return the packets that match a display filter of tshark, dissected."""
     done = subprocess.run(
         [*TSHARK, "-r", str(file), "-Y", display_filter, "-T", "json"],
         capture_output=True, text=True, timeout=60, check=True,
@@ -86,10 +86,10 @@ def read(file: Path, display_filter: str) -> list[dict[str, Any]]:
 
 
 def datagrams(file: Path) -> list[Datagram]:
-    """Every UDP datagram but the knocks that found out whether the capture runs."""
-    asked = [argument for field in FIELDS.values() for argument in ("-e", field)]
+    """Return every UDP datagram except those of `send_until_captured`."""
+    options = [argument for field in FIELDS.values() for argument in ("-e", field)]
     done = subprocess.run(
-        [*TSHARK, "-r", str(file), "-Y", "udp and not icmp and not udp.port == 9", "-T", "fields", *asked],
+        [*TSHARK, "-r", str(file), "-Y", "udp and not icmp and not udp.port == 9", "-T", "fields", *options],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     rows = [dict(zip(FIELDS, line.split("\t"), strict=True)) for line in done.stdout.splitlines()]
@@ -109,11 +109,11 @@ def datagrams(file: Path) -> list[Datagram]:
 
 
 def tcp_payloads(file: Path) -> list[bytes]:
-    """What went over TCP, segment by segment, and what WebSocket frames say once unmasked."""
+    """Return the payloads of TCP segments and of WebSocket frames, unmasked."""
     fields = ["tcp.payload", "websocket.payload.text", "data.data"]
-    asked = [argument for field in fields for argument in ("-e", field)]
+    options = [argument for field in fields for argument in ("-e", field)]
     done = subprocess.run(
-        [*TSHARK, "-r", str(file), "-Y", "tcp.len > 0", "-T", "fields", "-E", "separator=|", *asked],
+        [*TSHARK, "-r", str(file), "-Y", "tcp.len > 0", "-T", "fields", "-E", "separator=|", *options],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     parts = [part for line in done.stdout.splitlines() for part in line.split("|")]

@@ -1,4 +1,4 @@
-"""Network namespaces for tests and benches: made with `ip`, named `pn-*`, removed again with all that ran in them."""
+"""Network namespaces for tests and benches: created with `ip`, named `pn-*`, removed with their processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _numbers = count(1)
 
 
 def ip(*arguments: str) -> str:
-    """Run `ip ARGUMENTS` and return what it prints; RuntimeError with its words when it fails."""
+    """Run `ip ARGUMENTS` and return its output. Raises RuntimeError with its standard error if it fails."""
     done = subprocess.run(
         ["ip", *arguments], capture_output=True, text=True, env={**os.environ, "PATH": PATH}, check=False
     )
@@ -28,20 +28,20 @@ def ip(*arguments: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A network namespace of its own, with loopback up and nobody to ask for names."""
+    """A network namespace with loopback up and without a DNS server."""
 
     name: str
 
     def ip(self, *arguments: str) -> str:
-        """Run `ip` inside."""
+        """Run `ip` in the namespace."""
         return ip("-n", self.name, *arguments)
 
     def command(self, *command: str | Path) -> list[str]:
-        """The command that runs `command` inside."""
+        """Return the command that runs `command` in the namespace."""
         return ["ip", "netns", "exec", self.name, *map(str, command)]
 
     def run(self, *command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a program inside to its end (`timeout` and the other options of `subprocess.run`); raises if it fails."""
+        """Run a program in the namespace, with the options of `subprocess.run`. Raises RuntimeError if it fails."""
         options = {"capture_output": True, "text": True, "timeout": 30, **options}
         done = subprocess.run(self.command(*command), env={**os.environ, "PATH": PATH}, check=False, **options)
         if done.returncode != 0:
@@ -49,18 +49,18 @@ class Namespace:
         return done
 
     def popen(self, *command: str | Path, **options: Any) -> subprocess.Popen[Any]:
-        """Start a program inside. It is killed when the namespace is removed, if it still runs then."""
+        """Start a program in the namespace. The removal of the namespace kills it."""
         return subprocess.Popen(self.command(*command), env={**os.environ, "PATH": PATH}, **options)
 
 
 @contextmanager
 def namespace(label: str) -> Iterator[Namespace]:
-    """A namespace `pn-LABEL-...` that lives as long as the block."""
+    """Create a namespace `pn-LABEL-...` for the duration of the block."""
     name = f"pn-{label}-{os.getpid()}-{next(_numbers)}"
     etc = Path("/etc/netns") / name
     etc.mkdir(parents=True)
     try:
-        # No server listens there, so a look-up is refused at once instead of waiting for seconds.
+        # Nothing listens there, so a DNS lookup fails at once instead of after seconds.
         (etc / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         ip("netns", "add", name)
         try:
@@ -78,7 +78,7 @@ def namespace(label: str) -> Iterator[Namespace]:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of a cable: where it is, its interface's name, and its addresses as `HOST/PREFIX`, of both families."""
+    """One end of a cable: its namespace, interface name and addresses (`HOST/PREFIX`)."""
 
     namespace: Namespace
     interface: str
@@ -86,11 +86,11 @@ class End:
 
 
 def cable(left: End, right: End) -> None:
-    """Join two namespaces, or one with itself, by a pair of interfaces."""
+    """Connect two namespaces, or one with itself, by a veth pair."""
     peer = ("type", "veth", "peer", "name", right.interface, "netns", right.namespace.name)
     left.namespace.ip("link", "add", left.interface, *peer)
     for end in (left, right):
-        # Only what the test names: no link-local address that appears when the kernel is ready.
+        # Only the given addresses: the kernel would add a link-local one later.
         end.namespace.ip("link", "set", end.interface, "addrgenmode", "none")
         for address in end.addresses:
             nodad = ["nodad"] if ":" in address else []
@@ -100,7 +100,7 @@ def cable(left: End, right: End) -> None:
 
 @contextmanager
 def joined(left_addresses: Sequence[str], right_addresses: Sequence[str]) -> Iterator[tuple[Namespace, Namespace]]:
-    """Two namespaces, each with one interface `pn0`, joined by a cable."""
+    """Create two namespaces with one interface `pn0` each, joined by a cable."""
     with ExitStack() as stack:
         left, right = stack.enter_context(namespace("left")), stack.enter_context(namespace("right"))
         cable(End(left, "pn0", left_addresses), End(right, "pn0", right_addresses))
@@ -109,7 +109,7 @@ def joined(left_addresses: Sequence[str], right_addresses: Sequence[str]) -> Ite
 
 @contextmanager
 def alone(addresses: Sequence[str]) -> Iterator[Namespace]:
-    """One namespace with one interface `pn0`, whose cable ends in the same namespace."""
+    """Create a namespace with one interface `pn0`, whose cable ends in the same namespace."""
     with namespace("alone") as here:
         cable(End(here, "pn0", addresses), End(here, "pn1"))
         yield here

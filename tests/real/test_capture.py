@@ -1,4 +1,4 @@
-"""The demo as tshark sees it on the wire: what we say of it ourselves is not asked here."""
+"""The demo as tshark captures it, without the demo's own files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ REQUEST, SUCCESS, ERROR = 0x0001, 0x0101, 0x0111
 USERNAME, MESSAGE_INTEGRITY, PRIORITY, USE_CANDIDATE = 0x0006, 0x0008, 0x0024, 0x0025
 XOR_MAPPED_ADDRESS, FINGERPRINT, CONTROLLED, CONTROLLING = 0x0020, 0x8028, 0x8029, 0x802A
 MINIMUM_INTERVAL = 0.005
-"""RFC 8445, section 14.2: seconds between two new transactions of a process."""
+"""Seconds between two new transactions of a process (RFC 8445, section 14.2)."""
 LATENESS = 0.015
-"""Seconds for which the system may keep a process from sending what it has decided to send: that shortens a gap."""
+"""Seconds by which the scheduler may delay a packet, which shortens the next gap."""
 MESSAGES = 25
 
 Place = tuple[str, int]
@@ -34,13 +34,13 @@ Place = tuple[str, int]
 
 @dataclass(frozen=True)
 class Shown:
-    """What the demo said, and what was captured of it."""
+    """The document of the demo and its capture."""
 
     said: dict[str, Any]
     file: Path
     packets: list[Datagram]
     places: dict[str, set[Place]]
-    """The addresses of each peer, as it signaled them."""
+    """The addresses that each peer signaled."""
     servers: set[Place]
 
     def owner(self, place: Place) -> str | None:
@@ -81,8 +81,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     )
 
 
-def test_stun_is_told_by_its_looks_and_not_by_its_port(tmp_path: Path) -> None:
-    """Wireshark knows 41170 as another protocol's, and the system may give a server that port."""
+def test_tshark_recognizes_stun_by_content_not_by_port(tmp_path: Path) -> None:
+    """Port 41170 is registered in Wireshark for another protocol."""
     file = tmp_path / "port.pcapng"
     request = Message.request(Method.BINDING, bytes(range(12))).encode(fingerprint=True)
     with namespace("port") as here, captured(here, file):
@@ -90,7 +90,7 @@ def test_stun_is_told_by_its_looks_and_not_by_its_port(tmp_path: Path) -> None:
     assert {each.stun for each in datagrams(file)} == {REQUEST}
 
 
-def test_two_processes_met(shown: Shown) -> None:
+def test_two_processes_connected(shown: Shown) -> None:
     peers = shown.said["meeting"]["peers"].values()
     assert len({peer["pid"] for peer in peers}) == 2
     assert [len(places) > 0 for places in shown.places.values()] == [True, True]
@@ -98,12 +98,12 @@ def test_two_processes_met(shown: Shown) -> None:
     assert not one & other
 
 
-def test_nothing_is_malformed(shown: Shown) -> None:
+def test_no_packet_is_malformed(shown: Shown) -> None:
     assert read(shown.file, "_ws.malformed || _ws.expert.severity == error") == []
     assert len(shown.packets) > 2 * MESSAGES
 
 
-def test_all_that_is_sent_by_udp_is_stun_with_the_server_or_goes_between_the_two(shown: Shown) -> None:
+def test_every_udp_datagram_is_stun_with_the_server_or_between_the_peers(shown: Shown) -> None:
     for each in shown.packets:
         ends = {each.source, each.destination}
         if ends & shown.servers:
@@ -113,7 +113,7 @@ def test_all_that_is_sent_by_udp_is_stun_with_the_server_or_goes_between_the_two
             assert {shown.owner(end) for end in ends} == set(shown.places), each
 
 
-def test_checks_go_both_ways_and_are_answered_both_ways(shown: Shown) -> None:
+def test_checks_are_sent_and_answered_in_both_directions(shown: Shown) -> None:
     answered = {(each.transaction, each.destination) for each in shown.checks(SUCCESS)}
     for name in shown.places:
         sent = [each for each in shown.checks() if shown.owner(each.source) == name]
@@ -122,7 +122,7 @@ def test_checks_go_both_ways_and_are_answered_both_ways(shown: Shown) -> None:
 
 
 def test_every_check_and_every_answer_is_authenticated(shown: Shown) -> None:
-    """RFC 8445, section 7.2.2; RFC 8489, section 9.1: integrity, then fingerprint, and nothing after."""
+    """RFC 8445, section 7.2.2; RFC 8489, section 9.1: integrity, then fingerprint at the end."""
     assert shown.checks()
     for each in shown.checks():
         assert {USERNAME, PRIORITY} <= set(each.attributes), each
@@ -134,7 +134,7 @@ def test_every_check_and_every_answer_is_authenticated(shown: Shown) -> None:
     assert shown.checks(ERROR) == []
 
 
-def test_one_side_controls_and_it_alone_nominates(shown: Shown) -> None:
+def test_one_peer_is_controlling_and_it_alone_nominates(shown: Shown) -> None:
     roles: dict[str | None, set[int]] = defaultdict(set)
     for each in shown.checks():
         roles[shown.owner(each.source)] |= {CONTROLLED, CONTROLLING} & set(each.attributes)
@@ -143,7 +143,7 @@ def test_one_side_controls_and_it_alone_nominates(shown: Shown) -> None:
     assert any(USE_CANDIDATE in each.attributes for each in shown.checks())
 
 
-def test_both_ends_name_the_pair_that_the_data_takes(shown: Shown) -> None:
+def test_both_peers_report_the_pair_that_carries_the_data(shown: Shown) -> None:
     selected = [peer["selected"] for peer in shown.said["meeting"]["peers"].values()]
     assert selected[0]["local_address"] == selected[1]["remote_address"]
     assert selected[0]["remote_address"] == selected[1]["local_address"]
@@ -153,7 +153,7 @@ def test_both_ends_name_the_pair_that_the_data_takes(shown: Shown) -> None:
 
 
 def test_new_transactions_are_paced(shown: Shown) -> None:
-    """RFC 8445, section 14.2. Exact times are the machines' and judged by the demo itself; here are the wire's."""
+    """RFC 8445, section 14.2. The demo checks the exact times; this test checks the captured ones."""
     first: dict[str, dict[str, float]] = {name: {} for name in shown.places}
     for each in shown.packets:
         owner = shown.owner(each.source)
@@ -167,13 +167,13 @@ def test_new_transactions_are_paced(shown: Shown) -> None:
         assert gaps[len(gaps) // 2] >= MINIMUM_INTERVAL * 0.8, f"{name}: {gaps}"
 
 
-def test_application_data_goes_end_to_end_and_never_through_the_server(shown: Shown) -> None:
+def test_application_data_is_never_sent_through_the_server(shown: Shown) -> None:
     data = [each for each in shown.between_peers() if each.stun is None and each.payload]
     for name in shown.places:
         assert len([each for each in data if shown.owner(each.source) == name]) >= MESSAGES
     for each in shown.packets:
         if {each.source, each.destination} & shown.servers:
             assert each.stun is not None, each
-    told = tcp_payloads(shown.file)
-    assert any(b"candidate:" in text for text in told), "the signaling was not captured"
-    assert [text for text in told for each in data if len(each.payload) > 8 and each.payload in text] == []
+    texts = tcp_payloads(shown.file)
+    assert any(b"candidate:" in text for text in texts), "the signaling was not captured"
+    assert [text for text in texts for each in data if len(each.payload) > 8 and each.payload in text] == []

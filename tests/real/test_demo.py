@@ -1,4 +1,4 @@
-"""The demo in a network namespace of its own: its files beside what the kernel saw, and hosts that lack something."""
+"""The demo in a network namespace: its files compared with a capture, and hosts without IPv6 or loopback."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.real.netns import Namespace, alone, namespace
 pytestmark = [pytest.mark.root, pytest.mark.peer("ip"), pytest.mark.usefixtures("free_of_leftovers")]
 
 CLOCKS_APART = 0.001
-"""Seconds by which the time of day, which captures tell, and our clock may have moved apart during a run."""
+"""Seconds by which the clock of captures (time of day) and our clock may diverge during a run."""
 DEMO = [sys.executable, "-m", "polynya", "demo", "--json"]
 
 
@@ -38,7 +38,7 @@ def demo(where: Namespace, *arguments: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Seen:
-    """One run as it was told by itself and as it was captured. Times of the trace are those of the day, in seconds."""
+    """One run: its own files, and the capture of the kernel."""
 
     document: dict[str, Any]
     events: list[TraceEvent]
@@ -64,8 +64,8 @@ def key(datagram: Datagram) -> tuple[Any, ...]:
 
 
 @pytest.mark.peer("tshark")
-def test_the_written_packets_are_those_that_the_kernel_saw(seen: Seen) -> None:
-    """What goes between the peers is written by both, what they and the server say to each other by one."""
+def test_the_written_packets_are_those_that_the_kernel_captured(seen: Seen) -> None:
+    """Both peers write a packet between them; one peer writes a packet from or to the server."""
     servers = {_place(text) for text in seen.document["meeting"]["server"]["stun"]}
     on_the_wire = Counter(key(each) for each in seen.captured)
     expected: Counter[tuple[Any, ...]] = Counter()
@@ -76,11 +76,11 @@ def test_the_written_packets_are_those_that_the_kernel_saw(seen: Seen) -> None:
 
 
 @pytest.mark.peer("tshark")
-def test_no_new_transaction_is_on_the_wire_before_its_time_and_the_times_keep_the_pace(seen: Seen) -> None:
-    """RFC 8445, section 14.2. The machines' own instants are exact and at least 5 ms apart.
+def test_transactions_are_paced_and_none_is_sent_before_its_time(seen: Seen) -> None:
+    """RFC 8445, section 14.2. The times in the trace are exact and at least 5 ms apart.
 
-    What the kernel captures comes later by what it takes to get there: a gap on the wire can be shorter than 5 ms by
-    as much as the earlier packet was held up. That is why each packet is compared with its own instant instead.
+    The kernel captures a packet later than the trace, by a varying delay. So a gap in the capture can be shorter than
+    5 ms, and the test compares each packet with its own time in the trace.
     """
     wire: dict[str, float] = {}
     for each in seen.captured:
@@ -92,15 +92,15 @@ def test_no_new_transaction_is_on_the_wire_before_its_time_and_the_times_keep_th
             if event.node == node and event.kind == "transaction" and event.fields["state"] == "sent"
             if event.fields["sends"] == 1
         ]
-        assert len(began) >= 3, "a question to the server on each of two addresses, and checks"
+        assert len(began) >= 3, "a Binding request from each of two addresses, and checks"
         assert all(later.at - earlier.at >= MINIMUM_INTERVAL for earlier, later in pairwise(began))
         for event in began:
             decided = (event.at + seen.epoch) / 1e9
             left = wire[str(event.fields["transaction"])]
-            assert left >= decided - CLOCKS_APART, f"{event} was on the wire {decided - left} s before"
+            assert left >= decided - CLOCKS_APART, f"{event} was captured {decided - left} s too early"
 
 
-def test_a_host_with_nothing_but_loopback_and_without_ipv6_is_enough() -> None:
+def test_the_demo_runs_with_ipv4_loopback_alone() -> None:
     with namespace("v4only") as here:
         here.run("sysctl", "-q", "-w", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.lo.disable_ipv6=1")
         assert "inet6" not in here.ip("address", "show")
@@ -111,8 +111,8 @@ def test_a_host_with_nothing_but_loopback_and_without_ipv6_is_enough() -> None:
         assert [pair["local_address"].partition(":")[0] for pair in peer["pairs"]] == ["127.0.0.1"]
 
 
-def test_other_addresses_of_the_host_are_left_alone() -> None:
-    """Also such as stand on the loopback interface itself."""
+def test_other_addresses_of_the_host_are_not_used() -> None:
+    """Neither other addresses of the loopback interface."""
     with alone(["198.51.100.7/24", "2001:db8::7/64"]) as here:
         here.ip("address", "add", "192.0.2.7/32", "dev", "lo")
         document = demo(here, "--messages", "2")
@@ -120,7 +120,7 @@ def test_other_addresses_of_the_host_are_left_alone() -> None:
     assert "127.0.0.1" in text and "192.0.2.7" not in text and "198.51.100.7" not in text and "2001:db8" not in text
 
 
-def test_a_host_whose_loopback_is_down_is_told_so_in_time() -> None:
+def test_a_host_without_loopback_gets_an_error_in_time() -> None:
     with namespace("down") as here:
         here.ip("link", "set", "lo", "down")
         done = subprocess.run(here.command(*DEMO, "--timeout", "2"), capture_output=True, timeout=60, check=False)

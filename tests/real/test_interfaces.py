@@ -1,9 +1,9 @@
-"""A host with two ways out: each address' packets leave by its own interface, whatever the routes prefer.
+"""A host with two uplinks: packets leave by the interface of their source address, whatever the routes prefer.
 
     me  a0 10.1.0.2, fd01::2  ----  router  ----  peer 10.3.0.2, fd03::2
         b0 10.2.0.2, fd02::2  ----
 
-Both interfaces have a default route, that by b0 being the better one.
+Both interfaces have a default route; the one by b0 has the better metric.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ import asyncio, json, sys
 import polynya
 
 async def signal(agent, reader, writer):
-    async def tell():
+    async def send():
         writer.write(json.dumps(agent.description.to_sdp()).encode() + b"\\n")
         async for candidate in agent.candidates():
             writer.write(json.dumps(str(candidate)).encode() + b"\\n")
         writer.write(b"null\\n")
-    telling = asyncio.ensure_future(tell())
+    sending = asyncio.ensure_future(send())
     agent.set_remote(polynya.Description.parse(json.loads(await reader.readline())))
     while line := await reader.readline():
         agent.add_candidate(json.loads(line))
         if line == b"null\\n":
             break
-    await telling
+    await sending
 
 async def meet(reader, writer, **options):
     async with polynya.Agent(**options) as agent:
@@ -49,10 +49,10 @@ async def meet(reader, writer, **options):
         connection = await agent.connect(timeout=20)
         await agent.completed()
         connection.send(b"by " + str(connection.path.local.address.host).encode())
-        heard = (await connection.recv()).decode()
-        writer.write(b"done\\n")  # the other side may still wait for an answer of ours
+        received = (await connection.recv()).decode()
+        writer.write(b"done\\n")  # the other side may still wait for a response of this agent
         await reader.readline()
-        return heard, agent.why()
+        return received, agent.why()
 """
 
 LISTEN = (
@@ -75,9 +75,10 @@ DIAL = (
     PEER
     + """
 import socket
+from tests.loops import until
 
 def recorder(interface):
-    # every packet that leaves by it: ETH_P_ALL
+    # receives a copy of each packet that leaves by the interface: ETH_P_ALL
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     sock.bind((interface, 0))
     sock.setblocking(False)
@@ -100,17 +101,21 @@ def sources(sock):
 async def main():
     interfaces, families, host, port = json.loads(sys.argv[1])
     recorders = {name: recorder(name) for name in ("a0", "b0")}
-    # A positive control: a socket that is merely bound to an address of a0.
+    # A positive control: a socket that is bound to an address of a0 and not pinned.
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     bound.bind(("10.1.0.2", 0))
     bound.sendto(b"unpinned", ("10.3.0.2", 9))
-    await asyncio.sleep(0.1)
-    unpinned = {name: sources(sock) for name, sock in recorders.items()}
+    unpinned = {name: [] for name in recorders}
+    def record():
+        for name, sock in recorders.items():
+            unpinned[name] += sources(sock)
+        return any(unpinned.values())
+    await until(record, "a packet of the socket that is not pinned")
     reader, writer = await asyncio.open_connection(host, port)
-    heard, why = await meet(reader, writer, controlling=True, interfaces=interfaces, families=families)
+    received, why = await meet(reader, writer, controlling=True, interfaces=interfaces, families=families)
     writer.close()
     pinned = {name: sources(sock) for name, sock in recorders.items()}
-    print(json.dumps({"unpinned": unpinned, "pinned": pinned, "heard": heard, "why": why.data}))
+    print(json.dumps({"unpinned": unpinned, "pinned": pinned, "received": received, "why": why.data}))
 
 asyncio.run(asyncio.wait_for(main(), 30))
 """
@@ -119,19 +124,16 @@ asyncio.run(asyncio.wait_for(main(), 30))
 MOVING = """
 import asyncio, json, subprocess, sys
 import polynya
+from tests.loops import until
 
-async def carry(agent, reader, writer):
-    async def tell():
+async def signal(agent, reader, writer):
+    async def send():
         async for text in agent.local_signals():
             writer.write(json.dumps(text).encode() + b"\\n")
-    telling = asyncio.ensure_future(tell())
+    sending = asyncio.ensure_future(send())
     while line := await reader.readline():
         agent.add_remote_signal(json.loads(line))
-    telling.cancel()
-
-async def until(test):
-    while not test():
-        await asyncio.sleep(0.01)
+    sending.cancel()
 
 async def listen(port):
     met = asyncio.get_running_loop().create_future()
@@ -139,29 +141,29 @@ async def listen(port):
     print("ready", flush=True)
     reader, writer = await met
     async with polynya.Agent(controlling=False) as agent:
-        carrying = asyncio.ensure_future(carry(agent, reader, writer))
+        signaling = asyncio.ensure_future(signal(agent, reader, writer))
         connection = await agent.connect(timeout=20)
-        async for message in connection:  # an echo, until it is killed
+        async for message in connection:  # echo until the process is killed
             connection.send(message)
 
 async def dial(host, port):
     allowed = ["a0"]
-    reader, writer = await asyncio.open_connection(host, port)  # by b0, whose route is better
+    reader, writer = await asyncio.open_connection(host, port)  # by b0, which has the better route
     async with polynya.Agent(interfaces=lambda interface: interface.name in allowed) as agent:
-        carrying = asyncio.ensure_future(carry(agent, reader, writer))
+        signaling = asyncio.ensure_future(signal(agent, reader, writer))
         connection = await agent.connect(timeout=20)
         await agent.completed()
         connection.send(b"one")
-        told = [(await connection.recv()).decode(), connection.path.local.address.host]
-        nothing = agent.interfaces_changed()
+        results = [(await connection.recv()).decode(), connection.path.local.address.host]
+        unchanged = agent.interfaces_changed()
         subprocess.run(["ip", "link", "set", "a0", "down"], check=True)
         allowed[:] = ["b0"]
         changed = agent.interfaces_changed()
         await until(lambda: connection.ready and connection.path.nominated and agent.description.generation == 1)
         connection.send(b"two")
-        told += [(await connection.recv()).decode(), connection.path.local.address.host]
-        carrying.cancel()
-        print(json.dumps([nothing, changed, *told]))
+        results += [(await connection.recv()).decode(), connection.path.local.address.host]
+        signaling.cancel()
+        print(json.dumps([unchanged, changed, *results]))
 
 asyncio.run(asyncio.wait_for(listen(9001) if len(sys.argv) == 1 else dial(sys.argv[1], 9001), 40))
 """
@@ -190,7 +192,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 def connect(hosts: Hosts, interfaces: list[str], families: list[int]) -> dict[str, Any]:
-    """What the dialling side saw, and in `reached` what the other one heard."""
+    """Connect the two hosts. Return what the dialing side recorded; `reached` is what the other side received."""
     listener = hosts.peer.popen(sys.executable, "-c", LISTEN, str(SIGNALING), stdout=subprocess.PIPE, text=True)
     with listener:
         try:
@@ -209,7 +211,7 @@ def connect(hosts: Hosts, interfaces: list[str], families: list[int]) -> dict[st
 def test_packets_leave_by_the_interface_of_their_address_despite_a_better_route(
     hosts: Hosts, interface: str, family: int
 ) -> None:
-    """RFC 8445, section 5.1.1.1 has a candidate of every address; each is a way of its own only where it leaves so."""
+    """RFC 8445, section 5.1.1.1: each address has a candidate, which is a path of its own only with its interface."""
     seen = connect(hosts, [interface], [family])
     own, other = ADDRESSES[interface, family], {"a0": "b0", "b0": "a0"}[interface]
     assert seen["unpinned"]["b0"] == ["10.1.0.2"], "the source address alone does not choose the route"
@@ -227,7 +229,7 @@ def test_each_of_two_interfaces_sends_only_packets_of_its_addresses(hosts: Hosts
 
 
 def test_a_connection_moves_to_the_other_interface_when_its_interface_goes_down(hosts: Hosts) -> None:
-    """A network change by hand: the cable is pulled, `interfaces_changed` is called, and both sides follow."""
+    """The interface goes down, `interfaces_changed` is called, and both sides move."""
     listener = hosts.peer.popen(sys.executable, "-c", MOVING, stdout=subprocess.PIPE, text=True)
     with listener:
         try:
@@ -237,14 +239,14 @@ def test_a_connection_moves_to_the_other_interface_when_its_interface_goes_down(
         finally:
             listener.kill()
             hosts.me.ip("link", "set", "a0", "up")
-    nothing, changed, first, before, second, after = seen
-    assert (nothing, changed) == (False, True)
+    unchanged, changed, first, before, second, after = seen
+    assert (unchanged, changed) == (False, True)
     assert (first, second) == ("one", "two")
     assert before in {"10.1.0.2", "fd01::2"} and after in {"10.2.0.2", "fd02::2"}
 
 
 def test_packets_of_an_address_on_a_dead_end_leave_by_another_interface() -> None:
-    """An address of a dummy interface, as routers and load balancers have: pinned to it, its packets would be lost."""
+    """Routers and load balancers have addresses on dummy interfaces, where pinned packets would be lost."""
     with namespace("service") as here, namespace("client") as there:
         cable(End(here, "pn0", ["10.5.0.1/24"]), End(there, "pn0", ["10.5.0.2/24"]))
         _dead_end(here, "service0")
@@ -278,7 +280,7 @@ asyncio.run(asyncio.wait_for(main(), 30))
 
 
 def _dead_end(here: Namespace, name: str) -> None:
-    """An interface that nothing leaves by: not every kernel has the same kinds."""
+    """Add an interface that no packet leaves by; not every kernel has the same kinds."""
     for kind in ("dummy", "ifb"):
         try:
             here.ip("link", "add", name, "type", kind)

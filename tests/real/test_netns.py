@@ -1,4 +1,4 @@
-"""The namespaces of the tests: joined as said, and gone afterwards."""
+"""The network namespaces of the tests: joined by a cable, and removed afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_datagram_crosses_the_cable_at_once(family: str, host: str) -> None:
         assert echo.returncode == 0
 
 
-def test_a_namespace_is_gone_after_its_block_with_all_that_ran_in_it() -> None:
+def test_a_namespace_is_removed_with_its_processes() -> None:
     with alone(["10.77.0.1/24"]) as here:
         sleeper = here.popen("sh", "-c", "echo up; exec sleep 1000", stdout=-1, text=True)
         assert sleeper.stdout.readline() == "up\n"
@@ -48,13 +48,13 @@ def test_a_namespace_is_gone_after_its_block_with_all_that_ran_in_it() -> None:
     assert not Path("/etc/netns", here.name).exists()
 
 
-def test_a_failure_inside_leaves_nothing_behind() -> None:
+def test_a_namespace_is_removed_after_a_failure() -> None:
     with pytest.raises(RuntimeError, match="no such"), namespace("fails") as here:
         raise RuntimeError("no such thing")
     assert here.name not in ip("netns", "list")
 
 
-def test_only_the_addresses_that_were_named_are_there() -> None:
+def test_an_interface_has_only_the_given_addresses() -> None:
     with joined(["10.77.0.1/24"], ["10.77.0.2/24"]) as (left, _):
         shown = left.ip("-brief", "address", "show", "dev", "pn0")
         assert "10.77.0.1/24" in shown and ":" not in shown

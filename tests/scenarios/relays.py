@@ -1,4 +1,4 @@
-"""Two agents and TURN servers between them, as the scenarios with relays need them."""
+"""Scenes of two agents with TURN servers, for the scenarios with relays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polynya.session.options import Policy, SessionConfig, TurnCredentials
 
 CLASSES = list(every_class(NatConfig(ports=PortAssignment.RANDOM)))
 OPEN, CLOSED = CLASSES[0], CLASSES[-1]
-"""NATs that connect with all others, and with none but the open ones."""
+"""NATs that connect with all others, and NATs that connect only with open ones."""
 
 UDP = "turn:203.0.113.9"
 TCP = "turn:203.0.113.9?transport=tcp"
@@ -27,7 +27,7 @@ SECOND_SERVER = ("203.0.113.10", "2001:db8:100::10")
 
 
 class Scene:
-    """A topology, its TURN servers, and two agents in it."""
+    """A topology with TURN servers and two agents."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class Scene:
         self.sent = 0
 
     def start(self, limit: int = 60 * SECOND) -> bool:
-        """Let them meet; whether both have completed."""
+        """Run until both agents have completed, at most for a time; returns whether they have."""
         self.exchange.start()
         end = Instant(self.net.now + limit)
         self.net.run_until(lambda: self.one.settled and self.other.settled, end)
         return self.one.state is self.other.state is AgentState.COMPLETED
 
     def types(self) -> tuple[str, str]:
-        """The selected pair of each, by the candidates' types."""
+        """Return the candidate types of each agent's selected pair."""
         one, other = (
             f"{pair.local.type.value} -> {pair.remote.type.value}" if pair is not None else ""
             for pair in (self.one.selected, self.other.selected)
@@ -70,7 +70,7 @@ class Scene:
         return any("relay" in types for types in self.types())
 
     def talk(self, seconds: int, every: int = SECOND) -> tuple[int, int]:
-        """Send both ways for so long; how many messages of these arrived at each."""
+        """Send in both directions for some seconds; returns the number of messages that arrived at each agent."""
         before = len(self.one.received), len(self.other.received)
         end = self.net.now + seconds * SECOND
         while self.net.now < end:
@@ -81,7 +81,7 @@ class Scene:
         return len(self.one.received) - before[0], len(self.other.received) - before[1]
 
     def end(self) -> list[str]:
-        """Close both; what did not hold."""
+        """Close both agents; returns the violated invariants."""
         both = self.one.state is self.other.state is AgentState.COMPLETED
         agreed = [why] if both and (why := disagreement(*self.peers)) else []
         for peer in self.peers:
@@ -95,7 +95,7 @@ def nats(first: NatConfig | None, second: NatConfig | None, seed: int = 1) -> To
 
 
 def walled(*rules: Sequence[Rule], seed: int = 1) -> Topology:
-    """Hosts in the open, each behind a firewall with rules of its own; none where there are no rules."""
+    """Make two hosts without NAT, each behind a firewall with these rules, or without one if there are none."""
     net = Network(seed)
     internet = net.router("internet")
     stun = stun_server(net, internet)
@@ -108,7 +108,7 @@ def walled(*rules: Sequence[Rule], seed: int = 1) -> Topology:
 
 
 def dual_stack(config: NatConfig, seed: int = 1) -> Topology:
-    """Both have IPv4 behind a NAT, and IPv6 behind a firewall."""
+    """Make two hosts with IPv4 behind a NAT and IPv6 behind a firewall."""
     net = Network(seed)
     internet = net.router("internet")
     stun = stun_server(net, internet)

@@ -1,4 +1,4 @@
-"""RFC 5780, sections 4.3 to 4.5, in the virtual network: what is found out is what the NAT is made to be."""
+"""RFC 5780, sections 4.3 to 4.5, in the virtual network: discovery reports the configured behavior of the NAT."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def discover(net: Network, host: Host, server: Address = FIRST, local: str = "")
     machine = BehaviorDiscovery(server=server, local=where, flow_ids=net.flow_ids, random=random.Random(1))
     process = host.run(machine)
     process.call(machine.start)
-    assert net.run_until(lambda: bool(process.log), LIMIT), "it comes to an end"
+    assert net.run_until(lambda: bool(process.log), LIMIT), "the discovery ends"
     assert process.sockets == {} and process.misuses == []
     [(_, report)] = process.log
     assert machine.next_timer() is None
@@ -61,8 +61,8 @@ def behind(config: NatConfig, seed: int = 1, link: Profile | None = None, other:
 
 @pytest.mark.parametrize("ports", PortAssignment, ids=lambda ports: ports.name)
 @pytest.mark.parametrize("config", list(every_class()), ids=lambda config: config.label)
-def test_every_cell_is_told_as_it_is(config: NatConfig, ports: PortAssignment) -> None:
-    """However filtering remembers, sessions are made and packets turn round."""
+def test_every_cell_is_discovered(config: NatConfig, ports: PortAssignment) -> None:
+    """With every scope of the filter, direction of sessions and kind of hairpinning."""
     for scope in FilterScope:
         for inbound in (False, True):
             for hairpinning in Hairpinning:
@@ -130,11 +130,11 @@ def test_where_udp_is_blocked_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("filtering", Behavior, ids=lambda each: each.name)
-def test_with_two_ports_of_one_address_it_is_told_whether_the_port_counts(filtering: Behavior) -> None:
+def test_two_ports_of_one_address_show_whether_the_port_counts(filtering: Behavior) -> None:
     net, host = behind(NatConfig(filtering=filtering), other=FIRST.with_port(3479))
     report = discover(net, host)
     assert (report.mapping, report.other) == (None, None)
-    assert report.mapping_reason == "203.0.113.1:3478 names no other address"
+    assert report.mapping_reason == "203.0.113.1:3478 has no other address"
     assert report.filtering is (Behavior.APD if filtering is Behavior.APD else None)
     assert report.filtering_reason
 
@@ -144,7 +144,7 @@ def test_a_server_that_serves_none_of_it_leaves_it_open() -> None:
     report = discover(net, host)
     assert (report.translated, report.mapping, report.filtering) == (True, None, None)
     assert "refused: 420" in report.filtering_reason
-    assert report.hairpinning is True, "for that any server will do"
+    assert report.hairpinning is True, "any server is enough for this test"
 
 
 def test_a_socket_on_all_addresses_does_not_say_whether_there_is_a_nat() -> None:
@@ -153,7 +153,7 @@ def test_a_socket_on_all_addresses_does_not_say_whether_there_is_a_nat() -> None
     assert (report.translated, report.mapping, report.filtering) == (None, Behavior.AD, Behavior.AD)
 
 
-def test_an_address_that_is_not_ours_is_told() -> None:
+def test_an_address_of_another_host_is_reported() -> None:
     net, host = behind(NatConfig())
     report = discover(net, host, local="192.0.2.99")
     assert "192.0.2.99 is not an address of alice" in report.mapping_reason and report.mapping is None
@@ -161,7 +161,7 @@ def test_an_address_that_is_not_ours_is_told() -> None:
 
 @pytest.mark.parametrize("outer", list(every_class()), ids=lambda config: config.label)
 def test_of_two_nats_the_stricter_is_seen(outer: NatConfig) -> None:
-    """Behind a carrier's NAT, each of the two axes is that of whichever NAT is worse."""
+    """Behind a carrier's NAT, mapping and filtering are each those of the stricter NAT."""
     order = list(Behavior)
     for inner in every_class():
         net = Network(seed=2)
@@ -183,3 +183,14 @@ def test_behind_a_nat_for_ipv4_and_a_firewall_for_ipv6() -> None:
     host = net.host("alice", ("10.0.0.2", "2001:db8:7::7"), nat)
     report = discover(net, host, FIRST6, "2001:db8:7::7")
     assert (report.translated, report.filtering) == (False, Behavior.APD)
+
+
+def test_a_report_reads_well() -> None:
+    report = discover(*behind(NatConfig(filtering=Behavior.AD)))
+    assert str(report).splitlines() == [
+        f"{report.local}, mapped to {report.mapped}: behind a NAT",
+        f"  mapping: {Behavior.EI.value} (mapped to {report.mapped} towards both addresses of the server)",
+        f"  filtering: {Behavior.AD.value} (a response from another port arrived, none from another address)",
+        "  hairpinning: yes (a request came back from " + str(report.mapped).partition(":")[0]
+        + report.hairpinning_reason.rpartition("198.51.100.1")[2] + ")",
+    ]  # fmt: skip

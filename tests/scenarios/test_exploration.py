@@ -1,4 +1,4 @@
-"""Seeded runs over random networks: what must hold holds in all; what the rules decide comes out as they say.
+"""Seeded runs in random networks: no invariant is violated, and predicted outcomes are correct.
 
 A failure names its seed: `run(SEED)` replays it, byte for byte.
 """
@@ -40,14 +40,14 @@ def faults(seed: int, *, lossy: bool = False) -> tuple[list[str], bool | None, b
     if not lossy and topology.expected is not None and topology.expected != meeting.connected:
         found.append(f"seed {seed}: expected connected={topology.expected} ({topology.description})")
     if meeting.connected and not meeting.data:
-        found.append(f"seed {seed}: connected, but data does not go both ways ({topology.description})")
+        found.append(f"seed {seed}: connected, but data does not arrive in both directions ({topology.description})")
     if not lossy and not meeting.connected and any(meeting.pairs):
-        found.append(f"seed {seed}: not connected, and yet a pair is selected ({topology.description})")
+        found.append(f"seed {seed}: not connected, but a pair is selected ({topology.description})")
     return found, topology.expected, meeting.connected
 
 
 @pytest.mark.parametrize("first", range(0, CLEAN, BATCH))
-def test_without_loss_everything_holds_and_the_rules_decide(first: int) -> None:
+def test_without_loss_no_invariant_is_violated_and_the_outcome_is_predicted(first: int) -> None:
     outcomes: Counter[tuple[bool | None, bool]] = Counter()
     found = []
     for seed in range(first, first + BATCH):
@@ -59,13 +59,13 @@ def test_without_loss_everything_holds_and_the_rules_decide(first: int) -> None:
     assert outcomes[False, False] > 0
 
 
-def test_with_loss_everything_still_holds_and_nothing_connects_that_cannot() -> None:
+def test_with_loss_no_invariant_is_violated_and_no_unpredicted_connection_exists() -> None:
     found, missed = [], 0
     for seed in range(10_000, 10_000 + LOSSY):
         faulty, expected, connected = faults(seed, lossy=True)
         found += faulty
         if expected is False and connected:
-            found.append(f"seed {seed}: connected where nothing can")
+            found.append(f"seed {seed}: connected, but the prediction excludes it")
         missed += expected is True and not connected
     assert found == []
     assert missed <= LOSSY // 20
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_bytes(lossy: bool) -> None:
     assert trace(1) != trace(2)
 
 
-def test_tracing_changes_nothing() -> None:
+def test_tracing_does_not_change_a_run() -> None:
     for seed in range(20):
         events: list[TraceEvent] = []
         _, traced = run(seed, trace=Tracer(events.append))
@@ -92,7 +92,7 @@ def test_tracing_changes_nothing() -> None:
         assert [p.first(p.state) for p in traced.peers] == [p.first(p.state) for p in quiet.peers]
 
 
-def test_a_run_ends_whatever_happens() -> None:
+def test_nothing_stays_scheduled_after_a_run() -> None:
     for seed in range(30):
         topology, meeting = run(seed)
         assert all(peer.process is not None and not peer.process.sockets for peer in meeting.peers)

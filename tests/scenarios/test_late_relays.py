@@ -40,13 +40,13 @@ def test_an_allocation_that_comes_late_connects(both: bool, policy: Policy, monk
     assert scene.relayed
     assert scene.talk(10) == (10, 10)
     assert scene.one.process is not None
-    told = [
+    kinds = [
         "end" if isinstance(event, LocalCandidatesEnded) else event.candidate.type.value
         for _, event in scene.one.process.log
         if isinstance(event, LocalCandidateAdded | LocalCandidatesEnded)
     ]
-    late = [kind for kind in told[told.index("end") :] if kind != "srflx"]
-    assert late == ["end", "relay", "relay"], "of both families; the end is told in time, and once"
+    late = [kind for kind in kinds[kinds.index("end") :] if kind != "srflx"]
+    assert late == ["end", "relay", "relay"], "of both families; the end is emitted in time, and once"
     assert scene.end() == []
     assert scene.turn.allocations == 0
 

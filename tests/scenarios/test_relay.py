@@ -1,4 +1,4 @@
-"""The table again with a TURN server: every cell connects, directly exactly where the rules allow it."""
+"""The table of NATs with a TURN server: every pair connects, directly if the rules allow it, else relayed."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def relayed(meeting: Meeting) -> bool:
 
 
 @pytest.mark.parametrize("first", CLASSES, ids=lambda config: config.label)
-def test_every_cell_connects_directly_where_the_rules_allow_and_relayed_elsewhere(first: NatConfig) -> None:
+def test_every_pair_of_nats_connects_directly_if_the_rules_allow_it_else_relayed(first: NatConfig) -> None:
     for second in CLASSES:
         meeting = meet(made := topology(first, second), configs=relayed_configs(made))
         assert (meeting.connected, meeting.data, meeting.faults) == (True, True, ()), second.label
         assert relayed(meeting) != expect(first, second).always, (second.label, meeting.pairs)
 
 
-def test_with_the_policy_relay_no_other_candidate_is_told_or_used() -> None:
-    """RFC 8828, mode 4: the other side learns nothing but the relay."""
+def test_with_the_policy_relay_no_other_candidate_is_signaled_or_used() -> None:
+    """RFC 8828, mode 4: the remote agent learns the relayed address only."""
     meeting = meet(made := topology(CLASSES[0], CLASSES[0]), configs=relayed_configs(made, Policy.RELAY))
     assert meeting.connected
     assert meeting.data
     assert meeting.pairs == ("relay -> relay", "relay -> relay")
     for peer in meeting.peers:
-        told = [str(local.candidate) for local in peer.session.agent.local_candidates() if local.advertise]
-        assert told
-        assert all("typ relay" in line for line in told)
-        assert not any("10.0." in line or "198.51." in line for line in told)
+        signaled = [str(local.candidate) for local in peer.session.agent.local_candidates() if local.advertise]
+        assert signaled
+        assert all("typ relay" in line for line in signaled)
+        assert not any("10.0." in line or "198.51." in line for line in signaled)
 
 
-def test_relay_only_waits_for_nothing() -> None:
-    """pion/ice#324, livekit/livekit#4835: relay-only sessions waited for candidates that could not come."""
+def test_relay_only_has_no_delay() -> None:
+    """pion/ice#324, livekit/livekit#4835: relay-only sessions waited for candidates of other types."""
     meeting = meet(made := topology(CLASSES[-1], CLASSES[-1]), configs=relayed_configs(made, Policy.RELAY))
     for peer in meeting.peers:
         valid, nominated = peer.first(AgentState.CONNECTED), peer.first(AgentState.COMPLETED)
@@ -64,7 +64,7 @@ def test_relay_only_waits_for_nothing() -> None:
         assert nominated - valid < SECOND // 4
 
 
-def test_a_relay_carries_data_both_ways_for_an_hour() -> None:
+def test_a_relay_carries_data_in_both_directions_for_an_hour() -> None:
     """aiortc/aioice#28, #29, pion/turn#481: relays died after 10 to 15 minutes."""
     made = topology(CLASSES[-1], CLASSES[-1])
     network = made.network
@@ -96,12 +96,12 @@ def test_data_flows_on_the_first_valid_pair_without_waiting_for_a_channel() -> N
     sent = [b"number %d" % number for number in range(40)]
     for data in sent:
         assert one.send(data)
-        network.run_for(SECOND // 50)  # while the pair is nominated and the channel bound
+        network.run_for(SECOND // 50)  # during nomination and channel binding
     network.run_for(2 * SECOND)
     assert other.received == sent, "the switch to the channel neither loses nor reorders on a lossless link"
 
 
-def test_a_peer_that_the_server_will_not_relay_to_fails_its_pairs_with_the_reason() -> None:
+def test_pairs_with_a_peer_that_the_server_denies_fail_with_the_reason() -> None:
     made = topology(None, None)
     configs = relayed_configs(made, Policy.RELAY)
     network = made.network
@@ -116,7 +116,7 @@ def test_a_peer_that_the_server_will_not_relay_to_fails_its_pairs_with_the_reaso
     assert all("403" in pair.reason for pair in refused)
 
 
-def test_signaling_that_overtakes_itself_changes_nothing() -> None:
+def test_reordered_signaling_changes_nothing() -> None:
     for first, second in itertools.product((CLASSES[-1], CLASSES[2]), repeat=2):
         for seed in range(3):
             made = topology(first, second, seed)
@@ -125,7 +125,7 @@ def test_signaling_that_overtakes_itself_changes_nothing() -> None:
             assert meeting.faults == ()
 
 
-def test_a_session_says_how_a_relayed_path_carries_its_data() -> None:
+def test_a_session_reports_how_a_relayed_path_carries_data() -> None:
     """The path to the TURN server is IPv4 and UDP, and a channel is bound to the peer of the nominated pair."""
     scene = Scene(nats(CLASSES[0], CLASSES[0]), policy=Policy.RELAY)
     assert scene.start()

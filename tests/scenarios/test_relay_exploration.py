@@ -1,7 +1,7 @@
-"""Seeded runs over random networks with TURN servers: every run connects, directly exactly where the rules allow it.
+"""Random networks with TURN servers, by seed: every run connects, directly if the rules allow it, else relayed.
 
-3,000 seeds; every thirtieth runs on for 30 virtual minutes with data. The pacing is judged from the trace, which
-costs time: every fourth seed is traced. A failure names its seed: `run(SEED)` replays it, byte for byte.
+There are 3,000 seeds; every thirtieth continues for 30 virtual minutes with data. Pacing is checked in the trace of
+every fourth seed, since a trace costs time. A failure reports its seed: `run(SEED)` replays it byte for byte.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from polynya.lab.invariants import disagreement, unpaced, violations
 
 SEEDS, SHARDS = 3000, 10
 LONG = 30
-"""Of so many seeds of a shard one goes on for half an hour."""
+"""One of this many seeds of a shard continues for half an hour."""
 TRACED = 4
 LOSSY = 100
 
 
 class Run:
-    """One seed: what was made, what came of it, and every fault."""
+    """The run of one seed: its network, its result and every fault."""
 
     def __init__(self, seed: int, *, lossy: bool = False, trace: Tracer | None = None) -> None:
         self.seed = seed
@@ -53,7 +53,7 @@ class Run:
             self.fault(f"not connected: {[peer.state.value for peer in self.peers]}")
         else:
             if made.renomination:
-                net.run_for(5 * SECOND)  # for what is found after the first nomination
+                net.run_for(5 * SECOND)  # for better pairs after the first nomination
             if why := disagreement(*self.peers):
                 self.fault(why)
             self.relayed = any(pair.relayed for peer in self.peers if (pair := peer.selected) is not None)
@@ -67,7 +67,7 @@ class Run:
         self.faults.append(f"seed {self.seed}: {what} {self.made.description}")
 
     def _talk(self, count: int) -> None:
-        """On a clean network every datagram arrives, once or (where the links say so) twice, in either order."""
+        """On a network without loss every datagram arrives, twice if the links duplicate packets, in any order."""
         before = [len(peer.received) for peer in self.peers]
         sent = [b"%d of %d" % (number, self.net.now) for number in range(count)]
         for data in sent:
@@ -100,7 +100,7 @@ def run(seed: int) -> Run:
 
 
 @pytest.mark.parametrize("shard", range(SHARDS))
-def test_every_run_connects_directly_where_the_rules_allow_it_and_by_a_relay_elsewhere(shard: int) -> None:
+def test_every_run_connects_directly_if_the_rules_allow_it_else_relayed(shard: int) -> None:
     faults: list[str] = []
     outcomes: Counter[tuple[bool | None, bool]] = Counter()
     for seed in range(shard, SEEDS, SHARDS):
@@ -116,7 +116,7 @@ def test_every_run_connects_directly_where_the_rules_allow_it_and_by_a_relay_els
     assert outcomes[None, True] > 0
 
 
-def test_with_loss_everything_still_holds_and_nearly_all_connect() -> None:
+def test_with_packet_loss_the_invariants_hold_and_nearly_all_runs_connect() -> None:
     missed = 0
     faults: list[str] = []
     for seed in range(10_000, 10_000 + LOSSY):
@@ -140,7 +140,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
     assert trace(1) != trace(2)
 
 
-def test_a_run_ends_whatever_happens() -> None:
+def test_nothing_stays_scheduled_after_a_run() -> None:
     for seed in range(20):
         made = Run(seed, trace=Tracer()).play()
         assert all(peer.process is not None and not peer.process.sockets for peer in made.peers)

@@ -1,4 +1,4 @@
-"""Issue C: TURN servers that die, come back without memory, or take the credentials no longer; nothing is silent."""
+"""TURN servers that crash, restart without state, or refuse expired credentials: every failure is reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAR = "turn:203.0.113.10"
 
 
 def states(peer: Peer, since: Instant) -> list[AgentState]:
-    """The states that the agent came into after `since`."""
+    """Return the states of the agent after `since`."""
     assert peer.process is not None
     return [event.new for at, event in peer.process.log if at > since and isinstance(event, AgentStateChanged)]
 
@@ -32,7 +32,7 @@ def with_second_server(scene_uri: str = UDP) -> Scene:
 
 @pytest.mark.parametrize("silently", [False, True], ids=["crash", "power cut"])
 @pytest.mark.parametrize("uri", [UDP, TCP, TLS])
-def test_a_direct_connection_does_not_notice_that_the_server_dies(uri: str, silently: bool) -> None:
+def test_a_direct_connection_survives_the_death_of_the_server(uri: str, silently: bool) -> None:
     scene = Scene(nats(OPEN, OPEN), servers=[uri])
     assert scene.start()
     since = scene.net.now
@@ -44,7 +44,7 @@ def test_a_direct_connection_does_not_notice_that_the_server_dies(uri: str, sile
 
 @pytest.mark.parametrize("silently", [False, True], ids=["crash", "power cut"])
 @pytest.mark.parametrize("uri", [UDP, TCP, TLS])
-def test_a_relayed_connection_goes_on_by_the_second_server(uri: str, silently: bool) -> None:
+def test_a_relayed_connection_continues_through_the_second_server(uri: str, silently: bool) -> None:
     scene = with_second_server(uri)
     assert scene.start()
     since = scene.net.now
@@ -61,8 +61,8 @@ def test_a_relayed_connection_goes_on_by_the_second_server(uri: str, silently: b
     assert scene.end() == []
 
 
-def test_without_another_path_it_fails_within_the_time_of_consent_and_says_why() -> None:
-    """RFC 7675: 30 s after the last answer nothing may be sent any more."""
+def test_without_another_path_it_fails_when_consent_expires_with_the_reason() -> None:
+    """RFC 7675: 30 s after the last response no data may be sent."""
     scene = Scene(nats(CLOSED, CLOSED))
     assert scene.start()
     since = scene.net.now
@@ -79,8 +79,8 @@ def test_without_another_path_it_fails_within_the_time_of_consent_and_says_why()
 
 @pytest.mark.parametrize("silently", [False, True], ids=["crash", "power cut"])
 @pytest.mark.parametrize("uri", [UDP, TCP, TLS])
-def test_a_restart_connects_again_by_the_server_that_came_back(uri: str, silently: bool) -> None:
-    """The allocation is gone with the server's memory: the client finds out and makes another."""
+def test_an_ice_restart_connects_again_through_a_restarted_server(uri: str, silently: bool) -> None:
+    """The server has lost its allocations: the client detects it and makes a new one."""
     scene = Scene(nats(CLOSED, CLOSED), policy=Policy.RELAY, servers=[uri])
     assert scene.start()
     old = {str(local.candidate.address) for local in scene.one.session.agent.local_candidates()}
@@ -96,13 +96,13 @@ def test_a_restart_connects_again_by_the_server_that_came_back(uri: str, silentl
         pair = peer.selected
         assert pair is not None
         assert str(pair.local.address) not in old
-        told = [line for line in str(peer.session.why()).splitlines() if " is lost (" in line]
-        assert told
+        lost = [line for line in str(peer.session.why()).splitlines() if " is lost (" in line]
+        assert lost
     assert scene.end() == []
     assert scene.turn.allocations == 0
 
 
-def test_what_was_lost_is_asked_for_again_ever_more_rarely() -> None:
+def test_lost_allocations_are_requested_again_with_backoff() -> None:
     scene = Scene(nats(OPEN, OPEN), servers=[TCP])
     assert scene.start()
     scene.turn.stop()
@@ -114,7 +114,7 @@ def test_what_was_lost_is_asked_for_again_ever_more_rarely() -> None:
             if drop.node == "turn" and drop.source.host == host and drop.destination.port == 3478
         ]
         gaps = [(after - before) / SECOND for before, after in pairwise(tries)]
-        assert 10 <= len(tries) <= 20, "over ten minutes"
+        assert 10 <= len(tries) <= 20, "in ten minutes"
         assert gaps[0] <= 1.1
         assert max(gaps) <= 64.1
     scene.turn.start()
@@ -123,8 +123,8 @@ def test_what_was_lost_is_asked_for_again_ever_more_rarely() -> None:
     assert scene.end() == []
 
 
-def test_a_server_that_frees_the_allocations_is_found_out_when_consent_is_lost() -> None:
-    """The administrator's `close_all`, a lost relay port: over UDP the client hears nothing of it."""
+def test_allocations_that_the_server_has_freed_are_detected_when_consent_is_lost() -> None:
+    """The operator's `close_all`, a lost relay port: over UDP the client gets no message."""
     scene = Scene(nats(CLOSED, CLOSED), policy=Policy.RELAY)
     assert scene.start()
     machine = scene.turn.machine
@@ -134,7 +134,7 @@ def test_a_server_that_frees_the_allocations_is_found_out_when_consent_is_lost()
     machine.settle(now=scene.net.now)
     scene.turn.process.drain()
     scene.net.run_for(60 * SECOND)
-    assert scene.turn.allocations == 2, "others were made"
+    assert scene.turn.allocations == 2, "new ones were made"
     for peer in scene.peers:
         assert "437" in str(peer.session.why())
     scene.one.call(scene.one.session.restart)
@@ -147,7 +147,7 @@ def test_a_server_that_frees_the_allocations_is_found_out_when_consent_is_lost()
 
 
 def expiring(seconds: int, *, refuse: bool = True) -> Scene:
-    """Both hold credentials that are good for so long; `refuse`: the server ends allocations with them."""
+    """Give both agents credentials with these lifetimes; with `refuse` the server refuses to refresh expired ones."""
     made = nats(CLOSED, CLOSED)
     turn = turn_server(made.network, made.internet, directory=expiring_users())
     turn.stop()
@@ -163,17 +163,17 @@ def renew(scene: Scene, peer: Peer, seconds: int) -> None:
     peer.call(peer.session.set_credentials, TurnCredentials(known.uri, name, password))
 
 
-def test_credentials_that_expire_are_asked_for_and_renewed_ones_keep_the_relay() -> None:
+def test_expired_credentials_are_requested_and_renewed_ones_keep_the_relay() -> None:
     scene = expiring(700)
     assert scene.start()
     for peer in scene.peers:
-        told = peer.signal
-        assert told is not None
+        on_event = peer.signal
+        assert on_event is not None
 
-        def answer(event: object, peer: Peer = peer, told: object = told) -> None:
-            told(event)  # type: ignore[operator]
+        def answer(event: object, peer: Peer = peer, on_event: object = on_event) -> None:
+            on_event(event)  # type: ignore[operator]
             if isinstance(event, CredentialsWanted):
-                scene.net.clock.after(SECOND, renew, scene, peer, 700)  # an application asks its own server first
+                scene.net.clock.after(SECOND, renew, scene, peer, 700)  # an application fetches new credentials first
 
         peer.signal = answer
     since = scene.net.now
@@ -185,7 +185,7 @@ def test_credentials_that_expire_are_asked_for_and_renewed_ones_keep_the_relay()
     assert scene.turn.allocations == 0
 
 
-def test_credentials_that_are_renewed_before_they_expire_are_never_asked_for() -> None:
+def test_credentials_that_are_renewed_in_time_are_not_requested() -> None:
     scene = expiring(700)
     assert scene.start()
     for _ in range(6):
@@ -196,7 +196,7 @@ def test_credentials_that_are_renewed_before_they_expire_are_never_asked_for() -
     assert scene.end() == []
 
 
-def test_credentials_that_nobody_renews_end_the_relay_and_it_says_so() -> None:
+def test_credentials_that_are_not_renewed_end_the_relay_with_the_reason() -> None:
     scene = expiring(700)
     assert scene.start()
     since = scene.net.now
@@ -205,27 +205,27 @@ def test_credentials_that_nobody_renews_end_the_relay_and_it_says_so() -> None:
         assert peer.events(CredentialsWanted)
         assert peer.state is AgentState.FAILED
         assert AgentState.FAILED in states(peer, since)
-        told = str(peer.session.why())
-        assert "turn:203.0.113.9: no answer (" in told
-        assert "could not be refreshed before its lifetime ended" in told
+        report = str(peer.session.why())
+        assert "turn:203.0.113.9: no answer (" in report
+        assert "could not be refreshed before its lifetime ended" in report
     assert scene.turn.allocations == 0
     for peer in scene.peers:
         renew(scene, peer, 10_000)
     scene.net.run_for(70 * SECOND)
     scene.one.call(scene.one.session.restart)
     scene.net.run_for(5 * SECOND)
-    assert scene.talk(30) == (30, 30), "with new ones it begins again"
+    assert scene.talk(30) == (30, 30), "with new credentials it works again"
     assert scene.end() == []
 
 
-def test_a_server_that_lets_expired_credentials_refresh_keeps_the_relay() -> None:
+def test_a_server_that_accepts_a_refresh_with_expired_credentials_keeps_the_relay() -> None:
     scene = expiring(700, refuse=False)
     assert scene.start()
     assert scene.talk(3600, every=10 * SECOND) == (360, 360)
     assert scene.end() == []
 
 
-def test_wrong_credentials_give_no_relay_and_cost_nothing_else() -> None:
+def test_wrong_credentials_cost_the_relay_only() -> None:
     scene = Scene(nats(OPEN, OPEN), servers=[relay(UDP, ("lab", "a wrong password"))])
     assert scene.start()
     assert not scene.relayed
@@ -237,15 +237,15 @@ def test_wrong_credentials_give_no_relay_and_cost_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("uri", [UDP, TCP, TLS])
-def test_where_there_are_no_other_credentials_the_server_is_not_waited_for(uri: str) -> None:
-    """A wrong password is told as soon as the server has refused it, and not after the patience of gathering."""
+def test_gathering_does_not_wait_for_a_server_that_has_refused_the_credentials(uri: str) -> None:
+    """A wrong password is reported when the server refuses it, not after the gathering timeout."""
     scene = Scene(nats(OPEN, OPEN), servers=[relay(uri, ("lab", "a wrong password"))], policy=Policy.RELAY)
     for peer in scene.peers:
-        told = peer.signal
-        assert told is not None
+        on_event = peer.signal
+        assert on_event is not None
 
-        def answer(event: object, peer: Peer = peer, told: object = told) -> None:
-            told(event)  # type: ignore[operator]
+        def answer(event: object, peer: Peer = peer, on_event: object = on_event) -> None:
+            on_event(event)  # type: ignore[operator]
             if isinstance(event, CredentialsWanted):
                 peer.call(peer.session.no_credentials, event)
 
@@ -259,7 +259,7 @@ def test_where_there_are_no_other_credentials_the_server_is_not_waited_for(uri: 
     assert scene.end() == []
 
 
-def test_credentials_that_come_late_still_give_a_relay() -> None:
+def test_late_credentials_still_give_a_relay() -> None:
     scene = Scene(nats(CLOSED, CLOSED), servers=[relay(UDP, ("", ""))])
     scene.exchange.start()
     scene.net.run_for(2 * SECOND)

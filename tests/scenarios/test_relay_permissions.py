@@ -1,4 +1,4 @@
-"""Issue C: permissions are installed as candidates arrive; a pair that lacks one waits and costs nothing."""
+"""Permissions are installed as candidates arrive; a pair without one waits and takes no pacing slot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.scenarios.relays import CLOSED, OPEN, Scene, nats
 
 
 class Watch:
-    """What a host sends to its TURN server and what it checks, with the times; some of it is lost while asked to."""
+    """Records the STUN and TURN messages of a host with their times, and can drop some of them."""
 
     def __init__(self, interface: NetworkInterface, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lose: Callable[[Message], bool] = lambda message: False
@@ -43,7 +43,7 @@ class Watch:
         return [message for _, message in self.sent if message.method == method and message.cls is cls]
 
     def starts(self) -> list[Instant]:
-        """When each transaction began."""
+        """Start of each transaction."""
         first: dict[bytes, Instant] = {}
         for at, message in self.sent:
             if message.cls is Class.REQUEST:
@@ -51,34 +51,34 @@ class Watch:
         return list(first.values())
 
 
-def test_a_pair_whose_permission_is_missing_stays_waiting_and_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_without_a_permission_stays_waiting_and_takes_no_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(nats(CLOSED, CLOSED), policy=Policy.RELAY)
     watch = Watch(scene.topology.one.interfaces[0], monkeypatch)
     watch.lose = lambda message: message.method == Method.CREATE_PERMISSION
     scene.exchange.start()
     scene.net.run_for(5 * SECOND)
     pairs = scene.one.session.agent.pairs()
-    assert pairs, "the other side's candidates are known"
+    assert pairs, "the remote candidates are known"
     assert {pair.state for pair in pairs} <= {PairState.WAITING, PairState.FROZEN}
     assert not any(pair.valid or pair.writable for pair in pairs)
-    assert watch.of(Method.CREATE_PERMISSION), "they are asked for at once"
-    assert not watch.of(Method.SEND, Class.INDICATION), "and nothing is sent before"
+    assert watch.of(Method.CREATE_PERMISSION), "permissions are requested at once"
+    assert not watch.of(Method.SEND, Class.INDICATION), "nothing is sent before they are installed"
     kinds = {message.method for _, message in watch.sent if message.cls is Class.REQUEST}
     assert kinds <= {Method.ALLOCATE, Method.CREATE_PERMISSION, Method.BINDING}
-    pacer = scene.one.session.agent._pacing._pacer
+    pacer = scene.one.session.agent.pacing._pacer
     reserved: list[Pacer] = []
     reserve = Pacer.reserve
     monkeypatch.setattr(Pacer, "reserve", lambda self, *, now: reserved.append(self) or reserve(self, now=now))
     scene.net.run_for(3 * SECOND)
-    assert pacer not in reserved, "nor is a slot taken for what cannot be sent"
+    assert pacer not in reserved, "no slot is taken for a check that cannot be sent"
     watch.lose = lambda message: False
     scene.net.run_until(lambda: scene.one.settled and scene.other.settled, Instant(30 * SECOND))
     assert scene.types() == ("relay -> relay", "relay -> relay")
     assert scene.end() == []
 
 
-def test_the_other_pairs_go_on_in_their_time_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that can meet directly do, as fast as if there were no relay at all."""
+def test_other_pairs_are_checked_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents with a direct path connect as fast as without a relay."""
     times = []
     for servers in ([], ["turn:203.0.113.9"]):
         scene = Scene(nats(OPEN, OPEN), servers=servers)
@@ -93,14 +93,14 @@ def test_the_other_pairs_go_on_in_their_time_meanwhile(monkeypatch: pytest.Monke
     assert with_relays <= without + SECOND // 10
 
 
-def test_permissions_are_asked_for_as_candidates_arrive_many_in_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permissions_are_requested_as_candidates_arrive_many_in_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(nats(CLOSED, CLOSED), policy=Policy.RELAY)
     watch = Watch(scene.topology.one.interfaces[0], monkeypatch)
     assert scene.start()
     requests = watch.of(Method.CREATE_PERMISSION)
-    asked = [peer.host for request in requests for peer in request[XOR_PEER_ADDRESS]]
+    requested = [peer.host for request in requests for peer in request[XOR_PEER_ADDRESS]]
     remote = {pair.remote_address.host for pair in scene.one.session.agent.pairs()}
-    assert remote <= set(asked), "each host that the other side named"
+    assert remote <= set(requested), "each host of the remote candidates"
     first = next(at for at, message in watch.sent if message.method == Method.CREATE_PERMISSION)
     checks = [at for at, message in watch.sent if message.method == Method.SEND]
     assert all(at > first for at in checks)
@@ -108,8 +108,8 @@ def test_permissions_are_asked_for_as_candidates_arrive_many_in_one_request(monk
     assert all(after - before >= 5 * SECOND // 1000 for before, after in pairwise(starts))
 
 
-def test_what_a_relay_carries_before_its_channel_is_bound_goes_by_send(monkeypatch: pytest.MonkeyPatch) -> None:
-    """aiortc/aioice#110: relay to relay carried nothing, since Data indications were dropped."""
+def test_before_the_channel_is_bound_data_is_sent_by_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiortc/aioice#110: Data indications were dropped, so relay to relay carried no data."""
     scene = Scene(nats(CLOSED, CLOSED), policy=Policy.RELAY)
     watch = Watch(scene.topology.one.interfaces[0], monkeypatch)
     watch.lose = lambda message: message.method == Method.CHANNEL_BIND

@@ -1,6 +1,6 @@
-"""Issue C: permissions (300 s), channels (600 s and 300 s of rest) and allocations at their edges, idle and busy.
+"""Expiry of permissions (300 s), channels (600 s, then 300 s of rest) and allocations, idle and busy.
 
-The sessions renew all of them in time, so the edges are met by asking the network not to: packets of a kind are lost.
+Sessions refresh all of them in time. So the tests reach the expiry by dropping the requests that refresh.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def message_of(packet: IpPacket) -> Message | None:
 
 
 class Losing:
-    """Loses the requests of a method that leave a host, while it is asked to; counts what passes."""
+    """Drops the requests of one method from a host while it is switched on; counts those that pass."""
 
     def __init__(self, interface: NetworkInterface, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lose: Callable[[Message], bool] = lambda message: False
@@ -82,7 +82,7 @@ def ups_and_downs(peer: Peer, since: Instant) -> list[AgentState]:
 
 @pytest.mark.parametrize("every", [IDLE, BUSY], ids=["idle", "busy"])
 @pytest.mark.parametrize("uri", [UDP, TCP])
-def test_an_hour_loses_nothing_and_renews_in_time(uri: str, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hour_loses_no_data_and_refreshes_in_time(uri: str, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """aiortc/aioice#28, #29, pion/turn#481."""
     world = scene(uri)
     since = world.net.now
@@ -90,24 +90,24 @@ def test_an_hour_loses_nothing_and_renews_in_time(uri: str, every: int, monkeypa
     expected = 3600 * SECOND // every
     assert world.talk(3600, every=every) == (expected, expected)
     assert all(ups_and_downs(peer, since) == [] for peer in world.peers)
-    if uri == UDP:  # over TCP a segment may hold several messages, or a part of one
-        assert watch.channel_data >= expected, "data goes by the channel"
+    if uri == UDP:  # over TCP a segment may contain several messages or a part of one
+        assert watch.channel_data >= expected, "data is sent by the channel"
         for method, lifetime in ((Method.REFRESH, 600), (Method.CHANNEL_BIND, 600)):
             times = watch.times(method)
             assert 5 <= len(times) <= 16, method
             assert all(after - before < lifetime for before, after in pairwise(times))
     assert world.end() == []
     world.net.run_for(600 * SECOND)
-    assert world.turn.allocations == 0, "at the latest when its lifetime ends: the last request may meet a stale nonce"
+    assert world.turn.allocations == 0, "at the latest when its lifetime ends, since the last request may get a 438"
 
 
 @pytest.mark.parametrize("every", [IDLE, BUSY], ids=["idle", "busy"])
 @pytest.mark.parametrize("outage", [10, 25])
 @pytest.mark.parametrize("at", [230, 290, 470, 500, 590])
-def test_an_outage_at_the_worst_moment_is_survived(
+def test_a_path_survives_an_outage_at_the_time_of_a_refresh(
     at: int, outage: int, every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The requests that renew what is about to end are all lost for a while."""
+    """All requests that refresh something before its expiry are lost for a while."""
     world = scene()
     since = world.net.now
     watch = Losing(world.topology.one.interfaces[0], monkeypatch)
@@ -122,13 +122,13 @@ def test_an_outage_at_the_worst_moment_is_survived(
     assert world.end() == []
 
 
-def test_a_channel_that_cannot_be_renewed_falls_back_to_indications(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 8656, section 12: the channel ends after 600 s; the permission, renewed by itself, carries the data on."""
+def test_a_channel_that_cannot_be_refreshed_falls_back_to_indications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 8656, section 12: the channel expires after 600 s; with its own permission the data continues by Send."""
     world = scene()
     since = world.net.now
     watch = Losing(world.topology.one.interfaces[0], monkeypatch)
     watch.lose = lambda message: message.method == Method.CHANNEL_BIND
-    assert world.talk(1500) == (1500, 1500), "nothing is lost at the switch"
+    assert world.talk(1500) == (1500, 1500), "the switch loses no data"
     assert watch.lost > 0
     used = watch.channel_data
     assert world.talk(60) == (60, 60)
@@ -137,7 +137,7 @@ def test_a_channel_that_cannot_be_renewed_falls_back_to_indications(monkeypatch:
     assert world.end() == []
 
 
-def test_a_permission_that_cannot_be_renewed_ends_the_path_at_300_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_permission_that_cannot_be_refreshed_ends_the_path_after_300_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     world = scene()
     watch = Losing(world.topology.one.interfaces[0], monkeypatch)
     watch.lose = lambda message: message.method in (Method.CREATE_PERMISSION, Method.CHANNEL_BIND)
@@ -153,15 +153,15 @@ def test_a_permission_that_cannot_be_renewed_ends_the_path_at_300_seconds(monkey
     assert world.end() == []
 
 
-def test_an_allocation_that_cannot_be_refreshed_is_lost_at_its_time_and_made_anew(
+def test_an_allocation_that_cannot_be_refreshed_expires_and_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = scene()
     watch = Losing(world.topology.one.interfaces[0], monkeypatch)
     watch.lose = lambda message: message.method == Method.REFRESH and message.get(LIFETIME) != 0
     world.talk(660)
-    told = str(world.one.session.why())
-    assert "could not be refreshed before its lifetime ended" in told
+    report = str(world.one.session.why())
+    assert "could not be refreshed before its lifetime ended" in report
     assert watch.lost > 1
     watch.lose = lambda message: False
     world.net.run_for(60 * SECOND)
@@ -172,7 +172,7 @@ def test_an_allocation_that_cannot_be_refreshed_is_lost_at_its_time_and_made_ane
     assert world.end() == []
 
 
-def test_a_path_that_was_idle_for_the_lifetime_of_everything_carries_the_first_datagram() -> None:
+def test_a_path_that_was_idle_for_all_lifetimes_carries_the_first_datagram() -> None:
     world = scene()
     world.net.run_for(1800 * SECOND)
     world.one.send(b"first after half an hour")
@@ -184,7 +184,7 @@ def test_a_path_that_was_idle_for_the_lifetime_of_everything_carries_the_first_d
 
 
 class Overheard(Listening):
-    """A machine whose datagrams are kept."""
+    """A listening machine that records its datagrams."""
 
     def __init__(self, machine: Any, heard: list[bytes]) -> None:
         super().__init__(machine)
@@ -197,7 +197,7 @@ class Overheard(Listening):
 
 
 class ByHand:
-    """A client of its own on a host in the open, and a peer that sends to its relay at chosen instants."""
+    """A TURN client on a host without NAT, and a peer that sends to its relay at given times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made = nats(None, None)
@@ -207,7 +207,7 @@ class ByHand:
         random, flow_ids = self.net.chance_of("client"), self.net.flow_ids
         self.client = TurnClient(server, random=random, flow_ids=flow_ids, credentials=Credentials(*USER))
         self.heard: list[bytes] = []
-        """What came from the server, oldest first."""
+        """Return the datagrams from the server, oldest first."""
         self.process = made.one.run(Overheard(self.client, self.heard))
         self.process.call(self.client.start)
         self.watch = Losing(made.one.interfaces[0], monkeypatch)
@@ -215,14 +215,14 @@ class ByHand:
         self.net.run_for(SECOND)
 
     def ask(self, method: Callable[..., None], what: object) -> Instant:
-        """Ask the server for something; when it heard of it, 15 ms later."""
+        """Send a request; returns the time at which the server gets it, 15 ms later."""
         asked_at = self.net.now
         self.process.call(method, what)
         self.net.run_for(SECOND)
         return Instant(asked_at + 15 * MILLISECOND)
 
     def arrives(self, at: int) -> bool:
-        """Whether what the peer sends comes through that reaches the server at an instant."""
+        """Whether a peer's datagram that reaches the server at this time is relayed."""
         self.net.run(Instant(at - 20 * MILLISECOND))
         before = len(self.process.events(RelayedData))
         self.peer.send(self.client.relayed[0], b"from the peer")
@@ -230,8 +230,8 @@ class ByHand:
         return len(self.process.events(RelayedData)) > before
 
 
-def test_a_permission_ends_at_the_server_with_its_300th_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 8656, section 9: not earlier, not later, and what the peer sends renews nothing."""
+def test_a_permission_expires_at_the_server_after_300_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 8656, section 9: neither earlier nor later; datagrams of the peer don't refresh it."""
     scene = ByHand(monkeypatch)
     since = scene.ask(scene.client.permit, (scene.peer.address,))
     scene.watch.lose = lambda message: message.method == Method.CREATE_PERMISSION
@@ -241,20 +241,20 @@ def test_a_permission_ends_at_the_server_with_its_300th_second(monkeypatch: pyte
     assert scene.watch.lost
 
 
-def test_a_channel_ends_with_its_600th_second_and_the_same_one_is_bound_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 8656, section 12: another number would have to wait until it has rested."""
+def test_a_channel_expires_after_600_seconds_and_can_be_bound_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 8656, section 12: the same number and peer can be bound again at once."""
     scene = ByHand(monkeypatch)
     since = scene.ask(scene.client.bind, scene.peer.address)
     scene.watch.lose = lambda message: message.method == Method.CHANNEL_BIND
     by_channel: list[bool] = []
     for at in (590, 599.9, 600.1, 700):
-        assert scene.arrives(since + int(at * SECOND)), "the permission is renewed by itself"
+        assert scene.arrives(since + int(at * SECOND)), "the permission is refreshed separately"
         carried = [data for data in scene.heard if is_channel_data(data) or data.startswith(DATA_INDICATION)]
         by_channel.append(is_channel_data(carried[-1]))
     assert by_channel == [True, True, False, False]
     scene.watch.lose = lambda message: False
     scene.ask(scene.client.bind, scene.peer.address)
     first, again = scene.process.events(ChannelBound)
-    assert first == again, "peer and number"
+    assert first == again, "the same peer and number"
     assert scene.arrives(scene.net.now + SECOND)
     assert is_channel_data(scene.heard[-1])

@@ -1,4 +1,4 @@
-"""Issue C: how a TURN server is reached, from networks that let little out, over both families, and in what order."""
+"""Transports to TURN servers: through restrictive firewalls, over both address families, and by preference."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ONLY_443 = (
 
 
 def relays_of(peer: Peer) -> list[str]:
-    """The servers of its relayed candidates, most preferred first."""
+    """Return the servers of the relayed candidates, by preference."""
     found = [local for local in peer.session.agent.local_candidates() if local.type is CandidateType.RELAYED]
     found.sort(key=lambda local: -local.candidate.priority)
     return list(dict.fromkeys(str(local.server) for local in found))
@@ -45,7 +45,7 @@ def relays_of(peer: Peer) -> list[str]:
 
 @pytest.mark.parametrize("both", [False, True], ids=["one side", "both sides"])
 @pytest.mark.parametrize("uri", [TCP, TLS, TLS_443])
-def test_where_udp_is_blocked_the_relay_is_reached_by_a_stream(uri: str, both: bool) -> None:
+def test_if_udp_is_blocked_the_relay_is_reached_by_tcp_or_tls(uri: str, both: bool) -> None:
     scene = Scene(walled([UDP_BLOCKED], [UDP_BLOCKED] if both else []), servers=[UDP, uri])
     assert scene.start()
     assert scene.types() == (("relay -> relay",) * 2 if both else ("relay -> host", "host -> relay"))
@@ -54,7 +54,7 @@ def test_where_udp_is_blocked_the_relay_is_reached_by_a_stream(uri: str, both: b
     assert scene.end() == []
 
 
-def test_where_only_port_443_is_open_tls_gets_through() -> None:
+def test_if_only_port_443_is_open_the_relay_is_reached_by_tls() -> None:
     scene = Scene(walled(ONLY_443, ONLY_443), servers=ALL)
     assert scene.start()
     assert relays_of(scene.one) == ["203.0.113.9:443 over tls"]
@@ -63,7 +63,7 @@ def test_where_only_port_443_is_open_tls_gets_through() -> None:
 
 
 @pytest.mark.parametrize("refusal", list(Refusal))
-def test_what_a_firewall_says_or_does_not_say_delays_nothing(refusal: Refusal) -> None:
+def test_a_firewall_causes_no_delay_whether_it_rejects_or_drops(refusal: Refusal) -> None:
     made = walled([], [])
     wall = made.network.firewall("wall", outside=made.internet, rules=ONLY_443, refusal=refusal)
     made.one = made.network.host("carol", "192.0.2.40", wall, delay=10 * MILLISECOND)
@@ -99,7 +99,7 @@ def test_udp_is_preferred_to_tcp_and_tcp_to_tls() -> None:
 
 
 def test_every_allocation_is_freed_when_the_sessions_end() -> None:
-    """Several servers, transports and families: what is freed at the end waits for no slot of the pacer."""
+    """Several servers, transports and families: the requests that free allocations take no pacing slot."""
     scene = Scene(dual_stack(CLOSED), servers=ALL)
     assert scene.start()
     scene.net.run_for(2 * SECOND)
@@ -109,7 +109,7 @@ def test_every_allocation_is_freed_when_the_sessions_end() -> None:
 
 
 @pytest.mark.parametrize("uri", [UDP, TCP, TLS])
-def test_a_closed_session_leaves_nothing_at_the_server_whenever_it_closes(uri: str) -> None:
+def test_a_session_leaves_no_allocation_whenever_it_closes(uri: str) -> None:
     for at in range(0, 400, 7):
         scene = Scene(nats(CLOSED, CLOSED), servers=[uri])
         scene.exchange.start()
@@ -120,8 +120,8 @@ def test_a_closed_session_leaves_nothing_at_the_server_whenever_it_closes(uri: s
 
 
 @pytest.mark.parametrize("dead", [UDP.replace(".9", ".77"), TCP.replace(".9", ".77"), TLS.replace(".9", ".77")])
-def test_a_dead_server_costs_a_direct_connection_nothing(dead: str) -> None:
-    """algesten/str0m#405, aiortc/aiortc#1183: each dead server or candidate added delay."""
+def test_an_unreachable_server_does_not_delay_a_direct_connection(dead: str) -> None:
+    """algesten/str0m#405, aiortc/aiortc#1183: each unreachable server or candidate added delay."""
     times = []
     for servers in ([], [dead], [dead, UDP]):
         made = nats(OPEN, OPEN)
@@ -133,10 +133,10 @@ def test_a_dead_server_costs_a_direct_connection_nothing(dead: str) -> None:
         assert scene.end() == []
     without, *others = times
     for with_it in others:
-        assert max(with_it) < max(without) + 0.02, "a few slots of the pacer at most"
+        assert max(with_it) < max(without) + 0.02, "at most a few pacing slots"
 
 
-def test_several_servers_are_asked_at_once_and_the_nearest_connects() -> None:
+def test_several_servers_are_used_in_parallel_and_the_nearest_connects() -> None:
     """aiortc/aioice#3: one STUN and one TURN server were not enough."""
     made = nats(CLOSED, CLOSED)
     net = made.network
@@ -149,20 +149,20 @@ def test_several_servers_are_asked_at_once_and_the_nearest_connects() -> None:
         first, second = one.first(AgentState.CONNECTED), other.first(AgentState.CONNECTED)
         assert first is not None
         assert second is not None
-        assert second < first + 50 * MILLISECOND, "the far server is not waited for"
+        assert second < first + 50 * MILLISECOND, "the far server causes no delay"
     net.run_for(10 * SECOND)
     for peer in scene.peers:
         assert set(relays_of(peer)) == {
             "203.0.113.9:3478 over udp",
             "203.0.113.10:3478 over udp",
             "203.0.113.10:3478 over tcp",
-        }, "and in the end all have answered"
+        }, "all servers have answered in the end"
     assert scene.end() == []
 
 
 @pytest.mark.parametrize("uri", [UDP, TCP, TLS])
-def test_a_far_server_is_let_finish_though_a_near_one_has_answered_long_ago(uri: str) -> None:
-    """Four round trips of 0.6 s are more than the grace after the STUN server's answer: the only relay was given up."""
+def test_a_far_server_may_finish_long_after_a_near_one(uri: str) -> None:
+    """Four round trips of 0.6 s exceed the grace time after the STUN response, in which the only relay was dropped."""
     made = nats(CLOSED, CLOSED)
     turn = turn_server(made.network, made.internet, delay=290 * MILLISECOND)
     scene = Scene(made, servers=[uri], turn=turn)
@@ -172,7 +172,7 @@ def test_a_far_server_is_let_finish_though_a_near_one_has_answered_long_ago(uri:
     assert scene.end() == []
 
 
-def test_a_server_is_reached_by_ipv6_and_relays_ipv4() -> None:
+def test_a_server_that_is_reached_by_ipv6_relays_ipv4() -> None:
     made = dual_stack(CLOSED)
     server = "turn:[2001:db8:100::9]"
     scene = Scene(made, policy=Policy.RELAY, servers=[server])
@@ -182,7 +182,7 @@ def test_a_server_is_reached_by_ipv6_and_relays_ipv4() -> None:
         for local in scene.one.session.agent.local_candidates()
         if local.type is CandidateType.RELAYED
     }
-    assert families == {4, 6}, "one allocation gives both"
+    assert families == {4, 6}, "one allocation has both"
     assert scene.turn.allocations == 2
     assert scene.talk(30) == (30, 30)
     assert scene.end() == []
@@ -192,7 +192,7 @@ def test_a_server_is_reached_by_ipv6_and_relays_ipv4() -> None:
 def test_an_ipv4_host_and_an_ipv6_host_meet_over_a_dual_allocation(
     mine: tuple[int, ...], theirs: tuple[int, ...]
 ) -> None:
-    """The relay of one has an address of the other's family: no direct path can."""
+    """There is no direct path; the relay of one agent has an address of the other's family."""
     made = walled([], [])
     hosts = []
     for name, families in (("ann", mine), ("ben", theirs)):
@@ -217,10 +217,10 @@ def test_a_relay_on_one_side_is_enough() -> None:
     assert scene.end() == []
 
 
-def test_two_clients_that_use_nothing_but_one_server_meet_there() -> None:
+def test_two_relay_only_clients_of_one_server_meet_inside_it() -> None:
     """security.md, line 2: a live relayed address of the server is always a permitted peer."""
     made = nats(CLOSED, CLOSED)
-    strict = ServerConfig(realm=REALM, relays=(RelayHost(host=TURN_SERVER[0]),))  # the default policy, nothing allowed
+    strict = ServerConfig(realm=REALM, relays=(RelayHost(host=TURN_SERVER[0]),))  # the default policy
     turn = turn_server(made.network, made.internet, config=strict)
     scene = Scene(made, policy=Policy.RELAY, turn=turn)
     assert scene.start()
@@ -228,21 +228,21 @@ def test_two_clients_that_use_nothing_but_one_server_meet_there() -> None:
     assert scene.talk(60) == (60, 60)
     assert scene.end() == []
     outside = [drop for drop in made.network.drops if drop.node == "turn"]
-    assert outside == [], "forwarded inside"
+    assert outside == [], "relayed inside the server"
 
 
-def test_no_transport_at_all_fails_with_the_reason_of_each_server() -> None:
+def test_without_any_transport_connecting_fails_with_a_reason_for_each_server() -> None:
     nothing = (UDP_BLOCKED, Rule(allow=False, protocol=Protocol.TCP))
     scene = Scene(walled(nothing, []), servers=ALL)
     assert not scene.start(limit=120 * SECOND)
     assert scene.one.state is AgentState.FAILED
-    told = str(scene.one.session.why())
+    report = str(scene.one.session.why())
     for server in ("3478 over udp", "3478 over tcp", "5349 over tls", "443 over tls"):
-        assert f"203.0.113.9:{server}" in told
+        assert f"203.0.113.9:{server}" in report
     assert scene.end() == []
 
 
-def test_a_certificate_for_another_name_gives_no_relay() -> None:
+def test_a_server_with_a_certificate_for_another_name_gives_no_relay() -> None:
     made = walled([UDP_BLOCKED], [])
     scene = Scene(made, servers=[relay(TLS)])
     scene.turn.host.certificate = ("evil.example",)
@@ -251,7 +251,7 @@ def test_a_certificate_for_another_name_gives_no_relay() -> None:
     assert scene.end() == []
 
 
-def test_the_listeners_of_a_service_are_those_it_was_given() -> None:
+def test_a_service_has_the_listeners_that_are_configured() -> None:
     made = walled([UDP_BLOCKED], [UDP_BLOCKED])
     turn = turn_server(made.network, made.internet, listeners=[(Transport.TCP, 80)])
     scene = Scene(made, servers=[TCP, "turn:203.0.113.9:80?transport=tcp"], turn=turn)

@@ -69,7 +69,7 @@ class MuxHost:
     def _on_event(self, event: Any) -> None:
         if isinstance(event, AgentEvent):
             member = self.members[event.name]
-            member.told.append(event.event)
+            member.emitted.append(event.event)
             if member.signal is not None:
                 member.signal(event.event)
         elif isinstance(event, AgentData):
@@ -84,7 +84,7 @@ class Member:
         self.shared = mux
         self.agent = IceAgent(mux.config.ice, random=mux.random, pacer=mux.pacer)
         self.signal: Callable[[Any], None] | None = None
-        self.told: list[Any] = []
+        self.emitted: list[Any] = []
         self.received: list[bytes] = []
         self.process = None
         self.closed_at = None
@@ -119,7 +119,7 @@ class Member:
 
     @property
     def candidates(self) -> list[tuple[CandidateType, Address]]:
-        found = [event.candidate for event in self.told if isinstance(event, LocalCandidateAdded)]
+        found = [event.candidate for event in self.emitted if isinstance(event, LocalCandidateAdded)]
         return [(candidate.type, candidate.address) for candidate in found]
 
 
@@ -200,13 +200,13 @@ def test_the_mapping_stays_while_an_agent_lives() -> None:
     network.run_for(600 * SECOND)
     late = shared.member("late")
     late.start()
-    assert late.candidates == first.candidates, "it is told at once"
+    assert late.candidates == first.candidates, "it gets them at once"
     network.run_for(SECOND)
     assert late.candidates == first.candidates, "and is still right"
     assert questions.count == 3, "asked again every five minutes"
 
 
-def test_when_the_last_agent_has_gone_nothing_is_sent_and_the_next_one_asks_anew() -> None:
+def test_without_agents_nothing_is_sent_and_the_next_one_asks_again() -> None:
     config = NatConfig(udp_timeout=30 * SECOND, ports=PortAssignment.RANDOM)
     questions = Questions()
     network = Network(5, capture=questions)
@@ -222,7 +222,7 @@ def test_when_the_last_agent_has_gone_nothing_is_sent_and_the_next_one_asks_anew
     assert shared.process.sent == sent and shared.mux.next_timer() is None
     second = shared.member("second")
     second.start()
-    assert len(second.candidates) == 1, "what was seen an hour ago is not told"
+    assert len(second.candidates) == 1, "a mapping of an hour ago is no candidate"
     network.run_for(SECOND)
     [host, mapped] = second.candidates
     assert host == before[0] and mapped != before[1], "the NAT has forgotten the first mapping"

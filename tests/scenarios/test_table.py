@@ -1,4 +1,4 @@
-"""Issue A: every class of mapping and filtering against every other is as the rules of `nat` imply."""
+"""The NAT table: every class against every other, as `nat.rules` predict."""
 
 import json
 from dataclasses import replace
@@ -24,13 +24,13 @@ def rows() -> list[Row]:
     return list(table())
 
 
-def test_all_81_cells_agree_with_the_rules(rows: list[Row]) -> None:
+def test_all_81_cells_agree_with_the_prediction(rows: list[Row]) -> None:
     assert len(rows) == 81
     assert len({(row.first, row.second) for row in rows}) == 81
     assert [row for row in rows if not row.agrees] == []
 
 
-def test_the_table_has_cells_of_both_kinds_and_is_symmetrical(rows: list[Row]) -> None:
+def test_the_table_is_symmetrical(rows: list[Row]) -> None:
     connected = {(row.first, row.second) for row in rows if row.connected}
     assert {(second, first) for first, second in connected} == connected
     assert ("EI/APD", "EI/APD") in connected
@@ -38,7 +38,7 @@ def test_the_table_has_cells_of_both_kinds_and_is_symmetrical(rows: list[Row]) -
     assert len(connected) == 45
 
 
-def test_a_connected_cell_carried_data_both_ways_and_took_virtual_time(rows: list[Row]) -> None:
+def test_a_connected_cell_carried_data_in_both_directions(rows: list[Row]) -> None:
     for row in rows:
         assert row.data == row.connected
         assert (row.seconds is not None) == row.connected
@@ -46,7 +46,7 @@ def test_a_connected_cell_carried_data_both_ways_and_took_virtual_time(rows: lis
             assert 0.025 < row.seconds <= row.nominated_seconds < 3
 
 
-def test_the_selected_pair_is_one_that_the_rules_say_can_work(rows: list[Row]) -> None:
+def test_the_selected_pair_is_a_predicted_one(rows: list[Row]) -> None:
     classes = {config.label: config for config in every_class(RANDOM)}
     for row in rows:
         if not row.connected:
@@ -57,7 +57,7 @@ def test_the_selected_pair_is_one_that_the_rules_say_can_work(rows: list[Row]) -
             assert Pair(side=side, local=local, remote=remote) in pairs, row
 
 
-def test_a_row_is_fit_for_json(rows: list[Row]) -> None:
+def test_a_row_can_be_written_as_json(rows: list[Row]) -> None:
     shown = json.loads(json.dumps(rows[0].as_dict()))
     assert shown["first"] == "EI/EI"
     assert shown["agrees"] is True
@@ -74,12 +74,12 @@ def test_a_row_is_fit_for_json(rows: list[Row]) -> None:
     ],
     ids=lambda variant: ", ".join(f"{name}={value}" for name, value in variant.items()),
 )
-def test_the_other_axes_change_the_table_as_the_rules_say(variant: dict[str, object]) -> None:
+def test_the_other_nat_options_change_the_table_as_predicted(variant: dict[str, object]) -> None:
     for row in table(replace(RANDOM, **variant)):  # type: ignore[arg-type]
         assert row.agrees, row
 
 
-def test_where_sessions_decide_the_order_of_the_first_checks_does() -> None:
+def test_with_inbound_sessions_the_order_of_checks_decides() -> None:
     first = replace(RANDOM, filtering=Behavior.APD, inbound_sessions=True)
     second = replace(RANDOM, mapping=Behavior.AD, filtering=Behavior.EI, inbound_sessions=True)
     assert not expect(first, second).sure
@@ -90,7 +90,7 @@ def test_where_sessions_decide_the_order_of_the_first_checks_does() -> None:
     assert outcomes == {True, False}
 
 
-def test_a_cell_that_cannot_connect_says_why_in_the_reasons_of_its_drops() -> None:
+def test_the_drops_of_an_unconnected_cell_have_reasons() -> None:
     network = Network(seed=1)
     meeting = meet(between_nats(symmetric(), symmetric(), network=network))
     assert not meeting.connected
@@ -99,16 +99,16 @@ def test_a_cell_that_cannot_connect_says_why_in_the_reasons_of_its_drops() -> No
     assert all(" from 10.0." in reason for reason in reasons)
 
 
-def test_a_cell_is_the_same_whenever_it_is_run() -> None:
+def test_a_cell_is_deterministic() -> None:
     assert cell(symmetric(), RANDOM, seed=7) == cell(symmetric(), RANDOM, seed=7)
 
 
 @pytest.mark.parametrize(("signaling", "later"), [(1, 0), (200, 500), (1000, 500)])
 def test_no_cell_waits_for_a_retransmission(signaling: int, later: int) -> None:
-    """A check that met a closed filter is made again as soon as the other side's shows that the filter is open.
+    """A filtered check is sent again by a triggered check, without waiting for the RTO.
 
-    RFC 8445, section 7.3.1.4. With an RTO of 20 s nothing is ever resent here, and the last thing that either side has
-    to know is followed by no more than a few one-way delays: of 45 cells the slowest needs five of them.
+    RFC 8445, section 7.3.1.4. With an RTO of 20 s there is no retransmission in this test. After the last candidate or
+    description arrives, the slowest of the 45 cells connects within five one-way delays.
     """
     one_way = 25 * MILLISECOND
     for first in every_class(RANDOM):
@@ -118,7 +118,7 @@ def test_no_cell_waits_for_a_retransmission(signaling: int, later: int) -> None:
             events: list[TraceEvent] = []
             topology = between_nats(first, second, network=Network(0, trace=Tracer(events.append)))
             configs = [session_config(topology, controlling=controls) for controls in (True, False)]
-            patient = [replace(each, ice=replace(each.ice, schedule=Schedule(rto=20 * SECOND))) for each in configs]
+            patient = [replace(each, ice=replace(each.ice, schedule=Schedule(rto=20.0))) for each in configs]
             meeting = meet(
                 topology,
                 configs=(patient[0], patient[1]),
@@ -128,13 +128,13 @@ def test_no_cell_waits_for_a_retransmission(signaling: int, later: int) -> None:
             )
             connected = [_connected_at(peer) for peer in meeting.peers]
             assert None not in connected, (first.label, second.label)
-            told = max(
+            signaled = max(
                 event.at
                 for event in events
                 if event.kind in ("candidate", "description") and event.fields["side"] == "remote"
                 if "check came" not in event.reason
             )
-            assert max(at or 0 for at in connected) - told <= 5 * one_way + 20 * MILLISECOND, (
+            assert max(at or 0 for at in connected) - signaled <= 5 * one_way + 20 * MILLISECOND, (
                 first.label,
                 second.label,
             )

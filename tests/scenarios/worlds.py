@@ -1,13 +1,12 @@
-"""Two sessions in a random world, from a seed: what stands between them, what happens to them, and what came of it.
+"""Two sessions in a random world from a seed: topology, options, events and the outcome.
 
-The topology, the links (up to 500 ms one way, jitter, reordering, duplication, in some worlds loss), the signaling
-(slow, out of order), the options of both sides (both controlling or both controlled, an old dialect, renomination,
-other policies, several streams and components, other paces, a lite side), restarts of either side and changes of role
-at random times.
+Random are the topology, the links (up to 500 ms one way, jitter, reordering, duplication, sometimes loss), the
+signaling (slow, out of order), the options of both sides, restarts and changes of role. The options include role
+conflicts, ICE without `ice2`, renomination, other policies, several components, other pacing, and a lite side.
 
-What must hold then is judged from outside: the invariants of `lab.invariants`, and the rules of NATs, which say whether
-a path exists. Without loss the outcome must be theirs. With loss a failure is excused only by a transaction of which
-every single transmission was lost, the request or its answer, as the packets on the links show.
+The outcome is checked from outside: by the invariants of `lab.invariants`, and by `nat.rules`, which predict whether a
+path exists. Without loss the outcome must be as predicted. With loss, only a transaction of which every transmission
+was lost excuses a failure: each request, or its answer. The packets on the links show that.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from polynya.stun.message import is_stun
 from polynya.stun.uris import StunUri
 
 LIMIT = 300 * SECOND
-"""Of virtual time, for one run."""
+"""Virtual time of one run."""
 
 
 @dataclass(slots=True)
 class Transmissions:
-    """Which packets carried the requests and answers of each STUN transaction, and which of them were lost."""
+    """Records which packets carried the requests and answers of each STUN transaction."""
 
     requests: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
     answers: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -45,7 +44,7 @@ class Transmissions:
     def write(
         self, at: Instant, interface: str, packet: IpPacket, *, outbound: bool | None = None, comment: str = ""
     ) -> None:
-        """As `lab.network.Capture`: packets as their first link sees them."""
+        """Record a packet, as `lab.environment.Capture` requires."""
         data = packet.payload
         if not is_stun(data):
             return
@@ -55,9 +54,9 @@ class Transmissions:
             kind[transaction].append(packet.id)
 
     def silenced(self, lost: dict[int, None]) -> Iterator[bytes]:
-        """The transactions that came to nothing for loss alone.
+        """Yield the transactions that failed because of loss alone.
 
-        Each is sent seven times: at least four went out, and of them or their answers none arrived.
+        A transaction is sent seven times. At least four requests were sent, and none of them was answered.
         """
         for transaction, sent in self.requests.items():
             answers = self.answers.get(transaction, [])
@@ -69,19 +68,19 @@ class Transmissions:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What came of one world."""
+    """The outcome of one world."""
 
     seed: int
     expected: bool | None
-    """Whether the rules of the NATs say that both meet; None where they leave it open."""
+    """Whether the prediction is a connection; None if it depends on the order of events."""
     connected: bool
     lossless: bool
-    """No packet was lost on a link."""
+    """Whether no packet was lost on a link."""
     excused: bool
-    """Not connected, and a transaction lost every transmission."""
+    """Whether there is no connection, and a transaction lost every transmission."""
     faults: list[str]
     story: str
-    """What the world was, for people."""
+    """A description of the world, for people."""
 
 
 @dataclass(slots=True)
@@ -91,14 +90,14 @@ class _World:
     peers: tuple[Peer, Peer]
     exchange: Exchange
     quiet_at: Instant
-    """Nothing is done to the agents after this."""
+    """The time of the last restart or change of role."""
     story: list[str]
 
 
 def build(
     seed: int, *, lossy: bool, trace: Tracer, capture: Transmissions | None = None, rich: bool = True
 ) -> _World:  # fmt: skip
-    """The world of a seed, not yet begun. `rich`: also with what came to this generator later."""
+    """Build the world of a seed. `rich` adds the features that were added to the generator later."""
     network = Network(seed, trace=trace, capture=capture)
     topology = random_topology(network, lossy=lossy)
     chance = network.chance_of("what happens")
@@ -133,7 +132,7 @@ def build(
             story.append(f"{peer.name} restarts at {at / SECOND:.3f} s")
     if chance.random() < 0.25:
         peer, at = chance.choice((one, other)), Instant(later + chance.randrange(round(6 * SECOND)))
-        network.clock.at(at, _turn, peer)
+        network.clock.at(at, _change_role, peer)
         quiet_at = max(quiet_at, at)
         story.append(f"{peer.name} changes its role at {at / SECOND:.3f} s")
     return _World(network, topology, (one, other), exchange, quiet_at, [part for part in story if part])
@@ -155,14 +154,14 @@ def _options(topology: Topology, chance: random.Random, *, controlling: bool) ->
 def _enriched(
     topology: Topology, configs: list[SessionConfig], chance: random.Random
 ) -> tuple[list[SessionConfig], list[str]]:  # fmt: skip
-    """The options with streams and components, paces of their own, and a side in the open that is lite."""
+    """Return the options with streams and components, other pacing, and sometimes a lite side."""
     components = chance.choice(((1,), (1,), (1,), (1,), (1,), (2,), (1, 1), (2, 1)))
     story = [f"components {components}"] if components != (1,) else []
     made = []
     lite = chance.random() < 0.3
-    for config, what in zip(configs, topology.description[:2], strict=True) if len(topology.description) == 2 else ():
-        ice = replace(config.ice, components=components, pacing=chance.choice((5, 5, 5, 20, 50)) * MILLISECOND)
-        if lite and what == "no NAT" and not story.count("lite"):
+    for config, side in zip(configs, topology.description[:2], strict=True) if len(topology.description) == 2 else ():
+        ice = replace(config.ice, components=components, pacing=chance.choice((5, 5, 5, 20, 50)) / 1000)
+        if lite and side == "no NAT" and not story.count("lite"):
             story.append("lite")
             made.append(replace(config, ice=replace(ice, lite=True), stun_servers=()))
         else:
@@ -177,14 +176,14 @@ def _restart(peer: Peer) -> None:
         peer.call(peer.session.restart)
 
 
-def _turn(peer: Peer) -> None:
+def _change_role(peer: Peer) -> None:
     remote = peer.session.agent.remote_description
     if peer.closed_at is None and not (peer.session.config.ice.lite or (remote and remote.lite)):
         peer.call(peer.session.set_controlling, not peer.session.agent.controlling)
 
 
 def explore(seed: int, *, lossy: bool = False, rich: bool = True) -> Outcome:
-    """Run the world of a seed to its end, and judge it."""
+    """Run the world of a seed and check its outcome."""
     events: list[TraceEvent] = []
     capture = Transmissions()
     world = build(seed, lossy=lossy, trace=Tracer(events.append), capture=capture, rich=rich)
@@ -201,7 +200,7 @@ def explore(seed: int, *, lossy: bool = False, rich: bool = True) -> Outcome:
         if why := disagreement(one, other):
             faults.append(why)
         if not _talk(network, one, other):
-            faults.append("data does not go both ways")
+            faults.append("data does not arrive in both directions")
     for peer in peers:
         peer.close()
     network.run_for(2 * SECOND)
@@ -211,10 +210,10 @@ def explore(seed: int, *, lossy: bool = False, rich: bool = True) -> Outcome:
     excused = not connected and any(True for _ in capture.silenced(lost))
     expected = world.topology.expected
     if expected is False and connected:
-        faults.append("connected, and the rules say that nothing can")
+        faults.append("connected, but the prediction excludes it")
     if expected is True and not connected and not excused:
         reasons = [event.reason for peer in peers for event in (*peer.events(Failed), *peer.events(ConsentLost))]
-        faults.append(f"not connected, and the rules say that a pair works: {reasons}")
+        faults.append(f"not connected, but the prediction is that a pair succeeds: {reasons}")
     return Outcome(
         seed=seed,
         expected=expected,
@@ -227,13 +226,13 @@ def explore(seed: int, *, lossy: bool = False, rich: bool = True) -> Outcome:
 
 
 def _paced(events: list[TraceEvent]) -> Iterator[TraceEvent]:
-    """Without consent checks, which go on in the generation before while the next one is checked."""
+    """Yield the events without consent checks, which continue in the old generation during a restart."""
     consent = {(event.node, event.at): None for event in events if event.kind == "consent"}
     return (event for event in events if event.kind != "transaction" or (event.node, event.at) not in consent)
 
 
 def _settled(one: Peer, other: Peer) -> bool:
-    """Both are through with it: of one generation, and with nothing left of the one before."""
+    """Whether both peers have failed, or completed the same generation in every component."""
     if not (one.settled and other.settled):
         return False
     if AgentState.FAILED in (one.state, other.state):
@@ -241,18 +240,16 @@ def _settled(one: Peer, other: Peer) -> bool:
     agents: list[Any] = [peer.session.agent for peer in (one, other)]
     numbers = [agent.local_description.generation for agent in agents]
     roles = [agent.controlling for agent in agents]
-    keys = agents[0]._generation.keys
     return (
         numbers[0] == numbers[1]
         and roles[0] != roles[1]
-        and all(agent.selected(*key).nominated for agent in agents for key in keys)
+        and all(agent.selected(*key).nominated for agent in agents for key in one.component_keys)
     )
 
 
 def _talk(network: Network, one: Peer, other: Peer) -> bool:
-    """Whether data goes both ways in every component; on a lossy link it is sent again and again."""
-    keys = one.session.agent._generation.keys
-    expected = {key: b"to component %d of stream %d" % key[::-1] for key in keys}
+    """Whether data arrives in both directions of every component, sent several times because of loss."""
+    expected = {key: b"to component %d of stream %d" % key[::-1] for key in one.component_keys}
 
     def all_there() -> bool:
         return all(data in peer.received for data in expected.values() for peer in (one, other))

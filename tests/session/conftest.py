@@ -1,4 +1,4 @@
-"""A session driven by hand: one clock that jumps, sockets that are numbers, servers that answer when told to."""
+"""Bench for a session: a clock that jumps, sockets that are numbers, and servers that answer on demand."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ START = Instant(0)
 
 @dataclass
 class Bench:
-    """A session and its shell."""
+    """A session, driven by hand."""
 
     session: Session
     now: Instant = START
@@ -76,13 +76,13 @@ class Bench:
             self.drain()
 
     def take(self, kind: type) -> list:  # type: ignore[type-arg]
-        """The outputs of one kind, taken out."""
+        """Remove and return the outputs of one kind."""
         taken = [output for output in self.outputs if isinstance(output, kind)]
         self.outputs = [output for output in self.outputs if not isinstance(output, kind)]
         return taken
 
     def answer_question(self, question: Send, mapped: Address) -> None:
-        """The STUN server's answer to one question."""
+        """Pass in the STUN server's response to one request."""
         answer = Message.success(decode(question.data), {XOR_MAPPED_ADDRESS: mapped}).encode(fingerprint=True)
         self.receive(question.flow, question.remote, answer)
 
@@ -91,7 +91,7 @@ class Bench:
         self.drain()
 
     def advance(self, seconds: float) -> None:
-        """Let the clock jump from timer to timer for this long."""
+        """Let the clock jump from timer to timer for these seconds."""
         end = Instant(self.now + nanoseconds(seconds))
         while (due := self.session.next_timer()) is not None and due <= end:
             self.now = max(self.now, due)
@@ -105,7 +105,7 @@ class Bench:
 
 @pytest.fixture
 def bench():  # type: ignore[no-untyped-def]
-    """Makes benches: `bench("stun:192.0.2.1", policy=...)`."""
+    """Factory of benches: `bench("stun:192.0.2.1", policy=...)`."""
 
     def make(*servers: str, **options: object) -> Bench:
         options.setdefault("ice", IceConfig(controlling=True))

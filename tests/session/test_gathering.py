@@ -1,4 +1,4 @@
-"""Gathering: several servers at once, none waited for (RFC 8445, sections 5.1.1 and 14)."""
+"""Gathering from several servers in parallel (RFC 8445, sections 5.1.1 and 14)."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def candidates(bench) -> list[tuple[str, Address]]:  # type: ignore[no-untyped-d
     return [(event.candidate.type.value, event.candidate.address) for event in bench.of(LocalCandidateAdded)]
 
 
-def test_a_socket_is_opened_on_every_address_and_each_is_told_at_once(bench) -> None:
+def test_a_socket_is_opened_on_every_address_and_each_is_emitted_at_once(bench) -> None:
     b = bench("stun:192.0.2.1")
     b.start(ETH0, WLAN0)
     assert candidates(b) == [("host", Address("10.0.0.2", 5000)), ("host", Address("10.9.0.2", 5001))]
-    assert not ended(b), "servers are still asked"
+    assert not ended(b), "the servers have not answered"
 
 
-def test_without_servers_gathering_ends_when_the_sockets_stand(bench) -> None:
+def test_without_servers_gathering_ends_when_the_sockets_are_open(bench) -> None:
     b = bench()
     b.start(ETH0, answer=False)
     assert not ended(b)
@@ -85,12 +85,12 @@ def test_a_mapping_becomes_a_candidate_while_the_other_server_is_silent(bench) -
     assert candidates(b)[1:] == [("srflx", MAPPED)]
     assert not ended(b)
     b.advance(1.01)
-    assert ended(b), "one answer starts a grace period for the others, and no more than that"
+    assert ended(b), "one answer gives the others a grace period only"
     assert "192.0.2.9:3478 had not answered 1 s after the last answer" in str(b.session.why())
 
 
-def test_a_server_that_answered_one_component_is_asked_on_for_the_other(bench) -> None:
-    """It is reached from this address, so the silence is loss; the third send, at 1.5 s, is heard."""
+def test_a_server_that_answered_one_component_gets_time_for_the_other(bench) -> None:
+    """The server is reachable from this address, so packets were lost; the third send, at 1.5 s, arrives."""
     b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2,)))
     b.start(ETH0)
     b.advance(0.01)
@@ -104,8 +104,8 @@ def test_a_server_that_answered_one_component_is_asked_on_for_the_other(bench) -
     assert ended(b)
 
 
-def test_but_no_longer_than_its_patience_and_not_from_another_address(bench) -> None:
-    """aiortc/aiortc#1183: an interface whose packets vanish delays nobody though the other one's server answers."""
+def test_the_patience_ends_that_time_and_another_address_gets_none(bench) -> None:
+    """aiortc/aiortc#1183: an interface whose packets vanish delays nothing, even if another one gets answers."""
     b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2,)))
     b.start(ETH0)
     b.advance(0.01)
@@ -123,7 +123,7 @@ def test_but_no_longer_than_its_patience_and_not_from_another_address(bench) -> 
 
 
 def test_with_no_answer_at_all_gathering_ends_after_its_patience(bench) -> None:
-    """aiortc/aiortc#1183: every answer waited for STUN that never came."""
+    """aiortc/aiortc#1183: each session waited for responses that never arrived."""
     b = bench("stun:192.0.2.1")
     b.start(ETH0)
     b.advance(4.99)
@@ -157,14 +157,14 @@ def test_names_are_looked_up_and_one_address_of_each_family_is_asked(bench) -> N
     assert sorted(str(send.remote) for send in b.take(Send)) == ["192.0.2.1:3479", "[2001:db8::9]:3479"]
 
 
-def test_a_name_without_an_address_is_said_and_waited_for_no_longer(bench) -> None:
+def test_a_name_without_an_address_is_reported_and_not_waited_for(bench) -> None:
     b = bench("stun:nowhere.example")
     b.start(ETH0)
     assert ended(b)
     assert "stun:nowhere.example: no answer (nowhere.example has no address)" in str(b.session.why())
 
 
-def test_a_socket_that_cannot_be_opened_is_said_and_the_others_go_on(bench) -> None:
+def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(bench) -> None:
     b = bench()
     b.start(ETH0, WLAN0, answer=False)
     first, second = b.take(Open)
@@ -177,7 +177,7 @@ def test_a_socket_that_cannot_be_opened_is_said_and_the_others_go_on(bench) -> N
 
 
 def test_a_mapping_is_kept_open_until_a_pair_is_nominated(bench) -> None:
-    """RFC 8445, section 11: Tr is 15 s; the other side may come minutes later."""
+    """RFC 8445, section 11: Tr is 15 s; the peer may need minutes."""
     b = bench("stun:192.0.2.1")
     b.start(ETH0)
     [question] = b.take(Send)
@@ -215,14 +215,14 @@ def test_an_answer_of_another_server_or_to_another_question_changes_nothing(benc
     assert b.session.counters["unexpected"] == 1
 
 
-def test_no_host_tells_no_address_of_this_host(bench) -> None:
+def test_no_host_signals_no_address_of_this_host(bench) -> None:
     b = bench("stun:192.0.2.1", policy=Policy.NO_HOST)
     b.start(ETH0)
     [question] = b.take(Send)
     b.answer_question(question, MAPPED)
-    [told] = b.of(LocalCandidateAdded)
-    assert told.candidate.type is CandidateType.SERVER_REFLEXIVE
-    assert "10.0.0.2" not in str(told.candidate)
+    [added] = b.of(LocalCandidateAdded)
+    assert added.candidate.type is CandidateType.SERVER_REFLEXIVE
+    assert "10.0.0.2" not in str(added.candidate)
 
 
 def test_closing_closes_every_socket_and_silences_every_timer(bench) -> None:
@@ -239,7 +239,7 @@ def test_closing_closes_every_socket_and_silences_every_timer(bench) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"families": ()}, {"families": (5,)}, {"ports": (0, 5)}, {"ports": (9, 5)}, {"patience": 0}]
 )
-def test_options_that_cannot_be_are_refused_before_anything_is_opened(wrong: dict[str, object]) -> None:
+def test_invalid_options_are_refused_before_anything_is_opened(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
         SessionConfig(ice=IceConfig(controlling=True), **wrong)  # type: ignore[arg-type]
 
@@ -248,21 +248,21 @@ def test_every_component_of_every_stream_has_a_socket_of_its_own(bench) -> None:
     """RFC 8445, section 5.1.1.1: a host candidate for each component."""
     b = bench("stun:192.0.2.1", ice=IceConfig(controlling=True, components=(2, 1)))
     b.start(ETH0)
-    places = [(told.local.stream, told.candidate.component, told.candidate.address.port) for told in told_of(b)]
+    places = [(added.local.stream, added.candidate.component, added.candidate.address.port) for added in emitted(b)]
     assert places == [(0, 1, 5000), (0, 2, 5001), (1, 1, 5002)]
     b.advance(0.02)
     for number, question in enumerate(b.take(Send)):
         b.answer_question(question, Address("198.51.100.7", 40000 + number))
-    mapped = [told for told in told_of(b) if told.candidate.type is CandidateType.SERVER_REFLEXIVE]
-    assert [(told.local.stream, told.candidate.component) for told in mapped] == [(0, 1), (0, 2), (1, 1)]
+    mapped = [added for added in emitted(b) if added.candidate.type is CandidateType.SERVER_REFLEXIVE]
+    assert [(added.local.stream, added.candidate.component) for added in mapped] == [(0, 1), (0, 2), (1, 1)]
 
 
-def told_of(bench) -> list[LocalCandidateAdded]:  # type: ignore[no-untyped-def]
-    told: list[LocalCandidateAdded] = bench.of(LocalCandidateAdded)
-    return told
+def emitted(bench) -> list[LocalCandidateAdded]:  # type: ignore[no-untyped-def]
+    added: list[LocalCandidateAdded] = bench.of(LocalCandidateAdded)
+    return added
 
 
-def test_a_nat_that_maps_one_to_one_is_told_by_a_rule(bench) -> None:
+def test_a_configured_one_to_one_nat_gives_a_candidate(bench) -> None:
     b = bench(external={"10.0.0.2": "203.0.113.2"})
     b.start(ETH0)
     assert candidates(b) == [("host", Address("10.0.0.2", 5000)), ("srflx", Address("203.0.113.2", 5000))]
@@ -274,7 +274,7 @@ def test_a_rule_that_names_no_address_is_refused() -> None:
 
 
 def test_a_new_interface_is_gathered_on_and_the_agent_restarts(bench) -> None:
-    """A host that moves to another network (RFC 8445, section 9): new sockets, new credentials, servers asked anew."""
+    """A host that moves to another network (RFC 8445, section 9): new sockets, new credentials, servers asked again."""
     b = bench("stun:192.0.2.1")
     b.start(ETH0)
     [question] = b.take(Send)
@@ -310,7 +310,7 @@ def test_interfaces_that_did_not_change_restart_nothing(bench) -> None:
 
 
 def test_sockets_are_pinned_to_their_interface_but_for_those_that_nothing_leaves_by(bench) -> None:
-    """A bound source address does not choose the route; an address on lo or a dummy is left by another interface."""
+    """A bound source address does not choose the route; packets from lo or a dummy leave by another interface."""
     lo = Interface(
         name="lo", index=1, addresses=(InterfaceAddress(host="127.0.0.1", prefix_length=8),), loopback=True
     )  # fmt: skip
@@ -323,7 +323,7 @@ def test_sockets_are_pinned_to_their_interface_but_for_those_that_nothing_leaves
     assert pinned == {"10.0.0.2:0": "eth0", "127.0.0.1:0": None, "192.0.2.77:0": None}
 
 
-def test_what_a_socket_could_not_be_given_is_told(bench) -> None:
+def test_options_that_a_socket_could_not_get_are_reported(bench) -> None:
     b = bench()
     b.start(ETH0, answer=False)
     [opening] = b.take(Open)
@@ -333,7 +333,7 @@ def test_what_a_socket_could_not_be_given_is_told(bench) -> None:
     assert why.data["gathering"]["sockets"] == [{"interface": "eth0", "local": "10.0.0.2:5000", "note": note}]
     assert f"eth0: 10.0.0.2:5000 ({note})" in str(why)
     b.drain()
-    assert ended(b), "it is used all the same"
+    assert ended(b), "it is used"
 
 
 def test_the_statistics_name_the_server_that_a_candidate_is_from(bench) -> None:
@@ -342,15 +342,15 @@ def test_the_statistics_name_the_server_that_a_candidate_is_from(bench) -> None:
     b.start(ETH0)
     [question] = b.take(Send)
     b.answer_question(question, MAPPED)
-    told = {each["candidateType"]: each for each in b.session.agent.stats().values() if "candidateType" in each}
-    assert "url" not in told["host"] and told["host"]["interface"] == "eth0"
-    assert told["srflx"]["url"] == "stun:192.0.2.1:3478"
-    assert (told["srflx"]["relatedAddress"], told["srflx"]["relatedPort"]) == ("10.0.0.2", 5000)
+    found = {each["candidateType"]: each for each in b.session.agent.stats().values() if "candidateType" in each}
+    assert "url" not in found["host"] and found["host"]["interface"] == "eth0"
+    assert found["srflx"]["url"] == "stun:192.0.2.1:3478"
+    assert (found["srflx"]["relatedAddress"], found["srflx"]["relatedPort"]) == ("10.0.0.2", 5000)
 
 
 @pytest.mark.parametrize("families", [(6, 4), (4, 6)])
 def test_candidates_are_preferred_in_the_order_of_the_families_and_these_are_interleaved(bench, families) -> None:
-    """RFC 8421, section 4: so that neither family waits for all of the other; link-local addresses come last."""
+    """RFC 8421, section 4: neither family waits for all of the other; link-local addresses come last."""
     hosts = ("192.0.2.1", "192.0.2.2", "2001:db8:1::1", "2001:db8:2::1")
     eth = Interface(
         name="eth0", index=1, addresses=tuple(InterfaceAddress(host=host, prefix_length=24) for host in hosts)
@@ -358,11 +358,11 @@ def test_candidates_are_preferred_in_the_order_of_the_families_and_these_are_int
     link = Interface(name="eth1", index=2, addresses=(InterfaceAddress(host="fe80::1", prefix_length=64),))
     b = bench(families=families)
     b.start(eth, link)
-    told = sorted((event.candidate for event in b.of(LocalCandidateAdded)), key=lambda each: -each.priority)
-    ordered = [each.address.family for each in told]
+    found = sorted((event.candidate for event in b.of(LocalCandidateAdded)), key=lambda each: -each.priority)
+    ordered = [each.address.family for each in found]
     assert ordered[:4] == [*families, *families]
-    assert told[4].address.host == "fe80::1"
-    assert len({each.priority for each in told}) == 5
+    assert found[4].address.host == "fe80::1"
+    assert len({each.priority for each in found}) == 5
 
 
 # ------------------------------------------------------------------------------------------------------- late answers
@@ -373,7 +373,7 @@ def ends(bench) -> int:  # type: ignore[no-untyped-def]
 
 
 def test_an_answer_that_comes_after_the_end_is_a_candidate_all_the_same(bench) -> None:
-    """RFC 8445, section 14: the transaction goes on to its natural end, the last of its seven sends at 31.5 s."""
+    """RFC 8445, section 14: the transaction continues to its end; the last of its seven sends is at 31.5 s."""
     b = bench("stun:192.0.2.1")
     b.start(ETH0)
     b.advance(5.01)
@@ -387,7 +387,9 @@ def test_an_answer_that_comes_after_the_end_is_a_candidate_all_the_same(bench) -
     assert "192.0.2.1:3478 asked from 10.0.0.2:5000: 198.51.100.7:40000 (answered after 7 sends)" in str(
         b.session.why()
     )
-    assert len(b.of(GatheringStateChanged)) == 2 and ends(b) == 1, "the end is told once, and nothing begins anew"
+    assert len(b.of(GatheringStateChanged)) == 2 and ends(b) == 1, (
+        "the end is emitted once, and gathering does not start again"
+    )
 
 
 def test_a_late_question_has_an_end_and_then_nothing_is_left(bench) -> None:
@@ -436,13 +438,13 @@ def test_after_a_restart_a_late_candidate_belongs_to_the_new_generation(bench) -
     b.drain()
     assert ends(b) == 2
     b.answer_question(b.take(Send)[-1], MAPPED)
-    told = b.of(LocalCandidateAdded)[-1].candidate
-    assert told.address == MAPPED
-    assert (told.generation, dict(told.extensions)["ufrag"]) == (1, description.ufrag)
+    found = b.of(LocalCandidateAdded)[-1].candidate
+    assert found.address == MAPPED
+    assert (found.generation, dict(found.extensions)["ufrag"]) == (1, description.ufrag)
     assert ends(b) == 2
 
 
-def test_a_change_of_network_asks_late_questions_anew_and_waits_for_these(bench) -> None:
+def test_a_change_of_network_repeats_late_questions_and_waits_for_these(bench) -> None:
     b = bench("stun:192.0.2.1")
     b.start(ETH0)
     b.advance(6)
@@ -450,14 +452,14 @@ def test_a_change_of_network_asks_late_questions_anew_and_waits_for_these(bench)
     assert b.session.interfaces_changed(InterfacesChanged(interfaces=(ETH0, WLAN0)), now=b.now)
     b.drain()
     b.answer_question(old, MAPPED)
-    assert candidates(b)[-1][0] == "host", "what was asked through the old network counts no more"
+    assert candidates(b)[-1][0] == "host", "an answer through the old network does not count"
     b.answer_opens()
     b.advance(0.02)
-    anew = b.take(Send)
-    assert len({send.flow for send in anew}) == 2
+    again = b.take(Send)
+    assert len({send.flow for send in again}) == 2
     states = b.of(GatheringStateChanged)
     assert states[-1].new is GatheringState.GATHERING
-    for number, question in enumerate(anew):
+    for number, question in enumerate(again):
         b.answer_question(question, Address("198.51.100.7", 41000 + number))
     assert b.of(GatheringStateChanged)[-1].new is GatheringState.COMPLETE and ends(b) == 2
     b.session.gathering.stop_keepalives()
@@ -478,8 +480,8 @@ def test_an_address_that_is_gone_takes_its_late_questions_along(bench) -> None:
     assert sends and wlan not in {send.flow for send in sends}
 
 
-def test_a_name_that_is_looked_up_late_is_asked_and_waited_for_by_nobody(bench) -> None:
-    """A name server that is down costs seconds, until the resolver asks the next one."""
+def test_a_name_that_resolves_late_is_asked_and_delays_nothing(bench) -> None:
+    """A name server that is down takes seconds, until the resolver asks the next one."""
     b = bench("stun:192.0.2.1", "stun:late.example")
     b.start(ETH0, answer=False)
     b.answer_opens()

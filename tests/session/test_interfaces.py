@@ -36,7 +36,7 @@ LO = interface("lo", "127.0.0.1", "::1", loopback=True)
 
 def test_loopback_is_used_only_when_asked_for() -> None:
     assert chosen(LO) == []
-    assert refused(LO) == {"127.0.0.1": "loopback was not asked for", "::1": "loopback was not asked for"}
+    assert refused(LO) == {"127.0.0.1": "loopback is not enabled", "::1": "loopback is not enabled"}
     assert chosen(LO, loopback=True) == ["::1", "127.0.0.1"]
 
 

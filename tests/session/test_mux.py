@@ -133,7 +133,7 @@ def test_data_is_sent_to_the_peer_of_the_agent_that_is_named() -> None:
         assert world.mux.outputs() == [Send(SHARED, address, name.encode())]
 
 
-def test_a_shared_socket_is_asked_for_and_told() -> None:
+def test_a_shared_socket_is_opened_and_reported() -> None:
     mux: Mux[str] = Mux(random=random.Random(0), pacer=Pacer())
     mux.open(SHARED, HostAddress(address=SHARED_ADDRESS, interface="eth0"))
     [asked] = mux.outputs()
@@ -151,7 +151,7 @@ def test_an_agent_that_leaves_takes_no_socket_and_no_neighbor_with_it() -> None:
     world.run(5)
     world.mux.remove("peer0", now=world.now)
     assert not [output for output in world.mux.outputs() if not isinstance(output, Send)]
-    assert not world.mux.send("peer0", b"to nobody")
+    assert not world.mux.send("peer0", b"to no peer")
     world.run(60)
     assert world.mux["peer1"].state is AgentState.COMPLETED, "its consent goes on"
     assert len(world.mux) == 1
@@ -159,7 +159,7 @@ def test_an_agent_that_leaves_takes_no_socket_and_no_neighbor_with_it() -> None:
     assert not [each for each in world.mux.events() if isinstance(each, AgentData)]
 
 
-def test_an_unknown_ufrag_is_told_and_an_agent_made_for_it_connects() -> None:
+def test_an_unknown_ufrag_is_emitted_and_an_agent_made_for_it_connects() -> None:
     """A public hook for the ufrag (libp2p/py-libp2p#1352): the server learns of a peer by its first check."""
     world = World(1)
     peer = world.far["peer0"]

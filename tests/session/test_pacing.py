@@ -50,9 +50,9 @@ def test_two_hundred_agents_that_start_at_once_gather_and_check_at_one_pace_and_
             for send in bench.take(Send):
                 begun.setdefault(decode(send.data).transaction_id, (now, number, send.remote))
         now = min(due for bench in benches if (due := bench.session.next_timer()) is not None)
-    told = sorted(begun.values(), key=lambda each: each[0])
-    assert len(told) == 2 * AGENTS
-    assert all(after[0] - before[0] >= 5 * MILLISECOND for before, after in pairwise(told))
-    assert told[-1][0] - told[0][0] == (2 * AGENTS - 1) * 5 * MILLISECOND, "no slot is left unused"
+    started = sorted(begun.values(), key=lambda each: each[0])
+    assert len(started) == 2 * AGENTS
+    assert all(after[0] - before[0] >= 5 * MILLISECOND for before, after in pairwise(started))
+    assert started[-1][0] - started[0][0] == (2 * AGENTS - 1) * 5 * MILLISECOND, "no slot is left unused"
     for remote in (Address("192.0.2.1", 3478), theirs.address):
-        assert {number for _, number, where in told if where == remote} == set(range(AGENTS))
+        assert {number for _, number, where in started if where == remote} == set(range(AGENTS))

@@ -1,4 +1,4 @@
-"""Relayed candidates (RFC 8445, section 5.1.1.2): which servers are asked, in what order, and what is told of them."""
+"""Relays of a session (RFC 8445, section 5.1.1.2): the order of the servers, and the events."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Closed, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
-from polynya.session.events import PathReady, RelayFailed, RelayFound
+from polynya.session.events import PathReady, RelayFailed, RelayFound, RelayLost
 from polynya.session.options import Base, HostAddress, TurnCredentials
-from polynya.session.relays import Relays
+from polynya.session.relays import TRANSITIONS, Relays, State
 from polynya.stun.attributes import ALTERNATE_SERVER, LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
@@ -32,7 +32,7 @@ ZONE = {
 
 
 class House:
-    """The machine with a name server, a clock, and whatever it sends kept."""
+    """The machine with a name server and a clock; its outputs are kept."""
 
     def __init__(self, *uris: str) -> None:
         self.now = Instant(SECOND)
@@ -42,7 +42,7 @@ class House:
         self.opened: list[Open] = []
         self.closed: list[Flow] = []
         self.held: list[Resolve] = []
-        """Names that are looked up for a long time."""
+        """Queries whose answers take a long time."""
         self.events: list[object] = []
         self.relays.start(now=self.now)
         self.relays.add_base(BASE, now=self.now)
@@ -78,7 +78,7 @@ class House:
         self.now = end
 
     def refuse(self, code: int, attributes: dict[Any, Any] | None = None) -> None:
-        """The server answers the last Allocate with an error."""
+        """Pass in an error to the last Allocate."""
         request = decode(self.sent[-1].data)
         assert request.method == Method.ALLOCATE
         answer = Message.error(request, code, None, attributes).encode()
@@ -86,7 +86,7 @@ class House:
         self.settle()
 
     def allocate(self) -> None:
-        """The server grants the last Allocate that was sent to it by UDP."""
+        """Pass in a success response to the last Allocate that was sent by UDP."""
         request = decode(self.sent[-1].data)
         values = {XOR_RELAYED_ADDRESS: (Address("203.0.113.1", 50000),), XOR_MAPPED_ADDRESS: BASE.local, LIFETIME: 600}
         answer = Message.success(request, values).encode()
@@ -115,7 +115,7 @@ def test_a_server_that_refuses_is_not_asked_by_another_transport_but_the_next_se
 
 
 def test_a_server_that_is_silent_by_udp_is_asked_by_tcp_beside_it() -> None:
-    """RFC 8656, section 7.4: with 408 the transport may be what is wrong; where UDP is blocked nobody waits 39.5 s."""
+    """RFC 8656, section 7.4: after a timeout the transport may be blocked; the client does not wait 39.5 s."""
     house = House()
     house.run(0.9)
     assert house.opened == []
@@ -123,12 +123,14 @@ def test_a_server_that_is_silent_by_udp_is_asked_by_tcp_beside_it() -> None:
     [stream] = house.opened
     assert (stream.transport, stream.remote) == (Transport.TCP, SERVER)
     house.run(1)
-    assert [each.remote for each in house.opened] == [SERVER, Address("203.0.113.2", 443)], "nor is that one heard of"
+    assert [each.remote for each in house.opened] == [SERVER, Address("203.0.113.2", 443)], (
+        "the second one has not answered either"
+    )
     house.run(36)
     assert [event for event in house.events if isinstance(event, RelayFailed)] == []
     house.run(2)
     [failed] = [event for event in house.events if isinstance(event, RelayFailed)]
-    assert "did not answer 7 sends" in failed.reason and house.relays.pending, "two streams are still being opened"
+    assert "did not answer 7 sends" in failed.reason and house.relays.pending, "two streams are being opened"
 
 
 def test_the_first_to_allocate_is_kept_and_what_was_tried_beside_it_is_closed() -> None:
@@ -143,8 +145,8 @@ def test_the_first_to_allocate_is_kept_and_what_was_tried_beside_it_is_closed() 
     assert len(house.opened) == 1 and [event for event in house.events if isinstance(event, RelayFound)] == [found]
 
 
-def test_a_server_that_was_heard_of_is_let_finish_alone() -> None:
-    """Its challenge came: the rest takes a round trip more."""
+def test_a_server_that_has_answered_gets_time_to_finish_alone() -> None:
+    """It sent a challenge: the allocation takes a round trip more."""
     house = House()
     house.run(0.1)
     request = decode(house.sent[-1].data)
@@ -156,12 +158,12 @@ def test_a_server_that_was_heard_of_is_let_finish_alone() -> None:
 
 
 def test_a_server_that_has_two_names_is_asked_once() -> None:
-    """A base has one 5-tuple with it, and so one allocation."""
+    """A base has one 5-tuple with a server, and so one allocation."""
     one, again, named = "turn:203.0.113.1", "turn:203.0.113.1:3478?transport=udp", "turn:example.org?transport=udp"
     house = House(one, again, named, f"{one}?transport=tcp")
     house.run(0.4)
     assert len(house.sent) == 1
-    assert [each.transport for each in house.opened] == [Transport.TCP], "by TCP it is another one"
+    assert [each.transport for each in house.opened] == [Transport.TCP], "TCP is another 5-tuple"
     house.allocate()
     assert len([event for event in house.events if isinstance(event, RelayFound)]) == 1
     house.run(60)
@@ -169,7 +171,7 @@ def test_a_server_that_has_two_names_is_asked_once() -> None:
 
 
 def test_two_that_are_sent_to_one_server_do_not_take_each_others_answers() -> None:
-    """A second name of a server that redirects becomes known when the first has its allocation."""
+    """A second name of a redirecting server resolves after the first one has its allocation."""
     house = House("turn:203.0.113.1", "turn:late.example?transport=udp")
     there = Address("203.0.113.7", 3478)
     house.run(0.1)
@@ -183,7 +185,7 @@ def test_two_that_are_sent_to_one_server_do_not_take_each_others_answers() -> No
         house.relays.receive(Resolved(query=query, hosts=hosts, error="" if hosts else "no such name"), now=house.now)
     house.settle()
     house.run(0.1)
-    assert house.sent[-1].remote == SERVER, "asked by its other name"
+    assert house.sent[-1].remote == SERVER, "the second name is used"
     house.refuse(300, {ALTERNATE_SERVER: (there,)})
     house.relays.want(found.flow, Address("198.51.100.1", 4000), now=house.now)
     house.settle()
@@ -197,7 +199,7 @@ def test_two_that_are_sent_to_one_server_do_not_take_each_others_answers() -> No
     assert house.events[-1] == PathReady(flow=found.flow, host="198.51.100.1")
 
 
-def test_a_name_that_stands_for_no_server_is_told_and_not_waited_for() -> None:
+def test_a_name_without_a_server_is_reported_and_not_waited_for() -> None:
     house = House("turn:nowhere.example")
     [failed] = house.events
     assert isinstance(failed, RelayFailed) and failed.base is None
@@ -210,7 +212,7 @@ def test_it_is_pending_until_the_last_server_has_failed() -> None:
     house.run(0.1)
     assert house.relays.pending
     house.run(60)
-    assert house.relays.pending, "two streams are still being opened"
+    assert house.relays.pending, "two streams are being opened"
     for stream in house.opened:
         house.relays.receive(Closed(flow=stream.flow, reason="timed out"), now=house.now)
         house.settle()
@@ -218,15 +220,15 @@ def test_it_is_pending_until_the_last_server_has_failed() -> None:
     assert len([event for event in house.events if isinstance(event, RelayFailed)]) == 3
 
 
-def test_who_is_late_is_asked_on_and_followed_by_others() -> None:
-    """Nobody waits for it, and whoever allocates first is taken all the same."""
+def test_a_late_server_continues_and_others_follow() -> None:
+    """Gathering does not wait for it, and the first server to allocate is used."""
     house = House()
     house.run(0.1)
     late = house.relays.release()
     assert [(base.flow, server.address) for base, server in late] == [(BASE.flow, SERVER)]
     assert not house.relays.pending
     house.run(5)
-    assert len(house.opened) == 2 and not house.relays.pending, "its other servers are no less late"
+    assert len(house.opened) == 2 and not house.relays.pending, "its other servers are late, too"
     house.allocate()
     [found] = [event for event in house.events if isinstance(event, RelayFound)]
     assert found.server.address == SERVER and house.closed == [stream.flow for stream in house.opened]
@@ -247,7 +249,7 @@ def test_a_name_that_is_looked_up_late_still_gives_a_relay() -> None:
 
 
 def test_a_base_that_goes_leaves_no_stream_behind() -> None:
-    """Of what is late, and of what has allocated, too."""
+    """This holds for late servers, too."""
     house = House()
     house.run(1.1)
     [stream] = house.opened
@@ -266,6 +268,65 @@ def test_a_relay_whose_base_is_let_go_is_freed_but_not_by_a_socket_that_is_close
         before = len(house.sent)
         house.relays.remove_base(BASE.flow, "gone", now=house.now, closed=closed)
         house.settle()
-        told = [decode(each.data) for each in house.sent[before:]]
-        assert [(each.method, each.get(LIFETIME)) for each in told] == ([] if closed else [(Method.REFRESH, 0)])
+        sent = [decode(each.data) for each in house.sent[before:]]
+        assert [(each.method, each.get(LIFETIME)) for each in sent] == ([] if closed else [(Method.REFRESH, 0)])
         assert house.relays.next_timer() is None
+
+
+def lost_house() -> tuple[House, Flow]:
+    """A relay that was found, and that the server then reported as lost."""
+    house = House("turn:203.0.113.1")
+    house.run(0.1)
+    house.allocate()
+    [found] = [event for event in house.events if isinstance(event, RelayFound)]
+    house.relays.verify(now=house.now)
+    house.settle()
+    house.run(0.1)
+    answer = Message.error(decode(house.sent[-1].data), 437).encode()
+    house.relays.receive(Datagram(BASE.flow, SERVER, answer), now=house.now)
+    house.settle()
+    [lost] = [event for event in house.events if isinstance(event, RelayLost)]
+    assert lost.flow == found.flow
+    return house, found.flow
+
+
+def test_a_lost_relay_is_allocated_again_with_another_flow() -> None:
+    house, flow = lost_house()
+    house.run(0.1)
+    assert decode(house.sent[-1].data).method == Method.ALLOCATE and not house.relays.pending
+    house.allocate()
+    first, second = [event for event in house.events if isinstance(event, RelayFound)]
+    assert first.flow == flow != second.flow
+
+
+def test_a_lost_relay_is_not_allocated_again_after_its_base_is_gone() -> None:
+    house, _ = lost_house()
+    house.relays.remove_base(BASE.flow, "gone", now=house.now)
+    assert house.relays.next_timer() is None
+
+
+def test_the_flows_of_lost_relays_are_dropped_when_the_agent_knows() -> None:
+    """The tables do not grow for the life of an agent, however often a server restarts."""
+    house, flow = lost_house()
+    assert house.relays.owns(flow), "the agent may have sent on it"
+    house.relays.forget(flow)
+    assert not house.relays.owns(flow)
+    sizes = []
+    for _ in range(5):
+        house.run(100)
+        house.allocate()
+        relayed = [event.flow for event in house.events if isinstance(event, RelayFound)][-1]
+        sizes.append(house.relays.size)
+        house.relays.verify(now=house.now)
+        house.settle()
+        house.run(0.1)
+        answer = Message.error(decode(house.sent[-1].data), 437).encode()
+        house.relays.receive(Datagram(BASE.flow, SERVER, answer), now=house.now)
+        house.settle()
+        house.relays.forget(relayed)
+    assert set(sizes) == {sizes[0]}
+
+
+def test_every_transition_of_a_relay_is_in_the_table() -> None:
+    assert set(TRANSITIONS) == set(State)
+    assert {state for state in State if not TRANSITIONS[state]} == {State.FAILED}

@@ -1,4 +1,4 @@
-"""What STUN servers see of sockets that agents share: asked once, kept, asked again (RFC 8445, 5.1.1.2)."""
+"""Mappings of shared sockets: asked once for all agents, kept, and asked again (RFC 8445, section 5.1.1.2)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAPPED = Address("198.51.100.7", 40000)
 
 @dataclass
 class Bench:
-    """A mux, its shell, and servers that answer when told to."""
+    """A mux, driven by hand, and servers that answer on demand."""
 
     mux: Mux[str]
     now: Instant = START
@@ -93,7 +93,7 @@ class Bench:
             self.drain()
         self.now = end
 
-    def told(self, name: str) -> list[Address]:
+    def addresses(self, name: str) -> list[Address]:
         """The server-reflexive candidates of an agent."""
         found = [event.event for event in self.events if isinstance(event, AgentEvent) and event.name == name]
         locals_ = [event.candidate for event in found if isinstance(event, LocalCandidateAdded)]
@@ -110,7 +110,7 @@ def bench(*servers: str, external: dict[str, str] | None = None) -> Bench:
     return Bench(Mux(config, random=random.Random(1), pacer=Pacer()))
 
 
-def test_nobody_is_asked_before_an_agent_is_there_and_then_once_for_all() -> None:
+def test_no_server_is_asked_before_an_agent_gathers_and_then_once_for_all() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     assert b.outputs == [] and b.mux.next_timer() is None
@@ -122,7 +122,7 @@ def test_nobody_is_asked_before_an_agent_is_there_and_then_once_for_all() -> Non
     b.answer(question)
     third = b.join()
     for name in (first, second, third):
-        assert b.told(name) == [MAPPED] and b.ended(name) and not b.mux.gathers(name)
+        assert b.addresses(name) == [MAPPED] and b.ended(name) and not b.mux.gathers(name)
     assert b.asked() == []
 
 
@@ -130,7 +130,7 @@ def test_without_servers_an_agent_has_all_there_is_at_once() -> None:
     b = bench(external={"10.0.0.2": "203.0.113.9"})
     b.open()
     name = b.join()
-    assert b.told(name) == [Address("203.0.113.9", 5000)] and b.ended(name)
+    assert b.addresses(name) == [Address("203.0.113.9", 5000)] and b.ended(name)
     assert b.mux.bases.state is GatheringState.NEW and b.outputs == []
 
 
@@ -143,13 +143,13 @@ def test_of_two_servers_the_silent_one_has_a_second_after_the_other_has_answered
     first, silent = b.asked()
     b.answer(first)
     b.wait(0.9)
-    assert b.told(name) == [MAPPED] and not b.ended(name)
+    assert b.addresses(name) == [MAPPED] and not b.ended(name)
     b.wait(0.2)
     assert b.ended(name)
     assert f"{silent.remote} had not answered 1 s after the last answer" in str(b.mux.bases.why(b.mux[name]))
 
 
-def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_patience() -> None:
+def test_a_silent_or_unresolved_server_delays_no_longer_than_the_patience() -> None:
     b = bench("stun:silent.example", "stun:nowhere.example")
     b.open()
     name = b.join()
@@ -159,28 +159,28 @@ def test_a_server_that_is_silent_or_has_no_name_delays_nobody_for_more_than_the_
     b.wait(4.9)
     assert not b.ended(name)
     b.wait(0.2)
-    assert b.ended(name) and b.told(name) == []
+    assert b.ended(name) and b.addresses(name) == []
     report = str(b.mux.bases.why(b.mux[name]))
     assert "gathering complete" in report and "nowhere.example has no address" in report
     assert "192.0.2.1:3478 had not answered 5 s after they were asked" in report
 
 
-def test_a_late_answer_and_a_late_name_are_told_after_the_end() -> None:
+def test_a_late_answer_and_a_late_name_are_emitted_after_the_end() -> None:
     b = bench("stun:192.0.2.1", "stun:slow.example")
     b.open()
     name = b.join()
     known, slow = b.take(Resolve)
     b.mux.receive(Resolved(query=known, hosts=("192.0.2.1",)), now=b.now)
     b.wait(6)
-    assert b.ended(name) and b.told(name) == []
+    assert b.ended(name) and b.addresses(name) == []
     b.answer(b.asked()[-1])
-    assert b.told(name) == [MAPPED]
+    assert b.addresses(name) == [MAPPED]
     b.mux.receive(Resolved(query=slow, hosts=("192.0.2.9",)), now=b.now)
     b.drain()
     [question] = b.asked()
     other = Address("198.51.100.7", 40001)
     b.answer(question, other)
-    assert b.told(name) == [MAPPED, other] and not b.mux.gathers(name)
+    assert b.addresses(name) == [MAPPED, other] and not b.mux.gathers(name)
 
 
 def test_servers_that_were_silent_are_asked_again_for_an_agent_that_comes_half_a_minute_later() -> None:
@@ -197,10 +197,10 @@ def test_servers_that_were_silent_are_asked_again_for_an_agent_that_comes_half_a
     b.names()
     [question] = b.asked()
     b.answer(question)
-    assert b.told(late) == [MAPPED] == b.told("agent1")
+    assert b.addresses(late) == [MAPPED] == b.addresses("agent1")
 
 
-def test_a_port_that_nobody_listens_on_ends_it_at_once() -> None:
+def test_a_port_without_a_listener_ends_it_at_once() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -211,7 +211,7 @@ def test_a_port_that_nobody_listens_on_ends_it_at_once() -> None:
     assert b.ended(name)
 
 
-def test_a_mapping_is_kept_while_an_agent_is_there_and_let_go_when_none_is() -> None:
+def test_a_mapping_is_kept_only_while_an_agent_is_present() -> None:
     """RFC 8445, section 11: Tr is 15 s."""
     b = bench("stun:192.0.2.1")
     b.open()
@@ -225,12 +225,12 @@ def test_a_mapping_is_kept_while_an_agent_is_there_and_let_go_when_none_is() -> 
     b.leave(two)
     assert b.mux.next_timer() is None
     b.now = Instant(b.now + 14 * SECOND)
-    assert b.told(b.join()) == [MAPPED], "the NAT still has it"
+    assert b.addresses(b.join()) == [MAPPED], "the NAT still has it"
     b.wait(15)
     assert len(b.take(Send)) == 1, "and it is kept again"
 
 
-def test_a_mapping_that_nobody_kept_is_forgotten() -> None:
+def test_a_mapping_without_keepalives_is_dropped() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     one = b.join()
@@ -239,14 +239,14 @@ def test_a_mapping_that_nobody_kept_is_forgotten() -> None:
     b.leave(one)
     b.now = Instant(b.now + 16 * SECOND)
     other = b.join()
-    assert b.told(other) == [] and not b.ended(other)
+    assert b.addresses(other) == [] and not b.ended(other)
     b.names()
     [question] = b.asked()
     b.answer(question, MAPPED.with_port(41000))
-    assert b.told(other) == [MAPPED.with_port(41000)] and b.ended(other)
+    assert b.addresses(other) == [MAPPED.with_port(41000)] and b.ended(other)
 
 
-def test_servers_are_asked_again_every_five_minutes_and_a_change_is_told_to_everybody() -> None:
+def test_servers_are_asked_again_every_five_minutes_and_all_agents_get_a_change() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     old = b.join()
@@ -257,11 +257,11 @@ def test_servers_are_asked_again_every_five_minutes_and_a_change_is_told_to_ever
     assert b.ended(b.join()), "meanwhile what was seen last counts"
     moved = MAPPED.with_port(41000)
     b.answer(question, moved)
-    assert b.told(old) == [MAPPED, moved]
-    assert b.told(b.join()) == [moved], "one that comes now never hears of the first"
+    assert b.addresses(old) == [MAPPED, moved]
+    assert b.addresses(b.join()) == [moved], "a new agent does not get the first one"
 
 
-def test_a_nat_that_maps_anew_each_time_is_told_of_eight_times() -> None:
+def test_a_nat_that_changes_its_mapping_each_time_gives_eight_candidates() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -270,8 +270,8 @@ def test_a_nat_that_maps_anew_each_time_is_told_of_eight_times() -> None:
     for number in range(1, 20):
         b.wait(300)
         b.answer(b.asked()[0], MAPPED.with_port(41000 + number))
-    assert len(b.told(name)) == MAX_CHANGES
-    assert b.told(b.join()) == [MAPPED.with_port(41019)]
+    assert len(b.addresses(name)) == MAX_CHANGES
+    assert b.addresses(b.join()) == [MAPPED.with_port(41019)]
 
 
 def test_a_refresh_that_is_not_answered_changes_nothing() -> None:
@@ -281,10 +281,10 @@ def test_a_refresh_that_is_not_answered_changes_nothing() -> None:
     b.names()
     b.answer(b.asked()[0])
     b.wait(350)
-    assert b.told(b.join()) == [MAPPED] and b.told(name) == [MAPPED]
+    assert b.addresses(b.join()) == [MAPPED] and b.addresses(name) == [MAPPED]
 
 
-def test_a_changed_network_makes_them_be_asked_anew() -> None:
+def test_in_a_changed_network_the_servers_are_asked_again() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -293,15 +293,15 @@ def test_a_changed_network_makes_them_be_asked_anew() -> None:
     b.mux.network_changed(now=b.now)
     b.drain()
     late = b.join()
-    assert b.told(late) == [] and not b.ended(late)
+    assert b.addresses(late) == [] and not b.ended(late)
     b.names()
     b.wait(0.1)
     [question] = b.asked()
     b.answer(question, MAPPED.with_port(41000))
-    assert b.told(late) == [MAPPED.with_port(41000)] and b.told(name) == [MAPPED, MAPPED.with_port(41000)]
+    assert b.addresses(late) == [MAPPED.with_port(41000)] and b.addresses(name) == [MAPPED, MAPPED.with_port(41000)]
 
 
-def test_a_changed_network_in_which_no_agent_is_asks_nobody() -> None:
+def test_a_changed_network_without_agents_asks_no_server() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     b.mux.network_changed(now=b.now)
@@ -309,7 +309,7 @@ def test_a_changed_network_in_which_no_agent_is_asks_nobody() -> None:
     assert b.outputs == [] and b.mux.next_timer() is None
 
 
-def test_a_socket_that_comes_later_is_told_to_all_and_asked_from() -> None:
+def test_a_later_socket_is_a_candidate_of_all_and_asks_the_servers() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -320,7 +320,7 @@ def test_a_socket_that_comes_later_is_told_to_all_and_asked_from() -> None:
     [question] = b.asked()
     assert question.flow == Flow(2)
     b.answer(question, MAPPED.with_port(42000))
-    assert b.told(name) == [MAPPED, MAPPED.with_port(42000)]
+    assert b.addresses(name) == [MAPPED, MAPPED.with_port(42000)]
 
 
 def test_a_socket_that_is_closed_takes_its_mapping_and_its_questions_along() -> None:
@@ -338,7 +338,7 @@ def test_a_socket_that_is_closed_takes_its_mapping_and_its_questions_along() -> 
     assert FlowClosed(flow=FLOW, reason="its address is gone") in b.events
     assert not b.ended(name), "the other socket's question is open"
     b.answer(second, MAPPED.with_port(42000))
-    assert b.ended(name) and b.told(b.join()) == [MAPPED.with_port(42000)]
+    assert b.ended(name) and b.addresses(b.join()) == [MAPPED.with_port(42000)]
     assert "10.0.0.2 is not used: its address is gone" in str(b.mux.bases.why(b.mux[name]))
 
 
@@ -351,7 +351,7 @@ def test_a_server_out_of_reach_is_not_asked_and_not_waited_for(server: str) -> N
     assert b.asked() == [] and b.ended(name)
 
 
-def test_an_answer_that_nobody_asked_for_is_dropped() -> None:
+def test_an_answer_to_no_request_is_dropped() -> None:
     b = bench("stun:192.0.2.1")
     b.open()
     name = b.join()
@@ -360,4 +360,4 @@ def test_an_answer_that_nobody_asked_for_is_dropped() -> None:
     stranger = Send(FLOW, SERVER, Message.request(1, bytes(12)).encode(fingerprint=True))
     b.answer(stranger, MAPPED.with_port(666))
     b.answer(Send(FLOW, Address("192.0.2.66", 3478), question.data), MAPPED.with_port(666))
-    assert b.told(name) == [] and b.mux.counters["unexpected"] == 1
+    assert b.addresses(name) == [] and b.mux.counters["unexpected"] == 1

@@ -1,4 +1,4 @@
-"""An event loop whose clock jumps: what waits for time does not wait, and a deadlock is an error."""
+"""An event loop with a virtual clock: sleeping takes no time, and a deadlock raises."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Selector(selectors.SelectSelector):
         ready = super().select(0)
         if not ready:
             if timeout is None:
-                raise RuntimeError("everybody waits and nothing is due")
+                raise RuntimeError("deadlock: every task waits and no timer is scheduled")
             self.now += max(0.0, timeout)
         return ready
 
@@ -32,7 +32,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end in no time; fails when a task is left behind."""
+    """Run a coroutine in virtual time. Fails if a task is still running at its end."""
 
     async def guarded() -> Any:
         result = await main

@@ -1,4 +1,4 @@
-"""A byte stream in datagrams: both sides end, whatever is lost, and nothing that arrived is missing."""
+"""A byte stream in datagrams: both sides end despite loss, and every chunk that arrived is delivered."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from polynya.core.errors import ConnectionClosed
-from polynya.stream.chunks import PATIENCE, REST, ChunkStream, Outcome
+from polynya.stream.chunks import END_TIMEOUT, REST, ChunkStream, Outcome
 from tests.stream.jumping import run
 
 Lose = Callable[[bytes], bool]
 
 
 class End:
-    """One end of a link with delay, on which `lose` says what is lost."""
+    """One end of a link with delay; `lose` decides which datagrams are lost."""
 
     def __init__(self, delay: float = 0.02, lose: Lose = lambda _: False) -> None:
         self.other: End | None = None
@@ -57,11 +57,11 @@ def link(delay: float = 0.02, one: Lose = lambda _: False, two: Lose = lambda _:
 
 
 class Side:
-    """A side with what it received."""
+    """One side of a stream, with its received chunks."""
 
     def __init__(self, end: End, linger: float = 1.0) -> None:
         self.received: list[bytes] = []
-        self.over_at = 0.0
+        self.ended_at = 0.0
         self.stream = ChunkStream(end, self._write, linger=linger)
 
     async def _write(self, data: bytes) -> None:
@@ -70,7 +70,7 @@ class Side:
     async def run(self, source: AsyncIterator[bytes]) -> Outcome:
         began = asyncio.get_running_loop().time()
         outcome = await self.stream.run(source)
-        self.over_at = asyncio.get_running_loop().time() - began
+        self.ended_at = asyncio.get_running_loop().time() - began
         return outcome
 
 
@@ -82,11 +82,11 @@ async def chunks(*data: bytes, pause: float = 0.0, then: float = 0.0) -> AsyncIt
 
 
 def terminal() -> AsyncIterator[bytes]:
-    """Nobody types."""
+    """Yield nothing, like an idle terminal."""
     return chunks(then=1e9)
 
 
-def test_both_get_all_and_both_end() -> None:
+def test_both_sides_receive_everything_and_end() -> None:
     async def main() -> None:
         ends = link()
         one, two = Side(ends[0]), Side(ends[1])
@@ -94,24 +94,24 @@ def test_both_get_all_and_both_end() -> None:
         assert (one.received, two.received) == ([b"c"], [b"a", b"b"])
         assert [each.confirmed for each in outcomes] == [True, True]
         assert [(each.chunks_sent, each.chunks_received) for each in outcomes] == [(2, 1), (1, 2)]
-        assert max(one.over_at, two.over_at) < REST + 0.3
+        assert max(one.ended_at, two.ended_at) < REST + 0.3
 
     run(main())
 
 
-def test_one_that_only_listens_ends_with_the_one_that_sends() -> None:
+def test_a_silent_side_ends_after_the_sender() -> None:
     async def main() -> None:
         ends = link()
         sender, listener = Side(ends[0]), Side(ends[1])
         outcomes = await asyncio.gather(sender.run(chunks(b"x")), listener.run(terminal()))
         assert listener.received == [b"x"]
         assert all(each.confirmed for each in outcomes)
-        assert 1.0 <= listener.over_at < 1.0 + REST + 0.3
+        assert 1.0 <= listener.ended_at < 1.0 + REST + 0.3
 
     run(main())
 
 
-def test_one_that_has_nothing_to_send_waits_for_all_that_the_other_has() -> None:
+def test_a_side_without_data_waits_for_the_other() -> None:
     async def main() -> None:
         ends = link()
         silent, slow = Side(ends[0]), Side(ends[1])
@@ -122,7 +122,7 @@ def test_one_that_has_nothing_to_send_waits_for_all_that_the_other_has() -> None
     run(main())
 
 
-def test_linger_says_how_long_a_silent_side_is_waited_for() -> None:
+def test_linger_is_the_wait_for_a_silent_side() -> None:
     async def main() -> None:
         ends = link()
         one, two = Side(ends[0], linger=30), Side(ends[1], linger=30)
@@ -133,7 +133,7 @@ def test_linger_says_how_long_a_silent_side_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_with_a_third_of_all_lost_both_end_in_time_and_mostly_confirmed(seed: int) -> None:
+def test_with_a_third_lost_both_sides_end_in_time_and_one_is_confirmed(seed: int) -> None:
     chance = random.Random(seed)
 
     async def main() -> None:
@@ -141,13 +141,13 @@ def test_with_a_third_of_all_lost_both_end_in_time_and_mostly_confirmed(seed: in
         one, two = Side(ends[0]), Side(ends[1])
         outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(terminal() if seed % 2 else chunks(b"b")))
         assert any(each.confirmed for each in outcomes)
-        assert max(one.over_at, two.over_at) < 1.0 + PATIENCE + 1.0
+        assert max(one.ended_at, two.ended_at) < 1.0 + END_TIMEOUT + 1.0
 
     run(main())
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
-def test_any_few_lost_ends_do_not_matter(lost: int) -> None:
+def test_up_to_three_lost_ends_are_repeated(lost: int) -> None:
     def lose_first(count: int) -> Lose:
         left = [count]
 
@@ -169,7 +169,7 @@ def test_any_few_lost_ends_do_not_matter(lost: int) -> None:
     run(main())
 
 
-def test_ends_are_not_answered_for_ever() -> None:
+def test_the_number_of_ends_is_limited() -> None:
     async def main() -> None:
         ends = link(delay=0.0001)
         one, two = Side(ends[0]), Side(ends[1])
@@ -179,31 +179,31 @@ def test_ends_are_not_answered_for_ever() -> None:
     run(main())
 
 
-def test_a_side_whose_other_is_gone_ends_unconfirmed() -> None:
+def test_a_side_without_a_peer_ends_unconfirmed() -> None:
     async def main() -> None:
         ends = link(one=lambda _: True)
         one = Side(ends[0])
         outcome = await one.run(chunks(b"x"))
         assert not outcome.confirmed
         assert outcome.reason == "the other side did not confirm the end"
-        assert one.over_at < 1.0 + PATIENCE + 0.5
+        assert one.ended_at < 1.0 + END_TIMEOUT + 0.5
 
     run(main())
 
 
-def test_a_connection_that_is_lost_ends_it() -> None:
+def test_a_lost_connection_ends_the_stream() -> None:
     async def main() -> None:
         ends = link()
         one = Side(ends[0])
         asyncio.get_running_loop().call_later(5, ends[0].close)
         outcome = await one.run(terminal())
         assert (outcome.confirmed, outcome.reason) == (False, "the connection is closed")
-        assert one.over_at == pytest.approx(5, abs=0.2)
+        assert one.ended_at == pytest.approx(5, abs=0.2)
 
     run(main())
 
 
-def test_cancelling_tells_the_other_side() -> None:
+def test_a_cancelled_stream_sends_its_end() -> None:
     async def main() -> None:
         ends = link()
         one, two = Side(ends[0]), Side(ends[1])
@@ -214,13 +214,13 @@ def test_cancelling_tells_the_other_side() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (await other).confirmed
-        assert two.over_at < 5
-        assert len(ends[0].sent) >= 3, "and not only once"
+        assert two.ended_at < 5
+        assert len(ends[0].sent) >= 3, "the end is sent several times"
 
     run(main())
 
 
-def test_a_full_buffer_is_waited_for_and_one_that_stays_full_is_counted() -> None:
+def test_a_refused_chunk_is_sent_again_and_counted_if_always_refused() -> None:
     async def main() -> None:
         ends = link()
         ends[0].full = 50
@@ -242,19 +242,19 @@ def test_a_burst_is_paced() -> None:
         data = [number.to_bytes(2, "big") for number in range(8000)]
         await asyncio.gather(one.run(chunks(*data)), two.run(chunks()))
         assert sorted(two.received) == data
-        assert 1.0 <= one.over_at < 1.6
+        assert 1.0 <= one.ended_at < 1.6
 
     run(main())
 
 
 @pytest.mark.parametrize("where", ["source", "output"])
-def test_what_fails_here_is_raised_here(where: str) -> None:
+def test_a_local_error_is_raised(where: str) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x"
         raise OSError("no more")
 
     async def write(data: bytes) -> Any:
-        raise BrokenPipeError("nobody reads")
+        raise BrokenPipeError("the reader is gone")
 
     async def main() -> None:
         ends = link()

@@ -1,4 +1,4 @@
-"""Standard input and output: pipes, files, and readers that go away."""
+"""Standard input and output: pipes, files, and readers that close."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from polynya.stream.stdio import Writer, read_chunks
 
 
-def test_a_file_is_read_in_pieces_and_ends(tmp_path: Path) -> None:
+def test_a_file_is_read_in_pieces_to_its_end(tmp_path: Path) -> None:
     data = os.urandom(100_001)
     path = tmp_path / "data"
     path.write_bytes(data)
@@ -41,7 +41,7 @@ def test_a_pipe_is_read_as_it_is_written() -> None:
     asyncio.run(main())
 
 
-def test_all_is_written_in_order_through_a_slow_reader() -> None:
+def test_everything_is_written_in_order_to_a_slow_reader() -> None:
     async def main() -> None:
         reading, writing = os.pipe()
         writer = Writer(writing)
@@ -62,7 +62,7 @@ def test_all_is_written_in_order_through_a_slow_reader() -> None:
     asyncio.run(main())
 
 
-def test_a_reader_that_went_away_is_told() -> None:
+def test_a_closed_reader_raises_broken_pipe() -> None:
     async def main() -> None:
         reading, writing = os.pipe()
         os.close(reading)
@@ -76,7 +76,7 @@ def test_a_reader_that_went_away_is_told() -> None:
     asyncio.run(main())
 
 
-def test_a_reader_that_takes_nothing_does_not_keep_us() -> None:
+def test_a_blocked_reader_does_not_block_aclose() -> None:
     async def main() -> None:
         reading, writing = os.pipe()
         writer = Writer(writing)

@@ -231,7 +231,7 @@ def check(data: bytes) -> Message | None:
         assert same(message, expected), "a learned layout reads it differently"
     if message is None:
         return None
-    assert stun, "decoded, but not told to be STUN"
+    assert stun, "decoded, but `is_stun` is False"
     assert message.verify(KEY) in (True, False)
     try:
         built = Message(message.method, message.cls, message.transaction_id, message.attributes).encode()
@@ -247,7 +247,7 @@ def same(one: Message | None, other: Message | None) -> bool:
     """Whether two readings of a message agree in everything, the order of the attributes too."""
     if one is None or other is None:
         return one is other
-    heads = [(message.method, message.cls, message.transaction_id, message._frame) for message in (one, other)]
+    heads = [(message.method, message.cls, message.transaction_id, message.frame) for message in (one, other)]
     return heads[0] == heads[1] and list(one.attributes.items()) == list(other.attributes.items())
 
 

@@ -131,7 +131,7 @@ def test_any_bytes_are_a_value_or_a_decode_error(data: st.DataObject) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_value_that_cannot_be_is_a_decode_error(attribute: Attribute[Any], value: str) -> None:
+def test_an_invalid_value_is_a_decode_error(attribute: Attribute[Any], value: str) -> None:
     with pytest.raises(DecodeError):
         attribute.decode(bytes.fromhex(value), MASK)
 
@@ -194,7 +194,7 @@ def test_a_value_that_does_not_fit_is_the_callers_error(attribute: Attribute[Any
         Message.request(Method.BINDING, ID, {attribute: value}).encode()
 
 
-def test_a_family_that_is_neither_is_told_apart_so_that_440_can_answer() -> None:
+def test_an_unknown_family_decodes_so_that_440_can_answer() -> None:
     assert a.REQUESTED_ADDRESS_FAMILY.decode(b"\x03\0\0\0", MASK) == 0
 
 

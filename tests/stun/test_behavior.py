@@ -1,4 +1,4 @@
-"""RFC 5780: what a discovery sends, and what it makes of answers that no honest server gives."""
+"""RFC 5780: the requests of a behavior discovery, and its handling of responses that no honest server sends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOTH = ChangeRequest(address=True, port=True)
 
 
 class Table:
-    """A discovery by hand, its flows open and its first requests sent."""
+    """A discovery driven by hand: its flows are open and its first requests sent."""
 
     def __init__(self) -> None:
         self.machine = BehaviorDiscovery(server=SERVER, local=LOCAL, flow_ids=FlowIds(), random=random.Random(1))
@@ -60,7 +60,7 @@ class Table:
         self.now = end
 
     def asked(self, change: ChangeRequest | None = None, flow: int = 0) -> Send:
-        """The last request of a flow with this CHANGE-REQUEST."""
+        """Return the last request of a flow with this CHANGE-REQUEST."""
         fitting = [
             send
             for send in self.sent
@@ -68,8 +68,8 @@ class Table:
         ]
         return fitting[-1]
 
-    def answer(self, send: Send, source: Address | None = None, **told: Any) -> None:
-        attributes = {XOR_MAPPED_ADDRESS: MAPPED, OTHER_ADDRESS: OTHER, **told.pop("attributes", {})}
+    def answer(self, send: Send, source: Address | None = None, **options: Any) -> None:
+        attributes = {XOR_MAPPED_ADDRESS: MAPPED, OTHER_ADDRESS: OTHER, **options.pop("attributes", {})}
         data = Message.success(decode(send.data), attributes).encode()
         self.give(Datagram(send.flow, source or send.remote, data))
 
@@ -92,17 +92,17 @@ def test_an_answer_from_where_it_was_not_asked_from_is_no_proof() -> None:
     table.run_for(200 * MILLISECOND)
     table.answer(table.asked(BOTH, flow=1), SERVER)
     assert table.machine.report.filtering is None
-    assert "where another was to answer" in table.machine.report.filtering_reason
+    assert "instead of the requested source" in table.machine.report.filtering_reason
 
 
 def test_an_other_address_on_the_same_host_is_not_believed() -> None:
-    """Section 7.4: it is not there without a second address; mapping towards it would prove nothing."""
+    """Section 7.4: a server without a second address must not send it; a test with it would prove nothing."""
     table = Table()
     table.answer(table.asked(), attributes={OTHER_ADDRESS: SERVER.with_port(3479)})
     assert table.machine.report.mapping is None and table.machine.report.other is None
 
 
-def test_what_is_not_ours_is_dropped_and_counted() -> None:
+def test_packets_of_others_are_dropped_and_counted() -> None:
     table = Table()
     request = decode(table.asked().data)
     answer = Message.success(request, {XOR_MAPPED_ADDRESS: MAPPED}).encode()
@@ -113,12 +113,13 @@ def test_what_is_not_ours_is_dropped_and_counted() -> None:
     table.give(Datagram(table.flows[0], SERVER, Message.success(request, {}).encode()))
     assert table.machine.report.mapped is None
     assert table.machine.counters == {
-        "not STUN": 1, "not ours": 1, "answers by another flow": 1, "answers without a mapped address": 1,
+        "not STUN": 1, "no matching request": 1, "responses on another flow": 1,
+        "responses without a mapped address": 1,
     }  # fmt: skip
 
 
 def test_what_rewrites_addresses_is_noticed() -> None:
-    """Section 3.6: MAPPED-ADDRESS comes in clear, and is what such a thing finds."""
+    """Section 3.6: a middlebox can find MAPPED-ADDRESS, which is not obfuscated."""
     table = Table()
     table.answer(table.asked(), attributes={MAPPED_ADDRESS: LOCAL.with_port(5000)})
     assert table.machine.report.rewrites and table.machine.report.mapped == MAPPED

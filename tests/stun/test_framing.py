@@ -78,7 +78,7 @@ def test_no_more_than_the_allowed_frame_is_ever_kept() -> None:
     assert framer.pending == 0
 
 
-def test_channel_data_is_told_by_its_bits_and_its_length() -> None:
+def test_channel_data_is_recognized_by_its_bits_and_its_length() -> None:
     assert decode_channel_data(encode_channel_data(0x4ABC, b"hello", pad=True)) == (0x4ABC, b"hello")
     assert decode_channel_data(encode_channel_data(0x4ABC, b"hello", pad=False)) == (0x4ABC, b"hello")
     assert not is_channel_data(b"Hello")  # begins like a channel, and its length does not fit

@@ -33,7 +33,7 @@ def opens(listeners: Listeners) -> list[Open]:
     return found
 
 
-def test_each_place_is_opened_told_and_answered_by() -> None:
+def test_each_place_is_opened_reported_and_used() -> None:
     listeners = listening(Place(ANY, (UDP,)), Place(FIXED, (UDP,)))
     one, two = opens(listeners)
     assert [(each.transport, each.local) for each in (one, two)] == [(UDP, ANY), (UDP, FIXED)]
@@ -106,7 +106,7 @@ def test_it_is_not_tried_for_ever_and_not_at_all_on_a_port_that_was_asked_for() 
     assert listeners.events() == [ListenerFailed(place=0, transport=TCP, reason="taken")]
 
 
-def test_a_place_that_loses_a_listener_later_is_told_as_gone() -> None:
+def test_a_place_that_loses_a_listener_is_reported_as_failed() -> None:
     listeners = listening(Place(ANY, (UDP, TCP)))
     [udp] = opens(listeners)
     listeners.receive(Opened(flow=udp.flow, local=ANY.with_port(5000)), now=NOW)

@@ -165,7 +165,7 @@ def test_a_known_attribute_with_an_impossible_value_spoils_the_message() -> None
         decode(raw("00060001 ff000000"))
 
 
-def test_who_is_lenient_reads_the_rest_and_is_told_what_cannot_be_read() -> None:
+def test_a_lenient_decoder_reads_the_rest_and_reports_the_error() -> None:
     """RFC 8656, sections 7.2 and 10.2: a malformed attribute is answered with 400, once it is known who asks."""
     bad = raw("0019000211000000 000d000400000258", 3)  # a REQUESTED-TRANSPORT of two bytes, and a LIFETIME
     data = bad[:2] + (16 + 36).to_bytes(2, "big") + bad[4:]

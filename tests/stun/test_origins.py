@@ -39,11 +39,11 @@ def test_one_address_has_no_other_and_another_port_only() -> None:
 @pytest.mark.parametrize(
     ("first", "other", "problem"),
     [
-        (A1P1, V6[1], "two families"),
+        (A1P1, V6[1], "different IP versions"),
         (A1P1, A2P1, "needs another port"),
         (A1P1, A1P1, "needs another port"),
-        (A1P1, A2P2.with_port(0), "known beforehand"),
-        (A1P1.with_port(0), A2P2, "known beforehand"),
+        (A1P1, A2P2.with_port(0), "fixed ports"),
+        (A1P1.with_port(0), A2P2, "fixed ports"),
     ],
 )
 def test_what_cannot_serve_is_refused(first: Address, other: Address, problem: str) -> None:
@@ -52,11 +52,11 @@ def test_what_cannot_serve_is_refused(first: Address, other: Address, problem: s
 
 
 @pytest.mark.parametrize("listeners", [(A1P1, *corners(A1P1, A2P2)), (A1P1, A1P2)], ids=["two addresses", "one"])
-def test_what_every_answer_tells_is_encoded_once(listeners: tuple[Address, ...]) -> None:
+def test_the_attributes_of_every_response_are_encoded_once(listeners: tuple[Address, ...]) -> None:
     """A data plane adds these bytes as they are."""
     for origin in origins({Flow(number): address for number, address in enumerate(listeners)}).values():
         head = Message.success(Message.request(Method.BINDING, bytes(12)), {}).encode()
-        answer = decode(head[:2] + len(origin.told).to_bytes(2, "big") + head[4:] + origin.told)
+        answer = decode(head[:2] + len(origin.attributes).to_bytes(2, "big") + head[4:] + origin.attributes)
         assert answer[RESPONSE_ORIGIN] == origin.address
         assert answer.get(OTHER_ADDRESS) == origin.other
         assert len(answer.attributes) == (2 if origin.other else 1)

@@ -50,7 +50,7 @@ def answered(probe: BindingProbe, send: Send, message: Message, remote: Address 
     return probe.events()
 
 
-def test_an_old_server_tells_mapped_address_only() -> None:
+def test_an_old_server_sends_mapped_address_only() -> None:
     probe, send = started()
     [ended] = answered(probe, send, Message.success(decode(send.data), {MAPPED_ADDRESS: MAPPED}))
     assert ended.mapped == MAPPED
@@ -63,7 +63,7 @@ def test_an_answer_without_an_address_is_a_failure_that_says_so() -> None:
     assert (ended.mapped, ended.reason) == (None, "the response has no mapped address")
 
 
-def test_an_error_answer_is_told_with_code_and_reason() -> None:
+def test_an_error_answer_is_reported_with_code_and_reason() -> None:
     probe, send = started()
     [ended] = answered(probe, send, Message.error(decode(send.data), 500, ""))
     assert (ended.mapped, ended.reason) == (None, "198.51.100.1:3478 refused: 500 Server Error")

@@ -14,7 +14,7 @@ from polynya.stun.registry import (
     split_message_type,
 )
 
-# Written down anew from the registry, so that a slip in the code is not repeated here.
+# Copied from the registry a second time, so that a slip in the code is not repeated here.
 ATTRIBUTES = """
     0001 MAPPED-ADDRESS 0003 CHANGE-REQUEST 0004 SOURCE-ADDRESS 0005 CHANGED-ADDRESS 0006 USERNAME
     0008 MESSAGE-INTEGRITY 0009 ERROR-CODE 000A UNKNOWN-ATTRIBUTES 000C CHANNEL-NUMBER 000D LIFETIME
@@ -97,5 +97,5 @@ def test_every_message_type_is_one_method_and_one_class() -> None:
         assert message_type(*split_message_type(number)) == number
 
 
-def test_comprehension_is_told_by_the_number() -> None:
+def test_comprehension_follows_from_the_number() -> None:
     assert AttributeType.USE_CANDIDATE < COMPREHENSION_OPTIONAL <= AttributeType.SOFTWARE

@@ -47,7 +47,7 @@ def ask(data: bytes, remote: Address = CLIENT, server: BindingServer | None = No
 
 
 @pytest.mark.parametrize("remote", [CLIENT, CLIENT6], ids=["IPv4", "IPv6"])
-def test_a_client_is_told_the_address_it_is_seen_under(remote: Address) -> None:
+def test_a_client_gets_its_source_address(remote: Address) -> None:
     answer = ask(request().encode(), remote)
     assert answer is not None
     assert (answer.cls, answer.transaction_id) == (Class.SUCCESS, ID)

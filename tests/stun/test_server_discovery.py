@@ -94,7 +94,7 @@ def test_table_1_for_every_listener(two: Served, change: ChangeRequest) -> None:
         }
 
 
-def test_a_plain_request_is_told_them_too(two: Served) -> None:
+def test_a_plain_request_gets_them_too(two: Served) -> None:
     _, _, answer = two.answer({})
     assert answer.attributes == two.answer({CHANGE_REQUEST: ChangeRequest()})[2].attributes
 

@@ -83,14 +83,14 @@ def test_over_a_stream_it_sends_once_and_waits_ti() -> None:
     assert run_until_silent(transaction(RELIABLE)) == [0, 39.5]
 
 
-@pytest.mark.parametrize("schedule", [UNRELIABLE, RELIABLE, ONCE, Schedule(rto=SECOND, sends=3, last_wait=2)])
+@pytest.mark.parametrize("schedule", [UNRELIABLE, RELIABLE, ONCE, Schedule(rto=1.0, sends=3, last_wait=2)])
 def test_a_schedules_total_is_when_it_fails(schedule: Schedule) -> None:
     assert run_until_silent(transaction(schedule))[-1] * SECOND == schedule.total
 
 
 @pytest.mark.parametrize("wrong", [{"rto": 0}, {"sends": 0}, {"last_wait": 0}])
 def test_an_impossible_schedule_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="schedule"):
+    with pytest.raises(ValueError, match=r"rto|schedule"):
         Schedule(**wrong)
 
 
@@ -189,7 +189,7 @@ def test_silence_becomes_an_event_with_its_context() -> None:
     assert len(transactions) == 0
 
 
-def test_a_cancelled_request_is_sent_no_more_but_its_answer_counts() -> None:
+def test_a_canceled_request_is_not_resent_but_its_answer_counts() -> None:
     """RFC 8445, section 7.3.1.4."""
     transactions = table()
     begin(transactions)
@@ -203,7 +203,7 @@ def test_a_cancelled_request_is_sent_no_more_but_its_answer_counts() -> None:
     assert transactions.answer(found, now=Instant(START + 21 * SECOND)).rtt == 21 * SECOND
 
 
-def test_a_cancelled_request_that_nobody_answers_fails_nothing() -> None:
+def test_a_canceled_request_without_an_answer_fails_nothing() -> None:
     transactions = table()
     begin(transactions)
     transactions.cancel(ID, now=START)
@@ -256,7 +256,7 @@ def test_an_id_in_use_is_the_callers_error() -> None:
 
 
 def test_every_send_is_an_output_of_its_own_with_the_ip_fields_asked_for() -> None:
-    """Whoever follows packets numbers each send; one object sent twice would have one number."""
+    """The trace numbers each send; one object sent twice would have one number."""
     transactions = table()
     fields = IpFields(dscp=34)
     begin(transactions, ip=fields)
@@ -273,7 +273,7 @@ def test_clear_forgets_all() -> None:
     assert (len(transactions), transactions.next_timer(), transactions.outputs()) == (0, None, [])
 
 
-def test_the_trace_tells_the_life_of_a_request() -> None:
+def test_the_trace_has_the_life_of_a_request() -> None:
     events: list[TraceEvent] = []
     transactions: Transactions[str] = Transactions(Tracer(events.append, "alice", "stun"))
     begin(transactions, schedule=Schedule(sends=2, last_wait=1))

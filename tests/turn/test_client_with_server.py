@@ -1,4 +1,4 @@
-"""Our client with our server, on a network of IP packets: behind a symmetric NAT with a short memory, for an hour."""
+"""Our client with our server for an hour, behind a symmetric NAT with short timeouts, on the virtual network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REALM = "lab.example"
 SERVER = ("203.0.113.9", "2001:db8:100::9")
 ALLOWED = ("198.51.100.0/24", "2001:db8:2::/48")
 UNIX = 1_800_000_000
-"""The time of day at the server when the scene begins."""
+"""The time of day at the server at the start."""
 ALICE = Credentials("alice", "open sesame")
 
 
@@ -62,7 +62,7 @@ class Scene:
         return self.process.events(kind)
 
     def exchange(self) -> None:
-        """Everything that is sent to the peers, which echo, comes back, in order."""
+        """Whether the echo of all data from the peers arrives, in order."""
         before = len(self.of(RelayedData))
         sent = [(peer.address, b"%d" % number) for number in range(3) for peer in self.peers]
         for peer, data in sent:
@@ -128,7 +128,7 @@ def algorithms(request: pytest.FixtureRequest) -> tuple[int, ...]:
     return tuple(request.param)
 
 
-def test_a_relay_behind_a_forgetful_nat_lives_an_hour(algorithms: tuple[int, ...]) -> None:
+def test_a_relay_behind_a_nat_with_short_timeouts_lasts_an_hour(algorithms: tuple[int, ...]) -> None:
     one = scene(algorithms=algorithms, families=(4, 6))
     [allocated] = one.of(Allocated)
     assert [address.family for address in allocated.relayed] == [4, 6]
@@ -139,7 +139,7 @@ def test_a_relay_behind_a_forgetful_nat_lives_an_hour(algorithms: tuple[int, ...
     assert one.of(ChannelBound) and sum(len(event.peers) for event in one.of(Permitted)) == 4
     one.exchange()
     for _ in range(4):
-        one.net.run_for(900 * SECOND)  # idle: only keepalives and renewals
+        one.net.run_for(900 * SECOND)  # idle: only keepalives and refreshes
         one.exchange()
     assert one.client.counters["challenges 438"] >= 12
     assert not (one.of(Lost) or one.of(PermissionFailed) or one.of(ChannelFailed) or one.of(CredentialsNeeded))
@@ -149,7 +149,7 @@ def test_a_relay_behind_a_forgetful_nat_lives_an_hour(algorithms: tuple[int, ...
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_it_lives_an_hour_with_loss(seed: int) -> None:
+def test_a_relay_lasts_an_hour_with_packet_loss(seed: int) -> None:
     one = scene(link=Profile(delay=40 * MILLISECOND, loss=0.1), seed=seed, nat_timeout=120 * SECOND)
     one.net.run_for(40 * SECOND)
     one.call(one.client.permit, [peer.address for peer in one.peers])
@@ -160,7 +160,7 @@ def test_it_lives_an_hour_with_loss(seed: int) -> None:
     )
 
 
-def test_time_limited_credentials_are_renewed_when_they_have_expired() -> None:
+def test_time_limited_credentials_are_renewed_after_they_expire() -> None:
     first, second = (made_of("a secret", f"{UNIX + seconds}:alice") for seconds in (700, 7200))
     one = scene(directory=SharedSecrets(REALM, ["a secret"]), credentials=first)
     one.call(one.client.permit, [peer.address for peer in one.peers])
@@ -179,7 +179,7 @@ def made_of(secret: str, name: str) -> Credentials:
     return Credentials(name, base64.b64encode(digest(secret.encode(), name.encode(), "sha1")).decode())
 
 
-def test_a_forbidden_peer_is_told_and_the_others_are_permitted() -> None:
+def test_a_denied_peer_is_reported_and_the_others_are_permitted() -> None:
     one = scene()
     one.call(one.client.permit, [one.peers[0].address, Address("169.254.169.254", 80), Address("127.0.0.1", 1)])
     one.net.run_for(SECOND)
@@ -187,7 +187,7 @@ def test_a_forbidden_peer_is_told_and_the_others_are_permitted() -> None:
     assert one.client.permitted(one.peers[0].address)
 
 
-def test_a_wrong_password_asks_for_another() -> None:
+def test_a_wrong_password_requests_other_credentials() -> None:
     one = scene(credentials=Credentials("alice", "wrong"))
     assert len(one.of(CredentialsNeeded)) == 1 and not one.of(AllocationFailed)
     one.call(one.client.set_credentials, ALICE)

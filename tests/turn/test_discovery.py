@@ -50,7 +50,7 @@ def places(found: Discovered) -> list[str]:
     return [f"{server.address} {server.transport.value}" for server in found.servers]
 
 
-def test_an_address_is_asked_nobody() -> None:
+def test_an_address_needs_no_query() -> None:
     for uri, expected in (
         ("turn:192.0.2.7", "192.0.2.7:3478 udp"),
         ("turns:192.0.2.7", "192.0.2.7:5349 tls"),
@@ -134,7 +134,7 @@ def test_records_that_make_no_sense_are_passed_over() -> None:
     assert places(discover("turn:example.org", zone)[0]) == ["192.0.2.2:5 udp"]
 
 
-def test_families_and_transports_that_cannot_be_used_are_left_out() -> None:
+def test_unusable_families_and_transports_are_left_out() -> None:
     assert places(discover("turn:example.org", HOSTS, families=(6,))[0]) == ["[2001:db8::1]:3478 udp"]
     found, _ = discover("turn:example.org", HOSTS, transports=(Transport.TCP,))
     assert found.servers == () and "no such" in found.reason

@@ -201,6 +201,9 @@ class Agent(Endpoint):
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._asking = {uri: other for uri, other in self._asking.items() if other is not task}
+        if not task.cancelled() and (error := task.exception()) is not None:
+            context = {"message": f"{task.get_name()}: the callable raised", "exception": error}
+            task.get_loop().call_exception_handler(context)
 
     async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
         try:

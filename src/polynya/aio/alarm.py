@@ -1,8 +1,8 @@
 """The alarm: one timer of the system for all drivers of an event loop, with a resolution of microseconds.
 
-Event loops round timers up to whole milliseconds. Checks are 5 ms apart (RFC 8445, section 14.2), so each check would
-be up to a millisecond late and delay all later checks of the process. Linux' timerfd is not rounded, its clock
-continues while the system sleeps, and it is watched like a socket. Other systems use the loop's own timer.
+Event loops round timers up to whole milliseconds. Checks are 5 ms apart (RFC 8445, section 14.2): each would be up to
+a millisecond late and delay all later ones. Linux' timerfd is not rounded, its clock continues while the system sleeps,
+and it is watched like a socket. Other systems use the loop's own timer.
 
     driver --set(owner, at)--> Timers --the first--> timerfd, or call_later --> timer_due() of each owner that is due
 """

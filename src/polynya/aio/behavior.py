@@ -18,7 +18,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun import lifetime
 from polynya.stun.behavior import PATIENT, BehaviorDiscovery, BehaviorReport
 from polynya.stun.lifetime import LifetimeReport, MappingLifetime
-from polynya.stun.stream_mapping import StreamMapping
+from polynya.stun.stream_mapping import StreamMapping, StreamMappingReport
 from polynya.stun.transactions import Schedule
 from polynya.stun.uris import StunUri
 
@@ -100,7 +100,7 @@ async def discover_stream_mapping(
     tls: ssl.SSLContext | None = None,
     resolve: ResolveName | None = None,
     trace: Tracer = NO_TRACE,
-) -> BehaviorReport:
+) -> StreamMappingReport:
     """Asks STUN servers by TCP (`stun:HOST:PORT`) or TLS (`stuns:HOST:PORT`) how the NATs on the way map streams.
 
     All are asked from one port, and any two will do. Two ports of one server, and a third server at another address,
@@ -130,7 +130,7 @@ async def discover_stream_mapping(
         names=[uri.host for uri in uris],
         trace=trace,
     )
-    report: BehaviorReport = await _run(machine, flow_ids, trace, tls)
+    report: StreamMappingReport = await _run(machine, flow_ids, trace, tls)
     return report
 
 

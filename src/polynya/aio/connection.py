@@ -13,7 +13,6 @@ from time import time
 from typing import Any, Final, NamedTuple, Protocol
 
 from polynya.core.errors import Attempt, ConnectionClosed, UsageError
-from polynya.core.instants import in_seconds
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.ice.events import AgentState
@@ -321,7 +320,7 @@ class Connection(Waiting):
             remote=pair.remote,
             nominated=pair.nominated,
             relayed=pair.relayed,
-            rtt=None if pair.rtt is None else in_seconds(pair.rtt),
+            rtt=pair.rtt,
             reason=self._reason,
             datagrams_sent=self.datagrams_sent,
             datagrams_received=self.datagrams_received,

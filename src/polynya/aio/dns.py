@@ -60,7 +60,7 @@ class Resolver:
         except _LookupError as error:
             reason = str(error)
         except (OSError, UnicodeError) as error:
-            reason = str(error)
+            reason = str(error) or type(error).__name__
         return Resolved(query=query, error=f"{query.name}: {reason}")
 
     async def _addresses(self, name: str) -> tuple[str, ...]:

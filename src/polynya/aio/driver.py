@@ -1,9 +1,9 @@
 """The driver: runs one machine on real sockets in the running event loop.
 
 A datagram, a timer or a call of the user is one step. In a step the driver calls the machine once, performs its
-outputs, passes its events to `on_event`, and sets the timer. An input that arises during a step (a socket that opened
-at once, a send that failed) is queued in the inbox and handled before the step ends. The machine is therefore never
-re-entered, and `on_event` may call it.
+outputs, passes its events to `on_event`, and sets the timer. An input that arises during a step, such as a failed send,
+is queued in the inbox and handled before the step ends. The machine is therefore never re-entered, and `on_event` may
+call it.
 
     socket, timer, user --> machine --> outputs --> events --> timer
                  ^                         |           |
@@ -83,7 +83,7 @@ class Driver(Generic[MachineT]):
         self._loop = asyncio.get_running_loop()
         self._on_event = on_event
         self._resolver = None if resolve is None else Resolver(resolve=resolve)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] | None = None
         self._inbox = Queue[Input]()
         self._stepping = False
         self._called_again = False
@@ -185,7 +185,7 @@ class Driver(Generic[MachineT]):
             self._alarm.leave(self)
         self.closed = True
         self._inbox.clear()
-        for task in self._tasks:
+        for task in self._tasks or ():
             task.cancel()
 
     # ------------------------------------------------------------------------------------------- step
@@ -277,11 +277,15 @@ class Driver(Generic[MachineT]):
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run a coroutine as a task that is canceled when the driver closes."""
         task = self._loop.create_task(work, name=name)
-        self._tasks.append(task)
+        if self._tasks is None:
+            self._tasks = set()
+        self._tasks.add(task)
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.remove(task)
+        if self._tasks is not None:
+            self._tasks.discard(task)
+            self._tasks = self._tasks or None
         if not task.cancelled() and (error := task.exception()) is not None:
             self._report(f"{task.get_name()} failed", error)
 

@@ -39,11 +39,11 @@ from polynya.ice.events import (
 )
 from polynya.ice.pairs import PairView
 from polynya.ice.report import PairReport
-from polynya.ice.sdp import UnsupportedCandidate
+from polynya.ice.sdp.candidate import UnsupportedCandidate
+from polynya.ice.sdp.signal import read_signal, write_signal
 from polynya.session.events import GatheringState, GatheringStateChanged
 from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, SessionEvent
-from polynya.session.signals import read_signal, write_signal
 from polynya.turn.client.report import RelayOverhead
 
 from . import clock

@@ -76,7 +76,7 @@ def _addresses(flags: Mapping[tuple[str, str], int]) -> dict[str, tuple[Interfac
     """Return the addresses of each interface by its name. Linux' labels (`eth0:1`) name addresses, not interfaces."""
     found: dict[str, tuple[InterfaceAddress, ...]] = {}
     for adapter in ifaddr.get_adapters():
-        name = adapter.name.partition(":")[0] if LINUX else adapter.name
+        name = adapter.name.partition(":")[0] if sys.platform == "linux" else adapter.name
         addresses = tuple(_address(name, ip, flags) for ip in adapter.ips)
         if addresses:
             found[name] = found.get(name, ()) + addresses

@@ -1,8 +1,8 @@
 """Lists the interfaces of a Linux host from two rtnetlink dumps: the links and the addresses.
 
 Only rtnetlink reports all flags of an address at once: temporary, deprecated, tentative, optimistic, and the preferred
-lifetime. pyroute2 reports the same, but its import takes 200 ms and a listing 2 ms, a tenth of the time that two agents
-need to connect. The two dumps here take 0.05 ms.
+lifetime. pyroute2 reports them, too, but its import takes 200 ms and each listing 2 ms, and two agents connect in
+20 ms. The two dumps here take 0.05 ms.
 """
 
 from __future__ import annotations

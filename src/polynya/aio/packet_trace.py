@@ -12,6 +12,7 @@ from typing import Any
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow, Transport
 from polynya.core.instants import Instant
+from polynya.core.machine import IcmpKind
 from polynya.core.packets import IpPacket, Protocol
 from polynya.core.trace import Tracer
 
@@ -73,7 +74,7 @@ class PacketTrace:
         """Trace a packet that the system refused."""
         self._trace.packet_dropped(reason, now=clock.now(), packet=packet, source=source, destination=destination)
 
-    def icmp(self, source: Address, destination: Address, error: str) -> None:
+    def icmp(self, source: Address, destination: Address, error: IcmpKind) -> None:
         """Trace an ICMP error. The system does not report which packet caused it."""
         self._trace.icmp(now=clock.now(), packet=0, about=lambda: f"{source} to {destination}", error=error)
 

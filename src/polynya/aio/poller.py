@@ -1,8 +1,8 @@
 """One epoll for all UDP sockets of an event loop; the loop watches the epoll as a single file.
 
 A loop keeps half a kilobyte for each watched socket (a handle, a key, tuples), a tenth of an idle agent's memory. Here
-a socket is one entry of a dict. The epoll also hides a difference between loops: libuv stops watching a socket with a
-pending error, such as an ICMP error, while an epoll that contains the socket is only readable.
+a socket is one entry of a dict. The epoll also hides a difference between loops. libuv stops watching a socket with a
+pending error, such as an ICMP error; an epoll that contains the socket is only readable.
 
 On systems without epoll the loop watches each socket.
 """

@@ -224,7 +224,7 @@ class Signaling(Waiting):
             pwd=description.password,
             options=description.options,
             lite=description.lite,
-            pacing=None if pacing is None else -(-pacing // MILLISECOND),
+            pacing=None if pacing is None else -(-nanoseconds(pacing) // MILLISECOND),
             generation=description.generation,
         )
         self._generations[peer] = description.generation
@@ -353,7 +353,7 @@ def _description(body: messages.Description) -> Description:
         password=body.pwd,
         options=body.options,
         lite=body.lite,
-        pacing=None if body.pacing is None else body.pacing * MILLISECOND,
+        pacing=None if body.pacing is None else body.pacing / 1000,
         generation=body.generation,
     )
 

@@ -191,8 +191,8 @@ def pin(sock: socket.socket, family: int, interface: str) -> str:
     """Make the packets of a socket leave by this interface; return a note if the system refuses or cannot do that.
 
     A bound source address does not select the route. Without this option, packets of all interfaces leave by the best
-    route, most of them with another interface's address, and a second uplink is never tried. Linux has two options, and
-    each address family uses the one without side effects:
+    route, and a second uplink is never tried. Linux has two options, and each address family uses the one without side
+    effects:
 
     IPv4 uses IP_UNICAST_IF. It limits the route look-up to this interface and accepts packets that arrive on any (a
     host answers for its addresses on all interfaces). SO_BINDTODEVICE would drop packets from other programs of this
@@ -259,7 +259,10 @@ def request_fields(sock: socket.socket) -> None:
     """Request the ECN, DSCP and TTL of every datagram; fields that the system refuses stay None."""
     six = sock.family == socket.AF_INET6
     level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
-    options = (socket.IPV6_RECVTCLASS, socket.IPV6_RECVHOPLIMIT) if six else (socket.IP_RECVTOS, IP_RECVTTL)
+    names = ("IPV6_RECVTCLASS", "IPV6_RECVHOPLIMIT") if six else ("IP_RECVTOS",)
+    options: list[int] = [getattr(socket, name) for name in names if hasattr(socket, name)]
+    if LINUX and not six:
+        options.append(IP_RECVTTL)
     for option in options:
         with suppress(OSError):
             sock.setsockopt(level, option, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from polynya.ice.statistics import Statistics, pair_id, transport_id
+from polynya.ice.report import Statistics, pair_id, transport_id
 
 from .connection import Connection, Traffic
 

@@ -4,8 +4,8 @@ r"""TCP and TLS streams of a machine, connected or accepted, on asyncio's transp
          \____________________________/         a failed Open is Closed alone
 
 A machine that closes a flow receives no further input of it. Each stream has a write buffer of limited size. A `Send`
-that does not fit is dropped whole and answered with `SendFailed` (ENOBUFS): messages stay framed, and a slow reader
-cannot exhaust the memory of the process.
+that does not fit is dropped whole and answered with `SendFailed` (ENOBUFS). Messages therefore stay framed, and a slow
+reader cannot exhaust the memory of the process.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from polynya.turn.client import (
     TurnReport,
 )
 from polynya.turn.client import TurnClient as Machine
+from polynya.turn.client.indications import MAX_DATA
 from polynya.turn.client.search import RelaySearch
 
 from .connection import as_bytes
@@ -139,7 +140,7 @@ class TurnClient:
         self._asking: asyncio.Task[None] | None = None
         self.datagrams_dropped = 0
         """Arrived while the receive queue was full, or from a peer without permission."""
-        self.latest: deque[TurnEvent] = deque(maxlen=EVENTS_KEPT)
+        self._latest: deque[TurnEvent] = deque(maxlen=EVENTS_KEPT)
         """The last events of the client, without data, oldest first."""
 
     def __repr__(self) -> str:
@@ -241,10 +242,13 @@ class TurnClient:
     ) -> bool:  # fmt: skip
         """Sends a datagram to a permitted peer. Returns False if there is no permission or the system refused it.
 
-        Raises ConnectionClosed once the allocation is gone, UsageError for data of another type.
+        Raises ConnectionClosed once the allocation is gone, UsageError for data of another type and for
+        more bytes than a Send indication carries.
         """
         if type(data) is not bytes:
             data = as_bytes(data)
+        if len(data) > MAX_DATA:
+            raise UsageError(f"a datagram of {len(data)} bytes is too long: a relay carries {MAX_DATA}")
         address = peer if isinstance(peer, Address) else _parse(peer)
         send = self._send
         if send is not None and not dont_fragment:  # there is an allocation, and it has not ended
@@ -332,7 +336,7 @@ class TurnClient:
                 self._released.set_result(None)
             case _:
                 pass
-        self.latest.append(event)
+        self._latest.append(event)
 
     def _found(self, event: Allocated) -> None:
         driver, self._allocated, self._machine = self._driver, event, self._search.found

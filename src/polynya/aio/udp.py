@@ -2,7 +2,7 @@
 
 Application data takes the short path: a datagram from an accepted remote address that cannot be STUN is passed to its
 receiver directly. The receiver is looked up by the system's own socket address, so no `Address` and no `Datagram` is
-made, and the only exception is the one at the end of the batch. All other datagrams go to the machine.
+made. The only exception raised is the one at the end of the batch. All other datagrams go to the machine.
 
 Errors of the system become inputs. A refused send is `SendFailed`, except if a buffer was full: that is packet loss,
 and is only counted. ICMP errors are read from the error queue (see `icmp`) and become `IcmpError`.
@@ -246,7 +246,7 @@ class UdpSocket:
             if report.origin is None and sending_to is not None:
                 remote = sending_to
             if self.owner.trace is not None:
-                self.owner.trace.icmp(self.local, remote, report.kind.value)
+                self.owner.trace.icmp(self.local, remote, report.kind)
             self.owner.take(
                 IcmpError(flow=self.flow, remote=remote, kind=report.kind, origin=report.origin, mtu=report.mtu)
             )

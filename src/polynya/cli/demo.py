@@ -43,9 +43,13 @@ def demo(
 ) -> None:
     """Connect two processes on this machine, then test every NAT class against every other.
 
-    The server (STUN and signaling) and both processes use loopback only: no packet leaves this machine, and no
-    privilege is needed. The NATs run in the virtual network; each run is compared with the prediction of the mapping
-    and filtering rules. Exit codes: 0 success, 1 a failed connection or a difference, 2 wrong use, 130 interrupted.
+    The server (STUN and signaling) and both processes use loopback only.
+    No packet leaves this machine, and no privilege is needed. The NATs run in
+    the virtual network. Each run is compared with the prediction of the
+    mapping and filtering rules.
+
+    Exit codes: 0 success, 1 a failed connection or a difference, 2 wrong use,
+    130 interrupted.
     """
     try:
         from polynya.demo.run import MeetingOptions  # noqa: PLC0415

@@ -37,8 +37,8 @@ def gather(
 ) -> None:
     """Print the candidates of this host: host, server-reflexive and relayed addresses.
 
-    Uses the STUN and TURN servers that the signaling server announces, and those of --stun. Each line has the
-    candidate's type, address, base and priority.
+    Uses the STUN and TURN servers that the signaling server announces, and
+    those of --stun. A line has type, address, base and priority of a candidate.
     """
     with common.errors(), common.tracing("gather", trace, pcap) as (tracer, capture):
         options = {

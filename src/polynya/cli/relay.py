@@ -57,8 +57,11 @@ def relay(
 ) -> None:
     """Allocate a relayed address on a TURN server, print it, and echo datagrams of permitted peers.
 
-    The server relays datagrams of permitted peers only: name each with --peer. The command ends when it is interrupted
-    or the allocation is lost. Exit codes: 0 success, 1 no allocation or a lost one, 2 wrong use, 130 interrupted.
+    The server relays datagrams of permitted peers only: name each with --peer.
+    The command ends when it is interrupted or the allocation is lost.
+
+    Exit codes: 0 success, 1 no allocation or a lost one, 2 wrong use,
+    130 interrupted.
     """
     with common.errors(), common.tracing("relay", trace, pcap) as (tracer, capture):
         username, _, password = (user or "").partition(":")

@@ -1,1 +1,1 @@
-"""What every machine shares: addresses, flows, inputs and outputs, timers, the pacer, errors and the trace."""
+"""The parts that all machines share: addresses, flows, inputs and outputs, timers, the pacer, errors and the trace."""

@@ -1,6 +1,6 @@
 """Transport addresses: an IP address with a port, parsed once, then compared and hashed as a tuple.
 
-This is the only file in the machines' folders that may import `socket`, for `inet_pton` and `inet_ntop`: they parse
+This is the only file in the machines' folders that may import `socket`, for `inet_pton` and `inet_ntop`. These parse
 every spelling of an IPv6 address and take a tenth of the time of `ipaddress`.
 """
 

@@ -2,13 +2,21 @@
 
 A process may hold thousands of idle agents, and most of their queues and tables are empty most of the time. An empty
 `list` takes 56 bytes and an empty `dict` 64, and each keeps its storage when it is emptied. The containers here share
-one empty value and free their storage when they are drained or emptied.
+one empty value and free their storage when they are drained or emptied. `History` shares equal entries among all
+agents of the process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from .instants import Instant
+
+HISTORY_LENGTH: Final = 16
+"""Transitions that a `History` keeps; older ones are dropped, except for the first."""
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -73,3 +81,49 @@ class Queue(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+@dataclass(slots=True)
+class Transition(Generic[T]):
+    """One change of a state. `packet` is the trace's id of the packet that caused it, or 0."""
+
+    at: Instant
+    old: T
+    new: T
+    reason: str
+    packet: int = 0
+
+
+class _Step(NamedTuple):
+    old: Any
+    new: Any
+    reason: str
+
+
+_step = lru_cache(maxsize=1024)(_Step)
+
+
+class History(Generic[T]):
+    """The transitions of one state, oldest first.
+
+    An idle agent keeps some fifteen, and most are equal in all agents: "waiting to in-progress, a check was sent". So a
+    step is stored once for all agents, and a history is one flat tuple: time, step, packet, time, step, ...
+    """
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: tuple[Any, ...] = ()
+
+    def add(self, at: Instant, old: T, new: T, reason: str, packet: int = 0) -> None:
+        kept = self._kept
+        if len(kept) >= 3 * HISTORY_LENGTH:
+            kept = kept[:3] + kept[6:]
+        self._kept = (*kept, at, _step(old, new, reason), packet)
+
+    def transitions(self) -> list[Transition[T]]:
+        kept = iter(self._kept)
+        return [
+            Transition(at, step.old, step.new, step.reason, packet)
+            for at, step, packet in zip(kept, kept, kept, strict=True)
+        ]

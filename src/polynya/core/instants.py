@@ -6,7 +6,10 @@ are in seconds; the functions here convert them.
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import NewType
+
+from .errors import ConfigurationError
 
 Instant = NewType("Instant", int)
 """A point in time: nanoseconds on the owner's clock. Only differences have a meaning."""
@@ -20,6 +23,14 @@ def nanoseconds(seconds: float) -> int:
     """Convert seconds to nanoseconds; raises ValueError if they are negative or not a number."""
     if not seconds >= 0:
         raise ValueError(f"a duration is zero or more seconds, not {seconds!r}")
+    return round(seconds * SECOND)
+
+
+def duration(name: str, seconds: float, *, above_zero: bool = False) -> int:
+    """Convert the option `name` from seconds to nanoseconds. Raises ConfigurationError if it is no duration."""
+    if not isfinite(seconds) or seconds < 0 or (above_zero and seconds == 0):
+        least = "more than zero" if above_zero else "zero or more"
+        raise ConfigurationError(f"{name} is {least} seconds, not {seconds!r}")
     return round(seconds * SECOND)
 
 

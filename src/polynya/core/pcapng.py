@@ -1,7 +1,7 @@
 """Writes IP packets as pcapng files for Wireshark (draft-ietf-opsawg-pcapng).
 
 A file is one section of little-endian blocks. Each capture point (an interface of a host, a link) is an interface of
-the file, with a name, raw IP (LINKTYPE_RAW) and time stamps in nanoseconds; it is declared before its first packet. A
+the file, declared before its first packet. It has a name, raw IP (LINKTYPE_RAW) and time stamps in nanoseconds. A
 packet may have a comment, such as its id in the trace or the reason of its drop.
 """
 
@@ -29,8 +29,8 @@ _END = _OPTION.pack(0, 0)
 class PcapngWriter:
     """Writes packets to a binary file, which the caller closes.
 
-    `epoch` is added to each instant: the nanoseconds from 1970 to the zero of the clock, so that a live capture shows
-    the time of day. With 0, a simulated run starts in 1970.
+    `epoch` is added to each instant: the nanoseconds from 1970 to the zero of the clock. A live capture then shows the
+    time of day. With 0, a simulated run starts in 1970.
     """
 
     def __init__(self, file: IO[bytes], *, epoch: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The timers of a machine: a table from keys to the times when they are due.
 
 `next()` returns the earliest time. `due(now=)` removes and returns the keys that are due, ordered by time and then by
-the order in which they were set, so the same inputs always have the same results. Setting a timer again moves it.
+the order in which they were set. The same inputs therefore have the same results. Setting a timer again moves it.
 """
 
 from __future__ import annotations

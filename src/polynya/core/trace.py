@@ -12,8 +12,8 @@ A machine has a `Tracer`, which has one method for each kind and does nothing un
 
     trace.pair("its check was answered", now=now, pair=3, local=..., remote=..., old=..., new=...)
 
-Fields are evaluated only when a sink is attached: pass an `Address`, a `Flow` or an `Enum` as it is, and a callable
-without parameters for a value that is expensive to compute.
+Fields are evaluated only if a sink is attached. Pass an `Address`, a `Flow` or an `Enum` as it is. For a value that is
+expensive to compute, pass a callable without parameters.
 """
 
 from __future__ import annotations

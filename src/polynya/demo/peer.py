@@ -20,7 +20,7 @@ from polynya.aio.connection import Connection
 from polynya.aio.meeting import Meeting
 from polynya.core.addresses import scope
 from polynya.core.errors import DecodeError, PolynyaError
-from polynya.core.instants import MILLISECOND, Instant
+from polynya.core.instants import Instant
 from polynya.core.machine import Interface, InterfaceAddress
 from polynya.core.packets import IpPacket
 from polynya.core.trace import TraceEvent, Tracer
@@ -143,7 +143,7 @@ def _pair(view: PairView) -> PairRecord:
         nominated=view.nominated,
         selected=view.selected,
         priority=view.priority,
-        rtt_ms=None if view.rtt is None else view.rtt / MILLISECOND,
+        rtt_ms=None if view.rtt is None else view.rtt * 1000,
         reason=view.reason,
     )
 

@@ -44,6 +44,8 @@ class MeetingOptions:
     """Additional seconds for each process to start, and again to exit before it is killed."""
     command: tuple[str, ...] = COMMAND
     """The command that starts a peer."""
+    loopback: tuple[str, ...] = LOOPBACK
+    """The loopback addresses to use, as far as they can be bound."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.messages <= 1000:
@@ -86,10 +88,10 @@ class PeerTalked:
 Notice = ServerReady | PeerStarted | PeerChanged | PeerTalked
 
 
-def loopback_hosts() -> tuple[str, ...]:
-    """Return the loopback addresses that can be bound. Raises ConfigurationError if there are none."""
+def usable_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the addresses that can be bound. Raises ConfigurationError if there are none."""
     usable = []
-    for host in LOOPBACK:
+    for host in hosts:
         with (
             suppress(OSError),
             socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as s,
@@ -97,7 +99,7 @@ def loopback_hosts() -> tuple[str, ...]:
             s.bind((host, 0))
             usable.append(host)
     if not usable:
-        raise ConfigurationError("this host has no loopback address; is the interface lo up?")
+        raise ConfigurationError("this host has no loopback address: set the interface lo up")
     return tuple(usable)
 
 
@@ -118,7 +120,7 @@ class _Meeting:
 
     async def run(self) -> MeetingResult:
         began = time.perf_counter()
-        hosts = loopback_hosts()
+        hosts = usable_hosts(self.options.loopback)
         config = ServeConfig(listen=tuple(Address(host, 0) for host in hosts), http=(Address(hosts[0], 0),))
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(Server(config, trace=Tracer(self.recording.event, SERVER)))

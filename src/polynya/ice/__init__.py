@@ -1,6 +1,6 @@
-"""ICE (RFC 8445): candidates, pairs, checks, nomination, consent, and the agent that is made of them."""
+"""ICE (RFC 8445): candidates, pairs, checks, nomination, consent, and the agent that combines them."""
 
-from .agent import IceAgent
+from .agent import IceAgent, IceInput
 from .candidates import Candidate, CandidateType, Gathered, LocalCandidate, TcpType
 from .config import IceConfig
 from .description import Description
@@ -10,22 +10,23 @@ from .events import (
     ConsentLost,
     Failed,
     IceEvent,
+    InternalEvent,
     LocalCandidateAdded,
     LocalCandidatesEnded,
     PairChanged,
+    PathWanted,
     RemoteAuthenticated,
     RemoteRevoked,
     Restarted,
     RoleChanged,
     SelectedPairChanged,
 )
-from .fragments import Fragment
-from .inbox import IceInput
 from .nomination import NominationPolicy, Renomination
 from .pairs import PairState, PairView
-from .report import Report
-from .sdp import RemoteCandidate, UnsupportedCandidate
-from .sections import Section
+from .report import PairReport, Report
+from .sdp.candidate import RemoteCandidate, UnsupportedCandidate
+from .sdp.fragment import Fragment
+from .sdp.section import Section
 
 __all__ = [
     "AgentState",
@@ -41,13 +42,16 @@ __all__ = [
     "IceConfig",
     "IceEvent",
     "IceInput",
+    "InternalEvent",
     "LocalCandidate",
     "LocalCandidateAdded",
     "LocalCandidatesEnded",
     "NominationPolicy",
     "PairChanged",
+    "PairReport",
     "PairState",
     "PairView",
+    "PathWanted",
     "RemoteAuthenticated",
     "RemoteCandidate",
     "RemoteRevoked",

@@ -1,102 +1,123 @@
-"""The ICE agent: what its owner holds (RFC 8445).
+"""The ICE agent (RFC 8445): a machine with any number of streams and components.
 
-The work lives in the parts: `candidates` (ours), `generation` (the other side, the checklists and the checks of one
-pair of credentials), `nomination` (when to nominate), `consent`. The agent paces the checks, chooses where data goes
-and says how far it is. Whatever comes in moves pairs; afterwards `_evaluate`, and nothing else, derives from the
-pairs what holds for the agent:
+The agent takes signaling and network input to its parts, and derives the results:
 
-    NEW        the other side's description, or an address of ours, is missing
-    CHECKING   neither of the following
-    CONNECTED  every component has a valid pair             COMPLETED  every component has a nominated one
-    FAILED     a component has no pair left that could work, the patience of RFC 8863 is over, and no candidates are
-               to come; or the consent of a component is lost and nothing can replace it
-    CLOSED     `close` was called: nothing moves any more
+    candidates    local candidates: foundations, priorities
+    generations   restarts; each `generation` has its checklists, its client of checks, its nominations
+    server        inbound Binding requests
+    selection     the pair that carries data, consent, keepalives
+    outcome       the states of checklists and agent
 
-FAILED is left when the other side's checks or new candidates arrive after all, and by a restart.
+Input changes pairs. Afterwards `_evaluate`, and nothing else, selects pairs, queues nominations, derives the state of
+the agent and sends the checks that are due. Everything that leaves the agent waits in one `Outbox`.
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Mapping
 from random import Random
 
-from polynya.core.errors import UsageError
-from polynya.core.flows import Flow
+from polynya.core.addresses import Address
+from polynya.core.errors import Attempt, DecodeError, UsageError
+from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant, earliest
-from polynya.core.machine import Output
-from polynya.core.pacer import Pacer
+from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolve, Resolved, SendFailed
+from polynya.core.pacer import Pacer, Pacing
 from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.message import Received, decode
+from polynya.stun.registry import Class, Method
 
+from . import report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
 from .config import IceConfig, check_components
+from .context import Context
 from .description import Description, negotiated_pacing
-from .events import AgentState, IceEvent
+from .events import AgentState, IceEvent, InternalEvent, LocalCandidateAdded, LocalCandidatesEnded, Restarted
+from .generation import Generation
 from .generations import Answer, Generations
-from .inbox import IceInput, Inbox
-from .inspection import Inspection
-from .journal import Journal
-from .pacing import Pacing
-from .prognosis import conclude
+from .names import Names
+from .outbox import Outbox
+from .outcome import Outcome, attempts
+from .pairs import PairView
+from .report import PairReport, Report, Statistics
 from .roles import Role
-from .scheduling import choose_unchecked, nominate, nominate_by_hand, run_checks
+from .sdp.candidate import UNRESOLVED
 from .selection import Selections
-from .signals import Signals
-from .standing import Standing
+from .server import CheckServer
+
+IceInput = Datagram | Received | SendFailed | IcmpError | Closed | Resolved
 
 
-class IceAgent(Inspection):
-    """One side of an ICE connection, with any number of streams and components.
+class IceAgent:
+    """One side of an ICE connection.
 
-    Feed it with `receive` and `tick`, tell it of candidates and of the other side, and after any call take `outputs`
-    and `events`. `random` makes credentials, transaction ids and jitter; `pacer` is the process's.
+    Give it packets with `receive`, the time with `tick`, and the candidates and description of the other side. After
+    every call, take its `outputs` and `events`. `random` makes credentials, transaction ids and jitter; `pacer` is the
+    one of the process.
     """
 
-    __slots__ = ("_look_at", "_nominate_at", "_pacing", "_signals", "config")
+    __slots__ = (
+        "_context", "_generations", "_local_ended", "_names", "_nominate_at", "_outbox", "_outcome", "_pacing",
+        "_selections", "_server", "config",
+    )  # fmt: skip
 
     def __init__(self, config: IceConfig, *, random: Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
         self.config = config
-        self._journal = Journal(trace)
-        self._role = Role(config.controlling, random)
-        self._locals = LocalCandidates()
-        self._generations = Generations(
-            config, locals_=self._locals, role=self._role, journal=self._journal, random=random
-        )  # fmt: skip
-        self._signals = Signals(self._generations, self._locals, self._journal)
-        self._inbox = Inbox(self._generations, self._locals, self._role, self._journal, random)
-        self._selections = Selections(config, self._journal, random)
-        self._standing = Standing(self._journal)
-        self._pacing = Pacing(pacer, config.pacing)
+        self._outbox = Outbox(trace)
+        role = Role(config.controlling, random)
+        self._context = Context(config, self._outbox, role, LocalCandidates(), random)
+        self._generations = Generations(self._context)
+        self._server = CheckServer(self._context, self._generations)
+        self._selections = Selections(self._context)
+        self._outcome = Outcome(self._context)
+        self._names = Names()
+        self._pacing = Pacing(pacer, config.timing.pacing)
+        self._local_ended = False
         self._nominate_at: Instant | None = None
-        self._look_at: Instant | None = None
 
-    # ------------------------------------------------------------------------------------------------- what we signal
+    # ------------------------------------------------------------------------------------------------ local candidates
 
     def add_local(self, gathered: Gathered, *, now: Instant) -> LocalCandidate | None:
-        """An address was found. Returns the candidate, or None when it is redundant."""
+        """Add a gathered address. Returns its candidate, or None if it is redundant."""
         self._must_be_open("add_local")
-        if (gathered.stream, gathered.component) not in self._generation.keys:
+        if (gathered.stream, gathered.component) not in self.generation.keys:
             raise UsageError(f"there is no stream {gathered.stream} with a component {gathered.component}")
-        known = self._locals.base(gathered.flow)
-        local = self._signals.candidate(gathered, now=now)
-        if local is not None and known is None:
-            self._generation.add_base(local, now=now)
+        known = self._context.locals.base(gathered.flow)
+        local = self._context.locals.add(gathered)
+        if isinstance(local, str):
+            redundant = f"{gathered.type.value} {gathered.address}"
+            self._outbox.trace.candidate(local, now=now, side="local", candidate=redundant)
+            return None
+        self._signal(local, now=now)
+        if known is None:
+            self.generation.add_base(local, now=now)
             self._evaluate(now=now)
         return local
 
     def end_of_local_candidates(self, *, now: Instant) -> None:
-        """Gathering is over."""
+        """Report that gathering is complete."""
         self._must_be_open("end_of_local_candidates")
-        if self._signals.end():
+        if not self._local_ended:
+            self._local_ended = True
+            self._outbox.events.append(LocalCandidatesEnded(generation=self.generation.number))
             self._evaluate(now=now)
 
-    # ------------------------------------------------------------------------------------------- what was signaled
+    def _signal(self, local: LocalCandidate, *, now: Instant) -> None:
+        """Emit the event that signals a local candidate."""
+        self._outbox.candidate("local", local.candidate, "gathered", now=now)
+        if local.advertise:
+            self._outbox.events.append(LocalCandidateAdded(candidate=local.candidate, local=local))
+
+    # --------------------------------------------------------------------------------------------------- the other side
 
     def set_remote(
         self, description: Description, *, now: Instant, components: tuple[int, ...] | None = None
     ) -> None:  # fmt: skip
-        """The other side's description. New credentials are its restart, which we follow (RFC 8445, section 9).
+        """Set the remote description. New credentials restart ICE on this side, too (RFC 8445, section 9).
 
-        `components` says how many components each stream has from now on, where that was agreed on with this
-        description: 0 for a stream that is removed or refused, more of them for streams that are added.
+        `components` sets the number of components of each stream, if both sides agreed on it with this description: 0
+        for a stream that was removed or refused, further entries for added streams.
         """
         self._must_be_open("set_remote")
         if components is not None:
@@ -105,172 +126,352 @@ class IceAgent(Inspection):
             case Answer.IGNORE:
                 return
             case Answer.RESTART:
-                number = description.generation
-                ours = self._generation.number
-                number = number if number > ours else ours + 1
+                number = max(description.generation, self.generation.number + 1)
                 self._restart("the other side restarted", now=now, number=number, components=components)
             case Answer.REPLACE:
                 self._generations.replace(components, now=now)
             case Answer.TAKE:
                 if components is not None:
                     self._generations.replace(components, now=now)
-        if self._journal.trace.enabled:
-            ufrag, number = description.ufrag, description.generation
-            self._journal.trace.description(now=now, side="remote", ufrag=ufrag, generation=number)
-        if description.lite != self.config.lite and self._role.controlling == self.config.lite:
-            what = "lite" if description.lite else "full"
-            self._generations.switch_role(not self.config.lite, f"the other side is {what}", now=now)
-        self._pacing.interval = negotiated_pacing(self.config.pacing, description, self.config.silent_pacing)
-        self._generation.set_remote(description, now=now)
+        ufrag, number = description.ufrag, description.generation
+        self._outbox.trace.description(now=now, side="remote", ufrag=ufrag, generation=number)
+        if description.lite != self.config.lite and self._context.role.controlling == self.config.lite:
+            kind = "lite" if description.lite else "full"
+            self._generations.switch_role(not self.config.lite, f"the other side is {kind}", now=now)
+        timing = self.config.timing
+        self._pacing.interval = negotiated_pacing(timing.pacing, description, timing.silent_pacing)
+        self.generation.set_remote(description, now=now)
         self._evaluate(now=now)
 
     def add_remote(self, candidate: Candidate, *, now: Instant, stream: int = 0) -> None:
-        """A candidate of the other side; any order, any number of times, before or after the description."""
+        """Add a remote candidate, in any order and any number of times, before or after the description."""
         self._must_be_open("add_remote")
-        self._inbox.candidate(candidate, stream, now=now)
+        self._add_remote(candidate, stream, now=now)
         self._evaluate(now=now)
 
-    def path_ready(self, flow: Flow, host: str, *, now: Instant) -> None:
-        """Packets can be sent by `flow` to this host now: the answer to `PathWanted`, for every port."""
-        for pair in self._generation.gated(flow, host):
-            pair.gated = False
-        self._evaluate(now=now)
-
-    def path_refused(self, flow: Flow, host: str, reason: str, *, now: Instant) -> None:
-        """Packets cannot be sent by `flow` to this host, and why: its pairs fail."""
-        for pair in self._generation.gated(flow, host):
-            self._generation.verdicts.fail(pair, reason, now=now)
-        self._evaluate(now=now)
+    def _add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> None:
+        if candidate.host_name is not None and candidate.address.host == UNRESOLVED:
+            query = self._names.look_up(candidate, candidate.host_name, stream)
+            if query is not None:
+                self._outbox.outputs.append(query)
+            outcome = "its name is looked up"
+        else:
+            outcome = self.generation.add_remote(candidate, stream, now=now)
+        self._outbox.candidate("remote", candidate, outcome, now=now)
 
     def end_of_remote_candidates(self, *, now: Instant) -> None:
-        """The other side has no more candidates (RFC 8838, section 14)."""
+        """Report that the other side has signaled all its candidates (RFC 8838, section 14)."""
         self._must_be_open("end_of_remote_candidates")
-        self._generation.remote_ended = True
+        self.generation.remote_ended = True
         self._evaluate(now=now)
 
+    # ---------------------------------------------------------------------------------------------------------- control
+
     def set_controlling(self, controlling: bool, *, now: Instant) -> None:
-        """Choose the role, before the other side is known or when a restart decides it anew (section 6.1.1)."""
+        """Set the role, before the remote description is known or when a restart decides it again (section 6.1.1)."""
         self._must_be_open("set_controlling")
-        remote = self._generation.remote
+        remote = self.generation.remote
         if remote is not None and remote.lite != self.config.lite and controlling == self.config.lite:
-            raise UsageError("a lite agent is controlled by a full one")
-        if controlling != self._role.controlling:
-            self._generations.switch_role(controlling, "as asked for", now=now)
+            raise UsageError("set_controlling: a lite agent is controlled by a full one")
+        if controlling != self._context.role.controlling:
+            self._generations.switch_role(controlling, "set by the owner", now=now)
             self._selections.show_role(now=now)
             self._evaluate(now=now)
 
     def restart(
         self, *, now: Instant, more_to_come: bool = False, components: tuple[int, ...] | None = None
     ) -> Description:  # fmt: skip
-        """Begin a new generation; signal the description that is returned, and the candidates that follow as events.
+        """Begin a new generation. Signal the returned description, and the candidates that follow as events.
 
         The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9). With
-        `more_to_come`, gathering goes on: `end_of_local_candidates` will be called again.
+        `more_to_come`, gathering continues: `end_of_local_candidates` is called again.
 
-        `components` adds and removes streams: the number of components of each, 0 for one that is removed (a stream
-        keeps its place). What belongs to a removed stream ends at once; its flows are the owner's to close.
+        `components` adds and removes streams: the number of components of each, 0 for a removed one (the others keep
+        their numbers). All state of a removed stream ends at once; the owner closes its flows.
         """
         self._must_be_open("restart")
         if components is not None:
             check_components(components)
-        self._signals.ended = self._signals.ended and not more_to_come
-        self._restart("as asked for", now=now, number=self._generation.number + 1, components=components)
+        self._local_ended = self._local_ended and not more_to_come
+        self._restart("requested by the owner", now=now, number=self.generation.number + 1, components=components)
         self._evaluate(now=now)
-        return self._generation.local
-
-    def nominate(self, pair_id: int, *, now: Instant) -> None:
-        """Nominate a valid pair by hand, by its `PairView.id`.
-
-        Where a pair of its component is nominated already, both sides must have signaled `renomination`.
-        """
-        self._must_be_open("nominate")
-        if not self._role.controlling:
-            raise UsageError("nominate: only the controlling agent does")
-        nominate_by_hand(self._generation, pair_id, self._journal, now=now)
-        self._evaluate(now=now)
+        return self.generation.local
 
     def _restart(self, reason: str, *, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
-        keep = self._selections.of(self._generation)
+        keep = self._selections.of(self.generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
-        self._signals.restarted(reason, now=now)
+        number = self.generation.number
+        self._outbox.events.append(Restarted(generation=number, reason=reason))
+        for local in self._context.locals.all:
+            self._signal(local, now=now)
+        if self._local_ended:
+            self._outbox.events.append(LocalCandidatesEnded(generation=number))
+
+    def nominate(self, pair_id: int, *, now: Instant) -> None:
+        """Nominate a valid pair by its `PairView.id`, as the controlling agent.
+
+        If a pair of its component is nominated already, both sides must have signaled `renomination`.
+        """
+        self._must_be_open("nominate")
+        if not self._context.role.controlling:
+            raise UsageError("nominate: only the controlling agent nominates pairs")
+        self.generation.nominate_pair(pair_id, now=now)
+        self._evaluate(now=now)
+
+    def path_ready(self, flow: Flow, host: str, *, now: Instant) -> None:
+        """Allow checks by `flow` to every port of this host: the answer to `PathWanted`."""
+        self.generation.path_ready(flow, host)
+        self._evaluate(now=now)
+
+    def path_refused(self, flow: Flow, host: str, reason: str, *, now: Instant) -> None:
+        """Fail the pairs by `flow` to this host: their path cannot be opened."""
+        self.generation.path_refused(flow, host, reason, now=now)
+        self._evaluate(now=now)
 
     def close(self, *, now: Instant) -> None:
-        """The end: nothing is sent, waited for or accepted any more."""
-        if self._standing.closed:
+        """Close the agent: it sends, accepts and waits for nothing any more."""
+        if self._outcome.closed:
             return
         self._generations.end(now=now)
         self._selections.clear()
-        self._nominate_at = self._look_at = None
+        self._nominate_at = None
         self._pacing.idle()
-        self._journal.outputs.clear()
-        self._standing.move(AgentState.CLOSED, "closed here", self._generation, now=now)
+        self._outbox.outputs.clear()
+        self._outcome.close(self.generation, now=now)
 
-    def _must_be_open(self, what: str) -> None:
-        if self._standing.closed:
-            raise UsageError(f"{what}: this agent is closed; make a new one")
+    def _must_be_open(self, call: str) -> None:
+        if self._outcome.closed:
+            raise UsageError(f"{call}: this agent is closed; make a new one")
 
-    # ---------------------------------------------------------------------------------------------------- the network
+    # -------------------------------------------------------------------------------------------------------- machine
 
-    def receive(self, input: IceInput, *, now: Instant) -> None:
-        """Take in what happened on a flow. `Received` is a datagram that the owner has decoded already."""
-        if not self._standing.closed:
-            self._inbox.receive(input, now=now)
-            self._evaluate(now=now)
+    def receive(self, input: IceInput, *, now: Instant) -> bool:
+        """Handle network input. `Received` is a datagram that the owner has decoded already.
 
-    # ------------------------------------------------------------------------------------------------------------ time
+        Returns whether the input was for this agent. False for a response that belongs to no transaction of this agent,
+        and for a name that it did not look up: the owner may try another machine, or drop it.
+        """
+        if self._outcome.closed:
+            return False
+        match input:
+            case Received():
+                own = self._message(input, now=now)
+            case Datagram():
+                own = self._datagram(input, now=now)
+            case Resolved():
+                own = self._names.expects(input.query)
+                for candidate, stream in self._names.resolved(input):
+                    self._add_remote(candidate, stream, now=now)
+            case _:
+                own = True
+                self._trouble(input, now=now)
+        self._evaluate(now=now)
+        return own
+
+    def _datagram(self, datagram: Datagram, *, now: Instant) -> bool:
+        try:
+            message = decode(datagram.data)
+        except DecodeError as error:
+            self._outbox.dropped(datagram.remote, str(error), now=now, packet=datagram.packet)
+            return False
+        return self._message(Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet), now=now)
+
+    def _message(self, received: Received, *, now: Instant) -> bool:
+        message = received.message
+        if message.method is not Method.BINDING:
+            self._outbox.dropped(received.remote, "not a Binding message", now=now, packet=received.packet)
+            return False
+        if message.cls is Class.REQUEST:
+            self._server.request(received, now=now)
+        elif message.cls is Class.INDICATION:
+            self._outbox.count("keepalives received")
+        else:
+            return self._response(received, now=now)
+        return True
+
+    def _response(self, received: Received, *, now: Instant) -> bool:
+        for generation in self._generations.all():
+            transaction = generation.transaction(received.message.transaction_id)
+            if transaction is None:
+                continue
+            conflict = generation.client.answered(transaction, received, now=now)
+            if conflict is not None:
+                role = self._context.role
+                if role.refused(conflict.controlling, self._context.random):
+                    self._generations.switch_role(not role.controlling, "the other side answered 487", now=now)
+                generation.client.check_again(conflict, now=now, packet=received.packet)
+            return True
+        return False
+
+    def _trouble(self, trouble: SendFailed | IcmpError | Closed, *, now: Instant) -> None:
+        """Handle a refused send, an ICMP error or a closed flow in every generation."""
+        if isinstance(trouble, SendFailed) and trouble.errno == errno.ECONNREFUSED:
+            trouble = IcmpError(flow=trouble.flow, remote=trouble.remote, kind=IcmpKind.PORT_UNREACHABLE)
+        for generation in self._generations.all():
+            generation.trouble(trouble, now=now)
+        if isinstance(trouble, Closed):
+            self._context.locals.remove(trouble.flow)
 
     def tick(self, *, now: Instant) -> None:
-        """Resend, check, ask for consent, give up: whatever is due."""
-        if self._standing.closed:
+        """Send, resend and end what is due."""
+        if self._outcome.closed:
             return
         for generation in self._generations.all():
-            generation.client.tick(now=now)
-            generation.authenticated.tick(now=now)
-        self._selections.tick(self._generation, now=now)
+            generation.tick(now=now)
+        self._selections.tick(self.generation, now=now)
         self._evaluate(now=now)
 
     def next_timer(self) -> Instant | None:
-        due = [self._nominate_at, self._look_at, self._pacing.next_timer(), self._selections.next_timer()]
-        for generation in self._generations.all():
-            due += (generation.transactions.next_timer(), generation.authenticated.next_timer())
-        return earliest(*due)
+        return earliest(
+            self._nominate_at,
+            self._outcome.look_at,
+            self._pacing.next_timer(),
+            self._selections.next_timer(),
+            *(generation.next_timer() for generation in self._generations.all()),
+        )
 
     def outputs(self) -> list[Output]:
-        drained, self._journal.outputs = self._journal.outputs, []
-        return drained
+        return self._outbox.outputs.drain()
 
-    def events(self) -> list[IceEvent]:
-        drained, self._journal.events = self._journal.events, []
-        return drained
-
-    # ------------------------------------------------------------------------------------------------------ evaluation
+    def events(self) -> list[IceEvent | InternalEvent]:
+        return self._outbox.events.drain()
 
     def _evaluate(self, *, now: Instant) -> None:
-        """Derive from the pairs what holds for the agent. Called after whatever may have moved one."""
-        generation = self._generation
-        if self._standing.closed or (self._standing.state is AgentState.NEW and generation.remote is None):
-            return  # it is over, or nothing can follow before the other side is known
-        ended = self._signals.ended and generation.remote_ended
+        """Derive the results of a change: selected pairs, nominations, the state of the agent, the next checks."""
+        generation, outcome = self.generation, self._outcome
+        if outcome.closed or (outcome.state is AgentState.NEW and generation.remote is None):
+            return  # it is over, or nothing can follow before the remote description is known
+        ended = self._local_ended and generation.remote_ended
         if ended:
-            choose_unchecked(generation, now=now)
+            generation.choose_unchecked(now=now)
         self._selections.update(generation, now=now)
         previous = self._generations.previous
         if previous is not None and not self._selections.of(previous):
             self._generations.drop_previous(now=now)
         self._nominate_at = None
-        if self._role.controlling and generation.remote is not None:
-            self._nominate_at = nominate(
-                generation,
-                self.config.nomination,
-                self.config.renomination,
-                self._journal,
-                ta=self._pacing.interval,
-                more_may_come=not ended,
-                now=now,
-            )
-        conclusion = conclude(
-            generation, self.config, self._journal, self._locals, local_ended=self._signals.ended, now=now
-        )
-        self._look_at = conclusion.look_at
-        self._standing.move(conclusion.state, conclusion.reason, generation, now=now)
-        run_checks(generation, self._pacing, now=now)
+        if self._context.role.controlling and generation.remote is not None:
+            self._nominate_at = generation.nominate_due(ta=self._pacing.interval, more_may_come=not ended, now=now)
+        outcome.update(generation, local_ended=self._local_ended, now=now)
+        generation.send_checks(self._pacing, now=now)
+
+    # ----------------------------------------------------------------------------------------------------- inspection
+
+    @property
+    def state(self) -> AgentState:
+        return self._outcome.state
+
+    @property
+    def reason(self) -> str:
+        """The reason of the state."""
+        return self._outcome.reason
+
+    @property
+    def local_description(self) -> Description:
+        """The description to signal."""
+        return self.generation.local
+
+    @property
+    def remote_description(self) -> Description | None:
+        return self.generation.remote
+
+    @property
+    def controlling(self) -> bool:
+        return self._context.role.controlling
+
+    @property
+    def components(self) -> tuple[int, ...]:
+        """The number of components of each stream, 0 for a removed one."""
+        return self.generation.components
+
+    @property
+    def generation(self) -> Generation:
+        """The current generation, to look at."""
+        return self._generations.current
+
+    @property
+    def generations(self) -> tuple[Generation, ...]:
+        """The current generation and, while it is in use, the previous one, to look at."""
+        return self._generations.all()
+
+    @property
+    def role(self) -> Role:
+        """Role and tie-breaker, to look at."""
+        return self._context.role
+
+    @property
+    def pacing(self) -> Pacing:
+        """The pace of the checks, to look at."""
+        return self._pacing
+
+    @property
+    def selections(self) -> Selections:
+        """The selected pairs, to look at."""
+        return self._selections
+
+    def expects(self, query: Resolve) -> bool:
+        """Return whether this agent looks a name up with this query."""
+        return self._names.expects(query)
+
+    def owns_transaction(self, transaction_id: bytes) -> bool:
+        """Return whether a response with this transaction id is for this agent."""
+        return any(generation.transaction(transaction_id) is not None for generation in self._generations.all())
+
+    @property
+    def local_ufrags(self) -> tuple[str, ...]:
+        """The ufrags at the beginning of USERNAME in requests for this agent, the current one first."""
+        return tuple(generation.local.ufrag for generation in self._generations.all())
+
+    def pairs(self) -> list[PairView]:
+        """Return every pair, stream by stream, the highest priority first."""
+        return [pair.view(selected=self._selections.holds(pair)) for pair in self.generation.checklists]
+
+    def selected(self, stream: int = 0, component: int = 1) -> PairView | None:
+        """Return the pair that carries the data of a component."""
+        selection = self._selections.at((stream, component))
+        return None if selection is None else selection.pair.view(selected=True)
+
+    def path(self, stream: int = 0, component: int = 1) -> FlowPath | None:
+        """Return the flow and remote address for the data of a component, or None if it cannot be sent."""
+        selection = self._selections.at((stream, component))
+        return None if selection is None else selection.pair.path
+
+    def accepts(self, flow: Flow, remote: Address) -> tuple[int, int] | None:
+        """Return the stream and component of data from a path, or None if no authenticated message came from there."""
+        if not any((flow, remote) in generation.authenticated for generation in self._generations.all()):
+            return None
+        base = self._context.locals.base(flow)
+        return None if base is None else base.key
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Return every pair that does not work, with the reason."""
+        return attempts(self.generation)
+
+    def local_candidates(self) -> list[LocalCandidate]:
+        return list(self._context.locals.all)
+
+    def remote_candidates(self, stream: int | None = None) -> list[Candidate]:
+        """Return the remote candidates of a stream, or of all: the signaled and the peer-reflexive ones."""
+        lists = self.generation.checklists.lists
+        return [each for checklist in lists if stream in {None, checklist.stream} for each in checklist.remotes]
+
+    def why(self) -> Report:
+        """Return the state and its reason, every pair, and every transition with its reason."""
+        return report.agent_report(self._context, self._outcome, self.generation, self._selections)
+
+    def why_pair(self, number: int) -> PairReport | None:
+        """Return the report of one pair by its `PairView.id`, or None if there is no such pair."""
+        since = report.beginning(self._outcome.history, self.generation)
+        for generation in self._generations.all():
+            for pair in generation.checklists:
+                if pair.id == number:
+                    return PairReport(report.pair_report(pair, selected=self._selections.holds(pair), since=since))
+        return None
+
+    def stats(self) -> Statistics:
+        """Return every pair, candidate and transport in the terms of W3C's webrtc-stats, by id."""
+        return report.agent_statistics(self._context, self._outcome, self._generations.all(), self._selections)
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """The counters, by name."""
+        return dict(self._outbox.counters)

@@ -1,8 +1,8 @@
-"""Where data may come from: the paths on which the other side has proven itself, in one generation.
+"""Paths that data is accepted from: those on which a message of the other side was authenticated, by generation.
 
-A generation that ends leaves its paths to the next one for a while. The other side moves its data to the new pair when
-it learns that its nomination was taken, a round trip or, if the answer is lost, several retransmissions after this
-side: what it sends over the old pair until then is as good as it was.
+A generation that ends passes its paths to its successor for a while. The other side moves its data to the new pair when
+the response to its nomination arrives: a round trip later than this side or, if the response is lost, several
+retransmissions later. Data that it sends over the old pair until then is still accepted.
 """
 
 from __future__ import annotations
@@ -16,58 +16,61 @@ from polynya.core.instants import Instant
 from .candidates import LocalCandidate
 from .consent import LIFETIME
 from .events import RemoteAuthenticated, RemoteRevoked
-from .journal import Journal
+from .outbox import Outbox
 
 LINGER: Final = LIFETIME
-"""As long as a consent lasts (RFC 7675, section 5.1): after that the other side has ceased to send, too."""
+"""Nanoseconds that an inherited path lasts: by then the consent of the other side has expired (RFC 7675, 5.1)."""
 
 
 class Authenticated:
-    """The paths, and the events that tell of them."""
+    """Authenticated paths of one generation, and those that it inherited."""
 
-    __slots__ = ("_inherited", "_journal", "_paths")
+    __slots__ = ("_inherited", "_outbox", "_paths")
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._paths: tuple[FlowPath, ...] = ()
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._paths: list[FlowPath] = []
         self._inherited: tuple[tuple[Instant, FlowPath], ...] = ()
-        """Paths of generations that have ended, and until when: the first to end first."""
+        """Paths of earlier generations with the end of their time, the earliest first."""
 
     def __contains__(self, path: FlowPath) -> bool:
         return path in self._paths or any(path == known for _, known in self._inherited)
 
     def add(self, path: FlowPath, base: LocalCandidate) -> None:
-        """An authenticated message came by a path."""
+        """Accept data from a path: an authenticated message arrived on it."""
         if path not in self._paths:
-            self._paths += (path,)
+            self._paths.append(path)
             self._inherited = tuple(entry for entry in self._inherited if entry[1] != path)
             flow, remote = path
-            self._journal.event(
+            self._outbox.events.append(
                 RemoteAuthenticated(flow=flow, remote=remote, stream=base.stream, component=base.component)
             )
 
     def remove(self, flow: Flow) -> None:
-        """A flow is gone."""
+        """Revoke the paths of a closed flow."""
         gone = [path for path in self._all() if path[0] == flow]
-        self._paths = tuple(path for path in self._paths if path[0] != flow)
+        self._paths = [path for path in self._paths if path[0] != flow]
         self._inherited = tuple(entry for entry in self._inherited if entry[1][0] != flow)
         self._revoke(gone)
 
-    def bequeath(self, heir: Authenticated, stays: Callable[[Flow], bool], *, now: Instant) -> None:
-        """The generation is over: data is taken from its paths for a while yet, if their flow stays."""
+    def pass_to(self, successor: Authenticated, stays: Callable[[Flow], bool], *, now: Instant) -> None:
+        """End this generation: pass the paths whose flow stays to its successor, and revoke the others."""
         until = Instant(now + LINGER)
-        inherited = [*self._inherited, *((until, path) for path in self._paths)]
-        heir._inherited += tuple(entry for entry in inherited if entry[1] not in heir and stays(entry[1][0]))
-        self._revoke([path for path in self._all() if path not in heir])
-        self._paths = self._inherited = ()
+        successor.inherit([*self._inherited, *((until, path) for path in self._paths)], stays)
+        self._revoke([path for path in self._all() if path not in successor])
+        self._paths, self._inherited = [], ()
+
+    def inherit(self, paths: list[tuple[Instant, FlowPath]], stays: Callable[[Flow], bool]) -> None:
+        """Accept data from the paths of an earlier generation until their time is over."""
+        self._inherited += tuple(entry for entry in paths if entry[1] not in self and stays(entry[1][0]))
 
     def revoke(self) -> None:
-        """Everything is over."""
+        """Revoke every path."""
         self._revoke(self._all())
-        self._paths = self._inherited = ()
+        self._paths, self._inherited = [], ()
 
     def tick(self, *, now: Instant) -> None:
-        """Paths whose time is over are revoked."""
+        """Revoke the inherited paths whose time is over."""
         if self._inherited and self._inherited[0][0] <= now:
             ended = [path for until, path in self._inherited if until <= now]
             self._inherited = tuple(entry for entry in self._inherited if entry[0] > now)
@@ -81,4 +84,4 @@ class Authenticated:
 
     def _revoke(self, paths: list[FlowPath]) -> None:
         for flow, remote in paths:
-            self._journal.event(RemoteRevoked(flow=flow, remote=remote))
+            self._outbox.events.append(RemoteRevoked(flow=flow, remote=remote))

@@ -1,26 +1,42 @@
-"""Candidates: the transport addresses that an agent may be reached at (RFC 8445, section 5).
+"""Candidates and their priorities: the transport addresses of an agent (RFC 8445, section 5; RFC 8421 for dual stack).
 
-`Candidate` is what both sides speak of: it crosses the signaling and has an SDP line (`sdp.py`). `Gathered` is what
-somebody found and hands to the agent; the agent gives it a foundation and a priority and drops it when it is
-redundant. `LocalCandidate` is the outcome: a candidate together with its base and the flow that packets leave by.
+`Candidate` is a candidate as both sides see it, with its SDP line. `Gathered` is an address that gathering found and
+gives to the agent. `LocalCandidates` drops it if it is redundant, or gives it a foundation and a priority; the result
+is a `LocalCandidate`: a candidate with its base and the flow that its packets leave by.
+
+The priority of a candidate is `2^24 * type + 2^8 * local + (256 - component)`. Type preferences order host above
+peer-reflexive above server-reflexive above relayed. Local preferences order the addresses of one host: the first IPv6
+address, the first IPv4 address, the second IPv6 address and so on, so that neither family waits for all addresses of
+the other (RFC 8421, section 4). No two candidates of a component have the same priority.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from typing import Final
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import IPV6, Address, scope
 from polynya.core.flows import Flow
 
-from . import priorities
-from .priorities import candidate_priority, next_preference, unique_priority
+from .sdp.candidate import CandidateLine, format_line, parse_line
+
+HOST: Final = 126
+PEER_REFLEXIVE: Final = 110
+SERVER_REFLEXIVE: Final = 100
+RELAYED: Final = 0
+
+HIGHEST_PREFERENCE: Final = 65535
+PREFERENCE_STEP: Final = 256
+"""The distance between two addresses; candidates that share a base take preferences between them."""
+LINK_LOCAL_PREFERENCE: Final = 16384
+"""Link-local addresses come after all others: they reach no further than the link."""
 
 
 class CandidateType(Enum):
-    """How an address came to be known (RFC 8445, section 5.1.1); the values are those of SDP."""
+    """Type of a candidate (RFC 8445, section 5.1.1); the values are those of SDP."""
 
     HOST = "host"
     SERVER_REFLEXIVE = "srflx"
@@ -30,26 +46,26 @@ class CandidateType(Enum):
     @property
     def preference(self) -> int:
         """The recommended type preference (RFC 8445, section 5.1.2.2)."""
-        return TYPE_PREFERENCES[self]
+        return _TYPE_PREFERENCES[self]
 
 
-TYPE_PREFERENCES: Final = {
-    CandidateType.HOST: priorities.HOST,
-    CandidateType.PEER_REFLEXIVE: priorities.PEER_REFLEXIVE,
-    CandidateType.SERVER_REFLEXIVE: priorities.SERVER_REFLEXIVE,
-    CandidateType.RELAYED: priorities.RELAYED,
+_TYPE_PREFERENCES: Final = {
+    CandidateType.HOST: HOST,
+    CandidateType.PEER_REFLEXIVE: PEER_REFLEXIVE,
+    CandidateType.SERVER_REFLEXIVE: SERVER_REFLEXIVE,
+    CandidateType.RELAYED: RELAYED,
 }
 
 
 class TcpType(Enum):
-    """Who opens the connection of a TCP candidate (RFC 6544, section 4.5)."""
+    """The side that opens the connection of a TCP candidate (RFC 6544, section 4.5)."""
 
     ACTIVE = "active"
     PASSIVE = "passive"
     SIMULTANEOUS_OPEN = "so"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Candidate:
     """A candidate as both sides see it. `str()` is its SDP value, `candidate:...` (RFC 8839, section 5.1)."""
 
@@ -60,69 +76,95 @@ class Candidate:
     type: CandidateType
     transport: str = "udp"
     host_name: str | None = None
-    """A name in place of the address (mDNS, or an FQDN); `address` then has the port and means nothing else yet."""
+    """A name in place of the address (mDNS, or an FQDN). Until it is resolved, only the port of `address` counts."""
     related: Address | None = None
     """The base of a reflexive candidate, the mapped address of a relayed one (RFC 8839, section 5.1)."""
     tcp_type: TcpType | None = None
     extensions: tuple[tuple[str, str], ...] = ()
-    """Extension attributes that are not known here, in order, to be handed on unchanged."""
+    """Unknown extension attributes, in order; they are written again unchanged."""
     generation: int = 0
 
     @classmethod
     def parse(cls, line: str) -> Candidate:
-        """Read an SDP candidate, with or without `a=`; DecodeError says what is wrong with it."""
-        from .sdp import parse_candidate  # noqa: PLC0415 - sdp needs this module's classes
-
-        return parse_candidate(line)
+        """Read an SDP candidate line, with or without `a=`. Raises DecodeError, which names the wrong part."""
+        read = parse_line(line)
+        return cls(
+            foundation=read.foundation,
+            component=read.component,
+            priority=read.priority,
+            address=read.address,
+            type=CandidateType(read.type),
+            transport=read.transport,
+            host_name=read.host_name,
+            related=read.related,
+            tcp_type=None if read.tcp_type is None else TcpType(read.tcp_type),
+            extensions=read.extensions,
+            generation=read.generation,
+        )
 
     def to_sdp(self) -> str:
-        """The SDP value, `candidate:...`."""
-        from .sdp import format_candidate  # noqa: PLC0415
-
-        return format_candidate(self)
+        """Return the SDP value, `candidate:...`."""
+        return format_line(
+            CandidateLine(
+                foundation=self.foundation,
+                component=self.component,
+                transport=self.transport,
+                priority=self.priority,
+                address=self.address,
+                host_name=self.host_name,
+                type=self.type.value,
+                related=self.related,
+                tcp_type=None if self.tcp_type is None else self.tcp_type.value,
+                generation=self.generation,
+                extensions=self.extensions,
+            )
+        )
 
     __str__ = to_sdp
 
+    def __repr__(self) -> str:
+        return f"<Candidate {self.label} {self.transport}, component {self.component}, priority {self.priority}>"
+
     @property
     def label(self) -> str:
-        """Where it is, for people: `srflx 198.51.100.1:4000`."""
+        """Type and address, for people: `srflx 198.51.100.1:4000`."""
         host = f"{self.host_name}:{self.address.port}" if self.host_name else str(self.address)
         return f"{self.type.value} {host}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """An address that was found: a bound socket, what a STUN server saw, what a TURN server gave."""
+    """An address that gathering found: of a socket, a mapping that a STUN server reported, or a relayed address."""
 
     type: CandidateType
     address: Address
     flow: Flow
-    """Packets from this candidate's base leave by it. A relayed candidate has a flow of its own."""
+    """The flow of the candidate's base. A relayed candidate has its own."""
     base: Address | None = None
-    """What packets are sent from; left out, it is `address` itself (host and relayed candidates)."""
+    """The address that packets are sent from. Default: `address` (host and relayed candidates)."""
     stream: int = 0
     component: int = 1
     transport: str = "udp"
     server: str | None = None
-    """The STUN or TURN server that told it."""
+    """The STUN or TURN server that reported it."""
     url: str = ""
-    """The same as a URI (RFC 7064, 7065), of the very address and transport."""
+    """URI of this server (RFC 7064, 7065) with the address and transport that were used."""
     related: Address | None = None
-    """What to tell the other side in `raddr`; left out, the base of a reflexive candidate."""
+    """The `raddr` to signal. Default: the base of a reflexive candidate."""
     interface: str = ""
     preference: int | None = None
-    """Local preference, 0..65535; left out, the agent orders bases as they come, families interleaved."""
+    """Local preference, 0..65535. Default: bases are ordered as they are added, families interleaved."""
     host_name: str | None = None
-    """The mDNS name that is signaled in place of the address."""
+    """An mDNS name to signal in place of the address."""
     advertise: bool = True
-    """False: it is used as a base, but the other side is not told of it (policies such as `no-host`)."""
+    """False: it is used as a base but not signaled (policies such as `no-host`)."""
     gated: bool = False
-    """A path from it must be opened first, as a relay's by a permission: `PathWanted` asks, `path_ready` answers."""
+    """Each path must be opened before it is used, such as a relay's by a permission: `PathWanted`, `path_ready`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCandidate:
-    """A candidate of this agent, with what the other side does not see."""
+    """A candidate of this agent, with its base, flow and other fields that are not signaled."""
 
     candidate: Candidate
     base: Address
@@ -154,12 +196,12 @@ class LocalCandidate:
 
     @property
     def is_base(self) -> bool:
-        """Whether packets leave from the candidate's own address."""
+        """Whether the candidate is its own base."""
         return self.candidate.address == self.base
 
 
 class LocalCandidates:
-    """All candidates of this agent: gives foundations and priorities, and drops what is redundant."""
+    """All candidates of this agent. Assigns foundations and priorities, and drops redundant candidates."""
 
     __slots__ = ("_extensions", "_foundations", "_generation", "all")
 
@@ -170,7 +212,7 @@ class LocalCandidates:
         self._extensions: tuple[tuple[str, str], ...] = ()
 
     def renew(self, generation: int, ufrag: str) -> None:
-        """A generation begins: its candidates say to which they belong (RFC 8838, section 13)."""
+        """Mark the candidates with a new generation and its ufrag (RFC 8838, section 13)."""
         self._generation = generation
         self._extensions = (("ufrag", ufrag),)
         self.all = [
@@ -179,7 +221,7 @@ class LocalCandidates:
         ]
 
     def add(self, gathered: Gathered) -> LocalCandidate | str:
-        """The new candidate, or why it is redundant (RFC 8445, sections 5.1.3 and 5.1.1.2)."""
+        """Return the new candidate, or the reason why it is redundant (RFC 8445, sections 5.1.3 and 5.1.1.2)."""
         base = gathered.base or gathered.address
         for known in self.of_flow(gathered.flow):
             if known.address == gathered.address and known.base == base:
@@ -187,15 +229,15 @@ class LocalCandidates:
         if gathered.type is CandidateType.RELAYED:
             for known in self.all:
                 if known.type is CandidateType.HOST and known.address == gathered.address:
-                    return f"a relayed address that is our own {known.candidate.label}"
+                    return f"the relayed address is our own {known.candidate.label}"
         local = self._make(gathered, base)
         self.all.append(local)
         return local
 
     def peer_reflexive(self, base: LocalCandidate, address: Address, priority: int) -> LocalCandidate:
-        """The local candidate that an answer showed (RFC 8445, section 7.2.5.3.1), new or known.
+        """Return the local candidate of a mapped address in a response (RFC 8445, section 7.2.5.3.1), new or known.
 
-        Its priority is the PRIORITY that the request carried.
+        A new one has the priority that the request carried in PRIORITY.
         """
         for known in self.of_flow(base.flow):
             if known.address == address:
@@ -214,7 +256,7 @@ class LocalCandidates:
         return local
 
     def base(self, flow: Flow) -> LocalCandidate | None:
-        """The candidate that stands for a flow in pairs: the base itself, or what was first known of it."""
+        """Return the candidate that pairs use for a flow: its base, or else the first candidate of the flow."""
         first = None
         for local in self.all:
             if local.flow == flow:
@@ -227,13 +269,13 @@ class LocalCandidates:
         return [local for local in self.all if local.flow == flow]
 
     def remove(self, flow: Flow) -> list[LocalCandidate]:
-        """Forget every candidate of a flow that is gone."""
+        """Remove and return the candidates of a closed flow."""
         gone = self.of_flow(flow)
         self.all = [local for local in self.all if local.flow != flow]
         return gone
 
     def retain(self, components: tuple[int, ...]) -> None:
-        """Forget every candidate of a stream or component that there is not: `components` of each stream, in order."""
+        """Remove the candidates of streams and components that do not exist: `components` has those of each stream."""
         self.all = [
             local
             for local in self.all
@@ -280,7 +322,7 @@ class LocalCandidates:
         )
 
     def _foundation(self, kind: CandidateType, host: str, server: str | None, transport: str) -> str:
-        """Equal for the same type, base address, server and transport, and no other (RFC 8445, section 5.1.1.3)."""
+        """Return the foundation: equal for the same type, base address, server and transport (RFC 8445, 5.1.1.3)."""
         for local in self.all:
             same_server = kind is CandidateType.HOST or local.server == server
             if (
@@ -291,9 +333,46 @@ class LocalCandidates:
             ):
                 return local.candidate.foundation
         self._foundations += 1
-        return _foundation_text(self._foundations)
+        return str(self._foundations)
 
 
-@lru_cache(maxsize=64)
-def _foundation_text(number: int) -> str:
-    return str(number)
+@lru_cache(maxsize=1024)
+def candidate_priority(type_preference: int, local_preference: int, component: int) -> int:
+    """Return the priority of a candidate (RFC 8445, section 5.1.2.1). Raises ValueError for a term out of range."""
+    if not (0 <= type_preference <= 126 and 0 <= local_preference <= 65535 and 1 <= component <= 256):
+        raise ValueError(f"no priority for type {type_preference}, local {local_preference}, component {component}")
+    return (type_preference << 24) + (local_preference << 8) + (256 - component)
+
+
+def local_preference_of(priority: int) -> int:
+    """Return the local preference in the priority of a candidate."""
+    return (priority >> 8) & 0xFFFF
+
+
+@lru_cache(maxsize=1024)
+def pair_priority(controlling: int, controlled: int) -> int:
+    """Return the priority of a pair from the candidate priorities of both sides (RFC 8445, section 6.1.2.3).
+
+    Both agents compute the same number.
+    """
+    low, high = (controlling, controlled) if controlling < controlled else (controlled, controlling)
+    return (low << 32) + 2 * high + (1 if controlling > controlled else 0)
+
+
+def next_preference(address: Address, taken: Collection[int]) -> int:
+    """Return the local preference of a component's next base: families interleaved, IPv6 first, link-local last.
+
+    `taken` has the preferences of its other bases.
+    """
+    start = LINK_LOCAL_PREFERENCE if scope(address.host) == "link-local" else HIGHEST_PREFERENCE
+    preference = start - (0 if address.family == IPV6 else PREFERENCE_STEP)
+    while preference in taken and preference >= 2 * PREFERENCE_STEP:
+        preference -= 2 * PREFERENCE_STEP
+    return preference
+
+
+def unique_priority(priority: int, taken: Collection[int]) -> int:
+    """Return `priority`, or the next lower one that is free: the preference changes, not the type."""
+    while priority in taken and priority >= PREFERENCE_STEP:
+        priority -= PREFERENCE_STEP
+    return priority

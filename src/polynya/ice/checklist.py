@@ -1,19 +1,22 @@
-"""Checklists: which pairs there are, and which is checked next (RFC 8445, sections 6.1.2 and 6.1.4; RFC 8838, 10 to
-12).
+"""Checklists: formation, order and results of checks (RFC 8445, 6.1.2, 6.1.4, 7.2.5, 8.1; RFC 8838, 10 to 12).
 
-A checklist holds the pairs of one stream, highest priority first, and its triggered-check queue; the checklist set
-holds the checklists of all streams. A foundation is checked by one pair at a time over the whole set: the others
-stay Frozen until that one succeeded, or nothing of their foundation is waiting or under way any more. A check that has
-been under way for an RTO holds up nobody: between NATs it may be one that cannot work, and whose transaction runs for
-39.5 s, while what works has a foundation of its own, that of a peer-reflexive candidate.
+A checklist has the pairs of one stream, highest priority first, and its triggered-check queue. The checklist set has
+the checklists of all streams, and it alone moves their pairs: it calls the methods of `Pair` and reports each change,
+with its reason, in the outbox.
 
-The next check comes from the checklists in turn. In one checklist the triggered checks go first, then the best
-Waiting pair, then the best Frozen one whose foundation is idle. A checklist without anything to check uses up no
-slot.
+Over the whole set, one pair of a foundation is checked at a time. The others stay Frozen until it succeeds, or until no
+pair of the foundation is Waiting or In-Progress. A check that is under way for an RTO does not block the others: its
+transaction runs for 39.5 s and between NATs it may never succeed, while the path that works has another foundation,
+that of a peer-reflexive candidate.
 
-    RUNNING -- every component has a nominated pair --> COMPLETED
-    RUNNING -- every pair of a component failed, and no more can come --> FAILED
-    COMPLETED, FAILED -- a pair is revived by the other side, or the nominated one is lost --> RUNNING
+Checklists take turns. In one checklist triggered checks go first, then the best Waiting pair, then the best Frozen one
+of an idle foundation. A checklist without a pair to check uses no pacing slot.
+
+    state        every component has a     every pair of a component   a pair is revived, or the
+                 nominated pair            failed, and none can come   nominated one is lost
+    RUNNING      COMPLETED                 FAILED
+    COMPLETED                              FAILED                      RUNNING
+    FAILED       COMPLETED                                             RUNNING
 """
 
 from __future__ import annotations
@@ -23,17 +26,16 @@ from enum import Enum
 from typing import Final
 
 from polynya.core.addresses import Address, scope
-from polynya.core.flows import Flow
+from polynya.core.flows import FlowPath
 from polynya.core.instants import Instant
-from polynya.stun.transactions import UNRELIABLE
+from polynya.stun.transactions import Transactions
 
 from .candidates import Candidate, LocalCandidate
+from .checks import Check
+from .context import Context
 from .events import PathWanted
-from .journal import Journal
+from .outbox import Outbox
 from .pairs import Pair, PairEvent, PairState
-
-PAIR_LIMIT: Final = 100
-"""Pairs of all checklists together (RFC 8445, section 6.1.2.5)."""
 
 _ACTIVE: Final = (PairState.WAITING, PairState.IN_PROGRESS)
 _EXPENDABLE: Final = (PairState.FROZEN, PairState.WAITING, PairState.FAILED)
@@ -55,48 +57,53 @@ class Checklist:
         self.components = components
         self.state = ChecklistState.RUNNING
         self.pairs: list[Pair] = []
-        self.triggered: tuple[Pair, ...] = ()
+        self.triggered: list[Pair] = []
         self.remotes: list[Candidate] = []
         self.upgrades = False
-        """Pairs better than the nominated one are checked on: both sides have signaled `renomination`."""
+        """Pairs better than the nominated one are still checked: both sides signaled `renomination`."""
 
-    def at(self, flow: Flow, remote: Address) -> Pair | None:
-        """The pair of a path."""
-        path = (flow, remote)
+    def move(self, state: ChecklistState, outbox: Outbox, *, now: Instant) -> None:
+        """Enter a state and trace the change."""
+        if self.state is not state:
+            outbox.trace.checklist(now=now, stream=self.stream, old=self.state, new=state)
+            self.state = state
+
+    def at(self, path: FlowPath) -> Pair | None:
+        """Return the pair of a path."""
         for pair in self.pairs:
             if pair.path == path:
                 return pair
         return None
 
     def remote_at(self, component: int, address: Address) -> Candidate | None:
-        """The remote candidate of an address (without zone)."""
+        """Return the remote candidate with an address (without zone)."""
         return next(
             (known for known in self.remotes if known.address == address and known.component == component), None
         )
 
     def of(self, component: int) -> Iterator[Pair]:
-        """The pairs of a component, highest priority first."""
+        """Return the pairs of a component, highest priority first."""
         if self.components == 1:
             return iter(self.pairs)
         return (pair for pair in self.pairs if pair.component == component)
 
     def wants(self, pair: Pair) -> bool:
-        """Whether a check of ours is worth it: nothing is nominated yet, or it is better and that may be changed."""
+        """Return whether a pair is worth a check: none is nominated, or it is better and renomination is in use."""
         chosen = next((known for known in self.of(pair.component) if known.nominated and known.valid), None)
         return chosen is None or (self.upgrades and pair.priority > chosen.priority)
 
     def trigger(self, pair: Pair) -> None:
         """Queue a triggered check; a pair is queued once (RFC 8445, section 6.1.4.1)."""
         if pair not in self.triggered:
-            self.triggered += (pair,)
+            self.triggered.append(pair)
 
     def untrigger(self, pair: Pair) -> None:
-        """A pair needs no triggered check (any more)."""
+        """Remove the triggered check of a pair from the queue, if there is one."""
         if pair in self.triggered:
-            self.triggered = tuple(other for other in self.triggered if other is not pair)
+            self.triggered.remove(pair)
 
     def next_triggered(self) -> Pair | None:
-        """The first triggered check that can be sent."""
+        """Return the first triggered check that can be sent."""
         for pair in self.triggered:
             if not pair.gated:
                 return pair
@@ -118,82 +125,104 @@ def _rank(pair: Pair) -> tuple[int, int]:
     return -pair.priority, pair.id
 
 
-def _place(pair: Pair) -> tuple[int, int, int, int]:
-    """Which pair of a foundation goes first: the lowest component, then the highest priority."""
+def _order(pair: Pair) -> tuple[int, int, int, int]:
+    """The order of checks within a foundation: the lowest component first, then the highest priority."""
     return pair.component, -pair.priority, pair.stream, pair.id
 
 
 class ChecklistSet:
     """The checklists of all streams of one generation."""
 
-    __slots__ = ("_last_id", "_rto", "_turn", "journal", "limit", "lists")
+    __slots__ = ("_context", "_last_id", "_nominations", "_outbox", "_turn", "aggressive", "lists", "renomination",
+                 "transactions")  # fmt: skip
 
     def __init__(
         self,
         components: tuple[int, ...],
-        journal: Journal,
-        limit: int = PAIR_LIMIT,
+        context: Context,
+        transactions: Transactions[Check],
         last_id: int = 0,
-        rto: int = UNRELIABLE.rto,
     ) -> None:
         self.lists = [Checklist(stream, count) for stream, count in enumerate(components)]
-        self.journal = journal
-        self.limit = limit
-        self._rto = rto
+        self.transactions = transactions
+        """The checks under way."""
+        self.aggressive = False
+        """The other side may nominate aggressively: it does not implement RFC 8445."""
+        self.renomination = False
+        """Nominations are numbered and may be repeated: both sides signaled it."""
+        self._context = context
+        self._outbox = context.outbox
         self._last_id = last_id
         self._turn = 0
+        self._nominations: dict[tuple[int, int], int] = {}
+        """The number of the last nomination, by stream and component; used with `renomination`."""
 
     def __iter__(self) -> Iterator[Pair]:
-        """All pairs, stream by stream."""
+        """Iterate over all pairs, stream by stream."""
         return (pair for checklist in self.lists for pair in checklist.pairs)
 
     @property
     def last_id(self) -> int:
-        """The highest number of a pair, so that the next generation's go on from there."""
+        """The highest id of a pair; the ids of the next generation continue from here."""
         return self._last_id
+
+    def move(self, pair: Pair, event: PairEvent, reason: str, *, now: Instant, packet: int = 0) -> None:
+        """Move the state of a pair by `event`, and report a change."""
+        old = pair.apply(event, reason, now=now, packet=packet)
+        if old is not None and old is not pair.state:
+            self._outbox.pair_moved(pair, old, reason, now=now, packet=packet)
+
+    def flag(
+        self,
+        pair: Pair,
+        reason: str,
+        *,
+        now: Instant,
+        writable: bool | None = None,
+        readable: bool | None = None,
+        valid: bool | None = None,
+        nominated: bool | None = None,
+    ) -> None:
+        """Set flags of a pair, and report a change."""
+        if pair.flag(writable=writable, readable=readable, valid=valid, nominated=nominated):
+            self._outbox.pair_flagged(pair, reason, now=now)
 
     # ------------------------------------------------------------------------------------------------------- formation
 
     def pair(
-        self,
-        local: LocalCandidate,
-        remote: Candidate,
-        controlling: bool,
-        reason: str,
-        *,
-        now: Instant,
-        force: bool = False,
+        self, local: LocalCandidate, remote: Candidate, reason: str, *, now: Instant, force: bool = False
     ) -> Pair | None:
-        """Make the pair of a base and a remote candidate, or return None where none is to be made.
+        """Pair a base with a remote candidate. Returns None if they do not fit or are paired.
 
-        `force` is for the path of an authenticated check: it is made even when the checklist is full.
+        `force` is for the path of an authenticated check: its pair is made even if the checklist is full.
         """
         checklist = self.lists[local.stream]
         address = path_address(local, remote)
-        if address is None or checklist.at(local.flow, address) is not None:
+        if address is None or checklist.at((local.flow, address)) is not None:
             return None
         pair = Pair(self._last_id + 1, local, remote, address)
-        pair.prioritize(controlling)
+        pair.prioritize(self._context.role.controlling)
         if not self._make_room(checklist, pair, force, now=now):
             return None
         self._last_id += 1
         checklist.add(pair)
-        self.journal.new_pair(pair, reason, now=now)
+        self._outbox.pair_made(pair, reason, now=now)
         if pair.gated:
-            self.journal.event(PathWanted(flow=pair.flow, remote=pair.remote_address))
+            self._outbox.events.append(PathWanted(flow=pair.flow, remote=pair.remote_address))
         if not force:
             self._first_state(pair, now=now)
         return pair
 
     def _make_room(self, checklist: Checklist, pair: Pair, force: bool, *, now: Instant) -> bool:
-        """Keep to the limit: a failed pair goes first, then the one of lowest priority.
+        """Keep to the limit of pairs: drop a failed pair first, then the one of lowest priority.
 
-        RFC 8445, section 6.1.2.5, and RFC 8838, sections 10 and 11. Where consent was lost that is remembered.
+        RFC 8445, section 6.1.2.5, and RFC 8838, sections 10 and 11. Pairs that lost consent stay: their paths must not
+        be used again.
         """
         shares = sum(other.components > 0 for other in self.lists)
-        if len(checklist.pairs) < max(self.limit // shares, 1):
+        if len(checklist.pairs) < max(self._context.config.pair_limit // shares, 1):
             return True
-        self.journal.count("pairs over the limit")
+        self._outbox.count("pairs over the limit")
         expendable = [one for one in checklist.pairs if one.state in _EXPENDABLE and not one.revoked]
         failed = [one for one in expendable if one.state is PairState.FAILED]
         if not expendable:
@@ -202,36 +231,36 @@ class ChecklistSet:
         if not (failed or force or _rank(worst) > _rank(pair)):
             return False
         checklist.remove(worst)
-        self.journal.move(worst, PairEvent.FAILED, "dropped: the checklist is full", now=now)
+        self.move(worst, PairEvent.FAILED, "dropped: the checklist is full", now=now)
         return True
 
     def _first_state(self, pair: Pair, *, now: Instant) -> None:
-        """Waiting where its foundation succeeded or it comes first in it, else Frozen (6.1.2.6; RFC 8838, section 12).
+        """Unfreeze a pair whose foundation succeeded, or that is the first of it (6.1.2.6; RFC 8838, section 12).
 
-        The one that was first until now waits its turn again, as if both had been there from the start.
+        The pair that was first until now is set aside, as if both had been made together.
         """
         if not self.lists[pair.stream].wants(pair):
             return
         group = [other for other in self if other.foundation == pair.foundation and other is not pair]
         if any(other.state is PairState.SUCCEEDED for other in group):
-            self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now=now)
-        elif all(_place(pair) < _place(other) for other in group):
+            self.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now=now)
+        elif all(_order(pair) < _order(other) for other in group):
             for other in group:
                 if other.state is PairState.WAITING and other not in self.lists[other.stream].triggered:
-                    self.journal.move(other, PairEvent.SET_ASIDE, "another pair of its foundation goes first", now=now)
-            self.journal.move(pair, PairEvent.UNFREEZE, "the first of its foundation", now=now)
+                    self.move(other, PairEvent.SET_ASIDE, "another pair of its foundation goes first", now=now)
+            self.move(pair, PairEvent.UNFREEZE, "the first of its foundation", now=now)
 
-    def prioritize(self, controlling: bool) -> None:
-        """Compute all priorities anew: the role changed (RFC 8445, section 7.3.1.1)."""
+    def prioritize(self) -> None:
+        """Compute all priorities again: the role or a candidate changed (RFC 8445, section 7.3.1.1)."""
         for pair in self:
-            pair.prioritize(controlling)
+            pair.prioritize(self._context.role.controlling)
         for checklist in self.lists:
             checklist.sort()
 
     # -------------------------------------------------------------------------------------------------------- schedule
 
     def has_work(self, *, now: Instant) -> bool:
-        """Whether a slot would be used."""
+        """Return whether there is a pair to check."""
         for checklist in self.lists:
             if checklist.next_triggered() is not None or self._best(checklist, now=now) is not None:
                 return True
@@ -254,7 +283,7 @@ class ChecklistSet:
         return None
 
     def _thaw(self, checklist: Checklist, *, now: Instant) -> None:
-        """Nothing of a checklist is Waiting: a Frozen pair of each foundation that is idle is from now on."""
+        """Unfreeze a pair of each idle foundation: no pair of the checklist is Waiting."""
         for pair in checklist.pairs:
             if (
                 pair.state is PairState.FROZEN
@@ -262,10 +291,10 @@ class ChecklistSet:
                 and checklist.wants(pair)
                 and self._idle(pair.foundation, now=now)
             ):
-                self.journal.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now=now)
+                self.move(pair, PairEvent.UNFREEZE, "nothing of its foundation is under way", now=now)
 
     def _best(self, checklist: Checklist, *, now: Instant) -> Pair | None:
-        """The best Waiting pair, else the best Frozen one of an idle foundation."""
+        """Return the best Waiting pair, or else the best Frozen one of an idle foundation."""
         if checklist.state is ChecklistState.FAILED:
             return None
         if checklist.state is ChecklistState.COMPLETED and not checklist.upgrades:
@@ -281,26 +310,126 @@ class ChecklistSet:
         return frozen
 
     def _idle(self, foundation: tuple[str, str], *, now: Instant) -> bool:
-        """Whether nothing of a foundation is Waiting, or was sent within an RTO and is not answered yet."""
+        """Return whether no pair of a foundation is Waiting, or was checked within the last RTO and not answered."""
+        rto = self._context.config.schedule.first_wait
         return not any(
             pair.foundation == foundation
             and pair.state in _ACTIVE
-            and (pair.state is PairState.WAITING or pair.checked_at is None or now - pair.checked_at < self._rto)
+            and (pair.state is PairState.WAITING or pair.checked_at is None or now - pair.checked_at < rto)
             for pair in self
         )
 
-    def unfreeze(self, foundation: tuple[str, str], *, now: Instant) -> None:
-        """A pair of this foundation succeeded: the others are worth a check (RFC 8445, section 7.2.5.3.3)."""
-        for pair in self:
-            if pair.state is PairState.FROZEN and pair.foundation == foundation and self.lists[pair.stream].wants(pair):
-                self.journal.move(pair, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now=now)
+    # ------------------------------------------------------------------------------------------------ results of checks
 
-    def set_aside(self, nominated: Pair, *, now: Instant, higher_stays: bool) -> None:
-        """A pair was nominated: what is open for its component need not be (RFC 8445, section 8.1.2).
+    def check_sent(self, pair: Pair, transaction: bytes, *, now: Instant) -> None:
+        """Record a check. It replaces the one under way, whose response still counts."""
+        self.stop_check(pair, now=now)
+        pair.check_sent(transaction, now=now)
+        self.move(pair, PairEvent.CHECK_SENT, "a check was sent", now=now)
 
-        `higher_stays`: the other side may nominate a better one yet, as in RFC 5245, section 8.1.2.
+    def trigger(self, pair: Pair, reason: str, *, now: Instant, packet: int) -> None:
+        """Queue a triggered check, unless the pair has succeeded; a failed pair is revived (section 7.3.1.4)."""
+        if pair.state is PairState.SUCCEEDED:
+            return
+        self.move(pair, PairEvent.TRIGGERED, reason, now=now, packet=packet)
+        self.lists[pair.stream].trigger(pair)
+
+    def succeeded(self, pair: Pair, reason: str, *, now: Instant, packet: int) -> None:
+        """Make a pair valid: a check on it was answered (section 7.2.5.3)."""
+        if pair.revoked:
+            return
+        pair.answered(now=now)
+        pair.prioritize(self._context.role.controlling)
+        if not pair.nominating:  # otherwise the check queued or under way carries the nomination
+            self.lists[pair.stream].untrigger(pair)
+            self.stop_check(pair, now=now)
+        self.move(pair, PairEvent.ANSWERED, reason, now=now, packet=packet)
+        if not pair.valid:
+            pair.validated(now=now)
+            self.flag(pair, reason, now=now, writable=True, valid=True)
+        for other in self:  # the rest of its foundation is worth a check (section 7.2.5.3.3)
+            if (
+                other.state is PairState.FROZEN
+                and other.foundation == pair.foundation
+                and self.lists[other.stream].wants(other)
+            ):
+                self.move(other, PairEvent.UNFREEZE, "a pair of its foundation succeeded", now=now)
+
+    def fail(self, pair: Pair, reason: str, *, now: Instant, packet: int = 0) -> None:
+        """Fail a pair: it does not work, or no longer."""
+        reason = pair.explain(reason)
+        self.lists[pair.stream].untrigger(pair)
+        if pair.transaction is not None:
+            self.transactions.drop(pair.transaction)
+        pair.failed()
+        self.flag(pair, reason, now=now, writable=False, valid=False, nominated=False)
+        self.move(pair, PairEvent.FAILED, reason, now=now, packet=packet)
+
+    def revoke(self, pair: Pair, reason: str, *, now: Instant) -> None:
+        """Fail a pair whose consent is lost, which is final for these credentials (RFC 7675, section 5.1)."""
+        pair.revoke()
+        for transaction in list(self.transactions.by_id.values()):
+            if transaction.context.pair is pair:
+                self.transactions.drop(transaction.transaction_id)
+        self.fail(pair, reason, now=now)
+
+    def stop_check(self, pair: Pair, *, now: Instant) -> None:
+        """Stop resending the check of a pair; a response still counts."""
+        if pair.transaction is not None:
+            self.transactions.cancel(pair.transaction, now=now)
+            pair.check_over()
+
+    # ------------------------------------------------------------------------------------------------------ nomination
+
+    def number(self, pair: Pair) -> int:
+        """Return the number for a nominating check: a new one, the present one to repeat it, or 0 if none are used."""
+        if not self.renomination:
+            return 0
+        if not pair.nominating and pair.nominated:
+            return pair.nominated_order
+        pair.number_nomination(self._count(pair))
+        return pair.nomination
+
+    def superseded(self, pair: Pair) -> bool:
+        """Return whether a later nomination than this pair's was sent, and failed as far as we know."""
+        return self.renomination and pair.nominated_order < self._nominations.get((pair.stream, pair.component), 0)
+
+    def nominate(self, pair: Pair, reason: str, *, now: Instant, number: int = 0) -> None:
+        """Nominate a valid pair, for us or for the other side. `number` counts if nominations are numbered.
+
+        USE-CANDIDATE without a number has number 1. A number that is not the highest is ignored.
+        """
+        pair.nomination_taken()
+        if not pair.valid:
+            return
+        if self.renomination:
+            number = max(number, 1)
+            key = (pair.stream, pair.component)
+            if number < self._nominations.get(key, 0) or (pair.nominated and number == pair.nominated_order):
+                return
+            self._nominations[key] = number
+            pair.nominated_as(number)
+            for other in self.lists[pair.stream].of(pair.component):
+                if other is not pair and other.nominated:
+                    self.flag(other, f"pair {pair.id} was nominated in its place", now=now, nominated=False)
+        elif pair.nominated:
+            return
+        else:
+            pair.nominated_as(self._count(pair))
+        self.flag(pair, reason, now=now, nominated=True)
+        self.set_aside(pair, now=now)
+
+    def set_aside(self, nominated: Pair, *, now: Instant) -> None:
+        """Stop the checks of a component's other pairs: one is nominated (RFC 8445, section 8.1.2).
+
+        Better pairs stay if the other side may nominate one of them later (as in RFC 5245, section 8.1.2).
         """
         checklist = self.lists[nominated.stream]
+        higher_stays = self.renomination or (self.aggressive and not self._context.role.controlling)
+        for other in checklist.of(nominated.component):
+            stays = higher_stays and other.priority > nominated.priority
+            if other is not nominated and other.state is PairState.IN_PROGRESS and not stays:
+                self.stop_check(other, now=now)
         for pair in checklist.of(nominated.component):
             if (
                 pair is not nominated
@@ -308,13 +437,66 @@ class ChecklistSet:
                 and (not higher_stays or pair.priority < nominated.priority)
             ):
                 checklist.untrigger(pair)
-                self.journal.move(pair, PairEvent.SET_ASIDE, f"not needed: pair {nominated.id} was nominated", now=now)
+                self.move(pair, PairEvent.SET_ASIDE, f"not needed: pair {nominated.id} was nominated", now=now)
+
+    def _count(self, pair: Pair) -> int:
+        key = (pair.stream, pair.component)
+        if self.renomination:
+            self._nominations[key] = self._nominations.get(key, 0) + 1
+            return self._nominations[key]
+        return 1 + max(other.nominated_order for other in self.lists[pair.stream].of(pair.component))
+
+    def trust(self, pair: Pair, *, now: Instant) -> None:
+        """Nominate a pair of two lite agents without a check (section 8.2)."""
+        reason = "both sides are lite: chosen without a check"
+        pair.validated(now=now)
+        self.move(pair, PairEvent.ANSWERED, reason, now=now)
+        self.flag(pair, reason, now=now, valid=True)
+        self.nominate(pair, reason, now=now)
+
+    def chosen(self, stream: int, component: int) -> Pair | None:
+        """Return the nominated pair in force.
+
+        An agent of RFC 8445 nominates one pair; if it nominates another, the later one counts. Of the pairs that an
+        aggressive agent of RFC 5245 nominates, the one of highest priority counts (section 8.1.1.2 there).
+        """
+        nominated = [pair for pair in self.lists[stream].of(component) if pair.nominated and pair.valid]
+        if not nominated:
+            return None
+        latest = self._context.role.controlling or not self.aggressive
+        return max(nominated, key=lambda pair: (pair.nominated_order if latest else pair.valid_priority, -pair.id))
+
+    def role_changed(self) -> None:
+        """Adapt priorities and nominations to the new role (section 7.3.1.1).
+
+        A nomination under way belonged to the old role. As the controlled agent we also forget the numbers that we
+        used: the other side counts from now on and may not have seen them.
+        """
+        controlling = self._context.role.controlling
+        forget = self.renomination and not controlling
+        self.prioritize()
+        for pair in self:
+            pair.role_changed(forget_numbers=forget)
+        if forget:
+            self._nominations.clear()
+        if controlling:
+            self.repeat_nominations()
+
+    def repeat_nominations(self) -> None:
+        """As the controlling agent, repeat the nominations in force: the other side may not have accepted them.
+
+        It had our role for a while, when our nominating check arrived or when it handled the check.
+        """
+        for pair in self:
+            if pair.nominated and not pair.nominating and pair is self.chosen(pair.stream, pair.component):
+                pair.begin_nomination()
+                self.lists[pair.stream].trigger(pair)
 
 
 def path_address(local: LocalCandidate, remote: Candidate) -> Address | None:
-    """Where packets from `local` to `remote` go, or None where the two do not fit (RFC 8445, section 6.1.2.2).
+    """Return the destination of packets from `local` to `remote`, or None if they form no pair (RFC 8445, 6.1.2.2).
 
-    Family, transport and component must be the same; link-local goes with link-local, loopback with loopback.
+    Family, transport and component must be equal; link-local pairs with link-local, loopback with loopback.
     """
     ours, theirs = local.base, remote.address
     if (

@@ -1,8 +1,8 @@
-"""The messages of connectivity checks: made, examined and answered (RFC 8445, section 7).
+"""Messages of connectivity checks: requests, their examination and responses (RFC 8445, section 7).
 
-Nothing here keeps state. `Credentials` are the two sides' keys in one generation; `request_check` makes a request,
-`examine` says what a request from the network is (an `InboundCheck`, or a `Refusal` with the answer that it gets),
-and `mapped_address` reads an answer.
+These functions keep no state. `Credentials` has the keys of both sides in one generation. `request_check` makes a
+request; `examine` classifies an inbound request as an `InboundCheck`, or as a `Refusal` with its error response;
+`mapped_address` reads a response.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from polynya.stun.integrity import IntegrityKey
 from polynya.stun.message import Message, Received
 from polynya.stun.registry import ErrorCode, Method
 
+from .candidates import PEER_REFLEXIVE, candidate_priority
 from .description import Description
 from .pairs import Pair
-from .priorities import PEER_REFLEXIVE, candidate_priority
 from .roles import Role
 
 MAX_PRIORITY: Final = 2**31 - 1
 MAX_NOMINATION: Final = 2**24 - 1
-"""A nomination's number has 24 bits; those above them say nothing."""
+"""The number of a nomination has 24 bits; the higher ones are ignored."""
 
 
 @dataclass(slots=True)
 class Check:
-    """A check of ours that is under way."""
+    """A check under way."""
 
     pair: Pair
     controlling: bool
-    """The role that the request says: a late 487 is judged by it."""
+    """The role in the request; a late 487 is compared with it."""
     nominate: bool
     priority: int
     sent_at: Instant
     triggered: bool = False
     nomination: int = 0
-    """The number of the nomination, where both sides use such numbers."""
+    """The number of the nomination, if both sides use numbers."""
     consent: bool = False
-    """A consent check: it decides nothing about the pair but its consent (RFC 7675)."""
+    """A consent check, which changes only the consent of its pair (RFC 7675)."""
 
 
 @dataclass(slots=True)
@@ -67,21 +67,26 @@ class InboundCheck:
     nominate: bool
     packet: int = 0
     nomination: int = 0
-    """The NOMINATION attribute; it counts only where both sides have signaled it."""
+    """The NOMINATION attribute; it counts only if both sides signaled `renomination`."""
+
+    def merge(self, later: InboundCheck) -> None:
+        """Add the nomination of a later check on the same path."""
+        self.nominate |= later.nominate
+        self.nomination = max(self.nomination, later.nomination)
 
 
 @dataclass(slots=True)
 class Refusal:
-    """A request that is not a good check: why, and what to answer."""
+    """A request that is no valid check, with the reason and the error response."""
 
     reason: str
     answer: bytes
     signed: bool = False
-    """The one who asked is authenticated."""
+    """Whether the sender is authenticated."""
 
 
 class Credentials:
-    """The keys of one generation. Ours are there from the start, the other side's come with its description."""
+    """The keys of one generation; those of the other side are known with its description."""
 
     __slots__ = ("local_key", "local_ufrag", "remote_key", "remote_ufrag")
 
@@ -93,7 +98,7 @@ class Credentials:
 
     @property
     def username(self) -> str:
-        """What our requests say: the other side's ufrag, a colon, ours (section 7.2.2)."""
+        """USERNAME of our requests: the remote ufrag, a colon, the local ufrag (section 7.2.2)."""
         return f"{self.remote_ufrag}:{self.local_ufrag}"
 
     def set_remote(self, remote: Description) -> None:
@@ -102,14 +107,14 @@ class Credentials:
 
 
 def reflexive_priority(pair: Pair) -> int:
-    """What PRIORITY says: the priority of the peer-reflexive candidate that the check may make (section 7.1.1)."""
+    """Return the PRIORITY of a check: that of the peer-reflexive candidate which it may create (section 7.1.1)."""
     return candidate_priority(PEER_REFLEXIVE, pair.local.preference, pair.component)
 
 
 def request_check(
     credentials: Credentials, transaction_id: bytes, role: Role, priority: int, *, nominate: bool, nomination: int = 0
 ) -> bytes:
-    """The bytes of a Binding request (sections 7.1 and 7.2.4). `nomination` is its number, 0 where none are in use."""
+    """Return the bytes of a Binding request (sections 7.1 and 7.2.4). `nomination` is a number, or 0 without one."""
     attributes: dict[Attribute[Any], Any] = {USERNAME: credentials.username, PRIORITY: priority}
     attributes[ICE_CONTROLLING if role.controlling else ICE_CONTROLLED] = role.tie_breaker
     if nominate:
@@ -121,12 +126,12 @@ def request_check(
 
 
 def keepalive(transaction_id: bytes) -> bytes:
-    """The bytes of a Binding indication (section 11)."""
+    """Return the bytes of a Binding indication (section 11)."""
     return Message.indication(Method.BINDING, transaction_id).encode(fingerprint=True)
 
 
 def username_of(message: Message) -> tuple[str, str] | None:
-    """The two ufrags of a check's USERNAME, the receiver's first; None when it has no such name."""
+    """Return the two ufrags in the USERNAME of a check, the receiver's first; None without such a USERNAME."""
     name = message.get(USERNAME)
     if name is None:
         return None
@@ -159,8 +164,8 @@ def examine(received: Received, credentials: Credentials) -> InboundCheck | Refu
 
 
 def accept(received: Received, credentials: Credentials) -> bytes:
-    """The success response: what the source looked like from here (section 7.3.1.2)."""
-    source = Address(received.remote.host, received.remote.port)  # a zone does not leave the host
+    """Return the success response, with the source address of the request (section 7.3.1.2)."""
+    source = Address(received.remote.host, received.remote.port)  # a zone is local to its host
     answer = Message.success(received.message, {XOR_MAPPED_ADDRESS: source})
     return answer.encode(integrity=credentials.local_key, fingerprint=True)
 
@@ -171,11 +176,11 @@ def refuse(
     code: ErrorCode,
     attributes: dict[Attribute[Any], Any] | None = None,
 ) -> bytes:
-    """A signed error response, for a request that was authenticated."""
+    """Return a signed error response to an authenticated request."""
     answer = Message.error(request, code, attributes=attributes)
     return answer.encode(integrity=credentials.local_key, fingerprint=True)
 
 
 def mapped_address(answer: Message) -> Address | None:
-    """How the other side sees us."""
+    """Return our address as the other side sees it."""
     return answer.get(XOR_MAPPED_ADDRESS) or answer.get(MAPPED_ADDRESS)

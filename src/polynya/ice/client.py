@@ -1,244 +1,187 @@
-"""Our checks of one generation: sent, resent, answered, run out (RFC 8445, section 7.2: STUN client procedures).
+"""STUN client of connectivity checks: requests, retransmissions and responses of one generation (RFC 8445, 7.2).
 
-An answer is taken only when it is signed with the other side's password and came back on the path that its request left
-by; all else is dropped and the check goes on. Consent checks travel the same way, are sent once, and decide nothing but
-the time of the last answer.
+A response counts only if it is signed with the password of the other side and arrived on the path of its request.
+Others are dropped, and the check continues. Consent checks use the same path, are sent once, and change only the time
+of the last response.
 """
 
 from __future__ import annotations
 
 from errno import errorcode
-from random import Random
-from typing import Protocol
 
 from polynya.core.instants import Instant
 from polynya.core.machine import Closed, IcmpError, SendFailed
 from polynya.stun.attributes import ERROR_CODE, StunError
 from polynya.stun.message import Received
 from polynya.stun.registry import Class, ErrorCode
-from polynya.stun.transactions import ONCE, Schedule, Transactions
+from polynya.stun.transactions import ClientTransaction
 
 from . import checks
 from .authenticated import Authenticated
-from .candidates import LocalCandidates
 from .checklist import ChecklistSet
 from .checks import Check, Credentials
-from .journal import Journal
-from .pairs import Pair, PairEvent, PairState
-from .roles import Role
-from .verdicts import Verdicts
-
-
-class OnConflict(Protocol):
-    """Handles a role conflict that an answer reported."""
-
-    def __call__(self, check: Check, *, now: Instant) -> None: ...
+from .context import Context
+from .pairs import Pair, PairState
 
 
 class CheckClient:
-    """Sends the checks of one generation and takes their answers."""
+    """Sends the checks of one generation and handles their responses."""
 
-    __slots__ = (
-        "_authenticated",
-        "_checklists",
-        "_credentials",
-        "_journal",
-        "_locals",
-        "_random",
-        "_role",
-        "_schedule",
-        "_verdicts",
-        "remote_lite",
-        "transactions",
-    )
+    __slots__ = ("_authenticated", "_checklists", "_context", "_credentials", "_outbox", "remote_lite")
 
     def __init__(
-        self,
-        *,
-        credentials: Credentials,
-        checklists: ChecklistSet,
-        transactions: Transactions[Check],
-        verdicts: Verdicts,
-        authenticated: Authenticated,
-        locals_: LocalCandidates,
-        role: Role,
-        journal: Journal,
-        random: Random,
-        schedule: Schedule,
+        self, context: Context, credentials: Credentials, checklists: ChecklistSet, authenticated: Authenticated
     ) -> None:
+        self._context = context
+        self._outbox = context.outbox
         self._credentials = credentials
         self._checklists = checklists
-        self._verdicts = verdicts
         self._authenticated = authenticated
-        self._locals = locals_
-        self._role = role
-        self._journal = journal
-        self._random = random
-        self._schedule = schedule
-        self.transactions = transactions
         self.remote_lite = False
+
+    # -------------------------------------------------------------------------------------------------------- requests
 
     def check(self, pair: Pair, *, now: Instant, nominate: bool = False, triggered: bool = False) -> None:
         """Send a check on a pair; on a Succeeded one only to nominate it."""
-        context = self._request(pair, now=now, nominate=nominate, triggered=triggered)
-        if pair.transaction is not None:  # this one takes its place; an answer to it still counts
-            self.transactions.cancel(pair.transaction, now=now)
-        pair.checked_at = now
-        if pair.tried_at is None:
-            pair.tried_at = now
-        self._journal.move(pair, PairEvent.CHECK_SENT, "a check was sent", now=now)
-        self._start(context, now=now, schedule=self._schedule)
+        check = self._new_check(pair, now=now, nominate=nominate, triggered=triggered)
+        transaction_id = self._context.draw_id()
+        self._checklists.check_sent(pair, transaction_id, now=now)
+        self._send(check, transaction_id, now=now)
 
-    def consent_check(self, pair: Pair, *, now: Instant, reason: str = "asked for") -> None:
-        """Ask for consent on a pair, once. Towards a lite agent it carries the nomination, which such agents go by."""
-        nominate = self._role.controlling and pair.nominated and self.remote_lite
-        context = self._request(pair, now=now, nominate=nominate)
-        context.consent = True
-        self._start(context, now=now, schedule=ONCE)
-        if self._journal.trace.enabled:
-            self._journal.trace.consent(reason, now=now, pair=pair.id, state="granted", agent=self._journal.label)
+    def consent_check(self, pair: Pair, *, now: Instant, reason: str = "requested") -> None:
+        """Send one consent check. Towards a lite agent it repeats the nomination, which such agents rely on."""
+        nominate = self._context.role.controlling and pair.nominated and self.remote_lite
+        check = self._new_check(pair, now=now, nominate=nominate)
+        check.consent = True
+        pair.consent_check_sent()
+        self._send(check, self._context.draw_id(), now=now)
+        self._outbox.trace.consent(reason, now=now, pair=pair.id, state="granted")
 
     def show_role(self, pair: Pair, *, now: Instant) -> None:
-        """Check a valid pair once more, now: the other side learns that our role is another, and may object."""
+        """Check a valid pair now: the other side sees our new role and may object."""
         self.consent_check(pair, now=now, reason="our role has changed")
 
     def keepalive(self, pair: Pair) -> None:
-        """Keep the mapping of a pair that carries nothing else (section 11)."""
-        self._journal.send(*pair.path, checks.keepalive(self.draw_id()))
+        """Keep the NAT mapping of a pair without traffic (section 11)."""
+        self._outbox.send(*pair.path, checks.keepalive(self._context.draw_id()))
 
-    def draw_id(self) -> bytes:
-        return self._random.getrandbits(96).to_bytes(12, "big")
+    def _new_check(self, pair: Pair, *, now: Instant, nominate: bool, triggered: bool = False) -> Check:
+        number = self._checklists.number(pair) if nominate else 0
+        controlling, priority = self._context.role.controlling, checks.reflexive_priority(pair)
+        return Check(pair, controlling, nominate, priority, now, triggered, number)
 
-    def _request(self, pair: Pair, *, now: Instant, nominate: bool, triggered: bool = False) -> Check:
-        number = self._verdicts.number(pair) if nominate else 0
-        return Check(pair, self._role.controlling, nominate, checks.reflexive_priority(pair), now, triggered, number)
-
-    def _start(self, check: Check, *, now: Instant, schedule: Schedule) -> None:
-        transaction_id = self.draw_id()
-        pair = check.pair
-        data = checks.request_check(
+    def _send(self, check: Check, transaction_id: bytes, *, now: Instant) -> None:
+        request = checks.request_check(
             self._credentials,
             transaction_id,
-            self._role,
+            self._context.role,
             check.priority,
             nominate=check.nominate,
             nomination=check.nomination,
         )
-        if check.consent:
-            pair.consent_requests_sent += 1
-        else:
-            pair.requests_sent += 1
-            pair.transaction = transaction_id
-        self.transactions.start(transaction_id, data, *pair.path, now=now, context=check, schedule=schedule)
-        self._flush()
+        config = self._context.config
+        schedule = config.timing.consent_check if check.consent else config.schedule
+        self._checklists.transactions.start(
+            transaction_id, request, *check.pair.path, now=now, context=check, schedule=schedule
+        )
 
     def tick(self, *, now: Instant) -> None:
-        """Resend what is due; a check that ran out fails its pair."""
-        self.transactions.tick(now=now)
-        self._flush()
-        self.reap(now=now)
+        """Resend requests that are due, and fail the pairs of checks that timed out."""
+        self._checklists.transactions.tick(now=now)
+        self._reap(now=now)
 
-    def reap(self, *, now: Instant) -> None:
-        """Act on the transactions that ended without an answer (section 7.2.5.2.3)."""
-        for ended in self.transactions.events():
+    def _reap(self, *, now: Instant) -> None:
+        """Fail the pairs of checks that ended without a response (section 7.2.5.2.3)."""
+        for ended in self._checklists.transactions.events():
             if not ended.context.consent:
-                self._verdicts.fail(ended.context.pair, ended.reason, now=now)
+                self._checklists.fail(ended.context.pair, ended.reason, now=now)
 
-    def _flush(self) -> None:
-        self._journal.outputs += self.transactions.outputs()
+    # ------------------------------------------------------------------------------------------------------- responses
 
-    def answered(self, received: Received, *, now: Instant, on_conflict: OnConflict) -> None:
-        """An answer to a check of ours (section 7.2.5). What does not fit is dropped and the check goes on."""
+    def answered(self, transaction: ClientTransaction[Check], received: Received, *, now: Instant) -> Check | None:
+        """Handle a response to a check (section 7.2.5). Invalid responses are dropped, and the check continues.
+
+        Returns the check if the response is 487: the agent compares roles and then calls `check_again`.
+        """
         message = received.message
-        transaction = self.transactions.by_id.get(message.transaction_id)
         key = self._credentials.remote_key
-        if transaction is None or key is None:
-            return
         check = transaction.context
         pair = check.pair
-        if not message.verify(key):
+        if key is None or not message.verify(key):
             if (unsigned := message.get(ERROR_CODE)) is not None:
                 pair.hint(f"an unsigned answer {_phrase(unsigned)}")
-            self._journal.dropped(
-                received.remote, "an answer with wrong or no integrity", now=now, packet=received.packet
-            )
-            return
+            self._drop(received, "an answer with wrong or no integrity", now=now)
+            return None
         error = message.get(ERROR_CODE)
         conflict = error is not None and error.code == ErrorCode.ROLE_CONFLICT
-        if (received.flow, received.remote) != pair.path and not conflict:  # whose turn it is, is said from anywhere
-            self._journal.dropped(
-                received.remote, "an answer from elsewhere than asked", now=now, packet=received.packet
-            )
+        if (received.flow, received.remote) != pair.path and not conflict:  # roles are resolved from any address
+            self._drop(received, "an answer from another address than the request went to", now=now)
             if not check.consent:  # section 7.2.5.2.1
-                self.transactions.drop(message.transaction_id)
-                pair.asymmetric = True
-                self._verdicts.fail(pair, f"it was answered from {received.remote}", now=now, packet=received.packet)
-            return
+                self._checklists.transactions.drop(message.transaction_id)
+                pair.answered_elsewhere()
+                self._checklists.fail(pair, f"it was answered from {received.remote}", now=now, packet=received.packet)
+            return None
         mapped = checks.mapped_address(message)
         if message.cls is Class.SUCCESS and mapped is None:
-            self._journal.dropped(
-                received.remote, "an answer without a mapped address", now=now, packet=received.packet
-            )
-            return
-        self.transactions.answer(transaction, now=now)
-        pair.responses_received += 1
-        if transaction.rtt is not None:
-            pair.rtt = transaction.rtt
-            pair.rtt_total += transaction.rtt
+            self._drop(received, "an answer without a mapped address", now=now)
+            return None
+        self._checklists.transactions.answer(transaction, now=now)
+        pair.response_received(transaction.rtt)
+        if conflict and message.cls is not Class.SUCCESS:
+            return check
         if message.cls is not Class.SUCCESS or mapped is None:
-            self._refused(check, error, now=now, packet=received.packet, on_conflict=on_conflict)
-            return
+            self._refused(check, error, now=now, packet=received.packet)
+            return None
         if check.consent:
-            pair.answered_at = now
-            return
-        base = pair.local
-        pair.seen = self._locals.peer_reflexive(base, mapped, check.priority)
-        self._authenticated.add(pair.path, base)
-        if check.nominate and pair.transaction in (None, message.transaction_id):  # else another one is under way
-            pair.nominating = False
-        self._verdicts.succeeded(pair, "its check was answered", now=now, packet=received.packet)
+            pair.answered(now=now)
+            return None
+        pair.seen_as(self._context.locals.peer_reflexive(pair.local, mapped, check.priority))
+        self._authenticated.add(pair.path, pair.local)
+        if check.nominate and pair.transaction in (None, message.transaction_id):  # otherwise another is under way
+            pair.end_nomination()
+        self._checklists.succeeded(pair, "its check was answered", now=now, packet=received.packet)
+        role = self._context.role
         if check.nominate and check.controlling:  # the other side has accepted it, whatever our role is by now
-            self._verdicts.nominate(pair, "the check that nominates it was answered", now=now, number=check.nomination)
-        elif pair.nominate_on_success and not self._role.controlling:
-            self._verdicts.nominate(pair, "the other side had nominated it", now=now, number=pair.nomination)
-        if check.controlling is not self._role.controlling:  # it said what was our role then
+            reason = "the check that nominates it was answered"
+            self._checklists.nominate(pair, reason, now=now, number=check.nomination)
+        elif pair.nominate_on_success and not role.controlling:
+            self._checklists.nominate(pair, "the other side had nominated it", now=now, number=pair.nomination)
+        if check.controlling is not role.controlling:  # the request carried our former role
             self.show_role(pair, now=now)
+        return None
 
-    def _refused(
-        self,
-        check: Check,
-        error: StunError | None,
-        *,
-        now: Instant,
-        packet: int,
-        on_conflict: OnConflict,
-    ) -> None:
-        code = None if error is None else error.code
-        if code == ErrorCode.ROLE_CONFLICT:
-            on_conflict(check, now=now)
-            if not check.consent and not check.pair.revoked:
-                check.pair.nominating = False
-                self._journal.move(
-                    check.pair, PairEvent.TRIGGERED, "role conflict: checked again", now=now, packet=packet
-                )
-                if check.pair.state is not PairState.SUCCEEDED:
-                    self._checklists.lists[check.pair.stream].trigger(check.pair)
-        elif code == ErrorCode.FORBIDDEN and check.consent:
-            self._verdicts.revoke(check.pair, "the other side revoked its consent (403)", now=now)
+    def check_again(self, check: Check, *, now: Instant, packet: int) -> None:
+        """Repeat a check that was refused with 487, in the role that we have now (section 7.2.5.1)."""
+        if not check.consent and not check.pair.revoked:
+            check.pair.end_nomination()
+            self._checklists.trigger(check.pair, "role conflict: checked again", now=now, packet=packet)
+
+    def _refused(self, check: Check, error: StunError | None, *, now: Instant, packet: int) -> None:
+        """Handle an error response other than 487."""
+        if error is not None and error.code == ErrorCode.FORBIDDEN and check.consent:
+            self._checklists.revoke(check.pair, "the other side revoked its consent (403)", now=now)
         elif not check.consent:
-            self._verdicts.fail(check.pair, f"its check was refused: {_phrase(error)}", now=now, packet=packet)
+            self._checklists.fail(check.pair, f"its check was refused: {_phrase(error)}", now=now, packet=packet)
+
+    def _drop(self, received: Received, reason: str, *, now: Instant) -> None:
+        self._outbox.dropped(received.remote, reason, now=now, packet=received.packet)
+
+    # ---------------------------------------------------------------------------------------------------------- errors
 
     def trouble(self, trouble: SendFailed | IcmpError | Closed, *, now: Instant) -> None:
-        """A refused send or a soft ICMP error is a lost packet, remembered as a hint; a hard one ends the check."""
+        """Handle a refused send, an ICMP error or a closed flow.
+
+        A refused send or a soft ICMP error counts as a lost packet and is recorded as a hint. The others end the check.
+        """
         if not isinstance(trouble, Closed):
             what = _trouble_name(trouble)
-            self._journal.count(what)
+            self._outbox.count(what)
             for checklist in self._checklists.lists:
-                pair = checklist.at(trouble.flow, trouble.remote)
+                pair = checklist.at((trouble.flow, trouble.remote))
                 if pair is not None and pair.state is not PairState.SUCCEEDED:
                     pair.hint(what)
-        self.transactions.receive(trouble, now=now)
-        self.reap(now=now)
+        self._checklists.transactions.receive(trouble, now=now)
+        self._reap(now=now)
 
 
 def _phrase(error: StunError | None) -> str:

@@ -1,72 +1,123 @@
-"""What an agent is told when it is made. Durations are nanoseconds; every deviation from an RFC is an option here."""
+"""Options of an ICE agent. Durations are seconds; every deviation from an RFC is an option here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from polynya.core.errors import ConfigurationError
-from polynya.core.instants import MILLISECOND, SECOND
+from polynya.core.instants import duration
 from polynya.stun.transactions import UNRELIABLE, Schedule
 
-from .checklist import PAIR_LIMIT
-from .consent import KEEPALIVE
 from .description import DEFAULT_PACING, OFFERED_PACING
 from .nomination import REGULAR, NominationPolicy, Renomination
 
-PATIENCE: Final = 39_500 * MILLISECOND
-"""How long an agent goes on hoping, although every pair has failed (RFC 8863, section 4): one STUN transaction."""
+PAIR_LIMIT: Final = 100
+"""Pairs of all checklists together (RFC 8445, section 6.1.2.5)."""
+PATIENCE: Final = 39.5
+"""Seconds until an agent fails although every pair has failed (RFC 8863, section 4): one STUN transaction."""
+TRICKLE_LIMIT: Final = 90.0
+KEEPALIVE: Final = 15.0
+"""Tr, seconds (RFC 8445, section 11)."""
+CONSENT_INTERVAL: Final = 5.0
+CONSENT_TIMEOUT: Final = 30.0
+"""Seconds (RFC 7675, section 5.1)."""
 
 MAX_UFRAG: Final = 32
-"""Characters of a ufrag that is sent; up to 256 are received (RFC 8839, section 5.4)."""
+"""Characters of a ufrag that we send; a received one has up to 256 (RFC 8839, section 5.4)."""
+
+
+class Timing(NamedTuple):
+    """The durations of an `IceConfig` in nanoseconds, for the machines."""
+
+    pacing: int
+    silent_pacing: int
+    patience: int
+    trickle_limit: int
+    keepalive: int
+    consent_interval: int
+    consent_timeout: int
+    consent_check: Schedule
+    """A consent check is sent once; its response counts until the consent expires."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IceConfig:
-    """The options of one agent."""
+    """Options of one ICE agent. Durations are seconds."""
 
     controlling: bool = True
     ufrag: str | None = None
-    """Given together with `password`, or both left out to be drawn."""
+    """Set together with `password`; by default both are random."""
     password: str | None = field(default=None, repr=False)
     lite: bool = False
     components: tuple[int, ...] = (1,)
     """The number of components of each stream; a restart may change it."""
-    pacing: int = OFFERED_PACING
-    """Ta that is proposed by `ice-pacing`."""
-    silent_pacing: int = DEFAULT_PACING
-    """Ta towards a peer that proposes none. Less than 50 ms deviates from RFC 8839, section 5.7."""
+    pacing: float = OFFERED_PACING
+    """Ta that is proposed in `ice-pacing`."""
+    silent_pacing: float = DEFAULT_PACING
+    """Ta for a peer that proposes none. Less than 0.05 s deviates from RFC 8839, section 5.7."""
     schedule: Schedule = UNRELIABLE
-    """Of the checks' retransmissions; an RTO below 500 ms deviates from RFC 8445, section 14.3."""
+    """Retransmissions of checks; an RTO below 0.5 s deviates from RFC 8445, section 14.3."""
     nomination: NominationPolicy = REGULAR
     renomination: Renomination | None = None
-    """Signaled as an option when it is given; in force when the other side signals it, too."""
+    """Signaled if it is set; used if both sides signal it."""
     pair_limit: int = PAIR_LIMIT
-    patience: int = PATIENCE
-    trickle_limit: int = 90 * SECOND
-    """How long candidates are waited for from a side that does not say that they have ended."""
+    patience: float = PATIENCE
+    """The shortest time until the agent fails, counted from the remote description (RFC 8863)."""
+    trickle_limit: float = TRICKLE_LIMIT
+    """How long the agent waits for candidates of a peer that does not signal their end."""
     options: tuple[str, ...] = ("ice2", "trickle")
-    """What is signaled besides `renomination`."""
+    """The `ice-options` to signal, besides `renomination`."""
     consent: bool = True
-    """False: no consent checks, keepalives instead, as for a peer outside of RFC 7675."""
-    keepalive: int = KEEPALIVE
+    """False: keepalives in place of consent checks, for a peer without RFC 7675."""
+    consent_interval: float = CONSENT_INTERVAL
+    """The mean interval of consent checks; each is randomized by 20 percent."""
+    consent_timeout: float = CONSENT_TIMEOUT
+    """Consent expires this long after the last response."""
+    keepalive: float = KEEPALIVE
+    """The interval at which the mappings of valid pairs without data are kept."""
+    timing: Timing = field(init=False, repr=False, compare=False)
+    """The durations in nanoseconds."""
 
     def __post_init__(self) -> None:
         if (self.ufrag is None) != (self.password is None):
-            raise ConfigurationError("give ufrag and password together, or neither")
+            raise ConfigurationError("set ufrag and password together, or neither of them")
         if self.ufrag is not None and len(self.ufrag) > MAX_UFRAG:
             raise ConfigurationError(f"a ufrag that is sent has at most {MAX_UFRAG} characters, not {len(self.ufrag)}")
         check_components(self.components)
-        if min(self.pacing, self.silent_pacing, self.patience, self.trickle_limit) < 0 or self.keepalive <= 0:
-            raise ConfigurationError("pacing, patience, trickle_limit and keepalive are durations in nanoseconds")
         if self.pair_limit < 1:
-            raise ConfigurationError(f"the limit of pairs is at least 1, not {self.pair_limit}")
+            raise ConfigurationError(f"pair_limit is at least 1, not {self.pair_limit}")
+        timing = _share(
+            Timing(
+                pacing=duration("pacing", self.pacing),
+                silent_pacing=duration("silent_pacing", self.silent_pacing),
+                patience=duration("patience", self.patience),
+                trickle_limit=duration("trickle_limit", self.trickle_limit),
+                keepalive=duration("keepalive", self.keepalive, above_zero=True),
+                consent_interval=duration("consent_interval", self.consent_interval, above_zero=True),
+                consent_timeout=duration("consent_timeout", self.consent_timeout, above_zero=True),
+                consent_check=Schedule(rto=self.consent_timeout, sends=1, last_wait=1),
+            )
+        )
+        if timing.consent_timeout <= timing.consent_interval:
+            raise ConfigurationError(
+                f"consent_timeout ({self.consent_timeout} seconds) is longer than consent_interval "
+                f"({self.consent_interval} seconds)"
+            )
+        object.__setattr__(self, "timing", timing)
+
+
+@lru_cache(maxsize=64)
+def _share(timing: Timing) -> Timing:
+    """Return one object for equal durations: thousands of agents have the same options."""
+    return timing
 
 
 def check_components(components: tuple[int, ...]) -> None:
     """Raise ConfigurationError unless these are numbers of components of streams (RFC 8445, section 5.1.1.1).
 
-    0 stands for a stream that was removed or refused; at least one has to be there.
+    A stream that was removed or refused has 0 components. At least one stream has components.
     """
     if not any(components) or not all(0 <= count <= 256 for count in components):
-        raise ConfigurationError(f"every stream has 1 to 256 components, 0 when it is removed; not {components}")
+        raise ConfigurationError(f"a stream has 1 to 256 components, or 0 after its removal; not {components}")

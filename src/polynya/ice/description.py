@@ -1,4 +1,4 @@
-"""What the two agents tell each other besides candidates: credentials, options and pacing (RFC 8839, section 5).
+"""ICE descriptions: credentials, options and pacing that an agent signals, without candidates (RFC 8839, section 5).
 
 A `Description` belongs to one generation: a restart makes a new one with new credentials (RFC 8445, section 9).
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 from binascii import b2a_base64
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 from polynya.core.errors import DecodeError
-from polynya.core.instants import MILLISECOND
+from polynya.core.instants import MILLISECOND, duration, nanoseconds
 
-DEFAULT_PACING: Final = 50 * MILLISECOND
-"""Ta towards peers that say nothing (RFC 8445, section 14.2)."""
-OFFERED_PACING: Final = 5 * MILLISECOND
-"""What we propose: the least that RFC 8445, section 14.2 allows a process."""
+DEFAULT_PACING: Final = 0.05
+"""Ta for peers that propose none, seconds (RFC 8445, section 14.2)."""
+OFFERED_PACING: Final = 0.005
+"""Ta that we propose, seconds: the shortest that RFC 8445, section 14.2 allows a process."""
 
 _UFRAG = re.compile(r"[A-Za-z0-9+/]{4,256}")
 _PASSWORD = re.compile(r"[A-Za-z0-9+/]{22,256}")
@@ -26,34 +26,38 @@ _OPTION = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
 _MAX_OPTIONS: Final = 32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Description:
-    """The session-level part of what an agent signals; candidates travel on their own (RFC 8838)."""
+    """The session-level attributes that an agent signals. Candidates are signaled separately (RFC 8838)."""
 
     ufrag: str
-    password: str = field(repr=False)
+    password: str
     options: tuple[str, ...] = ()
     lite: bool = False
-    pacing: int | None = None
-    """The Ta that this agent proposes, nanoseconds; None when it says nothing, which means 50 ms."""
+    pacing: float | None = None
+    """The proposed Ta, seconds; None proposes none, which means 0.05 s."""
     generation: int = 0
-    """Counts restarts, for signaling that carries it; what makes a generation is its credentials."""
+    """The number of restarts, if signaling carries it. New credentials make a new generation."""
 
     def __post_init__(self) -> None:
         read_ufrag(self.ufrag)
         read_password(self.password)
         check_options(self.options)
-        if self.pacing is not None and self.pacing < 0:
-            raise DecodeError(f"a pacing of {self.pacing} ns is not zero or more")
+        if self.pacing is not None:
+            duration("pacing", self.pacing)
+
+    def __repr__(self) -> str:
+        lite = ["lite"] if self.lite else []
+        return f"<Description {' '.join([self.ufrag, *self.options, *lite])}, generation {self.generation}>"
 
     @property
     def ice2(self) -> bool:
-        """Whether the agent speaks RFC 8445, and so does not nominate aggressively (section 10)."""
+        """Whether the agent implements RFC 8445 and so never nominates aggressively (section 10)."""
         return "ice2" in self.options
 
     @property
     def trickle(self) -> bool:
-        """Whether candidates may follow (RFC 8838)."""
+        """Whether the agent accepts trickled candidates (RFC 8838)."""
         return "trickle" in self.options
 
     @property
@@ -64,7 +68,7 @@ class Description:
         return other is not None and (self.ufrag, self.password) == (other.ufrag, other.password)
 
     def to_sdp(self) -> str:
-        """The attribute lines, each with `a=` and CR LF (RFC 8839, sections 5.3 to 5.7)."""
+        """Return the attribute lines, each with `a=` and CR LF (RFC 8839, sections 5.3 to 5.7)."""
         lines = [f"ice-ufrag:{self.ufrag}", f"ice-pwd:{self.password}"]
         if self.options:
             lines.append(f"ice-options:{' '.join(self.options)}")
@@ -76,7 +80,7 @@ class Description:
 
     @classmethod
     def parse(cls, text: str, generation: int = 0) -> Description:
-        """Read the attribute lines out of SDP and pass over all others. DecodeError names the line that is wrong."""
+        """Read the attribute lines of an SDP text and ignore all others. DecodeError names the wrong line."""
         found: dict[str, Any] = {}
         for number, line in enumerate(text.splitlines(), start=1):
             name, _, value = line.strip().removeprefix("a=").partition(":")
@@ -101,41 +105,41 @@ class Description:
 
 
 def read_ufrag(text: str) -> str:
-    """A ufrag (RFC 8839, section 5.4), or DecodeError."""
+    """Return a ufrag (RFC 8839, section 5.4). Raises DecodeError for other text."""
     if not _UFRAG.fullmatch(text):
         raise DecodeError(f"the ufrag {text[:32]!r} is not 4 to 256 of A-Z a-z 0-9 + /")
     return text
 
 
 def read_password(text: str) -> str:
-    """A password (RFC 8839, section 5.4), or DecodeError, which does not show it."""
+    """Return a password (RFC 8839, section 5.4). Raises DecodeError, which does not show it, for other text."""
     if not _PASSWORD.fullmatch(text):
         raise DecodeError("the password is not 22 to 256 of A-Z a-z 0-9 + /")
     return text
 
 
 def read_options(text: str) -> tuple[str, ...]:
-    """The tokens of `ice-options` (RFC 8839, section 5.6), or DecodeError."""
+    """Return the tokens of `ice-options` (RFC 8839, section 5.6). Raises DecodeError for other text."""
     return check_options(tuple(text.split()))
 
 
 def check_options(options: tuple[str, ...]) -> tuple[str, ...]:
-    """The same options, or DecodeError."""
+    """Return the same options. Raises DecodeError if they are not tokens or too many."""
     if len(options) > _MAX_OPTIONS or not all(_OPTION.fullmatch(option) for option in options):
         raise DecodeError(f"the ICE options are not at most {_MAX_OPTIONS} tokens")
     return options
 
 
-def read_pacing(text: str) -> int:
-    """The nanoseconds of `ice-pacing`, which is in milliseconds (RFC 8839, section 5.7), or DecodeError."""
+def read_pacing(text: str) -> float:
+    """Return the seconds of `ice-pacing`, which is in milliseconds (RFC 8839, section 5.7). Raises DecodeError."""
     if not (text.isascii() and text.isdigit() and len(text) <= 10):
         raise DecodeError(f"ice-pacing {text[:32]!r} is not a number of milliseconds")
-    return int(text) * MILLISECOND
+    return int(text) / 1000
 
 
-def format_pacing(pacing: int) -> str:
-    """Milliseconds, no fewer than `pacing` in nanoseconds."""
-    return str(-(-pacing // MILLISECOND))
+def format_pacing(pacing: float) -> str:
+    """Return `pacing`, seconds, in whole milliseconds, rounded up."""
+    return str(-(-nanoseconds(pacing) // MILLISECOND))
 
 
 _ATTRIBUTES: Final[dict[str, Callable[[str], Any]]] = {
@@ -147,16 +151,19 @@ _ATTRIBUTES: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-def negotiated_pacing(ours: int, remote: Description, silent: int = DEFAULT_PACING) -> int:
-    """The Ta that both agree on: the larger proposal, `silent` from a peer that makes none (RFC 8839, section 5.7)."""
-    return max(ours, silent if remote.pacing is None else remote.pacing)
+def negotiated_pacing(ours: int, remote: Description, silent: int) -> int:
+    """Return the Ta of both sides in nanoseconds: the larger proposal (RFC 8839, section 5.7).
+
+    `ours` is our proposal; `silent` counts for a peer that proposes none.
+    """
+    return max(ours, silent if remote.pacing is None else nanoseconds(remote.pacing))
 
 
 def draw_credentials(random: Random) -> tuple[str, str]:
-    """A ufrag of 48 bits and a password of 144 (RFC 8445, section 5.3 asks for 24 and 128)."""
+    """Draw a ufrag of 48 bits and a password of 144 (RFC 8445, section 5.3 requires 24 and 128)."""
     return _characters(random.randbytes(6)), _characters(random.randbytes(18))
 
 
 def _characters(drawn: bytes) -> str:
-    """Six bits to each: the 64 ice-chars (RFC 8839, section 5.4) are those of base64."""
+    """Encode six bits in each character: the 64 ice-chars (RFC 8839, section 5.4) are those of base64."""
     return b2a_base64(drawn, newline=False).decode()

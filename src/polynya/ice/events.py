@@ -1,4 +1,7 @@
-"""What an agent tells its owner. All are frozen: they may be kept."""
+"""Events of an ICE agent. All are frozen, so they can be kept.
+
+`IceEvent` has the events for users; `InternalEvent` has those for the owner of the agent's flows, such as `Session`.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from .pairs import PairState, PairView
 
 
 class AgentState(Enum):
-    """How far the agent is; derived from its pairs in one place, `IceAgent._evaluate`."""
+    """State of an agent; `Outcome` derives it from the pairs."""
 
     NEW = "new"
-    """Nothing to check yet: the other side, or an address of ours, is not known."""
+    """The remote description or a local address is missing."""
     CHECKING = "checking"
     CONNECTED = "connected"
-    """Every component has a valid pair: data may flow."""
+    """Every component has a valid pair: data can be sent."""
     COMPLETED = "completed"
     """Every component has a nominated pair."""
     FAILED = "failed"
@@ -29,7 +32,7 @@ class AgentState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCandidateAdded:
-    """A candidate to be signaled now (trickle, RFC 8838)."""
+    """A local candidate to signal now (trickle, RFC 8838)."""
 
     candidate: Candidate
     local: LocalCandidate
@@ -37,14 +40,14 @@ class LocalCandidateAdded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCandidatesEnded:
-    """No more candidates of this generation: to be signaled as end-of-candidates (RFC 8838, section 8.2)."""
+    """The local candidates of a generation have ended: signal end-of-candidates (RFC 8838, section 8.2)."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairChanged:
-    """A pair's state or flags changed, or a new pair was made (`old` is None)."""
+    """The state or flags of a pair changed, or a pair was made (`old` is None)."""
 
     pair: PairView
     old: PairState | None
@@ -54,7 +57,7 @@ class PairChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteAuthenticated:
-    """An authenticated check came by `flow` from `remote`: from now on so may data."""
+    """A message from `remote` on `flow` was authenticated: accept data from there."""
 
     flow: Flow
     remote: Address
@@ -64,7 +67,7 @@ class RemoteAuthenticated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteRevoked:
-    """Data that comes by `flow` from `remote` is to be refused again: the generation, the flow or the agent ended."""
+    """Refuse data from `remote` on `flow` again: the generation, the flow or the agent ended."""
 
     flow: Flow
     remote: Address
@@ -72,7 +75,10 @@ class RemoteRevoked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectedPairChanged:
-    """Where a component's data goes: first the first valid pair, then the nominated one. `pair` None: nowhere."""
+    """The pair that carries the data of a component changed; None if there is none.
+
+    It is the first valid pair at first, and the nominated one later.
+    """
 
     stream: int
     component: int
@@ -83,7 +89,7 @@ class SelectedPairChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathWanted:
-    """A pair needs a path that must be opened first (a TURN permission); `IceAgent.path_ready` lets it be checked."""
+    """Open the path of a pair, for example by a TURN permission, and call `IceAgent.path_ready` or `path_refused`."""
 
     flow: Flow
     remote: Address
@@ -100,7 +106,7 @@ class AgentStateChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleChanged:
-    """A role conflict was decided, or the other side turned out to be lite."""
+    """The role of the agent changed: by a role conflict, by the owner, or because the other side is lite."""
 
     controlling: bool
     reason: str
@@ -108,7 +114,7 @@ class RoleChanged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsentLost:
-    """The other side no longer agrees to be sent to on this pair (RFC 7675): sending on it stops at once."""
+    """Consent to send on a pair was lost (RFC 7675): sending on it stops at once."""
 
     stream: int
     component: int
@@ -118,7 +124,7 @@ class ConsentLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """No pair works for some component. `attempts` has every pair and why it failed."""
+    """No pair of a component works. `attempts` has every failed pair and the reason."""
 
     reason: str
     attempts: tuple[Attempt, ...]
@@ -126,23 +132,24 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restarted:
-    """A new generation began; the old pair carries data until a pair of the new one is selected."""
+    """A new generation began. The old pair carries data until a pair of the new generation is nominated."""
 
     generation: int
     reason: str
 
 
+InternalEvent = RemoteAuthenticated | RemoteRevoked | PathWanted
+"""Events for the owner of the agent's flows, which carries them out. They are no news for users."""
+
 IceEvent = (
     LocalCandidateAdded
     | LocalCandidatesEnded
     | PairChanged
-    | RemoteAuthenticated
-    | RemoteRevoked
     | SelectedPairChanged
-    | PathWanted
     | AgentStateChanged
     | RoleChanged
     | ConsentLost
     | Failed
     | Restarted
 )
+"""Events for users."""

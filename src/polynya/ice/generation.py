@@ -1,183 +1,151 @@
-"""One generation of an agent: from the start, or a restart, to the next restart (an "ICE session" of RFC 8445, section
-4).
+"""One generation of an agent, from its start or restart to the next restart (an "ICE session" of RFC 8445, section 4).
 
-It holds what belongs to one pair of credentials: the other side's description and candidates, the checklists, the
-checks that are under way, and the checks that came before the description did. It moves pairs and says so in the
-journal; what follows for the agent as a whole (which pair carries data, what is nominated, whether it failed) the
-agent derives afterwards from the pairs.
+A generation has all that belongs to one pair of credentials: the remote description and candidates, the checklists, the
+checks under way, and the checks that arrived before the description. It pairs candidates, handles inbound checks, and
+schedules outbound checks and nominations (sections 6.1.4.2 and 8.1.1).
 
-How an authenticated request moves things (section 7.3.1): the source becomes a peer-reflexive candidate when nobody
-has signaled it; the pair is made when there is none, and a triggered check is queued unless the pair has succeeded.
-A check of ours that is under way is given up for the triggered one (it probably met a closed filter that is open
-now), but not when it is itself a triggered check younger than one RTO: two agents would otherwise trigger each other
-for ever.
+An authenticated request changes the pairs as follows (section 7.3.1). Its source becomes a peer-reflexive candidate if
+it is no known candidate. A pair is made if there is none, and a triggered check is queued unless the pair has
+succeeded. The triggered check replaces our check under way, which probably met a closed filter that is open now. It
+does not replace a triggered check younger than one RTO: two agents would trigger each other forever.
 
-Nor may they by the detour of NATs. Where both map each remote address to a port of its own and let in whatever comes
-from a known host, every check comes from a new port and is answered from yet another one: an endless chain of
-peer-reflexive candidates, each of them good for nothing, and in the way of those that are. Where one of the two NATs is
-kinder, one or two links of such a chain lead to a pair that works. So a pair that was answered from elsewhere is not
-revived, after a few of them on one base no more are made towards that host, and the number of pairs that checks may
-make is bounded for a whole generation.
+NATs can cause the same in another way. If both NATs map each remote address to its own port and accept packets from any
+port of a known host, each check comes from a new port and is answered from yet another one. The result is an endless
+chain of peer-reflexive candidates that never work and delay those that do. If one of the NATs is less strict, one or
+two links of such a chain lead to a pair that works. So a pair that was answered from another address is not revived;
+after a few of these on one base no more pairs with that host are made; and the pairs that inbound checks make are
+bounded for a whole generation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from random import Random
 from typing import Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
+from polynya.core.errors import UsageError
 from polynya.core.flows import Flow
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, earliest
 from polynya.core.machine import Closed, IcmpError, SendFailed
-from polynya.stun.transactions import Schedule, Transactions
+from polynya.core.pacer import Pacing
+from polynya.stun.transactions import ClientTransaction, Transactions
 
 from .authenticated import Authenticated
-from .candidates import Candidate, CandidateType, LocalCandidate, LocalCandidates
-from .checklist import PAIR_LIMIT, ChecklistSet
+from .candidates import Candidate, CandidateType, LocalCandidate
+from .checklist import ChecklistSet
 from .checks import Check, Credentials, InboundCheck
 from .client import CheckClient
+from .context import Context
 from .description import Description
-from .journal import Journal
-from .pairs import Pair, PairEvent, PairState
-from .roles import Role
-from .verdicts import Verdicts
+from .nomination import Decision
+from .pairs import Pair, PairState
 
 EARLY_LIMIT: Final = 16
-"""Checks that are kept until the other side's description arrives."""
+"""Checks that are kept until the remote description arrives."""
 REMOTE_LIMIT: Final = 256
-"""Remote candidates of one stream; and pairs that checks may make, over a whole generation."""
+"""Remote candidates of one stream; also the pairs that inbound checks may make in one generation."""
 
 ELSEWHERE_LIMIT: Final = 8
-"""Pairs of one base and one host that were answered from elsewhere, until no more are made by checks."""
+"""Pairs of one base and one host answered from another address; then inbound checks make no more of them."""
 
 
 @lru_cache(maxsize=64)
 def stream_components(components: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Every stream with each of its components."""
+    """Return every stream with each of its components."""
     return tuple((stream, component + 1) for stream, count in enumerate(components) for component in range(count))
 
 
 class Generation:
-    """The state of one pair of credentials."""
+    """The state that belongs to one pair of credentials."""
 
     __slots__ = (
-        "_early",
-        "_journal",
-        "_learnt",
-        "_locals",
-        "_pending",
-        "_role",
-        "_schedule",
+        "_context",
+        "_learned",
+        "_outbox",
         "authenticated",
         "checklists",
         "client",
         "components",
         "credentials",
+        "early",
         "keys",
         "local",
         "number",
+        "pending",
         "remote",
         "remote_ended",
         "started_at",
         "transactions",
-        "verdicts",
     )
 
     def __init__(
-        self,
-        local: Description,
-        *,
-        components: tuple[int, ...],
-        locals_: LocalCandidates,
-        role: Role,
-        journal: Journal,
-        random: Random,
-        schedule: Schedule,
-        pair_limit: int = PAIR_LIMIT,
-        last_pair: int = 0,
+        self, local: Description, context: Context, *, components: tuple[int, ...], last_pair: int = 0
     ) -> None:
         self.number = local.generation
         self.local = local
         self.remote: Description | None = None
         self.remote_ended = False
+        """The other side signaled the end of its candidates."""
         self.started_at: Instant | None = None
-        """When checks could begin: the patience of RFC 8863 counts from here."""
+        """Time of the remote description: the patience of RFC 8863 counts from here."""
         self.components = components
         """The number of components of each stream."""
         self.keys = stream_components(components)
-        """Every stream and component."""
+        """Every stream with each of its components."""
         self.credentials = Credentials(local)
-        self.checklists = ChecklistSet(components, journal, pair_limit, last_pair, schedule.rto)
-        self.transactions: Transactions[Check] = Transactions(journal.trace)
-        self.verdicts = Verdicts(self.checklists, self.transactions, role, journal)
-        self.authenticated = Authenticated(journal)
-        self.client = CheckClient(
-            credentials=self.credentials,
-            checklists=self.checklists,
-            transactions=self.transactions,
-            verdicts=self.verdicts,
-            authenticated=self.authenticated,
-            locals_=locals_,
-            role=role,
-            journal=journal,
-            random=random,
-            schedule=schedule,
-        )
-        self._locals = locals_
-        self._role = role
-        self._journal = journal
-        self._schedule = schedule
-        self._pending: tuple[tuple[Candidate, int], ...] = ()
-        self._early: tuple[tuple[InboundCheck, LocalCandidate], ...] = ()
-        self._learnt = 0
+        self.transactions: Transactions[Check] = Transactions(context.outbox.trace, outbox=context.outbox.outputs)
+        self.checklists = ChecklistSet(components, context, self.transactions, last_pair)
+        self.authenticated = Authenticated(context.outbox)
+        self.client = CheckClient(context, self.credentials, self.checklists, self.authenticated)
+        self.pending: Queue[tuple[Candidate, int]] = Queue()
+        """Candidates, with their streams, that wait for the description of their generation."""
+        self.early: Queue[tuple[InboundCheck, LocalCandidate]] = Queue()
+        """Checks, with the base of each, that wait for the description of their generation."""
+        self._context = context
+        self._outbox = context.outbox
+        self._learned = 0
 
     # ------------------------------------------------------------------------------------------------------ candidates
 
     def set_remote(self, remote: Description, *, now: Instant) -> None:
-        """The other side's description: candidates and checks that came before it are taken up now."""
+        """Set the remote description, and handle the candidates and checks that arrived before it."""
         self.remote = remote
         self.started_at = now
         self.credentials.set_remote(remote)
         renomination = self.local.renomination and remote.renomination
-        self.verdicts.renomination = renomination
-        self.verdicts.aggressive = not (remote.ice2 or renomination)
+        self.checklists.renomination = renomination
+        self.checklists.aggressive = not (remote.ice2 or renomination)
         for checklist in self.checklists.lists:
             checklist.upgrades = renomination
         self.client.remote_lite = remote.lite
-        pending, self._pending = self._pending, ()
-        for candidate, stream in pending:
+        for candidate, stream in self.pending.drain():
             self.add_remote(candidate, stream, now=now)
-        early, self._early = self._early, ()
-        for check, base in early:
-            self.heard(check, base, now=now)  # those of a description that is not here yet are kept on
+        for check, base in self.early.drain():
+            self.heard(check, base, now=now)  # those of a later description are kept again
 
-    def succeed(self, old: Generation, *, same_side: bool) -> None:
-        """Take over what came early, for a description that was not here yet.
+    def take_over(self, old: Generation, *, same_credentials: bool) -> None:
+        """Keep what arrived for a description that the old generation did not have.
 
-        `same_side`: our credentials are the same and only the other side's are new, so that checks count as well.
+        `same_credentials`: our credentials are unchanged and only those of the other side are new, so that its checks
+        count as well.
         """
-        self._pending = old._pending
-        if same_side:
-            self._early = old._early
-
-    def gated(self, flow: Flow, host: str) -> list[Pair]:
-        """The pairs that wait for a path to be opened."""
-        pairs = self.checklists
-        return [pair for pair in pairs if pair.gated and pair.flow == flow and pair.remote_address.host == host]
+        self.pending.extend(old.pending)
+        if same_credentials:
+            self.early.extend(old.early)
 
     def add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> str:
-        """A candidate that was signaled; says what became of it. Order, repetition and lateness do not matter."""
+        """Add a signaled candidate, in any order and any number of times. Returns the outcome, for the trace."""
         if self.remote is None:
-            if len(self._pending) >= REMOTE_LIMIT:
+            if len(self.pending) >= REMOTE_LIMIT:
                 return "dropped: too many candidates before the description"
-            self._pending += ((candidate, stream),)
+            self.pending.append((candidate, stream))
             return "kept until the description arrives"
         ufrag = dict(candidate.extensions).get("ufrag")
         if ufrag is not None and ufrag != self.remote.ufrag:
-            if len(self._pending) < REMOTE_LIMIT:
-                self._pending += ((candidate, stream),)
+            if len(self.pending) < REMOTE_LIMIT:
+                self.pending.append((candidate, stream))
             return f"kept: the description of its generation is not here (ufrag {ufrag[:16]})"
         if not 0 <= stream < len(self.checklists.lists):
             return f"dropped: there is no stream {stream}"
@@ -196,96 +164,121 @@ class Generation:
             for pair in checklist.pairs:
                 if pair.remote is known:
                     pair.readopt(candidate)
-            self.checklists.prioritize(self._role.controlling)
+            self.checklists.prioritize()
         for base in self._bases():
             if base.stream == stream:
-                self._pair(base, candidate, "the remote candidate was signaled", now=now)
+                self.checklists.pair(base, candidate, "the remote candidate was signaled", now=now)
         return "new" if known is None else "adopted: it was known as peer-reflexive"
 
     def add_base(self, base: LocalCandidate, *, now: Instant) -> None:
-        """A base of ours: paired with every candidate of the other side that was signaled."""
+        """Pair a new base with every signaled candidate."""
         for candidate in self.checklists.lists[base.stream].remotes:
             if candidate.type is not CandidateType.PEER_REFLEXIVE:
-                self._pair(base, candidate, "the local candidate was gathered", now=now)
+                self.checklists.pair(base, candidate, "the local candidate was gathered", now=now)
 
     def _bases(self) -> Iterable[LocalCandidate]:
         seen: dict[Flow, LocalCandidate] = {}
-        for local in self._locals.all:
+        for local in self._context.locals.all:
             if local.is_base or local.flow not in seen:
                 seen[local.flow] = local
         return seen.values()
 
-    def _pair(self, base: LocalCandidate, remote: Candidate, reason: str, *, now: Instant) -> None:
-        self.checklists.pair(base, remote, self._role.controlling, reason, now=now)
+    # --------------------------------------------------------------------------------------------------------- network
+
+    def path_ready(self, flow: Flow, host: str) -> None:
+        """Allow checks on the pairs of a path that is open now."""
+        for pair in self._gated(flow, host):
+            pair.path_opened()
+
+    def path_refused(self, flow: Flow, host: str, reason: str, *, now: Instant) -> None:
+        """Fail the pairs of a path that cannot be opened."""
+        for pair in self._gated(flow, host):
+            self.checklists.fail(pair, reason, now=now)
+
+    def _gated(self, flow: Flow, host: str) -> list[Pair]:
+        pairs = self.checklists
+        return [pair for pair in pairs if pair.gated and pair.flow == flow and pair.remote_address.host == host]
+
+    def transaction(self, transaction_id: bytes) -> ClientTransaction[Check] | None:
+        """Return the check under way with this transaction id."""
+        return self.transactions.by_id.get(transaction_id)
 
     def trouble(self, trouble: SendFailed | IcmpError | Closed, *, now: Instant) -> None:
-        """Something went wrong on the way; a closed flow takes its pairs with it."""
+        """Handle a refused send, an ICMP error or a closed flow; a closed flow removes its pairs."""
         self.client.trouble(trouble, now=now)
         if isinstance(trouble, Closed):
             self.authenticated.remove(trouble.flow)
             for pair in list(self.checklists):
                 if pair.flow == trouble.flow:
-                    self.verdicts.fail(pair, f"the flow is gone: {trouble.reason}", now=now)
+                    self.checklists.fail(pair, f"the flow is gone: {trouble.reason}", now=now)
                     self.checklists.lists[pair.stream].remove(pair)
 
-    # ------------------------------------------------------------------------------------------------- other's checks
+    def tick(self, *, now: Instant) -> None:
+        """Resend checks that are due, and end those that timed out."""
+        self.client.tick(now=now)
+        self.authenticated.tick(now=now)
+
+    def next_timer(self) -> Instant | None:
+        return earliest(self.transactions.next_timer(), self.authenticated.next_timer())
+
+    # -------------------------------------------------------------------------------------------------- inbound checks
 
     def heard(self, check: InboundCheck, base: LocalCandidate, *, now: Instant) -> None:
-        """An authenticated check came (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
+        """Handle an authenticated check (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
         if (base.stream, base.component) not in self.keys:
-            return  # it came before the stream was removed
-        known = self.checklists.lists[base.stream].at(check.flow, check.remote)
-        self.authenticated.add((check.flow, check.remote) if known is None else known.path, base)
+            return  # it arrived before the stream was removed
+        path = (check.flow, check.remote)
+        known = self.checklists.lists[base.stream].at(path)
+        self.authenticated.add(path if known is None else known.path, base)
         if self.remote is None or check.remote_ufrag != self.remote.ufrag:
             self._keep(check, base)
             return
         pair = self._pair_of(check, base, now=now)
         if pair is None:
-            self._journal.dropped(check.remote, "no pair can be made for this check", now=now, packet=check.packet)
+            self._outbox.dropped(check.remote, "no pair can be made for this check", now=now, packet=check.packet)
             return
-        pair.requests_received += 1
-        pair.responses_sent += 1
-        self._journal.flag(pair, "the other side's check arrived", now=now, readable=True)
-        nominate = check.nominate or (self.verdicts.renomination and check.nomination > 0)
+        pair.request_received()
+        self.checklists.flag(pair, "the other side's check arrived", now=now, readable=True)
+        nominate = check.nominate or (self.checklists.renomination and check.nomination > 0)
         if self.local.lite:
             if nominate:
-                self.verdicts.succeeded(pair, "the other side nominated it", now=now, packet=check.packet)
-                self.verdicts.nominate(pair, "the other side nominated it", now=now, number=check.nomination)
+                reason = "the other side nominated it"
+                self.checklists.succeeded(pair, reason, now=now, packet=check.packet)
+                self.checklists.nominate(pair, reason, now=now, number=check.nomination)
             return
-        if nominate and not self._role.controlling:
+        if nominate and not self._context.role.controlling:
             if pair.valid:
-                self.verdicts.nominate(pair, "the other side nominated it", now=now, number=check.nomination)
+                self.checklists.nominate(pair, "the other side nominated it", now=now, number=check.nomination)
             else:
-                pair.nominate_on_success = True
-                pair.nomination = max(pair.nomination, check.nomination)
+                pair.nomination_received(check.nomination)
         if not (pair.revoked or pair.asymmetric):
             self._trigger(pair, now=now, packet=check.packet)
 
     def _keep(self, check: InboundCheck, base: LocalCandidate) -> None:
-        """Keep a check until the description that its ufrag is of arrives; one a path, with all that it said."""
-        for known, _ in self._early:
+        """Keep a check until the description of its ufrag arrives. The checks of one path are merged."""
+        for known, _ in self.early:
             if (known.flow, known.remote, known.remote_ufrag) == (check.flow, check.remote, check.remote_ufrag):
-                known.nominate |= check.nominate
-                known.nomination = max(known.nomination, check.nomination)
+                known.merge(check)
                 return
-        if len(self._early) < EARLY_LIMIT:
-            self._early += ((check, base),)
+        if len(self.early) < EARLY_LIMIT:
+            self.early.append((check, base))
 
     def _pair_of(self, check: InboundCheck, base: LocalCandidate, *, now: Instant) -> Pair | None:
+        """Return the pair of a check; a new one, with a peer-reflexive candidate, if there is none."""
         checklist = self.checklists.lists[base.stream]
-        pair = checklist.at(check.flow, check.remote)
+        pair = checklist.at((check.flow, check.remote))
         if pair is not None:
             return pair
-        if self._learnt >= REMOTE_LIMIT or self._leads_nowhere(check):
+        if self._learned >= REMOTE_LIMIT or self._leads_nowhere(check):
             return None
-        self._learnt += 1
+        self._learned += 1
         address = Address(check.remote.host, check.remote.port)
         remote = checklist.remote_at(base.component, address)
         if remote is None:
             if len(checklist.remotes) >= REMOTE_LIMIT:
                 return None
             remote = Candidate(
-                foundation=f"prflx{self._learnt}",
+                foundation=f"prflx{self._learned}",
                 component=base.component,
                 priority=check.priority,
                 address=address,
@@ -293,13 +286,11 @@ class Generation:
                 transport=base.candidate.transport,
             )
             checklist.remotes.append(remote)
-            self.note_candidate("remote", remote, "a check came from there", now=now)
-        return self.checklists.pair(
-            base, remote, self._role.controlling, "the other side's check arrived", now=now, force=True
-        )  # fmt: skip
+            self._outbox.candidate("remote", remote, "a check came from there", now=now)
+        return self.checklists.pair(base, remote, "the other side's check arrived", now=now, force=True)
 
     def _leads_nowhere(self, check: InboundCheck) -> bool:
-        """Whether checks between this base and this host were answered from elsewhere again and again."""
+        """Return whether checks between this base and this host were answered from other addresses repeatedly."""
         found = 0
         for pair in self.checklists:
             if pair.asymmetric and pair.flow == check.flow and pair.remote_address.host == check.remote.host:
@@ -307,33 +298,117 @@ class Generation:
         return found >= ELSEWHERE_LIMIT
 
     def _trigger(self, pair: Pair, *, now: Instant, packet: int) -> None:
-        """Queue a triggered check (section 7.3.1.4)."""
-        if pair.state is PairState.SUCCEEDED:
-            return
+        """Queue a triggered check in place of the check under way (section 7.3.1.4)."""
         if pair.state is PairState.IN_PROGRESS and pair.transaction is not None:
             transaction = self.transactions.by_id.get(pair.transaction)
             if transaction is not None:
-                if transaction.context.triggered and now - transaction.context.sent_at < self._schedule.rto:
+                young = now - transaction.context.sent_at < self._context.config.schedule.first_wait
+                if transaction.context.triggered and young:
                     return
                 self.transactions.cancel(pair.transaction, now=now)
-        self._journal.move(pair, PairEvent.TRIGGERED, "the other side's check arrived", now=now, packet=packet)
+        self.checklists.trigger(pair, "the other side's check arrived", now=now, packet=packet)
+
+    # --------------------------------------------------------------------------------------------------------- schedule
+
+    def send_checks(self, pacing: Pacing, *, now: Instant) -> None:
+        """Send the checks whose slot has come. Without a check to send, no slot is used."""
+        may_check = self.remote is not None and not self.local.lite
+        while may_check and self.checklists.has_work(now=now):
+            if not pacing.ready(now=now):
+                return
+            found = self.checklists.next_check(now=now)
+            if found is None:
+                break
+            pair, triggered = found
+            if pair.state is PairState.SUCCEEDED and not pair.nominating:
+                continue
+            self.client.check(pair, now=now, nominate=pair.nominating, triggered=triggered)
+            pacing.used(now=now)
+        pacing.idle()
+
+    def nominate_due(self, *, ta: int, more_may_come: bool, now: Instant) -> Instant | None:
+        """As the controlling agent, queue the nominating check of each component that is due.
+
+        Returns the time to call again, if any. `ta` is nanoseconds.
+        """
+        later: list[Instant] = []
+        for stream, component in self.keys:
+            pairs = list(self.checklists.lists[stream].of(component))
+            if any(pair.nominating for pair in pairs):
+                continue
+            nominated = self.checklists.chosen(stream, component)
+            if nominated is None:
+                decision = self._context.config.nomination.decide(pairs, ta=ta, more_may_come=more_may_come)
+            else:
+                decision = self._change(nominated, pairs)
+            if decision is None:
+                continue
+            if decision.at > now:
+                later.append(decision.at)
+                continue
+            self._queue_nomination(decision.pair, decision.reason, now=now)
+        return min(later, default=None)
+
+    def nominate_pair(self, pair_id: int, *, now: Instant) -> None:
+        """Queue the nominating check of a pair that the owner chose. Raises UsageError if it cannot be nominated."""
+        pair = next((pair for pair in self.checklists if pair.id == pair_id), None)
+        if pair is None or not pair.valid:
+            raise UsageError(f"nominate: there is no valid pair {pair_id}")
+        checklist, again = self.checklists.lists[pair.stream], self.checklists.renomination
+        for other in checklist.of(pair.component):
+            if other is pair or again:
+                continue
+            if other.nominated and other.valid:
+                raise UsageError(f"nominate: pair {other.id} is nominated, and not both sides signaled `renomination`")
+            if other.nominating and other not in checklist.triggered:
+                raise UsageError(
+                    f"nominate: pair {other.id} is being nominated, and not both sides signaled `renomination`"
+                )
+            other.end_nomination()
+        if not pair.nominated:
+            self._queue_nomination(pair, "requested by the owner", now=now)
+
+    def _queue_nomination(self, pair: Pair, reason: str, *, now: Instant) -> None:
+        """Let the next triggered check of a pair carry the nomination."""
+        pair.begin_nomination()
         self.checklists.lists[pair.stream].trigger(pair)
+        self._outbox.trace.note(f"pair {pair.id} is nominated next: {reason}", now=now)
+
+    def _change(self, nominated: Pair, pairs: Iterable[Pair]) -> Decision | None:
+        """Choose a pair to nominate in place of the nominated one (draft-thatcher-ice-renomination)."""
+        policy = self._context.config.renomination
+        if policy is None or not self.checklists.renomination or nominated.valid_at is None:
+            return None
+        if self.checklists.superseded(nominated):
+            return Decision(nominated, nominated.valid_at, "the nomination of another pair failed")
+        return policy.decide(pairs, nominated)
+
+    def choose_unchecked(self, *, now: Instant) -> None:
+        """Between two lite agents, select the best pair of each component without checks.
+
+        Call it once all candidates are known. RFC 8445, section 8.2 leaves the choice among several pairs to RFC 6724
+        and lets the controlling agent reconcile both sides. Pair priorities follow the same preferences, and both sides
+        compute the same ones.
+        """
+        if self.remote is None or not (self.local.lite and self.remote.lite):
+            return
+        for stream, component in self.keys:
+            best = next(self.checklists.lists[stream].of(component), None)
+            if best is not None and self.checklists.chosen(stream, component) is None:
+                self.authenticated.add(best.path, best.local)
+                self.checklists.trust(best, now=now)
+
+    # -------------------------------------------------------------------------------------------------------------- end
 
     def end(self, successor: Generation | None, *, now: Instant) -> None:
-        """It is over. Data on its way is still taken if there is a successor."""
+        """End the generation. With a successor, data that is on its way is still accepted."""
         self.transactions.clear()
         if successor is None:
             self.authenticated.revoke()
         else:
-            self.authenticated.bequeath(successor.authenticated, successor.has_flow, now=now)
+            self.authenticated.pass_to(successor.authenticated, successor.has_flow, now=now)
 
     def has_flow(self, flow: Flow) -> bool:
-        """Whether a flow belongs to one of the streams that there are."""
-        base = self._locals.base(flow)
+        """Return whether a flow belongs to an existing stream."""
+        base = self._context.locals.base(flow)
         return base is not None and base.key in self.keys
-
-    def note_candidate(self, side: str, candidate: Candidate, reason: str, *, now: Instant) -> None:
-        """Write a candidate into the trace."""
-        trace = self._journal.trace
-        if trace.enabled:
-            trace.candidate(reason, now=now, side=side, candidate=str(candidate), agent=self._journal.label)

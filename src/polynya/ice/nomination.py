@@ -1,32 +1,32 @@
-"""When the controlling agent nominates which valid pair (RFC 8445, section 8.1.1: regular nomination).
+"""Nomination by the controlling agent: which valid pair, and when (RFC 8445, section 8.1.1: regular nomination).
 
-The RFC leaves the moment to the agent. Data flows on the first valid pair anyway, so the policy has time, but not
-much:
+The RFC leaves the moment to the agent. Data flows on the first valid pair anyway, so the policy may wait, but not long:
 
-1. No better pair can still come (every better one failed, and neither side has candidates to add): at once.
-2. Otherwise the best valid pair has to stay the best while things settle: for one round trip of its own, and no less
-   than Ta, counted from when it became valid or the last better pair was first tried, so that each better pair has the
-   time of one answer. While a better pair has not been tried at all, it is waited for.
-3. Never later than `bound` after the first valid pair, whatever is still open: a dead candidate must not hold up the
-   rest.
-4. A relay is second best: between two NATs the first check of a direct pair may do no more than open a filter; the next
-   one, an RTO later, or the other side's first, which waits for signaling, gets through. While all valid pairs are
-   relayed, a direct pair that was tried has `second_check` more than a round trip, and the bound is `direct_bound`.
+1. No better pair can succeed any more (each has failed, and neither side has candidates to add): nominate at once.
+2. Otherwise the best valid pair must remain the best for a settling time: one of its round trips, and no less than Ta.
+   The time counts from when the pair became valid, or from the first check of the last better pair if that is later.
+   So each better pair has the time of one response. While a better pair has not been checked at all, the policy waits.
+3. Never later than `bound` after the first valid pair, whatever is open: a dead candidate must not delay the rest.
+4. A relay is second best. Between two NATs the first check of a direct pair may do no more than open a filter; the
+   next one, an RTO later, or the first check of the other side, which waits for signaling, gets through. While all
+   valid pairs are relayed, a direct pair under check has `second_check` more than a round trip, and the bound is
+   `direct_bound`.
 
-A pair is only looked at once *our own* check on it was answered: a one-way path is never nominated.
+Only pairs whose *own* check was answered count: a one-way path is never nominated.
 
-A nomination is for good, unless both sides have signaled `renomination` (draft-thatcher-ice-renomination): then each
-nominating check carries a number, the highest counts, and the controlling agent may nominate another pair at any time.
-`Renomination` says when it does so by itself. Better pairs are then checked on after the first nomination, by both.
+A nomination is final unless both sides have signaled `renomination` (draft-thatcher-ice-renomination). Then each
+nominating check carries a number, the highest number counts, and the controlling agent may nominate another pair at any
+time. `Renomination` is the policy for this. Both sides then check better pairs on after the first nomination.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from polynya.core.instants import SECOND, Instant
+from polynya.core.errors import ConfigurationError
+from polynya.core.instants import Instant, duration
 
 from .pairs import Pair, PairState
 
@@ -35,39 +35,59 @@ _UNTRIED = (PairState.FROZEN, PairState.WAITING)
 
 
 class Decision(NamedTuple):
-    """Nominate `pair` at `at`, unless something changes until then."""
+    """Nominate `pair` at `at`, unless a pair changes before."""
 
     pair: Pair
     at: Instant
     reason: str
 
 
+class _Terms(NamedTuple):
+    """The durations of a `NominationPolicy` in nanoseconds."""
+
+    minimum: int
+    bound: int
+    second_check: int
+    direct_bound: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NominationPolicy:
-    """The parameters of the rule above."""
+    """Parameters of regular nomination. Durations are seconds."""
 
     round_trips: float = 1.0
-    """How many of the best pair's round trips to settle for."""
-    minimum: int = 0
-    """The least settling time, nanoseconds; Ta counts when it is more."""
-    bound: int = SECOND
-    """The longest wait after a component's first valid pair, nanoseconds. 0 nominates the first valid pair at once."""
-    second_check: int = SECOND
-    """What a direct pair has beyond a round trip, nanoseconds: an RTO and half a second."""
-    direct_bound: int = 2 * SECOND
-    """As `bound`, while all valid pairs are relayed and a direct one is open; no less than `bound`."""
+    """The settling time, in round trips of the best pair."""
+    minimum: float = 0.0
+    """The shortest settling time; Ta counts if it is longer."""
+    bound: float = 1.0
+    """The longest wait after a component's first valid pair. 0 nominates the first valid pair at once."""
+    second_check: float = 1.0
+    """What a direct pair has beyond a round trip while all valid pairs are relayed: an RTO and half a second."""
+    direct_bound: float = 2.0
+    """Replaces `bound` while all valid pairs are relayed and a direct pair is open; no less than `bound`."""
+    _terms: _Terms = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if min(self.round_trips, self.minimum, self.bound, self.second_check, self.direct_bound) < 0:
-            raise ValueError("the terms of a nomination policy are zero or more")
+        if not 0 <= self.round_trips < float("inf"):
+            raise ConfigurationError(f"round_trips is zero or more, not {self.round_trips}")
+        terms = _Terms(
+            minimum=duration("minimum", self.minimum),
+            bound=duration("bound", self.bound),
+            second_check=duration("second_check", self.second_check),
+            direct_bound=duration("direct_bound", self.direct_bound),
+        )
+        object.__setattr__(self, "_terms", terms)
 
     @classmethod
     def immediate(cls) -> NominationPolicy:
-        """Wait for nothing, as fits an agent that has only relayed candidates."""
-        return cls(round_trips=0.0, bound=0, second_check=0, direct_bound=0)
+        """Return a policy that nominates the first valid pair, for example if all local candidates are relayed."""
+        return cls(round_trips=0.0, bound=0.0, second_check=0.0, direct_bound=0.0)
 
     def decide(self, pairs: Iterable[Pair], *, ta: int, more_may_come: bool) -> Decision | None:
-        """What to nominate and when, from all pairs of one component, the best first; None without a valid pair."""
+        """Choose the pair of one component to nominate, and the time; None without a valid pair.
+
+        `pairs` are all pairs of the component, the best first; `ta` is nanoseconds.
+        """
         better: list[Pair] = []
         best: Pair | None = None
         first: Instant | None = None
@@ -81,49 +101,50 @@ class NominationPolicy:
             return None
         if not better and not more_may_come:
             return Decision(best, best.valid_at, "no better pair can come")
+        terms = self._terms
         direct = best.relayed and any(not pair.relayed for pair in better)
-        latest = Instant(first + (max(self.bound, self.direct_bound) if direct else self.bound))
+        latest = Instant(first + (max(terms.bound, terms.direct_bound) if direct else terms.bound))
         if any(pair.state in _UNTRIED for pair in better):
-            return Decision(best, latest, "better pairs are not tried yet, but have waited long enough")
+            return Decision(best, latest, "the wait for better pairs, not checked yet, is over")
         since = max([best.valid_at, *(pair.tried_at for pair in better if pair.tried_at is not None)])
-        settle = max(ta, self.minimum, round(self.round_trips * _round_trip(best)))
-        settle += self.second_check if direct else 0
+        settle = max(ta, terms.minimum, round(self.round_trips * _round_trip(best)))
+        settle += terms.second_check if direct else 0
         if since + settle < latest:
             return Decision(best, Instant(since + settle), "nothing better was answered within a round trip")
-        return Decision(best, latest, "better pairs are still unanswered, but have waited long enough")
+        return Decision(best, latest, "the wait for better pairs, not answered yet, is over")
 
 
 def _round_trip(pair: Pair) -> int:
-    """What was measured, or where the answer may be to any of several sends, no less than it."""
+    """Return the measured round trip, or an upper bound if the response may belong to any of several sends."""
     if pair.rtt is not None:
         return pair.rtt
     return 0 if pair.valid_at is None or pair.tried_at is None else pair.valid_at - pair.tried_at
 
 
 REGULAR: Final = NominationPolicy()
-"""The rule with its own terms."""
+"""The policy with its defaults."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renomination:
-    """Nominate a better pair later, where the other side has signaled that it follows."""
+    """Policy of later nominations; used if both sides have signaled `renomination`."""
 
     automatic: bool = True
-    """False: only by hand, with `IceAgent.nominate`."""
-    settle: int = SECOND
-    """How long a better pair has to have been valid, nanoseconds."""
+    """False: only by `IceAgent.nominate`."""
+    settle: float = 1.0
+    """A better pair is nominated once it has been valid for this long, seconds."""
+    _settle: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.settle < 0:
-            raise ValueError("the settling time of a renomination is zero or more")
+        object.__setattr__(self, "_settle", duration("settle", self.settle))
 
     def decide(self, pairs: Iterable[Pair], nominated: Pair) -> Decision | None:
-        """What to nominate in place of `nominated` and when, from the pairs of its component, the best first."""
+        """Choose the pair to nominate in place of `nominated`, and the time; `pairs` are those of its component."""
         if not self.automatic:
             return None
         for pair in pairs:
             if pair is nominated:
                 return None
             if pair.valid and pair.valid_at is not None:
-                return Decision(pair, Instant(pair.valid_at + self.settle), "a better pair works")
+                return Decision(pair, Instant(pair.valid_at + self._settle), "a better pair works")
         return None

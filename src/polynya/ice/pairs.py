@@ -1,8 +1,8 @@
-"""Candidate pairs and the life of each (RFC 8445, sections 6.1.2 and 7.2.5).
+"""Candidate pairs and their states (RFC 8445, sections 6.1.2 and 7.2.5).
 
-A pair is a way that packets may take: one local flow and one remote address. Local reflexive candidates are replaced
-by their base before pairs are made, so a path has exactly one pair; what the answers show of the local end (`seen`)
-is kept with it and makes the *valid* pair of section 7.2.5.3.2.
+A pair is one path: a local flow and a remote address. Local reflexive candidates are replaced by their base before
+pairs are made, so a path has exactly one pair. A response shows the candidate that the other side sees (`seen`); base
+and `seen` together make the *valid* pair of section 7.2.5.3.2.
 
     state        unfreeze   check sent    answered    failed    triggered   set aside
     FROZEN       WAITING                  SUCCEEDED   FAILED    WAITING
@@ -11,13 +11,14 @@ is kept with it and makes the *valid* pair of section 7.2.5.3.2.
     SUCCEEDED                             SUCCEEDED   FAILED
     FAILED                                SUCCEEDED             WAITING
 
-*Answered* moves a pair from any state: the answer to a check that was given up for a newer one still counts (section
-7.3.1.4). *Triggered* is the other side's check arriving; it revives a pair that had failed. *Set aside* happens to
-what is still open when another pair of the component was nominated (section 8.1.2).
+*Answered* moves a pair from any state: a response to a check that a newer one replaced still counts (section 7.3.1.4).
+*Triggered* is a check of the other side; it revives a failed pair. *Set aside* applies to the open pairs of a component
+when another pair is nominated (section 8.1.2).
 
-Four flags stand beside the state: *writable* (our check was answered), *readable* (the other side's check reached
-us), *valid* (it may carry data) and *nominated*. `Pair.apply` and `Pair.flag` are the only writers, and each change
-has a reason.
+A pair has four flags beside its state: *writable* (our check was answered), *readable* (the other side's check
+arrived), *valid* (it may carry data) and *nominated*. Every change of a state or flag has a reason.
+
+Only the methods of `Pair` assign its attributes; a test checks this. `ChecklistSet` calls them and reports the changes.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ from functools import lru_cache
 from typing import Final
 
 from polynya.core.addresses import Address
-from polynya.core.flows import Flow
-from polynya.core.instants import Instant
+from polynya.core.compact import History
+from polynya.core.flows import Flow, FlowPath
+from polynya.core.instants import Instant, in_seconds
 
-from .candidates import Candidate, CandidateType, LocalCandidate
-from .history import History
-from .priorities import pair_priority
+from .candidates import Candidate, CandidateType, LocalCandidate, pair_priority
 
 
 class PairState(Enum):
@@ -87,7 +87,7 @@ TRANSITIONS: Final[dict[PairState, dict[PairEvent, PairState]]] = {
 
 
 class Pair:
-    """One path between the two agents."""
+    """One path between the two agents. Its methods are the only writers of its attributes."""
 
     __slots__ = (
         "answered_at",
@@ -135,8 +135,8 @@ class Pair:
         self.remote = remote
         self.stream = local.stream
         self.component = local.component
-        self.path: tuple[Flow, Address] = (local.flow, address)
-        """Where packets go: the flow, and the remote address with the zone that the flow needs."""
+        self.path: FlowPath = (local.flow, address)
+        """The flow and the remote address, which has the zone of the flow."""
         self.foundation = _foundation(local.candidate.foundation, remote.foundation)
         self.priority = 0
         self.valid_priority = 0
@@ -144,34 +144,38 @@ class Pair:
         self.reason = "new"
         self.writable = self.readable = self.valid = self.nominated = False
         self.seen: LocalCandidate | None = None
-        """The local candidate that the other side sees us as, once a check was answered."""
+        """The local candidate that the other side sees, from the response to a check."""
         self.gated = local.gated
-        """Nothing can be sent on the path yet: the pair keeps its state and takes no slot."""
+        """The path is not open yet: the pair keeps its state and takes no pacing slot."""
         self.nominate_on_success = False
         """The other side nominated it before our own check was answered (RFC 8445, section 7.3.1.5)."""
         self.nominating = False
-        """Our nominating check is under way or queued."""
+        """Our nominating check is queued or under way."""
         self.nomination = 0
-        """The number of the nomination that is asked for or under way, where such numbers are in use."""
+        """The number of the nomination under way, if nominations are numbered."""
         self.nominated_order = 0
+        """The number of the nomination in force; among several nominated pairs the highest counts."""
         self.history: History[PairState] = History()
         self.tried_at: Instant | None = None
-        """When the first check was sent, and when the last one."""
+        """Time of the first check."""
         self.checked_at: Instant | None = None
+        """Time of the last check."""
         self.valid_at: Instant | None = None
         self.answered_at: Instant | None = None
+        """Time of the last response: consent lasts from here."""
         self.rtt: int | None = None
+        """The last round-trip time, nanoseconds."""
         self.rtt_total = 0
         self.requests_sent = self.responses_received = self.requests_received = self.responses_sent = 0
         self.consent_requests_sent = 0
         self.hints: dict[str, int] | None = None
-        """What happened on the way that did not decide anything but may explain a failure, and how often."""
+        """Observations that may explain a failure later, and how often each was made."""
         self.transaction: bytes | None = None
-        """The check that is under way."""
+        """The transaction id of the check under way."""
         self.asymmetric = False
-        """It was answered from elsewhere than asked: no check on it can succeed, whatever comes by it."""
+        """A check was answered from another address: no check on this pair can succeed."""
         self.revoked = False
-        """Consent was lost: these credentials are not used on this path again (RFC 7675, section 5.1)."""
+        """Consent was lost: its credentials are never used on this path again (RFC 7675, section 5.1)."""
 
     @property
     def flow(self) -> Flow:
@@ -187,23 +191,18 @@ class Pair:
 
     @property
     def relayed(self) -> bool:
-        """Whether a relay is in the path as far as this side can know."""
+        """Whether the path has a relay, as far as this side knows."""
         return CandidateType.RELAYED in (self.local.type, self.remote.type)
 
     @property
     def name(self) -> str:
-        """For people: `host 10.0.0.2:4000 -> srflx 198.51.100.1:5000`."""
+        """Both candidates, for people: `host 10.0.0.2:4000 -> srflx 198.51.100.1:5000`."""
         return f"{self.seen_local.candidate.label} -> {self.remote.label}"
 
-    def prioritize(self, controlling: bool) -> None:
-        """Compute the priorities anew: the role or a candidate changed."""
-        ours, seen, theirs = self.local.candidate.priority, self.seen_local.candidate.priority, self.remote.priority
-        self.priority = self.valid_priority = _priority(ours, theirs, controlling)
-        if seen != ours:
-            self.valid_priority = _priority(seen, theirs, controlling)
+    # ------------------------------------------------------------------------------------------------ state and flags
 
     def apply(self, event: PairEvent, reason: str, *, now: Instant, packet: int = 0) -> PairState | None:
-        """Let `event` move the state; the one it leaves, or None where the table has no such move."""
+        """Move the state by `event`. Returns the old state, or None if the table has no such move."""
         old, new = self.state, TRANSITIONS[self.state].get(event)
         if new is None:
             return None
@@ -220,7 +219,7 @@ class Pair:
         valid: bool | None = None,
         nominated: bool | None = None,
     ) -> bool:
-        """Set the flags that are given; whether any of them changed."""
+        """Set the given flags. Returns whether any of them changed."""
         before = (self.writable, self.readable, self.valid, self.nominated)
         self.writable = self.writable if writable is None else writable
         self.readable = self.readable if readable is None else readable
@@ -228,24 +227,128 @@ class Pair:
         self.nominated = self.nominated if nominated is None else nominated
         return before != (self.writable, self.readable, self.valid, self.nominated)
 
+    # ------------------------------------------------------------------------------------------------------ formation
+
+    def prioritize(self, controlling: bool) -> None:
+        """Compute the priorities from the candidates and the role."""
+        ours, seen, theirs = self.local.candidate.priority, self.seen_local.candidate.priority, self.remote.priority
+        self.priority = self.valid_priority = _priority(ours, theirs, controlling)
+        if seen != ours:
+            self.valid_priority = _priority(seen, theirs, controlling)
+
+    def readopt(self, remote: Candidate) -> None:
+        """Replace a peer-reflexive remote candidate by the one that the other side signaled."""
+        self.remote = remote
+        self.foundation = _foundation(self.local.candidate.foundation, remote.foundation)
+
+    def path_opened(self) -> None:
+        """Let checks be sent: the path is open, for example by a TURN permission."""
+        self.gated = False
+
+    # --------------------------------------------------------------------------------------------------------- checks
+
+    def check_sent(self, transaction: bytes, *, now: Instant) -> None:
+        """Record a connectivity check and its transaction id."""
+        self.requests_sent += 1
+        self.transaction = transaction
+        self.checked_at = now
+        if self.tried_at is None:
+            self.tried_at = now
+
+    def consent_check_sent(self) -> None:
+        """Count a consent check."""
+        self.consent_requests_sent += 1
+
+    def check_over(self) -> None:
+        """Forget the check under way: it ended, or it is not resent any more."""
+        self.transaction = None
+
+    def request_received(self) -> None:
+        """Count a check of the other side and our response."""
+        self.requests_received += 1
+        self.responses_sent += 1
+
+    def response_received(self, rtt: int | None) -> None:
+        """Count a verified response. `rtt` is its round-trip time in nanoseconds, if known."""
+        self.responses_received += 1
+        if rtt is not None:
+            self.rtt = rtt
+            self.rtt_total += rtt
+
+    def answered(self, *, now: Instant) -> None:
+        """Record a success response: consent is fresh from now on (RFC 7675)."""
+        self.answered_at = now
+
+    def seen_as(self, local: LocalCandidate) -> None:
+        """Record the local candidate that a response shows."""
+        self.seen = local
+
+    def answered_elsewhere(self) -> None:
+        """Record that a check was answered from another address."""
+        self.asymmetric = True
+
+    def validated(self, *, now: Instant) -> None:
+        """Record since when the pair is valid."""
+        self.valid_at = now
+
+    def failed(self) -> None:
+        """Drop the check under way and every pending nomination."""
+        self.transaction = None
+        self.nominating = self.nominate_on_success = False
+
+    def revoke(self) -> None:
+        """Record the loss of consent, which is final for these credentials."""
+        self.revoked = True
+
+    # ----------------------------------------------------------------------------------------------------- nomination
+
+    def begin_nomination(self) -> None:
+        """Let the next check carry the nomination."""
+        self.nominating = True
+
+    def end_nomination(self) -> None:
+        """Let no further check carry the nomination."""
+        self.nominating = False
+
+    def number_nomination(self, number: int) -> None:
+        """Record the number of the nomination that is sent next."""
+        self.nomination = number
+
+    def nomination_received(self, number: int) -> None:
+        """Record a nomination by the other side: the pair is nominated when our own check succeeds (7.3.1.5)."""
+        self.nominate_on_success = True
+        self.nomination = max(self.nomination, number)
+
+    def nomination_taken(self) -> None:
+        """Clear the other side's pending nomination: it is in force, or void."""
+        self.nominate_on_success = False
+
+    def nominated_as(self, order: int) -> None:
+        """Record the number of the nomination in force."""
+        self.nominated_order = order
+
+    def role_changed(self, *, forget_numbers: bool) -> None:
+        """Drop pending nominations, which belong to the old role; `forget_numbers` drops their numbers as well."""
+        self.nominate_on_success = self.nominating = False
+        if forget_numbers:
+            self.nomination = self.nominated_order = 0
+
+    # ------------------------------------------------------------------------------------------------- for the reports
+
     def hint(self, what: str) -> None:
-        """Remember what may explain a failure later."""
+        """Record an observation that may explain a failure later."""
         self.hints = self.hints or {}
         if what in self.hints or len(self.hints) < 8:
             self.hints[what] = self.hints.get(what, 0) + 1
 
     def explain(self, reason: str) -> str:
-        """`reason` together with what was noticed on the way."""
+        """Return `reason` with the recorded observations."""
         if not self.hints:
             return reason
         return f"{reason} ({', '.join(f'{what}: {count} times' for what, count in self.hints.items())})"
 
-    def readopt(self, remote: Candidate) -> None:
-        """The other side has signaled the candidate that we had learnt: everything else is kept."""
-        self.remote = remote
-        self.foundation = _foundation(self.local.candidate.foundation, remote.foundation)
-
     def view(self, *, selected: bool = False) -> PairView:
+        """Return an immutable copy for users."""
         return PairView(
             id=self.id,
             stream=self.stream,
@@ -262,14 +365,14 @@ class Pair:
             nominated=self.nominated,
             selected=selected,
             priority=self.priority,
-            rtt=self.rtt,
+            rtt=None if self.rtt is None else in_seconds(self.rtt),
             reason=self.reason,
         )
 
 
 @lru_cache(maxsize=256)
 def _foundation(ours: str, theirs: str) -> tuple[str, str]:
-    """The foundation of a pair: few differ, so they are shared."""
+    """Return the foundation of a pair; equal ones are one object."""
     return ours, theirs
 
 
@@ -277,9 +380,9 @@ def _priority(ours: int, theirs: int, controlling: bool) -> int:
     return pair_priority(ours, theirs) if controlling else pair_priority(theirs, ours)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PairView:
-    """A pair at one moment. `rtt` is the last round trip in nanoseconds."""
+    """A candidate pair at one moment."""
 
     id: int
     stream: int
@@ -287,18 +390,25 @@ class PairView:
     flow: Flow
     remote_address: Address
     base: Address
-    """What our packets are sent from; `local` is what the other side sees, as far as it is known."""
+    """The address that our packets are sent from."""
     local: Candidate
+    """Our candidate as the other side sees it, as far as known."""
     remote: Candidate
     state: PairState
     writable: bool
+    """Our check was answered."""
     readable: bool
+    """A check of the other side arrived."""
     valid: bool
+    """It may carry data."""
     nominated: bool
     selected: bool
+    """It carries the data of its component."""
     priority: int
-    rtt: int | None
+    rtt: float | None
+    """The last round-trip time, seconds."""
     reason: str
+    """The reason of the last change of state."""
 
     @property
     def relayed(self) -> bool:
@@ -306,3 +416,8 @@ class PairView:
 
     def __str__(self) -> str:
         return f"{self.local.label} -> {self.remote.label}"
+
+    def __repr__(self) -> str:
+        flags = [flag for flag in ("valid", "nominated", "selected") if getattr(self, flag)]
+        rtt = [] if self.rtt is None else [f"{self.rtt * 1000:.1f} ms"]
+        return f"<PairView {self.id}: {self}, {', '.join([self.state.value, *flags, *rtt])}>"

@@ -1,4 +1,10 @@
-"""`why()`: what an agent did and why, as data and as text."""
+"""Reports of an agent: `why()` as data and as text, and statistics in the terms of W3C's webrtc-stats.
+
+Members of the statistics have the names, meanings and units of RTCIceCandidatePairStats, RTCIceCandidateStats and
+RTCTransportStats (seconds, bytes). Additional members follow the same style: `stream` and `component`; `readable`,
+`writable`, `valid` and `reason` of a pair; `interface` of a local candidate. A transport is one component of one
+stream. An agent sees no application data and has no calendar: the sender of the data adds its members and `timestamp`.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +12,53 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polynya.core.instants import MILLISECOND, Instant, in_seconds
+from polynya.core.compact import History
+from polynya.core.instants import Instant, in_seconds
 
-from .candidates import LocalCandidate
+from .candidates import Candidate, LocalCandidate
+from .context import Context
 from .events import AgentState
 from .generation import Generation
-from .history import History
+from .outcome import Outcome
 from .pairs import Pair
+from .selection import Selections
+
+Statistics = dict[str, dict[str, Any]]
+"""Members of each pair, candidate and transport, by its id."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Report:
-    """`data` is fit for JSON; `str()` is for people."""
+    """Report of an agent. `data` is fit for JSON, times are seconds; `str()` is for people."""
 
     data: dict[str, Any]
 
     def __str__(self) -> str:
         return "\n".join(_lines(self.data))
 
+    def __repr__(self) -> str:
+        return f"<Report {self.data['state']}: {self.data['reason']}; {len(self.data['pairs'])} pairs>"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class PairReport:
-    """The same of one pair."""
+    """Report of one pair. `data` is fit for JSON, times are seconds; `str()` is for people."""
 
     data: dict[str, Any]
 
     def __str__(self) -> str:
         return "\n".join(_pair_lines(self.data))
 
+    def __repr__(self) -> str:
+        data = self.data
+        return f"<PairReport {data['id']}: {data['local']} -> {data['remote']}, {data['state']}: {data['reason']}>"
+
+
+# ------------------------------------------------------------------------------------------- what `why` returns
+
 
 def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]:
-    """One pair with every transition that is remembered. Times are seconds since `since`, round trips milliseconds."""
+    """Return the report of one pair, with its transitions. Times are seconds, those of transitions since `since`."""
     return {
         "id": pair.id,
         "stream": pair.stream,
@@ -53,7 +75,7 @@ def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]
         "selected": selected,
         "relayed": pair.relayed,
         "priority": pair.priority,
-        "rtt": None if pair.rtt is None else pair.rtt / MILLISECOND,
+        "rtt": None if pair.rtt is None else in_seconds(pair.rtt),
         "reason": pair.explain(pair.reason) if pair.state.value != "failed" else pair.reason,
         "requests_sent": pair.requests_sent,
         "responses_received": pair.responses_received,
@@ -73,41 +95,30 @@ def pair_report(pair: Pair, *, selected: bool, since: Instant) -> dict[str, Any]
 
 
 def beginning(history: History[AgentState], generation: Generation) -> Instant:
-    """What the times of a report are counted from: the agent's first change."""
+    """Return the instant that the times of a report count from: the first transition of the agent."""
     changes = history.transitions()
     return changes[0].at if changes else generation.started_at or Instant(0)
 
 
 def agent_report(
-    *,
-    state: str,
-    reason: str,
-    role: str,
-    generation: Generation,
-    locals_: Iterable[LocalCandidate],
-    selected: Iterable[Pair],
-    counters: Mapping[str, int],
-    history: History[AgentState],
-) -> Report:
-    """The whole agent."""
-    changes = history.transitions()
-    since = beginning(history, generation)
-    chosen = list(selected)
+    context: Context, outcome: Outcome, generation: Generation, selections: Selections
+) -> Report:  # fmt: skip
+    """Return the report of an agent."""
+    since = beginning(outcome.history, generation)
     return Report(
         {
-            "state": state,
-            "reason": reason,
-            "role": role,
+            "state": outcome.state.value,
+            "reason": outcome.reason,
+            "role": context.role.name,
             "generation": generation.number,
             "ufrag": generation.local.ufrag,
             "remote_ufrag": generation.remote.ufrag if generation.remote is not None else None,
-            "local_candidates": [str(local.candidate) for local in locals_],
+            "local_candidates": [str(local.candidate) for local in context.locals.all],
             "remote_candidates": [
                 str(candidate) for checklist in generation.checklists.lists for candidate in checklist.remotes
             ],
             "pairs": [
-                pair_report(pair, selected=any(pair is one for one in chosen), since=since)
-                for pair in generation.checklists
+                pair_report(pair, selected=selections.holds(pair), since=since) for pair in generation.checklists
             ],
             "history": [
                 {
@@ -116,17 +127,19 @@ def agent_report(
                     "new": change.new.value,
                     "reason": change.reason,
                 }
-                for change in changes
+                for change in outcome.history.transitions()
             ],
-            "counters": dict(counters),
+            "counters": dict(context.outbox.counters),
         }
     )
 
 
 def _lines(data: dict[str, Any]) -> list[str]:
-    lines = [f"{data['state']}: {data['reason']} (we are {data['role']}, generation {data['generation']})"]
+    lines = [f"{data['state']}: {data['reason']} ({data['role']}, generation {data['generation']})"]
     lines += [f"  {change['at']:8.3f} s  {change['new']}: {change['reason']}" for change in data["history"]]
-    lines.append(f"{len(data['local_candidates'])} candidates of ours, {len(data['remote_candidates'])} of theirs")
+    lines.append(
+        f"{len(data['local_candidates'])} local candidates, {len(data['remote_candidates'])} remote candidates"
+    )
     for pair in data["pairs"]:
         lines += _pair_lines(pair)
     return lines
@@ -134,7 +147,7 @@ def _lines(data: dict[str, Any]) -> list[str]:
 
 def _pair_lines(pair: dict[str, Any]) -> list[str]:
     flags = [flag for flag in ("writable", "readable", "valid", "nominated", "selected", "relayed") if pair[flag]]
-    rtt = "" if pair["rtt"] is None else f", {pair['rtt']:.1f} ms"
+    rtt = "" if pair["rtt"] is None else f", {pair['rtt'] * 1000:.1f} ms"
     lines = [
         f"pair {pair['id']}: {pair['local']} -> {pair['remote']}",
         f"  {pair['state']}{rtt} [{' '.join(flags)}]: {pair['reason']}",
@@ -143,3 +156,126 @@ def _pair_lines(pair: dict[str, Any]) -> list[str]:
         packet = f" (packet {step['packet']})" if step["packet"] else ""
         lines.append(f"  {step['at']:8.3f} s  {step['new']}: {step['reason']}{packet}")
     return lines
+
+
+# ---------------------------------------------------------------------------------------------------- webrtc-stats
+
+
+def pair_id(number: int) -> str:
+    """Return the id of the statistics of a pair, from its `PairView.id`."""
+    return f"pair-{number}"
+
+
+def transport_id(stream: int, component: int) -> str:
+    """Return the id of the statistics of a component."""
+    return f"transport-{stream}-{component}"
+
+
+def agent_statistics(
+    context: Context, outcome: Outcome, generations: Iterable[Generation], selections: Selections
+) -> Statistics:  # fmt: skip
+    """Return the statistics of every pair, candidate and transport, the current generation first."""
+    state, role = outcome.state.value, context.role.name
+    found: Statistics = {}
+    for generation in generations:
+        for stream, component in generation.keys:
+            found.setdefault(
+                transport_id(stream, component),
+                {
+                    "type": "transport",
+                    "stream": stream,
+                    "component": component,
+                    "iceRole": role,
+                    "iceState": state,
+                    "iceLocalUsernameFragment": generation.local.ufrag,
+                },
+            )
+        for local in context.locals.all:
+            _add(found, _local_id(local.candidate), _local(local, generation.local.ufrag))
+        ufrag = generation.remote.ufrag if generation.remote is not None else None
+        for checklist in generation.checklists.lists:
+            for remote in checklist.remotes:
+                _add(found, _remote_id(remote, checklist.stream), _remote(remote, checklist.stream, ufrag))
+        for pair in generation.checklists:
+            _add(found, _local_id(pair.seen_local.candidate), _local(pair.seen_local, generation.local.ufrag))
+            _add(found, _remote_id(pair.remote, pair.stream), _remote(pair.remote, pair.stream, ufrag))
+            found[pair_id(pair.id)] = _pair(pair, selected=selections.holds(pair))
+    for selection in selections.all:
+        found[transport_id(*selection.key)]["selectedCandidatePairId"] = pair_id(selection.pair.id)
+    return found
+
+
+def _add(found: Statistics, name: str, members: Mapping[str, Any]) -> None:
+    if name not in found:
+        found[name] = {member: value for member, value in members.items() if value is not None}
+
+
+def _pair(pair: Pair, *, selected: bool) -> dict[str, Any]:
+    members = {
+        "type": "candidate-pair",
+        "transportId": transport_id(pair.stream, pair.component),
+        "localCandidateId": _local_id(pair.seen_local.candidate),
+        "remoteCandidateId": _remote_id(pair.remote, pair.stream),
+        "state": pair.state.value,
+        "nominated": pair.nominated,
+        "selected": selected,
+        "readable": pair.readable,
+        "writable": pair.writable,
+        "valid": pair.valid,
+        "reason": pair.reason,
+        "priority": pair.priority,
+        "requestsSent": pair.requests_sent,
+        "responsesReceived": pair.responses_received,
+        "requestsReceived": pair.requests_received,
+        "responsesSent": pair.responses_sent,
+        "consentRequestsSent": pair.consent_requests_sent,
+        "totalRoundTripTime": in_seconds(pair.rtt_total),
+    }
+    if pair.rtt is not None:
+        members["currentRoundTripTime"] = in_seconds(pair.rtt)
+    return members
+
+
+def _local(local: LocalCandidate, ufrag: str) -> dict[str, Any]:
+    relay = local.url if local.type.value == "relay" else ""
+    return {
+        **_candidate(local.candidate, local.stream, ufrag),
+        "type": "local-candidate",
+        "url": local.url or None,
+        "relayProtocol": _relay_protocol(relay) if relay else None,
+        "interface": local.interface or None,
+    }
+
+
+def _remote(candidate: Candidate, stream: int, ufrag: str | None) -> dict[str, Any]:
+    return {**_candidate(candidate, stream, ufrag), "type": "remote-candidate"}
+
+
+def _candidate(candidate: Candidate, stream: int, ufrag: str | None) -> dict[str, Any]:
+    related = candidate.related
+    return {
+        "transportId": transport_id(stream, candidate.component),
+        "address": candidate.host_name or candidate.address.host,
+        "port": candidate.address.port,
+        "protocol": candidate.transport,
+        "candidateType": candidate.type.value,
+        "priority": candidate.priority,
+        "foundation": candidate.foundation,
+        "relatedAddress": related.host if related is not None else None,
+        "relatedPort": related.port if related is not None else None,
+        "usernameFragment": dict(candidate.extensions).get("ufrag", ufrag),
+        "tcpType": candidate.tcp_type.value if candidate.tcp_type is not None else None,
+    }
+
+
+def _relay_protocol(url: str) -> str:
+    return "tls" if url.startswith("turns:") else url.rpartition("transport=")[2]
+
+
+def _local_id(candidate: Candidate) -> str:
+    return f"local-{candidate.generation}-{candidate.type.value}-{candidate.address}"
+
+
+def _remote_id(candidate: Candidate, stream: int) -> str:
+    where = candidate.host_name or candidate.address
+    return f"remote-{candidate.generation}-{stream}-{candidate.component}-{candidate.type.value}-{where}"

@@ -1,13 +1,13 @@
-"""Which agent decides: the role, its tie-breaker, and conflicts of roles (RFC 8445, sections 6.1.1, 7.2.5.1, 7.3.1.1).
+"""Roles, tie-breakers and role conflicts (RFC 8445, sections 6.1.1, 7.2.5.1, 7.3.1.1).
 
-    we are       the request says   our tie-breaker is      outcome
-    controlling  controlling        larger or equal         487 to the other side, which switches
-    controlling  controlling        smaller                 we switch to controlled and answer
-    controlled   controlled         larger or equal         we switch to controlling and answer
-    controlled   controlled         smaller                 487 to the other side, which switches
+    our role     role in the request   our tie-breaker is   outcome
+    controlling  controlling           larger or equal      we answer 487, and the other side switches
+    controlling  controlling           smaller              we switch to controlled and answer
+    controlled   controlled            larger or equal      we switch to controlling and answer
+    controlled   controlled            smaller              we answer 487, and the other side switches
 
-A 487 that reaches us makes us switch only when we still have the role that the refused request said: it may come
-late, when the conflict was decided by another packet. After it the tie-breaker is drawn anew (section 16.1).
+A received 487 makes this agent switch only if it still has the role of the refused request: the response may be late,
+and another packet may have resolved the conflict. After a 487 the tie-breaker is drawn again (section 16.1).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polynya.stun.message import Message
 
 
 class Conflict(Enum):
-    """What to do about a request's role."""
+    """Outcome of comparing the roles of both sides."""
 
     NONE = "none"
     REFUSE = "refuse"
@@ -41,7 +41,7 @@ class Role:
         return role_name(self.controlling)
 
     def judge(self, request: Message) -> Conflict:
-        """Whether a request's role conflicts with ours, and who gives way (section 7.3.1.1)."""
+        """Compare the role in a request with ours and decide which side switches (section 7.3.1.1)."""
         theirs = request.get(ICE_CONTROLLING if self.controlling else ICE_CONTROLLED)
         if theirs is None:
             return Conflict.NONE
@@ -50,7 +50,7 @@ class Role:
         return Conflict.SWITCH
 
     def refused(self, was_controlling: bool, random: Random) -> bool:
-        """A 487 came for a request that said `was_controlling`; whether we are to switch (section 7.2.5.1)."""
+        """Handle a 487 to a request sent as `was_controlling`. Returns whether this agent switches (7.2.5.1)."""
         self.tie_breaker = random.getrandbits(64)
         return self.controlling == was_controlling
 

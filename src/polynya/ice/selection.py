@@ -1,86 +1,89 @@
-"""Where each component's data goes, and whether it may (RFC 8445, sections 8.1.1 and 12.1; RFC 7675).
+"""Selection of the pair that carries the data of each component (RFC 8445, sections 8.1.1 and 12.1; RFC 7675).
 
-Data goes on the first valid pair as soon as there is one, and on the nominated pair once there is that. Another
-valid pair takes over only when the selected one is lost. After a restart the old generation's pair carries data
-until a pair of the new one is nominated, or is lost.
+Data is sent on the first valid pair, and on the nominated pair once there is one. Another valid pair replaces the
+selected one only when that is lost. After a restart the pair of the old generation carries data until a pair of the new
+one is nominated, or until the old pair is lost.
 
-Consent is asked for on the selected pair of each component. A few of the other valid pairs are asked as often as a
-mapping has to be kept alive, so that data may go on over them at once when the selected one is gone or another one is
-nominated; and more often when it falls silent. When its consent is lost, what goes on has to have answered within 30 s
-itself; otherwise the component is lost.
+The selected pair of each component has consent checks. A few of the other valid pairs are checked as often as
+keepalives are sent, so that data can move to them at once when the selected pair is lost or another one is nominated.
+They are checked more often while the selected pair is silent. When its consent is lost, a pair without a response in
+the last 30 s cannot replace it; without another pair the component is lost.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
 from typing import Final
 
 from polynya.core.instants import Instant
 
-from .config import IceConfig
-from .consent import INTERVAL, LIFETIME, Consent
+from .consent import Consent
+from .context import Context
 from .events import ConsentLost, SelectedPairChanged
 from .generation import Generation
-from .journal import Journal
 from .pairs import Pair
 
 Key = tuple[int, int]
 """Stream and component."""
 
 _SILENT: Final = 1.5
-"""After this many consent intervals without an answer the other valid pairs are asked as well."""
-_ASKED: Final = 3
-"""How many others at a time: the best first, then those that follow. Some go by what is gone, such as a relay."""
+"""After this many consent intervals without a response, the other valid pairs are checked as well."""
+_CHECKED: Final = 3
+"""How many of them at a time, the best first. Several may share the part that failed, such as a relay."""
 _KEPT_ALIVE: Final = 3
-"""Valid pairs of a component, besides the selected one, whose mappings and consent are kept."""
+"""Valid pairs of a component, besides the selected one, whose NAT mappings and consent are kept."""
 
 
 @dataclass(slots=True)
 class Selection:
-    """Where one component's data goes."""
+    """The selected pair of one component."""
 
     pair: Pair
     generation: Generation
     nominated: bool
     consent: Consent | None
-    asked: int = 0
-    """How many of the others were asked, since the selected pair fell silent."""
+    checked: int = 0
+    """How many of the other pairs were checked since the last response on the selected one."""
 
     @property
     def key(self) -> Key:
         return self.pair.stream, self.pair.component
 
+    def follow(self) -> None:
+        """Record whether the pair is nominated now."""
+        self.nominated = self.pair.nominated
+
 
 class Selections:
     """The selected pair of every component."""
 
-    __slots__ = ("_config", "_journal", "_keepalive_at", "_random", "all")
+    __slots__ = ("_config", "_context", "_keepalive_at", "_outbox", "all")
 
-    def __init__(self, config: IceConfig, journal: Journal, random: Random) -> None:
-        self.all: tuple[Selection, ...] = ()
-        self._config = config
-        self._journal = journal
-        self._random = random
+    def __init__(self, context: Context) -> None:
+        self.all: list[Selection] = []
+        self._context = context
+        self._config = context.config
+        self._outbox = context.outbox
         self._keepalive_at: Instant | None = None
 
     def at(self, key: Key) -> Selection | None:
-        """Where a component's data goes."""
+        """Return the selection of a component."""
         return next((selection for selection in self.all if selection.key == key), None)
 
     def of(self, generation: Generation) -> bool:
-        """Whether some component's data goes on a pair of this generation."""
+        """Return whether a pair of this generation is selected."""
         return any(selection.generation is generation for selection in self.all)
 
     def holds(self, pair: Pair) -> bool:
+        """Return whether a pair is selected."""
         return any(selection.pair is pair for selection in self.all)
 
     def update(self, current: Generation, *, now: Instant) -> None:
-        """Choose anew for every component, and say so where it changed."""
-        for selection in self.all:
+        """Select a pair for every component, and report the changes."""
+        for selection in list(self.all):
             if selection.key not in current.keys:
                 self._remove(selection)
-                self._tell(selection.key, None, "its stream was removed", now=now)
+                self._report(selection.key, None, "its stream was removed", now=now)
         for key in current.keys:
             self._update(key, current, now=now)
 
@@ -92,30 +95,32 @@ class Selections:
         if pair is None:
             if selected is not None:
                 self._remove(selected)
-                self._tell(key, None, selected.pair.reason, now=now)
+                self._report(key, None, selected.pair.reason, now=now)
             return
         if selected is None or selected.pair is not pair:
-            consent = Consent(pair, self._random, now=now) if self._config.consent and not self._config.lite else None
+            consent = None
+            if self._config.consent and not self._config.lite:
+                consent = Consent(pair, self._config.timing, self._context.random, now=now)
             selection = Selection(pair, generation, pair.nominated, consent)
             if selected is not None:
                 self._remove(selected)
-            self.all += (selection,)
-            self._tell(key, pair, reason, now=now)
+            self.all.append(selection)
+            self._report(key, pair, reason, now=now)
             if consent is not None:
-                self._ask(selection, consent, now=now)
+                self._check_consent(selection, consent, now=now)
         elif selected.nominated != pair.nominated:
-            selected.nominated = pair.nominated
-            self._tell(key, pair, reason, now=now)
+            selected.follow()
+            self._report(key, pair, reason, now=now)
         if self._keepalive_at is None:
-            self._keepalive_at = Instant(now + self._config.keepalive)
+            self._keepalive_at = Instant(now + self._config.timing.keepalive)
 
     def _remove(self, selection: Selection) -> None:
-        self.all = tuple(other for other in self.all if other is not selection)
+        self.all = [other for other in self.all if other is not selection]
 
     def _choose(
         self, key: Key, current: Generation, selected: Selection | None
     ) -> tuple[Pair | None, Generation, str]:  # fmt: skip
-        nominated = current.verdicts.chosen(*key)
+        nominated = current.checklists.chosen(*key)
         if nominated is not None:
             return nominated, current, "it was nominated"
         if selected is not None and selected.pair.valid:
@@ -126,31 +131,28 @@ class Selections:
         return None, current, ""
 
     def _lost(self, key: Key, selected: Selection, *, now: Instant) -> None:
-        """The selected pair is no longer valid; pairs whose consent is as old go with it."""
+        """Report the loss of consent; pairs whose last response is as old fail as well."""
         pair = selected.pair
         if not pair.revoked:
             return
-        if self._journal.trace.enabled:
-            self._journal.trace.consent(pair.reason, now=now, pair=pair.id, state="lost", agent=self._journal.label)
-        self._journal.event(ConsentLost(stream=key[0], component=key[1], pair=pair.view(), reason=pair.reason))
+        self._outbox.trace.consent(pair.reason, now=now, pair=pair.id, state="lost")
+        self._outbox.events.append(ConsentLost(stream=key[0], component=key[1], pair=pair.view(), reason=pair.reason))
         for other in list(selected.generation.checklists.lists[key[0]].of(key[1])):
-            if other.valid and (other.answered_at or 0) + LIFETIME <= now:
-                selected.generation.verdicts.fail(other, "its last answer is as old as the lost consent", now=now)
+            if other.valid and (other.answered_at or 0) + self._config.timing.consent_timeout <= now:
+                selected.generation.checklists.fail(other, "its last answer is as old as the lost consent", now=now)
 
-    def _tell(self, key: Key, pair: Pair | None, reason: str, *, now: Instant) -> None:
-        if self._journal.trace.enabled:
-            self._journal.trace.selected(
-                reason,
-                now=now,
-                pair=None if pair is None else pair.id,
-                local=None if pair is None else pair.seen_local.candidate.label,
-                remote=None if pair is None else pair.remote.label,
-                nominated=pair is not None and pair.nominated,
-                stream=key[0],
-                component=key[1],
-                agent=self._journal.label,
-            )
-        self._journal.event(
+    def _report(self, key: Key, pair: Pair | None, reason: str, *, now: Instant) -> None:
+        self._outbox.trace.selected(
+            reason,
+            now=now,
+            pair=None if pair is None else pair.id,
+            local=None if pair is None else pair.seen_local.candidate.label,
+            remote=None if pair is None else pair.remote.label,
+            nominated=pair is not None and pair.nominated,
+            stream=key[0],
+            component=key[1],
+        )
+        self._outbox.events.append(
             SelectedPairChanged(
                 stream=key[0],
                 component=key[1],
@@ -163,30 +165,30 @@ class Selections:
     # ----------------------------------------------------------------------------------------- consent and keepalives
 
     def tick(self, current: Generation, *, now: Instant) -> None:
-        """Ask for consent where it is due; what has had no answer for too long is lost."""
+        """Send the consent checks and keepalives that are due, and revoke expired consent."""
         for selection in self.all:
             if selection.consent is not None and selection.pair.valid:
-                self._ask(selection, selection.consent, now=now)
+                self._check_consent(selection, selection.consent, now=now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
-            self._keepalive_at = Instant(now + self._config.keepalive)
+            self._keepalive_at = Instant(now + self._config.timing.keepalive)
             self._keep_alive(current, now=now)
 
-    def _ask(self, selection: Selection, consent: Consent, *, now: Instant) -> None:
+    def _check_consent(self, selection: Selection, consent: Consent, *, now: Instant) -> None:
         pair = selection.pair
         lost = consent.lost(now=now)
         if lost is not None:
-            selection.generation.verdicts.revoke(pair, lost, now=now)
+            selection.generation.checklists.revoke(pair, lost, now=now)
         elif consent.due(now=now):
             selection.generation.client.consent_check(pair, now=now)
             consent.sent(now=now)
-            if pair.answered_at is not None and now - pair.answered_at > INTERVAL * _SILENT:
+            if pair.answered_at is not None and now - pair.answered_at > self._config.timing.consent_interval * _SILENT:
                 for other in self._next_others(selection):
                     selection.generation.client.consent_check(other, now=now)
             else:
-                selection.asked = 0
+                selection.checked = 0
 
     def show_role(self, *, now: Instant) -> None:
-        """Our role was changed by hand: the other side is to know of it at once."""
+        """Check the selected pairs now: the owner changed our role, and the other side must see it."""
         for selection in () if self._config.lite else self.all:
             selection.generation.client.show_role(selection.pair, now=now)
 
@@ -198,17 +200,17 @@ class Selections:
                 if selection.consent is None:
                     current.client.keepalive(pair)
                 else:
-                    current.client.consent_check(pair, now=now, reason="another pair that works")
+                    current.client.consent_check(pair, now=now, reason="another valid pair")
 
     def _next_others(self, selection: Selection) -> list[Pair]:
-        """Whom to ask now: a few, those that were not asked yet, all of them again and again."""
+        """Return the next few of the other valid pairs to check, in turn."""
         others = self._others(selection.pair, selection.generation)
-        start = selection.asked % len(others) if others else 0
-        selection.asked = start + _ASKED
-        return (others[start:] + others[:start])[:_ASKED]
+        start = selection.checked % len(others) if others else 0
+        selection.checked = start + _CHECKED
+        return (others[start:] + others[:start])[:_CHECKED]
 
     def _others(self, selected: Pair, generation: Generation) -> list[Pair]:
-        """The best of the component's other valid pairs."""
+        """Return the other valid pairs of the component, the best first."""
         pairs = generation.checklists.lists[selected.stream].of(selected.component)
         return [pair for pair in pairs if pair.valid and pair is not selected]
 
@@ -221,5 +223,6 @@ class Selections:
         return min(due, default=None)
 
     def clear(self) -> None:
-        self.all = ()
+        """Select no pair any more."""
+        self.all = []
         self._keepalive_at = None

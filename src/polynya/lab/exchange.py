@@ -84,6 +84,12 @@ class Peer:
         """The selected pair of the first component."""
         return self.selected_at(0, 1)
 
+    @property
+    def component_keys(self) -> list[tuple[int, int]]:
+        """Stream and component number of every component."""
+        counts = self.session.agent.components
+        return [(stream, component + 1) for stream, count in enumerate(counts) for component in range(count)]
+
     def selected_at(self, stream: int, component: int) -> PairView | None:
         """Return the selected pair of a component."""
         return self.session.agent.selected(stream, component)

@@ -42,9 +42,9 @@ def violations(peers: Sequence[Peer], trace: Iterable[TraceEvent] = ()) -> list[
 
 def disagreement(one: Peer, other: Peer) -> str:
     """Return how the selected pairs of two connected peers differ; empty if they are the same in every component."""
-    components = one.session.agent.config.components
-    keys = [(stream, component + 1) for stream, count in enumerate(components) for component in range(count)]
-    return next((why for stream, component in keys if (why := _difference(one, other, stream, component))), "")
+    return next(
+        (why for stream, component in one.component_keys if (why := _difference(one, other, stream, component))), ""
+    )
 
 
 def _difference(one: Peer, other: Peer, stream: int, component: int) -> str:

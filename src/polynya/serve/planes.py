@@ -92,7 +92,7 @@ class PlaneRunner:
             for address in (*listen, *discovery.more):
                 self._bound[flow_ids.new()] = _bind(address, max(options.workers, 1))
             by_flow = {flow: bound.sockets for flow, bound in self._bound.items()}
-            origins = {flow: origin.told for flow, origin in discovery.origins(self.udp).items()}
+            origins = {flow: origin.attributes for flow, origin in discovery.origins(self.udp).items()}
             plane: PortablePlane | WorkerPlane
             if options.workers:
                 plane = self._workers = WorkerPlane(

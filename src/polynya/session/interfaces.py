@@ -1,9 +1,9 @@
-"""Which local addresses are gathered on (RFC 8445, section 5.1.1.1; RFC 8421, section 4; RFC 6724).
+"""Choice of the local addresses to gather on (RFC 8445, section 5.1.1.1; RFC 8421, section 4; RFC 6724).
 
-Left out, each with a reason that `why()` shows: loopback unless asked for, what the filters refuse, deprecated and
-tentative addresses, site-local, IPv4-mapped and IPv4-compatible IPv6 ones, and link-local ones where the interface has
-a better one of the same family. Temporary IPv6 addresses come first and hide the stable one of the same prefix, which
-would tell who the host is.
+These addresses are refused, each with a reason that `why()` shows: loopback unless it is enabled, those that the
+filters refuse, deprecated and tentative ones, site-local, IPv4-mapped and IPv4-compatible IPv6 ones, and link-local
+ones if the interface has a better one of the same family. Temporary IPv6 addresses come first and hide the stable
+address of the same prefix, which would identify the host.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from functools import lru_cache
 from polynya.core.addresses import IPV4, IPV6, Address, pack_host, scope
 from polynya.core.errors import DecodeError
 from polynya.core.machine import Interface, InterfaceAddress
-from polynya.ice.priorities import HIGHEST_PREFERENCE, LINK_LOCAL_PREFERENCE, PREFERENCE_STEP
+from polynya.ice.candidates import HIGHEST_PREFERENCE, LINK_LOCAL_PREFERENCE, PREFERENCE_STEP
 
 from .options import HostAddress, SessionConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A local address that is not gathered on, and why."""
+    """A local address that is not gathered on, with the reason."""
 
     interface: str
     host: str
@@ -32,32 +32,32 @@ class Refused:
 def choose_addresses(
     interfaces: Iterable[Interface], config: SessionConfig
 ) -> tuple[tuple[HostAddress, ...], tuple[Refused, ...]]:
-    """The addresses to gather on, most preferred first, families interleaved (RFC 8421, section 4), and the others."""
+    """Return the addresses to gather on, best first with families interleaved (RFC 8421, section 4), and the others."""
     chosen: dict[int, list[HostAddress]] = {family: [] for family in config.families}
     refused: list[Refused] = []
     seen: set[tuple[str, str]] = set()
     for interface in interfaces:
         for address, judgement in _judge(interface, config):
             host, zone = _split_zone(address.host, interface)
-            reason = judgement or ("it stands on another interface too" if (host, zone) in seen else None)
+            reason = judgement or ("another interface has the same address" if (host, zone) in seen else None)
             if reason is not None:
                 refused.append(_refused(interface.name, address.host, reason))
                 continue
             seen.add((host, zone))
             chosen[IPV6 if ":" in host else IPV4].append(_host_address(host, zone, interface, address.temporary))
     order = _interleave([chosen[family] for family in config.families])
-    if config.families == (IPV4, IPV6):  # the agent would begin with IPv6
+    if config.families == (IPV4, IPV6):  # the agent prefers IPv6 by default
         order = (replace(host, preference=_preference(rank, host)) for rank, host in enumerate(order))
     return tuple(order), tuple(refused)
 
 
 def _preference(rank: int, host: HostAddress) -> int:
-    """The local preference of the address at this place; link-local ones come last (RFC 8421, section 4)."""
+    """Return the local preference of the address with this rank; link-local ones come last (RFC 8421, section 4)."""
     first = LINK_LOCAL_PREFERENCE if scope(host.address.host) == "link-local" else HIGHEST_PREFERENCE
     return max(0, first - rank * PREFERENCE_STEP)
 
 
-# Agents of one process gather on the same addresses: they share what stands for them.
+# Agents of one process gather on the same addresses, so they share these objects.
 
 
 @lru_cache(maxsize=256)
@@ -77,7 +77,7 @@ def _refused(interface: str, host: str, reason: str) -> Refused:
 
 
 def _judge(interface: Interface, config: SessionConfig) -> Iterator[tuple[InterfaceAddress, str | None]]:
-    """Every address of an interface with the reason against it, or None."""
+    """Return each address of an interface with the reason to refuse it, or None."""
     if config.interfaces is not None and not config.interfaces(interface):
         yield from ((address, "the interface filter refused it") for address in interface.addresses)
         return
@@ -89,7 +89,7 @@ def _judge(interface: Interface, config: SessionConfig) -> Iterator[tuple[Interf
     for address in sorted(interface.addresses, key=lambda a: not a.temporary):
         reason = alone[address.host]
         if reason is None and scope(_bare(address)) == "link-local" and _family(address) in global_families:
-            reason = "link-local, and the interface has an address that reaches further"
+            reason = "link-local, and the interface has an address of wider scope"
         hidden = not address.temporary and reason is None and pack_host(_bare(address))[:8] in temporary
         if hidden and _family(address) == IPV6:
             reason = "a temporary address of the same prefix is used instead (RFC 8445, section 5.1.1.1)"
@@ -106,11 +106,11 @@ def _reason_alone(interface: Interface, address: InterfaceAddress, config: Sessi
     except DecodeError as error:
         return str(error)
     if _family(address) not in config.families:
-        return f"IPv{_family(address)} is not among the families asked for"
+        return f"IPv{_family(address)} is not enabled"
     if reach in {"unspecified", "multicast"}:
-        return f"{reach} addresses are no one's"
+        return f"{reach} addresses cannot be used"
     if (interface.loopback or reach == "loopback") and not config.loopback:
-        return "loopback was not asked for"
+        return "loopback is not enabled"
     if len(packed) == 16 and packed[:12] in (bytes(10) + b"\xff\xff", bytes(12)) and reach != "loopback":
         return "IPv4-mapped and IPv4-compatible addresses are not gathered (RFC 8445, section 5.1.1.1)"
     if len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0xC0:
@@ -140,6 +140,6 @@ def _split_zone(host: str, interface: Interface) -> tuple[str, str]:
 
 
 def _interleave(families: list[list[HostAddress]]) -> Iterator[HostAddress]:
-    """One of each family in turn, so that a broken family costs the other nothing."""
+    """Return the addresses of the families in turn, so that a broken family delays the other little."""
     for rank in range(max(map(len, families), default=0)):
         yield from (addresses[rank] for addresses in families if rank < len(addresses))

@@ -32,7 +32,7 @@ from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
 from polynya.ice.config import IceConfig
-from polynya.ice.events import IceEvent, RemoteAuthenticated, RemoteRevoked, SelectedPairChanged
+from polynya.ice.events import IceEvent, InternalEvent, RemoteAuthenticated, RemoteRevoked, SelectedPairChanged
 from polynya.stun.attributes import USERNAME
 from polynya.stun.message import Received, decode, is_stun
 from polynya.stun.registry import Class
@@ -68,7 +68,7 @@ class AgentEvent(Generic[NameT]):
     """An event of one agent."""
 
     name: NameT
-    event: IceEvent
+    event: IceEvent | InternalEvent
 
 
 @dataclass(slots=True)
@@ -274,29 +274,27 @@ class Mux(Generic[NameT]):
             return
         received = Received(datagram.flow, datagram.remote, message, datagram.data, datagram.packet)
         if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
-            name = self._asker(path, message.transaction_id)
-            if name is None and self.bases.expects(*path):
-                self.bases.receive(received, now=now)
-                return
-            if name is None:
-                self._drop("unexpected", "a response to no pending request", datagram, now=now)
-                return
-        else:
-            ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
-            found = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
-            if found is None:
-                self._unmatched(ufrag, remote_ufrag, datagram, now=now)
-                return
-            name = found
+            self._response(received, datagram, now=now)
+            return
+        ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
+        name = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
+        if name is None:
+            self._unmatched(ufrag, remote_ufrag, datagram, now=now)
+            return
         self._agents[name].receive(received, now=now)
         self._collect(name)
 
-    def _asker(self, path: FlowPath, transaction_id: bytes) -> NameT | None:
-        """Return the agent with this transaction, of those that sent to the path; peers may share an address."""
+    def _response(self, received: Received, datagram: Datagram, *, now: Instant) -> None:
+        """Pass a response to the agent with this transaction, of those that sent to the path; peers may share it."""
+        path = (received.flow, received.remote)
         for name in self._asked.get(path, ()):
-            if self._agents[name].owns_transaction(transaction_id):
-                return name
-        return None
+            if self._agents[name].receive(received, now=now):
+                self._collect(name)
+                return
+        if self.bases.expects(*path):
+            self.bases.receive(received, now=now)
+        else:
+            self._drop("unexpected", "a response to no pending request", datagram, now=now)
 
     def _unmatched(self, ufrag: str, remote_ufrag: str, datagram: Datagram, *, now: Instant) -> None:
         if ufrag:

@@ -1,4 +1,4 @@
-"""What a session is told to do: which servers, which addresses, which kinds of candidates."""
+"""Options of a session: its servers, local addresses and kinds of candidates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from polynya.core.addresses import IPV4, IPV6, Address
-from polynya.core.empty import NOTHING
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND
@@ -20,18 +19,18 @@ AddressFilter = Callable[[Interface, InterfaceAddress], bool]
 
 
 class Policy(Enum):
-    """Which candidates are offered and used (RFC 8828 calls them modes)."""
+    """The candidates that are signaled and used (RFC 8828 calls them modes)."""
 
     ALL = "all"
     NO_HOST = "no-host"
-    """Host addresses are told to nobody; they still serve as bases."""
+    """Host addresses are not signaled; they still serve as bases."""
     RELAY = "relay"
-    """Only relayed candidates: the other side learns no address of this host."""
+    """Relayed candidates only: the peer learns no address of this host."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnCredentials:
-    """A TURN server and the credentials for it; without a user name it is asked without."""
+    """URI of a TURN server, and the credentials for it; without a user name requests are not signed."""
 
     uri: TurnUri
     username: str = ""
@@ -40,44 +39,44 @@ class TurnCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionConfig:
-    """The options of one session. Raises ConfigurationError for what cannot be."""
+    """Options of one session. Durations are nanoseconds. Raises ConfigurationError for invalid options."""
 
     ice: IceConfig
     stun_servers: tuple[StunUri, ...] = ()
     turn_servers: tuple[TurnCredentials, ...] = ()
     policy: Policy = Policy.ALL
     families: tuple[int, ...] = (IPV6, IPV4)
-    """The address families to gather on, most preferred first: IPv6 as RFC 6724 and RFC 8421 have it."""
+    """The address families to gather on, most preferred first; IPv6 first as in RFC 6724 and RFC 8421."""
     interfaces: InterfaceFilter | None = None
-    """Says whether an interface may be used; all may when it is None."""
+    """Returns whether an interface may be used; None allows all."""
     addresses: AddressFilter | None = None
-    """Says whether one address of an interface may be used."""
+    """Returns whether an address of an interface may be used; None allows all."""
     loopback: bool = False
-    """Whether loopback addresses are gathered; they connect programs on one host and no others."""
+    """Whether to gather loopback addresses, which connect programs on one host only."""
     ports: tuple[int, int] | None = None
-    """The lowest and highest local port that may be used; any port when it is None."""
-    external: Mapping[str, str] = field(default_factory=lambda: NOTHING, hash=False)
-    """Local host to external one, of NATs that map 1:1 with the same ports: candidates without asking a server."""
+    """The lowest and highest local port to use; None allows all."""
+    external: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """External host by local host, for 1:1 NATs that keep the ports: candidates without asking a server."""
     addresses_per_interface: int = 3
-    """How many IPv6 addresses of one interface are gathered (RFC 8421, section 4 asks to bound them)."""
+    """Limit of IPv6 addresses of one interface (RFC 8421, section 4)."""
     patience: int = 5 * SECOND
-    """After this long without an answer from any server, gathering ends without it."""
+    """Gathering ends after this time without an answer of any server."""
     grace: int = 1 * SECOND
-    """How much longer the others get once one server has answered."""
+    """Time for the other servers after the first answer."""
     keepalive: int = 15 * SECOND
-    """Tr (RFC 8445, section 11): how often a server-reflexive mapping is kept open until a pair is nominated."""
+    """Tr (RFC 8445, section 11): interval of keepalives for mappings until a pair is nominated."""
 
     def __post_init__(self) -> None:
         if not self.families or any(family not in (IPV4, IPV6) for family in self.families):
-            raise ConfigurationError(f"families are 4, 6 or both, not {self.families!r}")
+            raise ConfigurationError(f"families must be (4,), (6,) or both, not {self.families!r}")
         if self.ports is not None:
             low, high = self.ports
             if not 1 <= low <= high <= 65535:
-                raise ConfigurationError(f"a port range is (LOW, HIGH) within 1..65535, not {self.ports!r}")
+                raise ConfigurationError(f"ports must be (LOW, HIGH) within 1..65535, not {self.ports!r}")
         if self.external:
             object.__setattr__(self, "external", {_host(old): _host(new) for old, new in self.external.items()})
         if min(self.patience, self.grace, self.keepalive) <= 0:
-            raise ConfigurationError("patience, grace and keepalive are more than zero")
+            raise ConfigurationError("patience, grace and keepalive must be more than zero")
 
 
 def _host(text: str) -> str:
@@ -89,7 +88,7 @@ def _host(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostAddress:
-    """A local address that was chosen to gather on."""
+    """A local address that is gathered on."""
 
     address: Address
     """With port 0."""
@@ -97,14 +96,14 @@ class HostAddress:
     temporary: bool = False
     loopback: bool = False
     preference: int | None = None
-    """Local preference of its candidates (RFC 8445, section 5.1.2.1); left out, the agent puts IPv6 first."""
+    """Local preference of its candidates (RFC 8445, section 5.1.2.1); None prefers IPv6."""
     pinned: bool = True
-    """Whether what is sent from it should leave by its interface, whatever other routes say."""
+    """Whether packets from it are bound to its interface, independent of routes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """A socket that stands on a chosen address, for one component."""
+    """An open socket on a local address, for one component."""
 
     flow: Flow
     host: HostAddress
@@ -112,4 +111,4 @@ class Base:
     stream: int = 0
     component: int = 1
     note: str = ""
-    """What the socket could not be given."""
+    """Options that the socket could not get."""

@@ -482,7 +482,7 @@ class Relays:
         self._unroute(relay)
         relay.paths = relay.search.paths
         for path in relay.paths:
-            # The first search keeps a path: responses to two clients of one 5-tuple could not be told apart.
+            # The first search keeps a path: responses to two clients of one 5-tuple could not be distinguished.
             self._by_path.setdefault(path, relay)
             if path[0] != relay.base.flow:
                 self._by_own_flow[path[0]] = relay

@@ -47,6 +47,7 @@ from polynya.ice.events import (
     AgentStateChanged,
     ConsentLost,
     IceEvent,
+    InternalEvent,
     PathWanted,
     Restarted,
     SelectedPairChanged,
@@ -82,7 +83,7 @@ class DataReceived:
     data: bytes
 
 
-SessionEvent = IceEvent | GatheringStateChanged | CredentialsWanted | DataReceived
+SessionEvent = IceEvent | InternalEvent | GatheringStateChanged | CredentialsWanted | DataReceived
 
 
 class Session:
@@ -241,9 +242,10 @@ class Session:
                 self.agent.receive(input, now=now)
             case StreamData():
                 self.gathering.receive(input, now=now)
-            case Resolved() if self.agent.expects(input.query):
-                self.agent.receive(input, now=now)
-            case Opened() | Resolved() | InterfacesChanged():
+            case Resolved():
+                if not self.agent.receive(input, now=now):
+                    self.gathering.receive(input, now=now)
+            case Opened() | InterfacesChanged():
                 self.gathering.receive(input, now=now)
         self._collect(now=now)
 
@@ -281,14 +283,13 @@ class Session:
         if from_turn and message.method != Method.BINDING:
             self.gathering.receive(received, now=now)
             return
-        response = message.cls is Class.SUCCESS or message.cls is Class.ERROR
-        if response and not self.agent.owns_transaction(message.transaction_id):
+        if self.agent.receive(received, now=now):
+            return
+        if message.cls is Class.SUCCESS or message.cls is Class.ERROR:
             if self.gathering.expects(datagram.flow, datagram.remote):
                 self.gathering.receive(received, now=now)
             else:
                 self._drop("unexpected", datagram, "a response to no pending request", now=now)
-            return
-        self.agent.receive(received, now=now)
 
     def _data(self, datagram: Datagram, *, now: Instant) -> None:
         component = self.agent.accepts(datagram.flow, datagram.remote)
@@ -372,7 +373,7 @@ class Session:
         for each in gathered:
             self.agent.add_local(each, now=now)
 
-    def _note(self, event: IceEvent, *, now: Instant) -> None:
+    def _note(self, event: IceEvent | InternalEvent, *, now: Instant) -> None:
         match event:
             case SelectedPairChanged() if event.pair is not None and event.nominated:
                 self.gathering.bind(event.pair.flow, event.pair.remote_address, now=now)

@@ -1,14 +1,15 @@
-"""The attributes of STUN and TURN: one typed object for each, which knows how its value is read and written.
+"""Attributes of STUN and TURN: one typed object for each, which decodes and encodes its value.
 
     message[PRIORITY]            an int, and mypy knows it
     message.get(ERROR_CODE)      a StunError or None
 
-`decode` takes the bytes of a value (without header and padding) and the 16 header bytes that XOR addresses are masked
-with (cookie and transaction id). It raises DecodeError and nothing else. `pack` gives the whole attribute: header,
-value, padding. It raises ValueError for a value that cannot be sent.
+`decode` takes the bytes of a value (without header and padding), and the 16 header bytes that mask XOR addresses
+(cookie and transaction id). It raises DecodeError and nothing else. `pack` returns the whole attribute: header, value,
+padding. It raises ValueError for an invalid value.
 
-Of an attribute that `repeats` a message holds a tuple of all values; of any other the first counts (RFC 8489, section
-14). MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 and FINGERPRINT are not here: the codec makes and checks them.
+A message holds a tuple of all values of an attribute that `repeats`, and the first value of any other (RFC 8489,
+section 14). MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 and FINGERPRINT are not here: `message` creates and verifies
+them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _XOR4: Final = struct.Struct("!HHI").pack
 _WORD: Final = struct.Struct("!I").unpack_from
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 _MAX_TEXT: Final = 763
-"""Bytes of REALM, SOFTWARE, NONCE and reason phrases: what RFC 5389 allowed; RFC 8489 asks for 509 and fewer."""
+"""Bytes of REALM, SOFTWARE, NONCE and reason phrases: the limit of RFC 5389; RFC 8489 has 509 and fewer."""
 
 
 class Attribute(Generic[T]):
@@ -53,15 +54,15 @@ class Attribute(Generic[T]):
         self.number = int(number)
         self.name = number.name.replace("_", "-")
         self.decode = decode
-        """One value. For an attribute that repeats, one of the tuple."""
+        """Decodes one value; of an attribute that repeats, one of the tuple."""
         self.encode = encode
         self.repeats = repeats
         self.field = field
-        """The `struct` code of a value that is a plain integer, else empty: such a value needs no decoder call."""
+        """The `struct` code of a plain integer, which needs no decoder call; empty for other values."""
         self.text = False
-        """Whether a value is UTF-8 and nothing else, within the length that was checked."""
+        """Whether a value is plain UTF-8, within the checked length."""
         self.pack: Callable[[Any, bytes], bytes] = self._pack_values if repeats else self._pack_value
-        """The whole attribute as it is sent; of one that repeats, all of them."""
+        """Encodes the whole attribute; of one that repeats, all of its values."""
 
     def _pack_value(self, value: T, mask: bytes) -> bytes:
         encoded = self.encode(value, mask)
@@ -75,7 +76,7 @@ class Attribute(Generic[T]):
         return self.name
 
     def __reduce__(self) -> str:
-        return self.name.replace("-", "_")  # copies and pickles are the one object of this module
+        return self.name.replace("-", "_")  # copies and pickles resolve to the object of this module
 
 
 # ------------------------------------------------------------------------------------------------ values with a shape
@@ -92,7 +93,7 @@ class StunError(NamedTuple):
 
 
 class AddressError(NamedTuple):
-    """The value of ADDRESS-ERROR-CODE: why one of two families was not allocated (RFC 8656, section 18.12)."""
+    """The value of ADDRESS-ERROR-CODE: the reason why one of two families was not allocated (RFC 8656, 18.12)."""
 
     family: int
     code: int
@@ -100,21 +101,21 @@ class AddressError(NamedTuple):
 
 
 class PasswordAlgorithm(NamedTuple):
-    """One entry of PASSWORD-ALGORITHMS; `number` is a PasswordAlgorithmNumber or one that is not known."""
+    """One entry of PASSWORD-ALGORITHMS; `number` is a PasswordAlgorithmNumber, or an unknown one."""
 
     number: int
     parameters: bytes = b""
 
 
 class ChangeRequest(NamedTuple):
-    """From where a server shall answer (RFC 5780, section 7.2)."""
+    """The requested change of a response's source (RFC 5780, section 7.2)."""
 
     address: bool = False
     port: bool = False
 
 
 class TransmitCounter(NamedTuple):
-    """How often a request and its response were sent (RFC 7982, section 3)."""
+    """The number of sends of a request and of its response (RFC 7982, section 3)."""
 
     request: int
     response: int = 0
@@ -159,7 +160,7 @@ def _integer(number: AttributeType, field: str = "I") -> Attribute[int]:
 
 
 def _flag(number: AttributeType) -> Attribute[bool]:
-    """An attribute that says something by being there."""
+    """Return an attribute without a value, which is set by its presence."""
     packed = _HEADER(number, 0)
 
     def pack_flag(value: bool, _: bytes) -> bytes:
@@ -175,7 +176,7 @@ def _flag(number: AttributeType) -> Attribute[bool]:
 
 
 def _text(number: AttributeType, limit: int = _MAX_TEXT, *, lenient: bool = False) -> Attribute[str]:
-    """UTF-8 of at most `limit` bytes. What is for people only may be badly encoded (`lenient`)."""
+    """Return an attribute of at most `limit` bytes of UTF-8; `lenient` accepts wrong encoding in text for people."""
 
     def decode(value: bytes, _: bytes) -> str:
         if len(value) > limit:
@@ -228,7 +229,7 @@ def _opaque(number: AttributeType, low: int = 0, high: int = 0xFFFF) -> Attribut
 
 
 def _leading(number: AttributeType, size: int, *, shorter: bool = False) -> Attribute[int]:
-    """A number of `size` bytes at the start of four. Some senders leave the unused rest out (`shorter`)."""
+    """Return a number of `size` bytes at the start of four. Some senders omit the unused rest (`shorter`)."""
     sizes = (4, size) if shorter else (4,)
     return Attribute(
         number,
@@ -242,7 +243,7 @@ _FAMILY_NUMBERS: Final = {IPV4: b"\x01", IPV6: b"\x02"}
 
 
 def _family(number: AttributeType) -> Attribute[int]:
-    """An address family as 4 or 6, and 0 for any other: the server answers that with 440, not with 400."""
+    """Return an address family attribute: 4, 6, or 0 for others, which a server answers with 440, not with 400."""
     return Attribute(
         number,
         lambda value, _: _FAMILY_VERSIONS.get(_sized(value, 4)[0], 0),
@@ -258,7 +259,7 @@ def _family_number(family: int) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _host_of(packed: bytes) -> str:
-    """Hosts repeat, their ports less so: the same texts are shared."""
+    """Return the text of a host. Hosts repeat, so their texts are shared."""
     return Address.from_packed(packed, 0).host
 
 
@@ -274,7 +275,7 @@ def _encode_address(value: Address, _: bytes) -> bytes:
 
 
 def _masked(value: bytes, mask: bytes) -> bytes:
-    """An address value with port and host XORed by the header's bytes 4 to 20 (RFC 8489, section 14.2)."""
+    """Return an address value with port and host XORed by header bytes 4 to 20 (RFC 8489, section 14.2)."""
     size = len(value) - 4
     host = int.from_bytes(value[4:], "big") ^ int.from_bytes(mask[:size], "big")
     return bytes((0, value[1], value[2] ^ mask[0], value[3] ^ mask[1])) + host.to_bytes(size, "big")
@@ -303,7 +304,7 @@ def _xor_address(number: AttributeType) -> Attribute[Address]:
 
 
 def _decode_code(value: bytes) -> tuple[int, str]:
-    """Error class and number, and the reason phrase, which is for people and so may be badly encoded."""
+    """Return the error code and the reason phrase, whose encoding may be wrong."""
     if not 4 <= len(value) <= 4 + _MAX_TEXT:
         raise DecodeError(f"an error code has 4..{4 + _MAX_TEXT} bytes, not {len(value)}")
     hundreds, rest = value[2] & 7, value[3]
@@ -352,7 +353,7 @@ def _decode_algorithms(value: bytes, _: bytes) -> tuple[PasswordAlgorithm, ...]:
 
 @lru_cache(maxsize=64)
 def _pack_algorithms(value: tuple[PasswordAlgorithm, ...]) -> bytes:
-    """A server offers the same ones to everybody."""
+    """Encode algorithms. A server offers the same ones to all clients, so the result is cached."""
     return b"".join(
         _HEADER(number, len(parameters)) + parameters + _PADDING[len(parameters) & 3] for number, parameters in value
     )
@@ -442,7 +443,7 @@ ADDITIONAL_ADDRESS_FAMILY: Final = _family(_A.ADDITIONAL_ADDRESS_FAMILY)
 EVEN_PORT: Final[Attribute[bool]] = Attribute(
     _A.EVEN_PORT, lambda value, _: _sized(value, 1)[0] >= 0x80, lambda value, _: b"\x80" if value else b"\0"
 )
-"""Whether the next higher port is to be reserved, too."""
+"""Whether to reserve the next higher port, too."""
 REQUESTED_TRANSPORT: Final = _leading(_A.REQUESTED_TRANSPORT, 1)
 """The protocol number: 17 for UDP, 6 for TCP."""
 DONT_FRAGMENT: Final = _flag(_A.DONT_FRAGMENT)
@@ -479,4 +480,4 @@ TRANSACTION_TRANSMIT_COUNTER: Final[Attribute[TransmitCounter]] = Attribute(
 ATTRIBUTES: Final[dict[int, Attribute[Any]]] = {
     value.number: value for value in tuple(vars().values()) if isinstance(value, Attribute)
 }
-"""Every attribute by its number."""
+"""All attributes by number."""

@@ -1,18 +1,18 @@
-"""What kind of NAT is in the way, asked of a STUN server with two addresses (RFC 5780, sections 4.2 to 4.5).
+"""NAT behavior discovery with a STUN server that has two addresses (RFC 5780, sections 4.2 to 4.5).
 
-Mapping and filtering are asked by a flow each, since what a NAT lets in depends on where a flow has sent to:
+Mapping and filtering are tested on a flow each, since a NAT filters by the addresses that a flow has sent to:
 
-    mapping   I    ask A1:P1             no OTHER-ADDRESS: not known; mapped as sent: no NAT, endpoint-independent
-              II   ask A2:P1             mapped as in I: endpoint-independent
-              III  ask A2:P2             mapped as in II: address-dependent; else address-and-port-dependent
-    filtering I    ask A1:P1
-              II   answer from A2:P2!    it comes: endpoint-independent
-              III  answer from A1:P2!    it comes, II does not: address-dependent; neither: address-and-port-dependent
-    hairpin        both flows send to each other's mapped address, some times: the first packets open filters
+    mapping   I    request to A1:P1      no OTHER-ADDRESS: unknown; mapped as sent: no NAT, endpoint-independent
+              II   request to A2:P1      mapped as in I: endpoint-independent
+              III  request to A2:P2      mapped as in II: address-dependent; else address-and-port-dependent
+    filtering I    request to A1:P1
+              II   response from A2:P2   it arrives: endpoint-independent
+              III  response from A1:P2   it arrives, II does not: address-dependent; neither: address-and-port-dependent
+    hairpin        both flows send to each other's mapped address, several times: the first packets open filters
 
-A server with two ports of one address leaves the mapping open, and of the filtering it tells whether the port counts.
-Filtering's II and III go on at once, for silence takes its time. The results are of this moment: under load a NAT may
-become stricter than it was seen, never less strict.
+A server with two ports of one address leaves the mapping unknown; of the filtering it shows whether the port counts.
+Filtering tests II and III run at the same time, because each may end in a timeout. The results are a snapshot: under
+load a NAT may become stricter, never less strict.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from polynya.core.addresses import Address, scope
 from polynya.core.behavior import Behavior
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Counters, Datagram, IcmpError, Input, Open, Opened, Send, SendFailed
@@ -35,13 +36,13 @@ from .questions import Answer, Question, Questions, Returned
 from .transactions import Schedule
 
 PATIENT: Final = Schedule(sends=5, last_wait=8)
-"""11.5 s: five losses in a row would pass for a filter."""
+"""11.5 s in all; only five lost packets in a row would look like a filter."""
 BRIEF: Final = Schedule(sends=4, last_wait=2)
-"""4.5 s, for packets that turn round at the NAT."""
+"""4.5 s in all, for packets that turn round at the NAT."""
 
 
 class Test(Enum):
-    """A question, as the RFC numbers them."""
+    """A test, with its number in the RFC."""
 
     MAPPING_1 = "mapping, test I"
     MAPPING_2 = "mapping, test II"
@@ -53,40 +54,60 @@ class Test(Enum):
 
     @property
     def of_mapping(self) -> bool:
-        """Whether the mapping's flow asks it."""
+        """Whether the test uses the flow for mapping."""
         return self in (Test.MAPPING_1, Test.MAPPING_2, Test.MAPPING_3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BehaviorReport:
-    """What was found out, None where it could not be. Each `..._reason` says why in either case, for people."""
+    """Result of behavior discovery. Results that are unknown are None; each `..._reason` explains either case.
+
+    `str()` gives a summary for people.
+    """
 
     server: Address
     local: Address | None = None
-    """From where the mapping was asked."""
+    """The local address of the mapping tests."""
     mapped: Address | None = None
-    """What the server saw of it."""
+    """The address of `local` as seen by the server."""
     other: Address | None = None
     """The server's other address and port."""
     translated: bool | None = None
-    """Whether there is a NAT; None also where we are bound to no certain address."""
+    """Whether a NAT translates the address; None also if the local address is unspecified."""
     mapping: Behavior | None = None
     mapping_reason: str = ""
     filtering: Behavior | None = None
-    """Also that of a firewall that translates nothing."""
+    """Also set for a firewall that translates nothing."""
     filtering_reason: str = ""
     hairpinning: bool | None = None
-    """Whether two flows behind the NAT reach each other by their mapped addresses. A NAT that filters and whose mapping
-    depends on the remote endpoint may hairpin and not be seen to."""
+    """Whether two flows behind the NAT reach each other by their mapped addresses. It may be reported as False for a
+    NAT that hairpins, if its mapping depends on the remote endpoint and it filters."""
     hairpinning_reason: str = ""
     rewrites: bool = False
-    """Something in the way changes addresses within packets (section 3.6)."""
+    """Whether a middlebox changes addresses in the payload of packets (section 3.6)."""
+
+    def __str__(self) -> str:
+        nat = {True: "behind a NAT", False: "no NAT", None: "NAT unknown"}[self.translated]
+        hairpin = {True: "yes", False: "no", None: "unknown"}[self.hairpinning]
+        lines = [
+            f"{self.local or 'no local address'}, mapped to {self.mapped or 'an unknown address'}: {nat}",
+            f"  mapping: {_name(self.mapping)} ({self.mapping_reason})",
+            f"  filtering: {_name(self.filtering)} ({self.filtering_reason})",
+            f"  hairpinning: {hairpin} ({self.hairpinning_reason})",
+        ]
+        if self.rewrites:
+            lines.append("  a middlebox rewrites addresses in packets")
+        return "\n".join(lines)
+
+
+def _name(behavior: Behavior | None) -> str:
+    return "unknown" if behavior is None else behavior.value
 
 
 class BehaviorDiscovery:
-    """A machine: opens two flows, asks, closes them, and says what it found by one event, a `BehaviorReport`.
+    """Machine of one behavior discovery: opens two flows, tests, closes them and emits one `BehaviorReport`.
 
-    `local` is where to ask from, with port 0: an address of this host, or its family's unspecified one.
+    `local` is the address to test from, with port 0: an address of this host, or the unspecified one of its family.
     """
 
     def __init__(
@@ -100,31 +121,32 @@ class BehaviorDiscovery:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.report = BehaviorReport(server=server)
-        """What is known so far."""
+        """The results so far."""
         self._server = server
         self._bind = local
         self._schedule = schedule
-        self._questions: Questions[Test] = Questions(random, trace)
+        self._outputs: Queue[Open | Close | Send] = Queue()
+        self._questions: Questions[Test] = Questions(random, trace, outbox=self._outputs)
         self._flows = {Test.MAPPING_1: flow_ids.new(), Test.FILTERING_1: flow_ids.new()}
         self._open: dict[Flow, Address] = {}
         self._mapped: dict[Test, Address] = {}
-        """What the server saw, by test."""
+        """The mapped address, by test."""
         self._passed: dict[Test, bool] = {}
-        """Which of filtering's tests II and III were let in."""
-        self._outputs: list[Open | Close | Send] = []
-        self._events: list[BehaviorReport] = []
+        """Whether the responses of filtering tests II and III arrived."""
+        self._events: Queue[BehaviorReport] = Queue()
         self._two_addresses = False
         self._hairpinning = False
         self._ended = False
 
     # --------------------------------------------------------------------------------------------------------- machine
 
-    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
-        """Open the flows; what follows comes of itself."""
-        self._outputs += [Open(flow=flow, transport=Transport.UDP, local=self._bind) for flow in self._flows.values()]
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - a driver passes the time
+        """Open the flows; the tests follow."""
+        for flow in self._flows.values():
+            self._outputs.append(Open(flow=flow, transport=Transport.UDP, local=self._bind))
 
     def receive(self, input: Input, *, now: Instant) -> None:
-        """Take in an answer, a request that came back, an error, or what became of a flow."""
+        """Handle a response, a request that came back, an error, or the result of an `Open`."""
         match input:
             case Opened():
                 for test, flow in self._flows.items():
@@ -134,7 +156,7 @@ class BehaviorDiscovery:
             case Closed() if input.flow not in self._open:
                 for test, flow in self._flows.items():
                     if flow == input.flow:
-                        self._failed(test, f"no socket: {input.reason}")
+                        self._failed(test, f"no socket could be opened: {input.reason}")
             case Datagram() | IcmpError() | SendFailed() | Closed():
                 self._questions.receive(input, now=now)
             case _:
@@ -149,16 +171,14 @@ class BehaviorDiscovery:
         return self._questions.next_timer()
 
     def outputs(self) -> list[Open | Close | Send]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
     def events(self) -> list[BehaviorReport]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     @property
     def counters(self) -> Counters:
-        """What was received and not used, by why."""
+        """Received packets that were ignored, by reason."""
         return self._questions.counters
 
     # ----------------------------------------------------------------------------------------------------------- steps
@@ -176,11 +196,10 @@ class BehaviorDiscovery:
         if self.report.mapping_reason and self.report.filtering_reason and not self._hairpinning:
             self._hairpinning = True
             self._begin_hairpin(now=now)
-        self._outputs += self._questions.outputs()
         if self.report.hairpinning_reason:
             self._ended = True
             self._questions.forget()
-            self._outputs += [Close(flow=flow) for flow in self._open]
+            self._outputs.extend(Close(flow=flow) for flow in self._open)
             self._events.append(self.report)
 
     def _ask(self, test: Test, to: Address, *, now: Instant, change: ChangeRequest | None = None) -> None:
@@ -190,7 +209,7 @@ class BehaviorDiscovery:
         )
 
     def _answered(self, answer: Answer[Test], *, now: Instant) -> None:
-        """A success response, from where it was asked to come from."""
+        """Handle a success response from the requested source."""
         test, message = answer.question.test, answer.message
         assert message is not None
         mapped = self._mapped[test] = message[XOR_MAPPED_ADDRESS]
@@ -210,17 +229,17 @@ class BehaviorDiscovery:
                 self._passed[test] = True
                 self._judge_filtering()
             case Test.HAIRPIN:
-                pass  # somebody else has our mapped address: another NAT is in front of this one
+                pass  # another host has our mapped address: there is a second NAT in front of this one
 
     def _other(self, message: Message) -> Address | None:
-        """OTHER-ADDRESS, where it is what it must be: another address and another port."""
+        """Return OTHER-ADDRESS if it is valid: another address and another port."""
         other, here = message.get(OTHER_ADDRESS), self._server
         if other is None or other.family != here.family or other.host == here.host or other.port in (0, here.port):
             return None
         return other
 
     def _failed(self, test: Test, reason: str, *, silent: bool = False) -> None:
-        """No success response. Of the filtering's tests, silence is what was asked for."""
+        """Handle a test without a success response; silence is a result of filtering tests II and III."""
         if test is Test.HAIRPIN:
             if not self.report.hairpinning:
                 self._note(hairpinning=False, hairpinning_reason="no request came back")
@@ -238,9 +257,11 @@ class BehaviorDiscovery:
         certain = scope(local.host) != "unspecified"
         self._note(local=local, mapped=mapped, other=other, translated=not here if certain else None)
         if here and certain:
-            self._note(mapping=Behavior.EI, mapping_reason=f"{mapped} is what we have: there is no NAT")
+            self._note(
+                mapping=Behavior.EI, mapping_reason=f"the server sees the local address {mapped}: there is no NAT"
+            )
         elif other is None:
-            self._note(mapping_reason=f"{self._server} names no other address")
+            self._note(mapping_reason=f"{self._server} has no other address")
         else:
             self._ask(Test.MAPPING_2, other.with_port(self._server.port), now=now)
 
@@ -248,34 +269,34 @@ class BehaviorDiscovery:
         seen, other = self._mapped, self.report.other
         first, second = seen[Test.MAPPING_1], seen[Test.MAPPING_2]
         if first == second:
-            self._note(mapping=Behavior.EI, mapping_reason=f"{first} towards both addresses")
+            self._note(mapping=Behavior.EI, mapping_reason=f"mapped to {first} towards both addresses of the server")
         elif test is Test.MAPPING_2 and other is not None:
             self._ask(Test.MAPPING_3, other, now=now)
         else:
             third = seen[Test.MAPPING_3]
             kind = Behavior.AD if second == third else Behavior.APD
-            reason = f"{first} towards one address, {second} and {third} towards two ports of another"
+            reason = f"mapped to {first} towards one address, to {second} and {third} towards two ports of another"
             self._note(mapping=kind, mapping_reason=reason)
 
     def _judge_filtering(self) -> None:
         from_all, from_port = self._passed.get(Test.FILTERING_2), self._passed.get(Test.FILTERING_3)
         if from_all:
-            self._note(filtering=Behavior.EI, filtering_reason="an answer from another address and port came in")
+            self._note(filtering=Behavior.EI, filtering_reason="a response from another address and port arrived")
         elif from_port is None or (from_all is None and self._two_addresses):
             return
         elif not from_port:
-            self._note(filtering=Behavior.APD, filtering_reason="no answer from elsewhere came in")
+            self._note(filtering=Behavior.APD, filtering_reason="no response from another port arrived")
         elif self._two_addresses:
-            reason = "an answer from another port came in, none from another address"
+            reason = "a response from another port arrived, none from another address"
             self._note(filtering=Behavior.AD, filtering_reason=reason)
         else:
-            reason = f"an answer from another port came in; {self._server} has no other address to answer from"
+            reason = f"a response from another port arrived; {self._server} has no other address to test with"
             self._note(filtering_reason=reason)
 
     def _begin_hairpin(self, *, now: Instant) -> None:
         ends = [self._mapped.get(test) for test in self._flows]
         if self.report.translated is False or None in ends:
-            reason = "there is no NAT" if self.report.translated is False else "our mapped addresses are not known"
+            reason = "there is no NAT" if self.report.translated is False else "the mapped addresses are unknown"
             self._note(hairpinning_reason=reason)
             return
         for flow, to in zip(self._flows.values(), reversed(ends), strict=True):

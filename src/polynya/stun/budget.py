@@ -1,6 +1,6 @@
-"""What one source may make the server do: so many a second, with a burst, in a table of bounded size.
+"""Rate limit by source: so many units a second with a burst, in a table of bounded size.
 
-Each source costs one integer: the time at which its bucket is full again (the generic cell rate algorithm).
+Each source has one integer: the time when its bucket is full again (generic cell rate algorithm).
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from polynya.core.addresses import pack_host
 from polynya.core.instants import SECOND, Instant
 
 SOURCES: Final = 65_536
-"""Sources that are remembered; then those seen first are forgotten, and begin anew."""
+"""Limit of sources in the table; then the oldest are dropped, and start again with a full bucket."""
 
 
 def source_of(host: str) -> str:
-    """Whom a budget is for: an IPv4 host, or the /64 of an IPv6 one, which is what a subscriber gets."""
+    """Return the source of a budget: an IPv4 host, or the /64 of an IPv6 host, which one subscriber has."""
     return pack_host(host)[:8].hex() if ":" in host else host
 
 
 class Budget:
-    """So many a second for each source. A rate of 0 is no limit."""
+    """Units per second for each source. A rate of 0 disables the limit."""
 
     def __init__(self, per_second: int, burst: int | None = None, sources: int = SOURCES) -> None:
         self._interval = SECOND // per_second if per_second else 0
@@ -29,7 +29,7 @@ class Budget:
         self._full_again: dict[str, int] = {}
 
     def take(self, source: str, *, now: Instant) -> bool:
-        """Use one unit of a source's budget; False when there is none left."""
+        """Use one unit of a source's budget; return False if none is left."""
         if not self._interval:
             return True
         table = self._full_again

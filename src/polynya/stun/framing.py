@@ -1,7 +1,7 @@
 """STUN and ChannelData on a stream (RFC 8489, section 6.2.2; RFC 8656, sections 2.5 and 12.4 to 12.6).
 
-Both carry their own length, and their first two bits tell them apart: 00 is STUN, 01 is ChannelData, which is padded to
-four bytes on a stream. Anything else means that the two sides have lost step, and nothing after it can be trusted.
+Both carry their own length and differ in their first two bits: 00 is STUN, 01 is ChannelData, which is padded to four
+bytes on a stream. Any other bits mean that the framing is lost, and no later byte can be interpreted.
 
     | position     | what is there        | then                                          |
     |--------------|----------------------|-----------------------------------------------|
@@ -24,11 +24,11 @@ MAX_FRAME: Final = HEADER_LENGTH + 0xFFFC
 CHANNEL_HEADER_LENGTH: Final = 4
 FIRST_CHANNEL: Final = 0x4000
 LAST_CHANNEL: Final = 0x7FFF
-"""What RFC 5766 allowed; RFC 8656 gives out channels up to 0x4FFF. Which are taken is the owner's to say."""
+"""The limit of RFC 5766; RFC 8656 allows channels up to 0x4FFF. The owner decides which are accepted."""
 
 
 class StreamFramer:
-    """Cuts a stream into STUN messages and ChannelData frames, however its bytes arrive.
+    """Splits a stream into STUN messages and ChannelData frames, in whatever pieces its bytes arrive.
 
     A frame that is longer than `max_frame` breaks the stream as soon as its header is there, so that no more than that
     is ever kept.
@@ -67,11 +67,11 @@ class StreamFramer:
 
     @property
     def pending(self) -> int:
-        """Bytes of a frame that is not complete."""
+        """Bytes of the incomplete frame."""
         return len(self._buffer)
 
     def _frame_size(self, position: int) -> int:
-        """Bytes of the frame at `position` without padding, 0 while its header is not there; DecodeError if broken."""
+        """Return the size of the frame at `position` without padding, or 0 if its header is incomplete."""
         buffer = self._buffer
         available = len(buffer) - position
         if available < 1:
@@ -100,7 +100,7 @@ def is_channel_data(data: bytes) -> bool:
 
 
 def encode_channel_data(channel: int, payload: bytes, *, pad: bool) -> bytes:
-    """A ChannelData message. `pad` it on a stream; over UDP it may be left out (RFC 8656, section 12.5)."""
+    """Encode a ChannelData message. `pad` it on a stream; over UDP padding is optional (RFC 8656, section 12.5)."""
     if not FIRST_CHANNEL <= channel <= LAST_CHANNEL:
         raise ValueError(f"a channel is within {FIRST_CHANNEL:#06x}..{LAST_CHANNEL:#06x}, not {channel:#06x}")
     if len(payload) > 0xFFFF:
@@ -110,7 +110,7 @@ def encode_channel_data(channel: int, payload: bytes, *, pad: bool) -> bytes:
 
 
 def decode_channel_data(data: bytes) -> tuple[int, bytes]:
-    """Channel and payload. Padding, or whatever follows the payload, is ignored. DecodeError for anything else."""
+    """Return channel and payload; bytes after the payload are ignored. Raises DecodeError for other data."""
     if not is_channel_data(data):
         raise DecodeError(f"{data[:4].hex()} does not begin ChannelData of {len(data)} bytes")
     return data[0] << 8 | data[1], data[4 : 4 + (data[2] << 8 | data[3])]

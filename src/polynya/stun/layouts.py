@@ -1,13 +1,12 @@
-"""What messages of one kind have in common, learned from the first, so that the next are read in one stroke.
+"""Layouts of messages: learned from the first message of a kind, they decode the next ones with one `struct` call.
 
-Checks, their answers, keepalives: one peer sends messages that differ in their values only, never in the order and
-lengths of their attributes. Walking the attributes costs Python some 300 ns each; with the layout known, one `struct`
-takes all values out, one tuple comparison shows that every header word is where it was, and integers need no decoder.
-A layout never decides anything: where it does not fit, the message is walked.
+The checks, responses and keepalives of one peer differ in their values only, never in the order and lengths of their
+attributes. Decoding attribute by attribute takes some 300 ns each. With a known layout, one `struct` call extracts all
+values, one tuple comparison verifies the header words, and integers need no decoder. A layout makes no decisions: a
+message that does not fit is decoded attribute by attribute.
 
-The table is bounded. While it has room every new layout is kept; when it is full only one message in 16 that fits none
-replaces the oldest, so that a flood of odd messages costs no more than walking them does. What it pushes out is walked,
-too, until it is learned again.
+The table is bounded. A new layout is added while there is room. In a full table, one of 16 messages without a layout
+replaces the oldest layout, so that a flood of odd messages costs no more than decoding them the slow way.
 """
 
 from __future__ import annotations
@@ -19,33 +18,33 @@ from .attributes import ATTRIBUTES, DATA, Attribute, Decoder
 from .registry import COMPREHENSION_OPTIONAL, HEADER_LENGTH, AttributeType, Class
 
 MAX_SIZE: Final = 512
-"""Longer messages are rare, and each layout would be met once."""
+"""Bytes; longer messages are rare, and their layouts would not repeat."""
 CAPACITY: Final = 256
 _REPLACE_EVERY: Final = 16
 
 _TYPE_AND_LENGTH: Final = struct.Struct("!HH").unpack_from
 layout_key: Final = struct.Struct("!I16xI").unpack_from
-"""Message type, message length and the first attribute's header: what a layout is found by."""
+"""Message type, message length and the first attribute's header: the key of a layout."""
 
 
 class Frame(NamedTuple):
-    """What surrounds the attributes' values."""
+    """The parts of a message besides its attributes' values."""
 
     legacy: bool = False
-    """Without the magic cookie, as RFC 3489 had it: the transaction id has 16 bytes."""
+    """Whether it has no magic cookie, as in RFC 3489; its transaction id has 16 bytes then."""
     fingerprint: bool = False
     unknown_required: tuple[int, ...] = ()
     integrity: int = 0
-    """Offset of MESSAGE-INTEGRITY, 0 when it is absent."""
+    """Offset of MESSAGE-INTEGRITY; 0 if it is absent."""
     integrity_head: bytes = b""
     """The message's first four bytes as MESSAGE-INTEGRITY covers them."""
     sha256: int = 0
-    """Offset of MESSAGE-INTEGRITY-SHA256, 0 when it is absent."""
+    """Offset of MESSAGE-INTEGRITY-SHA256; 0 if it is absent."""
     sha256_head: bytes = b""
     sha256_size: int = 0
     """Bytes of its possibly truncated value."""
     malformed: str = ""
-    """Which comprehension-required attribute cannot be read, and why."""
+    """The comprehension-required attribute that is invalid, and why."""
 
 
 BUILT: Final = Frame()
@@ -53,7 +52,7 @@ BUILT_LEGACY: Final = Frame(legacy=True)
 
 
 class Layout(NamedTuple):
-    """Where a message's values are. Fields: the cookie, the transaction id, then header word and value in turn."""
+    """Positions of a message's values. Its fields are cookie, transaction id, then header word and value in turn."""
 
     unpack: Any
     """`Struct.unpack` for the whole message."""
@@ -66,21 +65,21 @@ class Layout(NamedTuple):
     integers: tuple[tuple[Attribute[Any], int], ...]
     """Attributes whose field is their value, with the field's index."""
     texts: tuple[tuple[Attribute[Any], int], ...]
-    """Attributes whose field is their value in UTF-8, of a length that is allowed."""
+    """Attributes whose field is their value in UTF-8, of an allowed length."""
     others: tuple[tuple[Attribute[Any], int, Decoder[Any]], ...]
     fingerprint: bool
     frame: Frame
 
 
 class Layouts:
-    """The layouts by their keys. It changes how fast a message is decoded, never what comes out."""
+    """Table of layouts by key. It changes the speed of decoding, never the result."""
 
     def __init__(self) -> None:
         self.by_key: dict[tuple[int, int], Layout] = {}
         self._missed = 0
 
     def offer(self, data: bytes, attributes: dict[Attribute[Any], Any], method: int, cls: Class, frame: Frame) -> None:
-        """Learn from a message that was walked and found good."""
+        """Add the layout of a message that was decoded the slow way."""
         key = layout_key(data)
         if key in self.by_key:
             return
@@ -99,7 +98,7 @@ class Layouts:
 def _layout(
     data: bytes, attributes: dict[Attribute[Any], Any], method: int, cls: Class, frame: Frame
 ) -> Layout | None:  # fmt: skip
-    """The layout of a message, or None where a second one like it could mean something else."""
+    """Return the layout of a message; None if an equal layout could have another meaning."""
     codes = ["!4xI12s"]
     integers: list[tuple[Attribute[Any], int]] = []
     texts: list[tuple[Attribute[Any], int]] = []

@@ -1,20 +1,21 @@
-"""How long a NAT keeps a mapping that nobody uses, asked of a STUN server (RFC 5780, section 4.6).
+"""Mapping lifetime discovery: how long a NAT keeps an idle mapping (RFC 5780, section 4.6).
 
-Flow X asks, so that it has a mapping, and is silent for a time. Then flow Y asks for an answer to X's mapped port
-(RESPONSE-PORT): if it comes by X, the mapping was still there. The times double from trial to trial until the mapping
-has gone, and then halve what is left between the longest that it survived and the shortest that it did not.
+Flow X sends a request, which makes a mapping, and is then idle for a time. Flow Y then requests a response to X's
+mapped port (RESPONSE-PORT): if it arrives on X, the mapping still exists. The idle time doubles from trial to trial
+until the mapping is gone. Then a binary search narrows the range between the longest time that it survived and the
+shortest that it did not.
 
-    state   | Opened twice | X is answered | its time is over | answer by X   | no answer by X | refused, no socket
+    state   | Opened twice | X is answered | idle time over   | response on X | none on X      | refused, no socket
     --------+--------------+---------------+------------------+---------------+----------------+-------------------
     OPENING | RENEWING     |               |                  |               |                | ENDED
     RENEWING|              | RESTING       |                  |               | ENDED          | ENDED
     RESTING |              |               | TRYING           |               |                |
     TRYING  |              |               |                  | RENEWING (1)  | RENEWING (1)   | ENDED
 
-    (1) or ENDED, when the rest is fine enough, or the mapping survived the longest time that was to be tried
+    (1) or ENDED, if the range is small enough, or if the mapping survived the longest time to try
 
-The first trial rests for no time: where its answer does not come, nothing can be said. The mapping is renewed before
-each trial by a packet from inside, which renews every mapping.
+The first trial has no idle time: if its response does not arrive, the lifetime cannot be measured. Before each trial a
+packet from inside renews the mapping.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from random import Random
 from typing import Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, FlowIds, Transport
-from polynya.core.instants import SECOND, Instant
+from polynya.core.instants import SECOND, Instant, in_seconds
 from polynya.core.machine import Close, Closed, Counters, Datagram, IcmpError, Input, Open, Opened, Send, SendFailed
 from polynya.core.trace import NO_TRACE, Tracer
 
@@ -36,7 +38,7 @@ from .transactions import Schedule
 
 PATIENT: Final = Schedule(sends=5, last_wait=8)
 FIRST: Final = 10 * SECOND
-"""The first time that a mapping is let rest."""
+"""The first idle time that is tried, nanoseconds."""
 
 
 class State(Enum):
@@ -49,21 +51,27 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LifetimeReport:
-    """What was found out. Times are nanoseconds."""
+    """Result of lifetime discovery. Times are seconds; `str()` gives a summary for people."""
 
     server: Address
-    survived: int | None = None
-    """The longest rest that the mapping survived; None where nothing can be said."""
-    gone_after: int | None = None
-    """The shortest that it did not; None where it survived all."""
+    survived: float | None = None
+    """The longest idle time that the mapping survived; None if it cannot be measured."""
+    gone_after: float | None = None
+    """The shortest idle time that it did not survive; None if it survived all."""
     reason: str = ""
+
+    def __str__(self) -> str:
+        if self.survived is None:
+            return f"mapping lifetime towards {self.server}: unknown ({self.reason})"
+        gone = "" if self.gone_after is None else f", gone after {self.gone_after:g} s"
+        return f"mapping lifetime towards {self.server}: idle for {self.survived:g} s{gone} ({self.reason})"
 
 
 class MappingLifetime:
-    """A machine: opens two flows, tries, closes them, and ends with one event, a `LifetimeReport`.
+    """Machine of one lifetime discovery: opens two flows, tries, closes them and emits one `LifetimeReport`.
 
-    Times up to `longest` are tried, until they are known to `resolution`; both are nanoseconds. It takes two minutes
-    where mappings live for 30 s, and eleven where they live for 120 s.
+    It tries idle times up to `longest` until the range is at most `resolution`; both are nanoseconds. It takes two
+    minutes if mappings live for 30 s, and eleven if they live for 120 s.
     """
 
     def __init__(
@@ -79,33 +87,37 @@ class MappingLifetime:
         trace: Tracer = NO_TRACE,
     ) -> None:
         if longest <= 0 or resolution <= 0:
-            raise ValueError("the longest time and the resolution are positive numbers of nanoseconds")
+            raise ValueError(
+                f"longest and resolution must be more than zero, not {longest} and {resolution} nanoseconds"
+            )
         self.state = State.OPENING
         self.report = LifetimeReport(server=server)
-        """What is known so far."""
+        """The result so far."""
         self._server = server
         self._bind = local
         self._schedule = schedule
         self._longest = longest
         self._resolution = resolution
-        self._questions: Questions[State] = Questions(random, trace)
+        self._outputs: Queue[Open | Close | Send] = Queue()
+        self._questions: Questions[State] = Questions(random, trace, outbox=self._outputs)
         self._kept, self._asking = flow_ids.new(), flow_ids.new()
         self._open: list[Flow] = []
-        self._rest = 0
+        self._idle = 0
+        """The idle time of this trial, nanoseconds."""
+        self._survived = 0
+        self._gone: int | None = None
         self._port = 0
-        """Of the mapping that is let rest."""
+        """The mapped port of the idle flow."""
         self._due: Instant | None = None
-        self._outputs: list[Open | Close | Send] = []
-        self._events: list[LifetimeReport] = []
+        self._events: Queue[LifetimeReport] = Queue()
 
-    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
-        """Open the flows; what follows comes of itself."""
-        self._outputs += [
-            Open(flow=flow, transport=Transport.UDP, local=self._bind) for flow in (self._kept, self._asking)
-        ]
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - a driver passes the time
+        """Open the flows; the trials follow."""
+        for flow in (self._kept, self._asking):
+            self._outputs.append(Open(flow=flow, transport=Transport.UDP, local=self._bind))
 
     def receive(self, input: Input, *, now: Instant) -> None:
-        """Take in an answer, an error, or what became of a flow."""
+        """Handle a response, an error, or the result of an `Open`."""
         if self.state is State.ENDED:
             return
         match input:
@@ -114,7 +126,7 @@ class MappingLifetime:
                 if len(self._open) == 2:
                     self._renew(now=now)
             case Closed():
-                self._end(f"no socket: {input.reason}")
+                self._end(f"no socket could be opened: {input.reason}")
             case Datagram() | IcmpError() | SendFailed():
                 self._questions.receive(input, now=now)
             case _:
@@ -134,16 +146,14 @@ class MappingLifetime:
         return min((due for due in waits if due is not None), default=None)
 
     def outputs(self) -> list[Open | Close | Send]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
     def events(self) -> list[LifetimeReport]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     @property
     def counters(self) -> Counters:
-        """What was received and not used, by why."""
+        """Received packets that were ignored, by reason."""
         return self._questions.counters
 
     # ----------------------------------------------------------------------------------------------------------- steps
@@ -169,7 +179,6 @@ class MappingLifetime:
                 self._renewed(event, now=now)
             else:
                 self._tried(event, now=now)
-        self._outputs += self._questions.outputs()
 
     def _renewed(self, answer: Answer[State], *, now: Instant) -> None:
         if answer.message is None:
@@ -177,27 +186,29 @@ class MappingLifetime:
             return
         self.state = State.RESTING
         self._port = answer.message[XOR_MAPPED_ADDRESS].port
-        self._due = Instant(now + self._rest)
+        self._due = Instant(now + self._idle)
 
     def _tried(self, answer: Answer[State], *, now: Instant) -> None:
         if answer.message is not None:
-            self.report = replace(self.report, survived=self._rest)
+            self._survived = self._idle
+            self.report = replace(self.report, survived=in_seconds(self._idle))
         elif not answer.silent:
             self._end(answer.reason)
             return
-        elif not self._rest:
-            self._end(f"an answer to another port of ours does not come in: {answer.reason}")
+        elif not self._idle:
+            self._end(f"a response to another port of ours does not arrive: {answer.reason}")
             return
         else:
-            self.report = replace(self.report, gone_after=self._rest)
-        survived, gone = self.report.survived or 0, self.report.gone_after
+            self._gone = self._idle
+            self.report = replace(self.report, gone_after=in_seconds(self._idle))
+        survived, gone = self._survived, self._gone
         if gone is None and survived >= self._longest:
-            self._end("the mapping survived the longest rest that was tried")
+            self._end("the mapping survived the longest idle time that was tried")
         elif gone is not None and gone - survived <= self._resolution:
-            self._end("between these two the mapping goes")
+            self._end("the mapping expires between the two times")
         else:
             doubled = min(max(survived * 2, FIRST), self._longest)
-            self._rest = doubled if gone is None else (survived + gone) // 2
+            self._idle = doubled if gone is None else (survived + gone) // 2
             self._renew(now=now)
 
     def _end(self, reason: str) -> None:
@@ -205,5 +216,5 @@ class MappingLifetime:
         self._due = None
         self._questions.forget()
         self.report = replace(self.report, reason=reason)
-        self._outputs += [Close(flow=flow) for flow in self._open]
+        self._outputs.extend(Close(flow=flow) for flow in self._open)
         self._events.append(self.report)

@@ -1,13 +1,12 @@
-"""The listeners of a server, and the machine behind them.
+"""Listeners of a server: opens them and passes their inputs to the server's machine.
 
-A place is an address with the transports that are to listen there on one port:
+A place is an address with the transports that listen there on one port:
 
-    nothing --Open the first--> OPENING --it is open: Open the next, on the same port--> OPENING --all are--> OPEN
-    OPENING --one is refused, and any port would do--> closed and begun again, some times
+    new --Open the first--> OPENING --it is open: Open the next, on the same port--> OPENING --all are open--> OPEN
+    OPENING --one is refused, and the port is 0--> all closed and opened again, with another port, some times
     OPENING, OPEN --one is refused or lost--> the others are closed, ListenerFailed
 
-What comes in by a listener, or by a stream that one accepted, is the machine's; so is what belongs to flows that the
-machine opened itself.
+Inputs on a listener, on a stream that it accepted, or on a flow that the machine opened itself go to the machine.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Close, Closed, Input, Machine, Open, Opened, Output
 
 TRIES: Final = 16
-"""Ports that are tried where any will do and one transport finds it taken."""
+"""Ports to try for port 0, if one of the transports finds the port in use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to listen. Port 0 takes any port that is free for every transport."""
+    """Address and transports to listen on. Port 0 takes any port that is free for every transport."""
 
     address: Address
     transports: tuple[Transport, ...]
@@ -34,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerOpened:
-    """A place accepts by all its transports. `local` has the port that it got, `flows` stand in their order."""
+    """A place listens with all its transports. `local` has the actual port; `flows` are in the transports' order."""
 
     place: int
     local: Address
@@ -43,7 +43,7 @@ class ListenerOpened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerFailed:
-    """A place could not be opened, or is gone."""
+    """A place could not be opened, or lost a listener."""
 
     place: int
     transport: Transport
@@ -51,7 +51,7 @@ class ListenerFailed:
 
 
 class _Opening:
-    """One place and the flows that it has."""
+    """One place with its flows."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -62,23 +62,23 @@ class _Opening:
 
 
 class Listeners:
-    """Opens the places in their order and hands what comes in to the machine. Places are named by their index."""
+    """Opens the places in order and passes inputs to the machine. Places are identified by their index."""
 
     def __init__(self, places: tuple[Place, ...], flow_ids: FlowIds, machine: Machine[Any, Any, Any]) -> None:
         self._flow_ids = flow_ids
         self._machine = machine
         self._places = [_Opening(place) for place in places]
         self._by_flow: dict[Flow, int] = {}
-        self._outputs: list[Output] = []
-        self._events: list[object] = []
+        self._outputs: Queue[Output] = Queue()
+        self._events: Queue[object] = Queue()
 
-    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
-        """Ask for the first flow of each place."""
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - a driver passes the time
+        """Open the first flow of each place."""
         for index in range(len(self._places)):
             self._open_next(index)
 
     def receive(self, input: Input, *, now: Instant) -> None:
-        """Note that a listener came or went; all else is the machine's."""
+        """Handle a listener that was opened or closed; pass any other input to the machine."""
         index = self._by_flow.get(input.flow) if isinstance(input, (Opened, Closed)) else None
         if index is None:
             self._machine.receive(input, now=now)
@@ -94,12 +94,10 @@ class Listeners:
         return self._machine.next_timer()
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
-        return drained + self._machine.outputs()
+        return self._outputs.drain() + self._machine.outputs()
 
     def events(self) -> list[object]:
-        drained, self._events = self._events, []
-        return drained + self._machine.events()
+        return self._events.drain() + self._machine.events()
 
     # --------------------------------------------------------------------------------------------------------- opening
 

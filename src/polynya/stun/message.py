@@ -1,16 +1,16 @@
 """STUN messages: reading, building, signing and verifying them (RFC 8489, sections 5, 6.3 and 14).
 
-    message = decode(data)                      # DecodeError, and nothing else, for what is not a STUN message
+    message = decode(data)                      # raises DecodeError, and nothing else, for other bytes
     if message.verify(key): message[PRIORITY]   # typed values by attribute
 
     request = Message.request(Method.BINDING, transaction_id, {PRIORITY: 1, USE_CANDIDATE: True})
     data = request.encode(integrity=key, fingerprint=True)
 
-What `decode` does with hostile or odd input: lengths are checked before anything is read; a wrong FINGERPRINT, or one
-that is not last, is an error; of a repeated attribute the first counts; what follows MESSAGE-INTEGRITY is ignored but
-for MESSAGE-INTEGRITY-SHA256 and FINGERPRINT; unknown comprehension-required attributes are listed for the caller, who
-answers 420 to a request and drops anything else; a comprehension-optional attribute with a value that cannot be is
-treated as one that is not known. Whatever the padding bytes are, they are accepted.
+`decode` handles hostile and odd input by these rules. Lengths are checked before values are read. A wrong FINGERPRINT,
+or one that is not last, is an error. The first of a repeated attribute counts. Attributes after MESSAGE-INTEGRITY are
+ignored, except for MESSAGE-INTEGRITY-SHA256 and FINGERPRINT. Unknown comprehension-required attributes are listed for
+the caller, who answers a request with 420 and drops other messages. A comprehension-optional attribute with an invalid
+value is treated as unknown. Padding may have any bytes.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ _PAIR: Final = struct.Struct("!HH").pack
 _WORDS: Final = struct.Struct("!II").pack
 _WORD: Final = struct.Struct("!I").unpack_from
 MAX_ATTRIBUTES: Final = 0xFFFC - 24 - 36 - 8
-"""Bytes that the attributes of a message may take, so that it can still be signed twice and get a FINGERPRINT."""
+"""Limit of the attributes' bytes, which leaves room for two signatures and a FINGERPRINT."""
 MAX_UNKNOWN: Final = 64
-"""How many unknown comprehension-required attributes are listed; one would do to refuse the message."""
+"""Limit of listed unknown comprehension-required attributes; one is enough to refuse the message."""
 _FINGERPRINT_HEAD: Final = AttributeType.FINGERPRINT << 16 | 4
 _INTEGRITY_HEAD: Final = _PAIR(AttributeType.MESSAGE_INTEGRITY, 20)
 _SHA256_HEAD: Final = _PAIR(AttributeType.MESSAGE_INTEGRITY_SHA256, 32)
 
-# A member is looked up in its enum at some cost each time.
+# Looking up a member of an enum is slow.
 _REQUEST, _INDICATION, _SUCCESS, _ERROR = Class
 _INTEGRITY: Final = int(AttributeType.MESSAGE_INTEGRITY)
 _SHA256: Final = int(AttributeType.MESSAGE_INTEGRITY_SHA256)
@@ -79,7 +79,7 @@ _layout_of: Final = _layouts.by_key.get
 class Message:
     """A STUN message with its attributes as typed values, by attribute."""
 
-    __slots__ = ("_data", "_frame", "attributes", "cls", "method", "transaction_id")
+    __slots__ = ("_data", "attributes", "cls", "frame", "method", "transaction_id")
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Message:
         self.transaction_id = transaction_id
         self.attributes = attributes
         self._data = _data
-        self._frame = _frame
+        self.frame = _frame
 
     # -------------------------------------------------------------------------------------------------------- building
 
@@ -103,19 +103,19 @@ class Message:
     def request(
         cls, method: Method, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None = None
     ) -> Message:
-        """A request. The caller draws the transaction id: 12 bytes, or 16 for a server of RFC 3489."""
+        """Return a request. The caller supplies a random transaction id: 12 bytes, or 16 for a server of RFC 3489."""
         return _built(method, _REQUEST, transaction_id, attributes)
 
     @classmethod
     def indication(
         cls, method: Method, transaction_id: bytes, attributes: Mapping[Attribute[Any], Any] | None = None
     ) -> Message:
-        """An indication: nothing answers it."""
+        """Return an indication, which has no response."""
         return _built(method, _INDICATION, transaction_id, attributes)
 
     @classmethod
     def success(cls, request: Message, attributes: Mapping[Attribute[Any], Any] | None = None) -> Message:
-        """The success response to `request`."""
+        """Return the success response to `request`."""
         return _built(request.method, _SUCCESS, request.transaction_id, attributes)
 
     @classmethod
@@ -126,7 +126,7 @@ class Message:
         reason: str | None = None,
         attributes: Mapping[Attribute[Any], Any] | None = None,
     ) -> Message:
-        """The error response to `request`; without a `reason` it has the code's own, with "" it is shortest."""
+        """Return the error response to `request`, with the code's default reason, or none if `reason` is empty."""
         phrase = REASONS.get(code, "") if reason is None else reason
         values: dict[Attribute[Any], Any] = {ERROR_CODE: StunError(int(code), phrase)}
         return _built(request.method, _ERROR, request.transaction_id, values | dict(attributes or {}))
@@ -134,9 +134,9 @@ class Message:
     def encode(
         self, *, integrity: IntegrityKey | None = None, sha256: IntegrityKey | None = None, fingerprint: bool = False
     ) -> bytes:
-        """The message as bytes, with the attributes in their order and whatever of the three is asked for at the end.
+        """Encode the message: the attributes in their order, then the requested integrity and FINGERPRINT.
 
-        Raises ValueError for a value that its attribute cannot hold, or a message that gets too long.
+        Raises ValueError for an invalid value, or a message that is too long.
         """
         mask = self.transaction_id if len(self.transaction_id) == 16 else MAGIC_COOKIE_BYTES + self.transaction_id
         rest = mask + b"".join([attribute.pack(value, mask) for attribute, value in self.attributes.items()])
@@ -158,7 +158,7 @@ class Message:
     # --------------------------------------------------------------------------------------------------------- reading
 
     def get(self, attribute: Attribute[T]) -> T | None:
-        """The value of an attribute, or None when the message lacks it."""
+        """Return the value of an attribute, or None if the message lacks it."""
         return self.attributes.get(attribute)
 
     def __getitem__(self, attribute: Attribute[T]) -> T:
@@ -170,39 +170,39 @@ class Message:
 
     @property
     def legacy(self) -> bool:
-        """Whether it has no magic cookie, as in RFC 3489; its transaction id then has 16 bytes."""
-        return self._frame.legacy
+        """Whether the message has no magic cookie, as in RFC 3489; its transaction id has 16 bytes then."""
+        return self.frame.legacy
 
     @property
     def unknown_required(self) -> tuple[int, ...]:
-        """The types of comprehension-required attributes that are not known, in their order."""
-        return self._frame.unknown_required
+        """The types of unknown comprehension-required attributes, in their order."""
+        return self.frame.unknown_required
 
     @property
     def malformed(self) -> str:
-        """Which comprehension-required attribute could not be read and why; "" unless `decode` was lenient."""
-        return self._frame.malformed
+        """The comprehension-required attribute that is invalid, and why; empty unless `decode` was lenient."""
+        return self.frame.malformed
 
     @property
     def has_fingerprint(self) -> bool:
-        """Whether a FINGERPRINT was there; `decode` has found it right."""
-        return self._frame.fingerprint
+        """Whether the message has a FINGERPRINT, which `decode` has verified."""
+        return self.frame.fingerprint
 
     @property
     def has_integrity(self) -> bool:
-        return self._frame.integrity > 0
+        return self.frame.integrity > 0
 
     @property
     def has_integrity_sha256(self) -> bool:
-        return self._frame.sha256 > 0
+        return self.frame.sha256 > 0
 
     def verify(self, key: IntegrityKey) -> bool:
-        """Whether the message was signed with `key`. False when it was not signed at all.
+        """Whether the message is signed with `key`; False for an unsigned one.
 
-        Where both integrity attributes are there the stronger decides (RFC 8489, section 9.1.3). Takes the same time
-        wherever a wrong signature differs.
+        If it has both integrity attributes, the stronger one decides (RFC 8489, section 9.1.3). The comparison takes
+        constant time.
         """
-        data, frame = self._data, self._frame
+        data, frame = self._data, self.frame
         if frame.sha256:
             offset, size = frame.sha256, frame.sha256_size
             digest = key.sha256(frame.sha256_head + data[4:offset])[:size]
@@ -213,10 +213,10 @@ class Message:
         return compare_digest(key.sha1(frame.integrity_head + data[4:offset]), data[offset + 4 : offset + 24])
 
     def verify_sha1(self, key: IntegrityKey) -> bool:
-        """`verify` by MESSAGE-INTEGRITY alone, for a peer with whom SHA-1 was agreed (RFC 8489, section 9.2.5)."""
-        data, offset = self._data, self._frame.integrity
+        """Verify MESSAGE-INTEGRITY only, for a peer that negotiated SHA-1 (RFC 8489, section 9.2.5)."""
+        data, offset = self._data, self.frame.integrity
         return offset > 0 and compare_digest(
-            key.sha1(self._frame.integrity_head + data[4:offset]), data[offset + 4 : offset + 24]
+            key.sha1(self.frame.integrity_head + data[4:offset]), data[offset + 4 : offset + 24]
         )
 
     def __repr__(self) -> str:
@@ -227,18 +227,18 @@ class Message:
 
 @dataclass(slots=True)
 class Received:
-    """A datagram, or a message of a stream, that was found to be STUN and decoded, once, for whoever it is for."""
+    """A decoded STUN message with its flow and source, so that it is decoded once only."""
 
     flow: Flow
     remote: Address
     message: Message
     data: bytes
     packet: int = 0
-    """The trace's id of the packet, 0 where packets are not followed."""
+    """Id of the packet in the trace; 0 without a trace."""
 
 
 def is_stun(data: bytes) -> bool:
-    """Whether a datagram is to be taken for STUN: two zero bits, the magic cookie, a length that fits. Cheap."""
+    """Whether a datagram looks like STUN: two zero bits, the magic cookie, a length that fits. It is cheap."""
     return (
         len(data) >= HEADER_LENGTH
         and data[0] < 0x40
@@ -248,10 +248,10 @@ def is_stun(data: bytes) -> bool:
 
 
 def decode(data: bytes, *, legacy: bool = False, lenient: bool = False) -> Message:
-    """Read one whole message. Raises DecodeError, and nothing else, for bytes that are not one.
+    """Decode one whole message. Raises DecodeError, and nothing else, for other bytes.
 
-    With `legacy`, a message without the magic cookie is taken as one of RFC 3489. With `lenient`, one with an attribute
-    that cannot be read is a message without it: a server says so, once it knows who asks (`Message.malformed`).
+    With `legacy`, a message without the magic cookie is decoded as one of RFC 3489. With `lenient`, an invalid
+    attribute is left out and reported in `Message.malformed`, so that a server can authenticate the client first.
     """
     layout = _layout_of(layout_key(data)) if len(data) > HEADER_LENGTH + 3 else None
     if layout is None:
@@ -269,12 +269,12 @@ def decode(data: bytes, *, legacy: bool = False, lenient: bool = False) -> Messa
         for attribute, index, read in others:
             attributes[attribute] = read(fields[index], data[4:20])
     except (struct.error, UnicodeDecodeError, DecodeError):
-        return _walk(data, legacy=legacy, lenient=lenient)  # which says what is wrong, or what can be made of it
+        return _walk(data, legacy=legacy, lenient=lenient)  # it finds the error, or decodes what it can
     return Message(method, cls, fields[1], attributes, data, frame)
 
 
 def _walk(data: bytes, *, legacy: bool, lenient: bool = False) -> Message:
-    """Read a message attribute by attribute: the long way, which knows all the rules."""
+    """Decode a message attribute by attribute: the slow path, which has all the rules."""
     size = len(data)
     if size < HEADER_LENGTH:
         raise DecodeError(f"{size} bytes are too few for a STUN message")

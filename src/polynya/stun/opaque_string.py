@@ -1,7 +1,7 @@
 """The OpaqueString profile for user names, realms and passwords (RFC 8265, section 4.2; RFC 8264, sections 4.3 and 9).
 
-Spaces that are not ASCII become U+0020, then the text is normalized to NFC; nothing else is mapped: neither width nor
-case. What remains must be of the PRECIS FreeformClass, which is decided by code point, in the RFC's order.
+Spaces that are not ASCII become U+0020, then the text is normalized to NFC; neither width nor case is mapped. The
+result must be in the PRECIS FreeformClass, which is checked by code point, in the RFC's order.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _OLD_HANGUL_JAMO: Final = ((0x1100, 0x11FF), (0xA960, 0xA97C), (0xD7B0, 0xD7FB))
 
 
 def opaque_string(text: str) -> str:
-    """Prepare and enforce `text`. Raises ConfigurationError when it is empty or holds what the profile refuses."""
+    """Prepare and enforce `text`. Raises ConfigurationError if it is empty or has characters that are not allowed."""
     if text.isascii() and text.isprintable() and text:
-        return text  # nothing would be mapped and nothing refused
+        return text  # the common case, which needs no mapping or check
     mapped = "".join(" " if unicodedata.category(character) == "Zs" else character for character in text)
     normalized = unicodedata.normalize("NFC", mapped)
     if not normalized:
-        raise ConfigurationError("a user name, realm or password must not be empty")
+        raise ConfigurationError("the user name, realm or password is empty")
     for index, character in enumerate(normalized):
         if not _allowed(character, normalized, index):
             raise ConfigurationError(
@@ -51,7 +51,7 @@ def opaque_string(text: str) -> str:
 
 
 def _allowed(character: str, text: str, index: int) -> bool:
-    """Whether a code point is of the FreeformClass where it stands (RFC 8264, section 8, in its order)."""
+    """Whether a code point is in the FreeformClass at its position (RFC 8264, section 8, in its order)."""
     if character in _EXCEPTIONS_VALID:
         return character != "\u00b7" or _between_ls(text, index)
     if character in _EXCEPTIONS_DISALLOWED:

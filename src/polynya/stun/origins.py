@@ -1,4 +1,4 @@
-"""From where a Binding server can answer, for NAT behavior discovery (RFC 5780, section 6).
+"""Origins of a Binding server's responses, for NAT behavior discovery (RFC 5780, section 6).
 
     two addresses, each with the same two ports         one address with two ports
 
@@ -7,9 +7,8 @@
                |  x  |
           A2   o-----o
 
-A client finds out what a NAT lets in by asking for the answer to come from another port, another address, or both
-(CHANGE-REQUEST). With one address an answer from the other port is all that can be had; then OTHER-ADDRESS, which
-stands for the whole of it, is not told.
+A client tests the filtering of a NAT with CHANGE-REQUEST: it requests a response from another port, another address, or
+both. A server with one address can respond from its other port only, and sends no OTHER-ADDRESS.
 """
 
 from __future__ import annotations
@@ -27,30 +26,30 @@ _NO_MASK = bytes(16)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """One listener, and by which flows an answer to its requests can leave instead."""
+    """One listener, and the flows that its responses can leave by instead."""
 
     address: Address
-    """What clients know it by: RESPONSE-ORIGIN."""
+    """The listener's address: RESPONSE-ORIGIN."""
     other: Address | None
-    """The listener that differs in both: OTHER-ADDRESS. None with one address only."""
+    """The listener with another address and port: OTHER-ADDRESS. None for a server with one address."""
     elsewhere: Mapping[ChangeRequest, Flow]
 
     @property
-    def told(self) -> bytes:
-        """RESPONSE-ORIGIN and OTHER-ADDRESS as every answer from here has them."""
-        told = RESPONSE_ORIGIN.pack(self.address, _NO_MASK)
-        return told + OTHER_ADDRESS.pack(self.other, _NO_MASK) if self.other is not None else told
+    def attributes(self) -> bytes:
+        """RESPONSE-ORIGIN and OTHER-ADDRESS, encoded, as every response of this listener has them."""
+        origin = RESPONSE_ORIGIN.pack(self.address, _NO_MASK)
+        return origin + OTHER_ADDRESS.pack(self.other, _NO_MASK) if self.other is not None else origin
 
 
 def corners(first: Address, other: Address) -> tuple[Address, ...]:
-    """The listeners that `first` needs beside it so that `other` can be its other address and port.
+    """Return the listeners that `first` needs so that `other` can be its other address and port.
 
-    ValueError where the two cannot serve: another port there must be, and the same family.
+    Raises ValueError unless they have the same family and different ports.
     """
     if first.family != other.family:
-        raise ValueError(f"{first} and {other} are of two families")
+        raise ValueError(f"{first} and {other} are of different IP versions: use two IPv4 or two IPv6 addresses")
     if not first.port or not other.port:
-        raise ValueError(f"{first} and {other} need ports that are known beforehand")
+        raise ValueError(f"{first} and {other} need fixed ports, not 0")
     if first.port == other.port:
         raise ValueError(f"{other} needs another port than {first}")
     if first.host == other.host:
@@ -59,7 +58,7 @@ def corners(first: Address, other: Address) -> tuple[Address, ...]:
 
 
 def origins(listeners: Mapping[Flow, Address]) -> dict[Flow, Origin]:
-    """What these listeners, one address with its `corners`, are to each other."""
+    """Return the origin of each listener, of one address with its `corners`."""
     by_address = {address: flow for flow, address in listeners.items()}
     found = {}
     for flow, here in listeners.items():

@@ -1,7 +1,7 @@
-"""Binding requests of behavior discovery, paced, and which answer is to which (RFC 5780, section 5).
+"""Binding requests of behavior discovery: paces them and matches their responses (RFC 5780, section 5).
 
-An answer may come from elsewhere than where the request went, if it was asked to: what counts is the transaction id,
-the flow, and the source that the request asked for. Silence and refusals are answers, too: of the NAT, of the server.
+A response may come from another address than the request went to, if the request asks for it. It is matched by
+transaction id, flow and the requested source. Timeouts and refusals are results, too: of the NAT and of the server.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ from random import Random
 from typing import Any, Final, Generic, TypeVar
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, Instant
-from polynya.core.machine import Closed, Counters, Datagram, IcmpError, Send, SendFailed
+from polynya.core.machine import Closed, Counters, Datagram, IcmpError, SendFailed
 from polynya.core.trace import NO_TRACE, Tracer
 
 from .attributes import CHANGE_REQUEST, ERROR_CODE, RESPONSE_PORT, XOR_MAPPED_ADDRESS, Attribute, ChangeRequest
 from .message import Message, decode
 from .registry import TRANSACTION_ID_LENGTH, Class, Method
-from .transactions import Schedule, Transactions
+from .transactions import Outbox, Schedule, Transactions
 
 PAUSE: Final = 100 * MILLISECOND
-"""Between the beginnings of two requests: no more than ten a second."""
+"""Time between the starts of two requests: at most ten a second."""
 
 TestT = TypeVar("TestT", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question(Generic[TestT]):
-    """One Binding request. `test` is whatever the owner wants back with the answer."""
+    """One Binding request. The answer returns `test` to the owner."""
 
     test: TestT
     flow: Flow
@@ -40,31 +41,31 @@ class Question(Generic[TestT]):
     schedule: Schedule
     change: ChangeRequest | None = None
     response_port: int | None = None
-    """To which port of the host that asks the answer is to go."""
+    """The port of the requesting host that the response is sent to; None for the source port."""
     heard_by: Flow | None = None
-    """By which flow it will come then; None for the one that asks."""
+    """The flow that the response arrives on; None for the requesting one."""
 
     def fits(self, source: Address) -> bool:
-        """Whether an answer comes from where it was asked to come from."""
+        """Whether a response comes from the requested source."""
         moved = ChangeRequest(address=source.host != self.to.host, port=source.port != self.to.port)
         return moved == (self.change or ChangeRequest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Generic[TestT]):
-    """What came of a question: a success response, or none and why."""
+    """Result of a question: a success response, or None and the reason."""
 
     question: Question[TestT]
     message: Message | None = None
     source: Address | None = None
     reason: str = ""
     silent: bool = False
-    """Nobody answered, whatever was sent; otherwise the server did and would not."""
+    """Whether all sends timed out; otherwise the server refused, or an error ended the request early."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Returned(Generic[TestT]):
-    """A request came back to us by another flow of ours."""
+    """A request arrived on another flow of this host."""
 
     question: Question[TestT]
     flow: Flow
@@ -72,19 +73,19 @@ class Returned(Generic[TestT]):
 
 
 class Questions(Generic[TestT]):
-    """A machine for the requests of one discovery, whose flows its owner opens."""
+    """The requests of one discovery, on flows of the owner; they are appended to `outbox`."""
 
-    def __init__(self, random: Random, trace: Tracer = NO_TRACE) -> None:
+    def __init__(self, random: Random, trace: Tracer = NO_TRACE, *, outbox: Outbox) -> None:
         self._random = random
         self._waiting: deque[Question[TestT]] = deque()
         self._not_before = Instant(0)
         self._asked: dict[bytes, Question[TestT]] = {}
-        self._transactions: Transactions[Question[TestT]] = Transactions(trace)
-        self._events: list[Answer[TestT] | Returned[TestT]] = []
+        self._transactions: Transactions[Question[TestT]] = Transactions(trace, outbox=outbox)
+        self._events: Queue[Answer[TestT] | Returned[TestT]] = Queue()
         self._counters: dict[str, int] = {}
 
     def ask(self, question: Question[TestT], *, now: Instant) -> None:
-        """Send this as soon as it may be sent."""
+        """Send the request as soon as the pace allows."""
         self._waiting.append(question)
         self._begin(now=now)
 
@@ -93,33 +94,29 @@ class Questions(Generic[TestT]):
             self._take(input, now=now)
         else:
             self._transactions.receive(input, now=now)
-        self._hear_silence()
+        self._collect_timeouts()
 
     def tick(self, *, now: Instant) -> None:
         self._transactions.tick(now=now)
-        self._hear_silence()
+        self._collect_timeouts()
         self._begin(now=now)
 
     def next_timer(self) -> Instant | None:
         waits = (self._transactions.next_timer(), self._not_before if self._waiting else None)
         return min((due for due in waits if due is not None), default=None)
 
-    def outputs(self) -> list[Send]:
-        return self._transactions.outputs()
-
     def events(self) -> list[Answer[TestT] | Returned[TestT]]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     def forget(self) -> None:
-        """Ask nothing more, and hear nothing more."""
+        """Drop all requests."""
         self._waiting.clear()
         self._asked.clear()
         self._transactions.clear()
 
     @property
     def counters(self) -> Counters:
-        """What was received and not used, by why."""
+        """Received packets that were ignored, by reason."""
         return {**self._transactions.counters, **self._counters}
 
     # ---------------------------------------------------------------------------------------------------------- steps
@@ -154,7 +151,7 @@ class Questions(Generic[TestT]):
             return
         question = self._asked.get(message.transaction_id)
         if question is None or message.method != Method.BINDING:
-            self._count("not ours")
+            self._count("no matching request")
         elif message.cls is Class.REQUEST:
             if question.flow != datagram.flow:
                 self._events.append(Returned(question=question, flow=datagram.flow, source=datagram.remote))
@@ -165,28 +162,28 @@ class Questions(Generic[TestT]):
         source = datagram.remote
         transaction = self._transactions.by_id.get(message.transaction_id)
         if transaction is None:
-            self._count("answers to what has been answered")
+            self._count("repeated responses")
             return
         if message.cls is Class.SUCCESS and datagram.flow != (question.heard_by or question.flow):
-            self._count("answers by another flow")
+            self._count("responses on another flow")
             return
         reason = ""
         if message.cls is Class.ERROR:
             error = message.get(ERROR_CODE)
             reason = f"{source} refused: {error}"
         elif message.cls is not Class.SUCCESS or XOR_MAPPED_ADDRESS not in message:
-            self._count("answers without a mapped address")
+            self._count("responses without a mapped address")
             return
         elif not question.fits(source):
-            reason = f"{source} answered what {question.to} was asked, where another was to answer"
+            reason = f"{source} answered the request to {question.to} instead of the requested source"
         self._transactions.answer(transaction, now=now)
-        told = None if reason else message
-        self._events.append(Answer(question=question, message=told, source=source, reason=reason))
+        accepted = None if reason else message
+        self._events.append(Answer(question=question, message=accepted, source=source, reason=reason))
 
-    def _hear_silence(self) -> None:
+    def _collect_timeouts(self) -> None:
         for ended in self._transactions.events():
             question = ended.context
-            # what ends sooner was ended by an ICMP error, or its flow is gone
+            # a request that ends earlier met an ICMP error, or its flow closed
             silent = ended.sends == question.schedule.sends
             self._events.append(Answer(question=question, reason=ended.reason, silent=silent))
 

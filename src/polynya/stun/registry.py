@@ -1,4 +1,4 @@
-"""The numbers of STUN and TURN, each written once (RFC 8489, 8656, 8445, 5780, 6062, 7635, 7982, 8016).
+"""Numbers of STUN and TURN, each defined once (RFC 8489, 8656, 8445, 5780, 6062, 7635, 7982, 8016).
 
 Attribute numbers below 0x8000 are comprehension-required: a request that holds an unknown one is answered with 420.
 """
@@ -22,7 +22,7 @@ DEFAULT_TLS_PORT: Final = 5349
 
 
 class Method(IntEnum):
-    """What a message is about (RFC 8489, section 18.2; RFC 8656, section 18.1; RFC 6062, section 6.1)."""
+    """Methods (RFC 8489, section 18.2; RFC 8656, section 18.1; RFC 6062, section 6.1)."""
 
     BINDING = 0x001
     ALLOCATE = 0x003
@@ -46,7 +46,7 @@ class Class(IntEnum):
 
 
 class ErrorCode(IntEnum):
-    """Why a request was refused. `reason` is the default phrase."""
+    """Error codes; `reason` is the default phrase."""
 
     TRY_ALTERNATE = 300
     BAD_REQUEST = 400
@@ -150,18 +150,18 @@ class AttributeType(IntEnum):
 
 
 COMPREHENSION_OPTIONAL: Final = 0x8000
-"""Attribute types from here on may be ignored by whoever does not know them."""
+"""Attribute types from here on are ignored by receivers that do not know them."""
 
 
 class PasswordAlgorithmNumber(IntEnum):
-    """How a long-term key is made of user name, realm and password (RFC 8489, section 18.5)."""
+    """Algorithms that derive a long-term key from user name, realm and password (RFC 8489, section 18.5)."""
 
     MD5 = 0x0001
     SHA256 = 0x0002
 
 
 def message_type(method: int, cls: int) -> int:
-    """The first 16 bits of a message: the method's bits with the class's between them (RFC 8489, section 5)."""
+    """Return the first 16 bits of a message: the class bits between those of the method (RFC 8489, section 5)."""
     return (
         (method & 0xF80) << 2
         | (method & 0x070) << 1
@@ -172,7 +172,7 @@ def message_type(method: int, cls: int) -> int:
 
 
 def split_message_type(number: int) -> tuple[Method | int, Class]:
-    """The method (a plain number when it is not known) and class of a message type."""
+    """Return method and class of a message type; an unknown method is a plain number."""
     known = MESSAGE_TYPES.get(number)
     if known is not None:
         return known
@@ -183,4 +183,4 @@ def split_message_type(number: int) -> tuple[Method | int, Class]:
 MESSAGE_TYPES: Final[Mapping[int, tuple[Method, Class]]] = {
     message_type(method, cls): (method, cls) for method in Method for cls in Class
 }
-"""Every message type of a known method, so that decoding needs one look-up."""
+"""All message types of known methods, so that decoding needs one look-up."""

@@ -1,10 +1,10 @@
-"""What protects the long-term credential mechanism from being bid down (RFC 8489, sections 9.2, 9.2.1 and 18.1).
+"""Bid-down protection of long-term credentials (RFC 8489, sections 9.2, 9.2.1 and 18.1).
 
-A server that speaks RFC 8489 begins its nonces with a cookie and four base64 characters of 24 feature bits. A client
-that sees a feature announced there, but not the attribute that comes with it, knows that somebody took it out.
+A server of RFC 8489 begins its nonces with a cookie and four base64 characters of 24 feature bits. If a feature is
+announced there but its attribute is missing, an attacker has removed the attribute.
 
-Bit 0 is the *least* significant one: the RFC's text had it the other way round, erratum 6290 (verified) corrects it,
-and the nonce of appendix B.1 and libjuice agree with the erratum.
+Bit 0 is the *least* significant one. The RFC's text says the opposite; erratum 6290 (verified) corrects it, and the
+nonce of appendix B.1 and libjuice agree with the erratum.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FEATURES_END: Final = len(NONCE_COOKIE) + 4
 
 
 class SecurityFeature(IntFlag):
-    """The features a nonce can announce. Bits that are not known are kept as they are."""
+    """Features that a nonce announces. Unknown bits are kept."""
 
     NONE = 0
     PASSWORD_ALGORITHMS = 1 << 0
@@ -30,12 +30,12 @@ class SecurityFeature(IntFlag):
 
 
 def nonce_with_features(features: SecurityFeature, rest: bytes) -> bytes:
-    """A nonce: cookie, features, and `rest`, which makes it one that nobody else can make."""
+    """Return a nonce of the cookie, the features and `rest`, which must be unforgeable."""
     return NONCE_COOKIE + base64.b64encode(int(features).to_bytes(3, "big")) + rest
 
 
 def features_of(nonce: bytes) -> SecurityFeature | None:
-    """The features that a nonce announces, or None when it has no cookie: then its server is of RFC 5389."""
+    """Return the features that a nonce announces; None without a cookie, from a server of RFC 5389."""
     if not nonce.startswith(NONCE_COOKIE):
         return None
     try:
@@ -46,12 +46,12 @@ def features_of(nonce: bytes) -> SecurityFeature | None:
 
 
 def bid_down(nonce: bytes, algorithms: tuple[PasswordAlgorithm, ...] | None) -> bool:
-    """Whether PASSWORD-ALGORITHMS was taken out of a challenge: then the client must not answer it (9.2.5.1)."""
+    """Whether PASSWORD-ALGORITHMS was removed from a challenge, which the client must not answer (9.2.5.1)."""
     features = features_of(nonce)
     return features is not None and bool(features & SecurityFeature.PASSWORD_ALGORITHMS) and not algorithms
 
 
 def choose_algorithm(offered: tuple[PasswordAlgorithm, ...]) -> PasswordAlgorithm | None:
-    """The first that we know in the server's order of preference (9.2.5.1); None when we know none."""
+    """Return the first known algorithm in the server's order of preference (9.2.5.1); None if none is known."""
     known = (PasswordAlgorithmNumber.MD5, PasswordAlgorithmNumber.SHA256)
     return next((algorithm for algorithm in offered if algorithm.number in known and not algorithm.parameters), None)

@@ -1,22 +1,21 @@
-"""The Binding server: tells whoever asks the address that it is seen under (RFC 8489, sections 6.3.1 and 12).
+"""Binding server: answers each Binding request with its source address (RFC 8489, sections 6.3.1 and 12).
 
-It keeps no state, answers requests of Binding only and is as short as the rules allow: without SOFTWARE, and without
-reason phrases, so that a forged source gets little more than the forger sent. Requests without the magic cookie are
-answered as RFC 3489 had it, with MAPPED-ADDRESS; libnice's discovery sends such. Everything that is not a request is
-dropped and counted.
+It keeps no state and answers Binding requests only. Its responses have neither SOFTWARE nor reason phrases, so that a
+forged source gets few more bytes than the attacker sent. Requests without the magic cookie are answered as in RFC 3489,
+with MAPPED-ADDRESS, because libnice's discovery sends them. All other messages are dropped and counted.
 
 A listener with an `Origin` serves behavior discovery, too (RFC 5780):
 
-    | the request has         | the answer                                                                            |
+    | the request has         | the response                                                                          |
     |-------------------------|---------------------------------------------------------------------------------------|
-    | nothing of it           | MAPPED-ADDRESS beside XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN, OTHER-ADDRESS               |
-    | CHANGE-REQUEST          | comes from the address and port that it asks for; 420 where there is none such         |
-    | RESPONSE-PORT           | goes to that port of the host that asked                                              |
-    | PADDING                 | has PADDING, too, as much as the request and no more than a large packet's             |
-    | PADDING, RESPONSE-PORT  | 400: a small packet must not bring large ones to where it did not come from           |
+    | none of the following   | has MAPPED-ADDRESS beside XOR-MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS        |
+    | CHANGE-REQUEST          | comes from the requested address and port; 420 if there is no such listener            |
+    | RESPONSE-PORT           | goes to that port of the requesting host                                              |
+    | PADDING                 | has PADDING of the request's length, limited to one large packet                      |
+    | PADDING, RESPONSE-PORT  | is 400: a small packet must not send large ones to another port                       |
 
-An answer to one of the last four, and every error, takes from a budget of the source that asked. Over streams each flow
-has its own framer; a stream that loses step, or sends ChannelData, is closed. Behavior discovery is for datagrams.
+A response to one of the last four, and every error, uses the budget of the request's source. Each stream has a framer;
+a stream with invalid framing, or with ChannelData, is closed. Behavior discovery works with datagrams only.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from polynya.core.addresses import Address
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
@@ -54,38 +54,38 @@ from .origins import Origin
 from .registry import Class, ErrorCode, Method
 
 MAX_REQUEST = 1500
-"""Bytes. A Binding request that is longer over a stream is no Binding request."""
+"""The longest frame on a stream, bytes."""
 MAX_STREAMS = 1024
-"""Streams that are open at once; the next one is closed."""
+"""Limit of open streams; further ones are closed."""
 MAX_UNKNOWN = 16
-"""How many unknown attributes an answer lists: the answer must not outgrow the request's use."""
+"""Limit of unknown attributes in a response, to keep it short."""
 MAX_PADDING: Final = 1500
-"""Bytes of PADDING in an answer: what makes it two packets on any usual link."""
+"""Bytes of PADDING in a response, which make it two packets on any usual link."""
 BUDGET: Final = (100, 200)
-"""Answers a second, and at once, that one source can get besides plain ones."""
+"""Responses per second and burst for one source, besides plain ones."""
 _DISCOVERY: Final[tuple[Attribute[Any], ...]] = (CHANGE_REQUEST, RESPONSE_PORT, PADDING)
 _STATELESS: Final = 0xFF
-"""What a server that does not count its responses says in TRANSACTION-TRANSMIT-COUNTER (RFC 7982)."""
+"""The value of TRANSACTION-TRANSMIT-COUNTER from a server that does not count its responses (RFC 7982)."""
 
 
 class BindingServer:
-    """A machine: datagrams and stream data in, answers out. It has no timers and no events."""
+    """Machine of a Binding server: datagrams and stream data in, responses out. It has no timers and no events."""
 
     def __init__(
         self, *, trace: Tracer = NO_TRACE, max_streams: int = MAX_STREAMS, budget: Budget | None = None
     ) -> None:  # fmt: skip
         self.budget = Budget(*BUDGET) if budget is None else budget
-        """For errors and for what behavior discovery asks for."""
+        """Limits errors and responses of behavior discovery."""
         self.origins: Mapping[Flow, Origin] = {}
         """The listeners that serve behavior discovery."""
         self._trace = trace
         self._max_streams = max_streams
         self._streams: dict[Flow, tuple[Address, StreamFramer]] = {}
-        self._outputs: list[Send | Close] = []
+        self._outputs: Queue[Send | Close] = Queue()
         self._counters: dict[str, int] = {}
 
     def receive(self, input: Input | Received, *, now: Instant) -> None:
-        """Answer a request, take in a stream's bytes, or note that a stream came or went."""
+        """Handle a request, bytes of a stream, or a stream that was opened or closed."""
         match input:
             case Datagram():
                 self._take(input.flow, input.remote, input.data, now=now, packet=input.packet)
@@ -101,21 +101,20 @@ class BindingServer:
                 self._count("not for a Binding server")
 
     def tick(self, *, now: Instant) -> None:
-        """Nothing is ever due."""
+        """There are no timers."""
 
     def next_timer(self) -> Instant | None:
         return None
 
     def outputs(self) -> list[Send | Close]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
     def events(self) -> list[object]:
         return []
 
     @property
     def counters(self) -> Counters:
-        """Answers by kind, and what was dropped by why."""
+        """Responses by kind, and dropped packets by reason."""
         return self._counters
 
     # --------------------------------------------------------------------------------------------------------- streams
@@ -164,14 +163,14 @@ class BindingServer:
             refused = asked if origin is None else (CHANGE_REQUEST,) if by is None else ()
             unknown += tuple(each.number for each in refused)
         if (asked or unknown) and not self.budget.take(source_of(remote.host), now=now):
-            self._drop(remote, "too many answers to one source", now=now, packet=packet)
+            self._drop(remote, "too many responses to one source", now=now, packet=packet)
         elif unknown or by is None:
             listed = tuple(dict.fromkeys(unknown))[:MAX_UNKNOWN]
             self._refuse(flow, remote, message, ErrorCode.UNKNOWN_ATTRIBUTE, {UNKNOWN_ATTRIBUTES: listed})
         elif RESPONSE_PORT in asked and (message[RESPONSE_PORT] == 0 or PADDING in asked):
             self._refuse(flow, remote, message, ErrorCode.BAD_REQUEST, {})
         else:
-            answer = Message.success(message, _told(message, remote, origin, self.origins.get(by)))
+            answer = Message.success(message, _attributes(message, remote, origin, self.origins.get(by)))
             to = remote.with_port(message[RESPONSE_PORT]) if RESPONSE_PORT in asked else remote
             self._outputs.append(Send(by, to, answer.encode(fingerprint=message.has_fingerprint)))
             self._count("answers")
@@ -185,30 +184,31 @@ class BindingServer:
 
     def _drop(self, remote: Address, reason: str, *, now: Instant, packet: int = 0) -> None:
         self._count("dropped")
-        if self._trace.enabled:
-            self._trace.message_dropped(reason, now=now, remote=str(remote), packet=packet)
+        self._trace.message_dropped(reason, now=now, remote=remote, packet=packet)
 
     def _count(self, what: str) -> None:
         self._counters[what] = self._counters.get(what, 0) + 1
 
 
 def _asked(message: Message) -> tuple[Attribute[Any], ...]:
-    """What of behavior discovery a request asks for; clients of RFC 3489 begin with a CHANGE-REQUEST of nothing."""
+    """Return the discovery attributes of a request. An empty CHANGE-REQUEST is none: clients of RFC 3489 send it."""
     return tuple(each for each in _DISCOVERY if each in message and message[each] != ChangeRequest())
 
 
-def _told(message: Message, remote: Address, asked: Origin | None, by: Origin | None) -> dict[Attribute[Any], Any]:
-    """What a success response holds that leaves `by` a listener and was `asked` of another, or of the same."""
-    told: dict[Attribute[Any], Any] = {MAPPED_ADDRESS if message.legacy else XOR_MAPPED_ADDRESS: remote}
+def _attributes(
+    message: Message, remote: Address, asked: Origin | None, by: Origin | None
+) -> dict[Attribute[Any], Any]:
+    """Return the attributes of a success response that leaves by one listener to a request on another or the same."""
+    values: dict[Attribute[Any], Any] = {MAPPED_ADDRESS if message.legacy else XOR_MAPPED_ADDRESS: remote}
     if asked is not None and by is not None:
-        told[MAPPED_ADDRESS] = remote
-        told[SOURCE_ADDRESS if message.legacy else RESPONSE_ORIGIN] = by.address
+        values[MAPPED_ADDRESS] = remote
+        values[SOURCE_ADDRESS if message.legacy else RESPONSE_ORIGIN] = by.address
         if asked.other is not None:
-            told[CHANGED_ADDRESS if message.legacy else OTHER_ADDRESS] = asked.other
+            values[CHANGED_ADDRESS if message.legacy else OTHER_ADDRESS] = asked.other
         padding = message.get(PADDING)
         if padding is not None:
-            told[PADDING] = bytes(min(len(padding), MAX_PADDING))
+            values[PADDING] = bytes(min(len(padding), MAX_PADDING))
     counter = message.get(TRANSACTION_TRANSMIT_COUNTER) if message.attributes else None
     if counter is not None:
-        told[TRANSACTION_TRANSMIT_COUNTER] = TransmitCounter(counter.request, _STATELESS)
-    return told
+        values[TRANSACTION_TRANSMIT_COUNTER] = TransmitCounter(counter.request, _STATELESS)
+    return values

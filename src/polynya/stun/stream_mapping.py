@@ -1,30 +1,30 @@
-"""How the NATs in the way map streams (RFC 5780, section 4.3, by TCP or TLS): several servers, asked from one port.
+"""Mapping discovery for TCP and TLS: several servers are asked from one port (RFC 5780, section 4.3).
 
     state   | start         | stream opened | answered, more to ask | the last one answered | a stream or answer fails
     --------+---------------+---------------+-----------------------+-----------------------+-------------------------
     NEW     | ASKING, opens |               |                       |                       |
-    ASKING  |               | asks by it    | opens the next        | ENDED                 | ENDED
+    ASKING  |               | asks on it    | opens the next        | ENDED                 | ENDED
     ENDED   |               |               |                       |                       |
 
-A server cannot answer by another connection, so there is no CHANGE-REQUEST: any two servers will do, or two places of
-one. The streams stay open until the end, since a NAT may forget a mapping with its last stream.
+A server cannot answer on another connection, so CHANGE-REQUEST is not used: any two servers will do, or two addresses
+of one. The streams stay open until the end, since a NAT may remove a mapping with its last stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
 from polynya.core.addresses import Address
 from polynya.core.behavior import Behavior
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import Instant
-from polynya.core.machine import Close, Closed, Datagram, Input, Open, Opened, Output, Send, StreamData
+from polynya.core.machine import Close, Closed, Datagram, Input, Open, Opened, Output, StreamData
 from polynya.core.trace import NO_TRACE, Tracer
 
-from .behavior import BehaviorReport
 from .framing import StreamFramer
 from .probe import BindingProbe
 from .transactions import RELIABLE
@@ -36,11 +36,34 @@ class State(Enum):
     ENDED = "ended"
 
 
-class StreamMapping:
-    """A machine: opens a stream to each server in turn, asks, and ends with one event, a `BehaviorReport`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamMappingReport:
+    """Result of mapping discovery for streams. `str()` gives a summary for people."""
 
-    `local` is an address of this host with a port that is free: all streams leave from it. `names` are the servers' for
-    their certificates, where the transport is TLS. Of the report, what is not about the mapping stays empty.
+    servers: tuple[Address, ...]
+    local: Address
+    """The local address and port of all streams."""
+    mapped: tuple[Address, ...] = ()
+    """The mapped address as seen by each server that answered, in their order."""
+    translated: bool | None = None
+    """Whether a NAT translates the address; None if no server answered."""
+    mapping: Behavior | None = None
+    """The mapping behavior; None if it is unknown."""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        nat = {True: "behind a NAT", False: "no NAT", None: "NAT unknown"}[self.translated]
+        mapping = "unknown" if self.mapping is None else self.mapping.value
+        lines = [f"{self.local}: {nat}", f"  mapping: {mapping} ({self.reason})"]
+        seen = zip(self.servers, self.mapped, strict=False)
+        return "\n".join([*lines, *(f"  {server} sees {mapped}" for server, mapped in seen)])
+
+
+class StreamMapping:
+    """Machine of one discovery: opens a stream to each server in turn, asks, and emits one `StreamMappingReport`.
+
+    `local` is an address of this host with a free port, which all streams use. `names` are the servers' names in their
+    certificates, for TLS.
     """
 
     def __init__(
@@ -55,8 +78,8 @@ class StreamMapping:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.state = State.NEW
-        self.report = BehaviorReport(server=servers[0], local=local)
-        """What is known so far."""
+        self.report = StreamMappingReport(servers=tuple(servers), local=local)
+        """The result so far."""
         self._servers = tuple(servers)
         self._names = tuple(names)
         self._transport = transport
@@ -67,8 +90,8 @@ class StreamMapping:
         self._framer = StreamFramer(channels=False)
         self._probe: BindingProbe | None = None
         self._mapped: list[Address] = []
-        self._outputs: list[Output] = []
-        self._events: list[BehaviorReport] = []
+        self._outputs: Queue[Output] = Queue()
+        self._events: Queue[StreamMappingReport] = Queue()
 
     def start(self, *, now: Instant) -> None:
         """Begin. A second call changes nothing."""
@@ -92,7 +115,9 @@ class StreamMapping:
             self._collect(now=now)
             if self._framer.error is not None and self.state is State.ASKING:
                 self._end(
-                    None, f"{self._servers[len(self._mapped)]} does not speak STUN: {self._framer.error}", now=now
+                    None,
+                    f"{self._servers[len(self._mapped)]} sent bytes that are no STUN message: {self._framer.error}",
+                    now=now,
                 )
 
     def tick(self, *, now: Instant) -> None:
@@ -104,16 +129,14 @@ class StreamMapping:
         return None if self._probe is None else self._probe.next_timer()
 
     def outputs(self) -> list[Output]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
-    def events(self) -> list[BehaviorReport]:
-        drained, self._events = self._events, []
-        return drained
+    def events(self) -> list[StreamMappingReport]:
+        return self._events.drain()
 
     # ------------------------------------------------------------------------------------------------------- asking
 
-    def _open_next(self, *, now: Instant) -> None:  # noqa: ARG002 - the opening has the system's own timeout
+    def _open_next(self, *, now: Instant) -> None:  # noqa: ARG002 - the system has a timeout for it
         number, flow = len(self._mapped), self._flow_ids.new()
         self._flows.append(flow)
         self._framer = StreamFramer(channels=False)
@@ -129,7 +152,12 @@ class StreamMapping:
     def _ask(self, flow: Flow, *, now: Instant) -> None:
         server = self._servers[len(self._mapped)]
         self._probe = BindingProbe(
-            flow=flow, server=server, random=self._random, schedule=RELIABLE, trace=self._trace.of("stun")
+            flow=flow,
+            server=server,
+            random=self._random,
+            schedule=RELIABLE,
+            trace=self._trace.of("stun"),
+            outbox=self._outputs,
         )
         self._probe.start(now=now)
         self._collect(now=now)
@@ -138,7 +166,6 @@ class StreamMapping:
         probe = self._probe
         if probe is None:
             return
-        self._outputs += [Send(send.flow, send.remote, send.data) for send in probe.outputs()]
         for ended in probe.events():
             self._probe = None
             if ended.mapped is None:
@@ -152,17 +179,17 @@ class StreamMapping:
 
     def _end(self, mapping: Behavior | None, reason: str, *, now: Instant) -> None:
         self.state, self._probe = State.ENDED, None
-        self._outputs += [Close(flow=flow) for flow in self._flows]
+        self._outputs.extend(Close(flow=flow) for flow in self._flows)
         self._flows.clear()
-        mapped = self._mapped[0] if self._mapped else None
-        translated = None if mapped is None else mapped != self.report.local
-        self.report = replace(self.report, mapped=mapped, translated=translated, mapping=mapping, mapping_reason=reason)
-        self._trace.note(reason, now=now, mapping=None if mapping is None else mapping.value)
+        mapped = tuple(self._mapped)
+        translated = mapped[0] != self.report.local if mapped else None
+        self.report = replace(self.report, mapped=mapped, translated=translated, mapping=mapping, reason=reason)
+        self._trace.note(reason, now=now, mapping=mapping)
         self._events.append(self.report)
 
 
 def judge(servers: Sequence[Address], mapped: Sequence[Address]) -> tuple[Behavior | None, str]:
-    """What follows from what each server saw of one port, and why."""
+    """Return the mapping behavior that follows from the mapped address at each server, and the reason."""
     seen = list(zip(servers, mapped, strict=True))
     pairs = [(one, other) for number, one in enumerate(seen) for other in seen[number + 1 :]]
     by_port = [one[1] == other[1] for one, other in pairs if one[0].host == other[0].host]
@@ -170,9 +197,12 @@ def judge(servers: Sequence[Address], mapped: Sequence[Address]) -> tuple[Behavi
     if by_port and not all(by_port):
         return Behavior.APD, "two ports of one server see different addresses"
     if by_host and all(by_host):
-        return Behavior.EI, "servers at different addresses see the same one"
+        return Behavior.EI, "servers at different addresses see the same mapped address"
     if by_host and by_port:
-        return Behavior.AD, "servers at different addresses see different ones, and two ports of one the same"
+        return (
+            Behavior.AD,
+            "servers at different addresses see different mapped addresses, two ports of one server see the same",
+        )
     if by_host:
-        return None, "it depends on the remote address; whether on the port as well, two ports of one server tell"
-    return None, "it does not depend on the remote port; whether on the address, another server tells"
+        return None, "the mapping depends on the remote address; to test the port as well, name two ports of one server"
+    return None, "the mapping does not depend on the remote port; to test the address, name another server"

@@ -30,9 +30,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.compact import Queue, Table
-from polynya.core.errors import UsageError
+from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import Flow
-from polynya.core.instants import MILLISECOND, SECOND, Instant, earliest
+from polynya.core.instants import SECOND, Instant, duration, earliest
 from polynya.core.machine import Closed, Counters, IcmpError, IpFields, Send, SendFailed
 from polynya.core.trace import NO_TRACE, Tracer
 
@@ -86,32 +86,38 @@ TRANSITIONS: Final[Mapping[State, Mapping[_Event, State]]] = {
 class Schedule:
     """Retransmission times of a request, and how long its response is awaited."""
 
-    rto: int = 500 * MILLISECOND
-    """Initial retransmission timeout, nanoseconds; not below 500 ms unless the deviation is chosen."""
+    rto: float = 0.5
+    """Initial retransmission timeout, seconds; less than 0.5 s deviates from RFC 8445, section 14.3."""
     sends: int = 7
     """Rc: the number of times that the request is sent."""
     last_wait: int = 16
     """Rm: the wait after the last send, in units of the *initial* RTO."""
 
     def __post_init__(self) -> None:
-        if self.rto <= 0 or self.sends < 1 or self.last_wait < 1:
-            raise ValueError(f"a schedule has a positive rto, sends and last_wait: {self}")
+        duration("rto", self.rto, above_zero=True)
+        if self.sends < 1 or self.last_wait < 1:
+            raise ConfigurationError(f"a schedule has at least one send and one last_wait: {self}")
+
+    @property
+    def first_wait(self) -> int:
+        """The RTO in nanoseconds."""
+        return round(self.rto * SECOND)
 
     def wait(self, sends: int) -> int:
         """Return the wait after a send, in nanoseconds; the first send has number 1."""
-        return self.rto * self.last_wait if sends >= self.sends else self.rto << sends - 1
+        return self.first_wait * self.last_wait if sends >= self.sends else self.first_wait << sends - 1
 
     @property
     def total(self) -> int:
         """Nanoseconds from the first send to the failure."""
-        return self.rto * ((1 << self.sends - 1) - 1 + self.last_wait)
+        return self.first_wait * ((1 << self.sends - 1) - 1 + self.last_wait)
 
 
 UNRELIABLE: Final = Schedule()
 """For UDP and DTLS."""
-RELIABLE: Final = Schedule(rto=39_500 * MILLISECOND, sends=1, last_wait=1)
+RELIABLE: Final = Schedule(rto=39.5, sends=1, last_wait=1)
 """For TCP and TLS: sent once, Ti = 39.5 s (section 6.2.2)."""
-ONCE: Final = Schedule(rto=30 * SECOND, sends=1, last_wait=1)
+ONCE: Final = Schedule(rto=30.0, sends=1, last_wait=1)
 """For consent checks, which are sent once; a response counts for 30 s (RFC 7675, section 5.1)."""
 
 

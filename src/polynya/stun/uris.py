@@ -30,7 +30,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,5}")
 
 @dataclass(frozen=True, slots=True)
 class StunUri:
-    """A STUN server. `explicit_port` is None where the URI left it to the default."""
+    """URI of a STUN server. `explicit_port` is None if the URI names no port."""
 
     host: str
     """A name, or an address without brackets."""
@@ -39,7 +39,7 @@ class StunUri:
 
     @classmethod
     def parse(cls, text: str) -> StunUri:
-        """Read a `stun:` or `stuns:` URI. Raises ConfigurationError, and says what is wrong, for anything else."""
+        """Parse a `stun:` or `stuns:` URI. Raises ConfigurationError with the reason for other text."""
         scheme, host, port, query = _split(text, "stun")
         if query is not None:
             raise ConfigurationError(f"{text!r}: a {scheme}: URI has no query")
@@ -78,7 +78,7 @@ class TurnUri:
 
     @classmethod
     def parse(cls, text: str) -> TurnUri:
-        """Read a `turn:` or `turns:` URI. Raises ConfigurationError, and says what is wrong, for anything else."""
+        """Parse a `turn:` or `turns:` URI. Raises ConfigurationError with the reason for other text."""
         scheme, host, port, query = _split(text, "turn")
         transport = None
         if query is not None:
@@ -95,7 +95,7 @@ class TurnUri:
 
     @property
     def transport(self) -> Transport:
-        """What the URI says, else UDP for `turn:` and TLS for `turns:` (RFC 5928, section 3)."""
+        """The transport of the URI, else UDP for `turn:` and TLS for `turns:` (RFC 5928, section 3)."""
         if self.secure:
             return Transport.TLS
         return Transport.TCP if self.explicit_transport == "tcp" else Transport.UDP
@@ -106,7 +106,7 @@ class TurnUri:
 
 
 def _split(text: str, kind: str) -> tuple[str, str, int | None, str | None]:
-    """Scheme, host, port and query of a URI whose scheme is `kind` or `kind`s."""
+    """Return scheme, host, port and query of a URI with the scheme `kind` or `kind`s."""
     match = _URI.fullmatch(text)
     if match is None:
         raise ConfigurationError(f"{text!r} is not a {kind} URI: write {kind}:HOST or {kind}:HOST:PORT")

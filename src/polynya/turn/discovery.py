@@ -1,15 +1,14 @@
-"""Which servers a TURN URI stands for, and in what order (RFC 5928).
+"""Server discovery for a TURN URI: its servers, best first (RFC 5928).
 
-    what the URI says            what is asked                              servers
+    the URI has                  queries                                    servers
     ---------------------------  -----------------------------------------  -----------------------------------------
-    an IP address                nothing                                    that one
+    an IP address                none                                       this address
     a name and a port            A, AAAA                                    its addresses
     a name and a transport       SRV; A, AAAA                               by SRV, else its addresses, default port
     a name alone                 NAPTR; SRV for each transport; A, AAAA     by NAPTR, else by SRV, else its addresses
 
-All that a name may need is asked at once, so that a zone without NAPTR and SRV records costs no round trip. The list is
-then worked out from the answers that are there, and whatever it turns out to need further is asked: a record's target,
-the SRV records that a NAPTR record names.
+All queries that a name may need are sent at once, so that a zone without NAPTR and SRV records costs no round trip. The
+list is computed from the answers; further queries follow for the targets and SRV records that they name.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Transport
 from polynya.core.instants import Instant
@@ -36,14 +36,14 @@ SERVICES: Final = {
 """The SRV prefix and the S-NAPTR protocol tag of each transport (RFC 5928, section 6)."""
 MAX_SERVERS: Final = 16
 MAX_DEPTH: Final = 4
-"""How many NAPTR records lead to one another."""
+"""Limit of NAPTR records that refer to another."""
 
 Query = tuple[str, RecordType]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discovered:
-    """The servers, best first. Where there are none `reason` says why."""
+    """The servers of a URI, best first. If there are none, `reason` explains it."""
 
     uri: TurnUri
     servers: tuple[ServerAddress, ...]
@@ -51,7 +51,7 @@ class Discovered:
 
 
 class Discovery:
-    """A machine: `Resolve`s out, `Resolved`s in, one `Discovered`."""
+    """Machine of one server discovery: `Resolved` in, `Resolve` out, and one `Discovered` event."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Discovery:
         transports: tuple[Transport, ...] = (Transport.UDP, Transport.TCP, Transport.TLS),
         token: int = 0,
     ) -> None:
-        """`families` and `transports` are those that can be used here; of the latter, best first."""
+        """`families` and `transports` are the usable ones; transports are given best first."""
         self.uri = uri
         self._random = random
         self._families = families
@@ -73,15 +73,15 @@ class Discovery:
         self._wanted: list[Query] = []
         self._errors: list[str] = []
         self._ended = False
-        self._outputs: list[Resolve] = []
-        self._events: list[Discovered] = []
+        self._outputs: Queue[Resolve] = Queue()
+        self._events: Queue[Discovered] = Queue()
 
-    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - what a driver calls is given the time
-        """Ask what must be asked."""
+    def start(self, *, now: Instant) -> None:  # noqa: ARG002 - a driver passes the time
+        """Send the first queries."""
         self._advance()
 
     def receive(self, input: Input, *, now: Instant) -> None:  # noqa: ARG002
-        """Take an answer; any other input is not for this machine."""
+        """Handle an answer; any other input is ignored."""
         if not isinstance(input, Resolved) or input.query.token != self._token or self._ended:
             return
         query = (input.query.name, input.query.record)
@@ -93,23 +93,21 @@ class Discovery:
         self._advance()
 
     def tick(self, *, now: Instant) -> None:
-        """Nothing is ever due: the resolver has its own patience."""
+        """There are no timers: the resolver has its own timeout."""
 
     def next_timer(self) -> Instant | None:
         return None
 
     def outputs(self) -> list[Resolve]:
-        drained, self._outputs = self._outputs, []
-        return drained
+        return self._outputs.drain()
 
     def events(self) -> list[Discovered]:
-        drained, self._events = self._events, []
-        return drained
+        return self._events.drain()
 
     # ----------------------------------------------------------------------------------------------------- the answers
 
     def _in_order(self, answer: Resolved) -> tuple[str, ...]:
-        """SRV records in the order in which they are to be tried: drawn once, by weight (RFC 2782)."""
+        """Return SRV records in the order to try them: drawn once, by weight (RFC 2782)."""
         if answer.query.record is not RecordType.SRV:
             return answer.hosts
         left = sorted(
@@ -129,7 +127,7 @@ class Discovery:
         return tuple(f"{priority} {weight} {port} {target}" for priority, weight, port, target in ordered)
 
     def _ask(self, name: str, record: RecordType) -> tuple[str, ...]:
-        """What is known; what is not is wanted."""
+        """Return the answer to a query; an unknown one is added to the wanted queries."""
         query = (name, record)
         known = self._known.get(query)
         if known is None and query not in self._wanted:
@@ -139,7 +137,7 @@ class Discovery:
     # -------------------------------------------------------------------------------------------------------- the list
 
     def _advance(self) -> None:
-        """Work the list out; ask what is missing, or tell it."""
+        """Compute the list; send the queries that are missing, or emit the result."""
         self._wanted = []
         servers = list(dict.fromkeys(self._servers()))[:MAX_SERVERS]
         if self._wanted:
@@ -154,8 +152,8 @@ class Discovery:
 
     def _why_none(self) -> str:
         if not self._transports():
-            return f"{self.uri} is for {self.uri.transport.value}, which is not used here"
-        return "; ".join(self._errors) or f"{self.uri.host} has no address that can be used here"
+            return f"{self.uri} needs {self.uri.transport.value}, which is not supported here"
+        return "; ".join(self._errors) or f"{self.uri.host} has no address of a usable IP version"
 
     def _servers(self) -> list[ServerAddress]:
         uri = self.uri
@@ -173,7 +171,7 @@ class Discovery:
         return by_naptr or by_srv or plain
 
     def _transports(self) -> tuple[Transport, ...]:
-        """Those that the URI allows, best first."""
+        """Return the usable transports that the URI allows, best first."""
         if self.uri.explicit_transport is not None or self.uri.secure:
             allowed: tuple[Transport, ...] = (self.uri.transport,)
         else:
@@ -226,7 +224,7 @@ def _is_literal(name: str) -> bool:
 
 
 def _srv(text: str) -> tuple[int, int, int, str] | None:
-    """Priority, weight, port and target of an SRV record's text; the target is empty where there is no service."""
+    """Return priority, weight, port and target of an SRV record; the target is empty if there is no service."""
     fields = text.split()
     if len(fields) != 4 or not all(field.isascii() and field.isdigit() for field in fields[:3]):
         return None
@@ -237,7 +235,7 @@ def _srv(text: str) -> tuple[int, int, int, str] | None:
 
 
 def _naptr(text: str) -> tuple[int, int, str, str, str] | None:
-    """Order, preference, flags, service and replacement of a NAPTR record's text; None for one with an expression."""
+    """Return order, preference, flags, service and replacement of a NAPTR record; None if it has an expression."""
     fields = text.split()
     if len(fields) != 6 or not (fields[0].isdigit() and fields[1].isdigit()):
         return None

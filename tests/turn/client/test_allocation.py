@@ -143,7 +143,7 @@ def test_a_stream_that_cannot_be_opened_fails_it() -> None:
         (441, "another user name"),
     ],
 )
-def test_each_refusal_is_told_apart_and_explained(code: int, explained: str) -> None:
+def test_each_refusal_is_explained(code: int, explained: str) -> None:
     world = World(Relay(trouble=refusing(code)))
     world.run(1)
     [failed] = world.of(AllocationFailed)
@@ -231,7 +231,7 @@ def test_one_allocation_can_have_both_families() -> None:
     assert [address.family for address in allocated.relayed] == [6, 4] and allocated.refused == ()
 
 
-def test_a_family_that_is_refused_is_told_with_the_reason() -> None:
+def test_a_refused_family_is_reported_with_the_reason() -> None:
     world = World(Relay(families=(4,)), config=ClientConfig(families=(4, 6)))
     world.run(1)
     [allocated] = world.of(Allocated)
@@ -318,7 +318,7 @@ def test_an_allocation_that_the_server_has_lost_is_lost() -> None:
 
 
 @pytest.mark.parametrize("ask", ["permit", "bind"])
-def test_whatever_request_is_told_that_there_is_no_allocation_it_is_lost(ask: str) -> None:
+def test_an_allocation_mismatch_in_any_request_loses_it(ask: str) -> None:
     """RFC 8656, section 5: 437 to any request but Allocate."""
     world = World()
     world.run(1)
@@ -383,7 +383,7 @@ def test_closing_without_waiting_frees_it_all_the_same(at: float, transport: Tra
 
 
 def test_the_last_request_waits_for_no_slot() -> None:
-    """Several clients close at one moment: whoever drives them may be gone before the pacer has slots for all."""
+    """Several clients close at one moment: their owner may be gone before the pacer has slots for all."""
     pacer = Pacer()
     worlds = [World(pacer=pacer) for _ in range(3)]
     for world in worlds:
@@ -419,7 +419,7 @@ def test_what_comes_after_the_end_does_nothing() -> None:
     world.run(1)
     world.do(world.client.close)
     world.run(1)
-    told, sent = len(world.events), len(world.out)
+    emitted, sent = len(world.events), len(world.out)
     peer = Address("192.0.2.50", 1)
     world.do(world.client.permit, [peer])
     world.do(world.client.bind, peer)
@@ -427,7 +427,7 @@ def test_what_comes_after_the_end_does_nothing() -> None:
     world.do(world.client.start)
     assert world.do(world.client.send, peer, b"x") is False
     world.run(10)
-    assert (len(world.events), len(world.out)) == (told, sent)
+    assert (len(world.events), len(world.out)) == (emitted, sent)
 
 
 def test_a_server_that_grants_nothing_has_not_allocated() -> None:

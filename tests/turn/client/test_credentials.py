@@ -27,7 +27,7 @@ from tests.turn.client.relay import SERVER, USER, Relay, World
 PEER = Address("192.0.2.50", 4000)
 
 
-def test_nothing_is_told_to_a_server_before_it_asks() -> None:
+def test_nothing_is_signed_before_the_server_asks() -> None:
     world = World()
     world.run(1)
     first, second = world.relay.requests[:2]
@@ -248,7 +248,7 @@ def test_an_allocation_whose_credentials_are_never_renewed_ends_at_its_time() ->
 
 
 @pytest.mark.parametrize("username", ["", "x" * 509, "a\x00b"])
-def test_text_that_cannot_be_credentials_is_refused(username: str) -> None:
+def test_invalid_credentials_are_refused(username: str) -> None:
     with pytest.raises(ConfigurationError):
         Credentials(username, "password")
 

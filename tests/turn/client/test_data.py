@@ -141,9 +141,9 @@ def test_what_is_not_data_of_a_permitted_peer_is_dropped(data: bytes) -> None:
     world = permitted()
     world.do(world.client.bind, PEER)
     world.run(1)
-    told = len(world.events)
+    emitted = len(world.events)
     inject(world, data)
-    assert len(world.events) == told and not world.client.outputs()
+    assert len(world.events) == emitted and not world.client.outputs()
 
 
 def test_padding_after_channel_data_is_no_data() -> None:
@@ -163,7 +163,9 @@ def test_padding_after_channel_data_is_no_data() -> None:
         (5, 1, bytes(4), IcmpKind.OTHER, None),
     ],
 )
-def test_an_icmp_error_at_the_relay_is_told(type: int, code: int, data: bytes, kind: IcmpKind, mtu: int | None) -> None:
+def test_an_icmp_error_at_the_relay_is_reported(
+    type: int, code: int, data: bytes, kind: IcmpKind, mtu: int | None
+) -> None:
     world = permitted()
     inject(world, icmp_indication(PEER, type, code, data))
     assert world.of(PeerUnreachable) == [PeerUnreachable(peer=PEER, kind=kind, type=type, code=code, mtu=mtu)]

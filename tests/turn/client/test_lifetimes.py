@@ -172,8 +172,8 @@ def test_a_renewal_leaves_time_for_two_transactions_to_fail() -> None:
     assert renewal(3 * SECOND) == 2 * SECOND
 
 
-def test_permissions_are_told_once_however_often_they_are_renewed() -> None:
+def test_permissions_are_emitted_once_however_often_they_are_renewed() -> None:
     world = standing()
-    told = len(world.of(Permitted))
+    emitted = len(world.of(Permitted))
     world.run(3600)
-    assert len(world.of(Permitted)) == told
+    assert len(world.of(Permitted)) == emitted

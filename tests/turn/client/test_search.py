@@ -1,4 +1,4 @@
-"""A relay by URI: several servers, tried without waiting long for any."""
+"""The race of the servers of one URI."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_server_that_refuses_is_not_asked_the_same_by_another_transport() -> N
     assert failed.code == 440 and [each.transport for each in world.opens] == [Transport.UDP]
     silent = SearchWorld(Relay(SECOND_), uri="turn:example.org", zone=zone)
     silent.run(50)
-    assert [each.transport for each in silent.opens] == [Transport.UDP, Transport.TCP], "nobody answered by UDP"
+    assert [each.transport for each in silent.opens] == [Transport.UDP, Transport.TCP], "no server answered by UDP"
 
 
 def test_when_all_have_failed_it_says_why_each_did() -> None:

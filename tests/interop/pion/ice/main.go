@@ -1,4 +1,4 @@
-// An ICE agent: pion's, driven by lines of JSON; see tests/interop/dialogue.py for what is said.
+// An ICE agent of pion, driven by lines of JSON; tests/interop/dialogue.py describes them.
 package main
 
 import (
@@ -56,7 +56,7 @@ type peer struct {
 	conn        chan *ice.Conn
 }
 
-// describe says the credentials, and gathers: the candidates follow as they are found.
+// describe signals the credentials and starts to gather; candidates are signaled as they are found.
 func (p *peer) describe(lite bool) {
 	ufrag, password, err := p.agent.GetLocalUserCredentials()
 	if err != nil {
@@ -70,7 +70,7 @@ func (p *peer) describe(lite bool) {
 	}
 }
 
-// restart begins anew with other credentials (RFC 8445, section 9).
+// restart restarts ICE with new credentials (RFC 8445, section 9).
 func (p *peer) restart(lite bool) {
 	if err := p.agent.Restart("", ""); err != nil {
 		lines.Fail(err)
@@ -92,7 +92,7 @@ func (p *peer) add(text any) {
 	}
 }
 
-// use connects, and says what is received until the connection ends.
+// use connects, and reports received data until the connection ends.
 func (p *peer) use(ufrag, password string) {
 	connect := p.agent.Accept
 	if p.controlling {
@@ -173,14 +173,14 @@ func main() {
 	for command := range lines.Commands() {
 		switch {
 		case command["description"] != nil:
-			told := command["description"].(map[string]any)
-			ufrag, password := told["ufrag"].(string), told["password"].(string)
-			if candidates, ok := told["candidates"].([]any); ok {
+			description := command["description"].(map[string]any)
+			ufrag, password := description["ufrag"].(string), description["password"].(string)
+			if candidates, ok := description["candidates"].([]any); ok {
 				for _, each := range candidates {
 					p.add(each)
 				}
 			}
-			if started { // a restart: the other side's, or its answer to ours
+			if started { // a restart of the other side, or its answer to a restart of this agent
 				if !restarting {
 					p.restart(*lite)
 				}
@@ -191,7 +191,7 @@ func main() {
 				continue
 			}
 			started = true
-			if remoteLite, ok := told["lite"].(bool); ok {
+			if remoteLite, ok := description["lite"].(bool); ok {
 				if err := agent.SetRemoteICELite(remoteLite); err != nil {
 					lines.Fail(err)
 				}

@@ -1,4 +1,4 @@
-// Package lines speaks JSON, an object a line, with the test that runs a peer: see tests/interop/dialogue.py.
+// Package lines exchanges JSON objects, one a line, with the test that runs a peer (tests/interop/dialogue.py).
 package lines
 
 import (
@@ -27,11 +27,11 @@ func Say(line Line) {
 	fmt.Println(string(data))
 }
 
-// Commands gives what the test says, until it says no more.
+// Commands returns a channel of the lines that the test writes; it is closed at their end.
 func Commands() <-chan Line {
-	said := make(chan Line)
+	commands := make(chan Line)
 	go func() {
-		defer close(said)
+		defer close(commands)
 		scanner := bufio.NewScanner(os.Stdin)
 		scanner.Buffer(nil, 1<<20)
 		for scanner.Scan() {
@@ -40,10 +40,10 @@ func Commands() <-chan Line {
 				Say(Line{"failed": "a command is not JSON: " + err.Error()})
 				os.Exit(1)
 			}
-			said <- line
+			commands <- line
 		}
 	}()
-	return said
+	return commands
 }
 
 // Place is an address as the test writes it: host and port.
@@ -67,7 +67,7 @@ func Address(place any) *net.UDPAddr {
 	return &net.UDPAddr{IP: net.ParseIP(host), Port: int(port)}
 }
 
-// Fail says why nothing more can be done, and ends the process.
+// Fail reports an error and ends the process.
 func Fail(err error) {
 	Say(Line{"failed": err.Error()})
 	os.Exit(1)

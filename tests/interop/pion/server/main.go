@@ -1,5 +1,5 @@
-// A TURN server: pion's, on 127.0.0.1. It says {"listening": {"udp": PORT, "tcp": PORT, "tls": PORT}} and serves until it
-// is told {"close": true}, then {"ended": true}.
+// A TURN server of pion on 127.0.0.1. It writes {"listening": {"udp": PORT, "tcp": PORT, "tls": PORT}}, serves until it
+// reads {"close": true}, and then writes {"ended": true}.
 package main
 
 import (

@@ -1,10 +1,10 @@
-// A TURN client: pion's, driven by lines of JSON.
+// A TURN client of pion, driven by lines of JSON.
 //
-// It says     {"allocated": {"relayed", "mapped"}} or {"failed": REASON}, {"received": HEX, "from": PLACE},
+// It writes   {"allocated": {"relayed", "mapped"}} or {"failed": REASON}, {"received": HEX, "from": PLACE},
 //
 //	{"permitted": true}, {"ended": true} as its last line
 //
-// and is told {"permit": PLACE}, {"send": HEX, "to": PLACE}, {"close": true}
+// and reads   {"permit": PLACE}, {"send": HEX, "to": PLACE}, {"close": true}
 package main
 
 import (

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.core.instants import MILLISECOND
 from polynya.ice import Candidate, CandidateType, Description, Fragment, RemoteCandidate, Section, TcpType
-from polynya.ice.fragments import MAX_MEDIA, MAX_TEXT, default_destination_is_candidate
-from polynya.ice.sdp import format_remote_candidates, parse_remote_candidates
-from polynya.ice.sections import MAX_ATTRIBUTES, MAX_VALUE, PSEUDO_MEDIA
+from polynya.ice.sdp.candidate import format_remote_candidates, parse_remote_candidates
+from polynya.ice.sdp.fragment import MAX_MEDIA, MAX_TEXT, default_destination_is_candidate
+from polynya.ice.sdp.section import MAX_ATTRIBUTES, MAX_VALUE, PSEUDO_MEDIA
 
 UFRAG, PASSWORD = "8hhY", "asd88fgpdd777uzjYhagZg"
 
@@ -132,7 +131,7 @@ def test_attributes_of_the_session_and_of_the_media_are_all_understood() -> None
         "a=ice-lite\na=ice-pacing:20\na=end-of-candidates\nm=audio 5000 RTP/AVP 0\n"
         "a=remote-candidates:1 192.0.2.3 45664 2 2001:db8::1 1\na=ice-mismatch\n"
     )
-    assert fragment.session.lite and fragment.session.pacing == 20 * MILLISECOND
+    assert fragment.session.lite and fragment.session.pacing == 0.02
     assert fragment.media[0].mismatch
     assert fragment.media[0].remote_candidates == (
         RemoteCandidate(1, Address("192.0.2.3", 45664)),
@@ -159,11 +158,11 @@ def test_attributes_of_the_session_and_of_the_media_are_all_understood() -> None
         ("a=ice-pwd:secret", "line 1: the password is not 22 to 256"),
         ("a=ice-options:" + "x " * 40, "line 1: the ICE options"),
         ("a=ice-pacing:soon", "line 1: ice-pacing 'soon'"),
-        ("a=mid:1", "line 1: mid stands below an m= line or nowhere"),
-        ("a=candidate:1 1 udp 1 192.0.2.1 1 typ host", "line 1: candidate stands below"),
-        ("a=ice-mismatch", "line 1: ice-mismatch stands below"),
-        (f"m={PSEUDO_MEDIA}\na=ice-lite", "line 2: ice-lite stands above the first m= line"),
-        (f"m={PSEUDO_MEDIA}\na=ice-pacing:50", "line 2: ice-pacing stands above"),
+        ("a=mid:1", "line 1: mid is only allowed below an m= line"),
+        ("a=candidate:1 1 udp 1 192.0.2.1 1 typ host", "line 1: candidate is only allowed below"),
+        ("a=ice-mismatch", "line 1: ice-mismatch is only allowed below"),
+        (f"m={PSEUDO_MEDIA}\na=ice-lite", "line 2: ice-lite is only allowed above the first m= line"),
+        (f"m={PSEUDO_MEDIA}\na=ice-pacing:50", "line 2: ice-pacing is only allowed above"),
         ("m=audio", "line 1: 'audio' is not the value of an m= line"),
         ("m=audio 9 RTP/AVP", "line 1"),
         ("m=audio nine RTP/AVP 0", "line 1"),
@@ -286,7 +285,7 @@ common = {
     "other": others,
 }
 sessions = st.builds(
-    Section, pacing=st.none() | st.integers(0, 1000).map(lambda ms: ms * MILLISECOND), lite=st.booleans(), **common
+    Section, pacing=st.none() | st.integers(0, 1000).map(lambda ms: ms / 1000), lite=st.booleans(), **common
 )
 media_sections = st.builds(
     Section,

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
-from polynya.core.instants import MILLISECOND
 from polynya.ice.candidates import Candidate, CandidateType
 from polynya.ice.description import Description
-from polynya.session.signals import Signal, read_signal, write_signal
+from polynya.ice.sdp.signal import Signal, read_signal, write_signal
 
 ICE_CHARS = st.sampled_from("ABCXYZabcxyz0189+/")
 
@@ -21,7 +20,7 @@ descriptions = st.builds(
     password=st.text(ICE_CHARS, min_size=22, max_size=64),
     options=st.sampled_from([(), ("ice2",), ("ice2", "trickle"), ("renomination",)]),
     lite=st.booleans(),
-    pacing=st.one_of(st.none(), st.integers(0, 1000).map(lambda number: number * MILLISECOND)),
+    pacing=st.one_of(st.none(), st.integers(0, 1000).map(lambda number: number / 1000)),
     generation=st.integers(0, 999_999_999),
 )
 addresses = st.builds(

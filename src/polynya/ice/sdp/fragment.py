@@ -1,14 +1,14 @@
-"""ICE in whole session descriptions, and in the fragments that trickle candidates (RFC 8839; RFC 8840, section 9).
+"""ICE in session descriptions, and in the fragments that trickle candidates (RFC 8839; RFC 8840, section 9).
 
-    a=ice-ufrag:8hhY                                         the session: what holds for all media
+    a=ice-ufrag:8hhY                                         session level: counts for all media
     a=ice-pwd:asd88fgpdd777uzjYhagZg
-    m=audio 9 RTP/AVP 0                                      a medium: the mid tells which, the line means nothing
+    m=audio 9 RTP/AVP 0                                      a medium, named by its mid; the line has no meaning
     a=mid:1
     a=candidate:1 1 UDP 2130706431 192.0.2.1 5000 typ host
     a=end-of-candidates
 
-`Fragment.parse` holds to the fragment's grammar, which has `a=` and `m=` lines only. `Fragment.of_session` picks the
-same out of a session description, whose other lines are none of ICE's business. A refusal names the line and says why.
+`Fragment.parse` reads the grammar of a fragment, which has `a=` and `m=` lines only. `Fragment.of_session` reads the
+same attributes from a session description and skips its other lines. `DecodeError` names the line and the reason.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
+from polynya.ice.candidates import Candidate
 
-from .candidates import Candidate
-from .sections import MAX_VALUE, Section, SectionReader
+from .section import MAX_VALUE, Section, SectionReader
 
 MAX_TEXT: Final = 1 << 18
 """Characters of a whole text."""
@@ -30,7 +30,7 @@ CONTENT_TYPE: Final = "application/trickle-ice-sdpfrag"
 
 
 class Signaled(NamedTuple):
-    """A candidate of a fragment, with the place of its medium (from 0) and its mid."""
+    """A candidate of a fragment, with the number of its medium (from 0) and its mid."""
 
     stream: int
     mid: str | None
@@ -39,7 +39,7 @@ class Signaled(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fragment:
-    """The session's section and those of the media, in order."""
+    """The session level and the media of a description, in order."""
 
     session: Section = Section()  # noqa: RUF009 - it is frozen
     media: tuple[Section, ...] = ()
@@ -56,20 +56,20 @@ class Fragment:
 
     @classmethod
     def parse(cls, text: str) -> Fragment:
-        """Read a body of `application/trickle-ice-sdpfrag`. DecodeError names the line that is wrong."""
+        """Read a body of `application/trickle-ice-sdpfrag`. DecodeError names the wrong line."""
         return _read(text, whole=False)
 
     @classmethod
     def of_session(cls, text: str) -> Fragment:
-        """Pick out of a session description what concerns ICE. DecodeError names the line that is wrong."""
+        """Read the ICE attributes of a session description. DecodeError names the wrong line."""
         return _read(text, whole=True)
 
     def to_sdp(self) -> str:
-        """The body, each line ended by CR LF."""
+        """Return the body; each line ends with CR LF."""
         return self.session.to_sdp() + "".join(section.to_sdp() for section in self.media)
 
     def candidates(self) -> Iterator[Signaled]:
-        """Every candidate, with the ufrag of its medium as an extension, so that its generation is known."""
+        """Yield every candidate. The ufrag of its medium is added as an extension: it identifies the generation."""
         for stream, section in enumerate(self.media):
             ufrag = section.ufrag or self.session.ufrag
             for candidate in section.candidates:
@@ -78,16 +78,16 @@ class Fragment:
                 yield Signaled(stream, section.mid, candidate)
 
     def ended(self, stream: int) -> bool:
-        """Whether no more candidates follow for a medium."""
+        """Whether the candidates of a medium have ended."""
         return self.session.ended or self.media[stream].ended
 
 
 def default_destination_is_candidate(section: Section, connection: str) -> bool:
     """Whether the default destination of a medium, `m=` port and `c=` host, is one of its candidates.
 
-    If not, something between has rewritten the description, and the answer says `ice-mismatch` (RFC 8839, section
-    3.2.5). A trickled description has port 9 and an unspecified address instead (RFC 8840, section 4.3.1), a name or
-    a rejected medium is not judged.
+    If not, a middlebox has rewritten the description, and the answer carries `ice-mismatch` (RFC 8839, section 3.2.5).
+    A trickled description has port 9 and an unspecified address instead (RFC 8840, section 4.3.1): this is no mismatch.
+    Names and rejected media are not checked.
     """
     port = section.port
     try:
@@ -114,7 +114,7 @@ def _read(text: str, *, whole: bool) -> Fragment:
 
 
 def _lines(text: str) -> list[str]:
-    """The lines without their ends; what follows the last end is a line only if it is something."""
+    """Split into lines; an empty rest after the last line end is no line."""
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     return lines if lines[-1] else lines[:-1]
 

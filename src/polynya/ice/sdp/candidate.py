@@ -1,14 +1,13 @@
-"""The text of a candidate (RFC 8839, section 5.1; RFC 6544, section 4.5 for TCP) and of the remote candidates.
+"""Grammar of a candidate line (RFC 8839, section 5.1; RFC 6544, section 4.5) and of `remote-candidates` (section 5.2).
 
     candidate:FOUNDATION COMPONENT TRANSPORT PRIORITY ADDRESS PORT typ TYPE [raddr A rport P] [tcptype T] [NAME VALUE]*
     remote-candidates:COMPONENT ADDRESS PORT [COMPONENT ADDRESS PORT]*
 
-The text comes from the other side by way of somebody's signaling: it is bounded, and what does not fit is refused
-with a `DecodeError` that says which part of the line is wrong. An extension that is not known is kept and written
-again. A line that is well-formed and means something that is not known here, a new type say, is to be ignored and not
-to spoil the others: `UnsupportedCandidate` tells it apart.
+The text comes from the other side by signaling, so it is bounded. `DecodeError` names the part of a line that is wrong.
+Unknown extensions are kept and written again. A well-formed line with an unknown type raises `UnsupportedCandidate`: it
+is ignored and does not spoil the lines beside it.
 
-Whoever does not tell the related address of a reflexive or relayed candidate writes `raddr 0.0.0.0 rport 9`, or `::`.
+An agent that hides the related address of a reflexive or relayed candidate writes `raddr 0.0.0.0 rport 9`, or `::`.
 """
 
 from __future__ import annotations
@@ -20,10 +19,8 @@ from typing import Final, NamedTuple
 from polynya.core.addresses import IPV6, Address
 from polynya.core.errors import DecodeError
 
-from .candidates import Candidate, CandidateType, TcpType
-
 MAX_LINE: Final = 1024
-UNRESOLVED: Final = "0.0.0.0"  # noqa: S104 - stands in an address whose host is still a name
+UNRESOLVED: Final = "0.0.0.0"  # noqa: S104 - the host of an address while only its name is known
 
 HIDDEN_PORT: Final = 9
 
@@ -34,16 +31,33 @@ _NAME = re.compile(
     r"(?=.{1,253}\.?\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9_-]{1,63})*\.?"
 )
 _NUMERIC = re.compile(r"[0-9.]+")
-_TYPES: Final = {kind.value: kind for kind in CandidateType}
-_TCP_TYPES: Final = {kind.value: kind for kind in TcpType}
+TYPES: Final = ("host", "srflx", "prflx", "relay")
+TCP_TYPES: Final = ("active", "passive", "so")
 
 
 class UnsupportedCandidate(DecodeError):
-    """A well-formed candidate that cannot be used here: ignore it (RFC 8839, section 5.1)."""
+    """A well-formed candidate of an unknown kind: ignore it (RFC 8839, section 5.1)."""
 
 
-def parse_candidate(line: str) -> Candidate:
-    """Read one candidate; `a=` before it and white space around it are allowed. Raises DecodeError."""
+class CandidateLine(NamedTuple):
+    """The fields of a candidate line. `type` is one of `TYPES`, `tcp_type` one of `TCP_TYPES` or None."""
+
+    foundation: str
+    component: int
+    transport: str
+    priority: int
+    address: Address
+    """The host is `UNRESOLVED` if the line has a name."""
+    host_name: str | None
+    type: str
+    related: Address | None
+    tcp_type: str | None
+    generation: int
+    extensions: tuple[tuple[str, str], ...]
+
+
+def parse_line(line: str) -> CandidateLine:
+    """Read one candidate line, with or without `a=` and surrounding white space. Raises DecodeError."""
     if len(line) > MAX_LINE:
         raise DecodeError(f"a candidate of {len(line)} characters is longer than {MAX_LINE}")
     text = line.strip().removeprefix("a=")
@@ -60,18 +74,18 @@ def parse_candidate(line: str) -> Candidate:
         raise _error("has a transport that is not a token", line)
     if not _TOKEN.fullmatch(kind):
         raise _error("has a type that is not a token", line)
-    if kind not in _TYPES:
+    if kind not in TYPES:
         raise UnsupportedCandidate(f"a candidate has the unknown type {kind[:32]!r}: {line[:120]!r}")
     address, host_name = _host(host, _number(port, 65535, "port", line), line)
     pairs = _extensions(words[8:], line)
-    return Candidate(
+    return CandidateLine(
         foundation=foundation,
         component=_number(component, 256, "component", line, lowest=1),
         transport=transport.lower(),
         priority=_number(priority, 2**32 - 1, "priority", line),
         address=address,
         host_name=host_name,
-        type=_TYPES[kind],
+        type=kind,
         related=_related(pairs, line),
         tcp_type=_tcp_type(pairs, line),
         generation=_generation(pairs),
@@ -79,28 +93,28 @@ def parse_candidate(line: str) -> Candidate:
     )
 
 
-def format_candidate(candidate: Candidate) -> str:
-    """The SDP value of a candidate, `candidate:...`."""
-    host = candidate.host_name or candidate.address.host
+def format_line(line: CandidateLine) -> str:
+    """Return the SDP value of a candidate, `candidate:...`."""
+    host = line.host_name or line.address.host
     words = [
-        f"candidate:{candidate.foundation} {candidate.component} {candidate.transport} {candidate.priority}",
-        f"{host} {candidate.address.port} typ {candidate.type.value}",
+        f"candidate:{line.foundation} {line.component} {line.transport} {line.priority}",
+        f"{host} {line.address.port} typ {line.type}",
     ]
-    related = candidate.related
-    if related is None and candidate.type is not CandidateType.HOST:
-        related = Address("::" if candidate.address.family == IPV6 else UNRESOLVED, HIDDEN_PORT)
+    related = line.related
+    if related is None and line.type != "host":
+        related = Address("::" if line.address.family == IPV6 else UNRESOLVED, HIDDEN_PORT)
     if related is not None:
         words.append(f"raddr {related.host} rport {related.port}")
-    if candidate.tcp_type is not None:
-        words.append(f"tcptype {candidate.tcp_type.value}")
-    if candidate.generation:
-        words.append(f"generation {candidate.generation}")
-    words += [f"{name} {value}" for name, value in candidate.extensions]
+    if line.tcp_type is not None:
+        words.append(f"tcptype {line.tcp_type}")
+    if line.generation:
+        words.append(f"generation {line.generation}")
+    words += [f"{name} {value}" for name, value in line.extensions]
     return " ".join(words)
 
 
 class RemoteCandidate(NamedTuple):
-    """Which candidate of the receiver the controlling agent ended on, for one component (RFC 8839, section 5.2)."""
+    """The candidate of the receiver that the controlling agent selected for one component (RFC 8839, section 5.2)."""
 
     component: int
     address: Address
@@ -116,13 +130,13 @@ def parse_remote_candidates(text: str) -> tuple[RemoteCandidate, ...]:
         if not all(word.isascii() and word.isdigit() and len(word) <= 5 for word in (component, port)):
             raise DecodeError(f"remote-candidates have a component or port that is not a number: {text[:120]!r}")
         if not 1 <= int(component) <= 256 or "%" in host:
-            raise DecodeError(f"remote-candidates have a component or address that cannot be: {text[:120]!r}")
+            raise DecodeError(f"remote-candidates have a component or address out of range: {text[:120]!r}")
         found.append(RemoteCandidate(int(component), Address.of(host, int(port))))
     return tuple(found)
 
 
 def format_remote_candidates(candidates: Iterable[RemoteCandidate]) -> str:
-    """The value of `remote-candidates`."""
+    """Return the value of `remote-candidates`."""
     return " ".join(f"{component} {address.host} {address.port}" for component, address in candidates)
 
 
@@ -171,7 +185,7 @@ def _take(pairs: list[tuple[str, str]], name: str) -> str | None:
 def _related(pairs: list[tuple[str, str]], line: str) -> Address | None:
     host, port = _take(pairs, "raddr"), _take(pairs, "rport")
     if host is None or port is None:
-        return None  # it is for diagnosis only (RFC 8839, section 5.1)
+        return None  # for diagnosis only (RFC 8839, section 5.1)
     number = _number(port, 65535, "rport", line)
     try:
         related = Address.of(host, number)
@@ -180,16 +194,14 @@ def _related(pairs: list[tuple[str, str]], line: str) -> Address | None:
     return None if number == HIDDEN_PORT and not any(related.packed) else related
 
 
-def _tcp_type(pairs: list[tuple[str, str]], line: str) -> TcpType | None:
+def _tcp_type(pairs: list[tuple[str, str]], line: str) -> str | None:
     text = _take(pairs, "tcptype")
-    if text is None:
-        return None
-    if text not in _TCP_TYPES:
+    if text is not None and text not in TCP_TYPES:
         raise _error(f"has the unknown tcptype {text[:32]!r}", line)
-    return _TCP_TYPES[text]
+    return text
 
 
 def _generation(pairs: list[tuple[str, str]]) -> int:
-    """An extension of libwebrtc; anything but a small number says nothing."""
+    """Read an extension of libwebrtc; anything but a small number counts as 0."""
     text = _take(pairs, "generation")
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 9 else 0

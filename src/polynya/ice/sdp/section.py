@@ -1,18 +1,18 @@
-"""The ICE attributes of one section of a session description: of the session itself, or of one `m=` line (RFC 8839).
+"""ICE attributes of one section of a session description: the session level, or one `m=` line (RFC 8839).
 
-    attribute            level        what it says
-    ice-ufrag, ice-pwd   both         credentials; those of the media count for it (section 5.4)
-    ice-options          both         a session's, but written at either level in the field (5.6)
-    ice-pacing           session      the Ta that is proposed (5.7)
+    attribute            level        meaning
+    ice-ufrag, ice-pwd   both         credentials; those of a medium override the session's (section 5.4)
+    ice-options          both         options of the session; some programs write them in the media (5.6)
+    ice-pacing           session      the proposed Ta (5.7)
     ice-lite             session      the sender is lite (5.3)
     ice-mismatch         media        ICE is not used: the default destination was no candidate (5.3)
-    candidate            media        once for each (5.1)
-    remote-candidates    media        which candidates of the receiver the controlling agent ended on (5.2)
-    end-of-candidates    both         no more of them follow (RFC 8840, section 8.2)
+    candidate            media        one line for each candidate (5.1)
+    remote-candidates    media        the receiver's candidates that the controlling agent selected (5.2)
+    end-of-candidates    both         no more candidates follow (RFC 8840, section 8.2)
     mid                  media        the name of the section (RFC 5888)
 
-Attributes that are not known here are kept, in order, and written again. All is bounded, and a `Section` that was
-made by hand is held to the same rules as one that was read, so that nothing can be slipped into the text.
+Unknown attributes are kept, in order, and written again. Every part is bounded. A `Section` made by hand is validated
+like one that was read, so that no field can inject another line into the text.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from polynya.core.errors import DecodeError
-
-from .candidates import Candidate
-from .description import (
+from polynya.ice.candidates import Candidate
+from polynya.ice.description import (
     Description,
     check_options,
     format_pacing,
@@ -34,20 +33,15 @@ from .description import (
     read_password,
     read_ufrag,
 )
-from .sdp import (
-    RemoteCandidate,
-    UnsupportedCandidate,
-    format_remote_candidates,
-    parse_candidate,
-    parse_remote_candidates,
-)
+
+from .candidate import RemoteCandidate, UnsupportedCandidate, format_remote_candidates, parse_remote_candidates
 
 MAX_ATTRIBUTES: Final = 512
 """Attributes of one section."""
 MAX_VALUE: Final = 4096
 """Characters of one line."""
 PSEUDO_MEDIA: Final = "audio 9 RTP/AVP 0"
-"""What a fragment's `m=` line says when it says nothing (RFC 8840, section 9.1)."""
+"""The `m=` line of a fragment, which carries no information (RFC 8840, section 9.1)."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
 _MEDIA = re.compile(r"[!-~]{1,64} [0-9]{1,5}(?:/[0-9]{1,5})? [!-~]{1,64}(?: [!-~]{1,64}){1,64}")
@@ -56,25 +50,25 @@ _OTHER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}(?::[^\x00-\x08\x0a-\x1f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """What one section says about ICE. `media` is the value of its `m=` line, None for the session."""
+    """The ICE attributes of one section. `media` is the value of its `m=` line, None for the session."""
 
     media: str | None = None
     mid: str | None = None
     ufrag: str | None = None
     password: str | None = field(default=None, repr=False)
     options: tuple[str, ...] = ()
-    pacing: int | None = None
-    """Nanoseconds, written as whole milliseconds."""
+    pacing: float | None = None
+    """Seconds, written as whole milliseconds."""
     lite: bool = False
     mismatch: bool = False
     candidates: tuple[Candidate, ...] = ()
     unsupported: tuple[str, ...] = ()
-    """Candidate lines, without `a=`, that are well-formed and to be ignored (5.1)."""
+    """Well-formed candidate lines of an unknown kind, without `a=`: ignored, and written again (5.1)."""
     remote_candidates: tuple[RemoteCandidate, ...] = ()
     ended: bool = False
-    """`end-of-candidates`: for the session, of all its media."""
+    """`end-of-candidates`; in the session it counts for all media."""
     other: tuple[str, ...] = ()
-    """Attributes that say nothing to ICE, without `a=`."""
+    """Attributes that ICE does not use, without `a=`."""
 
     def __post_init__(self) -> None:
         if self.media is not None and (not _MEDIA.fullmatch(self.media) or self.port > 65535):
@@ -95,22 +89,22 @@ class Section:
         if self.media is None and (
             self.mid is not None or self.mismatch or self.candidates or self.unsupported or self.remote_candidates
         ):
-            raise DecodeError("mid, ice-mismatch and candidates of either side belong to a medium")
+            raise DecodeError("mid, ice-mismatch, candidate and remote-candidates belong to a medium")
         if self.media is not None and (self.lite or self.pacing is not None):
             raise DecodeError("ice-lite and ice-pacing belong to the session")
 
     @property
     def rejected(self) -> bool:
-        """Whether the medium was refused or removed: its port is 0 (RFC 3264, section 6)."""
+        """Whether the medium was rejected or removed: its port is 0 (RFC 3264, section 6)."""
         return self.media is not None and self.port == 0
 
     @property
     def port(self) -> int:
-        """The port of the `m=` line; 0 for the session, which has none."""
+        """The port of the `m=` line; 0 for the session."""
         return 0 if self.media is None else int(self.media.split(" ")[1].partition("/")[0])
 
     def description(self, session: Section, generation: int = 0) -> Description:
-        """The description that holds for this medium, the session's attributes filling in; DecodeError without one."""
+        """Return the description of this medium; the session provides what it lacks. Raises DecodeError without one."""
         ufrag, password = self.ufrag, self.password
         if ufrag is None and password is None:
             ufrag, password = session.ufrag, session.password
@@ -126,7 +120,7 @@ class Section:
         )
 
     def to_sdp(self) -> str:
-        """The lines, each ended by CR LF."""
+        """Return the lines, each with CR LF."""
         lines = [] if self.media is None else [f"m={self.media}"]
         if self.mid is not None:
             lines.append(f"a=mid:{self.mid}")
@@ -152,14 +146,14 @@ class Section:
 
 
 def read_token(text: str) -> str:
-    """A token such as the value of `mid`, or DecodeError."""
+    """Return a token such as the value of `mid`; raises DecodeError for other text."""
     if not _TOKEN.fullmatch(text):
         raise DecodeError(f"{text[:64]!r} is not a token")
     return text
 
 
 def read_other(text: str) -> str:
-    """An attribute that says nothing to ICE, or DecodeError when it is malformed or does."""
+    """Return an attribute that ICE does not use; raises DecodeError for a malformed one, and for one of ICE."""
     if len(text) > MAX_VALUE or not _OTHER.fullmatch(text):
         raise DecodeError(f"{text[:64]!r} is not an attribute")
     if text.partition(":")[0] in KNOWN:
@@ -168,17 +162,17 @@ def read_other(text: str) -> str:
 
 
 def _read_unsupported(text: str) -> None:
-    """Raise DecodeError unless the line is one to be ignored and kept."""
+    """Raise DecodeError unless the line is a well-formed candidate of an unknown kind."""
     try:
-        parse_candidate(text)
+        Candidate.parse(text)
     except UnsupportedCandidate:
         if _OTHER.fullmatch(text):
             return
-    raise DecodeError(f"{text[:64]!r} is not a candidate to be ignored")
+    raise DecodeError(f"{text[:64]!r} is not a well-formed candidate of an unknown kind")
 
 
 class SectionReader:
-    """Builds a section out of its lines, one attribute at a time."""
+    """Builds a section from its lines, one attribute at a time."""
 
     def __init__(self, media: str | None) -> None:
         self._media = media
@@ -188,17 +182,17 @@ class SectionReader:
         self._other: list[str] = []
 
     def attribute(self, text: str) -> None:
-        """Take in what follows `a=`. Raises DecodeError."""
+        """Add one attribute, without `a=`. Raises DecodeError."""
         if len(self._candidates) + len(self._unsupported) + len(self._other) >= MAX_ATTRIBUTES:
             raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} attributes")
         name, colon, value = text.partition(":")
         misplaced = _MEDIA_LEVEL if self._media is None else _SESSION_LEVEL
         if name in misplaced:
             where = "below an m= line" if self._media is None else "above the first m= line"
-            raise DecodeError(f"{name} stands {where} or nowhere")
+            raise DecodeError(f"{name} is only allowed {where}")
         if name == "candidate":
             try:
-                self._candidates.append(parse_candidate(text))
+                self._candidates.append(Candidate.parse(text))
             except UnsupportedCandidate:
                 self._unsupported.append(text)
         elif name in _FLAGS:
@@ -221,7 +215,7 @@ class SectionReader:
         self._fields[place] = value
 
     def done(self) -> Section:
-        """The section. Raises DecodeError when its parts do not go together."""
+        """Return the section. Raises DecodeError if its attributes conflict."""
         return Section(
             media=self._media,
             candidates=tuple(self._candidates),

@@ -1,13 +1,13 @@
-"""What two sides signal to each other, as texts that any channel can carry (RFC 8840, section 9).
+"""Signals: texts that two agents exchange over any channel, each a whole fragment (RFC 8840, section 9).
 
-Each text is a whole fragment: the sender's description, and one candidate or the end of them where there is one. So
-a text that gets lost or comes late costs no more than its candidate. A restart is counted in an attribute that other
-programs pass over; its new credentials tell it, too.
+A signal carries the sender's description, and with it one candidate, several, or the end of candidates. A signal that
+is lost or late costs only its own candidates. A restart has new credentials, and a number in an attribute that other
+programs ignore.
 
-    a=ice-ufrag:8hhY                                         the description: whose generation this is
+    a=ice-ufrag:8hhY                                         the description: it identifies the generation
     a=ice-pwd:asd88fgpdd777uzjYhagZg
     a=polynya-generation:1
-    m=audio 9 RTP/AVP 0                                      the stream, by its number
+    m=audio 9 RTP/AVP 0                                      the stream
     a=mid:0
     a=candidate:1 1 UDP 2130706431 192.0.2.1 5000 typ host
 """
@@ -21,24 +21,25 @@ from typing import Final
 from polynya.core.errors import DecodeError
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
-from polynya.ice.fragments import Fragment
-from polynya.ice.sections import PSEUDO_MEDIA, Section
+
+from .fragment import Fragment
+from .section import PSEUDO_MEDIA, Section
 
 GENERATION: Final = "polynya-generation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """One text of the other side. `candidates` are given with their streams."""
+    """One signal of the other side. Each candidate comes with the number of its stream."""
 
     description: Description
     candidates: tuple[tuple[int, Candidate], ...] = ()
     ended: bool = False
-    """The other side has told all candidates of this generation."""
+    """The other side has signaled all candidates of this generation."""
 
 
 def write_signal(description: Description, candidates: Iterable[tuple[int, Candidate]] = (), *, ended: bool) -> str:
-    """The text of one signal."""
+    """Return the text of one signal."""
     by_stream: dict[int, list[Candidate]] = {}
     for stream, candidate in candidates:
         by_stream.setdefault(stream, []).append(candidate)
@@ -58,7 +59,7 @@ def write_signal(description: Description, candidates: Iterable[tuple[int, Candi
 
 
 def read_signal(text: str) -> Signal:
-    """Read what `write_signal` or another program's RFC 8840 wrote. DecodeError says what is wrong with it."""
+    """Read a signal of `write_signal` or a fragment of another program. Raises DecodeError."""
     fragment = Fragment.parse(text)
     generation = 0
     for attribute in fragment.session.other:
@@ -78,5 +79,5 @@ def read_signal(text: str) -> Signal:
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise DecodeError(f"{text[:32]!r} is not the number of a generation")
+        raise DecodeError(f"{GENERATION} {text[:32]!r} is not a number of at most 9 digits")
     return int(text)
