@@ -370,9 +370,8 @@ class Connection(Waiting):
 
         With the last connection of an agent the agent stops sending, consent checks included. Its context closes it.
         """
-        if self._closed is None:
-            self._end("closed here")
-            await self.owner.connection_closed()
+        self._end("closed here")
+        await self.owner.connection_closed()  # also if it has ended before: its owner may hold a room
 
     async def __aenter__(self) -> Connection:
         return self
