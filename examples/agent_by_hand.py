@@ -33,18 +33,18 @@ PACER = Pacer()  # one for the process, however many agents it has
 
 
 def now() -> Instant:
-    """The clock: nanoseconds that never run backwards."""
+    """Return the time of a monotonic clock in nanoseconds."""
     return Instant(time.monotonic_ns())
 
 
 class Side:
-    """One agent and the one socket that it may use."""
+    """One agent with one socket."""
 
     def __init__(self, name: str, *, controlling: bool) -> None:
         self.name = name
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind(("127.0.0.1", 0))
-        self.flow = Flow(1)  # what we call this socket when we speak with the agent
+        self.flow = Flow(1)  # names this socket in all calls of the agent
         self.agent = IceAgent(IceConfig(controlling=controlling), random=random.SystemRandom(), pacer=PACER)
         self.to_signal: list[str] = []
         self.trusted: set[Address] = set()
@@ -52,7 +52,7 @@ class Side:
         self.received: list[bytes] = []
 
     def gather(self) -> None:
-        """Tell the agent of the one address that there is."""
+        """Add the address of the socket, the only one there is."""
         address = Address(*self.socket.getsockname())
         self.to_signal.append(self.agent.local_description.to_sdp())
         self.agent.add_local(Gathered(type=CandidateType.HOST, address=address, flow=self.flow), now=now())
@@ -60,7 +60,7 @@ class Side:
         self.drain()
 
     def signaled(self, text: str) -> None:
-        """Take in what the other side signaled."""
+        """Handle a text that the other side signaled."""
         if text.startswith("candidate:"):
             self.agent.add_remote(Candidate.parse(text), now=now())
         elif text == "end-of-candidates":
@@ -70,9 +70,9 @@ class Side:
         self.drain()
 
     def drain(self) -> None:
-        """After any call: first do what the agent wants done, then look at what it has to say."""
+        """Carry out the outputs of the agent, then handle its events. Do this after every call."""
         for output in self.agent.outputs():
-            assert isinstance(output, Send)  # an agent asks for nothing else
+            assert isinstance(output, Send)  # the only output without named candidates
             try:
                 self.socket.sendto(output.data, output.remote[:2])
             except OSError as error:
@@ -93,7 +93,7 @@ class Side:
                     print(f"{self.name}: {event.pair}: {event.reason}")
 
     def read(self) -> None:
-        """A datagram waits: it is for the agent, or it is data from somebody who proved to be the other side."""
+        """Read a datagram: STUN is for the agent, anything else is data if its source is authenticated."""
         data, source = self.socket.recvfrom(65536)
         remote = Address(*source)
         if is_stun(data):
@@ -103,7 +103,7 @@ class Side:
             self.received.append(data)
 
     def tick(self) -> None:
-        """Let the agent do what is due."""
+        """Handle the timers that are due."""
         self.agent.tick(now=now())
         self.drain()
 
@@ -118,7 +118,7 @@ class Side:
 
 
 def step(sides: list[Side]) -> None:
-    """Sleep until a datagram comes or a timer is due, then do what there is to do."""
+    """Sleep until a datagram arrives or a timer is due, then handle it."""
     due = [at for side in sides if (at := side.agent.next_timer()) is not None]
     timeout = max(0, min(due) - now()) / SECOND if due else None
     readable, _, _ = select.select([side.socket for side in sides], [], [], timeout)
@@ -129,7 +129,7 @@ def step(sides: list[Side]) -> None:
 
 
 def signal(source: Side, target: Side) -> None:
-    """Carry over what was to be signaled. Any way will do: a web server, a chat, a piece of paper."""
+    """Deliver the signals. Any channel works: a web server, a chat, a piece of paper."""
     for text in source.to_signal:
         target.signaled(text)
     source.to_signal.clear()

@@ -3,11 +3,11 @@
     python lite_server.py serve 9000
     python lite_server.py call 9000 "hello"
 
-A lite agent has host candidates only and sends no checks: it answers those of the full agent, which also decides on the
-pair. That suits a server with a public address. A client brings its description over TCP, to the port of the same
-number; the server answers with its own and the one candidate that it has, and sends back what the client sends.
+A lite agent has host candidates only and sends no checks. It answers the checks of the full agent, which selects the
+pair. This suits a server with a public address. A client sends its description over TCP, to the port with the same
+number. The server answers with its own description and candidate, and echoes the data of the client.
 
-`LiteServer` is a machine like those of Polynya, made of one of them: it would run in the virtual network just as well.
+`LiteServer` is a machine like those of Polynya, and contains one of them: it also runs in the virtual network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LITE = IceConfig(lite=True, controlling=False, options=("ice2",))
 
 
 class LiteServer:
-    """The machine: one socket, and behind it an agent for each client. It sends back whatever it gets."""
+    """A machine with one socket and an agent for each client. It echoes all data."""
 
     def __init__(self, local: Address, *, flow_ids: FlowIds, random: random.Random) -> None:
         self.local = local
@@ -57,7 +57,7 @@ class LiteServer:
         return number, agent
 
     def farewell(self, number: int, *, now: Instant) -> None:
-        """The client is gone: a lite agent does not notice by itself."""
+        """Remove the agent of a client that hung up: a lite agent does not notice it."""
         self._mux.remove(number, now=now)
 
     # ------------------------------------------------------------------------------------------- what every machine has
@@ -84,7 +84,7 @@ class LiteServer:
 
 
 class Front:
-    """The signaling of the server: a client says one line and gets one, and stays as long as it wants to talk."""
+    """Signaling of the server: one line from the client, one line back. The client hangs up when it is done."""
 
     def __init__(self, driver: Driver[LiteServer]) -> None:
         self._driver = driver

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polynya.core.instants import MILLISECOND, Instant
-from polynya.core.pacer import MINIMUM_INTERVAL, Pacer
+from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.pacer import MINIMUM_INTERVAL, Pacer, Pacing
+
+START = Instant(100 * SECOND)
 
 asks = st.lists(st.integers(0, 20 * MILLISECOND), max_size=50)
 
@@ -102,3 +104,25 @@ def test_owners_that_ask_and_tell_start_apart_however_late_they_are(steps: list[
                 started.append(now)
                 del slots[each]
     assert all(later - earlier >= pacer.interval for earlier, later in pairwise(started))
+
+
+def test_an_agent_without_work_takes_no_slot() -> None:
+    pacer = Pacer()
+    pacing = Pacing(pacer, 50 * MILLISECOND)
+    assert pacing.ready(now=START)
+    pacing.used(now=START)
+    assert not pacing.ready(now=START)
+    assert pacing.next_timer() == START + 50 * MILLISECOND
+    pacing.idle()
+    assert pacing.next_timer() is None
+    assert pacer.reserve(now=Instant(START + 5 * MILLISECOND)) == START + 5 * MILLISECOND
+
+
+def test_a_slot_that_is_not_needed_is_given_back() -> None:
+    pacer = Pacer()
+    pacer.reserve(now=START)
+    pacing = Pacing(pacer, 50 * MILLISECOND)
+    assert not pacing.ready(now=START)
+    assert pacing.next_timer() == START + 5 * MILLISECOND
+    pacing.idle()
+    assert pacer.reserve(now=START) == START + 5 * MILLISECOND

@@ -254,7 +254,7 @@ class World:
                 if address == target and (packet.sender != side.name or packet.source != address):
                     side.agent.receive(Datagram(flow, packet.source, packet.data), now=self.now)
                     return
-        self.dropped.append((packet, "nobody there"))
+        self.dropped.append((packet, "no host there"))
 
     # ------------------------------------------------------------------------------------------------------------ clock
 

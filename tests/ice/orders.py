@@ -40,7 +40,7 @@ class Under:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What may happen besides arriving, and how often in one run."""
+    """How often each event besides an arrival may happen in one run."""
 
     overtakes: int = 99
     """Arrivals before something that was sent earlier, by the same side and by the same way."""
@@ -119,7 +119,7 @@ class Orders(World):
     # --------------------------------------------------------------------------------------------------------- choices
 
     def choices(self) -> list[Choice]:
-        """What may happen now; nothing once both are through and nothing is under way."""
+        """Return the possible events; none once both agents are done and no message is under way."""
         if not self.pool and self.through():
             return []
         found = [("arrive", index) for index in self._different() if self._in_turn(index)]
@@ -267,13 +267,13 @@ class Orders(World):
 
 @dataclass(slots=True)
 class Found:
-    """What a search has seen."""
+    """Result of a search."""
 
     points: int = 0
     ends: int = 0
     """Different points at which all was over."""
     faults: list[str] = field(default_factory=list)
-    """What did not hold, with the choices that lead there."""
+    """Violations, with the choices that lead to them."""
 
 
 def search(make: Callable[[], Orders], *, limit: int = 1_000_000) -> Found:
@@ -324,7 +324,7 @@ def _endless(points: Iterable[int], before: dict[int, list[int]], ends: list[int
 
 
 def _fault(world: Orders, *, over: bool) -> str:
-    """What does not hold at this point."""
+    """Return the violation at this point, or an empty text."""
     for side in (world.a, world.b):
         for view in side.agent.pairs():
             if view.nominated and not view.valid:

@@ -53,7 +53,7 @@ def test_two_hosts_behind_port_restricted_nats_connect() -> None:
 
 
 def test_a_symmetric_nat_reaches_a_public_host_by_a_peer_reflexive_candidate() -> None:
-    """RFC 8445, sections 7.2.5.3.1 and 7.3.1.3: both sides learn the mapping that nobody signaled."""
+    """RFC 8445, sections 7.2.5.3.1 and 7.3.1.3: both sides learn a mapping that was not signaled."""
     world = World(nat_a=Nat("198.51.100.1", symmetric=True))
     world.a.reflexive(world.a.host("10.1.0.2"))
     world.b.host("203.0.113.2")
@@ -154,7 +154,7 @@ def test_a_candidate_of_another_generation_is_not_used() -> None:
     assert len(world.a.agent.pairs()) == 1
 
 
-def test_what_is_signaled_tells_its_generation() -> None:
+def test_signaled_candidates_carry_their_generation() -> None:
     world = plain()
     [event] = world.a.of(LocalCandidateAdded)
     assert event.candidate.extensions == (("ufrag", world.a.agent.local_description.ufrag),)
@@ -226,7 +226,7 @@ def test_one_component_that_fails_fails_the_agent_and_is_named() -> None:
 
 
 def test_a_lite_agent_answers_and_is_nominated_to() -> None:
-    """RFC 8445, sections 2.5 and 7.3.2; the full agent controls whatever it was told (section 6.1.1)."""
+    """RFC 8445, sections 2.5 and 7.3.2; the full agent controls, whatever its options say (section 6.1.1)."""
     world = plain(a=IceConfig(controlling=False, lite=True), b=IceConfig(controlling=False))
     assert world.connect(10)
     assert world.b.agent.controlling
@@ -267,7 +267,7 @@ def test_wrong_options_and_calls_are_refused_with_what_to_do() -> None:
         )
 
 
-def test_why_tells_every_transition_with_its_reason() -> None:
+def test_why_has_every_transition_with_its_reason() -> None:
     world = behind_nats()
     world.connect(10)
     report = world.a.agent.why()
@@ -281,7 +281,7 @@ def test_why_tells_every_transition_with_its_reason() -> None:
     assert world.a.agent.local_description.password not in text
 
 
-def test_one_pair_tells_its_own_story_also_after_a_restart() -> None:
+def test_one_pair_has_a_report_also_after_a_restart() -> None:
     world = plain()
     world.connect(5)
     world.run(2)
@@ -326,15 +326,15 @@ def test_candidates_and_transports_are_told_in_the_terms_of_webrtc_stats() -> No
     assert (local["type"], remote["type"]) == ("local-candidate", "remote-candidate")
     view = world.a.agent.selected()
     assert view is not None
-    for told, candidate, ufrag in (
+    for members, candidate, ufrag in (
         (local, view.local, world.a.agent.local_description.ufrag),
         (remote, view.remote, world.b.agent.local_description.ufrag),
     ):
-        assert (told["address"], told["port"]) == candidate.address[:2]
-        assert (told["protocol"], told["candidateType"]) == ("udp", candidate.type.value)
-        assert (told["priority"], told["foundation"]) == (candidate.priority, candidate.foundation)
-        assert told["usernameFragment"] == ufrag
-        assert told.get("relatedPort") == (candidate.related.port if candidate.related else None)
+        assert (members["address"], members["port"]) == candidate.address[:2]
+        assert (members["protocol"], members["candidateType"]) == ("udp", candidate.type.value)
+        assert (members["priority"], members["foundation"]) == (candidate.priority, candidate.foundation)
+        assert members["usernameFragment"] == ufrag
+        assert members.get("relatedPort") == (candidate.related.port if candidate.related else None)
 
 
 def test_after_a_restart_the_statistics_have_the_old_pair_for_as_long_as_it_carries_data() -> None:

@@ -1,4 +1,4 @@
-"""What the messages of connectivity checks say (RFC 8445, sections 7.1, 7.2.2, 7.2.4, 11 and 16.1)."""
+"""Messages of connectivity checks (RFC 8445, sections 7.1, 7.2.2, 7.2.4, 11 and 16.1)."""
 
 from __future__ import annotations
 

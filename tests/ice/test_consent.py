@@ -37,7 +37,7 @@ def connected(**options: object) -> World:
     return world
 
 
-def test_consent_is_asked_for_every_four_to_six_seconds_each_time_anew_and_never_again() -> None:
+def test_consent_is_checked_every_four_to_six_seconds_each_time_in_a_new_transaction() -> None:
     """RFC 7675, section 5.1: 5 s, randomized by 0.8 to 1.2; each check is a transaction of its own."""
     world = connected()
     since = world.now
@@ -50,6 +50,20 @@ def test_consent_is_asked_for_every_four_to_six_seconds_each_time_anew_and_never
         assert 4.8 < sum(gaps) / len(gaps) < 5.2
         assert len({packet.message.transaction_id for packet in asked}) == len(asked)
     assert world.a.agent.state is AgentState.COMPLETED
+
+
+def test_interval_and_timeout_of_consent_are_options() -> None:
+    options = {"consent_interval": 1.0, "consent_timeout": 6.0}
+    world = connected(a=IceConfig(controlling=True, **options), b=IceConfig(controlling=False))  # type: ignore[arg-type]
+    since = world.now
+    world.run(60)
+    gaps = [(second.at - first.at) / SECOND for first, second in pairwise(requests(world, "a", since))]
+    assert gaps and all(0.8 <= gap <= 1.2 for gap in gaps)
+    world.blocked = lambda packet: packet.sender == "b"
+    assert world.run(60, lambda: bool(world.a.of(ConsentLost)))
+    [lost] = world.a.of(ConsentLost)
+    assert lost.reason == "no answer to a consent check for 6 s"
+    assert world.a.agent.state is AgentState.FAILED
 
 
 def test_thirty_seconds_after_the_last_answer_sending_stops() -> None:
@@ -261,7 +275,7 @@ def test_after_minutes_another_pair_can_still_take_over(who: str) -> None:
     assert side.agent.state in (AgentState.CONNECTED, AgentState.COMPLETED)
 
 
-def test_a_pair_that_is_nominated_late_is_asked_anew_and_not_lost() -> None:
+def test_a_pair_that_is_nominated_late_is_checked_again_and_not_lost() -> None:
     """Found by exploration (seed 502411): a pair was nominated 30 s after its last answer, and revoked."""
     world = two_paths(
         a=IceConfig(renomination=Renomination(automatic=False)),

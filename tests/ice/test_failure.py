@@ -1,4 +1,4 @@
-"""What does not work, and what is said about it (RFC 8445, section 8.1.2; RFC 8863)."""
+"""Failures and their reasons (RFC 8445, section 8.1.2; RFC 8863)."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_when_the_selected_path_dies_a_path_that_still_answers_carries_on() -> N
 def test_a_chain_of_mappings_that_lead_nowhere_ends() -> None:
     """RFC 8445, section 7.2.5.2.1: where both NATs map by remote address, answers come from elsewhere.
 
-    Each check comes from a port that nobody has seen: were every one of them to be checked in turn, neither side would
+    Each check comes from a new port: were every one of them to be checked in turn, neither side would
     ever be through.
     """
     world = behind_nats(

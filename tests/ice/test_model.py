@@ -307,7 +307,7 @@ class ChecklistMachine(RuleBasedStateMachine):
         self.ids = Random(3)
 
     def settle(self) -> None:
-        """What follows from an event, in the agent and in the model."""
+        """Compare the agent with the model after an event."""
         self.model.evaluate()
         expected = self.model.slot(now=self.now)
         fresh = []

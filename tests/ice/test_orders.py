@@ -82,7 +82,7 @@ def test_a_change_of_role_at_any_moment_leaves_both_on_one_pair() -> None:
 
 @pytest.mark.parametrize("conflict", [False, True])
 def test_so_it_does_where_nominations_are_numbered(conflict: bool) -> None:
-    """draft-thatcher-ice-renomination: whoever controls from then on counts anew, and is believed."""
+    """draft-thatcher-ice-renomination: the new controlling agent counts from 1 again, and the other side accepts it."""
     at_once = Renomination(settle=0)
     found = every(
         Budget(turns=1, overtakes=0), config(True, renomination=at_once), config(conflict, renomination=at_once)

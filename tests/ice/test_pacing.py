@@ -9,7 +9,7 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.core.machine import Send
-from polynya.core.pacer import Pacer, Pacing
+from polynya.core.pacer import Pacer
 from polynya.ice import Candidate, CandidateType, Description, Gathered, IceAgent, IceConfig
 from polynya.stun.message import decode
 from polynya.stun.registry import Class
@@ -71,28 +71,6 @@ def test_less_than_50_ms_towards_silent_peers_is_an_option() -> None:
     world.run(2)
     at = new_checks(world, "a")
     assert [second - first for first, second in pairwise(at)] == [20 * MILLISECOND] * 2
-
-
-def test_an_agent_without_work_takes_no_slot() -> None:
-    pacer = Pacer()
-    pacing = Pacing(pacer, 50 * MILLISECOND)
-    assert pacing.ready(now=START)
-    pacing.used(now=START)
-    assert not pacing.ready(now=START)
-    assert pacing.next_timer() == START + 50 * MILLISECOND
-    pacing.idle()
-    assert pacing.next_timer() is None
-    assert pacer.reserve(now=Instant(START + 5 * MILLISECOND)) == START + 5 * MILLISECOND
-
-
-def test_a_slot_that_is_not_needed_is_given_back() -> None:
-    pacer = Pacer()
-    pacer.reserve(now=START)
-    pacing = Pacing(pacer, 50 * MILLISECOND)
-    assert not pacing.ready(now=START)
-    assert pacing.next_timer() == START + 5 * MILLISECOND
-    pacing.idle()
-    assert pacer.reserve(now=START) == START + 5 * MILLISECOND
 
 
 def test_two_hundred_agents_of_one_process_share_its_pace_and_none_starves() -> None:

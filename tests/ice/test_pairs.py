@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from polynya.core.addresses import Address
 from polynya.core.compact import HISTORY_LENGTH
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
+from polynya.ice import pairs
 from polynya.ice.candidates import CandidateType, pair_priority
 from polynya.ice.pairs import TRANSITIONS, Pair, PairEvent, PairState
 from tests.ice.conftest import Make
@@ -138,3 +141,30 @@ def test_a_view_is_what_it_was(make: Make) -> None:
     assert (view.id, view.state, view.valid, view.selected, view.relayed) == (7, S.FROZEN, False, True, True)
     assert (view.flow, view.remote_address, view.base) == (Flow(11), Address("192.0.2.1", 6000), made.local.base)
     assert str(view) == "host 10.0.0.1:5000 -> relay 192.0.2.1:6000"
+
+
+def test_only_pairs_py_assigns_the_attributes_of_a_pair() -> None:
+    """Every change of a pair goes through a method of `Pair`, so that it cannot happen without its reason."""
+    folder = Path(pairs.__file__).parent
+    found = [
+        f"{path.name}:{node.lineno} {ast.unparse(node)}"
+        for path in sorted(folder.rglob("*.py"))
+        if path.name != "pairs.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and node.attr in Pair.__slots__
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    ]
+    assert found == []
+
+
+def test_a_view_reads_well(make: Make) -> None:
+    made = Pair(7, make.local(), make.remote(), Address("192.0.2.1", 6000))
+    made.response_received(12_300_000)
+    made.flag(valid=True, nominated=True)
+    assert repr(made.view()) == (
+        "<PairView 7: host 10.0.0.1:5000 -> host 192.0.2.1:6000, frozen, valid, nominated, 12.3 ms>"
+    )
+    assert made.view().rtt == pytest.approx(0.0123)
+    assert repr(made.remote) == f"<Candidate host 192.0.2.1:6000 udp, component 1, priority {made.remote.priority}>"

@@ -193,7 +193,7 @@ def test_an_earlier_nomination_that_arrives_late_changes_nothing() -> None:
     assert world.b.agent.selected().remote_address == third.base  # type: ignore[union-attr]
 
 
-def test_after_a_nomination_that_came_to_nothing_the_old_pair_is_nominated_anew() -> None:
+def test_after_a_nomination_that_came_to_nothing_the_old_pair_is_nominated_again() -> None:
     """Its answer may be what was lost, and the other side may have followed: both have to end on one pair."""
     world = pair_of_worlds(a=BY_HAND, b=BY_HAND)
     assert world.connect(10)
@@ -231,7 +231,7 @@ def test_a_lite_agent_follows() -> None:
     assert world.a.agent.selected().id == other.id  # type: ignore[union-attr]
 
 
-def test_a_restart_begins_to_count_anew() -> None:
+def test_a_restart_begins_to_count_again() -> None:
     world = pair_of_worlds(a=BY_HAND, b=BY_HAND)
     assert world.connect(10)
     world.run(5)

@@ -1,4 +1,4 @@
-"""What a request from the network gets for an answer (RFC 8445, section 7.3; RFC 8489, sections 6.3.1 and 9.1.3)."""
+"""Responses to inbound requests (RFC 8445, section 7.3; RFC 8489, sections 6.3.1 and 9.1.3)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_good_check_is_answered_with_what_its_source_looked_like() -> None:
         (request(key=IntegrityKey.short_term("wrong")), 401),
     ],
 )
-def test_whoever_is_not_authenticated_gets_an_unsigned_refusal_and_moves_nothing(data: bytes, code: int) -> None:
+def test_an_unauthenticated_request_gets_an_unsigned_refusal_and_moves_nothing(data: bytes, code: int) -> None:
     """RFC 8489, section 9.1.3. OvenMediaEngine#2107: a bad MAC must not end the session."""
     made = agent()
     [answer] = answers(made, data)
@@ -218,7 +218,7 @@ def test_any_number_of_sources_makes_a_bounded_number_of_pairs() -> None:
 
 
 def test_sources_that_return_again_and_again_make_no_more_pairs_either() -> None:
-    """A pair that went for the limit is made anew some times, not for ever: two agents have to come to an end."""
+    """A pair that went for the limit is made again a few times, not forever: two agents have to come to an end."""
     made = agent(pair_limit=10)
     for turn in range(40):
         for port in range(1, 21):

@@ -57,7 +57,7 @@ def test_a_restart_of_either_side_gives_both_new_credentials(who: str) -> None:
         assert old.ufrag != new.ufrag and old.password != new.password
 
 
-def test_candidates_are_signaled_anew_with_the_new_generation() -> None:
+def test_candidates_are_signaled_again_with_the_new_generation() -> None:
     world = plain()
     settled(world)
     world.a.agent.restart(now=world.now)
@@ -124,7 +124,7 @@ def test_descriptions_that_overtake_each_other_lose_no_nomination() -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("who", ["a", "b"])
 def test_a_role_that_changes_during_a_restart_does_not_stop_it(who: str, seed: int) -> None:
-    """Found by exploration (seeds 1467, 2234): all pairs had succeeded, and only old checks still told the role."""
+    """Found by exploration (seeds 1467, 2234): all pairs had succeeded, and only old checks still showed the role."""
     slow = NominationPolicy(minimum=1.0)
     world = World(
         seed, a=IceConfig(controlling=True, nomination=slow), b=IceConfig(controlling=False, nomination=slow)

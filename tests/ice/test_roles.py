@@ -76,7 +76,7 @@ def conflicting(both: bool, larger: str, **options: object) -> World:
 @pytest.mark.parametrize("larger", ["a", "b"])
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_two_agents_of_one_role_end_with_one_each(both: bool, larger: str, first: str) -> None:
-    """Whoever has the larger tie-breaker ends up controlling, whosever check arrives first."""
+    """The agent with the larger tie-breaker ends up controlling, whichever check arrives first."""
     world = conflicting(both, larger)
     late = "b" if first == "a" else "a"
     world.blocked = lambda packet: packet.sender == late and world.now < world.started + 300_000_000

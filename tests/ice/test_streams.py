@@ -101,8 +101,8 @@ def test_a_restart_removes_a_stream_and_what_belongs_to_it_ends_at_once(who: str
     fresh = [event for _, event in side.events[events:]]
     lost = [event for event in fresh if isinstance(event, SelectedPairChanged) and event.pair is None]
     assert [(event.stream, event.reason) for event in lost] == [(1, "its stream was removed")]
-    told = [event.local.stream for event in fresh if isinstance(event, LocalCandidateAdded)]
-    assert told == [0, 2]
+    streams = [event.local.stream for event in fresh if isinstance(event, LocalCandidateAdded)]
+    assert streams == [0, 2]
     assert settled(world)
     assert selected(world) == [(0, 1), (2, 1)]
     assert not [path for path in side.accepted if path[0] == flow]

@@ -102,8 +102,8 @@ class IceConfig:
         )
         if timing.consent_timeout <= timing.consent_interval:
             raise ConfigurationError(
-                f"consent_timeout ({self.consent_timeout} seconds) is longer than consent_interval "
-                f"({self.consent_interval} seconds)"
+                f"consent_timeout must be longer than consent_interval, "
+                f"not {self.consent_timeout} and {self.consent_interval} seconds"
             )
         object.__setattr__(self, "timing", timing)
 

@@ -62,7 +62,7 @@ class NominationPolicy:
     bound: float = 1.0
     """The longest wait after a component's first valid pair. 0 nominates the first valid pair at once."""
     second_check: float = 1.0
-    """What a direct pair has beyond a round trip while all valid pairs are relayed: an RTO and half a second."""
+    """Added to the round trips for a direct pair while all valid pairs are relayed: an RTO and half a second."""
     direct_bound: float = 2.0
     """Replaces `bound` while all valid pairs are relayed and a direct pair is open; no less than `bound`."""
     _terms: _Terms = field(init=False, repr=False, compare=False)

@@ -94,7 +94,7 @@ class Schedule:
     """Rm: the wait after the last send, in units of the *initial* RTO."""
 
     def __post_init__(self) -> None:
-        duration("rto", self.rto, above_zero=True)
+        duration("the rto of a schedule", self.rto, above_zero=True)
         if self.sends < 1 or self.last_wait < 1:
             raise ConfigurationError(f"a schedule has at least one send and one last_wait: {self}")
 

@@ -83,7 +83,7 @@ def test_credentials_of_the_media_count_before_those_of_the_session() -> None:
 
 
 def test_a_candidate_that_means_something_unknown_is_ignored_and_spoils_nothing() -> None:
-    """RFC 8839, section 5.1: unknown types and addresses without meaning here; kept for whoever passes it on."""
+    """RFC 8839, section 5.1: unknown types and addresses without meaning here are ignored, and written again."""
     new = "candidate:9 1 UDP 1 192.0.2.9 9 typ future x-y z"
     zoned = "candidate:9 1 UDP 1 fe80::1%eth0 9 typ host"
     known = "candidate:1 1 udp 1 192.0.2.1 1 typ host"
