@@ -1,7 +1,7 @@
-"""How long a connection takes to come about, and what an idle one costs, in Polynya or aioice.
+"""Measures how long a connection takes, and the memory of an idle one, in Polynya or aioice.
 
 Run under either library's interpreter: `PYTHON bench/connect.py --library NAME --measure connect|memory`. Prints one
-line of JSON. Both agents are in this process and on this host's addresses; nobody is asked but the two of them.
+line of JSON. Both agents are in this process and on the addresses of this host, without any server.
 """
 
 from __future__ import annotations

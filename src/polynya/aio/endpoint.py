@@ -491,7 +491,7 @@ class Endpoint(Waiting, ABC):
     def _max_datagram_size(self, pair: PairView) -> int:
         return max_datagram_size(pair, self._overhead(pair))
 
-    async def connection_closed(self) -> None:
+    async def _connection_closed(self) -> None:
         """A user closed one of the connections: with the last one the agent stops sending.
 
         A failed agent sends nothing anyway, and stays open for a restart.
