@@ -25,7 +25,7 @@ PASSES = 25
 
 @dataclass(frozen=True)
 class Check:
-    """What goes into one check."""
+    """The values of one check."""
 
     transaction_id: bytes
     username: str
@@ -35,7 +35,7 @@ class Check:
 
 
 def checks(count: int = COUNT, seed: int = 8445) -> list[Check]:
-    """The same checks in every library."""
+    """Return the checks, which are the same for every library."""
     rng = random.Random(seed)
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -57,7 +57,7 @@ def checks(count: int = COUNT, seed: int = 8445) -> list[Check]:
 
 @dataclass(frozen=True)
 class Workloads:
-    """What is timed. Each does all checks once."""
+    """The timed functions. Each handles all checks once."""
 
     version: str
     build: Callable[[], list[bytes]]
