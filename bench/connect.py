@@ -83,7 +83,7 @@ def cpu_seconds() -> float:
 
 
 def resident_bytes() -> int:
-    """What of this process is in memory now, and is its own (not mapped from files)."""
+    """The anonymous memory of this process, in bytes; files that are mapped do not count."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024

@@ -25,7 +25,7 @@ PASSES = 25
 
 @dataclass(frozen=True)
 class Check:
-    """What goes into one check."""
+    """The values of one check."""
 
     transaction_id: bytes
     username: str
@@ -57,7 +57,7 @@ def checks(count: int = COUNT, seed: int = 8445) -> list[Check]:
 
 @dataclass(frozen=True)
 class Workloads:
-    """What is timed. Each does all checks once."""
+    """The functions to measure; each processes all checks once."""
 
     version: str
     build: Callable[[], list[bytes]]

@@ -75,7 +75,7 @@ class Shell:
             self.call(self.machine.receive, answer)
 
     def perform(self, output: Output) -> Input | None:
-        """Carry an output out. Returns what the machine has to be told of it, if anything."""
+        """Carry an output out. Returns the answer for the machine, if there is one."""
         match output:
             case Send():
                 try:
@@ -135,7 +135,7 @@ class Side:
         config = SessionConfig(
             ice=IceConfig(controlling=controlling),
             stun_servers=(StunUri.parse(f"stun:{stun_server}"),),
-            loopback=True,  # it reaches nobody but this host
+            loopback=True,  # it connects programs on this host only
         )
         self.name = name
         self.session = Session(config, random=random.SystemRandom(), pacer=PACER, flow_ids=FlowIds())

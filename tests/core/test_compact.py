@@ -1,8 +1,10 @@
-"""Queues of outputs and events."""
+"""Containers that cost little memory while they are empty."""
+
+from sys import getsizeof
 
 import pytest
 
-from polynya.core.compact import Queue
+from polynya.core.compact import NO_COUNTS, Queue, Table, count
 
 
 def test_a_queue_drains_its_items_once_and_oldest_first() -> None:
@@ -48,3 +50,20 @@ def test_popleft_removes_the_oldest_item() -> None:
         queue.popleft()
     queue.append(3)
     assert queue.drain() == [3]
+
+
+def test_a_table_frees_its_storage_with_its_last_entry() -> None:
+    table: Table[int, int] = Table()
+    empty = getsizeof(table)
+    for number in range(100):
+        table[number] = number
+    for number in range(99):
+        assert table.pop(number) == number
+    del table[99]
+    assert getsizeof(table) == empty and table.pop(5, None) is None
+
+
+def test_counting_returns_new_counters() -> None:
+    first = count(NO_COUNTS, "malformed")
+    second = count(first, "malformed")
+    assert (dict(NO_COUNTS), first, second) == ({}, {"malformed": 1}, {"malformed": 2})

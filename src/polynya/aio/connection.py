@@ -147,7 +147,7 @@ class ConnectionAgent(Protocol):
 
 
 class ConnectionOwner(Protocol):
-    """What a connection notifies when its user closes it: its agent, or the meeting that made it."""
+    """Gets the notice that a user closed a connection: its agent, or the meeting that made it."""
 
     async def _connection_closed(self) -> None:
         """A user closed one of the connections."""
@@ -413,7 +413,7 @@ class Connection(Waiting):
 
     @property
     def _traffic(self) -> Traffic:
-        """What was sent and received since the start, over all pairs."""
+        """The traffic since the start, over all pairs."""
         return Traffic(
             self.datagrams_sent,
             self.bytes_sent,

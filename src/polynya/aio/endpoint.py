@@ -94,7 +94,7 @@ class AgentMachine(Protocol):
 
 
 class AgentTransport(Protocol):
-    """What moves the machine's packets, as a `Driver` does."""
+    """Moves the machine's packets, as a `Driver` does."""
 
     @property
     def counters(self) -> dict[str, int]: ...

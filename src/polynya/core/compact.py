@@ -8,9 +8,10 @@ agents of the process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from .instants import Instant
@@ -21,6 +22,15 @@ HISTORY_LENGTH: Final = 16
 T = TypeVar("T")
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+NO_COUNTS: Final[Mapping[str, int]] = MappingProxyType({})
+"""Counters that are all zero, shared by all machines that have counted nothing."""
+
+
+def count(counters: Mapping[str, int], name: str) -> Mapping[str, int]:
+    """Return new counters, with this one raised by one."""
+    return {**counters, name: counters.get(name, 0) + 1}
 
 
 class Table(dict[K, V]):

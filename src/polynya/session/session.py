@@ -19,12 +19,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from polynya.core.addresses import Address
-from polynya.core.compact import Queue
+from polynya.core.compact import NO_COUNTS, Queue, count
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import Instant, earliest
 from polynya.core.machine import (
     Closed,
+    Counters,
     Datagram,
     IcmpError,
     Input,
@@ -101,7 +102,7 @@ class Session:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.config = config
-        self.counters: dict[str, int] = {}
+        self.counters: Counters = NO_COUNTS
         """Dropped packets, by reason."""
         self._outbox: Queue[Output] = Queue()
         self._events: Queue[SessionEvent] = Queue()
@@ -301,8 +302,8 @@ class Session:
         )  # fmt: skip
         self._events.append(DataReceived(*component, datagram.data))
 
-    def _drop(self, count: str, datagram: Datagram, reason: str, *, now: Instant) -> None:
-        self.counters[count] = self.counters.get(count, 0) + 1
+    def _drop(self, name: str, datagram: Datagram, reason: str, *, now: Instant) -> None:
+        self.counters = count(self.counters, name)
         self._trace.message_dropped(reason, now=now, remote=datagram.remote, packet=datagram.packet)
 
     def _send(self, send: Send, *, now: Instant) -> None:

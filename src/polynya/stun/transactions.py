@@ -29,7 +29,7 @@ from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from polynya.core.addresses import Address
-from polynya.core.compact import Queue, Table
+from polynya.core.compact import NO_COUNTS, Queue, Table, count
 from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND, Instant, duration, earliest
@@ -277,7 +277,7 @@ class Transactions(Generic[ContextT]):
             outbox = self._outputs = Queue()
         self._outbox = outbox
         self._events: Queue[Ended[ContextT]] = Queue()
-        self._counters: dict[str, int] = {}
+        self._counters: Counters = NO_COUNTS
         self._trace = trace
 
     def start(
@@ -430,7 +430,7 @@ class Transactions(Generic[ContextT]):
         )
 
     def _count(self, what: str) -> None:
-        self._counters[what] = self._counters.get(what, 0) + 1
+        self._counters = count(self._counters, what)
 
 
 def _when(due: tuple[Instant, ClientTransaction[Any]]) -> Instant:
