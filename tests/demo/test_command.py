@@ -116,7 +116,8 @@ def test_the_trace_merges_all_three_processes_by_time(run: Run) -> None:
     assert {event.fields["role"] for event in events if event.kind == "node"} == {"server", "peer"}
     for node in ("alice", "bob"):
         states = [event.fields["new"] for event in events if event.node == node and event.kind == "agent"]
-        assert states == ["checking", "connected", "completed", "closed"]
+        # a pair that is nominated before its check is answered completes the agent at once (RFC 8445, section 7.3.1.5)
+        assert states in (["checking", "connected", "completed", "closed"], ["checking", "completed", "closed"])
 
 
 def test_a_packet_has_the_same_id_at_its_sender_and_its_receiver(run: Run) -> None:

@@ -40,7 +40,7 @@ class MeetingOptions:
     """Messages that each peer sends."""
     timeout: float = 10.0
     """Seconds for the peers to connect and exchange the messages."""
-    grace: float = 3.0
+    grace: float = 10.0
     """Additional seconds for each process to start, and again to exit before it is killed."""
     command: tuple[str, ...] = COMMAND
     """The command that starts a peer."""

@@ -95,7 +95,7 @@ class PeerView:
         return Times(
             gathered=self._since("gathering complete"),
             checking=self._since("checking"),
-            first_valid_pair=self._since("connected"),
+            first_valid_pair=self._since("connected", "completed"),
             nominated=self._since("completed"),
         )
 
@@ -110,6 +110,8 @@ class PeerView:
     def _reached(self, step: str, at: Instant) -> None:
         self.instants.setdefault(step, at)
 
-    def _since(self, step: str) -> float | None:
-        began, reached = self.instants.get("gathering gathering"), self.instants.get(step)
+    def _since(self, *steps: str) -> float | None:
+        """Return the time from the start of gathering to the first of the steps."""
+        began = self.instants.get("gathering gathering")
+        reached = min((self.instants[step] for step in steps if step in self.instants), default=None)
         return None if began is None or reached is None else in_seconds(max(0, reached - began))
