@@ -1,9 +1,9 @@
-"""CPU of a client for each datagram that goes through a TURN channel and comes back.
+"""CPU time of a TURN client for each datagram through a channel and back.
 
     python bench/relay_client.py --library polynya      # in the interpreter of either library
 
-coturn relays, on loopback ports of its own; the peer is a process that sends back what it gets. Both sides have a bound
-channel before the clock starts, so each datagram is ChannelData on its way out and on its way in.
+coturn relays on loopback; the peer is a process that echoes each datagram. The channel is bound before the clock
+starts, so each datagram is ChannelData in both directions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 USER, PASSWORD, REALM = "bench", "a password of the bench", "bench.example"
 SIZE = 100
 BATCH = 10
-"""Datagrams under way at once."""
+"""Datagrams in flight at once."""
 
 ECHO = """
 import socket
@@ -50,7 +50,7 @@ def running(command: list[str], folder: str, **options: Any) -> Iterator[subproc
 
 @contextmanager
 def relay_and_peer() -> Iterator[tuple[int, int]]:
-    """The ports of coturn and of the peer."""
+    """Return the ports of coturn and of the peer."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

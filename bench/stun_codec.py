@@ -35,7 +35,7 @@ class Check:
 
 
 def checks(count: int = COUNT, seed: int = 8445) -> list[Check]:
-    """The same checks in every library."""
+    """Return the checks, which are the same for every library."""
     rng = random.Random(seed)
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -57,7 +57,7 @@ def checks(count: int = COUNT, seed: int = 8445) -> list[Check]:
 
 @dataclass(frozen=True)
 class Workloads:
-    """The functions to measure; each processes all checks once."""
+    """The timed functions. Each handles all checks once."""
 
     version: str
     build: Callable[[], list[bytes]]

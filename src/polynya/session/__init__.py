@@ -1,1 +1,1 @@
-"""The composer: one machine that gathers, finds the machine a packet belongs to, and carries data."""
+"""Session: one machine that gathers, routes each packet to its machine, and carries data."""

@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from polynya.core.compact import Queue, Table
+from polynya.core.compact import Queue
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.machine import Close, Closed, InterfacesChanged, Open, Opened, Output
 
@@ -20,6 +21,15 @@ from .options import Base, HostAddress, SessionConfig
 
 ComponentId = tuple[int, int]
 """Stream and component."""
+
+
+class _Opening(NamedTuple):
+    """A socket that is being opened."""
+
+    flow: Flow
+    host: HostAddress
+    stream: int
+    component: int
 
 
 class Bases:
@@ -34,7 +44,7 @@ class Bases:
         self._components = config.ice.components
         self._config = config
         self._flow_ids = flow_ids
-        self._opening: Table[Flow, tuple[HostAddress, int, int]] = Table()
+        self._opening: tuple[_Opening, ...] = ()
         self._outbox = outbox
 
     # -------------------------------------------------------------------------------------------------------- calls
@@ -47,7 +57,7 @@ class Bases:
     def new(self, chosen: Iterable[HostAddress]) -> list[HostAddress]:
         """Return the chosen addresses that have no socket."""
         known = [base.host.address for base in self.open_bases]
-        known += [host.address for host, _, _ in self._opening.values()]
+        known += [opening.host.address for opening in self._opening]
         return [host for host in chosen if host.address not in known]
 
     def gone(self, chosen: Iterable[HostAddress]) -> list[Flow]:
@@ -61,7 +71,7 @@ class Bases:
         for host in hosts:
             for stream, component in components:
                 flow = self._flow_ids.new()
-                self._opening[flow] = (host, stream, component)
+                self._opening += (_Opening(flow, host, stream, component),)
                 opening = Open(
                     flow=flow,
                     transport=Transport.UDP,
@@ -79,10 +89,10 @@ class Bases:
         before = self.components()
         self._components = components
         after = self.components()
-        for flow, (_, *component) in list(self._opening.items()):
-            if tuple(component) not in after:
-                del self._opening[flow]
-                self._outbox.append(Close(flow=flow))
+        for opening in self._opening:
+            if (opening.stream, opening.component) not in after:
+                self._take(opening.flow)
+                self._outbox.append(Close(flow=opening.flow))
         removed = [base.flow for base in self.open_bases if (base.stream, base.component) not in after]
         return removed, [component for component in after if component not in before]
 
@@ -93,15 +103,15 @@ class Bases:
 
     def close_all(self) -> None:
         """Close all sockets, also those that are being opened."""
-        self.close([*self._opening, *(base.flow for base in self.open_bases)])
-        self._opening.clear()
+        self.close([*self.opening, *(base.flow for base in self.open_bases)])
+        self._opening = ()
 
     def give_up_opening(self) -> None:
         """Close the sockets that were not opened in time."""
-        for flow, (host, _, _) in self._opening.items():
-            self._outbox.append(Close(flow=flow))
-            self._refuse(host, "its socket was not opened in time")
-        self._opening.clear()
+        for opening in self._opening:
+            self._outbox.append(Close(flow=opening.flow))
+            self._refuse(opening.host, "its socket was not opened in time")
+        self._opening = ()
 
     def of(self, flow: Flow) -> Base | None:
         """Return the base of a flow."""
@@ -110,7 +120,7 @@ class Bases:
     @property
     def opening(self) -> Collection[Flow]:
         """The flows whose sockets are being opened."""
-        return self._opening.keys()
+        return [opening.flow for opening in self._opening]
 
     def components(self) -> list[ComponentId]:
         """Return stream and component of every component."""
@@ -120,24 +130,34 @@ class Bases:
 
     def opened(self, opened: Opened) -> Base | None:
         """Add and return the base of a socket that was opened; None if it was not requested."""
-        opening = self._opening.pop(opened.flow, None)
+        opening = self._take(opened.flow)
         if opening is None:
             return None
-        host, stream, component = opening
         base = Base(
-            flow=opened.flow, host=host, local=opened.local, stream=stream, component=component, note=opened.note
+            flow=opened.flow,
+            host=opening.host,
+            local=opened.local,
+            stream=opening.stream,
+            component=opening.component,
+            note=opened.note,
         )
         self.open_bases += (base,)
         return base
 
     def failed(self, closed: Closed) -> None:
         """Remove a socket that could not be opened, or that the system closed."""
-        opening, base = self._opening.pop(closed.flow, None), self.of(closed.flow)
+        opening, base = self._take(closed.flow), self.of(closed.flow)
         self.open_bases = tuple(other for other in self.open_bases if other is not base)
         if opening is not None:
-            self._refuse(opening[0], closed.reason)
+            self._refuse(opening.host, closed.reason)
         elif base is not None:
             self._refuse(base.host, closed.reason)
+
+    def _take(self, flow: Flow) -> _Opening | None:
+        """Remove and return the socket that is being opened for a flow."""
+        found = next((opening for opening in self._opening if opening.flow == flow), None)
+        self._opening = tuple(opening for opening in self._opening if opening is not found)
+        return found
 
     def _refuse(self, host: HostAddress, reason: str) -> None:
         self.refused += (Refused(interface=host.interface, host=host.address.host, reason=reason),)

@@ -1,1 +1,1 @@
-"""TURN (RFC 8656): the client, the server's control plane, and which server to ask."""
+"""TURN (RFC 8656): the client, the server's control plane, and server discovery."""
