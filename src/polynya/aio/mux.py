@@ -64,7 +64,7 @@ class UnknownPeer:
 class Mux(Waiting):
     """Sockets, one on each chosen address of this host, that any number of agents share.
 
-    `servers` are STUN servers: behind a NAT they tell the address of the sockets outside. `port` is that of all
+    `servers` are STUN servers: behind a NAT they report the external address of the sockets. `port` is that of all
     sockets, 0 for any. `interfaces`, `addresses`, `families`, `loopback`, `nat_1to1` and `resolve` are those of an
     `Agent`.
 
