@@ -1,7 +1,7 @@
-"""How long a connection takes to come about, and what an idle one costs, in Polynya or aioice.
+"""Measures how long a connection takes, and the memory of an idle one, in Polynya or aioice.
 
 Run under either library's interpreter: `PYTHON bench/connect.py --library NAME --measure connect|memory`. Prints one
-line of JSON. Both agents are in this process and on this host's addresses; nobody is asked but the two of them.
+line of JSON. Both agents are in this process and on the addresses of this host, without any server.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def cpu_seconds() -> float:
 
 
 def resident_bytes() -> int:
-    """What of this process is in memory now, and is its own (not mapped from files)."""
+    """The anonymous memory of this process, in bytes; files that are mapped do not count."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What it costs to receive a datagram: through the driver alone, a connected pair of Polynya, or one of aioice.
+"""Measures the cost of receiving a datagram: by the driver alone, by a connected pair of Polynya, or of aioice.
 
 Run under either library's interpreter: `PYTHON bench/receive.py --library driver|polynya|aioice [--loop uvloop]`.
 Prints one line of JSON, microseconds of this process's CPU for each datagram of 100 bytes:
@@ -6,7 +6,7 @@ Prints one line of JSON, microseconds of this process's CPU for each datagram of
     burst   the socket's buffer is filled first, then read to its end: what a datagram costs under load
     paced   another process sends 5,000 a second through the peer's socket: most wake-ups find one datagram
 
-Nothing is counted but receiving: bursts are sent before the clock starts, and the paced sender is another process.
+Only receiving is measured: bursts are sent before the clock starts, and the paced sender is another process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BURST = 100  # fits the receive buffer that a system grants by default
 RATE = 5000
 
 Receive = Callable[[int], Awaitable[None]]
-"""Takes in so many datagrams."""
+"""Receives a number of datagrams."""
 
 SENDER = """
 import socket, sys, time
@@ -57,14 +57,14 @@ class Link:
 
 @asynccontextmanager
 async def driver_link() -> AsyncIterator[Link]:
-    """The driver's short way alone: no agent, no connection, no coroutine to wake."""
+    """The driver alone: no agent, no connection, no coroutine to wake."""
     from polynya.aio.driver import Driver
     from polynya.core.addresses import Address
     from polynya.core.flows import FlowIds, Transport
     from polynya.core.machine import Open
 
     class Idle:
-        """A machine that wants one socket and nothing more."""
+        """A machine that opens one socket."""
 
         def __init__(self) -> None:
             self.flow = FlowIds().new()
@@ -116,22 +116,15 @@ async def driver_link() -> AsyncIterator[Link]:
 
 @asynccontextmanager
 async def polynya_link() -> AsyncIterator[Link]:
-    """A connected pair of agents; `recv` takes in what arrives."""
+    """A connected pair of agents, received from by `recv`."""
     import polynya
 
     options: Any = {"families": (4,)}
     async with polynya.Agent(controlling=True, **options) as one, polynya.Agent(controlling=False, **options) as two:
-        one.set_remote(two.description)
-        two.set_remote(one.description)
-
-        async def trickle(source: Any, target: Any) -> None:
-            async for candidate in source.candidates():
-                target.add_candidate(candidate)
-            target.add_candidate(None)
-
-        gathered = trickle(one, two), trickle(two, one)
-        *_, sending, receiving = await asyncio.gather(*gathered, one.connect(timeout=30), two.connect(timeout=30))
-        await asyncio.gather(one.completed(), two.completed())
+        one.add_remote_signal(await two.signal_text())
+        two.add_remote_signal(await one.signal_text())
+        await asyncio.gather(one.completed(timeout=30), two.completed(timeout=30))
+        sending, receiving = one.connection(), two.connection()
         target = sending.path.remote.address
 
         async def receive(count: int) -> None:
@@ -140,14 +133,13 @@ async def polynya_link() -> AsyncIterator[Link]:
                 await recv()
 
         local = sending.path.local.address
-        carriers = one._driver._hub._carriers.values()
-        [sender] = [carrier._sock for carrier in carriers if carrier.local == local]
+        [sender] = [each._sock for each in one._driver._hub._sockets.values() if each.local == local]
         yield Link(receive, sender, (target.host, target.port))
 
 
 @asynccontextmanager
 async def aioice_link() -> AsyncIterator[Link]:
-    """A connected pair of aioice's; `recv` takes in what arrives."""
+    """A connected pair of aioice, received from by `recv`."""
     import aioice
 
     one = aioice.Connection(ice_controlling=True, use_ipv6=False)
@@ -191,7 +183,7 @@ async def burst(link: Link, rounds: int) -> float:
 
 
 async def paced(link: Link, count: int) -> float:
-    """Microseconds of CPU for each datagram of a steady flow. Whoever loses one waits in vain: none may be lost."""
+    """Microseconds of CPU for each datagram of a steady flow. A lost one would make the run wait forever."""
     descriptor = link.sender.fileno()
     host, port = link.target
     words = [str(word) for word in (descriptor, host, port, count, RATE, SIZE)]

@@ -1,4 +1,4 @@
-"""What a TURN server's work costs it: a relayed datagram, an allocation made and freed, an allocation kept.
+"""Measures the cost of a TURN server: a relayed datagram, an allocation made and freed, an idle allocation.
 
 python bench/relay_server.py --server polynya --measure saturated
 python bench/relay_server.py --server coturn --measure saturated
@@ -18,24 +18,24 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from bench import turn_servers
-from bench.turn_flows import ALLOCATE, FREE, Client, Load, idle, stranger_allocate
+from bench.turn_flows import ALLOCATE, FREE, Client, Load, first_allocate, idle
 from bench.turn_servers import USERS, TurnServer
 from polynya.stun.attributes import NONCE
 from polynya.stun.message import decode
 from polynya.stun.registry import Method
 
 SIZE = 120
-"""Payload of a datagram, bytes."""
+"""Payload of a datagram in bytes."""
 GATHER = 0.001
 SHOWN_OF_PROFILE = 20
 
 Start = Callable[..., AbstractContextManager[TurnServer]]
-"""Starts a server; ours takes `workers` and `gather`."""
+"""Starts a server; ours accepts `workers` and `gather`."""
 Values = dict[str, float]
 
 
 def saturated(start: Start, packets: int = 600_000) -> Values:
-    """CPU of a datagram, as many at once as come through."""
+    """Measure the CPU time of a datagram at saturation."""
     with start() as server:
         load = Load(server.port, 100, SIZE)
         load.saturate(packets // 10)
@@ -51,7 +51,7 @@ def saturated(start: Start, packets: int = 600_000) -> Values:
 
 
 def paced(start: Start, per_second: int = 20_000, seconds: float = 6) -> Values:
-    """CPU of a datagram, and the time that it takes, well below saturation."""
+    """Measure the CPU time and latency of a datagram well below saturation."""
     with start() as server:
         load = Load(server.port, 1000, SIZE)
         load.pace(per_second, per_second)
@@ -66,7 +66,7 @@ def paced(start: Start, per_second: int = 20_000, seconds: float = 6) -> Values:
 
 
 def cycles(start: Start, clients: int = 200, rounds: int = 60) -> Values:
-    """Allocations made and freed by clients that each come anew: refused, allocated, freed."""
+    """Measure allocations that new clients make and free: challenge, Allocate, Refresh with lifetime 0."""
     with start() as server:
         _cycles(server, clients, 5)
         before, began = server.cpu(), time.perf_counter()
@@ -79,11 +79,11 @@ def cycles(start: Start, clients: int = 200, rounds: int = 60) -> Values:
 
 
 def _cycles(server: TurnServer, clients: int, rounds: int) -> int:
-    """Every round all clients are new, and each of their requests waits for nobody else's."""
+    """Run rounds of new clients, whose requests are in flight together."""
     for _ in range(rounds):
         new = [Client(server.port, USERS[number % len(USERS)]) for number in range(clients)]
         for client in new:
-            client.sock.send(stranger_allocate())
+            client.sock.send(first_allocate())
         for client in new:
             client.nonce = decode(_answer(client, 0x0113))[NONCE]
             client.sock.send(client.signed(Method.ALLOCATE, ALLOCATE))
@@ -100,12 +100,12 @@ def _answer(client: Client, kind: int) -> bytes:
     client.sock.settimeout(10)
     data = client.sock.recv(2048)
     if int.from_bytes(data[:2], "big") != kind:
-        raise RuntimeError(f"expected an answer of type {kind:#06x}, not {decode(data)!r}")
+        raise RuntimeError(f"expected a response of type {kind:#06x}, not {decode(data)!r}")
     return data
 
 
 def memory(start: Start, first: int = 500, more: int = 3000) -> Values:
-    """Bytes of an idle allocation, after the first ones have shown the server what it needs anyway."""
+    """Measure the memory of an idle allocation; the first ones are not counted, since they fill caches."""
     with start() as server:
         kept = [idle(server.port, number) for number in range(first)]
         time.sleep(1)
@@ -120,7 +120,7 @@ MEASURES = {"saturated": saturated, "paced": paced, "cycles": cycles, "memory": 
 
 
 def of_polynya(measure: str) -> Values:
-    """What is measured of ours, with what else it can be told beside its defaults."""
+    """Measure our server, with the options that differ from its defaults."""
     start = turn_servers.polynya
     if measure == "saturated":
         with_worker = saturated(lambda: start(workers=1))
@@ -132,13 +132,13 @@ def of_polynya(measure: str) -> Values:
 
 
 def profile(measure: str) -> str:
-    """Where the time of our server goes while it is measured."""
+    """Return a profile of our server during a measurement."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "profile"
         MEASURES[measure](lambda: turn_servers.polynya(profile=path, gather=GATHER if measure == "paced" else 0.0))
         text = io.StringIO()
         stats = pstats.Stats(str(path), stream=text)
-        stats.files = []  # or the name of a temporary file is printed, too
+        stats.files = []  # hides the name of the temporary file
         stats.sort_stats("tottime").print_stats(SHOWN_OF_PROFILE)
     return text.getvalue()
 
@@ -147,9 +147,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", choices=["polynya", "coturn"], required=True)
     parser.add_argument("--measure", choices=MEASURES, required=True)
-    parser.add_argument("--profile", action="store_true", help="say where the time of our server goes instead")
+    parser.add_argument("--profile", action="store_true", help="print a profile of our server instead")
     arguments = parser.parse_args()
-    turn_servers.stand_apart()
+    turn_servers.pin_to_another_processor()
     if arguments.profile:
         print(profile(arguments.measure))
     elif arguments.server == "polynya":

@@ -35,7 +35,7 @@ class Check:
 
 
 def checks(count: int = COUNT, seed: int = 8445) -> list[Check]:
-    """Return the checks, which are the same for every library."""
+    """The same checks in every library."""
     rng = random.Random(seed)
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -57,7 +57,7 @@ def checks(count: int = COUNT, seed: int = 8445) -> list[Check]:
 
 @dataclass(frozen=True)
 class Workloads:
-    """The timed functions. Each handles all checks once."""
+    """The functions to measure; each processes all checks once."""
 
     version: str
     build: Callable[[], list[bytes]]

@@ -1,7 +1,7 @@
-"""Clients and peers of a TURN server, as cheap as plain sockets are: the server shall be what is busy.
+"""Load for a TURN server: clients and peers on plain sockets, so that the server is the bottleneck.
 
-A flow is a client's socket, its allocation with a channel, and a peer's socket; each client comes from a host of its
-own on loopback, as a server's clients do. What is counted is what reaches the other end.
+A flow is a client's socket, its allocation with a channel, and a peer's socket. Each client has a loopback address of
+its own, as the clients of a real server do. Only datagrams that reach the other end count.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from polynya.turn.numbers import UDP
 
 CHANNEL = 0x4000
 WINDOW = 4
-"""Datagrams of a flow that may be under way when as much as possible is sent: two in each direction."""
+"""Datagrams of a flow in flight at saturation: two in each direction."""
 SILENCE = 0.5
-"""Seconds after which what has not arrived counts as lost."""
+"""Seconds after which a datagram counts as lost."""
 
 _random = Random(1)
 _hosts = count(1)
@@ -48,7 +48,7 @@ _STAMP = Struct("!Q")
 
 
 class Client:
-    """A client's socket and what it knows of the server."""
+    """A client's socket with its credentials and nonce."""
 
     def __init__(self, port: int, user: str) -> None:
         self.user = user
@@ -59,33 +59,33 @@ class Client:
         self.sock.connect((HOST, port))
 
     def signed(self, method: Method, attributes: Mapping[Attribute[Any], Any]) -> bytes:
-        """A request with credentials."""
+        """Build a request with credentials."""
         who: dict[Attribute[Any], Any] = {USERNAME: self.user, REALM_ATTRIBUTE: REALM, NONCE: self.nonce}
         request = Message.request(method, _random.randbytes(12), {**attributes, **who})
         return request.encode(integrity=_keys[self.user])
 
     def challenge(self) -> None:
-        """Ask without credentials, as every client begins, for the nonce."""
-        answer = self.ask(stranger_allocate())
+        """Get a nonce by a request without credentials, as every client does first."""
+        answer = self.ask(first_allocate())
         if answer.cls is not Class.ERROR or answer[ERROR_CODE].code != 401:
-            raise RuntimeError(f"expected to be asked for credentials, not {answer!r}")
+            raise RuntimeError(f"expected a challenge, not {answer!r}")
         self.nonce = answer[NONCE]
 
     def request(self, method: Method, attributes: Mapping[Attribute[Any], Any]) -> Message:
-        """Make a request that must succeed."""
+        """Send a request that must succeed."""
         answer = self.ask(self.signed(method, attributes))
         if answer.cls is not Class.SUCCESS:
             raise RuntimeError(f"{method.name} failed: {answer!r}")
         return answer
 
     def allocate(self) -> Address:
-        """A relayed address."""
+        """Make an allocation and return its relayed address."""
         self.challenge()
         relayed: Address = self.request(Method.ALLOCATE, {REQUESTED_TRANSPORT: UDP})[XOR_RELAYED_ADDRESS][0]
         return relayed
 
     def ask(self, request: bytes) -> Message:
-        """Send a request until it is answered."""
+        """Send a request until a response comes."""
         self.sock.settimeout(1)
         for _ in range(5):
             self.sock.send(request)
@@ -96,11 +96,11 @@ class Client:
             except TimeoutError:
                 continue
             return decode(data)
-        raise RuntimeError("the server does not answer")
+        raise RuntimeError("the server does not respond: is it running?")
 
 
-def stranger_allocate() -> bytes:
-    """The first Allocate of a client."""
+def first_allocate() -> bytes:
+    """Build the first Allocate of a client, without credentials."""
     return Message.request(Method.ALLOCATE, _random.randbytes(12), {REQUESTED_TRANSPORT: UDP}).encode()
 
 
@@ -126,18 +126,18 @@ class RelayFlow:
 
 @dataclass(slots=True)
 class Carried:
-    """What a load has come to."""
+    """The result of a load."""
 
     sent: int = 0
     received: int = 0
     lost: int = 0
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    """Seconds from one end to the other, of one datagram in each round."""
+    """Latency in seconds, of one datagram in each round."""
 
 
 class Load:
-    """Datagrams over many flows in both directions."""
+    """Sends datagrams over many flows in both directions."""
 
     def __init__(self, port: int, flows: int, size: int) -> None:
         self.flows = [RelayFlow(port, USERS[number % len(USERS)]) for number in range(flows)]
@@ -149,7 +149,7 @@ class Load:
             self._epoll.register(descriptor, select.EPOLLIN)
 
     def saturate(self, packets: int) -> Carried:
-        """Send as much as comes through, `WINDOW` datagrams of each flow at a time."""
+        """Send at saturation, with `WINDOW` datagrams of each flow in flight."""
         frame, data = self._header + bytes(self.size), bytes(self.size)
         sends = [(flow.client.sock.send, flow.peer.send) for flow in self.flows]
         buffer, carried = bytearray(2048), Carried()
@@ -164,7 +164,7 @@ class Load:
             sent += 2 * len(sends)
             heard = time.perf_counter()
             while True:
-                events = poll(0)  # never asleep: on loopback the server would pay for waking us
+                events = poll(0)  # busy polling: on loopback the server would pay for the wake-up
                 for descriptor, _ in events:
                     receive[descriptor](buffer)
                 received += len(events)
@@ -182,7 +182,7 @@ class Load:
         return carried
 
     def pace(self, packets: int, per_second: int) -> Carried:
-        """Send so many a second, evenly, one flow and one direction after the other."""
+        """Send at a constant rate, one flow and one direction after the other."""
         header, clock = self._header, time.perf_counter_ns
         tail = bytes(self.size - _STAMP.size)
         sends = [send for flow in self.flows for send in (flow.client.sock.send, flow.peer.send)]
@@ -209,7 +209,7 @@ class Load:
         return carried
 
     def _drain(self) -> int:
-        """Take what is still under way."""
+        """Receive the datagrams in flight."""
         buffer, received = bytearray(2048), 0
         while events := self._epoll.poll(SILENCE):
             for descriptor, _ in events:
@@ -219,7 +219,7 @@ class Load:
 
 
 def idle(port: int, number: int) -> Client:
-    """A client with an allocation and nothing else."""
+    """Make a client with an idle allocation."""
     client = Client(port, USERS[number % len(USERS)])
     client.allocate()
     return client

@@ -1,7 +1,7 @@
-"""TURN servers as their users start them: the shipped defaults, one user or some, one allowed peer network, a realm.
+"""Starts TURN servers with their default configuration, a realm, some users and one allowed peer network.
 
-Each runs on loopback, so that clients of many hosts (127.1.0.1, 127.1.0.2, ...) can be played; both must be told that
-peers there are wanted. A server is pinned to the first processor, whoever measures it to the last.
+Each listens on loopback, so that there can be clients on many hosts (127.1.0.1, 127.1.0.2, ...); both servers need an
+option that permits loopback peers. The server is pinned to the first processor, the measuring process to the last.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 REALM = "bench.example"
 USERS = ("bench0", "bench1", "bench2", "bench3")
-"""Several, for one user may have no more than 1,000 allocations by our defaults."""
+"""Several users, since our default limit is 1,000 allocations for each."""
 PASSWORD = "a password of the bench"
 HOST = "127.0.0.1"
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -34,7 +34,7 @@ class TurnServer:
     pid: int
 
     def processes(self) -> list[int]:
-        """The server's process with its children, and theirs."""
+        """The process ids of the server and all its descendants."""
         found, ahead = [], [self.pid]
         while ahead:
             pid = ahead.pop()
@@ -44,7 +44,7 @@ class TurnServer:
         return found
 
     def cpu(self) -> float:
-        """Seconds of user and system time of all its processes."""
+        """Return the user and system time of all its processes in seconds."""
         ticks = 0
         for pid in self.processes():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -52,7 +52,7 @@ class TurnServer:
         return ticks / _TICK
 
     def memory(self) -> int:
-        """Bytes of anonymous memory of all its processes."""
+        """Return the anonymous memory of all its processes in bytes."""
         size = 0
         for pid in self.processes():
             for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -61,14 +61,14 @@ class TurnServer:
         return size
 
 
-def stand_apart() -> None:
-    """Keep whoever measures off the server's processor, where there is more than one."""
+def pin_to_another_processor() -> None:
+    """Pin this process to another processor than the server's, if there is one."""
     os.sched_setaffinity(0, {_PROCESSORS[-1]})
 
 
 @contextmanager
 def polynya(*, workers: int = 0, gather: float = 0.0, profile: Path | None = None) -> Iterator[TurnServer]:
-    """`polynya serve`. Where its time went is written to `profile` at its end."""
+    """Start `polynya serve`; with `profile` it writes a profile to that file at its end."""
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
         profiler = ["-m", "cProfile", "-o", str(profile)] if profile is not None else []
@@ -87,7 +87,7 @@ def polynya(*, workers: int = 0, gather: float = 0.0, profile: Path | None = Non
 
 @contextmanager
 def coturn() -> Iterator[TurnServer]:
-    """`turnserver`. Its logs go nowhere, which is cheaper for it than a file."""
+    """Start coturn's `turnserver` without a log, which is cheaper for it than a log file."""
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -122,7 +122,7 @@ def _running(command: Sequence[str], folder: str, port: int) -> Iterator[TurnSer
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Until it listens for TCP, which both do after UDP, too."""
+    """Wait until the server listens for TCP; both servers open UDP before."""
     until = time.monotonic() + 30
     while time.monotonic() < until and process.poll() is None:
         with socket.socket() as probe:

@@ -2,8 +2,8 @@
 
     python many_agents.py 50
 
-The agents know nothing of each other, but for the pace: no two checks of the process start within 5 ms (RFC 8445,
-section 14.2), so a hundred agents take longer than two.
+The agents share nothing but the pacing: two checks of one process start at least 5 ms apart (RFC 8445, section 14.2),
+so a hundred agents take longer than two.
 """
 
 from __future__ import annotations
@@ -15,24 +15,15 @@ import time
 import polynya
 
 
-async def trickle(source: polynya.Agent, target: polynya.Agent) -> None:
-    """The signaling: within a process a call is enough."""
-    async for candidate in source.candidates():
-        target.add_candidate(candidate)
-    target.add_candidate(None)
-
-
 async def converse(number: int) -> float:
-    """Connect one pair, let it exchange a question and its answer, and return the seconds until it was connected."""
+    """Connects one pair, exchanges a question and its answer, and returns the seconds until it was connected."""
     begun = time.monotonic()
     async with (
         polynya.Agent(controlling=True, loopback=True, addresses=["127.0.0.1"]) as alice,
         polynya.Agent(controlling=False, loopback=True, addresses=["127.0.0.1"]) as bob,
-        asyncio.TaskGroup() as tasks,
     ):
-        for one, other in ((alice, bob), (bob, alice)):
-            one.set_remote(other.description)
-            tasks.create_task(trickle(other, one))
+        alice.add_remote_signal(await bob.signal_text())  # within a process, a call is all the signaling
+        bob.add_remote_signal(await alice.signal_text())
         at_alice, at_bob = await asyncio.gather(alice.connect(timeout=30), bob.connect(timeout=30))
         took = time.monotonic() - begun
         at_alice.send(f"question {number}".encode())

@@ -2,9 +2,9 @@
 
     python one_port.py 20
 
-Each client makes up one secret, which stands for all that is signaled otherwise: it is the ufrag and the password of
-both sides. The server hears of a client by its first check, which names the ufrag, and makes the agent that answers it.
-So does libp2p's WebRTC Direct. Whoever reads the checks learns the secret: what is sent must be protected by itself.
+Each client makes one secret, which replaces the signaling: it is the ufrag and the password of both sides. The first
+check of a client names the ufrag, and the server makes the agent that answers it. libp2p's WebRTC Direct works like
+this. A check shows the secret to everyone on the path, so encrypt the data itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import polynya
 
 LABEL = "example/"
 LARGEST = 200
-"""Clients at a time; who knows the address may ask for an agent, so somebody has to count."""
+"""Clients at a time: anyone who knows the address may send a check, so the server limits its agents."""
 
 
 def credentials(secret: str) -> polynya.IceConfig:
@@ -25,35 +25,36 @@ def credentials(secret: str) -> polynya.IceConfig:
 
 
 class Server:
-    """Answers every client in capitals."""
+    """Answers every message in capital letters."""
 
     def __init__(self) -> None:
         self.mux = polynya.Mux(loopback=True, addresses=["127.0.0.1"], on_unknown_peer=self.meet)
         self.serving: set[asyncio.Task[None]] = set()
 
-    def meet(self, stranger: polynya.UnknownPeer) -> None:
-        """A check for a ufrag that nobody has."""
-        if not stranger.ufrag.startswith(LABEL) or len(self.serving) >= LARGEST:
+    def meet(self, peer: polynya.UnknownPeer) -> None:
+        """Makes an agent for a check whose ufrag no agent has."""
+        if not peer.ufrag.startswith(LABEL) or len(self.serving) >= LARGEST:
             return
-        agent = self.mux.agent(controlling=False, ice=credentials(stranger.ufrag))
+        agent = self.mux.agent(controlling=False, ice=credentials(peer.ufrag))
         agent.start()
-        agent.set_remote(polynya.Description(ufrag=stranger.remote_ufrag, password=stranger.ufrag))
+        agent.set_remote(polynya.Description(ufrag=peer.remote_ufrag, password=peer.ufrag))
         task = asyncio.create_task(self.serve(agent))
         self.serving.add(task)
         task.add_done_callback(self.serving.discard)
 
     async def serve(self, agent: polynya.MuxedAgent) -> None:
         try:
-            async for message in await agent.connect(timeout=20):
-                agent.connection().send(message.upper())
+            connection = await agent.connect(timeout=20)
+            async for message in connection:
+                connection.send(message.upper())
         except polynya.ConnectError as error:
-            print(f"a client was given up: {error}")
+            print(f"no connection to a client: {error}")
         finally:
             await agent.close()
 
 
 async def call(server: polynya.Candidate, number: int) -> str:
-    """One client: all it knows is where the server is."""
+    """Sends one message as a client, which knows only the address of the server, and returns the answer."""
     secret = LABEL + secrets.token_hex(12)
     async with polynya.Agent(
         controlling=True, loopback=True, addresses=["127.0.0.1"], ice=credentials(secret)

@@ -1,4 +1,4 @@
-"""What all tests share: the markers `root` and `peer(name)`, hypothesis' profile, seeds, the list of skipped groups.
+"""Shared by all tests: the markers `root` and `peer(name)`, hypothesis' profile, seeds, the list of skipped groups.
 
 A test that needs root or a foreign program is skipped with the reason where that is missing; the end of the run names
 each skipped group, why, and what enables it. POLYNYA_SKIPPED=FILE writes the same list as tab-separated lines, for CI.
@@ -108,7 +108,7 @@ def _lacks_root() -> Lack | None:
 
 @cache
 def lack_of(group: str) -> Lack | None:
-    """What keeps the group `root` or `peer:NAME` from running here; None when nothing does."""
+    """The reason why the group `root` or `peer:NAME` cannot run here; None if it can."""
     if group == "root":
         return _lacks_root()
     name = group.removeprefix("peer:")

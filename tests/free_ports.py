@@ -1,7 +1,7 @@
-"""Ports for programs that have to be told one before they bind it.
+"""Free ports for programs that need a port number before they bind it.
 
-A port that the system gives, and that is closed again, may be anybody's a moment later: tests run side by side, and
-each of their sockets takes one. Programs are told ports below those that the system gives out by itself.
+Another test may take a port that the system has assigned, as soon as it is closed. So these ports are below the range
+from which the system assigns ports by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import Final
 
 PORTS: Final = range(10_240, 32_768)
-"""Linux gives out 32768 to 60999."""
+"""Linux assigns ports from 32768 to 60999."""
 _SOCKETS: Final = [
     (family, kind, host)
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
@@ -23,7 +23,7 @@ _chance = random.SystemRandom()  # processes that run side by side draw others
 
 
 def free_port() -> int:
-    """A port that nobody has on loopback, neither for UDP nor for TCP."""
+    """A port that is free on loopback, for UDP and for TCP."""
     for _ in range(100):
         port = _chance.choice(PORTS)
         if _is_free(port):

@@ -11,6 +11,7 @@ from polynya.aio.connection import QUEUE_LENGTH
 from polynya.ice.events import AgentState
 from tests.aio.test_agent import connected, local_agent
 from tests.aio.test_endpoint import alone, both_kinds, one_shot
+from tests.loops import until
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
@@ -142,3 +143,17 @@ async def test_canceling_wait_closed_leaves_the_connection() -> None:
             await waiting
         a.send(b"x")
         assert await b.recv() == b"x"
+
+
+async def test_consent_timers_are_options() -> None:
+    """RFC 7675, section 5.1: the defaults are 5 s and 30 s."""
+    ice = polynya.IceConfig(consent_interval=0.02, consent_timeout=0.2, patience=0.2)
+    async with local_agent(controlling=True, ice=ice) as a:
+        async with local_agent(controlling=False) as b:
+            await one_shot(a, b)
+            here, _ = await asyncio.gather(a.connect(9), b.connect(9))
+            await asyncio.gather(a.completed(9), b.completed(9))
+            pair = a.stats()["transport-0-1"]["selectedCandidatePairId"]
+            await until(lambda: a.stats()[pair]["consentRequestsSent"] >= 5)
+            assert here.ready
+        assert "consent" in await here.wait_closed()

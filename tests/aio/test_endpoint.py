@@ -1,4 +1,4 @@
-"""What agents of both kinds do: calls in any order, one-shot signaling, waiting for nomination, seeing."""
+"""Agents of both kinds: calls in any order, one-shot signaling, waiting for nomination, inspection."""
 
 from __future__ import annotations
 

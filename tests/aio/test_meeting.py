@@ -70,6 +70,18 @@ async def test_leaving_the_context_closes_agent_and_room() -> None:
             await connection.recv()
 
 
+async def test_closing_a_connection_that_has_ended_leaves_the_room() -> None:
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        for connection in (one, two):
+            await connection.agent.close()
+            assert connection.closed
+        assert house.counters["signaling.members"] == 2
+        await one.close()
+        await two.close()
+        assert house.counters["signaling.members"] == 0
+
+
 async def test_a_pending_connection_is_used_once() -> None:
     async with server() as house:
         pending = connect_room(house.url, "r")

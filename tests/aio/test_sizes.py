@@ -1,4 +1,4 @@
-"""What one datagram carries over each kind of path."""
+"""The size of a datagram on each kind of path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model of a TURN server (tests/turn/client/relay.py) on real sockets, whose peers answer with what they get."""
+"""The model of a TURN server (tests/turn/client/relay.py) on real sockets; its peers send back every datagram."""
 
 from __future__ import annotations
 

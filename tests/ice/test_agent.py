@@ -1,4 +1,4 @@
-"""Two agents find each other: the straight road, trickle, learnt candidates, streams, lite (RFC 8445, RFC 8838)."""
+"""Two agents connect: the usual way, trickle, learned candidates, streams, lite (RFC 8445, RFC 8838)."""
 
 from __future__ import annotations
 

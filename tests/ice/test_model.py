@@ -104,7 +104,7 @@ class Model:
     # forming
 
     def form(self, pair: ModelPair, *, learnt: bool = False) -> None:
-        """Section 6.1.2.6 and RFC 8838, section 12; a learnt pair is queued by its caller."""
+        """Section 6.1.2.6 and RFC 8838, section 12; a learned pair is queued by its caller."""
         self.made += 1
         pair.number = self.made
         self.pairs.append(pair)

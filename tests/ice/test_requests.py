@@ -144,6 +144,8 @@ def test_other_methods_indications_and_stray_answers_get_nothing() -> None:
     for data in (allocate, indication, stray):
         assert answers(made, data) == []
     assert made.counters["keepalives received"] == 1
+    assert made.receive(Datagram(FLOW, THERE, indication), now=NOW)
+    assert not made.receive(Datagram(FLOW, THERE, stray), now=NOW), "its owner may know the transaction"
 
 
 def test_a_check_on_a_flow_that_is_not_ours_is_dropped() -> None:

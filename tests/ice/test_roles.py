@@ -128,7 +128,7 @@ def test_a_487_that_comes_after_the_conflict_was_decided_does_not_undo_it() -> N
 def test_a_487_counts_wherever_it_comes_from() -> None:
     """A NAT that answers from another address must not hide the conflict: section 7.2.5.1 comes before 7.2.5.2.1.
 
-    Else both keep one role, if checks arrive one way only until the other side has learnt where they come from.
+    Else both keep one role, if checks arrive one way only until the other side has learned where they come from.
     """
     world = conflicting(True, "b")
     world.blocked = lambda packet: (

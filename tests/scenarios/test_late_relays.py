@@ -16,7 +16,7 @@ from tests.scenarios.test_relay_timers import Losing
 
 
 def mute(scene: Scene, peer: Peer, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this side asks of the TURN server is lost for so long."""
+    """Drop the requests of this side to the TURN server for some seconds."""
 
     def lost(message: Message) -> bool:
         return message.method == Method.ALLOCATE and scene.net.now < seconds * SECOND

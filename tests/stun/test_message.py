@@ -172,7 +172,7 @@ def test_a_lenient_decoder_reads_the_rest_and_reports_the_error() -> None:
     data += bytes.fromhex("001c0020") + KEY.sha256(data)
     with pytest.raises(DecodeError, match="REQUESTED-TRANSPORT"):
         decode(data)
-    for _ in range(3):  # it is not learnt as a layout either
+    for _ in range(3):  # it is not learned as a layout either
         message = decode(data, lenient=True)
         assert "REQUESTED-TRANSPORT" in message.malformed and message.verify(KEY)
         assert message.attributes == {LIFETIME: 600}

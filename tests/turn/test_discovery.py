@@ -29,7 +29,7 @@ NAPTR = ("example.org", RecordType.NAPTR)
 
 
 def discover(uri: str, zone: dict[Any, Any], seed: int = 1, **options: Any) -> tuple[Discovered, list[list[Resolve]]]:
-    """What is found, and what was asked in each round."""
+    """Run a discovery; returns its result and the queries of each round."""
     machine = Discovery(TurnUri.parse(uri), random=Random(seed), **options)
     machine.start(now=NOW)
     rounds: list[list[Resolve]] = []

@@ -147,9 +147,9 @@ class ConnectionAgent(Protocol):
 
 
 class ConnectionOwner(Protocol):
-    """What a connection notifies when its user closes it: its agent, or the meeting that made it."""
+    """Gets the notice that a user closed a connection: its agent, or the meeting that made it."""
 
-    async def connection_closed(self) -> None:
+    async def _connection_closed(self) -> None:
         """A user closed one of the connections."""
 
 
@@ -174,6 +174,7 @@ class Connection(Waiting):
         "_deliver",
         "_max_length",
         "_moved_at",
+        "_owner",
         "_pair",
         "_queue",
         "_queue_length",
@@ -193,7 +194,6 @@ class Connection(Waiting):
         "datagrams_refused",
         "datagrams_sent",
         "datagrams_without_path",
-        "owner",
         "pair_changes",
         "stream",
     )
@@ -211,7 +211,7 @@ class Connection(Waiting):
         self.stream = stream
         self.component = component
         self.agent = agent
-        self.owner = owner
+        self._owner = owner
         self.datagrams_sent = self.bytes_sent = 0
         self.datagrams_received = self.bytes_received = 0
         self.datagrams_refused = self.bytes_refused = 0
@@ -370,9 +370,8 @@ class Connection(Waiting):
 
         With the last connection of an agent the agent stops sending, consent checks included. Its context closes it.
         """
-        if self._closed is None:
-            self._end("closed here")
-            await self.owner.connection_closed()
+        self._end("closed here")
+        await self._owner._connection_closed()  # also if it has ended before: its owner may hold a room
 
     async def __aenter__(self) -> Connection:
         return self
@@ -414,7 +413,7 @@ class Connection(Waiting):
 
     @property
     def _traffic(self) -> Traffic:
-        """What was sent and received since the start, over all pairs."""
+        """The traffic since the start, over all pairs."""
         return Traffic(
             self.datagrams_sent,
             self.bytes_sent,

@@ -94,7 +94,7 @@ class AgentMachine(Protocol):
 
 
 class AgentTransport(Protocol):
-    """What moves the machine's packets, as a `Driver` does."""
+    """Moves the machine's packets, as a `Driver` does."""
 
     @property
     def counters(self) -> dict[str, int]: ...
@@ -491,9 +491,14 @@ class Endpoint(Waiting, ABC):
     def _max_datagram_size(self, pair: PairView) -> int:
         return max_datagram_size(pair, self._overhead(pair))
 
-    async def connection_closed(self) -> None:
-        """A user closed one of the connections: with the last one the agent stops sending."""
-        if not self._over and all(connection.closed for connection in self._connections):
+    async def _connection_closed(self) -> None:
+        """A user closed one of the connections: with the last one the agent stops sending.
+
+        A failed agent sends nothing anyway, and stays open for a restart.
+        """
+        if self._over or self.state is AgentState.FAILED or not self._connections:
+            return
+        if all(connection.closed for connection in self._connections):
             self._stop()
 
     # -------------------------------------------------------------------------------------------------------- state

@@ -155,7 +155,7 @@ class Meeting:
             await self.signaling.close()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def connection_closed(self) -> None:
+    async def _connection_closed(self) -> None:
         """Close the meeting, when it owns a connection and the user has closed that."""
         await self.close()
 
@@ -356,7 +356,7 @@ class PendingConnection(Coroutine[Any, Any, Connection]):
         except BaseException:
             await meeting.close()
             raise
-        connection.owner = meeting
+        connection._owner = meeting
         return connection
 
 

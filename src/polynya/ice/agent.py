@@ -22,7 +22,7 @@ from polynya.core.addresses import Address
 from polynya.core.errors import Attempt, DecodeError, UsageError
 from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant, earliest
-from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolve, Resolved, SendFailed
+from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolved, SendFailed
 from polynya.core.pacer import Pacer, Pacing
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Received, decode
@@ -407,14 +407,6 @@ class IceAgent:
     def selections(self) -> Selections:
         """The selected pairs, to look at."""
         return self._selections
-
-    def expects(self, query: Resolve) -> bool:
-        """Return whether this agent looks a name up with this query."""
-        return self._names.expects(query)
-
-    def owns_transaction(self, transaction_id: bytes) -> bool:
-        """Return whether a response with this transaction id is for this agent."""
-        return any(generation.transaction(transaction_id) is not None for generation in self._generations.all())
 
     @property
     def local_ufrags(self) -> tuple[str, ...]:

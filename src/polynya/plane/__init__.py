@@ -1,1 +1,1 @@
-"""Data planes of the TURN server: the contract, the portable plane, and the choice between planes."""
+"""Data planes of the TURN server with sockets of their own: the portable plane, alone or in worker processes."""

@@ -85,7 +85,7 @@ class Relay:
     log: list[tuple[int, Message, int]] = field(default_factory=list)
     """When, which request, which error (0 for success)."""
     sent: list[tuple[Address, bytes, str]] = field(default_factory=list)
-    """What went out to peers, and by what: `send` or `channel`."""
+    """Datagrams that were sent to peers, each with its way: `send` or `channel`."""
     dropped: list[str] = field(default_factory=list)
     answers: dict[tuple[Address, bytes], bytes] = field(default_factory=dict)
     nonces: int = 0
@@ -248,7 +248,7 @@ class Relay:
     # --------------------------------------------------------------------------------------------------- from peers
 
     def from_peer(self, client: Address, peer: Address, data: bytes, *, now: int) -> bytes | None:
-        """What the client gets of a peer's datagram, or None: not permitted."""
+        """The message that the client gets for a peer's datagram; None if the peer has no permission."""
         allocation = self.allocations.get(client)
         if allocation is None or allocation.permissions.get(peer.host, 0) <= now:
             self.dropped.append(f"from {peer}: not permitted")

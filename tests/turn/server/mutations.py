@@ -50,15 +50,15 @@ class Assault:
     def run(self, count: int) -> None:
         """Run a number of cases in rounds; after each round the server must be empty."""
         while self.cases < count:
-            self._arrive()
+            self.arrive()
             for _ in range(min(ROUND, count - self.cases)):
                 self._case()
                 self.cases += 1
-            self._leave()
+            self.leave()
 
     # ------------------------------------------------------------------------------------------------------------ cases
 
-    def _arrive(self) -> None:
+    def arrive(self) -> None:
         self.people = []
         for number in range(6):
             address = Address(CLIENT.host, 1000 + number)
@@ -79,7 +79,7 @@ class Assault:
         intruder.learn(intruder.say(intruder.build(Method.REFRESH)))
         self.people.append(intruder)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """End all allocations and check that the server holds no state."""
         table = self.table
         for person in self.people:

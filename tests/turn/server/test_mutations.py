@@ -26,10 +26,10 @@ def test_the_same_seed_gives_the_same_cases() -> None:
 
 def test_a_leak_is_detected() -> None:
     assault = Assault(1)
-    assault._arrive()
+    assault.arrive()
     assault.table.server.control.allocations.claimed += 1
     with pytest.raises(AssertionError, match="claims"):
-        assault._leave()
+        assault.leave()
 
 
 def test_a_memory_leak_is_detected() -> None:

@@ -16,7 +16,7 @@ from polynya.aio.icmp import read_errors
 from polynya.core.addresses import Address
 from polynya.core.flows import FlowIds, Transport
 from polynya.core.machine import Open
-from polynya.plane.portable import PortablePlane, now
+from polynya.plane.portable import PortablePlane
 from polynya.plane.sockets import bind_listeners
 from polynya.plane.workers import WorkerPlane
 from polynya.turn.server.config import RelayHost, ServerConfig
@@ -24,6 +24,7 @@ from polynya.turn.server.policy import PeerPolicy
 from polynya.turn.server.server import TurnServer
 from polynya.turn.server.users import StaticUsers, User
 from tests.free_ports import free_port
+from tests.loops import until
 from tests.plane.benches import LOOPBACK
 
 REALM = "example.org"
@@ -87,29 +88,21 @@ class Echo(asyncio.DatagramProtocol):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_our_client_allocates_and_relays(workers: int, transport: str) -> None:
-    async def run() -> None:
+async def test_our_client_allocates_and_relays(workers: int, transport: str) -> None:
+    async with served(workers) as (server, port):
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(30), served(workers) as (server, port):
-            echo, _ = await loop.create_datagram_endpoint(Echo, local_addr=(LOOPBACK, free_port()))
-            host, peer_port = echo.get_extra_info("sockname")[:2]
-            peer = f"{host}:{peer_port}"
-            uri = f"turn:{LOOPBACK}:{port}?transport={transport}"
-            async with polynya.TurnClient(uri, username="alice", password="wonder") as relay:
-                await relay.permit(peer)
-                relay.send(peer, b"by Send")
-                assert (await relay.recv())[0] == b"dneS yb"
-                await relay.bind(peer)
-                for number in range(50):
-                    relay.send(peer, b"%d!" % number)
-                    assert (await relay.recv())[0] == (b"%d!" % number)[::-1]
-                assert len(server.control.allocations.by_client) == 1
-            for _ in range(100):
-                if not server.control.allocations.claimed:
-                    break
-                await asyncio.sleep(0.02)
-            assert server.control.allocations.claimed == 0
-            echo.close()
-        assert now() > 0
-
-    asyncio.run(run())
+        echo, _ = await loop.create_datagram_endpoint(Echo, local_addr=(LOOPBACK, free_port()))
+        host, peer_port = echo.get_extra_info("sockname")[:2]
+        peer = f"{host}:{peer_port}"
+        uri = f"turn:{LOOPBACK}:{port}?transport={transport}"
+        async with polynya.TurnClient(uri, username="alice", password="wonder") as relay:
+            await relay.permit(peer)
+            relay.send(peer, b"by Send")
+            assert (await relay.recv())[0] == b"dneS yb"
+            await relay.bind(peer)
+            for number in range(50):
+                relay.send(peer, b"%d!" % number)
+                assert (await relay.recv())[0] == (b"%d!" % number)[::-1]
+            assert len(server.control.allocations.by_client) == 1
+        await until(lambda: server.control.allocations.claimed == 0, "the quota is released")
+        echo.close()
