@@ -1,8 +1,8 @@
-"""Drives three machines in one loop by hand: a STUN server, and two sessions that use it.
+"""Three machines in one loop by hand: a STUN server, and two sessions that ask it where they are seen.
 
-A session gathers by itself, so its outputs are not only packets: it also opens sockets and resolves names. `Shell`
-carries out the outputs of any machine, with blocking sockets and `select`. docs/howto/sans-io.md walks through this
-file. Run it without arguments.
+A session gathers by itself, so it asks for more than to send: to open sockets and to look names up. `Shell` does that
+for any machine, with blocking sockets and `select`. docs/howto/sans-io.md walks through this file. Run it without
+arguments.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def now() -> Instant:
 
 
 class Shell:
-    """Carries out the outputs of one machine and passes its events to `on_event`."""
+    """Does for one machine what only a program can do. Events go to `on_event`."""
 
     def __init__(self, machine: Machine[Input, Any, Any], on_event: Callable[[Any], None]) -> None:
         self.machine = machine
@@ -67,7 +67,7 @@ class Shell:
         return result
 
     def drain(self) -> None:
-        """Carry out the outputs, then pass on the events; the results of outputs are the machine's next inputs."""
+        """Outputs first, then events; what an output leads to is the machine's next input."""
         inputs = [answer for output in self.machine.outputs() if (answer := self.perform(output)) is not None]
         for event in self.machine.events():
             self.on_event(event)
@@ -75,7 +75,7 @@ class Shell:
             self.call(self.machine.receive, answer)
 
     def perform(self, output: Output) -> Input | None:
-        """Carry out an output; return its result as an input for the machine, if it has one."""
+        """Carry an output out. Returns the answer for the machine, if there is one."""
         match output:
             case Send():
                 try:
@@ -85,7 +85,7 @@ class Shell:
             case Open(transport=Transport.UDP, local=Address() as local):
                 return self.open(output.flow, local)
             case Open():
-                return Closed(flow=output.flow, reason="this shell supports UDP only")
+                return Closed(flow=output.flow, reason="this shell has only UDP")
             case Close():
                 self.sockets.pop(output.flow).close()
             case Resolve():
@@ -115,7 +115,7 @@ class Shell:
 
 
 def step(shells: list[Shell]) -> None:
-    """Sleep until a datagram arrives or a timer is due, then handle both."""
+    """Sleep until a datagram comes or a timer is due, then do what there is to do."""
     due = [at for shell in shells if (at := shell.machine.next_timer()) is not None]
     timeout = max(0, min(due) - now()) / SECOND if due else None
     waiting = {opened: (shell, flow) for shell in shells for flow, opened in shell.sockets.items()}
@@ -129,13 +129,13 @@ def step(shells: list[Shell]) -> None:
 
 
 class Side:
-    """A session with its signals to send and the data that it received."""
+    """A session, what it wants signaled, and what it received."""
 
     def __init__(self, name: str, *, controlling: bool, stun_server: Address) -> None:
         config = SessionConfig(
             ice=IceConfig(controlling=controlling),
             stun_servers=(StunUri.parse(f"stun:{stun_server}"),),
-            loopback=True,  # both sides run on this host
+            loopback=True,  # it connects programs on this host only
         )
         self.name = name
         self.session = Session(config, random=random.SystemRandom(), pacer=PACER, flow_ids=FlowIds())
@@ -158,7 +158,7 @@ class Side:
 
 
 def trickle(source: Side, target: Side) -> None:
-    """Signal the candidates that were found since the last call."""
+    """Signal what was found since the last time."""
     while source.to_signal:
         target.shell.call(target.session.add_remote, source.to_signal.pop(0))
 
@@ -187,7 +187,7 @@ def main() -> None:
     for side in (alice, bob):
         print(f"{side.name} received {side.received[0].decode()!r}")
         side.shell.call(side.session.close)
-        assert not side.shell.sockets  # closing a session closes all sockets that it opened
+        assert not side.shell.sockets  # closing a session closes all that it opened
     for each in server.sockets.values():
         each.close()
 
