@@ -7,6 +7,7 @@ runs on asyncio's own loop.
 from __future__ import annotations
 
 import asyncio
+import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -24,6 +25,31 @@ class WithoutReaders(asyncio.SelectorEventLoop):
         raise NotImplementedError
 
 
+class _JumpingSelector(selectors.SelectSelector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready:
+            if timeout is None:
+                raise RuntimeError("deadlock: every task waits and no timer is scheduled")
+            self.now += max(0.0, timeout)
+        return ready
+
+
+class Jumping(asyncio.SelectorEventLoop):
+    """A loop with a virtual clock: sleeping takes no time, and a deadlock raises."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
 def _uvloop() -> asyncio.AbstractEventLoop:
     import uvloop
 
@@ -34,6 +60,7 @@ LOOPS: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
     "asyncio": asyncio.SelectorEventLoop,
     "uvloop": _uvloop,
     "without readers": WithoutReaders,
+    "jumping": Jumping,
 }
 
 
@@ -43,7 +70,7 @@ def run(main: Coroutine[Any, Any, Any], loop: str = "asyncio", *, unhandled: int
 
     async def guarded() -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(None if loop == "jumping" else LIMIT):
             result = await main
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, f"tasks were left behind: {left}"

@@ -198,7 +198,7 @@ class World:
         agreed = self.agreed
         self.later(self.signaling, lambda: other.agent.set_remote(description, now=self.now, components=agreed))
 
-    def _signal(self, side: Side, event: Any) -> None:
+    def signal(self, side: Side, event: Any) -> None:
         other = self.other(side)
         if not side.trickle:
             return
@@ -224,7 +224,7 @@ class World:
                     side.accepted[event.flow, event.remote] = None
                 elif isinstance(event, RemoteRevoked):
                     side.accepted.pop((event.flow, event.remote), None)
-                self._signal(side, event)
+                self.signal(side, event)
 
     def _send(self, side: Side, send: Send) -> None:
         inside = side.sockets[send.flow]
@@ -238,9 +238,9 @@ class World:
             self.dropped.append((packet, "lost"))
             return
         delay = self.delay + (self.random.randrange(self.jitter) if self.jitter else 0)
-        self.later(delay, lambda: self._arrive(packet))
+        self.later(delay, lambda: self.arrive(packet))
 
-    def _arrive(self, packet: Packet) -> None:
+    def arrive(self, packet: Packet) -> None:
         for side in (self.a, self.b):
             target: Address | None = packet.destination
             if side.nat and packet.destination.host == side.nat.host:

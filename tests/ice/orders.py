@@ -110,7 +110,7 @@ class Orders(World):
         self._sender, self._label = side.name, ("description", side.agent.local_description.ufrag)
         super().describe(side)
 
-    def _signal(self, side: Side, event: Any) -> None:
+    def signal(self, side: Side, event: Any) -> None:
         if isinstance(event, Restarted) and not side.trickle:
             self.tell(side)
         self._sender, self._label = side.name, ("signal", str(event))

@@ -367,7 +367,7 @@ def test_answers_come_from_where_the_check_went_or_fail_the_pair() -> None:
     def elsewhere(packet: Packet) -> bool:
         if packet.sender == "b" and packet.message.cls is Class.SUCCESS:
             moved = Packet(packet.at, packet.source.with_port(7777), packet.destination, packet.data, "b")
-            world.later(world.delay, lambda: world._arrive(moved))
+            world.later(world.delay, lambda: world.arrive(moved))
             return True
         return packet.sender == "b"
 
@@ -396,7 +396,7 @@ def test_a_spoofed_answer_without_integrity_is_dropped_and_the_check_goes_on() -
             answer = Message.success(packet.message, {XOR_MAPPED_ADDRESS: Address("6.6.6.6", 6)}).encode(
                 fingerprint=True
             )
-            world.later(1, lambda: world._arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
+            world.later(1, lambda: world.arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
         return False
 
     world.blocked = spoofing

@@ -28,7 +28,7 @@ def aggressive(*, options: tuple[str, ...] = (), hosts: int = 3) -> World:
         made = Message.request(message.method, message.transaction_id, attributes | {USE_CANDIDATE: True})
         data = made.encode(integrity=key, fingerprint=True)
         moved = Packet(packet.at, packet.source, packet.destination, data, "a")
-        world.later(world.delay + delays.get(packet.source, 0), lambda: world._arrive(moved))
+        world.later(world.delay + delays.get(packet.source, 0), lambda: world.arrive(moved))
         return True
 
     delays: dict[Address, int] = {}

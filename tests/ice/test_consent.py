@@ -115,7 +115,7 @@ def test_answers_after_consent_has_expired_do_not_bring_it_back() -> None:
     assert world.run(60, lambda: bool(world.a.of(ConsentLost)))
     assert len(world.a.agent.generation.transactions) == 0
     for packet in held:
-        world._arrive(packet)
+        world.arrive(packet)
         world.drain()
     [view] = world.a.agent.pairs()
     assert not view.valid and world.a.agent.path() is None
@@ -144,7 +144,7 @@ def test_only_authenticated_answers_renew_consent() -> None:
     def forged(packet: Packet) -> bool:
         if packet.sender == "b" and packet.message.cls is Class.SUCCESS:
             data = bytearray(packet.message.encode(fingerprint=True))
-            world.later(world.delay, lambda: world._arrive(_replace(packet, bytes(data))))
+            world.later(world.delay, lambda: world.arrive(_replace(packet, bytes(data))))
             return True
         return False
 
@@ -168,7 +168,7 @@ def test_an_authenticated_403_revokes_consent_at_once() -> None:
                 request.method, Class.ERROR, request.transaction_id, {ERROR_CODE: StunError(403, "Forbidden")}
             )
             data = answer.encode(integrity=key, fingerprint=True)
-            world.later(world.delay, lambda: world._arrive(_replace(packet, data)))
+            world.later(world.delay, lambda: world.arrive(_replace(packet, data)))
             return True
         return False
 
@@ -183,7 +183,7 @@ def test_an_unauthenticated_403_revokes_nothing() -> None:
     def spoofed(packet: Packet) -> bool:
         if packet.sender == "a" and _is_request(packet):
             answer = Message.error(packet.message, 403).encode(fingerprint=True)
-            world.later(1, lambda: world._arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
+            world.later(1, lambda: world.arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
         return False
 
     world.blocked = spoofed

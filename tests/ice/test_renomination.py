@@ -186,7 +186,7 @@ def test_an_earlier_nomination_that_arrives_late_changes_nothing() -> None:
     world.a.agent.nominate(third.id, now=world.now)
     assert world.run(5, lambda: world.a.agent.selected().id == third.id and world.same_path())  # type: ignore[union-attr]
     world.blocked = lambda _: False
-    world._arrive(held[0])
+    world.arrive(held[0])
     world.drain()
     world.run(0.2)
     assert world.same_path()

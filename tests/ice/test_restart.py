@@ -82,7 +82,7 @@ def test_the_old_pair_carries_data_until_a_new_one_is_nominated() -> None:
     world.a.trickle = world.b.trickle = True
     world.describe(world.a)
     for event in world.a.of(LocalCandidateAdded):
-        world._signal(world.a, event)
+        world.signal(world.a, event)
     assert settled(world)
     assert world.a.agent.selected().id != old.id  # type: ignore[union-attr]
     pairs = [event.pair for event in world.a.of(SelectedPairChanged)]
@@ -236,10 +236,10 @@ class Talk:
         for side in (world.a, world.b):
             ends = world.ends(side)
             if ends is not None:
-                world.later(world.delay, partial(self._arrive, world.other(side), ends))
+                world.later(world.delay, partial(self.arrive, world.other(side), ends))
         world.later(MILLISECOND, self._say)
 
-    def _arrive(self, side: Side, ends: tuple[Flow, Address]) -> None:
+    def arrive(self, side: Side, ends: tuple[Flow, Address]) -> None:
         if side.agent.accepts(*ends) is None or ends not in side.accepted:
             self.refused.append((side.name, self.world.now))
 

@@ -119,7 +119,7 @@ def test_a_487_that_comes_after_the_conflict_was_decided_does_not_undo_it() -> N
     world.blocked = hold
     world.run(3, lambda: bool(held) and world.a.agent.state is AgentState.COMPLETED)
     assert held and world.a.agent.state is AgentState.COMPLETED
-    world.later(0, lambda: world._arrive(held[0]))
+    world.later(0, lambda: world.arrive(held[0]))
     world.run(10)
     assert (world.a.agent.controlling, world.b.agent.controlling) == (False, True)
     assert world.same_path()
@@ -137,7 +137,7 @@ def test_a_487_counts_wherever_it_comes_from() -> None:
     world.run(0.2)
     refusal = next(packet for packet in world.packets if packet.sender == "b" and packet.message.cls is Class.ERROR)
     elsewhere = replace(refusal, source=refusal.source.with_port(999))
-    world._arrive(elsewhere)
+    world.arrive(elsewhere)
     world.drain()
     assert [event.reason for event in world.a.of(RoleChanged)] == ["the other side answered 487"]
     world.blocked = lambda _: False
@@ -176,7 +176,7 @@ def test_an_unsigned_487_is_dropped() -> None:
     def spoofing(packet: Packet) -> bool:
         if packet.sender == "a" and packet.message.cls is Class.REQUEST:
             answer = Message.error(packet.message, 487).encode(fingerprint=True)
-            world.later(1, lambda: world._arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
+            world.later(1, lambda: world.arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
         return False
 
     world.blocked = spoofing

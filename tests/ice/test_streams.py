@@ -178,7 +178,7 @@ def test_a_check_for_a_removed_stream_is_dropped() -> None:
     late = next(packet for packet in world.packets if packet.sender == "b" and packet.source.port == 5011)
     assert isinstance(late.message, Message) and late.message.method is Method.BINDING
     world.a.agent.restart(now=world.now, components=(1, 0))
-    world._arrive(late)
+    world.arrive(late)
     world.drain()
     assert world.a.agent.counters["messages dropped"] >= 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,6 @@ from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.machine import Open
 from tests.free_ports import free_port
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    async def guarded() -> None:
-        async with asyncio.timeout(30):
-            await main
-
-    asyncio.run(guarded())
 
 
 def trusting(certificate: Path) -> TlsContexts:

@@ -50,25 +50,22 @@ async def talk(a: polynya.Agent, b: polynya.Agent) -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_two_relay_only_agents_exchange_data_through_coturn(tmp_path: Path, transport: str) -> None:
-    async def main(port: int) -> None:
-        uri = f"turn:127.0.0.1:{port}?transport={transport}"
+async def test_two_relay_only_agents_exchange_data_through_coturn(tmp_path: Path, transport: str) -> None:
+    with coturn(tmp_path) as server:
+        uri = f"turn:127.0.0.1:{server.port}?transport={transport}"
         async with relayed_agent(uri, controlling=True) as a, relayed_agent(uri, controlling=False) as b:
             await talk(a, b)
 
+
+async def test_refused_credentials_are_requested_again_and_the_relay_is_gathered(tmp_path: Path) -> None:
     with coturn(tmp_path) as server:
-        asyncio.run(main(server.port))
-
-
-def test_refused_credentials_are_requested_again_and_the_relay_is_gathered(tmp_path: Path) -> None:
-    async def main(port: int) -> None:
         asked = []
 
         async def ask(uri: str, realm: str) -> tuple[str, str]:
             asked.append((uri, realm))
             return USER, PASSWORD
 
-        uri = f"turn:127.0.0.1:{port}"
+        uri = f"turn:127.0.0.1:{server.port}"
         async with (
             relayed_agent(uri, controlling=True, password="wrong", credentials=ask) as a,
             relayed_agent(uri, controlling=False) as b,
@@ -76,15 +73,9 @@ def test_refused_credentials_are_requested_again_and_the_relay_is_gathered(tmp_p
             await talk(a, b)
         assert asked == [(uri, "example.org")]
 
+
+async def test_a_server_without_a_relay_is_reported_with_its_reason(tmp_path: Path) -> None:
     with coturn(tmp_path) as server:
-        asyncio.run(main(server.port))
-
-
-def test_a_server_without_a_relay_is_reported_with_its_reason(tmp_path: Path) -> None:
-    async def main(port: int) -> None:
-        async with relayed_agent(f"turn:127.0.0.1:{port}", controlling=True, password="wrong") as agent:
+        async with relayed_agent(f"turn:127.0.0.1:{server.port}", controlling=True, password="wrong") as agent:
             assert [candidate async for candidate in agent.candidates()] == []
-            assert f"127.0.0.1:{port}" in str(agent.why())
-
-    with coturn(tmp_path) as server:
-        asyncio.run(main(server.port))
+            assert f"127.0.0.1:{server.port}" in str(agent.why())

@@ -22,7 +22,7 @@ from polynya.core.errors import TransactionError
 from polynya.turn.client import ChannelBound, Permitted
 from tests.free_ports import free_port
 from tests.interop.coturn import PASSWORD, REALM, USER, Coturn, coturn
-from tests.interop.exchange import echoing, exchange, run, trusting
+from tests.interop.exchange import echoing, exchange, trusting
 
 pytestmark = pytest.mark.peer("coturn")
 LOGIN = {"username": USER, "password": PASSWORD}
@@ -45,77 +45,67 @@ def client(server: Coturn, transport: str = "udp", host: str = "127.0.0.1", **op
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", 4), ("::1", 6), ("127.0.0.1", 6), ("::1", 4)])
-def test_data_is_relayed_in_indications_and_in_channels(server: Coturn, transport: str, host: str, family: int) -> None:
-    async def main() -> None:
-        async with (
-            echoing("127.0.0.1" if family == 4 else "::1") as peer,
-            client(server, transport, host, families=(family,)) as relay,
-        ):
-            [relayed] = relay.relayed
-            assert relayed.family == family and relay.mapped is not None and relay.mapped.host == host
-            assert "Coturn-4" in relay.allocation.software
-            await relay.permit(peer)
-            await exchange(relay, peer)
-            await relay.bind(peer)
-            await exchange(relay, peer)
-            assert relay.datagrams_dropped == 0
-
-    run(main())
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS)
-def test_the_switch_to_a_channel_keeps_every_datagram_in_order(server: Coturn, transport: str) -> None:
-    async def main() -> None:
-        async with echoing() as peer, client(server, transport) as relay:
-            await relay.permit(peer)
-            binding = asyncio.ensure_future(relay.bind(peer))
-            got: list[bytes] = []
-            for number in range(200):
-                assert relay.send(peer, b"%d" % number)
-                if number % 4 == 3:
-                    while len(got) <= number:
-                        got.append((await relay.recv())[0])
-            await binding
-            assert got == [b"%d" % number for number in range(200)]
-
-    run(main())
+async def test_data_is_relayed_in_indications_and_in_channels(
+    server: Coturn, transport: str, host: str, family: int
+) -> None:
+    async with (
+        echoing("127.0.0.1" if family == 4 else "::1") as peer,
+        client(server, transport, host, families=(family,)) as relay,
+    ):
+        [relayed] = relay.relayed
+        assert relayed.family == family and relay.mapped is not None and relay.mapped.host == host
+        assert "Coturn-4" in relay.allocation.software
+        await relay.permit(peer)
+        await exchange(relay, peer)
+        await relay.bind(peer)
+        await exchange(relay, peer)
+        assert relay.datagrams_dropped == 0
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_one_allocation_of_both_families(server: Coturn, transport: str) -> None:
-    async def main() -> None:
-        async with (
-            echoing() as peer4,
-            echoing("::1") as peer6,
-            client(server, transport, families=(4, 6)) as relay,
-        ):
-            assert [address.family for address in relay.relayed] == [4, 6] and relay.allocation.refused == ()
-            await relay.permit(peer4, peer6)
-            assert [len(event.peers) for event in relay._latest if isinstance(event, Permitted)] == [2]
-            await exchange(relay, peer4)
-            await exchange(relay, peer6)
-            await relay.bind(peer6)
-            await relay.bind(peer4)
-            await exchange(relay, peer4)
-            await exchange(relay, peer6)
-
-    run(main())
+async def test_the_switch_to_a_channel_keeps_every_datagram_in_order(server: Coturn, transport: str) -> None:
+    async with echoing() as peer, client(server, transport) as relay:
+        await relay.permit(peer)
+        binding = asyncio.ensure_future(relay.bind(peer))
+        got: list[bytes] = []
+        for number in range(200):
+            assert relay.send(peer, b"%d" % number)
+            if number % 4 == 3:
+                while len(got) <= number:
+                    got.append((await relay.recv())[0])
+        await binding
+        assert got == [b"%d" % number for number in range(200)]
 
 
-def test_two_clients_exchange_data_through_their_relays(server: Coturn) -> None:
-    async def main() -> None:
-        async with client(server) as one, client(server, "tcp") as two:
-            await one.permit(two.relayed[0])
-            await two.bind(one.relayed[0])
-            assert one.send(two.relayed[0], b"ping")
-            assert await two.recv() == (b"ping", one.relayed[0])
-            assert two.send(one.relayed[0], b"pong")
-            assert await one.recv() == (b"pong", two.relayed[0])
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_one_allocation_of_both_families(server: Coturn, transport: str) -> None:
+    async with (
+        echoing() as peer4,
+        echoing("::1") as peer6,
+        client(server, transport, families=(4, 6)) as relay,
+    ):
+        assert [address.family for address in relay.relayed] == [4, 6] and relay.allocation.refused == ()
+        await relay.permit(peer4, peer6)
+        assert [len(event.peers) for event in relay._latest if isinstance(event, Permitted)] == [2]
+        await exchange(relay, peer4)
+        await exchange(relay, peer6)
+        await relay.bind(peer6)
+        await relay.bind(peer4)
+        await exchange(relay, peer4)
+        await exchange(relay, peer6)
 
-    run(main())
+
+async def test_two_clients_exchange_data_through_their_relays(server: Coturn) -> None:
+    async with client(server) as one, client(server, "tcp") as two:
+        await one.permit(two.relayed[0])
+        await two.bind(one.relayed[0])
+        assert one.send(two.relayed[0], b"ping")
+        assert await two.recv() == (b"ping", one.relayed[0])
+        assert two.send(one.relayed[0], b"pong")
+        assert await one.recv() == (b"pong", two.relayed[0])
 
 
-def test_relays_survive_stale_nonces(tmp_path: Path) -> None:
+async def test_relays_survive_stale_nonces(tmp_path: Path) -> None:
     """Allocations of 4 s and nonces of 1 s: every refresh gets a stale nonce, for more than two lifetimes."""
 
     async def live(server: Coturn, transport: str) -> None:
@@ -130,15 +120,12 @@ def test_relays_survive_stale_nonces(tmp_path: Path) -> None:
             report = relay.why()
             assert report is not None and report.data["counters"]["challenges 438"] >= 2
 
-    async def main(server: Coturn) -> None:
+    with coturn(tmp_path, "--stale-nonce=1", "--max-allocate-lifetime=4") as server:
         await asyncio.gather(*(live(server, transport) for transport in TRANSPORTS))
 
-    with coturn(tmp_path, "--stale-nonce=1", "--max-allocate-lifetime=4") as server:
-        run(main(server))
 
-
-def test_close_frees_the_allocation(tmp_path: Path) -> None:
-    async def main(server: Coturn) -> None:
+async def test_close_frees_the_allocation(tmp_path: Path) -> None:
+    with coturn(tmp_path, "--user-quota=1") as server:
         async with client(server) as relay:
             with pytest.raises(TransactionError, match="as many allocations as the server allows") as caught:
                 await client(server).allocate()
@@ -155,63 +142,45 @@ def test_close_frees_the_allocation(tmp_path: Path) -> None:
                 await again.close()
                 return
 
-    with coturn(tmp_path, "--user-quota=1") as server:
-        run(main(server))
+
+async def test_a_wrong_password_raises_at_once(server: Coturn) -> None:
+    with pytest.raises(TransactionError, match="refuses the credentials of 'alice'") as caught:
+        await client(server, password="wrong").allocate()
+    assert caught.value.code == 401 and f"realm {REALM!r}" not in str(caught.value)
 
 
-def test_a_wrong_password_raises_at_once(server: Coturn) -> None:
-    async def main() -> None:
-        with pytest.raises(TransactionError, match="refuses the credentials of 'alice'") as caught:
-            await client(server, password="wrong").allocate()
-        assert caught.value.code == 401 and f"realm {REALM!r}" not in str(caught.value)
-
-    run(main())
-
-
-def test_a_forbidden_peer_is_reported_and_the_others_are_permitted(tmp_path: Path) -> None:
-    async def main(server: Coturn) -> None:
+async def test_a_forbidden_peer_is_reported_and_the_others_are_permitted(tmp_path: Path) -> None:
+    with coturn(tmp_path, "--denied-peer-ip=127.0.0.9") as server:
         async with echoing() as peer, client(server) as relay:
             with pytest.raises(TransactionError) as caught:
                 await relay.permit(peer, "127.0.0.9")
             assert caught.value.code == 403
             await exchange(relay, peer)
 
-    with coturn(tmp_path, "--denied-peer-ip=127.0.0.9") as server:
-        run(main(server))
 
-
-def test_a_server_without_credentials_is_used_without_them(tmp_path: Path) -> None:
-    async def main(server: Coturn) -> None:
+async def test_a_server_without_credentials_is_used_without_them(tmp_path: Path) -> None:
+    with coturn(tmp_path, auth=False) as server:
         async with echoing() as peer, TurnClient(f"turn:127.0.0.1:{server.port}") as relay:
             await relay.bind(peer)
             await exchange(relay, peer)
             assert [event.number for event in relay._latest if isinstance(event, ChannelBound)] == [0x4000]
 
-    with coturn(tmp_path, auth=False) as server:
-        run(main(server))
-
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_try_alternate_is_followed(server: Coturn, tmp_path: Path, transport: str) -> None:
-    async def main(first: Coturn) -> None:
+async def test_try_alternate_is_followed(server: Coturn, tmp_path: Path, transport: str) -> None:
+    with coturn(tmp_path, f"--alternate-server=127.0.0.1:{server.port}") as first:
         async with echoing() as peer, client(first, transport) as relay:
             assert relay.allocation.server.address == Address("127.0.0.1", server.port)
             await relay.permit(peer)
             await exchange(relay, peer)
 
-    with coturn(tmp_path, f"--alternate-server=127.0.0.1:{server.port}") as first:
-        run(main(first))
 
-
-def test_a_pair_of_ports_is_reserved_and_taken(server: Coturn) -> None:
-    async def main() -> None:
-        async with client(server, even_port=True) as even:
-            token = even.allocation.reservation_token
-            assert token is not None and even.relayed[0].port % 2 == 0
-            async with client(server, reservation_token=token) as odd:
-                assert odd.relayed[0].port == even.relayed[0].port + 1
-
-    run(main())
+async def test_a_pair_of_ports_is_reserved_and_taken(server: Coturn) -> None:
+    async with client(server, even_port=True) as even:
+        token = even.allocation.reservation_token
+        assert token is not None and even.relayed[0].port % 2 == 0
+        async with client(server, reservation_token=token) as odd:
+            assert odd.relayed[0].port == even.relayed[0].port + 1
 
 
 @pytest.mark.parametrize("options", [[], ["--channel"]])
@@ -239,43 +208,31 @@ def test_the_relay_command_echoes_datagrams_of_its_peers(server: Coturn, options
         assert process.returncode == 130 and "echoed" in said and "0 datagrams" not in said
 
 
-def test_a_certificate_for_another_name_is_refused(server: Coturn) -> None:
-    async def main() -> None:
-        with pytest.raises(TransactionError, match="certificate"):
-            await client(server, "tls", tls=lambda request: ssl.create_default_context()).allocate()
-        other = TurnClient(f"turns:other.localhost:{server.tls_port}", **LOGIN, tls=trusting(server.certificate))
-        with pytest.raises(TransactionError, match=r"no certificate for other\.localhost"):
-            await other.allocate()
-
-    run(main())
+async def test_a_certificate_for_another_name_is_refused(server: Coturn) -> None:
+    with pytest.raises(TransactionError, match="certificate"):
+        await client(server, "tls", tls=lambda request: ssl.create_default_context()).allocate()
+    other = TurnClient(f"turns:other.localhost:{server.tls_port}", **LOGIN, tls=trusting(server.certificate))
+    with pytest.raises(TransactionError, match=r"no certificate for other\.localhost"):
+        await other.allocate()
 
 
-def test_a_name_is_looked_up_and_checked_by_tls(server: Coturn) -> None:
-    async def main() -> None:
-        uri = f"turns:localhost:{server.tls_port}"
-        async with echoing() as peer, TurnClient(uri, **LOGIN, tls=trusting(server.certificate)) as relay:
-            assert relay.allocation.server.name == "localhost"
-            await relay.bind(peer)
-            await exchange(relay, peer)
-
-    run(main())
+async def test_a_name_is_looked_up_and_checked_by_tls(server: Coturn) -> None:
+    uri = f"turns:localhost:{server.tls_port}"
+    async with echoing() as peer, TurnClient(uri, **LOGIN, tls=trusting(server.certificate)) as relay:
+        assert relay.allocation.server.name == "localhost"
+        await relay.bind(peer)
+        await exchange(relay, peer)
 
 
-def test_a_relay_is_lost_with_a_reason_if_its_server_exits(tmp_path: Path) -> None:
-    async def main() -> None:
-        with coturn(tmp_path) as server:
-            relay = client(server, "tcp")
-            await relay.allocate()
-        with pytest.raises(Exception, match=r"closed by the other side|reset"):
-            await relay.recv()
-        await relay.close()
-
-    run(main())
+async def test_a_relay_is_lost_with_a_reason_if_its_server_exits(tmp_path: Path) -> None:
+    with coturn(tmp_path) as server:
+        relay = client(server, "tcp")
+        await relay.allocate()
+    with pytest.raises(Exception, match=r"closed by the other side|reset"):
+        await relay.recv()
+    await relay.close()
 
 
-def test_an_unreachable_server_raises(server: Coturn) -> None:
-    async def main() -> None:
-        with pytest.raises(TransactionError, match="unreachable"):
-            await TurnClient(f"turn:127.0.0.1:{free_port()}", **LOGIN).allocate()
-
-    run(main())
+async def test_an_unreachable_server_raises(server: Coturn) -> None:
+    with pytest.raises(TransactionError, match="unreachable"):
+        await TurnClient(f"turn:127.0.0.1:{free_port()}", **LOGIN).allocate()

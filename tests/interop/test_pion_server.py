@@ -18,7 +18,7 @@ from polynya.aio.turn import TurnClient
 from polynya.core.errors import TransactionError
 from tests.interop.coturn import PASSWORD, REALM, USER, make_certificate
 from tests.interop.dialogue import peer
-from tests.interop.exchange import echoing, exchange, run, trusting
+from tests.interop.exchange import echoing, exchange, trusting
 from tests.interop.test_agent_relay import talk
 
 pytestmark = pytest.mark.peer("pion")
@@ -62,33 +62,27 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_data_is_relayed_in_indications_and_in_channels(server: Server, transport: str) -> None:
-    async def main() -> None:
-        async with echoing() as here, server.client(transport) as relay:
-            assert relay.relayed[0].host == "127.0.0.1" and relay.mapped is not None
-            await relay.permit(here)
-            await exchange(relay, here, least=READ)
-            await relay.bind(here)
-            await exchange(relay, here, least=READ)
-            assert relay.datagrams_dropped == 0
-
-    run(main())
+async def test_data_is_relayed_in_indications_and_in_channels(server: Server, transport: str) -> None:
+    async with echoing() as here, server.client(transport) as relay:
+        assert relay.relayed[0].host == "127.0.0.1" and relay.mapped is not None
+        await relay.permit(here)
+        await exchange(relay, here, least=READ)
+        await relay.bind(here)
+        await exchange(relay, here, least=READ)
+        assert relay.datagrams_dropped == 0
 
 
-def test_two_clients_exchange_data_through_their_relays(server: Server) -> None:
-    async def main() -> None:
-        async with server.client() as one, server.client("tcp") as two:
-            await one.permit(two.relayed[0])
-            await two.bind(one.relayed[0])
-            assert one.send(two.relayed[0], b"a ping")
-            assert await two.recv() == (b"a ping", one.relayed[0])
-            assert two.send(one.relayed[0], b"a pong")
-            assert await one.recv() == (b"a pong", two.relayed[0])
-
-    run(main())
+async def test_two_clients_exchange_data_through_their_relays(server: Server) -> None:
+    async with server.client() as one, server.client("tcp") as two:
+        await one.permit(two.relayed[0])
+        await two.bind(one.relayed[0])
+        assert one.send(two.relayed[0], b"a ping")
+        assert await two.recv() == (b"a ping", one.relayed[0])
+        assert two.send(one.relayed[0], b"a pong")
+        assert await one.recv() == (b"a pong", two.relayed[0])
 
 
-def test_relays_are_refreshed_beyond_their_lifetime(tmp_path: Path) -> None:
+async def test_relays_are_refreshed_beyond_their_lifetime(tmp_path: Path) -> None:
     async def live(server: Server, transport: str) -> None:
         async with echoing() as here, server.client(transport) as relay:
             assert relay.allocation.lifetime == 2
@@ -97,33 +91,24 @@ def test_relays_are_refreshed_beyond_their_lifetime(tmp_path: Path) -> None:
                 await exchange(relay, here, 10, READ)
                 await asyncio.sleep(0.5)
 
-    async def main(server: Server) -> None:
-        await asyncio.gather(*(live(server, transport) for transport in TRANSPORTS))
-
     with pion(tmp_path, "-lifetime", "2s") as server:
-        run(main(server))
+        await asyncio.gather(*(live(server, transport) for transport in TRANSPORTS))
 
 
 @pytest.mark.parametrize("wrong", [{"password": "wrong"}, {"username": "mallory"}], ids=["password", "user"])
-def test_wrong_credentials_raise_at_once(server: Server, wrong: dict[str, str]) -> None:
-    async def main() -> None:
-        with pytest.raises(TransactionError) as caught:
-            await server.client(**wrong).allocate()
-        assert caught.value.code in (400, 401)
-
-    run(main())
+async def test_wrong_credentials_raise_at_once(server: Server, wrong: dict[str, str]) -> None:
+    with pytest.raises(TransactionError) as caught:
+        await server.client(**wrong).allocate()
+    assert caught.value.code in (400, 401)
 
 
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
-def test_two_relay_only_agents_exchange_data_through_pion(server: Server, transport: str) -> None:
+async def test_two_relay_only_agents_exchange_data_through_pion(server: Server, transport: str) -> None:
     def agent(*, controlling: bool) -> polynya.Agent:
         return polynya.Agent(
             servers=[polynya.IceServer(server.uri(transport), USER, PASSWORD)], controlling=controlling,
             policy="relay", loopback=True, interfaces=["lo"], families=(4,),
         )  # fmt: skip
 
-    async def main() -> None:
-        async with agent(controlling=True) as one, agent(controlling=False) as other:
-            await talk(one, other)
-
-    run(main())
+    async with agent(controlling=True) as one, agent(controlling=False) as other:
+        await talk(one, other)

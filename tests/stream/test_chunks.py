@@ -11,7 +11,8 @@ import pytest
 
 from polynya.core.errors import ConnectionClosed
 from polynya.stream.chunks import END_TIMEOUT, REST, ChunkStream, Outcome
-from tests.stream.jumping import run
+
+pytestmark = pytest.mark.loops("jumping")
 
 Lose = Callable[[bytes], bool]
 
@@ -86,68 +87,52 @@ def terminal() -> AsyncIterator[bytes]:
     return chunks(then=1e9)
 
 
-def test_both_sides_receive_everything_and_end() -> None:
-    async def main() -> None:
-        ends = link()
-        one, two = Side(ends[0]), Side(ends[1])
-        outcomes = await asyncio.gather(one.run(chunks(b"a", b"b")), two.run(chunks(b"c")))
-        assert (one.received, two.received) == ([b"c"], [b"a", b"b"])
-        assert [each.confirmed for each in outcomes] == [True, True]
-        assert [(each.chunks_sent, each.chunks_received) for each in outcomes] == [(2, 1), (1, 2)]
-        assert max(one.ended_at, two.ended_at) < REST + 0.3
-
-    run(main())
+async def test_both_sides_receive_everything_and_end() -> None:
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+    outcomes = await asyncio.gather(one.run(chunks(b"a", b"b")), two.run(chunks(b"c")))
+    assert (one.received, two.received) == ([b"c"], [b"a", b"b"])
+    assert [each.confirmed for each in outcomes] == [True, True]
+    assert [(each.chunks_sent, each.chunks_received) for each in outcomes] == [(2, 1), (1, 2)]
+    assert max(one.ended_at, two.ended_at) < REST + 0.3
 
 
-def test_a_silent_side_ends_after_the_sender() -> None:
-    async def main() -> None:
-        ends = link()
-        sender, listener = Side(ends[0]), Side(ends[1])
-        outcomes = await asyncio.gather(sender.run(chunks(b"x")), listener.run(terminal()))
-        assert listener.received == [b"x"]
-        assert all(each.confirmed for each in outcomes)
-        assert 1.0 <= listener.ended_at < 1.0 + REST + 0.3
-
-    run(main())
+async def test_a_silent_side_ends_after_the_sender() -> None:
+    ends = link()
+    sender, listener = Side(ends[0]), Side(ends[1])
+    outcomes = await asyncio.gather(sender.run(chunks(b"x")), listener.run(terminal()))
+    assert listener.received == [b"x"]
+    assert all(each.confirmed for each in outcomes)
+    assert 1.0 <= listener.ended_at < 1.0 + REST + 0.3
 
 
-def test_a_side_without_data_waits_for_the_other() -> None:
-    async def main() -> None:
-        ends = link()
-        silent, slow = Side(ends[0]), Side(ends[1])
-        data = [bytes([number]) for number in range(20)]
-        await asyncio.gather(silent.run(chunks()), slow.run(chunks(*data, pause=0.7)))
-        assert silent.received == data
-
-    run(main())
+async def test_a_side_without_data_waits_for_the_other() -> None:
+    ends = link()
+    silent, slow = Side(ends[0]), Side(ends[1])
+    data = [bytes([number]) for number in range(20)]
+    await asyncio.gather(silent.run(chunks()), slow.run(chunks(*data, pause=0.7)))
+    assert silent.received == data
 
 
-def test_linger_is_the_wait_for_a_silent_side() -> None:
-    async def main() -> None:
-        ends = link()
-        one, two = Side(ends[0], linger=30), Side(ends[1], linger=30)
-        await asyncio.gather(one.run(chunks()), two.run(chunks(b"late", pause=20)))
-        assert one.received == [b"late"]
-
-    run(main())
+async def test_linger_is_the_wait_for_a_silent_side() -> None:
+    ends = link()
+    one, two = Side(ends[0], linger=30), Side(ends[1], linger=30)
+    await asyncio.gather(one.run(chunks()), two.run(chunks(b"late", pause=20)))
+    assert one.received == [b"late"]
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_with_a_third_lost_both_sides_end_in_time_and_one_is_confirmed(seed: int) -> None:
+async def test_with_a_third_lost_both_sides_end_in_time_and_one_is_confirmed(seed: int) -> None:
     chance = random.Random(seed)
-
-    async def main() -> None:
-        ends = link(0.03, lambda _: chance.random() < 1 / 3, lambda _: chance.random() < 1 / 3)
-        one, two = Side(ends[0]), Side(ends[1])
-        outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(terminal() if seed % 2 else chunks(b"b")))
-        assert any(each.confirmed for each in outcomes)
-        assert max(one.ended_at, two.ended_at) < 1.0 + END_TIMEOUT + 1.0
-
-    run(main())
+    ends = link(0.03, lambda _: chance.random() < 1 / 3, lambda _: chance.random() < 1 / 3)
+    one, two = Side(ends[0]), Side(ends[1])
+    outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(terminal() if seed % 2 else chunks(b"b")))
+    assert any(each.confirmed for each in outcomes)
+    assert max(one.ended_at, two.ended_at) < 1.0 + END_TIMEOUT + 1.0
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
-def test_up_to_three_lost_ends_are_repeated(lost: int) -> None:
+async def test_up_to_three_lost_ends_are_repeated(lost: int) -> None:
     def lose_first(count: int) -> Lose:
         left = [count]
 
@@ -159,96 +144,75 @@ def test_up_to_three_lost_ends_are_repeated(lost: int) -> None:
 
         return lose
 
-    async def main() -> None:
-        for first, second in ((lost, 0), (0, lost), (lost, lost)):
-            ends = link(0.02, lose_first(first), lose_first(second))
-            one, two = Side(ends[0]), Side(ends[1])
-            outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(chunks(b"b")))
-            assert all(each.confirmed for each in outcomes), (first, second)
-
-    run(main())
-
-
-def test_the_number_of_ends_is_limited() -> None:
-    async def main() -> None:
-        ends = link(delay=0.0001)
+    for first, second in ((lost, 0), (0, lost), (lost, lost)):
+        ends = link(0.02, lose_first(first), lose_first(second))
         one, two = Side(ends[0]), Side(ends[1])
-        await asyncio.gather(one.run(chunks()), two.run(chunks()))
-        assert max(len(end.sent) for end in ends) < 12
-
-    run(main())
+        outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(chunks(b"b")))
+        assert all(each.confirmed for each in outcomes), (first, second)
 
 
-def test_a_side_without_a_peer_ends_unconfirmed() -> None:
-    async def main() -> None:
-        ends = link(one=lambda _: True)
-        one = Side(ends[0])
-        outcome = await one.run(chunks(b"x"))
-        assert not outcome.confirmed
-        assert outcome.reason == "the other side did not confirm the end"
-        assert one.ended_at < 1.0 + END_TIMEOUT + 0.5
-
-    run(main())
+async def test_the_number_of_ends_is_limited() -> None:
+    ends = link(delay=0.0001)
+    one, two = Side(ends[0]), Side(ends[1])
+    await asyncio.gather(one.run(chunks()), two.run(chunks()))
+    assert max(len(end.sent) for end in ends) < 12
 
 
-def test_a_lost_connection_ends_the_stream() -> None:
-    async def main() -> None:
-        ends = link()
-        one = Side(ends[0])
-        asyncio.get_running_loop().call_later(5, ends[0].close)
-        outcome = await one.run(terminal())
-        assert (outcome.confirmed, outcome.reason) == (False, "the connection is closed")
-        assert one.ended_at == pytest.approx(5, abs=0.2)
-
-    run(main())
+async def test_a_side_without_a_peer_ends_unconfirmed() -> None:
+    ends = link(one=lambda _: True)
+    one = Side(ends[0])
+    outcome = await one.run(chunks(b"x"))
+    assert not outcome.confirmed
+    assert outcome.reason == "the other side did not confirm the end"
+    assert one.ended_at < 1.0 + END_TIMEOUT + 0.5
 
 
-def test_a_cancelled_stream_sends_its_end() -> None:
-    async def main() -> None:
-        ends = link()
-        one, two = Side(ends[0]), Side(ends[1])
-        task = asyncio.create_task(one.run(terminal()))
-        other = asyncio.create_task(two.run(terminal()))
-        await asyncio.sleep(1)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert (await other).confirmed
-        assert two.ended_at < 5
-        assert len(ends[0].sent) >= 3, "the end is sent several times"
-
-    run(main())
+async def test_a_lost_connection_ends_the_stream() -> None:
+    ends = link()
+    one = Side(ends[0])
+    asyncio.get_running_loop().call_later(5, ends[0].close)
+    outcome = await one.run(terminal())
+    assert (outcome.confirmed, outcome.reason) == (False, "the connection is closed")
+    assert one.ended_at == pytest.approx(5, abs=0.2)
 
 
-def test_a_refused_chunk_is_sent_again_and_counted_if_always_refused() -> None:
-    async def main() -> None:
-        ends = link()
-        ends[0].full = 50
-        one, two = Side(ends[0]), Side(ends[1])
-        outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(chunks(b"b", then=1)))
-        assert two.received == [b"a"]
-        assert outcomes[0].refused == 0
-        ends[0].full = 10**6
-        outcome = await Side(ends[0]).run(chunks(b"a"))
-        assert (outcome.chunks_sent, outcome.refused) == (0, 1)
+async def test_a_cancelled_stream_sends_its_end() -> None:
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+    task = asyncio.create_task(one.run(terminal()))
+    other = asyncio.create_task(two.run(terminal()))
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await other).confirmed
+    assert two.ended_at < 5
+    assert len(ends[0].sent) >= 3, "the end is sent several times"
 
-    run(main())
+
+async def test_a_refused_chunk_is_sent_again_and_counted_if_always_refused() -> None:
+    ends = link()
+    ends[0].full = 50
+    one, two = Side(ends[0]), Side(ends[1])
+    outcomes = await asyncio.gather(one.run(chunks(b"a")), two.run(chunks(b"b", then=1)))
+    assert two.received == [b"a"]
+    assert outcomes[0].refused == 0
+    ends[0].full = 10**6
+    outcome = await Side(ends[0]).run(chunks(b"a"))
+    assert (outcome.chunks_sent, outcome.refused) == (0, 1)
 
 
-def test_a_burst_is_paced() -> None:
-    async def main() -> None:
-        ends = link()
-        one, two = Side(ends[0]), Side(ends[1])
-        data = [number.to_bytes(2, "big") for number in range(8000)]
-        await asyncio.gather(one.run(chunks(*data)), two.run(chunks()))
-        assert sorted(two.received) == data
-        assert 1.0 <= one.ended_at < 1.6
-
-    run(main())
+async def test_a_burst_is_paced() -> None:
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+    data = [number.to_bytes(2, "big") for number in range(8000)]
+    await asyncio.gather(one.run(chunks(*data)), two.run(chunks()))
+    assert sorted(two.received) == data
+    assert 1.0 <= one.ended_at < 1.6
 
 
 @pytest.mark.parametrize("where", ["source", "output"])
-def test_a_local_error_is_raised(where: str) -> None:
+async def test_a_local_error_is_raised(where: str) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x"
         raise OSError("no more")
@@ -256,16 +220,13 @@ def test_a_local_error_is_raised(where: str) -> None:
     async def write(data: bytes) -> Any:
         raise BrokenPipeError("the reader is gone")
 
-    async def main() -> None:
-        ends = link()
-        two = Side(ends[1])
-        other = asyncio.create_task(two.run(chunks(b"y")))
-        if where == "source":
-            with pytest.raises(OSError, match="no more"):
-                await Side(ends[0]).run(broken())
-        else:
-            with pytest.raises(BrokenPipeError):
-                await ChunkStream(ends[0], write).run(terminal())
-        await other
-
-    run(main())
+    ends = link()
+    two = Side(ends[1])
+    other = asyncio.create_task(two.run(chunks(b"y")))
+    if where == "source":
+        with pytest.raises(OSError, match="no more"):
+            await Side(ends[0]).run(broken())
+    else:
+        with pytest.raises(BrokenPipeError):
+            await ChunkStream(ends[0], write).run(terminal())
+    await other

@@ -11,77 +11,61 @@ import pytest
 from polynya.stream.stdio import Writer, read_chunks
 
 
-def test_a_file_is_read_in_pieces_to_its_end(tmp_path: Path) -> None:
+async def test_a_file_is_read_in_pieces_to_its_end(tmp_path: Path) -> None:
     data = os.urandom(100_001)
     path = tmp_path / "data"
     path.write_bytes(data)
-
-    async def main() -> None:
-        with path.open("rb") as file:
-            chunks = [chunk async for chunk in read_chunks(file.fileno(), 1000)]
-        assert {len(chunk) for chunk in chunks[:-1]} == {1000}
-        assert b"".join(chunks) == data
-
-    asyncio.run(main())
+    with path.open("rb") as file:
+        chunks = [chunk async for chunk in read_chunks(file.fileno(), 1000)]
+    assert {len(chunk) for chunk in chunks[:-1]} == {1000}
+    assert b"".join(chunks) == data
 
 
-def test_a_pipe_is_read_as_it_is_written() -> None:
-    async def main() -> None:
-        reading, writing = os.pipe()
-        try:
-            source = read_chunks(reading, 1000)
-            for piece in (b"one", b"two\x00\xff"):
-                os.write(writing, piece)
-                assert await anext(source) == piece
-        finally:
-            os.close(writing)
-        assert [chunk async for chunk in source] == []
-        os.close(reading)
-
-    asyncio.run(main())
+async def test_a_pipe_is_read_as_it_is_written() -> None:
+    reading, writing = os.pipe()
+    try:
+        source = read_chunks(reading, 1000)
+        for piece in (b"one", b"two\x00\xff"):
+            os.write(writing, piece)
+            assert await anext(source) == piece
+    finally:
+        os.close(writing)
+    assert [chunk async for chunk in source] == []
+    os.close(reading)
 
 
-def test_everything_is_written_in_order_to_a_slow_reader() -> None:
-    async def main() -> None:
-        reading, writing = os.pipe()
-        writer = Writer(writing)
-        data = [bytes([number % 256]) * 1000 for number in range(1000)]
+async def test_everything_is_written_in_order_to_a_slow_reader() -> None:
+    reading, writing = os.pipe()
+    writer = Writer(writing)
+    data = [bytes([number % 256]) * 1000 for number in range(1000)]
 
-        async def write() -> None:
-            for each in data:
-                await writer.write(each)
-            assert await writer.aclose(5)
-            os.close(writing)
-
-        task = asyncio.create_task(write())
-        got = b"".join([chunk async for chunk in read_chunks(reading, 700)])
-        await task
-        assert got == b"".join(data)
-        os.close(reading)
-
-    asyncio.run(main())
-
-
-def test_a_closed_reader_raises_broken_pipe() -> None:
-    async def main() -> None:
-        reading, writing = os.pipe()
-        os.close(reading)
-        writer = Writer(writing)
-        await writer.write(b"x")
-        assert not await writer.aclose(5)
-        with pytest.raises(BrokenPipeError):
-            await writer.write(b"y")
+    async def write() -> None:
+        for each in data:
+            await writer.write(each)
+        assert await writer.aclose(5)
         os.close(writing)
 
-    asyncio.run(main())
+    task = asyncio.create_task(write())
+    got = b"".join([chunk async for chunk in read_chunks(reading, 700)])
+    await task
+    assert got == b"".join(data)
+    os.close(reading)
 
 
-def test_a_blocked_reader_does_not_block_aclose() -> None:
-    async def main() -> None:
-        reading, writing = os.pipe()
-        writer = Writer(writing)
-        await writer.write(bytes(1_000_000))
-        assert not await writer.aclose(0.05)
-        os.close(reading)
+async def test_a_closed_reader_raises_broken_pipe() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    writer = Writer(writing)
+    await writer.write(b"x")
+    assert not await writer.aclose(5)
+    with pytest.raises(BrokenPipeError):
+        await writer.write(b"y")
+    os.close(writing)
 
-    asyncio.run(main())
+
+async def test_a_blocked_reader_does_not_block_aclose() -> None:
+    reading, writing = os.pipe()
+    writer = Writer(writing)
+    await writer.write(bytes(1_000_000))
+    assert not await writer.aclose(0.05)
+    os.close(reading)
