@@ -176,10 +176,10 @@ async def test_try_alternate_is_followed(server: Coturn, tmp_path: Path, transpo
 
 
 async def test_a_pair_of_ports_is_reserved_and_taken(server: Coturn) -> None:
-    async with client(server, even_port=True) as even:
+    async with client(server, even_port=True, families=(4,)) as even:
         token = even.allocation.reservation_token
         assert token is not None and even.relayed[0].port % 2 == 0
-        async with client(server, reservation_token=token) as odd:
+        async with client(server, reservation_token=token, families=(4,)) as odd:
             assert odd.relayed[0].port == even.relayed[0].port + 1
 
 
