@@ -57,7 +57,7 @@ class ModelPair:
     stream: int
     component: int
     path: tuple[Flow, Address]
-    foundation: tuple[str, str]
+    foundation: tuple[str, str, str]
     local: Candidate
     remote: Candidate
     state: str = FROZEN
@@ -365,7 +365,7 @@ class ChecklistMachine(RuleBasedStateMachine):
             self.remotes[*key, remote.address] = remote
             for pair in self.model.pairs:  # adopted: all else stays
                 if (pair.stream, pair.component) == key and pair.path[1] == remote.address:
-                    pair.remote, pair.foundation = remote, (pair.foundation[0], remote.foundation)
+                    pair.remote, pair.foundation = remote, (pair.foundation[0], remote.foundation, remote.address.host)
             for base, (flow, candidate) in self.bases.items():
                 if base[:2] == key:
                     self._form(key, flow, candidate, remote)
@@ -379,7 +379,7 @@ class ChecklistMachine(RuleBasedStateMachine):
     ) -> None:
         path = (flow, remote.address)
         if self.model.at(path) is None:
-            pair = ModelPair(0, *key, path, (local.foundation, remote.foundation), local, remote)
+            pair = ModelPair(0, *key, path, (local.foundation, remote.foundation, remote.address.host), local, remote)
             self.model.form(pair, learnt=learnt)
 
     # ---------------------------------------------------------------------------------------------------------- checks

@@ -22,6 +22,7 @@ from polynya.ice import (
     PairState,
     RemoteAuthenticated,
 )
+from polynya.ice.generation import REMOTE_LIMIT
 from polynya.ice.server import REFUSALS
 from polynya.stun.attributes import (
     ERROR_CODE,
@@ -121,12 +122,51 @@ def test_attributes_that_must_be_understood_are_named_in_a_420() -> None:
     assert answer.verify(OURS) and made.pairs() == []
 
 
-@pytest.mark.parametrize("data", [request(drop=PRIORITY), request(priority=0), request(priority=2**31)])
-def test_a_check_without_a_usable_priority_is_refused(data: bytes) -> None:
+def test_a_check_without_a_priority_is_refused() -> None:
     """RFC 8445, section 7.1.1: it is what the peer-reflexive candidate would get."""
     made = agent()
-    [answer] = answers(made, data)
+    [answer] = answers(made, request(drop=PRIORITY))
     assert answer[ERROR_CODE].code == 400 and answer.verify(OURS)
+
+
+@pytest.mark.parametrize("priority", [0, 1, 2**31, 2**32 - 1])
+def test_any_priority_of_a_check_is_taken_as_those_of_candidate_lines_are(priority: int) -> None:
+    made = agent()
+    [answer] = answers(made, request(priority=priority))
+    assert answer.cls is Class.SUCCESS
+    assert [view.remote.priority for view in made.pairs()] == [priority]
+
+
+def test_a_signed_check_gets_a_pair_however_many_candidates_are_known() -> None:
+    made = agent()
+    for number in range(300):
+        candidate = Candidate(
+            foundation=str(number), component=1, priority=2**31 - 1 - number, address=Address(f"10.0.{number // 200}."
+            f"{number % 200 + 1}", 4000), type=CandidateType.HOST,
+        )  # fmt: skip
+        made.add_remote(candidate, now=NOW)
+    assert len(made.remote_candidates()) == REMOTE_LIMIT
+    [answer] = answers(made, request())
+    assert answer.cls is Class.SUCCESS
+    assert THERE in [view.remote_address for view in made.pairs()]
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_candidates_of_earlier_generations_leave_room_for_those_of_the_next(described: bool) -> None:
+    def signaled(ufrag: str, number: int) -> Candidate:
+        return Candidate(
+            foundation="1", component=1, priority=2**30, address=Address("10.0.0.9", number), type=CandidateType.HOST,
+            extensions=(("ufrag", ufrag),),
+        )  # fmt: skip
+
+    made = agent()
+    if described:
+        made.restart(now=NOW)
+    for number in range(1, 301):
+        made.add_remote(signaled("them" if number % 2 else "lost", number), now=NOW)
+    made.add_remote(signaled("next", 5000), now=NOW)
+    made.set_remote(Description(ufrag="next", password="nextpasswordnextpassword", generation=1), now=NOW)
+    assert [view.remote_address.port for view in made.pairs()] == [5000]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 19, b"hello", bytes(100), request()[:-1], request() + b"\0\0\0\0"])

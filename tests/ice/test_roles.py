@@ -162,6 +162,30 @@ def test_a_role_that_changes_while_a_nomination_is_under_way_leaves_both_on_one_
     assert world.same_path()
 
 
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("once_valid", [True, False])
+def test_a_peer_that_refuses_both_roles_ends_the_pair(both: bool, once_valid: bool) -> None:
+    """A peer that always answered 487 got 15,000 requests in 300 s."""
+    world = plain(b=IceConfig(controlling=both))
+    if once_valid:
+        assert world.connect(10)
+    key, started = world.b.agent.generation.credentials.local_key, len(world.packets)
+
+    def refusing(packet: Packet) -> bool:
+        if packet.sender == "a" and packet.message.cls is Class.REQUEST:
+            answer = Message.error(packet.message, 487).encode(integrity=key, fingerprint=True)
+            world.later(1, lambda: world._arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
+        return True
+
+    world.blocked = refusing
+    world.run(300)
+    sent = [packet for packet in world.packets[started:] if packet.sender == "a"]
+    requests = [packet for packet in sent if packet.message.cls is Class.REQUEST]
+    assert 1 <= len(requests) <= 40
+    assert world.a.agent.state is AgentState.FAILED
+    assert len(world.a.of(RoleChanged)) <= 10
+
+
 def test_a_refusal_is_signed() -> None:
     world = conflicting(True, "b")
     world.blocked = lambda packet: packet.sender == "b" and packet.message.cls is Class.REQUEST

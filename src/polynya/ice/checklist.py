@@ -4,7 +4,8 @@ A checklist has the pairs of one stream, highest priority first, and its trigger
 the checklists of all streams, and it alone moves their pairs: it calls the methods of `Pair` and reports each change,
 with its reason, in the outbox.
 
-Over the whole set, one pair of a foundation is checked at a time. The others stay Frozen until it succeeds, or until no
+Over the whole set, one pair of a foundation is checked at a time. Remote candidates of different hosts never share one,
+whatever the other side signals. The others stay Frozen until it succeeds, or until no
 pair of the foundation is Waiting or In-Progress. A check that is under way for an RTO does not block the others: its
 transaction runs for 39.5 s and between NATs it may never succeed, while the path that works has another foundation,
 that of a peer-reflexive candidate.
@@ -309,7 +310,7 @@ class ChecklistSet:
                 frozen = pair if self._idle(pair.foundation, now=now) else None
         return frozen
 
-    def _idle(self, foundation: tuple[str, str], *, now: Instant) -> bool:
+    def _idle(self, foundation: tuple[str, str, str], *, now: Instant) -> bool:
         """Return whether no pair of a foundation is Waiting, or was checked within the last RTO and not answered."""
         rto = self._context.config.schedule.first_wait
         return not any(

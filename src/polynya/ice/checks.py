@@ -34,7 +34,6 @@ from .description import Description
 from .pairs import Pair
 from .roles import Role
 
-MAX_PRIORITY: Final = 2**31 - 1
 MAX_NOMINATION: Final = 2**24 - 1
 """The number of a nomination has 24 bits; the higher ones are ignored."""
 
@@ -154,9 +153,9 @@ def examine(received: Received, credentials: Credentials) -> InboundCheck | Refu
         answer = refuse(message, credentials, ErrorCode.UNKNOWN_ATTRIBUTE, unknown)
         return Refusal("a check with unknown attributes that must be understood", answer, signed=True)
     priority = message.get(PRIORITY)
-    if priority is None or not 0 < priority <= MAX_PRIORITY:
+    if priority is None:
         answer = refuse(message, credentials, ErrorCode.BAD_REQUEST)
-        return Refusal("a check without a usable PRIORITY", answer, signed=True)
+        return Refusal("a check without PRIORITY", answer, signed=True)
     nominate, nomination = USE_CANDIDATE in message, (message.get(NOMINATION) or 0) & MAX_NOMINATION
     return InboundCheck(
         received.flow, received.remote, names[1], priority, nominate, received.packet, nomination

@@ -8,6 +8,7 @@ of the last response.
 from __future__ import annotations
 
 from errno import errorcode
+from typing import Final
 
 from polynya.core.instants import Instant
 from polynya.core.machine import Closed, IcmpError, SendFailed
@@ -23,11 +24,14 @@ from .checks import Check, Credentials
 from .context import Context
 from .pairs import Pair, PairState
 
+CONFLICT_LIMIT: Final = 8
+"""Role changes by 487 responses in one generation. A conflict needs one or two; afterwards a 487 is a refusal."""
+
 
 class CheckClient:
     """Sends the checks of one generation and handles their responses."""
 
-    __slots__ = ("_authenticated", "_checklists", "_context", "_credentials", "_outbox", "remote_lite")
+    __slots__ = ("_authenticated", "_checklists", "_conflicts", "_context", "_credentials", "_outbox", "remote_lite")
 
     def __init__(
         self, context: Context, credentials: Credentials, checklists: ChecklistSet, authenticated: Authenticated
@@ -37,6 +41,7 @@ class CheckClient:
         self._credentials = credentials
         self._checklists = checklists
         self._authenticated = authenticated
+        self._conflicts = 0
         self.remote_lite = False
 
     # -------------------------------------------------------------------------------------------------------- requests
@@ -101,7 +106,8 @@ class CheckClient:
     def answered(self, transaction: ClientTransaction[Check], received: Received, *, now: Instant) -> Check | None:
         """Handle a response to a check (section 7.2.5). Invalid responses are dropped, and the check continues.
 
-        Returns the check if the response is 487: the agent compares roles and then calls `check_again`.
+        Returns the check if the response is 487: the agent compares roles and then calls `check_again`. After
+        `CONFLICT_LIMIT` role changes, a 487 is a refusal like any other: the other side refuses both roles.
         """
         message = received.message
         key = self._credentials.remote_key
@@ -127,7 +133,7 @@ class CheckClient:
             return None
         self._checklists.transactions.answer(transaction, now=now)
         pair.response_received(transaction.rtt)
-        if conflict and message.cls is not Class.SUCCESS:
+        if conflict and message.cls is not Class.SUCCESS and self._may_change_role(check):
             return check
         if message.cls is not Class.SUCCESS or mapped is None:
             self._refused(check, error, now=now, packet=received.packet)
@@ -149,6 +155,13 @@ class CheckClient:
         if check.controlling is not role.controlling:  # the request carried our former role
             self.show_role(pair, now=now)
         return None
+
+    def _may_change_role(self, check: Check) -> bool:
+        """Return whether a 487 to this check still counts; a check in our former role causes no change."""
+        if check.controlling is not self._context.role.controlling:
+            return True
+        self._conflicts += 1
+        return self._conflicts <= CONFLICT_LIMIT
 
     def check_again(self, check: Check, *, now: Instant, packet: int) -> None:
         """Repeat a check that was refused with 487, in the role that we have now (section 7.2.5.1)."""

@@ -34,7 +34,7 @@ from polynya.stun.transactions import ClientTransaction, Transactions
 
 from .authenticated import Authenticated
 from .candidates import Candidate, CandidateType, LocalCandidate
-from .checklist import ChecklistSet
+from .checklist import Checklist, ChecklistSet
 from .checks import Check, Credentials, InboundCheck
 from .client import CheckClient
 from .context import Context
@@ -45,7 +45,9 @@ from .pairs import Pair, PairState
 EARLY_LIMIT: Final = 16
 """Checks that are kept until the remote description arrives."""
 REMOTE_LIMIT: Final = 256
-"""Remote candidates of one stream; also the pairs that inbound checks may make in one generation."""
+"""Signaled candidates of one stream; separately, the pairs that inbound checks may make in one generation."""
+RETIRED_LIMIT: Final = 16
+"""Former ufrags of the other side that are remembered."""
 
 ELSEWHERE_LIMIT: Final = 8
 """Pairs of one base and one host answered from another address; then inbound checks make no more of them."""
@@ -55,6 +57,11 @@ ELSEWHERE_LIMIT: Final = 8
 def stream_components(components: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """Return every stream with each of its components."""
     return tuple((stream, component + 1) for stream, count in enumerate(components) for component in range(count))
+
+
+def _ufrag(candidate: Candidate) -> str | None:
+    """Return the ufrag that a candidate names (RFC 8838, section 13)."""
+    return next((value for name, value in candidate.extensions if name == "ufrag"), None)
 
 
 class Generation:
@@ -76,6 +83,7 @@ class Generation:
         "pending",
         "remote",
         "remote_ended",
+        "retired",
         "started_at",
         "transactions",
     )
@@ -103,6 +111,8 @@ class Generation:
         """Candidates, with their streams, that wait for the description of their generation."""
         self.early: Queue[tuple[InboundCheck, LocalCandidate]] = Queue()
         """Checks, with the base of each, that wait for the description of their generation."""
+        self.retired: tuple[str, ...] = ()
+        """Ufrags of the other side's former generations, whose late candidates and checks are dropped."""
         self._context = context
         self._outbox = context.outbox
         self._learned = 0
@@ -112,6 +122,7 @@ class Generation:
     def set_remote(self, remote: Description, *, now: Instant) -> None:
         """Set the remote description, and handle the candidates and checks that arrived before it."""
         self.remote = remote
+        self.retired = tuple(ufrag for ufrag in self.retired if ufrag != remote.ufrag)
         self.started_at = now
         self.credentials.set_remote(remote)
         renomination = self.local.renomination and remote.renomination
@@ -131,21 +142,25 @@ class Generation:
         `same_credentials`: our credentials are unchanged and only those of the other side are new, so that its checks
         count as well.
         """
-        self.pending.extend(old.pending)
+        former = () if old.remote is None else (old.remote.ufrag,)
+        self.retired = (*old.retired, *former)[-RETIRED_LIMIT:]
+        self.pending.extend(entry for entry in old.pending if _ufrag(entry[0]) not in self.retired)
         if same_credentials:
             self.early.extend(old.early)
 
     def add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> str:
         """Add a signaled candidate, in any order and any number of times. Returns the outcome, for the trace."""
         if self.remote is None:
-            if len(self.pending) >= REMOTE_LIMIT:
-                return "dropped: too many candidates before the description"
-            self.pending.append((candidate, stream))
-            return "kept until the description arrives"
-        ufrag = dict(candidate.extensions).get("ufrag")
+            if self._is_retired(candidate):
+                return "dropped: its generation is over"
+            kept = self._keep_candidate(candidate, stream)
+            return "kept until the description arrives" if kept else "dropped: too many wait for their description"
+        ufrag = _ufrag(candidate)
         if ufrag is not None and ufrag != self.remote.ufrag:
-            if len(self.pending) < REMOTE_LIMIT:
-                self.pending.append((candidate, stream))
+            if self._is_retired(candidate):
+                return f"dropped: its generation is over (ufrag {ufrag[:16]})"
+            if not self._keep_candidate(candidate, stream):
+                return "dropped: too many wait for their description"
             return f"kept: the description of its generation is not here (ufrag {ufrag[:16]})"
         if not 0 <= stream < len(self.checklists.lists):
             return f"dropped: there is no stream {stream}"
@@ -155,7 +170,7 @@ class Generation:
         known = checklist.remote_at(candidate.component, candidate.address)
         if known is not None and known.type is not CandidateType.PEER_REFLEXIVE:
             return "known already"
-        if known is None and len(checklist.remotes) >= REMOTE_LIMIT:
+        if known is None and self._signaled(checklist) >= REMOTE_LIMIT:
             return f"dropped: {REMOTE_LIMIT} are known already"
         if known is None:
             checklist.remotes.append(candidate)
@@ -169,6 +184,28 @@ class Generation:
             if base.stream == stream:
                 self.checklists.pair(base, candidate, "the remote candidate was signaled", now=now)
         return "new" if known is None else "adopted: it was known as peer-reflexive"
+
+    def _is_retired(self, candidate: Candidate) -> bool:
+        """Return whether a candidate names the ufrag of a former description."""
+        return _ufrag(candidate) in self.retired
+
+    def _keep_candidate(self, candidate: Candidate, stream: int) -> bool:
+        """Keep a candidate until its description arrives. If all places are taken, the oldest of another ufrag goes."""
+        if len(self.pending) >= REMOTE_LIMIT:
+            kept, ufrag = list(self.pending), _ufrag(candidate)
+            oldest = next((index for index, entry in enumerate(kept) if _ufrag(entry[0]) != ufrag), None)
+            if oldest is None:
+                return False
+            del kept[oldest]
+            self.pending.clear()
+            self.pending.extend(kept)
+        self.pending.append((candidate, stream))
+        return True
+
+    @staticmethod
+    def _signaled(checklist: Checklist) -> int:
+        """Return the number of candidates that the other side signaled for a stream."""
+        return sum(remote.type is not CandidateType.PEER_REFLEXIVE for remote in checklist.remotes)
 
     def add_base(self, base: LocalCandidate, *, now: Instant) -> None:
         """Pair a new base with every signaled candidate."""
@@ -260,6 +297,8 @@ class Generation:
             if (known.flow, known.remote, known.remote_ufrag) == (check.flow, check.remote, check.remote_ufrag):
                 known.merge(check)
                 return
+        if check.remote_ufrag in self.retired:
+            return
         if len(self.early) < EARLY_LIMIT:
             self.early.append((check, base))
 
@@ -275,8 +314,6 @@ class Generation:
         address = Address(check.remote.host, check.remote.port)
         remote = checklist.remote_at(base.component, address)
         if remote is None:
-            if len(checklist.remotes) >= REMOTE_LIMIT:
-                return None
             remote = Candidate(
                 foundation=f"prflx{self._learned}",
                 component=base.component,

@@ -137,7 +137,7 @@ class Pair:
         self.component = local.component
         self.path: FlowPath = (local.flow, address)
         """The flow and the remote address, which has the zone of the flow."""
-        self.foundation = _foundation(local.candidate.foundation, remote.foundation)
+        self.foundation = _foundation(local, remote)
         self.priority = 0
         self.valid_priority = 0
         self.state = PairState.FROZEN
@@ -239,7 +239,7 @@ class Pair:
     def readopt(self, remote: Candidate) -> None:
         """Replace a peer-reflexive remote candidate by the one that the other side signaled."""
         self.remote = remote
-        self.foundation = _foundation(self.local.candidate.foundation, remote.foundation)
+        self.foundation = _foundation(self.local, remote)
 
     def path_opened(self) -> None:
         """Let checks be sent: the path is open, for example by a TURN permission."""
@@ -370,10 +370,18 @@ class Pair:
         )
 
 
+def _foundation(local: LocalCandidate, remote: Candidate) -> tuple[str, str, str]:
+    """Return the foundation of a pair: those of both candidates, and the host of the remote one.
+
+    Some peers give all their candidates one foundation. Checks to different hosts need not wait for each other.
+    """
+    return _shared(local.candidate.foundation, remote.foundation, remote.address.host)
+
+
 @lru_cache(maxsize=256)
-def _foundation(ours: str, theirs: str) -> tuple[str, str]:
-    """Return the foundation of a pair; equal ones are one object."""
-    return ours, theirs
+def _shared(ours: str, theirs: str, host: str) -> tuple[str, str, str]:
+    """Return one object for equal foundations."""
+    return ours, theirs, host
 
 
 def _priority(ours: int, theirs: int, controlling: bool) -> int:
