@@ -417,3 +417,13 @@ def test_close_to_the_limit_of_signaled_candidates_nothing_breaks() -> None:
         )  # fmt: skip
     assert len(world.a.agent.pairs()) == 100
     assert world.run(2) and world.now > world.started + SECOND
+
+
+def test_ignored_lines_of_the_remote_description_are_in_the_report() -> None:
+    world = plain()
+    odd = replace(world.b.agent.local_description, ignored=("line 7: ice-pacing 'fast' is not a number",))
+    world.a.agent.set_remote(odd, now=world.now)
+    report = world.a.agent.why()
+    assert report.data["ignored_lines"] == list(odd.ignored)
+    assert "ignored in the remote description, line 7: ice-pacing 'fast'" in str(report)
+    assert report.data["counters"]["remote lines ignored"] == 1

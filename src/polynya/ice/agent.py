@@ -122,6 +122,8 @@ class IceAgent:
         self._must_be_open("set_remote")
         if components is not None:
             check_components(components)
+        for line in description.ignored:
+            self._outbox.ignore(line, now=now)
         match self._generations.judge(description):
             case Answer.IGNORE:
                 return

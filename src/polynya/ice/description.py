@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 from polynya.core.errors import DecodeError
 from polynya.core.instants import MILLISECOND, duration, nanoseconds
@@ -24,6 +23,12 @@ _UFRAG = re.compile(r"[A-Za-z0-9+/]{4,256}")
 _PASSWORD = re.compile(r"[A-Za-z0-9+/]{22,256}")
 _OPTION = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
 _MAX_OPTIONS: Final = 32
+MAX_TEXT: Final = 1 << 18
+"""Characters of a whole text."""
+MAX_IGNORED: Final = 32
+"""Ignored lines of a text that are reported."""
+_LINE_END = re.compile(r"\r\n?|\n")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -38,6 +43,8 @@ class Description:
     """The proposed Ta, seconds; None proposes none, which means 0.05 s."""
     generation: int = 0
     """The number of restarts, if signaling carries it. New credentials make a new generation."""
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    """Lines of the text that could not be used, each with its number and the reason; at most 32."""
 
     def __post_init__(self) -> None:
         read_ufrag(self.ufrag)
@@ -80,28 +87,125 @@ class Description:
 
     @classmethod
     def parse(cls, text: str, generation: int = 0) -> Description:
-        """Read the attribute lines of an SDP text and ignore all others. DecodeError names the wrong line."""
-        found: dict[str, Any] = {}
-        for number, line in enumerate(text.splitlines(), start=1):
-            name, _, value = line.strip().removeprefix("a=").partition(":")
-            read = _ATTRIBUTES.get(name)
-            if read is not None:
-                if name in found:
-                    raise DecodeError(f"line {number}: {name} is given twice")
-                try:
-                    found[name] = read(value.strip())
-                except DecodeError as error:
-                    raise DecodeError(f"line {number}: {error}") from None
-        if "ice-ufrag" not in found or "ice-pwd" not in found:
-            raise DecodeError("the description lacks ice-ufrag or ice-pwd")
+        """Read the ICE attributes of an SDP text, such as a browser's whole session description.
+
+        Credentials, options and pacing may be in the session, in media sections, or in both; media sections that were
+        rejected (port 0) do not count. Other attributes are skipped. A malformed line is skipped and reported in
+        `ignored`. DecodeError names malformed credentials, and sections whose credentials differ: read such a text
+        with `Fragment.of_session`.
+        """
+        if len(text) > MAX_TEXT:
+            raise DecodeError(f"a description of {len(text)} characters is longer than {MAX_TEXT}")
+        lines = _Lines()
+        for number, line in enumerate(_LINE_END.split(text), start=1):
+            try:
+                lines.add(line.strip(" \t"), number)
+            except DecodeError as error:
+                raise DecodeError(f"line {number}: {error}") from None
+        ufrag, password = lines.credentials()
         return cls(
-            ufrag=found["ice-ufrag"],
-            password=found["ice-pwd"],
-            options=found.get("ice-options", ()),
-            lite="ice-lite" in found,
-            pacing=found.get("ice-pacing"),
+            ufrag=ufrag,
+            password=password,
+            options=tuple(lines.options),
+            lite=lines.lite,
+            pacing=lines.pacing,
             generation=generation,
+            ignored=tuple(lines.ignored),
         )
+
+
+class _Level:
+    """The credentials of one level of an SDP text: the session, or a media section."""
+
+    __slots__ = ("name", "password", "rejected", "ufrag")
+
+    def __init__(self, name: str, *, rejected: bool = False) -> None:
+        self.name = name
+        self.rejected = rejected
+        self.ufrag: str | None = None
+        self.password: str | None = None
+
+
+class _Lines:
+    """Collects the ICE attributes of an SDP text, line by line."""
+
+    __slots__ = ("_levels", "ignored", "lite", "options", "pacing")
+
+    def __init__(self) -> None:
+        self._levels = [_Level("the session")]
+        self.options: dict[str, None] = {}
+        self.lite = False
+        self.pacing: float | None = None
+        self.ignored: list[str] = []
+
+    def add(self, line: str, number: int) -> None:
+        """Read one line. Raises DecodeError for malformed or contradictory credentials; other lines are ignored."""
+        if line.startswith("m="):
+            words = line.split()
+            rejected = len(words) > 1 and words[1].partition("/")[0] == "0"
+            self._levels.append(_Level(f"the media section of line {number}", rejected=rejected))
+            return
+        name, _, value = line.removeprefix("a=").partition(":")
+        level, value = self._levels[-1], value.strip(" \t")
+        if name == "ice-ufrag":
+            level.ufrag = _only(name, level.ufrag, read_ufrag(value))
+        elif name == "ice-pwd":
+            level.password = _only(name, level.password, read_password(value))
+        elif name == "bundle-only":
+            level.rejected = False
+        else:
+            try:
+                _refuse_surrogates(line)
+                self._optional(name.strip(" \t"), value)
+            except DecodeError as error:
+                if len(self.ignored) < MAX_IGNORED:
+                    self.ignored.append(f"line {number}: {error}")
+
+    def _optional(self, name: str, value: str) -> None:
+        if name == "ice-options":
+            options = check_options(
+                (*self.options, *(each for each in read_options(value) if each not in self.options))
+            )
+            self.options = dict.fromkeys(options)
+        elif name == "ice-pacing":
+            pacing = read_pacing(value)
+            if self.pacing not in (None, pacing):
+                raise DecodeError("ice-pacing is given twice, with different values")
+            self.pacing = pacing
+        elif name == "ice-lite":
+            self.lite = True
+
+    def credentials(self) -> tuple[str, str]:
+        """Return the ufrag and password of all sections (RFC 8839, section 5.4)."""
+        session, *media = self._levels
+        given = [level for level in media if level.ufrag is not None or level.password is not None]
+        live = [level for level in given if not level.rejected]
+        found: tuple[_Level, str, str] | None = None
+        for level in live or ([session] if session.ufrag is not None else given[:1]) or [session]:
+            ufrag, password = level.ufrag, level.password
+            if session.ufrag is None or session.password is None:
+                ufrag, password = ufrag or session.ufrag, password or session.password  # one of them at each level
+            if ufrag is None or password is None:
+                raise DecodeError(f"{level.name} lacks ice-ufrag or ice-pwd")
+            if found is not None and (ufrag, password) != found[1:]:
+                raise DecodeError(
+                    f"the credentials of {found[0].name} and of {level.name} differ: read the text with "
+                    "Fragment.of_session, and make an agent for each section"
+                )
+            found = level, ufrag, password
+        assert found is not None
+        return found[1:]
+
+
+def _refuse_surrogates(line: str) -> None:
+    if _SURROGATE.search(line):
+        raise DecodeError("it has a surrogate, which is not a character")
+
+
+def _only(name: str, known: str | None, value: str) -> str:
+    if known not in (None, value):
+        raise DecodeError(f"{name} is given twice, with different values")
+    return value
 
 
 def read_ufrag(text: str) -> str:
@@ -140,15 +244,6 @@ def read_pacing(text: str) -> float:
 def format_pacing(pacing: float) -> str:
     """Return `pacing`, seconds, in whole milliseconds, rounded up."""
     return str(-(-nanoseconds(pacing) // MILLISECOND))
-
-
-_ATTRIBUTES: Final[dict[str, Callable[[str], Any]]] = {
-    "ice-ufrag": read_ufrag,
-    "ice-pwd": read_password,
-    "ice-options": read_options,
-    "ice-pacing": read_pacing,
-    "ice-lite": bool,
-}
 
 
 def negotiated_pacing(ours: int, remote: Description, silent: int) -> int:

@@ -14,6 +14,7 @@ from polynya.core.machine import Output, Send
 from polynya.core.trace import NO_TRACE, Tracer
 
 from .candidates import Candidate
+from .description import MAX_IGNORED
 from .events import IceEvent, InternalEvent, PairChanged
 from .pairs import Pair, PairState
 
@@ -21,13 +22,15 @@ from .pairs import Pair, PairState
 class Outbox:
     """Outputs, events, trace and counters of one agent."""
 
-    __slots__ = ("counters", "events", "outputs", "trace")
+    __slots__ = ("counters", "events", "ignored", "outputs", "trace")
 
     def __init__(self, trace: Tracer = NO_TRACE) -> None:
         self.trace = trace
         self.outputs: Queue[Output] = Queue()
         self.events: Queue[IceEvent | InternalEvent] = Queue()
         self.counters: dict[str, int] = {}
+        self.ignored: dict[str, None] = {}
+        """Lines of the other side's texts that were ignored, with the reasons, in order."""
 
     def name(self, ufrag: str) -> None:
         """Mark all further trace events with the local ufrag, which identifies the agent."""
@@ -43,6 +46,13 @@ class Outbox:
         """Count and trace a dropped message."""
         self.count("messages dropped")
         self.trace.message_dropped(reason, now=now, remote=remote, packet=packet)
+
+    def ignore(self, line: str, *, now: Instant) -> None:
+        """Count and trace a line of the other side's description that could not be used."""
+        self.count("remote lines ignored")
+        self.trace.note(f"a line of the remote description was ignored: {line}", now=now)
+        if len(self.ignored) < MAX_IGNORED:
+            self.ignored[line] = None
 
     def candidate(self, side: str, candidate: Candidate, reason: str, *, now: Instant) -> None:
         """Trace a candidate; `side` is `local` or `remote`."""

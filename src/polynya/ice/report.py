@@ -129,6 +129,7 @@ def agent_report(
                 }
                 for change in outcome.history.transitions()
             ],
+            "ignored_lines": list(context.outbox.ignored),
             "counters": dict(context.outbox.counters),
         }
     )
@@ -140,6 +141,7 @@ def _lines(data: dict[str, Any]) -> list[str]:
     lines.append(
         f"{len(data['local_candidates'])} local candidates, {len(data['remote_candidates'])} remote candidates"
     )
+    lines += [f"ignored in the remote description, {line}" for line in data["ignored_lines"]]
     for pair in data["pairs"]:
         lines += _pair_lines(pair)
     return lines

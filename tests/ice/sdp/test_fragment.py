@@ -91,6 +91,7 @@ def test_a_candidate_that_means_something_unknown_is_ignored_and_spoils_nothing(
     fragment = Fragment.parse(text)
     assert [str(found.candidate) for found in fragment.candidates()] == [known]
     assert fragment.media[0].unsupported == (new, zoned)
+    assert "unknown type 'future'" in fragment.ignored[0] and "zone" in fragment.ignored[1]
     assert fragment.to_sdp() == text
 
 
@@ -121,8 +122,7 @@ def test_a_browsers_description_is_read_past_what_is_not_of_ice() -> None:
     assert [one.candidate.address.port for one in fragment.candidates()] == [46154]
     assert "sctp-port:5000" in data.other
     assert audio.rejected and not data.rejected
-    with pytest.raises(DecodeError, match="line 1: 'v=0' is neither"):
-        Fragment.parse(BROWSER)
+    assert Fragment.parse(BROWSER).ignored[0] == "line 1: 'v=0' is neither an a= nor an m= line"
 
 
 def test_attributes_of_the_session_and_of_the_media_are_all_understood() -> None:
@@ -147,15 +147,31 @@ def test_attributes_of_the_session_and_of_the_media_are_all_understood() -> None
 @pytest.mark.parametrize(
     ("text", "why"),
     [
+        ("a=ice-ufrag:abc", "line 1: the ufrag 'abc' is not 4 to 256"),
+        ("a=ice-pwd:secret", "line 1: the password is not 22 to 256"),
+        ("a=ice-ufrag:abcd\na=ice-ufrag:efgh", "line 2: ice-ufrag is given twice"),
+        ("m=audio", "line 1: 'audio' is not the value of an m= line"),
+        ("m=audio 9 RTP/AVP", "line 1"),
+        ("m=audio nine RTP/AVP 0", "line 1"),
+        (f"m={PSEUDO_MEDIA}\n" * (MAX_MEDIA + 1), f"line {MAX_MEDIA + 1}: there are more than {MAX_MEDIA} media"),
+        ("a" * (MAX_TEXT + 1), "longer than"),
+    ],
+)
+def test_text_that_cannot_be_used_is_refused_with_line_and_reason(text: str, why: str) -> None:
+    for read in (Fragment.parse, Fragment.of_session):
+        with pytest.raises(DecodeError, match=why):
+            read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
         ("b=AS:5", "line 1: 'b=AS:5' is neither an a= nor an m= line"),
-        ("\n", "line 1: '' is neither"),
         ("a", "line 1: 'a' is neither"),
         ("a=", "line 1: '' is not an attribute"),
         (" a=ice-lite", "line 1"),
         ("a=ice-lite:yes", "line 1: ice-lite has no value"),
-        ("a=ice-lite\na=ice-lite", "line 2: ice-lite is given twice"),
-        ("a=ice-ufrag:abc", "line 1: the ufrag 'abc' is not 4 to 256"),
-        ("a=ice-pwd:secret", "line 1: the password is not 22 to 256"),
+        ("a=ice-pacing:5\na=ice-pacing:50", "line 2: ice-pacing is given twice"),
         ("a=ice-options:" + "x " * 40, "line 1: the ICE options"),
         ("a=ice-pacing:soon", "line 1: ice-pacing 'soon'"),
         ("a=mid:1", "line 1: mid is only allowed below an m= line"),
@@ -163,33 +179,62 @@ def test_attributes_of_the_session_and_of_the_media_are_all_understood() -> None
         ("a=ice-mismatch", "line 1: ice-mismatch is only allowed below"),
         (f"m={PSEUDO_MEDIA}\na=ice-lite", "line 2: ice-lite is only allowed above the first m= line"),
         (f"m={PSEUDO_MEDIA}\na=ice-pacing:50", "line 2: ice-pacing is only allowed above"),
-        ("m=audio", "line 1: 'audio' is not the value of an m= line"),
-        ("m=audio 9 RTP/AVP", "line 1"),
-        ("m=audio nine RTP/AVP 0", "line 1"),
         (f"m={PSEUDO_MEDIA}\na=mid:a b", "line 2: 'a b' is not a token"),
         (f"m={PSEUDO_MEDIA}\na=mid:1\nm={PSEUDO_MEDIA}\na=mid:1", "line 4: the mid '1' is given to two media"),
         (f"m={PSEUDO_MEDIA}\na=mid:1\na=mid:2", "line 3: mid is given twice"),
         (f"m={PSEUDO_MEDIA}\na=candidate:1 1 udp 1 192.0.2.1 1 typ [", "line 2: a candidate has a type that is not"),
         (f"m={PSEUDO_MEDIA}\na=remote-candidates:1 192.0.2.1", "line 2: remote-candidates are not"),
         (f"m={PSEUDO_MEDIA}\na=remote-candidates:0 192.0.2.1 1", "line 2: remote-candidates have a component"),
-        (f"m={PSEUDO_MEDIA}\na=remote-candidates:1 fe80::1%eth0 1", "line 2"),
+        (f"m={PSEUDO_MEDIA}\na=remote-candidates:1 192.0.2.1%eth0 1", "line 2"),
+        (f"m={PSEUDO_MEDIA}\na=candidate:1 udp 1 192.0.2.1 1 typ host", "line 2: a candidate lacks one of"),
+        (f"m={PSEUDO_MEDIA}\na=candidate:1 1 udp 1 999.0.2.1 1 typ host", "line 2: a candidate has an address"),
+        (f"m={PSEUDO_MEDIA}\na=candidate:1 1 udp 1 192.0.2.1 1 TYP HOST", "line 2: a candidate lacks one of"),
+        (f"m={PSEUDO_MEDIA}\na=candidate:1 1 udp 1 192.0.2.1 1 typ HOST", "line 2: a candidate has the unknown type"),
+        (f"m={PSEUDO_MEDIA}\na=candidate:1 1 tcp 1 192.0.2.1 1 typ host tcptype x", "line 2: a candidate has the unk"),
+        (f"m={PSEUDO_MEDIA}\na=candidate:1 1 udp 1 192.0.2.1 1 typ host x \ud800", "line 2: a candidate has the mal"),
+        ("a=x:\ud800", "line 1"),
+        ("a=fingerprint:" + "x" * 5000, "line 1: it has 5014 characters"),
         (f"m={PSEUDO_MEDIA}\na=remote-candidates:1 192.0.2.1 port", "line 2"),
         (f"m={PSEUDO_MEDIA}\na=remote-candidates:1 host.example 1", "line 2: 'host.example' is not an IP address"),
         ("a=x:\x00", "line 1"),
         ("a=" + "x" * (MAX_VALUE + 1), "line 1: it has"),
         ("a=x\n" * (MAX_ATTRIBUTES + 1), f"line {MAX_ATTRIBUTES + 1}: a section has more than"),
-        (f"m={PSEUDO_MEDIA}\n" * (MAX_MEDIA + 1), f"line {MAX_MEDIA + 1}: there are more than {MAX_MEDIA} media"),
-        ("a" * (MAX_TEXT + 1), "longer than"),
     ],
 )
-def test_hostile_text_is_refused_with_line_and_reason(text: str, why: str) -> None:
-    with pytest.raises(DecodeError, match=why):
-        Fragment.parse(text)
+def test_an_odd_line_costs_itself_and_is_reported(text: str, why: str) -> None:
+    """The lines around it are read as if it were not there."""
+    after = f"m={PSEUDO_MEDIA}\na=ice-ufrag:{UFRAG}\t\na=candidate:1 1 udp 1 192.0.2.1 1 typ host  \n\n \n"
+    fragment = Fragment.parse(f"{text}\n{after}")
+    [ignored] = fragment.ignored
+    assert ignored.startswith(why)
+    assert fragment.media[-1] == Fragment.parse(after).media[0] and fragment.media[-1].candidates
+    assert Fragment.parse(fragment.to_sdp()) == fragment
 
 
 def test_a_session_description_is_lines_too() -> None:
-    with pytest.raises(DecodeError, match="line 2: 'hello' is not a line of a session description"):
-        Fragment.of_session("v=0\nhello\n")
+    fragment = Fragment.of_session("v=0\nhello\n\na=ice-lite\n")
+    assert fragment.ignored == ("line 2: 'hello' is not a line of a session description",)
+    assert fragment.session.lite
+
+
+def test_reports_of_ignored_lines_are_bounded() -> None:
+    assert len(Fragment.parse("hello\n" * 1000).ignored) == 32
+
+
+def test_other_attributes_leave_room_for_the_candidates() -> None:
+    """A browser's section may have hundreds of codec and source lines before its candidates."""
+    text = f"m={PSEUDO_MEDIA}\n" + "a=ssrc:1\n" * (MAX_ATTRIBUTES + 1) + "a=candidate:1 1 udp 1 192.0.2.1 1 typ host\n"
+    assert len(list(Fragment.parse(text).candidates())) == 1
+
+
+def test_zones_survive_the_way_there_and_back() -> None:
+    text = (
+        f"m={PSEUDO_MEDIA}\r\na=candidate:1 1 udp 1 192.0.2.1 1 typ srflx raddr fe80::1%eth0 rport 5\r\n"
+        "a=candidate:9 1 udp 1 fe80::2%eth0 9 typ host\r\na=remote-candidates:1 fe80::3%eth0 7\r\n"
+    )
+    fragment = Fragment.parse(text)
+    assert fragment.media[0].candidates[0].related == Address("fe80::1", 5, "eth0")
+    assert fragment.to_sdp() == text
 
 
 def test_the_password_of_a_refused_line_is_not_told() -> None:

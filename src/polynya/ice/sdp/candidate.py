@@ -26,7 +26,7 @@ HIDDEN_PORT: Final = 9
 
 _FOUNDATION = re.compile(r"[A-Za-z0-9+/]{1,32}")
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`{|}~-]{1,64}")
-_VALUE = re.compile(r"[\x21-\x7e\x80-\U0010ffff]{1,256}")
+_VALUE = re.compile(r"[\x21-\x7e\x80-\ud7ff\ue000-\U0010ffff]{1,256}")
 _NAME = re.compile(
     r"(?=.{1,253}\.?\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)(?:\.[A-Za-z0-9_-]{1,63})*\.?"
 )
@@ -60,7 +60,7 @@ def parse_line(line: str) -> CandidateLine:
     """Read one candidate line, with or without `a=` and surrounding white space. Raises DecodeError."""
     if len(line) > MAX_LINE:
         raise DecodeError(f"a candidate of {len(line)} characters is longer than {MAX_LINE}")
-    text = line.strip().removeprefix("a=")
+    text = line.strip(" \t\r\n").removeprefix("a=")
     prefix, colon, rest = text.partition(":")
     if not colon or prefix.lower() != "candidate":
         raise _error("does not begin with candidate:", line)
@@ -104,7 +104,7 @@ def format_line(line: CandidateLine) -> str:
     if related is None and line.type != "host":
         related = Address("::" if line.address.family == IPV6 else UNRESOLVED, HIDDEN_PORT)
     if related is not None:
-        words.append(f"raddr {related.host} rport {related.port}")
+        words.append(f"raddr {_zoned(related)} rport {related.port}")
     if line.tcp_type is not None:
         words.append(f"tcptype {line.tcp_type}")
     if line.generation:
@@ -129,15 +129,19 @@ def parse_remote_candidates(text: str) -> tuple[RemoteCandidate, ...]:
     for component, host, port in zip(words[::3], words[1::3], words[2::3], strict=True):
         if not all(word.isascii() and word.isdigit() and len(word) <= 5 for word in (component, port)):
             raise DecodeError(f"remote-candidates have a component or port that is not a number: {text[:120]!r}")
-        if not 1 <= int(component) <= 256 or "%" in host:
-            raise DecodeError(f"remote-candidates have a component or address out of range: {text[:120]!r}")
+        if not 1 <= int(component) <= 256:
+            raise DecodeError(f"remote-candidates have a component out of range: {text[:120]!r}")
         found.append(RemoteCandidate(int(component), Address.of(host, int(port))))
     return tuple(found)
 
 
 def format_remote_candidates(candidates: Iterable[RemoteCandidate]) -> str:
     """Return the value of `remote-candidates`."""
-    return " ".join(f"{component} {address.host} {address.port}" for component, address in candidates)
+    return " ".join(f"{component} {_zoned(address)} {address.port}" for component, address in candidates)
+
+
+def _zoned(address: Address) -> str:
+    return f"{address.host}%{address.zone}" if address.zone else address.host
 
 
 def _error(what: str, line: str) -> DecodeError:

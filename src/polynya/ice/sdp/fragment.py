@@ -8,23 +8,24 @@
     a=end-of-candidates
 
 `Fragment.parse` reads the grammar of a fragment, which has `a=` and `m=` lines only. `Fragment.of_session` reads the
-same attributes from a session description and skips its other lines. `DecodeError` names the line and the reason.
+same attributes from a session description and skips its other lines. A malformed line is skipped and reported in
+`Fragment.ignored`. Only malformed credentials, malformed `m=` lines and texts that are too long raise `DecodeError`,
+which names the line and the reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.ice.candidates import Candidate
+from polynya.ice.description import MAX_IGNORED, MAX_TEXT
 
-from .section import MAX_VALUE, Section, SectionReader
+from .section import MAX_VALUE, CredentialsError, Section, SectionReader
 
-MAX_TEXT: Final = 1 << 18
-"""Characters of a whole text."""
 MAX_MEDIA: Final = 128
 CONTENT_TYPE: Final = "application/trickle-ice-sdpfrag"
 
@@ -43,6 +44,8 @@ class Fragment:
 
     session: Section = Section()  # noqa: RUF009 - it is frozen
     media: tuple[Section, ...] = ()
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    """Lines of the text that could not be used, each with its number and the reason; at most 32."""
 
     def __post_init__(self) -> None:
         if self.session.media is not None or any(section.media is None for section in self.media):
@@ -56,12 +59,12 @@ class Fragment:
 
     @classmethod
     def parse(cls, text: str) -> Fragment:
-        """Read a body of `application/trickle-ice-sdpfrag`. DecodeError names the wrong line."""
+        """Read a body of `application/trickle-ice-sdpfrag`. DecodeError names a line that spoils the whole body."""
         return _read(text, whole=False)
 
     @classmethod
     def of_session(cls, text: str) -> Fragment:
-        """Read the ICE attributes of a session description. DecodeError names the wrong line."""
+        """Read the ICE attributes of a session description. DecodeError names a line that spoils all of it."""
         return _read(text, whole=True)
 
     def to_sdp(self) -> str:
@@ -104,36 +107,55 @@ def _read(text: str, *, whole: bool) -> Fragment:
     if len(text) > MAX_TEXT:
         raise DecodeError(f"a description of {len(text)} characters is longer than {MAX_TEXT}")
     readers = [SectionReader(None)]
+    ignored: list[str] = []
     for number, line in enumerate(_lines(text), start=1):
         try:
             _line(line, readers, whole=whole)
-        except DecodeError as error:
+        except _SpoiledError as error:
             raise DecodeError(f"line {number}: {error}") from None
+        except DecodeError as error:
+            if len(ignored) < MAX_IGNORED:
+                ignored.append(f"line {number}: {error}")
     session, *media = [reader.done() for reader in readers]
-    return Fragment(session=session, media=tuple(media))
+    return Fragment(session=session, media=tuple(media), ignored=tuple(ignored))
+
+
+class _SpoiledError(DecodeError):
+    """A line without which the rest of the text cannot be used."""
 
 
 def _lines(text: str) -> list[str]:
-    """Split into lines; an empty rest after the last line end is no line."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines if lines[-1] else lines[:-1]
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _line(line: str, readers: list[SectionReader], *, whole: bool) -> None:
     kind, equals, value = line.partition("=")
-    if len(line) > MAX_VALUE:
+    if not line.strip(" \t"):
+        return
+    if kind == "m" and equals:
+        _medium(value.rstrip(" \t"), readers)
+    elif len(line) > MAX_VALUE:
         raise DecodeError(f"it has {len(line)} characters, more than {MAX_VALUE}")
-    if kind == "a" and equals:
-        readers[-1].attribute(value)
-        mid = readers[-1].mid
-        if any(reader.mid == mid is not None for reader in readers[:-1]):
+    elif kind == "a" and equals:
+        mid = readers[-1].mid_to_be(value)
+        if mid is not None and any(reader.mid == mid for reader in readers[:-1]):
             raise DecodeError(f"the mid {mid!r} is given to two media")
-    elif kind == "m" and equals:
-        if len(readers) > MAX_MEDIA:
-            raise DecodeError(f"there are more than {MAX_MEDIA} media")
-        Section(media=value)
-        readers.append(SectionReader(value))
+        try:
+            readers[-1].attribute(value)
+        except CredentialsError as error:
+            raise _SpoiledError(str(error)) from None
     elif not whole:
         raise DecodeError(f"{line[:32]!r} is neither an a= nor an m= line")
     elif len(kind) != 1 or not equals:
         raise DecodeError(f"{line[:32]!r} is not a line of a session description")
+
+
+def _medium(value: str, readers: list[SectionReader]) -> None:
+    """Begin a medium. A malformed `m=` line spoils the text: the lines below it belong to no other medium."""
+    if len(readers) > MAX_MEDIA:
+        raise _SpoiledError(f"there are more than {MAX_MEDIA} media")
+    try:
+        Section(media=value)
+    except DecodeError as error:
+        raise _SpoiledError(str(error)) from None
+    readers.append(SectionReader(value))

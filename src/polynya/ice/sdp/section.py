@@ -37,7 +37,7 @@ from polynya.ice.description import (
 from .candidate import RemoteCandidate, UnsupportedCandidate, format_remote_candidates, parse_remote_candidates
 
 MAX_ATTRIBUTES: Final = 512
-"""Attributes of one section."""
+"""Candidates of one section, and as many attributes that ICE does not use."""
 MAX_VALUE: Final = 4096
 """Characters of one line."""
 PSEUDO_MEDIA: Final = "audio 9 RTP/AVP 0"
@@ -80,8 +80,12 @@ class Section:
         if self.password is not None:
             read_password(self.password)
         check_options(self.options)
-        if len(self.candidates) + len(self.unsupported) + len(self.other) > MAX_ATTRIBUTES:
-            raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} attributes")
+        for count, what in (
+            (len(self.candidates) + len(self.unsupported), "candidates"),
+            (len(self.other), "other attributes"),
+        ):
+            if count > MAX_ATTRIBUTES:
+                raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} {what}")
         for text in self.other:
             read_other(text)
         for text in self.unsupported:
@@ -109,7 +113,7 @@ class Section:
         if ufrag is None and password is None:
             ufrag, password = session.ufrag, session.password
         if ufrag is None or password is None:
-            raise DecodeError(f"ice-ufrag or ice-pwd is missing for {self.mid or self.media}")
+            raise DecodeError(f"ice-ufrag or ice-pwd is missing for {self.mid or self.media or 'the session'}")
         return Description(
             ufrag=ufrag,
             password=password,
@@ -171,8 +175,14 @@ def _read_unsupported(text: str) -> None:
     raise DecodeError(f"{text[:64]!r} is not a well-formed candidate of an unknown kind")
 
 
+class CredentialsError(DecodeError):
+    """The credentials of a description are malformed or contradict each other."""
+
+
 class SectionReader:
     """Builds a section from its lines, one attribute at a time."""
+
+    __slots__ = ("_candidates", "_fields", "_media", "_other", "_unsupported")
 
     def __init__(self, media: str | None) -> None:
         self._media = media
@@ -182,19 +192,28 @@ class SectionReader:
         self._other: list[str] = []
 
     def attribute(self, text: str) -> None:
-        """Add one attribute, without `a=`. Raises DecodeError."""
-        if len(self._candidates) + len(self._unsupported) + len(self._other) >= MAX_ATTRIBUTES:
-            raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} attributes")
-        name, colon, value = text.partition(":")
+        """Add one attribute, without `a=`. Raises DecodeError, and adds nothing, for a malformed one.
+
+        CredentialsError is raised for credentials, without which the description cannot be used.
+        """
+        name, colon, value = text.rstrip(" \t").partition(":")
         misplaced = _MEDIA_LEVEL if self._media is None else _SESSION_LEVEL
         if name in misplaced:
             where = "below an m= line" if self._media is None else "above the first m= line"
             raise DecodeError(f"{name} is only allowed {where}")
         if name == "candidate":
+            self._bound(len(self._candidates) + len(self._unsupported), "candidates")
             try:
                 self._candidates.append(Candidate.parse(text))
             except UnsupportedCandidate:
                 self._unsupported.append(text)
+                raise
+        elif name in _CREDENTIALS:
+            place, read = _VALUES[name]
+            try:
+                self._once(name, place, read(value))
+            except DecodeError as error:
+                raise CredentialsError(str(error)) from None
         elif name in _FLAGS:
             if colon:
                 raise DecodeError(f"{name} has no value")
@@ -203,15 +222,26 @@ class SectionReader:
             place, read = _VALUES[name]
             self._once(name, place, read(value))
         else:
+            self._bound(len(self._other), "other attributes")
             self._other.append(read_other(text))
+
+    def mid_to_be(self, text: str) -> str | None:
+        """Return the mid that `attribute` would set, None for another attribute."""
+        name, _, value = text.rstrip(" \t").partition(":")
+        return value if name == "mid" else None
 
     @property
     def mid(self) -> str | None:
         return self._fields.get("mid")
 
+    @staticmethod
+    def _bound(count: int, what: str) -> None:
+        if count >= MAX_ATTRIBUTES:
+            raise DecodeError(f"a section has more than {MAX_ATTRIBUTES} {what}")
+
     def _once(self, name: str, place: str, value: object) -> None:
-        if place in self._fields:
-            raise DecodeError(f"{name} is given twice")
+        if self._fields.get(place, value) != value:
+            raise DecodeError(f"{name} is given twice, with different values")
         self._fields[place] = value
 
     def done(self) -> Section:
@@ -234,6 +264,7 @@ _VALUES: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "mid": ("mid", read_token),
     "remote-candidates": ("remote_candidates", parse_remote_candidates),
 }
+_CREDENTIALS: Final = frozenset(["ice-ufrag", "ice-pwd"])
 KNOWN: Final = frozenset([*_FLAGS, *_VALUES, "candidate"])
 _SESSION_LEVEL: Final = frozenset(["ice-lite", "ice-pacing"])
 _MEDIA_LEVEL: Final = frozenset(["ice-mismatch", "candidate", "remote-candidates", "mid"])

@@ -68,7 +68,7 @@ def read_signal(text: str) -> Signal:
             generation = _number(value)
     carrier = fragment.session if fragment.session.ufrag is not None or not fragment.media else fragment.media[0]
     return Signal(
-        description=carrier.description(fragment.session, generation),
+        description=replace(carrier.description(fragment.session, generation), ignored=fragment.ignored),
         candidates=tuple(
             (place if mid is None or not mid.isdigit() else int(mid), replace(candidate, generation=generation))
             for place, mid, candidate in fragment.candidates()
