@@ -236,7 +236,7 @@ async def test_a_call_in_the_wrong_state_raises_and_says_what_to_do() -> None:
         ({"servers": ["http://192.0.2.1"]}, "stun"),
         ({"policy": "some"}, "all, no-host or relay"),
         ({"families": (5,)}, "families"),
-        ({"ports": (70000, 70001)}, "port range"),
+        ({"ports": (70000, 70001)}, "ports must be"),
         ({"interfaces": "eth0"}, "list"),
         ({"addresses": ["not an address"]}, "not an IP address"),
     ],

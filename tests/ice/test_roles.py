@@ -174,7 +174,7 @@ def test_a_peer_that_refuses_both_roles_ends_the_pair(both: bool, once_valid: bo
     def refusing(packet: Packet) -> bool:
         if packet.sender == "a" and packet.message.cls is Class.REQUEST:
             answer = Message.error(packet.message, 487).encode(integrity=key, fingerprint=True)
-            world.later(1, lambda: world._arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
+            world.later(1, lambda: world.arrive(Packet(world.now, packet.destination, packet.source, answer, "b")))
         return True
 
     world.blocked = refusing
