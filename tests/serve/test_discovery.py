@@ -135,7 +135,7 @@ async def test_without_an_alternate_behavior_discovery_is_refused(turn: Any) -> 
         ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["0.0.0.0:3479"]', "is a wildcard address"),
         ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.2:3478"]', "needs another port"),
         ('listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["192.0.2.1:3478"]', "needs another port"),
-        ('listen = ["192.0.2.1:0"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "known beforehand"),
+        ('listen = ["192.0.2.1:0"]\n[stun]\nalternates = ["192.0.2.2:3479"]', "need fixed ports"),
         (
             'listen = ["192.0.2.1:3478"]\n[stun]\nalternates = ["[2001:db8::2]:3479"]',
             "of its IP version, not 0",
