@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -12,13 +13,16 @@ from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Closed, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
+from polynya.ice.candidates import CandidateType
 from polynya.session.events import PathReady, RelayFailed, RelayFound, RelayLost
-from polynya.session.options import Base, HostAddress, TurnCredentials
+from polynya.session.local_candidates import of_relay
+from polynya.session.options import Base, HostAddress, Policy, TurnCredentials
 from polynya.session.relays import TRANSITIONS, Relays, State
 from polynya.stun.attributes import ALTERNATE_SERVER, LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from polynya.stun.uris import TurnUri
+from polynya.turn.client.events import ServerAddress
 
 SERVER = Address("203.0.113.1", 3478)
 BASE = Base(flow=Flow(900), host=HostAddress(address=Address("192.0.2.9", 0), interface="eth0"),
@@ -330,3 +334,32 @@ def test_the_flows_of_lost_relays_are_dropped_when_the_agent_knows() -> None:
 def test_every_transition_of_a_relay_is_in_the_table() -> None:
     assert set(TRANSITIONS) == set(State)
     assert {state for state in State if not TRANSITIONS[state]} == {State.FAILED}
+
+
+def test_a_relay_over_tcp_has_a_related_address_and_a_hidden_one_has_port_9() -> None:
+    """RFC 8839, section 5.1; a mapping of the TCP connection is no server-reflexive candidate."""
+    mapped, relayed = Address("198.51.100.1", 40000), Address("203.0.113.1", 50000)
+    server = ServerAddress(address=SERVER, transport=Transport.TCP)
+    found = RelayFound(base=BASE, flow=Flow(7), relayed=relayed, mapped=None, related=mapped, server=server)
+    [shown] = of_relay(found, Policy.ALL)
+    [hidden] = of_relay(found, Policy.NO_HOST)
+    assert (shown.type, shown.related) == (CandidateType.RELAYED, mapped)
+    assert hidden.related == Address("0.0.0.0", 9)
+
+
+@pytest.mark.parametrize(
+    ("uri", "local", "reason"),
+    [
+        ("turn:203.0.113.1", "127.0.0.1", "a loopback address reaches no server on another host"),
+        ("turn:127.0.0.1", "192.0.2.9", "the server is on loopback"),
+        ("turn:203.0.113.1", "2001:db8::9", "the server has no IPv6 address"),
+        ("turn:203.0.113.1", "fe80::9", "a link-local address reaches no TURN server"),
+    ],
+)
+def test_a_server_that_is_not_asked_from_a_base_is_reported(uri: str, local: str, reason: str) -> None:
+    house = House(uri)
+    base = replace(BASE, flow=Flow(901), local=Address(local, 5000))
+    house.relays.add_base(base, now=house.now)
+    house.settle()
+    [failed] = [each for each in house.events if isinstance(each, RelayFailed) and each.base == base]
+    assert failed.server.startswith(uri) and reason in failed.reason

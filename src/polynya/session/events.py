@@ -56,6 +56,8 @@ class RelayFound:
     flow: Flow
     relayed: Address
     mapped: Address | None
+    related: Address | None
+    """The client's address as seen by the server, by any flow."""
     server: ServerAddress
 
 

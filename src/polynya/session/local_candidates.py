@@ -12,7 +12,7 @@ from polynya.ice.candidates import CandidateType, Gathered
 from .events import RelayFound
 from .options import Base, Policy
 
-UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 0), IPV6: Address("::", 0)}  # noqa: S104  # signaled, never bound
+UNSPECIFIED: Final = {IPV4: Address("0.0.0.0", 9), IPV6: Address("::", 9)}  # noqa: S104  # signaled, never bound
 """The related address that reveals nothing (RFC 8839, section 5.1)."""
 
 RELAY_PREFERENCE: Final = {Transport.UDP: 3 << 13, Transport.TCP: 1 << 13, Transport.TLS: 0}
@@ -47,7 +47,7 @@ def of_mapping(base: Base, mapped: Address, server: Address, policy: Policy) -> 
 def of_relay(found: RelayFound, policy: Policy) -> list[Gathered]:
     """Return the server-reflexive candidate that comes with an allocation, and the relayed one (section 5.1.1.2)."""
     base, server = found.base, found.server
-    related = found.mapped if policy is Policy.ALL else None
+    related = found.related if policy is Policy.ALL else None
     relayed = Gathered(
         type=CandidateType.RELAYED,
         address=found.relayed,

@@ -350,6 +350,25 @@ class Relays:
             self._relays.append(relay)
             relay.search.start(now=now)
             self._collect(relay, now=now)
+        elif self._resolved[index]:
+            reason = self._unreachable(base, index)
+            if reason:
+                server = str(self._servers[index].uri)
+                self._events.append(RelayFailed(base=base, server=server, reason=reason))
+
+    def _unreachable(self, base: Base, index: int) -> str:
+        """Return why no server of a URI is asked from a base; empty if another URI asks the same servers."""
+        local = scope(base.local.host)
+        if local == "link-local":
+            return "not asked: a link-local address reaches no TURN server"
+        servers = [each for each in self._resolved[index] if each.address.family == base.local.family]
+        if not servers:
+            return f"not asked: the server has no IPv{base.local.family} address"
+        if all((local == "loopback") != (scope(each.address.host) == "loopback") for each in servers):
+            if local == "loopback":
+                return "not asked: a loopback address reaches no server on another host"
+            return "not asked: the server is on loopback; gather on loopback addresses, too"
+        return ""
 
     def _retry(self, relay: _Relay, *, now: Instant) -> None:
         """Search again for a relay that was lost."""
@@ -448,6 +467,7 @@ class Relays:
                 flow=flow,
                 relayed=relayed,
                 mapped=allocated.mapped if allocated.flow == relay.base.flow else None,
+                related=allocated.mapped,
                 server=allocated.server,
             )
             self._events.append(found)
