@@ -27,6 +27,7 @@ from polynya.core.machine import Close, Closed, Open, Opened, Send, SendFailed, 
 from polynya.core.trace import TraceEvent, Tracer
 from tests.aio.conftest import Recorder, driving
 from tests.free_ports import free_port
+from tests.loops import until
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
@@ -209,6 +210,42 @@ async def test_a_peer_that_never_reads_does_not_delay_the_close() -> None:
         began = loop.time()
         await driver.aclose()
         assert loop.time() - began < 2
+
+
+async def fill(driver: Driver[Recorder], opened: Opened) -> None:
+    """Send until the buffers of the system and of the stream are full."""
+    before = len(driver.machine.of(SendFailed))
+    while len(driver.machine.of(SendFailed)) == before:
+        driver.call(driver.machine.put, Send(opened.flow, opened.remote, bytes(20_000)))
+
+
+async def accepted_by(
+    driver: Driver[Recorder], listener: Opened, count: int
+) -> tuple[list[socket.socket], list[Opened]]:
+    """Connect clients that never read."""
+    clients = [socket.create_connection((listener.local.host, listener.local.port)) for _ in range(count)]
+    await driver.machine.until(lambda: len(driver.machine.of(Opened)) == 1 + count)
+    return clients, driver.machine.of(Opened)[1:]
+
+
+async def test_a_closed_stream_whose_client_never_reads_is_aborted() -> None:
+    async with driving(limits=StreamLimits(close_timeout=0.05)) as driver:
+        [client], [opened] = await accepted_by(driver, await listen(driver), 1)
+        with client:
+            await fill(driver, opened)
+            driver.call(driver.machine.put, Close(flow=opened.flow))
+            await until(lambda: driver.closing_streams == 0, "the stream is aborted")
+
+
+async def test_closed_streams_that_wait_for_their_clients_are_limited() -> None:
+    async with driving(limits=StreamLimits(close_timeout=30, closing_per_source=2)) as driver:
+        clients, streams = await accepted_by(driver, await listen(driver), 4)
+        for opened in streams:
+            await fill(driver, opened)
+            driver.call(driver.machine.put, Close(flow=opened.flow))
+        await until(lambda: driver.closing_streams == 2, "the others are aborted")
+        for client in clients:
+            client.close()
 
 
 async def test_a_canceled_close_leaves_nothing_open() -> None:

@@ -22,6 +22,7 @@ from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from tests.free_ports import free_port
+from tests.loops import until
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
@@ -176,6 +177,52 @@ async def test_a_member_that_does_not_read_is_disconnected_and_others_stay() -> 
         writer.close()
         await fast.close()
         await reading
+
+
+@asynccontextmanager
+async def silent(server: Server) -> AsyncIterator[socket.socket]:
+    """A WebSocket on a raw socket, because the library always reads."""
+    [address] = server.http_addresses
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, (address.host, address.port))
+        await loop.sock_sendall(client, upgrade())
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += await loop.sock_recv(client, 1)
+        yield client
+
+
+def upgrade(more: str = "", path: str = PATH) -> bytes:
+    key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+    return f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}{more}\r\n".encode()
+
+
+PING = bytes([0x89, 0x80 | 125, 0, 0, 0, 0]) + bytes(125)
+
+
+async def test_a_client_that_sends_pings_and_never_reads_is_disconnected() -> None:
+    async with Server(config(limits=Limits(join_timeout=1))) as server, silent(server) as client:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(ConnectionError):  # noqa: PT012 - the server decides when it ends
+            while True:
+                await loop.sock_sendall(client, PING * 1000)
+        await until(lambda: server.counters["signaling.links"] == 0)
+
+
+async def test_used_connections_count_until_they_are_gone() -> None:
+    # the join timeout closes both links, and their clients do not answer the close
+    limits = Limits(join_timeout=1, links_per_host=2)
+    async with Server(config(limits=limits)) as server, silent(server), silent(server):
+        await until(lambda: server.counters.get("signaling.join-timeout") == 2)
+        async with websocket(server) as third:
+            assert json.loads(await third.recv())["code"] == "host-full"
+        await until(lambda: server.counters["signaling.closing"] == 0, "both connections are aborted")
+        async with websocket(server) as third:
+            await third.send('{"type":"join","version":1,"room":"r"}')
+            assert json.loads(await third.recv())["type"] == "welcome"
 
 
 async def test_a_used_port_is_an_error_and_nothing_stays_open() -> None:

@@ -85,6 +85,8 @@ class House:
         self.server = RoomServer(Limits(**limits), random=self.random)
         self.server_events: list[RoomEvent] = []
         self.up = True
+        self.connections_stay = False
+        """Whether the connection of a link that the server closes stays open, as with a client that never reads."""
         self.servers = SERVERS
         """The server list that every client gets now."""
         self._links = 0
@@ -142,6 +144,8 @@ class House:
         outputs = self.server.outputs()
         self.server_events += self.server.events()
         for output in outputs:
+            if isinstance(output, CloseLink) and not self.connections_stay:
+                self.server.receive(LinkClosed(link=output.link, code=output.code), now=self.now)
             if isinstance(output, FindServers):
                 self.server.receive(ServersFound(link=output.link, servers=self.servers), now=self.now)
                 continue

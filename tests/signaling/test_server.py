@@ -10,7 +10,17 @@ from polynya.core.errors import ConfigurationError
 from polynya.core.instants import SECOND, Instant
 from polynya.core.trace import TraceEvent, Tracer
 from polynya.signaling.limits import Bucket, Limits
-from polynya.signaling.links import GOING_AWAY, NORMAL, POLICY, REPLACED, TOO_LARGE, TRY_LATER, LinkText, ServersFound
+from polynya.signaling.links import (
+    GOING_AWAY,
+    NORMAL,
+    POLICY,
+    REPLACED,
+    TOO_LARGE,
+    TRY_LATER,
+    LinkClosed,
+    LinkText,
+    ServersFound,
+)
 from polynya.signaling.messages import (
     Error,
     FromServer,
@@ -412,6 +422,20 @@ def test_a_link_that_does_not_join_is_closed() -> None:
     assert link.closed == (POLICY, "join-timeout")
 
 
+def test_a_closed_link_counts_until_its_connection_is_gone() -> None:
+    house = House(join_timeout=10, links_per_host=1)
+    house.connections_stay = True
+    first = house.raw()
+    house.run(10)
+    assert first.closed == (POLICY, "join-timeout")
+    assert house.server.counters["closing"] == 1
+    assert codes(house.raw().heard()) == ["host-full"]
+    for number in (1, 2):
+        house.server.receive(LinkClosed(link=number), now=house.now)
+    assert house.server.counters["closing"] == 0
+    assert house.raw().closed is None
+
+
 def test_refused_messages_do_not_postpone_the_join_timeout() -> None:
     house = House(join_timeout=10, offenses=100)
     link = house.raw()
@@ -506,7 +530,7 @@ def test_names_of_counters_never_come_from_clients() -> None:
     link.say('{"type":"chosen"}')
     link.say(Signal(peer="a" * 32, body=signal("a" * 32, description()).body))
     assert set(house.server.counters) == {
-        "bad-message", "joined", "links", "members", "messages", "rooms", "unknown-peer",
+        "bad-message", "closing", "joined", "links", "members", "messages", "rooms", "unknown-peer",
     }  # fmt: skip
 
 

@@ -165,6 +165,11 @@ class Driver(Generic[MachineT]):
         """Bytes that wait to be written on each open stream."""
         return self._hub.write_buffers()
 
+    @property
+    def closing_streams(self) -> int:
+        """Closed streams whose sockets the system has not released yet."""
+        return self._hub.closing_streams()
+
     # ------------------------------------------------------------------------------------------ close
 
     def close_now(self) -> None:

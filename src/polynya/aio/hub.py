@@ -121,11 +121,27 @@ class Hub:
         sock = self._sockets.pop(flow, None)
         if sock is None:
             return
-        sock.close()
-        if not isinstance(sock, UdpSocket):
-            self._closing = (*(each for each in self._closing if not each.released), sock)
+        if isinstance(sock, UdpSocket):
+            sock.close()
+        else:
+            self._closing = tuple(each for each in self._closing if not each.released)
+            if not isinstance(sock, Stream):
+                sock.close()
+            elif self._too_many_are_closing(sock):
+                sock.abort()
+            else:
+                sock.close_in_time(self._loop)
+            self._closing += (sock,)
         if self.trace is not None:
             self.trace.closed(flow, "closed here")
+
+    def _too_many_are_closing(self, stream: Stream) -> bool:
+        """Whether other closed streams of this source, or of all sources, still write their buffered data."""
+        if not stream.source or not stream.write_buffer:
+            return False
+        sources = [each.source for each in self._closing if isinstance(each, Stream) and each.write_buffer]
+        limits = self.limits
+        return len(sources) >= limits.closing or sources.count(stream.source) >= limits.closing_per_source
 
     # ----------------------------------------------------------------------- called by sockets and streams
 
@@ -191,6 +207,10 @@ class Hub:
     def write_buffers(self) -> dict[Flow, int]:
         """Return the bytes that wait to be written on each open stream."""
         return {flow: sock.write_buffer for flow, sock in self._sockets.items() if isinstance(sock, Stream)}
+
+    def closing_streams(self) -> int:
+        """Return the number of closed streams whose sockets the system has not released yet."""
+        return sum(isinstance(each, Stream) and not each.released for each in self._closing)
 
     # ------------------------------------------------------------------------------------------ close
 

@@ -24,6 +24,7 @@ from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed, StreamData
 from polynya.core.packets import Protocol as IpProtocol
+from polynya.stun.budget import source_of
 
 from . import sockets
 from .handshakes import HandshakeLimits, Handshakes
@@ -45,6 +46,12 @@ class StreamLimits:
     """The same for an accepted stream: a server has thousands, and data that is relayed late is useless."""
     flush_timeout: float = 1.0
     """Seconds to write buffered data when the driver closes."""
+    close_timeout: float = 3.0
+    """Seconds to write buffered data after a flow is closed; then the rest is discarded."""
+    closing_per_source: int = 8
+    """Closed accepted streams that write buffered data at once, from one IPv4 address or IPv6 /64."""
+    closing: int = 256
+    """The same in all. A stream beyond these limits is closed without writing its data."""
     handshakes: HandshakeLimits = field(default_factory=HandshakeLimits)
 
 
@@ -112,6 +119,7 @@ class Stream(asyncio.Protocol):
         self._local = self._remote = Address("", 0)
         self._transport: asyncio.Transport | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._abort: asyncio.TimerHandle | None = None
         self._released = asyncio.Event()
         self._handed_over = False
         """Whether the transport owns the socket and closes it."""
@@ -224,6 +232,8 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._released.set()
+        if self._abort is not None:
+            self._abort.cancel()
         number = exc.errno if isinstance(exc, OSError) else None
         why = sockets.explain(exc) if isinstance(exc, OSError) else str(exc or "closed by the other side")
         self._end(f"{self._remote}: {why}", number)
@@ -240,6 +250,17 @@ class Stream(asyncio.Protocol):
             self._cancel()
         elif not self._transport.is_closing():  # in Python 3.11.2, abort() of TLS fails after a second close()
             self._transport.close()
+
+    def close_in_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Close, and discard the data that is still buffered after `close_timeout` seconds."""
+        self.close()
+        if self._transport is not None:
+            self._abort = loop.call_later(self._owner.limits.close_timeout, self._transport.abort)
+
+    @property
+    def source(self) -> str:
+        """The IPv4 address or IPv6 /64 of the other side if it connected to this one; else nothing."""
+        return "" if self._listener is None else source_of(self._remote.host)
 
     def abort(self) -> None:
         """Close now and discard buffered data."""

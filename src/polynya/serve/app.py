@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 from polynya.signaling.messages import PATH, SUBPROTOCOL
 
 from .credentials import Offers
-from .http import ABORT
+from .http import ABORT, GONE
 from .links import Links
 from .reach import host_of, is_loopback
 
@@ -55,7 +55,8 @@ def make_app(
         server = websocket.scope.get("server")
         servers = partial(offers.servers, host_of(header), server[0] if server else "", remote)
         abort: Callable[[], None] = websocket.scope["extensions"][ABORT]["call"]
-        await links.run(websocket, remote, servers, abort)
+        gone: Callable[[], Awaitable[object]] = websocket.scope["extensions"][GONE]["call"]
+        await links.run(websocket, remote, servers, abort, gone)
 
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/metrics", show_metrics), WebSocketRoute(PATH, signaling)]

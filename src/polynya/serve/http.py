@@ -14,6 +14,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from polynya.signaling.messages import MESSAGE_BYTES
 
 from .config import ServeConfig
+from .transport import CLOSE_TIME, GuardedTransport
 
 PING_INTERVAL = 20.0
 """Seconds between WebSocket pings, and until a connection without a pong is closed."""
@@ -21,12 +22,35 @@ PING_INTERVAL = 20.0
 ABORT = "polynya.abort"
 """ASGI extension with a function that aborts the connection."""
 
+GONE = "polynya.gone"
+"""ASGI extension with a coroutine function that waits until the connection is gone."""
+
 
 class SignalingWebSocket(WebSocketsSansIOProtocol):
-    """The sans-I/O WebSocket backend, with an extension by which the application can abort a connection."""
+    """The sans-I/O WebSocket backend, with limits, and an extension by which the application aborts a connection."""
+
+    transport: GuardedTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.close_timeout = CLOSE_TIME
+        self._gone = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.transport.lost()
+        self._gone.set()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.transport.hold("output")  # each ping that is read adds a pong
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.transport.release("output")
 
     async def run_asgi(self) -> None:
-        self.scope["extensions"][ABORT] = {"call": self.transport.abort}
+        self.scope["extensions"] |= {ABORT: {"call": self.transport.abort}, GONE: {"call": self._gone.wait}}
         await super().run_asgi()
 
 
@@ -37,10 +61,11 @@ def guarded(config: ServeConfig) -> type[asyncio.Protocol]:
     )  # reserve for health checks and for clients that the signaling server is going to refuse
 
     class GuardedHttp(H11Protocol):
+        transport: GuardedTransport
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(GuardedTransport(transport))
             if len(self.connections) > most:
                 transport.abort()
                 return
@@ -58,6 +83,7 @@ def guarded(config: ServeConfig) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._done()
             super().connection_lost(exc)
+            self.transport.lost()
 
         def handle_websocket_upgrade(self, event: Any) -> None:
             self._done()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
 from random import SystemRandom
@@ -36,6 +36,8 @@ from polynya.signaling.links import (
 from polynya.signaling.messages import IceServer
 from polynya.signaling.server import LinkRefused, MemberJoined, MemberLeft, RoomEvent, RoomServer
 
+from .transport import CLOSE_TIME
+
 logger: Final = logging.getLogger("polynya.serve.signaling")
 
 QUEUE_BYTES: Final = 1_048_576
@@ -61,8 +63,11 @@ class Links:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Instant | None = None
 
-    async def run(self, websocket: WebSocket, remote: str, servers: ServerList, abort: Abort) -> None:
-        """Serve an accepted WebSocket until either side closes it."""
+    async def run(self, websocket: WebSocket, remote: str, servers: ServerList, abort: Abort, gone: Gone) -> None:
+        """Serve an accepted WebSocket until either side closes it.
+
+        The machine counts a link that it closed until the connection is gone.
+        """
         number = next(self._ids)
         link = self._links[number] = _Link(websocket, servers, abort, self._queue_bytes)
         sender = self._loop.create_task(link.send_all(), name=f"signaling link {number}")
@@ -74,11 +79,17 @@ class Links:
             del self._links[number]
             if not self._links:
                 self._empty.set()
-            self._take(LinkClosed(link=number, code=code))
-            if not link.ending:
+            try:
+                if link.ending:
+                    with suppress(asyncio.CancelledError):
+                        await sender
+                    await gone()
+            finally:
+                link.ended()
+                self._take(LinkClosed(link=number, code=code))
                 sender.cancel()
-            with suppress(asyncio.CancelledError):
-                await sender
+                with suppress(asyncio.CancelledError):
+                    await sender
 
     async def _read(self, number: int, websocket: WebSocket) -> int:
         """Pass all messages to the machine. Returns the close code."""
@@ -149,6 +160,9 @@ class Links:
 Abort = Callable[[], None]
 """Aborts the connection without sending the texts that wait."""
 
+Gone = Callable[[], Awaitable[object]]
+"""Waits until the connection is gone."""
+
 
 class _Link:
     """The queue of texts to send on one WebSocket."""
@@ -162,6 +176,7 @@ class _Link:
         self._texts: deque[str] = deque()
         self._close: tuple[int, str] | None = None
         self._wake = asyncio.Event()
+        self._cut: asyncio.TimerHandle | None = None
 
     def put(self, text: str) -> bool:
         """Queue a text. Returns False if it does not fit into the queue."""
@@ -173,10 +188,17 @@ class _Link:
         return True
 
     def end(self, code: int, reason: str) -> None:
-        """Close the WebSocket after all queued texts are sent."""
+        """Close the WebSocket after all queued texts are sent, and abort the connection if that takes too long."""
         self.ending = True
+        if self._cut is None:
+            self._cut = asyncio.get_running_loop().call_later(CLOSE_TIME, self.cut)
         self._close = (code, reason)
         self._wake.set()
+
+    def ended(self) -> None:
+        """Cancel the timer of `end`: the connection is gone."""
+        if self._cut is not None:
+            self._cut.cancel()
 
     def cut(self) -> None:
         """Abort the connection at once."""

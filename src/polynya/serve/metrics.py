@@ -19,6 +19,7 @@ _GAUGES: Final = {
     "members": "Members of signaling rooms.",
     "rooms": "Signaling rooms.",
     "links": "Open signaling WebSockets.",
+    "closing": "Signaling WebSockets that the server has closed and whose connections still exist.",
 }
 
 

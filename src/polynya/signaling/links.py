@@ -81,7 +81,10 @@ class SendText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseLink:
-    """Close the WebSocket after all messages before this output are sent. A `LinkClosed` in answer is optional."""
+    """Close the WebSocket after all messages before this output are sent.
+
+    To a client, a `LinkClosed` in answer is optional. A server counts the link until its `LinkClosed`.
+    """
 
     link: int
     code: int = NORMAL

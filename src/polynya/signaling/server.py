@@ -118,6 +118,8 @@ class RoomServer:
         self._trace = trace
         self._rooms = Rooms(self.limits, random)
         self._links: dict[int, _Link] = {}
+        self._closing: dict[int, str] = {}
+        """Remote host of each link that the server has closed and whose connection still exists; they count."""
         self._hosts: Counter[str] = Counter()
         self._timers: Timers[tuple[str, int]] = Timers()
         self._outputs: Queue[ServerOutput] = Queue()
@@ -178,7 +180,8 @@ class RoomServer:
     @property
     def counters(self) -> Counters:
         """Counters and gauges. Their names are fixed and never contain text from a client."""
-        now = {"links": len(self._links), "rooms": len(self._rooms), "members": self._rooms.members}
+        links = {"links": len(self._links), "closing": len(self._closing)}
+        now = {**links, "rooms": len(self._rooms), "members": self._rooms.members}
         return {**self._counters, **now}
 
     # ------------------------------------------------------------------------------------------------------------ links
@@ -194,7 +197,7 @@ class RoomServer:
             offenses=Bucket(1, limits.offenses, now=now, per=REFILL),
             server_lists=Bucket(1, limits.server_lists, now=now, per=REFILL),
         )
-        full = len(self._links) >= limits.links
+        full = len(self._links) + len(self._closing) >= limits.links
         self._links[link.id] = link
         self._hosts[link.remote] += 1
         if self._closed:
@@ -210,9 +213,12 @@ class RoomServer:
     def _on_closed(self, closed: LinkClosed, *, now: Instant) -> None:
         link = self._links.get(closed.link)
         if link is None:
+            if (remote := self._closing.pop(closed.link, None)) is not None:
+                self._leave_host(remote)
             return
         member = link.member
         self._forget(link)
+        self._leave_host(link.remote)
         if member is None:
             return
         if closed.code in CLEAN:
@@ -223,15 +229,18 @@ class RoomServer:
 
     def _forget(self, link: _Link) -> None:
         del self._links[link.id]
-        self._hosts[link.remote] -= 1
-        if not self._hosts[link.remote]:
-            del self._hosts[link.remote]
         self._timers.cancel(("join", link.id))
         self._timers.cancel(("idle", link.id))
         link.member = None
 
+    def _leave_host(self, remote: str) -> None:
+        self._hosts[remote] -= 1
+        if not self._hosts[remote]:
+            del self._hosts[remote]
+
     def _close(self, link: _Link, code: int, reason: str) -> None:
         self._forget(link)
+        self._closing[link.id] = link.remote
         self._outputs.append(CloseLink(link=link.id, code=code, reason=reason))
 
     def _refuse(self, link: _Link, code: str, reason: str, close_code: int) -> None:
