@@ -274,7 +274,7 @@ def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start:
         await relay.close()
 
     asyncio.run(main())
-    line = process.until("is over")
+    line = process.until("the server stops")
     assert "user alice, ended: the server stops" in line
 
 
