@@ -14,7 +14,7 @@ from polynya.stun.message import decode
 from polynya.turn.server.commands import Client
 from polynya.turn.server.config import RelayHost
 from polynya.turn.server.policy import PeerPolicy
-from tests.turn.server.harness import CLIENT, LISTENER, OTHER, PEER, PEER6, Person, Table, code, config
+from tests.turn.server.harness import CLIENT, HOST, LISTENER, OTHER, PEER, PEER6, Person, Table, code, config
 
 SPECIAL = [
     "0.0.0.1", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.255.255", "169.254.169.254",
@@ -96,13 +96,66 @@ def own(*allow: str) -> PeerPolicy:
 @pytest.mark.parametrize("endpoint", ["203.0.113.4:3478", "127.0.0.1:3478", "203.0.113.5:6379"])
 def test_the_servers_own_endpoints_are_denied_even_on_an_allowed_host(endpoint: str) -> None:
     address = Address.parse(endpoint)
-    assert own().judge(address) != "" and own().judge(address.with_port(9)) == ""
-    assert own().judge_host(address.host) == ""
+    assert own().judge(address) != ""
+    assert own(address.host).judge(address) != "" and own(address.host).judge(address.with_port(9)) == ""
+    assert own(address.host).judge_host(address.host) == ""
     assert own(endpoint).judge(address) == "", "a rule for the endpoint itself allows it"
 
 
+@pytest.mark.parametrize("host", ["203.0.113.4", "::ffff:203.0.113.4", "64:ff9b::203.0.113.4", "8.8.8.8", "2a00::5"])
+@pytest.mark.parametrize("port", [1, 22, 3478, 65535])
+def test_an_address_of_the_server_is_denied_on_every_port(host: str, port: int) -> None:
+    """Also a public one, and one within an allowed prefix."""
+    hosts = ("203.0.113.4", "8.8.8.8", "2a00::5")
+    prefixes = ("203.0.113.0/24", "203.0.113.4/31", "8.0.0.0/8", "2a00::/16", "0.0.0.0/0", "::/0")
+    address = Address.of(host, port)
+    policy = PeerPolicy(allow=prefixes, own_hosts=hosts)
+    assert "address of this server" in policy.judge(address) and policy.judge_host(address.host)
+    named = PeerPolicy(allow=(*prefixes, *hosts), own_hosts=hosts)
+    assert named.judge(address) == "", "its full address in a rule allows it"
+    endpoints = tuple(str(Address(each, port)) for each in hosts)
+    by_endpoint = PeerPolicy(allow=(*prefixes, *endpoints), own_hosts=hosts)
+    assert by_endpoint.judge(address) == "" and by_endpoint.judge(address.with_port(port % 65535 + 1))
+
+
+@pytest.mark.parametrize("host", ["1::1", "200::1", "4000::1", "7fff::1", "8000::1", "e000::1", "fe00::1", "1fff::1"])
+def test_ipv6_outside_2000_3_is_not_publicly_routed(host: str) -> None:
+    assert PeerPolicy().judge(Address.of(host, 80)) != ""
+    assert PeerPolicy(allow=("::/0", "::/1", "8000::/1")).judge(Address.of("fe00::1", 80)) == "", "named by its range"
+    assert PeerPolicy(allow=("::/0",)).judge(Address.of(host, 80)) != ""
+    assert PeerPolicy(allow=(host,)).judge(Address.of(host, 80)) == ""
+
+
+def test_port_0_is_no_endpoint() -> None:
+    assert PeerPolicy().judge(Address("8.8.8.8", 0)) != "" and PeerPolicy().judge_host("8.8.8.8") == ""
+    table = Table(config())
+    alice = Person(table)
+    alice.allocate()
+    assert code(alice.bind(0x4000, PEER.with_port(0))) == 403
+    assert code(alice.permit(PEER.with_port(0))) == 0, "a permission is for a host"
+    assert alice.send(b"x", PEER.with_port(0)) == []
+
+
+@pytest.mark.parametrize("external", ["", "203.0.113.77"])
+def test_a_channel_needs_a_live_relay_at_that_very_port(external: str) -> None:
+    """The host of a live relay has other ports: the server's listener, SSH, a relay that is not open."""
+    relays = (RelayHost(host=HOST, external=external),)
+    listeners = (Address(HOST, 3478), Address(external or HOST, 3478))
+    table = Table(config(relays=relays, policy=PeerPolicy(listeners=listeners, own_hosts=(HOST, external or HOST))))
+    alice, bob = Person(table), Person(table, OTHER, "bob")
+    alice.allocate(), bob.allocate()
+    [two] = bob.relayed
+    bound = Address(HOST, two.port)
+    assert code(alice.bind(0x4000, two)) == 0
+    for host in (two.host, bound.host):
+        for port in (0, 22, 3478, two.port ^ 1):
+            assert code(alice.bind(0x4001, Address(host, port))) == 403, (host, port)
+    bob.refresh(0)
+    assert code(alice.bind(0x4000, two)) == 403, "the relay has ended"
+
+
 def test_an_own_endpoint_is_not_reached_by_send_or_channel_though_its_host_has_a_permission() -> None:
-    table = Table(config(policy=own()))
+    table = Table(config(policy=own("203.0.113.5")))
     alice = Person(table)
     alice.allocate()
     database = Address("203.0.113.5", 6379)

@@ -28,6 +28,7 @@ from polynya.turn.server.policy import PeerPolicy
 from .config import LookUpUser, TurnOptions
 from .discovery import Discovery
 from .log import has_room
+from .own_addresses import OwnAddresses
 from .planes import PlaneRunner
 
 logger: Final = logging.getLogger("polynya.serve.turn")
@@ -89,8 +90,11 @@ class Relaying:
         """The listeners for TLS; set before `attach`."""
         self._listeners: tuple[Address, ...] = ()
         self._hosts: tuple[str, ...] = ()
+        self._local: tuple[str, ...] = ()
+        """Addresses of this host, kept up to date by `addresses`."""
         self._driver: Driver[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.addresses = OwnAddresses(self._set_hosts)
         self._lookups: dict[str, asyncio.Task[None]] = {}
         self._drained = asyncio.Event()
         self._leaving = 0
@@ -100,8 +104,9 @@ class Relaying:
     def attach(
         self, driver: Driver[Any], listeners: tuple[Address, ...], hosts: tuple[str, ...], udp: Mapping[Flow, Address]
     ) -> None:  # fmt: skip
-        """Start the server. The peer policy denies its own `listeners` at each of its `hosts`.
+        """Start the server. The peer policy denies its own `listeners`, and every port of the addresses of this host.
 
+        `hosts` are the server's further addresses: external ones, and those of its relays.
         `udp` are the UDP listeners of the driver; the data plane has the others.
         """
         self._driver = driver
@@ -109,6 +114,7 @@ class Relaying:
         self._call(self.machine.control.set_origins, self._discovery.origins({**udp, **self.data_plane.udp}))
         self._listeners, self._hosts = listeners, hosts
         self.data_plane.start(driver)
+        self._local = self.addresses.start()
         self._call(self.machine.control.set_policy, self._policy())
         self._set_time()
         _warn_of_private_relays(self.options.config)
@@ -117,6 +123,7 @@ class Relaying:
         """End every allocation, cancel user lookups and close the data plane."""
         if self._timer is not None:
             self._timer.cancel()
+        self.addresses.close()
         lookups = list(self._lookups.values())
         for task in lookups:
             task.cancel()
@@ -236,8 +243,14 @@ class Relaying:
     def _policy(self) -> PeerPolicy:
         policy = self.options.config.policy
         return replace(
-            policy, listeners=(*policy.listeners, *self._listeners), own_hosts=(*policy.own_hosts, *self._hosts)
+            policy,
+            listeners=(*policy.listeners, *self._listeners),
+            own_hosts=(*policy.own_hosts, *self._hosts, *self._local),
         )
+
+    def _set_hosts(self, hosts: tuple[str, ...]) -> None:
+        self._local = hosts
+        self._call(self.machine.control.set_policy, self._policy())
 
     def _set_time(self) -> None:
         self._call(self.machine.control.set_unix_time, int(time.time()))

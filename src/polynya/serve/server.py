@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any, Final
 
 from polynya.aio.driver import Driver
-from polynya.aio.interfaces import list_interfaces
 from polynya.aio.tcp import STREAM_LIMITS, StreamLimits, TlsContexts, system_tls
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, UsageError
@@ -281,7 +280,7 @@ class Server:
         self.stun_addresses, self.tls_addresses = opened[:plain], opened[plain : plain + secure]
         if self.relaying is not None and turn is not None:
             listening = (*opened, *discovery.more, *self.http_addresses)
-            self.relaying.attach(self._driver, listening, _own_hosts(turn), self._udp)
+            self.relaying.attach(self._driver, listening, _other_hosts(config, turn), self._udp)
             plain_addresses, secure_addresses = self.stun_addresses, self.tls_addresses
             self._offers = Offers(plain_addresses, plain_addresses, secure_addresses, unix_time=self._unix_time)
             self._offers.take(turn, config.tls)
@@ -334,11 +333,11 @@ class Server:
             raise RuntimeError("the HTTP server ended before it was listening")
 
 
-def _own_hosts(turn: TurnOptions) -> tuple[str, ...]:
-    """Return all addresses of this server, with the external addresses of its relays."""
-    local = [address.host for interface in list_interfaces() for address in interface.addresses]
+def _other_hosts(config: ServeConfig, turn: TurnOptions) -> tuple[str, ...]:
+    """Return the addresses of this server that its interfaces may not have: external ones, and those of relays."""
     relays = [host for relay in turn.config.relays for host in (relay.host, relay.outside)]
-    return tuple(dict.fromkeys((*local, *relays)))
+    listeners = [each.host for each in (*config.listen, *config.tls_listen, *config.alternates, *config.http)]
+    return tuple(dict.fromkeys((*relays, *config.external_ips.values(), *listeners)))
 
 
 def _listen(address: Address) -> socket.socket:

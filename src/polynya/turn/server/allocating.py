@@ -351,7 +351,7 @@ class Allocating:
         if other is not None and other.number != number:
             raise ErrorResponse(ErrorCode.BAD_REQUEST, f"peer {peer} is bound to channel {other.number:#06x}")
         verdict = self.policy.judge(peer)
-        if verdict and not self._allocations.live_at(peer.host):
+        if verdict and not self._allocations.is_live(peer):
             raise ErrorResponse(ErrorCode.FORBIDDEN, f"peer {peer}: {verdict}")
         if bound is None:
             if self._limits.channels and len(allocation.channels) >= self._limits.channels:

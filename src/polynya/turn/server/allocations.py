@@ -125,6 +125,8 @@ class Allocations:
         self._by_account: dict[str, int] = {}
         self._by_source: dict[str, int] = {}
         self._live_hosts: dict[str, int] = {}
+        self._live_relays: dict[tuple[str, int], Relay] = {}
+        """Live relays by bound and by external endpoint."""
         low, high = config.ports
         self._hosts = [(each, RelayPorts(low, high, config.port_rest, random)) for each in config.relays]
         self._by_family = {family: [each for each in self._hosts if each[0].family == family] for family in (4, 6)}
@@ -180,6 +182,10 @@ class Allocations:
         """Whether a live relayed address has this host, bound or external."""
         return host in self._live_hosts
 
+    def is_live(self, peer: Address) -> bool:
+        """Whether this endpoint is a live relayed address, bound or external."""
+        return (peer.host, peer.port) in self._live_relays
+
     def free_ports(self, *, now: Instant) -> int:
         """Return the number of free relay ports."""
         return sum(ports.free_ports(now=now) for _, ports in self._hosts)
@@ -206,6 +212,7 @@ class Allocations:
             "accounts": len(self._by_account),
             "sources": len(self._by_source),
             "live hosts": len(self._live_hosts),
+            "live endpoints": len(self._live_relays),
             "ports in use": self.ports_in_use,
         }
 
@@ -218,12 +225,16 @@ class Allocations:
             self.by_relay[relayed.relay] = allocation
             for host in _names(relayed):
                 self._live_hosts[host] = self._live_hosts.get(host, 0) + 1
+            for each in (relayed.relay, relayed.external):
+                self._live_relays[each.host, each.port] = relayed.relay
         self.expiries.set(allocation.client, allocation.until)
 
     def remove(self, allocation: Allocation, relayed: Relayed) -> None:
         """Remove a relayed address of an allocation; with its last one the allocation is removed."""
         allocation.relays = [each for each in allocation.relays if each is not relayed]
         self.by_relay.pop(relayed.relay, None)
+        for each in (relayed.relay, relayed.external):
+            self._live_relays.pop((each.host, each.port), None)
         for host in _names(relayed):
             if self._live_hosts[host] == 1:
                 del self._live_hosts[host]

@@ -5,13 +5,18 @@ address; 0.0.0.0 and :: are judged as loopback. Then the longest matching prefix
 
     | matches                                            | verdict                                           |
     |----------------------------------------------------|---------------------------------------------------|
+    | port 0                                             | denied                                            |
     | one of the server's own endpoints                  | denied, unless `allow` names that very host:port  |
+    | an address of this server, any port                | denied, unless `allow` names the host or host:port|
     | a rule of `deny` or `allow`, the longest           | by that rule; at equal length `deny` wins         |
     | an IANA special-purpose range, longer than any rule| denied                                            |
+    | IPv6 outside 2000::/3, which is not routed         | denied                                            |
     | nothing                                            | permitted                                         |
 
-So `allow 10.1.0.0/16` opens a part of 10.0.0.0/8, and `allow 0.0.0.0/0` opens no special-purpose range. Live relayed
-addresses of the server are not judged here: the client of such a relay protects it by its permissions.
+So `allow 10.1.0.0/16` opens a part of 10.0.0.0/8, but no address of the server in it, and `allow 0.0.0.0/0` opens no
+special-purpose range. A prefix names a host only if it has its full length, or if it is a loopback prefix, which can
+mean this host only. Live relayed addresses of the server are not judged here: the client of such a relay protects it by
+its permissions.
 """
 
 from __future__ import annotations
@@ -51,8 +56,12 @@ SPECIAL: Final = (
     ("fe80::/10", "link-local"),
     ("fec0::/10", "site-local"),
     ("ff00::/8", "multicast"),
+    ("::/3", "not publicly routed"),
+    ("4000::/2", "not publicly routed"),
+    ("8000::/1", "not publicly routed"),
 )
-"""IANA's special-purpose ranges that are not globally reachable, and multicast (RFC 6890 and its registries)."""
+"""IANA's special-purpose ranges that are not globally reachable, multicast (RFC 6890 and its registries), and the rest
+of IPv6 outside 2000::/3, the only global unicast space that IANA allocates from."""
 
 _LOOPBACK4: Final = b"\x7f\0\0\1"
 _WRAPPERS: Final = (
@@ -89,9 +98,10 @@ class PeerPolicy:
     listeners: tuple[Address, ...] = ()
     """Endpoints of the server, its database and its admin interface; 0.0.0.0 and :: mean each of `own_hosts`."""
     own_hosts: tuple[str, ...] = ()
-    """Addresses of this server, external ones included; loopback is implied."""
+    """Addresses of this server, external ones included: denied on every port. Loopback is implied."""
     _rules: tuple[_Rule, ...] = field(init=False, repr=False, compare=False)
     _own: frozenset[tuple[bytes, int]] = field(init=False, repr=False, compare=False)
+    _own_packed: frozenset[bytes] = field(init=False, repr=False, compare=False)
     _named: dict[tuple[bytes, int], bool] = field(init=False, repr=False, compare=False)
     _verdicts: dict[tuple[str, int], str] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -111,20 +121,27 @@ class PeerPolicy:
         object.__setattr__(self, "_rules", tuple(rules))
         object.__setattr__(self, "_named", named)
         object.__setattr__(self, "_own", frozenset(_own_endpoints(self.listeners, self.own_hosts)))
+        own = (packed for host in (*self.own_hosts, "127.0.0.1") for packed in reduce(host))
+        object.__setattr__(self, "_own_packed", frozenset(own))
 
     def judge(self, peer: Address) -> str:
         """Return why a peer is denied, or "" if it is permitted."""
-        key = peer.host, peer.port
+        if not peer.port:
+            return "port 0 is no endpoint"
+        return self._judge(peer.host, peer.port)
+
+    def _judge(self, host: str, port: int) -> str:
+        key = host, port
         verdict = self._verdicts.get(key)
         if verdict is None:
             if len(self._verdicts) >= _CACHED:
                 self._verdicts.clear()
-            verdict = self._verdicts[key] = next(filter(None, self._verdicts_of(peer.host, peer.port)), "")
+            verdict = self._verdicts[key] = next(filter(None, self._verdicts_of(host, port)), "")
         return verdict
 
     def judge_host(self, host: str) -> str:
         """Return why every port of a host is denied, or "" if some port is permitted (permissions are by host)."""
-        verdict = self.judge(Address(host, 0))
+        verdict = self._judge(host, 0)
         if verdict and any(permitted and packed in reduce(host) for (packed, _), permitted in self._named.items()):
             return ""
         return verdict
@@ -137,15 +154,19 @@ class PeerPolicy:
             elif (packed, port) in self._own:
                 yield f"{host} port {port} is the server's own"
             else:
-                yield self._verdict(packed)
+                yield self._verdict(host, packed)
 
-    def _verdict(self, packed: bytes) -> str:
+    def _verdict(self, host: str, packed: bytes) -> str:
         bits = len(packed) * 8
         number = int.from_bytes(packed, "big")
+        own = packed in self._own_packed
         for rule in self._rules:
             if rule.bits == bits and number >> (bits - rule.length) == rule.network:
-                return "" if rule.permitted else f"denied by {rule.text}"
-        return ""
+                if not rule.permitted:
+                    return f"denied by {rule.text}"
+                named = rule.length == bits or (packed[0] == 127 and bits == 32 and rule.length >= 8)
+                return f"{host} is an address of this server" if own and not named else ""
+        return f"{host} is an address of this server" if own else ""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _made, (self.allow, self.deny, self.listeners, self.own_hosts)
