@@ -129,11 +129,7 @@ async def test_each_stream_has_its_own_connections() -> None:
     ("text", "what"),
     [
         ("", "missing"),
-        ("v=0\r\n", "line 1"),
-        (
-            "a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=candidate:1 1 UDP 1 192.0.2.1 1 typ host",
-            "line 3",
-        ),
+        ("v=0\r\n", "missing"),
         ("a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=polynya-generation:-1\r\n", "generation"),
         ("a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\na=polynya-generation:" + "9" * 40, "generation"),
     ],
@@ -143,6 +139,16 @@ async def test_a_text_that_is_no_signal_is_refused_and_changes_nothing(text: str
         with pytest.raises(polynya.DecodeError, match=what):
             agent.add_remote_signal(text)
         assert agent._session.agent.remote_description is None
+
+
+async def test_an_odd_line_of_a_signal_is_ignored_and_reported() -> None:
+    """A candidate outside of any medium."""
+    odd = "a=candidate:1 1 UDP 1 192.0.2.1 1 typ host"
+    async with local_agent() as agent:
+        agent.add_remote_signal(f"a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\n{odd}")
+        assert agent._session.agent.remote_description is not None and agent.remote_candidates() == []
+        assert agent.counters["remote lines ignored"] == 1
+        assert "line 3: candidate is only allowed below an m= line" in str(agent.why())
 
 
 async def test_a_fragment_of_another_program_is_understood() -> None:
