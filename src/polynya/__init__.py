@@ -283,7 +283,12 @@ def __getattr__(name: str) -> object:
         home = next((home for home, names in _HOMES.items() if name in names), None)
         if home is None:
             raise AttributeError(f"module 'polynya' has no attribute {name!r}")
-        value = getattr(import_module(f"polynya.{home}"), name)
+        try:
+            value = getattr(import_module(f"polynya.{home}"), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("polynya"):
+                raise
+            raise ImportError(f"polynya.{name} needs {error.name}: pip install 'polynya[signaling]'") from error
     globals()[name] = value
     return value
 
