@@ -142,7 +142,7 @@ def test_unusable_families_and_transports_are_left_out() -> None:
 
 def test_a_transport_that_is_not_usable_is_named_and_no_query_is_sent() -> None:
     found, rounds = discover("turns:example.org", HOSTS, transports=(Transport.UDP, Transport.TCP))
-    assert found.servers == () and "is for tls, which is not used here" in found.reason and rounds == []
+    assert found.servers == () and "needs tls, which is not supported here" in found.reason and rounds == []
 
 
 def test_a_name_that_does_not_exist_says_so() -> None:
