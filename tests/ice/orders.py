@@ -114,7 +114,7 @@ class Orders(World):
         if isinstance(event, Restarted) and not side.trickle:
             self.tell(side)
         self._sender, self._label = side.name, ("signal", str(event))
-        super()._signal(side, event)
+        super().signal(side, event)
 
     # --------------------------------------------------------------------------------------------------------- choices
 

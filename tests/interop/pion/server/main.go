@@ -47,7 +47,7 @@ func main() {
 	relays := func() turn.RelayAddressGenerator {
 		return &turn.RelayAddressGeneratorStatic{RelayAddress: net.ParseIP(host), Address: host}
 	}
-	server, err := turn.NewServer(turn.ServeConfig{
+	server, err := turn.NewServer(turn.ServerConfig{
 		Realm: *realm,
 		AuthHandler: func(asked *turn.RequestAttributes) (string, []byte, bool) {
 			return asked.Username, turn.GenerateAuthKey(*user, *realm, *password), asked.Username == *user
