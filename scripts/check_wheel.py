@@ -98,7 +98,7 @@ def check_all(environment: Environment) -> None:
     """With all extras: the commands work."""
     environment.python("-W", "error", "-c", readme_example())
     environment.polynya("--version")
-    environment.polynya("gather", "--loopback", "--timeout", "5")
+    environment.polynya("gather", "--loopback")
     environment.polynya("demo", "--messages", "3")
 
 
