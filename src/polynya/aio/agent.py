@@ -26,6 +26,7 @@ from .connection import Connection
 from .dns import ResolveName
 from .driver import Driver
 from .endpoint import Endpoint
+from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
 from .options import FAMILIES, session_config
 from .packet_trace import Capture
@@ -71,6 +72,8 @@ class Agent(Endpoint):
     - `ice`: all other options of ICE, timers of consent and keepalives among them; the options above override it.
     - `credentials`: an async callable, `(uri, realm)` to `(username, password)`, called when a TURN server has no
       credentials yet or refuses those that it has.
+    - `follow_host`: whether the agent follows changes of this host's addresses by itself: a new address becomes a
+      candidate, and ICE restarts if the connection has lost its address. `interfaces_changed` does this by hand.
     - `trace`, `capture`: a `Tracer` for everything that happens, and a callable that gets every packet.
 
     Raises ConfigurationError, before any socket is opened, if an option is wrong or options conflict.
@@ -82,9 +85,11 @@ class Agent(Endpoint):
         "_asking",
         "_driver",
         "_flow_ids",
+        "_follows_host",
         "_relayed",
         "_session",
         "_shell_options",
+        "_watch",
     )
 
     def __init__(
@@ -104,6 +109,7 @@ class Agent(Endpoint):
         resolve: ResolveName | None = None,
         ice: IceConfig | None = None,
         credentials: AskCredentials | None = None,
+        follow_host: bool = True,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
@@ -127,6 +133,8 @@ class Agent(Endpoint):
         self._flow_ids = flow_ids
         self._shell_options = _shell_options(trace=trace, capture=capture, tls=tls, resolve=resolve)
         self._driver: Driver[Session] | None = None
+        self._follows_host = follow_host
+        self._watch: InterfaceWatch | None = None
         # Most agents have none of either: they share empty mappings, which are replaced when they change.
         self._relayed = _NO_PATHS
         self._ask_credentials = credentials
@@ -149,6 +157,8 @@ class Agent(Endpoint):
             self._driver = Driver(
                 self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
             )  # fmt: skip
+            if self._follows_host:
+                self._watch = follow_host(self)
             self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
 
     async def close(self) -> None:
@@ -166,6 +176,9 @@ class Agent(Endpoint):
         await asyncio.gather(*asking, return_exceptions=True)
 
     def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
         driver = self._driver
         if driver is not None and not driver.closed and self.state is not AgentState.CLOSED:
             driver.call(self._session.close)
@@ -178,6 +191,14 @@ class Agent(Endpoint):
 
     def interfaces_changed(self) -> bool:
         return self._running().call(self._session.interfaces_changed, InterfacesChanged(interfaces=list_interfaces()))
+
+    def _host_changed(self, change: HostChange) -> None:
+        """Called by the watch of this host's interfaces."""
+        if self._over or self._driver is None:
+            return
+        changed = InterfacesChanged(interfaces=change.interfaces)
+        if not self._driver.call(self._session.follow, changed) and change.routes:
+            self._driver.call(self._session.routes_changed)
 
     def why(self) -> SessionReport:
         return self._session.why()
