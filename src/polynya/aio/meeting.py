@@ -185,7 +185,7 @@ class Meeting:
     async def _find_peer(self) -> str:
         while not self._present:
             if self._lost is not None:
-                raise self._lost
+                raise SignalingError(str(self._lost)) from self._lost
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
         return self._present[0]
@@ -223,7 +223,7 @@ class Meeting:
     async def _connect(self, agent: Agent, described: asyncio.Future[None]) -> Connection:
         await described
         if self._lost is not None:
-            raise self._lost
+            raise SignalingError(str(self._lost)) from self._lost
         return await agent.connect()
 
     async def _trickle(self, agent: Agent, peer: str) -> None:
