@@ -161,6 +161,29 @@ async def test_several_texts_may_be_joined_and_one_wrong_one_changes_nothing() -
         await asyncio.gather(a.connect(), b.connect())
 
 
+@both_kinds
+async def test_an_agent_that_is_fed_its_own_signals_refuses_them(kind: str) -> None:
+    async with alone(kind, controlling=True) as a, a, local_agent(controlling=False) as b:
+        own, other = await a.signal_text(), await b.signal_text()
+        candidates = [candidate async for candidate in a.candidates()]
+        for text in (own, other + "\n" + own):
+            with pytest.raises(polynya.UsageError, match="is this agent's own: pass the signals of the other"):
+                a.add_remote_signal(text)
+        with pytest.raises(polynya.UsageError, match="is this agent's own"):
+            a.set_remote(a.description)
+        with pytest.raises(polynya.UsageError, match="is this agent's own"):
+            a.add_candidate(str(candidates[0]))
+        assert a.remote_candidates() == [] and a.state is AgentState.NEW
+        with pytest.raises(polynya.UsageError, match="the other side is unknown"):
+            await a.connect()
+        assert "is this agent's own" in str(a.why())
+        await one_shot(a, b)
+        await asyncio.gather(a.connect(), b.connect())
+        with pytest.raises(polynya.UsageError, match="is this agent's own"):
+            a.add_remote_signal(own)
+        assert a.connection().ready
+
+
 @pytest.mark.parametrize("signal", [b"a=ice-ufrag:abcd", None, 5])
 def test_what_is_no_text_is_refused(signal: object) -> None:
     with pytest.raises(polynya.UsageError, match="a remote signal is text"):

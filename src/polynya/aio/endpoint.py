@@ -234,9 +234,12 @@ class Endpoint(Waiting, ABC):
         """Takes a text of the other side's `local_signals` or `signal_text`, or several of them joined.
 
         They may come in any order, and more than once. Raises DecodeError, and changes nothing, if one of them cannot
-        be read, UsageError for bytes and other types.
+        be read, UsageError for bytes and other types, and for a text of this agent itself.
         """
-        for signal in [read_signal(each) for each in fragments(text)]:
+        signals = [read_signal(each) for each in fragments(text)]
+        for signal in signals:
+            self._call(self._machine.agent.refuse_own, signal.description, [each for _, each in signal.candidates])
+        for signal in signals:
             self.set_remote(signal.description)
             for stream, candidate in signal.candidates:
                 self._call(self._machine.add_remote, candidate, stream)
@@ -270,7 +273,8 @@ class Endpoint(Waiting, ABC):
     def set_remote(self, description: Description, components: Sequence[int] | None = None) -> None:
         """Sets the other side's `description`, and its `components` if it restarted with others.
 
-        A description with new credentials is a restart of the other side; this side follows.
+        A description with new credentials is a restart of the other side; this side follows. Raises UsageError for a
+        description of this agent itself.
         """
         agreed = None if components is None else tuple(components)
         self._call(self._machine.set_remote, description, agreed)

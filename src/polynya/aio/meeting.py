@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -300,11 +301,12 @@ class Meeting:
 
     def _apply(self, agent: Agent, message: RemoteDescription | RemoteCandidate) -> None:
         self._on_step(message)
-        if isinstance(message, RemoteCandidate):
-            agent.add_candidate(message.candidate)
-        else:
-            agent.set_remote(message.description)
-            _set(self._described)
+        with suppress(UsageError):  # a member that returns our own signals: `why` reports them
+            if isinstance(message, RemoteCandidate):
+                agent.add_candidate(message.candidate)
+            else:
+                agent.set_remote(message.description)
+                _set(self._described)
 
 
 class PendingConnection(Coroutine[Any, Any, Connection]):
