@@ -164,6 +164,28 @@ def test_a_name_without_an_address_is_reported_and_not_waited_for(bench) -> None
     assert "stun:nowhere.example: no answer (nowhere.example has no address)" in str(b.session.why())
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "::ffff:192.0.2.1"])
+def test_a_name_with_impossible_addresses_is_reported_and_not_asked(bench, host: str) -> None:
+    b = bench("stun:blocked.example")
+    b.start(ETH0, answer=False)
+    b.answer_opens()
+    b.answer_names(**{"blocked.example": (host,)})
+    b.advance(0.1)
+    assert ended(b) and not b.take(Send)
+    assert f"stun:blocked.example: no answer ({Address.of(host, 3478)} is " in str(b.session.why())
+
+
+@pytest.mark.parametrize("mapped", ["0.0.0.0:0", "203.0.113.7:0", "224.0.0.1:5000", "[2001:db8::7]:5000"])
+def test_an_impossible_mapped_address_is_no_candidate_and_is_explained(bench, mapped: str) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(0.02)
+    [question] = b.take(Send)
+    b.answer_question(question, Address.parse(mapped))
+    assert ended(b) and [address.host for _, address in candidates(b)] == ["10.0.0.2"]
+    assert f"the mapped address is impossible: {mapped} " in str(b.session.why())
+
+
 def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(bench) -> None:
     b = bench()
     b.start(ETH0, WLAN0, answer=False)
