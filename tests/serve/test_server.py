@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.serve import ServeConfig, Server
+from polynya.serve.http import OFFENSES
 from polynya.serve.links import Links
 from polynya.signaling.limits import Limits
 from polynya.signaling.messages import PATH
@@ -210,6 +211,51 @@ async def test_a_client_that_sends_pings_and_never_reads_is_disconnected() -> No
             while True:
                 await loop.sock_sendall(client, PING * 1000)
         await until(lambda: server.counters["signaling.links"] == 0)
+
+
+def frame(opcode: int, payload: bytes = b"") -> bytes:
+    assert len(payload) < 126
+    return bytes([opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(0x8A),
+        PING,
+        frame(0x01) + frame(0x00) * 100,
+        frame(0x01, b"x") + frame(0x00, b"x") * 100,
+        frame(0x02) + frame(0x80),
+        frame(0x02) + frame(0x00, bytes(125)) + frame(0x80),
+    ],
+    ids=["pongs", "pings", "empty continuations", "small ones", "empty messages", "small fragments"],
+)
+async def test_a_websocket_with_too_many_frames_without_data_is_closed(flood: bytes) -> None:
+    async with Server(config()) as server, silent(server) as client:
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):
+            await loop.sock_sendall(client, flood * 200)
+            while await loop.sock_recv(client, 4096):
+                pass
+        await until(lambda: server.counters["signaling.links"] == 0)
+
+
+async def test_the_close_of_a_websocket_with_too_many_pongs_says_why() -> None:
+    async with Server(config()) as server, silent(server) as client:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, frame(0x8A) * (OFFENSES + 1))
+        answer = b""
+        while chunk := await loop.sock_recv(client, 4096):
+            answer += chunk
+        assert answer[2:] == b"\x03\xf0too many control frames or small fragments", "close 1008"
+
+
+async def test_a_websocket_may_send_pings_and_long_messages_in_fragments() -> None:
+    async with Server(config()) as server, websocket(server) as link:
+        for _ in range(20):
+            await (await link.ping())
+        await link.send(['{"type":"join","version":1,"room":"r"}', " " * 1000, " " * 1000, ""])
+        assert json.loads(await link.recv())["type"] == "welcome"
 
 
 async def test_used_connections_count_until_they_are_gone() -> None:
