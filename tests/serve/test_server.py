@@ -201,6 +201,52 @@ def upgrade(more: str = "", path: str = PATH) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}{more}\r\n".encode()
 
 
+REFUSED_UPGRADES = {
+    "a long header": upgrade(f"X: {'x' * 9000}\r\n"),
+    "many headers": upgrade("".join(f"X-{number}: x\r\n" for number in range(140))),
+    "byte 7F": upgrade("X: a\x7fb\r\n"),
+    "byte 01": upgrade("X: a\x01b\r\n"),
+    "byte 1F in the host": upgrade().replace(b"Host: x", b"Host: x\x1f"),
+    "a body": upgrade("Content-Length: 5\r\n") + b"hello",
+    "a body that is not sent": upgrade("Content-Length: 5\r\n"),
+    "a chunked body": upgrade("Transfer-Encoding: chunked\r\n") + b"5\r\nhello\r\n0\r\n\r\n",
+    "a long path": upgrade(path=PATH + "?" + "x" * 9000),
+    "a long path elsewhere": upgrade(path="/" + "x" * 9000),
+    "another method": upgrade().replace(b"GET", b"POST", 1),
+    "an invented method": upgrade().replace(b"GET", b"GETT", 1),
+    "two keys": upgrade("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"),
+    "a short key": upgrade().replace(b"AAAAAAAAAAAAAAAAAAAAAA==", b"AAAA"),
+    "another version": upgrade().replace(b"Version: 13", b"Version: 8"),
+    "another path": upgrade(path="/elsewhere"),
+    "a strange path": upgrade(path="/%00%ff%2e%2e"),
+    "no path": upgrade(path="*"),
+    "more than a request may have": upgrade(f"X: {'x' * 20_000}\r\n"),
+}
+
+
+@pytest.mark.parametrize("request_", REFUSED_UPGRADES.values(), ids=REFUSED_UPGRADES.keys())
+async def test_an_upgrade_that_is_refused_gets_an_answer_and_its_connection_ends(request_: bytes) -> None:
+    async with Server(config(request_timeout=3600)) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(request_)
+        answer = await reader.readline()
+        assert answer.startswith(b"HTTP/1.1 4"), answer
+        with suppress(ConnectionError):  # a reset, if the server has not read all
+            await reader.read()
+        writer.close()
+
+
+async def test_an_upgrade_with_other_headers_is_accepted() -> None:
+    more = "X-Text: caf\xe9\r\nX-Empty:\r\nContent-Length: 0\r\nX-Folded: a\r\n b\r\n"
+    async with Server(config()) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(upgrade(more).decode().encode("latin-1"))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
+        writer.close()
+
+
 PING = bytes([0x89, 0x80 | 125, 0, 0, 0, 0]) + bytes(125)
 
 

@@ -147,6 +147,10 @@ def guarded(config: ServeConfig) -> Callable[..., Inflow]:
         def handle_websocket_upgrade(self, event: Any) -> None:
             self._done()
             super().handle_websocket_upgrade(event)
+            # the request is parsed again, by websockets, which refuses requests that h11 takes, and does not say so
+            upgraded = self.transport.get_protocol()
+            if not getattr(upgraded, "handshake_initiated", False):
+                self.send_400_response("Invalid WebSocket upgrade.")
 
         def _done(self) -> None:
             if self._deadline is not None:
