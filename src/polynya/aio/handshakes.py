@@ -48,7 +48,7 @@ class Handshakes:
         self,
         listening: socket.socket,
         context: ssl.SSLContext,
-        make: Callable[[], asyncio.Protocol],
+        make: Callable[[], asyncio.Protocol | asyncio.BufferedProtocol],
         tally: Tally,
         limits: HandshakeLimits,
     ) -> None:
