@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
+import socket
 import sqlite3
 import tomllib
 from collections.abc import Callable, Coroutine
@@ -19,6 +21,7 @@ from polynya.core.errors import TransactionError
 from polynya.serve.descriptors import MOST
 from polynya.serve.users import SCHEMA, hash_line
 from polynya.turn.server.users import time_limited_password
+from tests.cli import conftest as commands
 from tests.cli.conftest import Process, start
 from tests.cli.conftest import polynya as run
 from tests.interop.coturn import make_certificate
@@ -191,6 +194,25 @@ def test_the_limit_of_open_files_is_raised(start: Start) -> None:
     now, most = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
     assert now == min(most, MOST) if most != resource.RLIM_INFINITY else now == MOST
     assert f"at most {now} open files" in process.until("open files")
+
+
+def test_strangers_leave_descriptors_to_relays(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = ["sh", "-c", 'ulimit -n 160 && exec "$0" "$@"', *commands.COMMAND]
+    monkeypatch.setattr(commands, "COMMAND", limited)
+    process = start("serve", *LISTEN, "--http", "127.0.0.1:0", "--user", "alice:open sesame")
+    said = ready(process)
+    ports = [int(said[key].rpartition(":")[2]) for key in ("turn", "http")]
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(100) for port in ports]
+
+    async def allocate() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                relay = await stack.enter_async_context(client(said["turn"]))
+                assert relay.relayed
+
+    asyncio.run(allocate())
+    for each in held:
+        each.close()
 
 
 def children(pid: int) -> list[int]:

@@ -143,6 +143,65 @@ async def test_a_connection_without_a_request_is_closed() -> None:
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000, "an older WebSocket stays open"
 
 
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "drop"),
+    [
+        (GET, b"X: y\r\n"),
+        (GET + b"\r\n" + GET, b"X: y\r\n"),
+        (GET + b"Content-Length: 1000\r\n\r\n", b"x"),
+        (POST + b"Content-Length: 1000\r\n\r\n", b"x"),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (POST + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n", b""),
+        (GET + b"\r\n" + POST + b"Content-Length: 1000\r\n\r\n", b"x"),
+    ],
+    ids=["headers", "later headers", "body of GET", "body of POST", "chunks", "100-continue", "later body"],
+)
+async def test_every_request_has_a_deadline(first: bytes, drop: bytes) -> None:
+    async with Server(config(request_timeout=0.5)) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(first)
+        with suppress(ConnectionError):
+            async with asyncio.timeout(4):  # uvicorn closes idle connections after 5 s
+                reading = asyncio.ensure_future(reader.read())
+                while not reading.done():
+                    writer.write(drop)
+                    await asyncio.wait([reading], timeout=0.05)
+                await reading
+        writer.close()
+
+
+async def test_requests_in_time_may_follow_each_other_on_one_connection() -> None:
+    async with Server(config(request_timeout=0.5)) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        for _ in range(6):
+            writer.write(GET + b"\r\n")
+            assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.15)  # real sockets: the deadline of the first request passes
+        writer.close()
+
+
+async def test_the_connections_of_one_source_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polynya.serve.http.SPARE", 2)
+    async with Server(config(limits=Limits(links_per_host=1))) as server:
+        [address] = server.http_addresses
+        silent = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        reader, writer = await asyncio.open_connection(address.host, address.port, local_addr=("127.0.0.2", 0))
+        writer.write(GET + b"\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        for _, each in (*silent, (reader, writer)):
+            each.close()
+
+
 async def drain(link: ClientConnection) -> None:
     with suppress(ConnectionClosed):
         while True:

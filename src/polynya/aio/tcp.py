@@ -31,6 +31,7 @@ from polynya.stun.budget import source_of
 from polynya.stun.framing import FrameCounter
 
 from . import sockets
+from .accepting import PlainConnections
 from .handshakes import HandshakeLimits, Handshakes
 from .packet_trace import PacketTrace
 from .tally import Tally
@@ -361,9 +362,8 @@ class Listener:
         self._owner = owner
         self._kind = kind
         self._flow_ids = flow_ids
-        self._server: asyncio.Server | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._handshakes: Handshakes | None = None
+        self._connections: Handshakes | PlainConnections | None = None
 
     def listen(self, request: Open, tls: TlsContexts) -> None:
         """Start to listen; the result is `Opened`.
@@ -378,26 +378,19 @@ class Listener:
             sock.close()
             raise
         loop = asyncio.get_running_loop()
-        self._opening = loop.create_task(self._listen(loop, sock, context), name=f"listen {self.flow}")
+        self._opening = loop.create_task(self._listen(sock, context), name=f"listen {self.flow}")
 
-    async def _listen(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, context: ssl.SSLContext | None
-    ) -> None:
+    async def _listen(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         local = sockets.from_sockaddr(sock.getsockname())
         if self.closed:
             sock.close()
             return
         if context is not None:
-            self._handshakes = Handshakes(sock, context, self._accept, self._owner.tally, self._owner.limits.handshakes)
+            limits = self._owner.limits.handshakes
+            self._connections = Handshakes(sock, context, self._accept, self._owner.tally, limits)
         else:
-            self._server = server = await loop.create_server(self._accept, sock=sock, backlog=BACKLOG)
-            if self._is_closed():
-                server.close()
-                return
+            self._connections = PlainConnections(sock, self._accept)
         self._owner.opened(Opened(flow=self.flow, local=local), self._kind)
-
-    def _is_closed(self) -> bool:
-        return self.closed  # mypy does not know that `close` may run during an await
 
     def _accept(self) -> AcceptedStream:
         return AcceptedStream(self._owner, self._flow_ids.new(), self._kind, self.flow)
@@ -414,20 +407,18 @@ class Listener:
     def close(self) -> None:
         """Stop accepting. Accepted streams stay open."""
         self.closed = True
-        if self._server is not None:
-            self._server.close()
-        if self._handshakes is not None:
-            self._handshakes.close()
+        if self._connections is not None:
+            self._connections.close()
 
     def abort(self) -> None:
         self.close()
 
     async def wait_closed(self) -> None:
-        """Wait for the end of the listening task and of all handshakes."""
+        """Wait until nothing listens, and for the end of all handshakes."""
         if self._opening is not None:
             await asyncio.wait([self._opening])
-        if self._handshakes is not None:
-            await self._handshakes.wait_closed()
+        if self._connections is not None:
+            await self._connections.wait_closed()
 
 
 def make_stream_socket(request: Open, remote: Address | None) -> socket.socket:

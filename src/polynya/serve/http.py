@@ -1,4 +1,4 @@
-"""HTTP by uvicorn, with limits that it lacks: for connections without a request, clients that do not read, and floods.
+"""HTTP by uvicorn, with limits that it lacks: for the time of requests, for connections, unread output and floods.
 
 transport <-> Inflow, GuardedTransport <-> GuardedHttp --upgrade--> SignalingWebSocket
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,10 +16,13 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 
 from polynya.aio import clock
+from polynya.aio.accepting import PlainConnections
 from polynya.signaling.limits import Bucket
 from polynya.signaling.messages import MESSAGE_BYTES
 
+from .census import SPARE, SPARE_IN_ALL, Census
 from .config import ServeConfig
+from .descriptors import within_share
 from .inflow import Inflow
 from .transport import CLOSE_TIME, GuardedTransport
 
@@ -114,11 +117,8 @@ class SignalingWebSocket(WebSocketsSansIOProtocol):
         await super().run_asgi()
 
 
-def guarded(config: ServeConfig) -> Callable[..., Inflow]:
-    """Return a maker of HTTP protocols that limit the connections, their input and the time to the first request."""
-    most = (
-        config.limits.links + 1000
-    )  # reserve for health checks and for clients that the signaling server is going to refuse
+def guarded(config: ServeConfig, census: Census) -> Callable[..., Inflow]:
+    """Return a maker of HTTP protocols that limit the connections, their input and the time of each request."""
 
     class GuardedHttp(H11Protocol):
         transport: GuardedTransport
@@ -126,19 +126,17 @@ def guarded(config: ServeConfig) -> Callable[..., Inflow]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            if len(self.connections) > most:
-                transport.abort()
-                return
-            # the timer of uvicorn only starts with the first response
-            self._deadline = self.loop.call_later(config.request_timeout, self._check)
+            self._expect()
 
-        def _check(self) -> None:
-            if not self._requested and not self.transport.is_closing():
-                self.transport.abort()
+        def on_response_complete(self) -> None:
+            # before the next request is handled, which may have arrived already
+            self._expect()
+            super().on_response_complete()
 
-        @property
-        def _requested(self) -> bool:
-            return self.headers is not None
+        def _expect(self) -> None:
+            """Start the time for the next request and its response. Only a WebSocket may take longer."""
+            self._done()
+            self._deadline = self.loop.call_later(config.request_timeout, self.transport.abort)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._done()
@@ -158,7 +156,7 @@ def guarded(config: ServeConfig) -> Callable[..., Inflow]:
                 self._deadline = None
 
     def make(**options: Any) -> Inflow:
-        return Inflow(GuardedHttp(**options))
+        return Inflow(GuardedHttp(**options), census)
 
     return make
 
@@ -169,10 +167,27 @@ class EmbeddedUvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.accepting = asyncio.Event()
+        self._listening: list[PlainConnections] = []
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        self._listening = [PlainConnections(each, self._make) for each in sockets or ()]
         self.accepting.set()
+
+    def _make(self) -> Inflow:
+        make = cast("Callable[..., Inflow]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:  # noqa: ARG002 - they are closed here
+        await self.stop_listening()
+        await super().shutdown([])
+
+    async def stop_listening(self) -> None:
+        """Close the listening sockets. Safe to call twice."""
+        listening, self._listening = self._listening, []
+        for each in listening:
+            each.close()
+            await each.wait_closed()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -186,10 +201,13 @@ class EmbeddedUvicorn(uvicorn.Server):
 
 def embedded(app: Callable[..., Any], config: ServeConfig) -> EmbeddedUvicorn:
     """Return a uvicorn server for `app` with all limits set."""
+    limits = config.limits
+    in_all = within_share(limits.links + SPARE_IN_ALL)
+    census = Census(in_all, limits.links_per_host + SPARE, config.trusted_proxies)
     return EmbeddedUvicorn(
         uvicorn.Config(
             app,
-            http=guarded(config),  # type: ignore[arg-type] # uvicorn calls it to make a protocol
+            http=guarded(config, census),  # type: ignore[arg-type] # uvicorn calls it to make a protocol
             ws=SignalingWebSocket,
             ws_max_size=4 * MESSAGE_BYTES,  # slightly too large messages reach the machine, which answers with an error
             ws_per_message_deflate=False,

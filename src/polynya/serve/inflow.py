@@ -11,6 +11,7 @@ from typing import Final, cast
 
 from polynya.aio.turns import turns
 
+from .census import Census
 from .transport import GuardedTransport
 
 PIECE_BYTES: Final = 512
@@ -23,21 +24,30 @@ _buffer: Final = bytearray(PIECE_BYTES)
 class Inflow(asyncio.BufferedProtocol):
     """Passes the calls of the event loop's transport to an HTTP or WebSocket protocol, its input in pieces."""
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
+    def __init__(self, protocol: asyncio.Protocol, census: Census) -> None:
         self.protocol = protocol
         """The protocol that receives the input; `GuardedTransport.set_protocol` replaces it."""
+        self._census = census
+        self._host = ""
         self._transport: GuardedTransport | None = None
         self._turns = turns(asyncio.get_running_loop())
         self._last_turn = 0
         self._waiting = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = GuardedTransport(cast("asyncio.Transport", transport), self)
+        raw = cast("asyncio.Transport", transport)
+        self._host = (raw.get_extra_info("peername") or ("",))[0]
+        if not self._census.enter(self._host):
+            raw.abort()
+            return
+        self._transport = GuardedTransport(raw, self)
         self.protocol.connection_made(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._transport is not None:
-            self._transport.lost()
+        if self._transport is None:
+            return  # it was refused
+        self._census.leave(self._host)
+        self._transport.lost()
         self.protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
