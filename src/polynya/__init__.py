@@ -11,7 +11,7 @@ The names, by what they are for; each has its own help, and all are in docs/refe
     Agents and connections    Agent, Connection, ConnectionAgent, Path, IceServer, IceConfig, NominationPolicy,
                               Renomination, Schedule, Interface, InterfaceAddress
     Signaling                 Address, Candidate, CandidateType, TcpType, Description, Joined, Left,
-                              RemoteCandidate, RemoteDescription, Signaling, PendingConnection, connect_room
+                              RemoteCandidate, RemoteDescription, Resumed, Signaling, PendingConnection, connect_room
     Many agents on one socket Mux, MuxedAgent, UnknownPeer
     Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
                               LocalCandidatesEnded, PairChanged, ReceiveBufferFull, Restarted, RoleChanged,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .aio.meeting import PendingConnection, connect_room
     from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
-    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Signaling
+    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Resumed, Signaling
     from .aio.turn import TurnClient
     from .core.addresses import Address
     from .core.behavior import Behavior
@@ -144,6 +144,7 @@ __all__ = [
     "RemoteDescription",
     "Renomination",
     "Restarted",
+    "Resumed",
     "RoleChanged",
     "Schedule",
     "SelectedPairChanged",
@@ -196,6 +197,7 @@ _HOMES: Final = {
         "Left",
         "RemoteCandidate",
         "RemoteDescription",
+        "Resumed",
         "Signaling",
     ),
     "aio.turn": ("TurnClient",),

@@ -83,6 +83,7 @@ class Generation:
         "pending",
         "remote",
         "remote_ended",
+        "restarted_at",
         "retired",
         "started_at",
         "transactions",
@@ -98,6 +99,8 @@ class Generation:
         """The other side signaled the end of its candidates."""
         self.started_at: Instant | None = None
         """Time of the remote description: the patience of RFC 8863 counts from here."""
+        self.restarted_at: Instant | None = None
+        """Time of the restart that began it; None for the first generation."""
         self.components = components
         """The number of components of each stream."""
         self.keys = stream_components(components)
@@ -321,6 +324,14 @@ class Generation:
             checklist.remotes.append(remote)
             self._outbox.candidate("remote", remote, "a check came from there", now=now)
         return self.checklists.pair(base, remote, "the other side's check arrived", now=now, force=True)
+
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Queue a check of every pair that was not answered."""
+        for pair in list(self.checklists):
+            if pair.state in (PairState.IN_PROGRESS, PairState.FAILED) and not (pair.revoked or pair.asymmetric):
+                if pair.transaction is not None:
+                    self.transactions.cancel(pair.transaction, now=now)
+                self.checklists.trigger(pair, reason, now=now, packet=0)
 
     def _leads_nowhere(self, check: InboundCheck) -> bool:
         """Return whether checks between this base and this host were answered from other addresses repeatedly."""
