@@ -27,6 +27,8 @@ from tests.cli.conftest import polynya as run
 from tests.interop.coturn import make_certificate
 from tests.serve.turn_house import echo, trusting, works
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["start"]
 
 Start = Callable[..., Process]
