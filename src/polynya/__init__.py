@@ -14,9 +14,9 @@ The names, by what they are for; each has its own help, and all are in docs/refe
                               RemoteCandidate, RemoteDescription, Signaling, PendingConnection, connect_room
     Many agents on one socket Mux, MuxedAgent, UnknownPeer
     Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
-                              LocalCandidatesEnded, PairChanged, Restarted, RoleChanged, SelectedPairChanged,
-                              GatheringState, GatheringStateChanged, PairState, PairView, LocalCandidate, Flow,
-                              Transport
+                              LocalCandidatesEnded, PairChanged, ReceiveBufferFull, Restarted, RoleChanged,
+                              SelectedPairChanged, GatheringState, GatheringStateChanged, PairState, PairView,
+                              LocalCandidate, Flow, Transport
     Reports                   PairReport, SessionReport
     TURN by hand              TurnClient, Allocated, ServerAddress, TurnReport, AddressError
     NAT behavior              discover_behavior, discover_lifetime, discover_stream_mapping, Behavior,
@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
-    from .aio.connection import Connection, ConnectionAgent, Path
+    from .aio.connection import Connection, ConnectionAgent, Path, ReceiveBufferFull
     from .aio.meeting import PendingConnection, connect_room
     from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
@@ -139,6 +139,7 @@ __all__ = [
     "PendingConnection",
     "PolynyaError",
     "ProtocolError",
+    "ReceiveBufferFull",
     "RemoteCandidate",
     "RemoteDescription",
     "Renomination",
@@ -178,6 +179,7 @@ _HOMES: Final = {
         "Connection",
         "ConnectionAgent",
         "Path",
+        "ReceiveBufferFull",
     ),
     "aio.meeting": (
         "PendingConnection",

@@ -54,6 +54,8 @@ class CheckClient:
         check = self._new_check(pair, now=now, nominate=nominate, triggered=triggered)
         transaction_id = self._context.draw_id()
         self._checklists.check_sent(pair, transaction_id, now=now)
+        if nominate:
+            self._checklists.nominating_sent(pair, now=now)
         self._send(check, transaction_id, now=now)
 
     def consent_check(self, pair: Pair, *, now: Instant, reason: str = "requested") -> None:
