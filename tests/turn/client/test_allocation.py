@@ -11,7 +11,7 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, FlowIds, Transport
-from polynya.core.instants import SECOND
+from polynya.core.instants import MILLISECOND, SECOND
 from polynya.core.machine import Closed, IcmpError, IcmpKind
 from polynya.core.pacer import Pacer
 from polynya.stun.attributes import (
@@ -547,3 +547,28 @@ def test_no_redirection_to_an_impossible_server_is_followed(address: Address) ->
     world.run(1)
     [failed] = world.of(AllocationFailed)
     assert f"one that is impossible: {address} " in failed.reason
+
+
+@pytest.mark.parametrize("lost", [0, 1], ids=["both arrive", "the first is lost"])
+def test_a_silent_server_is_asked_again_and_allocates_once(lost: int) -> None:
+    world = World(delay=200 * MILLISECOND, start=False)
+    left = [lost]
+
+    def lose(data: bytes, outward: bool) -> bool:
+        left[0] -= 1
+        return left[0] >= 0
+
+    world.lose = lose
+    world.do(world.client.start)
+    world.run(0.1)
+    [_] = world.opens  # the flow opens after two delays
+    world.run(0.35)
+    world.do(world.client.ask_again)
+    assert len(world.out) == 2
+    world.run(3)
+    [allocated] = world.of(Allocated)
+    assert len(world.relay.allocations) == 1 and allocated.relayed == (RELAYED,)
+    assert world.client.rtt == 400 * MILLISECOND
+    before = len(world.out)
+    world.do(world.client.ask_again)
+    assert len(world.out) == before, "the server has answered"
