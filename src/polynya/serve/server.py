@@ -192,12 +192,25 @@ class Server:
         if not stop.is_set():
             raise RuntimeError("the HTTP server ended by itself")
 
-    async def drain(self, hurry: asyncio.Event) -> None:
-        """Refuse new allocations; wait until existing ones end, for at most `drain` seconds or until `hurry` is set."""
+    async def drain(self, hurry: asyncio.Event, *, unlimited: bool = False) -> None:
+        """Refuse new allocations; wait until existing ones end, for at most `drain` seconds or until `hurry` is set.
+
+        `unlimited` waits without a limit of time.
+        """
         self.stopping = True
         self._offers.turn_is_offered = False
         if self.relaying is not None:
-            await self.relaying.drain(hurry)
+            await self.relaying.drain(hurry, unlimited=unlimited)
+
+    def reload_certificate(self) -> None:
+        """Read the certificate and its key again, for new connections.
+
+        Raises UsageError without TLS, and ConfigurationError, with the old certificate in use, if the new one cannot
+        be used.
+        """
+        if self._certificates is None or self.config.tls is None:
+            raise UsageError("this server has no certificate: set tls_listen, and certificate and key under [tls]")
+        self._certificates.reload(self.config.tls)
 
     def reload(self, config: ServeConfig) -> list[str]:
         """Apply new users, secrets, peer policy, limits and certificates without ending any session.
