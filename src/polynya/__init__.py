@@ -15,9 +15,9 @@ The names, by what they are for; each has its own help, and all are in docs/refe
     Rooms of many             Room, PeerFound, PeerConnected, PeerFailed, PeerGone, SignalingLost
     Many agents on one socket Mux, MuxedAgent, UnknownPeer
     Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
-                              LocalCandidatesEnded, PairChanged, Restarted, RoleChanged, SelectedPairChanged,
-                              GatheringState, GatheringStateChanged, PairState, PairView, LocalCandidate, Flow,
-                              Transport
+                              LocalCandidatesEnded, PairChanged, ReceiveBufferFull, Restarted, RoleChanged,
+                              SelectedPairChanged, GatheringState, GatheringStateChanged, PairState, PairView,
+                              LocalCandidate, Flow, Transport
     Reports                   PairReport, SessionReport
     TURN by hand              TurnClient, Allocated, ServerAddress, TurnReport, AddressError
     NAT behavior              discover_behavior, discover_lifetime, discover_stream_mapping, Behavior,
@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
-    from .aio.connection import Connection, ConnectionAgent, Path
+    from .aio.connection import Connection, ConnectionAgent, Path, ReceiveBufferFull
     from .aio.meeting import PeerFound, PeerGone, PendingConnection, SignalingLost, connect_room
     from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.room import PeerConnected, PeerFailed, Room
@@ -145,6 +145,7 @@ __all__ = [
     "PendingConnection",
     "PolynyaError",
     "ProtocolError",
+    "ReceiveBufferFull",
     "RemoteCandidate",
     "RemoteDescription",
     "Renomination",
@@ -187,6 +188,7 @@ _HOMES: Final = {
         "Connection",
         "ConnectionAgent",
         "Path",
+        "ReceiveBufferFull",
     ),
     "aio.meeting": (
         "PeerFound",

@@ -155,6 +155,29 @@ async def test_signals_that_arrive_before_connect_are_kept() -> None:
         assert await two.recv() == b"x"
 
 
+async def test_a_member_that_returns_our_own_signals_does_no_harm() -> None:
+    async with server() as house, Meeting(house.url, "r") as meeting, Signaling(house.url, "r") as peer:
+        connecting = asyncio.create_task(meeting.connect())
+        agent = polynya.Agent(loopback=True, controlling=not meeting.signaling.controls(peer.peer_id))
+        async with agent:
+            async for message in peer:
+                if isinstance(message, polynya.RemoteDescription):
+                    await peer.send_description(message.peer, message.description)
+                    agent.set_remote(message.description)
+                elif isinstance(message, polynya.RemoteCandidate):
+                    await peer.send_candidate(message.peer, message.candidate)
+                    agent.add_candidate(message.candidate)
+                    if message.candidate is None:
+                        break
+            await peer.send_description(message.peer, agent.description)
+            async for candidate in agent.candidates():
+                await peer.send_candidate(message.peer, candidate)
+            theirs, ours = await agent.connect(), await connecting
+            ours.send(b"x")
+            assert await theirs.recv() == b"x"
+            assert "is this agent's own" in str(ours.agent.why())
+
+
 async def test_a_connection_outlives_the_signaling_server() -> None:
     steps: list[MeetingStep] = []
     async with server() as house:

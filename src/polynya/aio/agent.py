@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from polynya.core.errors import PolynyaError
-from polynya.core.flows import FlowIds
+from polynya.core.flows import Flow, FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -22,10 +22,10 @@ from polynya.session.report import SessionReport
 from polynya.session.session import Session, SessionEvent
 from polynya.turn.client.report import RelayOverhead
 
-from .connection import Connection
+from .connection import RECEIVE_BUFFER, Connection, check_receive_buffer
 from .dns import ResolveName
 from .driver import Driver
-from .endpoint import Endpoint
+from .endpoint import CLOSED_REASON, Endpoint
 from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
 from .options import FAMILIES, session_config
@@ -72,6 +72,7 @@ class Agent(Endpoint):
     - `ice`: all other options of ICE, timers of consent and keepalives among them; the options above override it.
     - `credentials`: an async callable, `(uri, realm)` to `(username, password)`, called when a TURN server has no
       credentials yet or refuses those that it has.
+    - `receive_buffer`: bytes of datagrams that wait for `recv` in each connection, each with 64 bytes for its object.
     - `follow_host`: whether the agent follows changes of this host's addresses by itself: a new address becomes a
       candidate, and ICE restarts if the connection has lost its address. `interfaces_changed` does this by hand.
     - `trace`, `capture`: a `Tracer` for everything that happens, and a callable that gets every packet.
@@ -109,11 +110,12 @@ class Agent(Endpoint):
         resolve: ResolveName | None = None,
         ice: IceConfig | None = None,
         credentials: AskCredentials | None = None,
+        receive_buffer: int = RECEIVE_BUFFER,
         follow_host: bool = True,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(check_receive_buffer(receive_buffer))
         config = session_config(
             servers=servers,
             controlling=controlling,
@@ -165,15 +167,18 @@ class Agent(Endpoint):
         if self._closed:
             return
         self._stop()
-        self._closed = True
-        self._end_connections("the agent was closed")
+        self._closed = self._closing = True
+        self._end_connections(CLOSED_REASON)
         self._wake()
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        if self._driver is not None:
-            await self._driver.aclose()
-        await asyncio.gather(*asking, return_exceptions=True)
+        try:
+            if self._driver is not None:
+                await self._driver.aclose()
+            await asyncio.gather(*asking, return_exceptions=True)
+        finally:
+            self._closing = False
 
     def _stop(self) -> None:
         if self._watch is not None:
@@ -243,6 +248,10 @@ class Agent(Endpoint):
 
     def _overhead(self, pair: PairView) -> RelayOverhead | None:
         return self._session.relay_overhead(pair.flow, pair.remote_address)
+
+    def _socket_flow(self, pair: PairView) -> Flow:
+        client = self._session.relay_client(pair.flow)
+        return pair.flow if client is None or client.flow is None else client.flow
 
     def _sender(self, connection: Connection, pair: PairView | None) -> Callable[[bytes], bool] | None:
         component = (connection.stream, connection.component)

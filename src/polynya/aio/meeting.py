@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -193,7 +194,7 @@ class Meeting:
     async def _find_peer(self) -> str:
         while not self._present:
             if self._lost is not None:
-                raise self._lost
+                raise SignalingError(str(self._lost)) from self._lost
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
         return self._present[0]
@@ -231,7 +232,7 @@ class Meeting:
     async def _connect(self, agent: Agent, described: asyncio.Future[None]) -> Connection:
         await described
         if self._lost is not None:
-            raise self._lost
+            raise SignalingError(str(self._lost)) from self._lost
         return await agent.connect()
 
     async def _trickle(self, agent: Agent, peer: str) -> None:
@@ -314,11 +315,12 @@ class Meeting:
 
     def _apply(self, agent: Agent, message: RemoteDescription | RemoteCandidate) -> None:
         self._on_step(message)
-        if isinstance(message, RemoteCandidate):
-            agent.add_candidate(message.candidate)
-        else:
-            agent.set_remote(message.description)
-            _set(self._described)
+        with suppress(UsageError):  # a member that returns our own signals: `why` reports them
+            if isinstance(message, RemoteCandidate):
+                agent.add_candidate(message.candidate)
+            else:
+                agent.set_remote(message.description)
+                _set(self._described)
 
 
 class PendingConnection(Coroutine[Any, Any, Connection]):

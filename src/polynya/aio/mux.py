@@ -38,9 +38,10 @@ from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived
 
 from .agent import PACER, RANDOM
+from .connection import RECEIVE_BUFFER, check_receive_buffer
 from .dns import ResolveName
 from .driver import Driver
-from .endpoint import Endpoint
+from .endpoint import CLOSED_REASON, Endpoint
 from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
 from .options import FAMILIES, session_config
@@ -176,6 +177,7 @@ class Mux(Waiting):
         *,
         controlling: bool | None = None,
         ice: IceConfig | None = None,
+        receive_buffer: int = RECEIVE_BUFFER,
         trace: Tracer = NO_TRACE,
     ) -> MuxedAgent:
         """Returns a new agent on these sockets. Packets reach it once it is started, as by entering its context."""
@@ -194,7 +196,8 @@ class Mux(Waiting):
         ).ice
         if config.components != (1,):
             raise ConfigurationError("an agent of a mux has one component")
-        return MuxedAgent(self, IceAgent(config, random=RANDOM, pacer=PACER, trace=trace.of("ice")))
+        buffer = check_receive_buffer(receive_buffer)
+        return MuxedAgent(self, IceAgent(config, random=RANDOM, pacer=PACER, trace=trace.of("ice")), buffer)
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -309,8 +312,8 @@ class MuxedAgent(Endpoint):
 
     __slots__ = ("__weakref__", "_ice", "_joined", "_mux", "_single")
 
-    def __init__(self, mux: Mux, ice: IceAgent) -> None:
-        super().__init__()
+    def __init__(self, mux: Mux, ice: IceAgent, receive_buffer: int) -> None:
+        super().__init__(receive_buffer)
         self._ice = ice
         self._mux = mux
         self._single = _MuxedMachine(ice)
@@ -336,7 +339,7 @@ class MuxedAgent(Endpoint):
             return
         self._stop()
         self._closed = True
-        self._end_connections("the agent was closed")
+        self._end_connections(CLOSED_REASON)
         self._wake()
 
     def _stop(self) -> None:
@@ -429,3 +432,6 @@ class _MuxedTransport:
 
     def sender(self, flow: Flow, remote: Address) -> Callable[[bytes], bool]:
         return self._driver.sender(flow, remote)
+
+    def writable(self, flow: Flow) -> bool:
+        return self._driver.writable(flow)

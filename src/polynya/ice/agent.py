@@ -15,7 +15,7 @@ the agent and sends the checks that are due. Everything that leaves the agent wa
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 from polynya.core.addresses import Address
@@ -34,7 +34,7 @@ from .config import IceConfig, check_components
 from .context import Context
 from .description import Description, negotiated_pacing
 from .events import AgentState, IceEvent, InternalEvent, LocalCandidateAdded, LocalCandidatesEnded, Restarted
-from .generation import Generation
+from .generation import Generation, candidate_ufrag
 from .generations import Answer, Generations
 from .names import Names
 from .outbox import Outbox
@@ -118,8 +118,11 @@ class IceAgent:
 
         `components` sets the number of components of each stream, if both sides agreed on it with this description: 0
         for a stream that was removed or refused, further entries for added streams.
+
+        Raises UsageError for a description of this agent itself: see `refuse_own`.
         """
         self._must_be_open("set_remote")
+        self.refuse_own(description, now=now)
         if components is not None:
             check_components(components)
         for line in description.ignored:
@@ -145,9 +148,42 @@ class IceAgent:
         self.generation.set_remote(description, now=now)
         self._evaluate(now=now)
 
+    def refuse_own(self, description: Description, candidates: Iterable[Candidate] = (), *, now: Instant) -> None:
+        """Raise UsageError if a description or a candidate of it is this agent's own: it would connect to itself.
+
+        Equal credentials that were configured are no proof: both sides of libp2p's WebRTC Direct have the same ones.
+        `why` lists the refusal among the ignored lines, for owners that get signals from a peer and go on.
+        """
+        config = self.config
+        own = self._generations.is_own(description)
+        if own and (description.ufrag, description.password) != (config.ufrag, config.password):
+            self._refuse(f"the description with ufrag {description.ufrag}", now=now)
+        for candidate in candidates:
+            self._refuse_candidate(candidate, description, now=now)
+
+    def _refuse_candidate(self, candidate: Candidate, remote: Description | None, *, now: Instant) -> None:
+        """Raise UsageError for a candidate of ours, which has a ufrag of ours."""
+        ufrag = candidate_ufrag(candidate)
+        if ufrag is None or not self._generations.is_own_ufrag(ufrag):
+            return
+        if remote is not None and remote.ufrag == ufrag and not self._generations.is_own(remote):
+            return  # the other side's happens to be the same
+        key = candidate.address, candidate.component, candidate.type
+        for local in self._context.locals.all:
+            if key == (local.candidate.address, local.component, local.candidate.type):
+                self._refuse(f"the candidate {candidate.label}", now=now)
+
+    def _refuse(self, what: str, *, now: Instant) -> None:
+        self._outbox.ignore(f"{what} is this agent's own", now=now)
+        raise UsageError(f"{what} is this agent's own: pass the signals of the other side")
+
     def add_remote(self, candidate: Candidate, *, now: Instant, stream: int = 0) -> None:
-        """Add a remote candidate, in any order and any number of times, before or after the description."""
+        """Add a remote candidate, in any order and any number of times, before or after the description.
+
+        Raises UsageError for a candidate of this agent itself.
+        """
         self._must_be_open("add_remote")
+        self._refuse_candidate(candidate, self.generation.remote, now=now)
         self._add_remote(candidate, stream, now=now)
         self._evaluate(now=now)
 
