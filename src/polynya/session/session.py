@@ -18,7 +18,7 @@ import random as random_module
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import Address, scope
 from polynya.core.compact import NO_COUNTS, Queue, count
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds
@@ -185,7 +185,8 @@ class Session:
         """Gather on changed interfaces, and restart ICE only if the connection needs it; return whether it did.
 
         It needs a restart if a selected pair has lost its address. A new address becomes a candidate of the present
-        generation. If the other side would not check it any more, because a pair is nominated, a restart follows, too.
+        generation. If the other side would not check it any more, because a pair is nominated, a restart follows, too;
+        not for a link-local address, which each new container or virtual machine on this host brings.
         """
         used = [path[0] for key in self.agent.generation.keys if (path := self.agent.path(*key)) is not None]
         relayed = [flow for flow in used if self.relay_client(flow) is not None]
@@ -194,7 +195,7 @@ class Session:
             return False
         cut = any(flow in gone for flow in used) or any(self.relay_client(flow) is None for flow in relayed)
         settled = self.agent.state is AgentState.COMPLETED and not self.agent.generation.checklists.renomination
-        restart = cut or (settled and self.gathering.opening)
+        restart = cut or (settled and any(scope(host.address.host) != "link-local" for host in self.gathering.opening))
         self._move(gone, restart=restart, now=now)
         return restart
 
