@@ -107,6 +107,17 @@ class Side:
         self.world.drain()
         return flow
 
+    def relay(self, host: str, port: int = 5000) -> Flow:
+        """Add a relayed candidate, as if a relay had this address and delayed nothing."""
+        flow, address = Flow(self.world.flows), Address(host, port)
+        self.world.flows += 1
+        self.sockets[flow] = address
+        self.agent.add_local(
+            Gathered(type=CandidateType.RELAYED, address=address, flow=flow, server="203.0.113.9"), now=self.world.now
+        )
+        self.world.drain()
+        return flow
+
     def reflexive(self, flow: Flow, server: Address = Address("203.0.113.1", 3478), **options: Any) -> Address:  # noqa: B008
         """Ask an imagined STUN server and add what it saw."""
         base = self.sockets[flow]
@@ -160,6 +171,8 @@ class World:
         self.packets: list[Packet] = []
         self.dropped: list[tuple[Packet, str]] = []
         self.blocked: Callable[[Packet], bool] = lambda _: False
+        self.echoes = False
+        """A socket gets what it sends to itself."""
         self.agreed: tuple[int, ...] | None = None
         """The components that signaling says with each description."""
         self.trace: list[TraceEvent] = []
@@ -251,7 +264,7 @@ class World:
             elif not _reaches(packet.source, packet.destination):
                 continue
             for flow, address in side.sockets.items():
-                if address == target and (packet.sender != side.name or packet.source != address):
+                if address == target and (self.echoes or packet.sender != side.name or packet.source != address):
                     side.agent.receive(Datagram(flow, packet.source, packet.data), now=self.now)
                     return
         self.dropped.append((packet, "no host there"))

@@ -186,6 +186,11 @@ class Hub:
         sock = self._sockets.get(flow)
         return sock.sender(remote) if isinstance(sock, UdpSocket) else _refuse_data
 
+    def writable(self, flow: Flow) -> bool:
+        """Whether the socket of a flow accepts data now; true for a flow that is closed."""
+        sock = self._sockets.get(flow)
+        return sock.writable() if isinstance(sock, UdpSocket | Stream) else True
+
     def counters(self) -> dict[str, int]:
         """Return the counters of all flows, closed ones included."""
         tally = self.tally

@@ -185,6 +185,10 @@ class Stream(asyncio.BaseProtocol):
         """Bytes that wait to be written."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
+    def writable(self) -> bool:
+        """Whether half of the write buffer is free; true if closed."""
+        return self.closed or 2 * self.write_buffer <= self._write_limit
+
     def _refuse(self, number: int) -> None:
         self._owner.tally.failed(number)
         self._owner.take(SendFailed(flow=self.flow, remote=self._remote, errno=number))

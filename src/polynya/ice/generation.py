@@ -39,7 +39,7 @@ from .checks import Check, Credentials, InboundCheck
 from .client import CheckClient
 from .context import Context
 from .description import Description
-from .nomination import Decision
+from .nomination import Decision, early, later, round_trip
 from .pairs import Pair, PairState
 
 EARLY_LIMIT: Final = 16
@@ -47,7 +47,7 @@ EARLY_LIMIT: Final = 16
 REMOTE_LIMIT: Final = 256
 """Signaled candidates of one stream; separately, the pairs that inbound checks may make in one generation."""
 RETIRED_LIMIT: Final = 16
-"""Former ufrags of the other side that are remembered."""
+"""Former ufrags of each side that are remembered."""
 
 ELSEWHERE_LIMIT: Final = 8
 """Pairs of one base and one host answered from another address; then inbound checks make no more of them."""
@@ -59,7 +59,7 @@ def stream_components(components: tuple[int, ...]) -> tuple[tuple[int, int], ...
     return tuple((stream, component + 1) for stream, count in enumerate(components) for component in range(count))
 
 
-def _ufrag(candidate: Candidate) -> str | None:
+def candidate_ufrag(candidate: Candidate) -> str | None:
     """Return the ufrag that a candidate names (RFC 8838, section 13)."""
     return next((value for name, value in candidate.extensions if name == "ufrag"), None)
 
@@ -83,6 +83,7 @@ class Generation:
         "pending",
         "remote",
         "remote_ended",
+        "restarted_at",
         "retired",
         "started_at",
         "transactions",
@@ -98,6 +99,8 @@ class Generation:
         """The other side signaled the end of its candidates."""
         self.started_at: Instant | None = None
         """Time of the remote description: the patience of RFC 8863 counts from here."""
+        self.restarted_at: Instant | None = None
+        """Time of the restart that began it; None for the first generation."""
         self.components = components
         """The number of components of each stream."""
         self.keys = stream_components(components)
@@ -125,11 +128,7 @@ class Generation:
         self.retired = tuple(ufrag for ufrag in self.retired if ufrag != remote.ufrag)
         self.started_at = now
         self.credentials.set_remote(remote)
-        renomination = self.local.renomination and remote.renomination
-        self.checklists.renomination = renomination
-        self.checklists.aggressive = not (remote.ice2 or renomination)
-        for checklist in self.checklists.lists:
-            checklist.upgrades = renomination
+        self.checklists.agree(self.local, remote)
         self.client.remote_lite = remote.lite
         for candidate, stream in self.pending.drain():
             self.add_remote(candidate, stream, now=now)
@@ -144,7 +143,7 @@ class Generation:
         """
         former = () if old.remote is None else (old.remote.ufrag,)
         self.retired = (*old.retired, *former)[-RETIRED_LIMIT:]
-        self.pending.extend(entry for entry in old.pending if _ufrag(entry[0]) not in self.retired)
+        self.pending.extend(entry for entry in old.pending if candidate_ufrag(entry[0]) not in self.retired)
         if same_credentials:
             self.early.extend(old.early)
 
@@ -155,7 +154,7 @@ class Generation:
                 return "dropped: its generation is over"
             kept = self._keep_candidate(candidate, stream)
             return "kept until the description arrives" if kept else "dropped: too many wait for their description"
-        ufrag = _ufrag(candidate)
+        ufrag = candidate_ufrag(candidate)
         if ufrag is not None and ufrag != self.remote.ufrag:
             if self._is_retired(candidate):
                 return f"dropped: its generation is over (ufrag {ufrag[:16]})"
@@ -187,13 +186,13 @@ class Generation:
 
     def _is_retired(self, candidate: Candidate) -> bool:
         """Return whether a candidate names the ufrag of a former description."""
-        return _ufrag(candidate) in self.retired
+        return candidate_ufrag(candidate) in self.retired
 
     def _keep_candidate(self, candidate: Candidate, stream: int) -> bool:
         """Keep a candidate until its description arrives. If all places are taken, the oldest of another ufrag goes."""
         if len(self.pending) >= REMOTE_LIMIT:
-            kept, ufrag = list(self.pending), _ufrag(candidate)
-            oldest = next((index for index, entry in enumerate(kept) if _ufrag(entry[0]) != ufrag), None)
+            kept, ufrag = list(self.pending), candidate_ufrag(candidate)
+            oldest = next((index for index, entry in enumerate(kept) if candidate_ufrag(entry[0]) != ufrag), None)
             if oldest is None:
                 return False
             del kept[oldest]
@@ -274,7 +273,7 @@ class Generation:
         if pair is None:
             self._outbox.dropped(check.remote, "no pair can be made for this check", now=now, packet=check.packet)
             return
-        pair.request_received()
+        pair.request_received(now=now)
         self.checklists.flag(pair, "the other side's check arrived", now=now, readable=True)
         nominate = check.nominate or (self.checklists.renomination and check.nomination > 0)
         if self.local.lite:
@@ -326,6 +325,14 @@ class Generation:
             self._outbox.candidate("remote", remote, "a check came from there", now=now)
         return self.checklists.pair(base, remote, "the other side's check arrived", now=now, force=True)
 
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Queue a check of every pair that was not answered."""
+        for pair in list(self.checklists):
+            if pair.state in (PairState.IN_PROGRESS, PairState.FAILED) and not (pair.revoked or pair.asymmetric):
+                if pair.transaction is not None:
+                    self.transactions.cancel(pair.transaction, now=now)
+                self.checklists.trigger(pair, reason, now=now, packet=0)
+
     def _leads_nowhere(self, check: InboundCheck) -> bool:
         """Return whether checks between this base and this host were answered from other addresses repeatedly."""
         found = 0
@@ -368,23 +375,53 @@ class Generation:
 
         Returns the time to call again, if any. `ta` is nanoseconds.
         """
-        later: list[Instant] = []
+        waits: list[Instant] = []
         for stream, component in self.keys:
             pairs = list(self.checklists.lists[stream].of(component))
             if any(pair.nominating for pair in pairs):
-                continue
+                withdrawal = self._withdraw(pairs, ta=ta, now=now)
+                if withdrawal is None or withdrawal > now:
+                    waits += [] if withdrawal is None else [withdrawal]
+                    continue
             nominated = self.checklists.chosen(stream, component)
             if nominated is None:
-                decision = self._context.config.nomination.decide(pairs, ta=ta, more_may_come=more_may_come)
+                decision = self._choose(pairs, ta=ta, more_may_come=more_may_come)
             else:
                 decision = self._change(nominated, pairs)
             if decision is None:
                 continue
             if decision.at > now:
-                later.append(decision.at)
+                waits.append(decision.at)
                 continue
             self._queue_nomination(decision.pair, decision.reason, now=now)
-        return min(later, default=None)
+        return min(waits, default=None)
+
+    def _choose(self, pairs: list[Pair], *, ta: int, more_may_come: bool) -> Decision | None:
+        """Choose the pair of a component to nominate first."""
+        if self.checklists.aggressive and self._context.config.aggressive:
+            pair = early(pairs)
+            if pair is not None:
+                return Decision(pair, Instant(0), "the other side's check arrived, and nothing better may come")
+        policy, final = self._context.config.nomination, not self.checklists.revisable
+        heard = self.checklists.aggressive and not final and not self.client.remote_lite
+        return policy.decide(pairs, ta=ta, more_may_come=more_may_come, final=final, heard=heard)
+
+    def _withdraw(self, pairs: list[Pair], *, ta: int, now: Instant) -> Instant | None:
+        """Withdraw an early nomination without an answer, if another pair is valid. Returns the time when it is due.
+
+        The answer has the time of a round trip of the valid pair, and no more than an RTO.
+        """
+        pair = next((pair for pair in pairs if pair.nominating and not pair.valid), None)
+        valid = next((pair for pair in pairs if pair.valid), None)
+        if pair is None or valid is None:
+            return None
+        queued = pair.nominating_at is None or pair in self.checklists.lists[pair.stream].triggered
+        wait = min(max(ta, round_trip(valid)), self._context.config.schedule.first_wait)
+        due = Instant((now if queued else pair.nominating_at or now) + wait)
+        if due <= now:
+            self.checklists.withdraw(pair, now=now)
+            self._outbox.trace.note(f"the early nomination of pair {pair.id} had no answer: withdrawn", now=now)
+        return due
 
     def nominate_pair(self, pair_id: int, *, now: Instant) -> None:
         """Queue the nominating check of a pair that the owner chose. Raises UsageError if it cannot be nominated."""
@@ -411,8 +448,10 @@ class Generation:
         self.checklists.lists[pair.stream].trigger(pair)
         self._outbox.trace.note(f"pair {pair.id} is nominated next: {reason}", now=now)
 
-    def _change(self, nominated: Pair, pairs: Iterable[Pair]) -> Decision | None:
-        """Choose a pair to nominate in place of the nominated one (draft-thatcher-ice-renomination)."""
+    def _change(self, nominated: Pair, pairs: list[Pair]) -> Decision | None:
+        """Choose a pair to nominate in place of the nominated one (draft-thatcher-ice-renomination, RFC 5245)."""
+        if self.checklists.aggressive:
+            return later(pairs, nominated) if self._context.config.aggressive else None
         policy = self._context.config.renomination
         if policy is None or not self.checklists.renomination or nominated.valid_at is None:
             return None

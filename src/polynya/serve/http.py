@@ -45,11 +45,15 @@ ABORT = "polynya.abort"
 GONE = "polynya.gone"
 """ASGI extension with a coroutine function that waits until the connection is gone."""
 
+PING = "polynya.ping"
+"""ASGI extension with a function that sends a ping and calls its argument when the pong arrives."""
+
 
 class SignalingWebSocket(WebSocketsSansIOProtocol):
     """The sans-I/O WebSocket backend, with limits, and an extension by which the application aborts a connection."""
 
     transport: GuardedTransport
+    _answered: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -115,8 +119,27 @@ class SignalingWebSocket(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.transport.close()
 
+    def ping(self, answered: Callable[[], None]) -> None:
+        """Send a ping now, unless one is under way; call `answered` when its pong arrives."""
+        self._answered = answered
+        if self.pong_timer is None:
+            if self.ping_timer is not None:
+                self.ping_timer.cancel()
+            self.send_keepalive_ping()
+
+    def schedule_ping(self) -> None:
+        """Called when the pong of a ping has arrived, and at the start."""
+        super().schedule_ping()
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered()
+
     async def run_asgi(self) -> None:
-        self.scope["extensions"] |= {ABORT: {"call": self.transport.abort}, GONE: {"call": self._gone.wait}}
+        self.scope["extensions"] |= {
+            ABORT: {"call": self.transport.abort},
+            GONE: {"call": self._gone.wait},
+            PING: {"call": self.ping},
+        }
         await super().run_asgi()
 
 
