@@ -71,7 +71,7 @@ class IceAgent:
         self._server = CheckServer(self._context, self._generations)
         self._selections = Selections(self._context)
         self._outcome = Outcome(self._context)
-        self._names = Names()
+        self._names = Names(mdns=config.mdns, fqdn=config.fqdn)
         self._pacing = Pacing(pacer, config.timing.pacing)
         self._local_ended = False
         self._nominate_at: Instant | None = None
@@ -135,6 +135,7 @@ class IceAgent:
                 self._restart("the other side restarted", now=now, number=number, components=components)
             case Answer.REPLACE:
                 self._generations.replace(components, now=now)
+                self._names.renew()
             case Answer.TAKE:
                 if components is not None:
                     self._generations.replace(components, now=now)
@@ -189,13 +190,19 @@ class IceAgent:
 
     def _add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> None:
         if candidate.host_name is not None and candidate.address.host == UNRESOLVED:
-            query = self._names.look_up(candidate, candidate.host_name, stream)
-            if query is not None:
-                self._outbox.outputs.append(query)
-            outcome = "its name is looked up"
+            bound = self.generation.remote is not None and candidate_ufrag(candidate) is None
+            outcome = self._names.look_up(candidate, candidate.host_name, stream, bound=bound)
+            self._outbox.candidate("remote", candidate, outcome, now=now)
+            self._collect_names(now=now)
         else:
             outcome = self.generation.add_remote(candidate, stream, now=now)
-        self._outbox.candidate("remote", candidate, outcome, now=now)
+            self._outbox.candidate("remote", candidate, outcome, now=now)
+
+    def _collect_names(self, *, now: Instant) -> None:
+        """Send the look-ups that may be made now, and add the candidates whose names are known."""
+        self._outbox.outputs.extend(self._names.queries())
+        for candidate, stream in self._names.found():
+            self._add_remote(candidate, stream, now=now)
 
     def end_of_remote_candidates(self, *, now: Instant) -> None:
         """Report that the other side has signaled all its candidates (RFC 8838, section 14)."""
@@ -253,6 +260,7 @@ class IceAgent:
     ) -> None:
         keep = self._selections.of(self.generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
+        self._names.renew()
         for closed in gone:
             self._trouble(closed, now=now)
         self._selections.restarted(now=now)
@@ -322,8 +330,8 @@ class IceAgent:
                 own = self._datagram(input, now=now)
             case Resolved():
                 own = self._names.expects(input.query)
-                for candidate, stream in self._names.resolved(input):
-                    self._add_remote(candidate, stream, now=now)
+                self._names.resolved(input)
+                self._collect_names(now=now)
             case _:
                 own = True
                 self._trouble(input, now=now)
@@ -511,7 +519,8 @@ class IceAgent:
 
     def why(self) -> Report:
         """Return the state and its reason, every pair, and every transition with its reason."""
-        return report.agent_report(self._context, self._outcome, self.generation, self._selections)
+        names = self._names.outcomes
+        return report.agent_report(self._context, self._outcome, self.generation, self._selections, names)
 
     def why_pair(self, number: int) -> PairReport | None:
         """Return the report of one pair by its `PairView.id`, or None if there is no such pair."""

@@ -73,6 +73,10 @@ class IceConfig:
     """How long the agent waits for candidates of a peer that does not signal their end."""
     options: tuple[str, ...] = ("ice2", "trickle")
     """The `ice-options` to signal, besides `renomination`."""
+    mdns: bool = True
+    """Whether remote candidates with names that end with `.local` are looked up."""
+    fqdn: bool = False
+    """Whether remote candidates with all other names are looked up, too (RFC 8839, section 5.1)."""
     consent: bool = True
     """False: keepalives in place of consent checks, for a peer without RFC 7675."""
     consent_interval: float = CONSENT_INTERVAL

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from polynya.core.addresses import Address
 from polynya.core.compact import NO_COUNTS, Queue, count
@@ -71,7 +71,7 @@ from .events import (
 )
 from .gathering import Gathering
 from .local_candidates import of_mapping, of_relay, of_socket
-from .options import SessionConfig, TurnCredentials
+from .options import Policy, SessionConfig, TurnCredentials
 from .report import SessionReport, session_report
 
 
@@ -107,7 +107,10 @@ class Session:
         self._outbox: Queue[Output] = Queue()
         self._events: Queue[SessionEvent] = Queue()
         self._trace = trace.of("session")
-        self.agent = IceAgent(config.ice, random=random, pacer=pacer, trace=trace.of("ice"))
+        ice = config.ice
+        if config.policy is Policy.RELAY and ice.mdns:  # a relay is not on the peer's local network
+            ice = replace(ice, mdns=False)
+        self.agent = IceAgent(ice, random=random, pacer=pacer, trace=trace.of("ice"))
         self.gathering = Gathering(
             config,
             random=random,
