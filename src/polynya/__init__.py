@@ -11,12 +11,12 @@ The names, by what they are for; each has its own help, and all are in docs/refe
     Agents and connections    Agent, Connection, ConnectionAgent, Path, IceServer, IceConfig, NominationPolicy,
                               Renomination, Schedule, Interface, InterfaceAddress
     Signaling                 Address, Candidate, CandidateType, TcpType, Description, Joined, Left,
-                              RemoteCandidate, RemoteDescription, Signaling, PendingConnection, connect_room
+                              RemoteCandidate, RemoteDescription, Resumed, Signaling, PendingConnection, connect_room
     Many agents on one socket Mux, MuxedAgent, UnknownPeer
     Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
-                              LocalCandidatesEnded, PairChanged, Restarted, RoleChanged, SelectedPairChanged,
-                              GatheringState, GatheringStateChanged, PairState, PairView, LocalCandidate, Flow,
-                              Transport
+                              LocalCandidatesEnded, PairChanged, ReceiveBufferFull, Restarted, RoleChanged,
+                              SelectedPairChanged, GatheringState, GatheringStateChanged, PairState, PairView,
+                              LocalCandidate, Flow, Transport
     Reports                   PairReport, SessionReport
     TURN by hand              TurnClient, Allocated, ServerAddress, TurnReport, AddressError
     NAT behavior              discover_behavior, discover_lifetime, discover_stream_mapping, Behavior,
@@ -37,11 +37,11 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
-    from .aio.connection import Connection, ConnectionAgent, Path
+    from .aio.connection import Connection, ConnectionAgent, Path, ReceiveBufferFull
     from .aio.meeting import PendingConnection, connect_room
     from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.servers import IceServer
-    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Signaling
+    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Resumed, Signaling
     from .aio.turn import TurnClient
     from .core.addresses import Address
     from .core.behavior import Behavior
@@ -139,10 +139,12 @@ __all__ = [
     "PendingConnection",
     "PolynyaError",
     "ProtocolError",
+    "ReceiveBufferFull",
     "RemoteCandidate",
     "RemoteDescription",
     "Renomination",
     "Restarted",
+    "Resumed",
     "RoleChanged",
     "Schedule",
     "SelectedPairChanged",
@@ -178,6 +180,7 @@ _HOMES: Final = {
         "Connection",
         "ConnectionAgent",
         "Path",
+        "ReceiveBufferFull",
     ),
     "aio.meeting": (
         "PendingConnection",
@@ -194,6 +197,7 @@ _HOMES: Final = {
         "Left",
         "RemoteCandidate",
         "RemoteDescription",
+        "Resumed",
         "Signaling",
     ),
     "aio.turn": ("TurnClient",),

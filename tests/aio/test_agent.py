@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import polynya
-from polynya.aio.connection import QUEUE_LENGTH
+from polynya.aio.connection import OVERHEAD, RECEIVE_BUFFER
 from polynya.core.machine import Interface, InterfaceAddress
 from polynya.core.trace import TraceEvent, Tracer
 from polynya.ice.config import IceConfig
@@ -116,10 +116,11 @@ async def test_data_that_arrives_before_connect_returns_is_kept() -> None:
 
 async def test_a_full_receive_queue_drops_and_counts() -> None:
     async with connected() as (a, b):
-        for _ in range(QUEUE_LENGTH + 5):
-            b._deliver(b"x")
+        fitting = RECEIVE_BUFFER // (1000 + OVERHEAD)
+        for _ in range(fitting + 5):
+            b._deliver(bytes(1000))
         assert b.path.datagrams_dropped == 5
-        assert [await b.recv() for _ in range(QUEUE_LENGTH)] == [b"x"] * QUEUE_LENGTH
+        assert [await b.recv() for _ in range(fitting)] == [bytes(1000)] * fitting
         a.send(b"and it goes on")
         assert await b.recv() == b"and it goes on"
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 import polynya
-from polynya.aio.connection import QUEUE_LENGTH
+from polynya.aio.connection import OVERHEAD, RECEIVE_BUFFER
 from polynya.ice.events import AgentState
 from tests.aio.test_agent import connected, local_agent
 from tests.aio.test_endpoint import alone, both_kinds, one_shot
@@ -71,15 +71,15 @@ async def test_before_there_is_a_path_send_counts_and_returns_false() -> None:
         assert connection.datagrams_without_path == 1 and connection.datagrams_sent == 0
         with pytest.raises(polynya.UsageError, match="encode it first"):
             connection.send("x")  # type: ignore[arg-type]
-        with pytest.raises(polynya.ConnectionClosed, match="no path at this moment"):
+        with pytest.raises(polynya.UsageError, match="no path at this moment"):
             _ = connection.max_datagram_size
         assert repr(connection) == "<Connection 0/1 no path>"
 
 
 async def test_what_finds_the_queue_full_is_counted() -> None:
     async with connected() as (_, b):
-        for _ in range(QUEUE_LENGTH + 5):
-            b._deliver(b"x")
+        for _ in range(RECEIVE_BUFFER // (1000 + OVERHEAD) + 5):
+            b._deliver(bytes(1000))
         assert b.agent.stats()["transport-0-1"]["packetsDroppedOnReceive"] == b.datagrams_dropped == 5
 
 
@@ -157,3 +157,120 @@ async def test_consent_timers_are_options() -> None:
             await until(lambda: a.stats()[pair]["consentRequestsSent"] >= 5)
             assert here.ready
         assert "consent" in await here.wait_closed()
+
+
+# ------------------------------------------------------------------------------------------------------------- queue
+
+
+async def test_the_receive_buffer_is_bounded_in_bytes_and_says_so_once() -> None:
+    """Datagrams of any size count with 64 bytes more, so that empty ones are bounded, too."""
+    for size in (0, 1, 1000):
+        fitting = 10_000 // (size + OVERHEAD)
+        async with connected(receive_buffer=10_000) as (_, b):
+            events = b.agent.events()
+            first = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0)
+            for number in range(fitting + 7):
+                b._deliver(b"%d" % (number % 10) * size)
+            assert b.datagrams_dropped == 7 and b.datagrams_received == fitting
+            assert await first == polynya.ReceiveBufferFull(stream=0, component=1, size=10_000)
+            second = asyncio.ensure_future(anext(events))
+            assert [await b.recv() for _ in range(fitting)] == [b"%d" % (n % 10) * size for n in range(fitting)]
+            b._deliver(b"again")
+            assert await b.recv() == b"again" and not second.done()
+            second.cancel()
+
+
+async def test_datagrams_keep_their_order_while_some_are_read_and_others_arrive() -> None:
+    async with connected() as (_, b):
+        received = []
+        for number in range(0, 300, 3):
+            for each in range(3):
+                b._deliver(b"%d" % (number + each))
+            received += [await b.recv() for _ in range(2)]
+        received += [await b.recv() for _ in range(100)]
+        assert received == [b"%d" % number for number in range(300)]
+
+
+@pytest.mark.parametrize("size", [0, -1, 63, "many", None, 1.5, True])
+def test_an_impossible_receive_buffer_is_refused(size: object) -> None:
+    with pytest.raises(polynya.ConfigurationError, match="receive_buffer is a number of bytes"):
+        polynya.Agent(receive_buffer=size)  # type: ignore[arg-type]
+    with pytest.raises(polynya.ConfigurationError, match="receive_buffer is a number of bytes"):
+        polynya.Mux().agent(receive_buffer=size)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------- drain
+
+
+class Socket:
+    """The agent of a connection, reduced to the state of its socket."""
+
+    def __init__(self) -> None:
+        self.has_room = True
+        self.looks = 0
+
+    def _writable(self, stream: int, component: int) -> bool:
+        self.looks += 1
+        return self.has_room
+
+
+async def test_drain_waits_for_the_local_socket() -> None:
+    socket = Socket()
+    connection = polynya.Connection(stream=0, component=1, agent=socket, owner=socket)  # type: ignore[arg-type]
+    connection._move(lambda _: socket.has_room, 1, "for the test", max_length=100)
+    await connection.drain()
+    assert socket.looks == 1
+    socket.has_room = False
+    assert not connection.send(b"x")
+    draining = asyncio.ensure_future(connection.drain())
+    await until(lambda: socket.looks > 3)
+    assert not draining.done()
+    socket.has_room = True
+    await draining
+    assert connection.send(b"x")
+
+
+async def test_drain_waits_for_a_path_and_ends_with_the_connection() -> None:
+    async with local_agent(controlling=True) as a, local_agent(controlling=False) as b:
+        draining = asyncio.ensure_future(a.connection().drain())
+        await one_shot(a, b)
+        await draining
+    async with local_agent() as c:
+        draining = asyncio.ensure_future(c.connection().drain())
+        await asyncio.sleep(0)
+        await c.close()
+        with pytest.raises(polynya.ConnectionClosed, match="closed"):
+            await draining
+
+
+# ---------------------------------------------------------------------------------------------------------- no path
+
+
+async def test_without_a_path_only_a_closed_connection_says_that_it_is_closed() -> None:
+    async with local_agent() as agent:
+        connection = agent.connection()
+        for look in (lambda: connection.path, lambda: connection.max_datagram_size):
+            with pytest.raises(polynya.UsageError, match="no path at this moment: wait for"):
+                look()
+        await connection.close()
+        for look in (lambda: connection.path, lambda: connection.max_datagram_size):
+            with pytest.raises(polynya.ConnectionClosed, match="closed here"):
+                look()
+        for wait in (connection.path_changed(), connection.drain()):
+            with pytest.raises(polynya.ConnectionClosed, match="closed here"):
+                await wait
+
+
+async def test_path_changed_waits_until_there_is_a_path_again() -> None:
+    async with connected() as (a, _):
+        await a.agent.completed(9)
+        changed = asyncio.ensure_future(a.path_changed())
+        await asyncio.sleep(0)
+        send = a._send
+        a._move(None, 0, "lost", max_length=0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not changed.done() and not a.ready
+        a._move(send, 1, "found again", max_length=100)
+        assert (await changed).reason == "found again"

@@ -18,6 +18,7 @@ from tests.aio.test_signals import carried
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
 NOWHERE = polynya.Description(ufrag="abcd", password="0123456789012345678901")
+QUICK = polynya.IceConfig(patience=0.1, trickle_limit=0.1)
 LINE = "candidate:1 1 udp 2130706431 127.0.0.1 1 typ host"
 
 
@@ -160,6 +161,29 @@ async def test_several_texts_may_be_joined_and_one_wrong_one_changes_nothing() -
         await asyncio.gather(a.connect(), b.connect())
 
 
+@both_kinds
+async def test_an_agent_that_is_fed_its_own_signals_refuses_them(kind: str) -> None:
+    async with alone(kind, controlling=True) as a, a, local_agent(controlling=False) as b:
+        own, other = await a.signal_text(), await b.signal_text()
+        candidates = [candidate async for candidate in a.candidates()]
+        for text in (own, other + "\n" + own):
+            with pytest.raises(polynya.UsageError, match="is this agent's own: pass the signals of the other"):
+                a.add_remote_signal(text)
+        with pytest.raises(polynya.UsageError, match="is this agent's own"):
+            a.set_remote(a.description)
+        with pytest.raises(polynya.UsageError, match="is this agent's own"):
+            a.add_candidate(str(candidates[0]))
+        assert a.remote_candidates() == [] and a.state is AgentState.NEW
+        with pytest.raises(polynya.UsageError, match="the other side is unknown"):
+            await a.connect()
+        assert "is this agent's own" in str(a.why())
+        await one_shot(a, b)
+        await asyncio.gather(a.connect(), b.connect())
+        with pytest.raises(polynya.UsageError, match="is this agent's own"):
+            a.add_remote_signal(own)
+        assert a.connection().ready
+
+
 @pytest.mark.parametrize("signal", [b"a=ice-ufrag:abcd", None, 5])
 def test_what_is_no_text_is_refused(signal: object) -> None:
     with pytest.raises(polynya.UsageError, match="a remote signal is text"):
@@ -254,3 +278,72 @@ async def test_the_representation_says_how_far_it_is(kind: str) -> None:
             assert repr(connection) == f"<Connection 0/1 {path}>" and repr(connection.path) == f"<Path {path}>"
         assert repr(connection) == "<Connection 0/1 closed: closed here>"
         assert repr(a) == f"<{name} closed, controlled>"
+
+
+# ------------------------------------------------------------------------------------------------- after a failure
+
+
+@both_kinds
+async def test_connect_works_after_a_failure_that_a_candidate_ended(kind: str) -> None:
+    """The dead candidate, the end of candidates, ConnectError, then a good candidate: no restart is needed."""
+    async with alone(kind, controlling=True, ice=QUICK) as a, a, local_agent(controlling=False, families=(4,)) as b:
+        a.set_remote(b.description)
+        b.set_remote(a.description)
+        a.add_candidate(LINE)
+        a.add_candidate(None)
+        failed = a.connection()
+        with pytest.raises(polynya.ConnectError, match="failed"):
+            await a.connect()
+        assert failed.closed and a.connection() is failed and a.state is AgentState.FAILED
+        async for candidate in b.candidates():
+            a.add_candidate(candidate)
+        here, there = await asyncio.gather(a.connect(9), b.connect(9))
+        assert here is not failed and a.connection() is here
+        await a.completed(9)
+        assert here.send(b"to b") and there.send(b"to a")
+        assert await there.recv() == b"to b" and await here.recv() == b"to a"
+        failed._deliver(b"on a path of the old one")
+        assert await here.recv() == b"on a path of the old one"
+
+
+@both_kinds
+async def test_each_failure_is_an_exception_of_its_own(kind: str) -> None:
+    async with alone(kind, controlling=True, ice=QUICK) as a, a:
+        a.set_remote(NOWHERE)
+        a.add_candidate(LINE)
+        a.add_candidate(None)
+        errors = []
+        for _ in range(3):
+            for call in (a.connect, a.completed):
+                with pytest.raises(polynya.ConnectError, match="failed") as raised:
+                    await call()
+                errors.append((raised.value, len(raised.traceback)))
+        assert len({id(error) for error, _ in errors}) == 6
+        assert len({depth for _, depth in errors}) <= 2 and errors[-1][0].attempts == errors[0][0].attempts != ()
+
+
+@both_kinds
+async def test_what_waits_when_the_agent_is_closed_hears_that_it_is_closed(kind: str) -> None:
+    """Only a call on an agent that is closed is a mistake of the caller."""
+    async with alone(kind) as agent:
+        agent.start()
+        waiting = [asyncio.ensure_future(call) for call in (agent.connect(9), agent.completed(9))]
+        await asyncio.sleep(0)
+        await agent.close()
+        for each in waiting:
+            with pytest.raises(polynya.ConnectionClosed, match="closed"):
+                await each
+        for call in (agent.connect(1), agent.completed(1), agent.signal_text()):
+            with pytest.raises(polynya.UsageError, match="make a new one"):
+                await call
+
+
+async def test_a_call_while_the_agent_is_being_closed_hears_that_it_is_closed() -> None:
+    async with local_agent() as agent:
+        closing = asyncio.ensure_future(agent.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        for call in (agent.connect(1), agent.completed(1), agent.signal_text()):
+            with pytest.raises(polynya.ConnectionClosed, match="closed"):
+                await call
+        await closing

@@ -155,6 +155,29 @@ async def test_signals_that_arrive_before_connect_are_kept() -> None:
         assert await two.recv() == b"x"
 
 
+async def test_a_member_that_returns_our_own_signals_does_no_harm() -> None:
+    async with server() as house, Meeting(house.url, "r") as meeting, Signaling(house.url, "r") as peer:
+        connecting = asyncio.create_task(meeting.connect())
+        agent = polynya.Agent(loopback=True, controlling=not meeting.signaling.controls(peer.peer_id))
+        async with agent:
+            async for message in peer:
+                if isinstance(message, polynya.RemoteDescription):
+                    await peer.send_description(message.peer, message.description)
+                    agent.set_remote(message.description)
+                elif isinstance(message, polynya.RemoteCandidate):
+                    await peer.send_candidate(message.peer, message.candidate)
+                    agent.add_candidate(message.candidate)
+                    if message.candidate is None:
+                        break
+            await peer.send_description(message.peer, agent.description)
+            async for candidate in agent.candidates():
+                await peer.send_candidate(message.peer, candidate)
+            theirs, ours = await agent.connect(), await connecting
+            ours.send(b"x")
+            assert await theirs.recv() == b"x"
+            assert "is this agent's own" in str(ours.agent.why())
+
+
 async def test_a_connection_outlives_the_signaling_server() -> None:
     steps: list[MeetingStep] = []
     async with server() as house:
@@ -304,6 +327,44 @@ async def test_a_changed_network_is_signaled_and_followed(monkeypatch: pytest.Mo
             one.send(b"from the new address")
             assert await two.recv() == b"from the new address"
             assert not one.agent.interfaces_changed(), "nothing has changed since"
+
+
+async def test_a_change_of_the_network_is_followed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only(*hosts: str) -> None:
+        addresses = tuple(InterfaceAddress(host=host, prefix_length=8) for host in hosts)
+        there = (Interface(name="lo", index=1, addresses=addresses, loopback=True),)
+        for module in ("agent", "interface_watch"):
+            monkeypatch.setattr(f"polynya.aio.{module}.list_interfaces", lambda: there)
+
+    monkeypatch.setattr("polynya.aio.interface_watch.CHECK", 0.02)
+    monkeypatch.setattr("polynya.aio.interface_watch.POLL", 0.02)
+    only("127.0.0.1")
+    async with server() as house:
+        moving, staying = connect_room(house.url, "r"), connect_room(house.url, "r", follow_host=False)
+        one, two = await asyncio.gather(moving, staying)
+        async with one, two:
+            await settled(one, two, generation=0)
+            only("127.0.0.2")  # the signaling's own address is gone, too
+            await settled(one, two, generation=1)
+            assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
+            assert house.counters["signaling.resumed"] == 1
+            one.send(b"from the new address")
+            assert await two.recv() == b"from the new address"
+
+
+async def test_a_connection_without_path_and_signaling_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: tuple[Interface, ...] = ()
+    async with server() as house:
+        first = Meeting(house.url, "r", reconnect=0, follow_host=False)
+        async with first, Meeting(house.url, "r", reconnect=0, follow_host=False) as second:
+            one, _ = await asyncio.gather(first.connect(), second.connect())
+            await one.agent.completed()
+            monkeypatch.setattr("polynya.aio.agent.list_interfaces", lambda: nothing)
+            assert one.agent.interfaces_changed() and not one.ready
+            await house.aclose()
+            await until(lambda: one.closed)
+            with pytest.raises(ConnectionClosed, match="signaling server"):
+                await one.recv()
 
 
 async def test_a_restart_without_signaling_leaves_the_connection_unchanged() -> None:

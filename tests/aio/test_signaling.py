@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from polynya.aio.signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Signaling, fetch_servers
+from polynya.aio.signaling import (
+    Joined,
+    Left,
+    Message,
+    RemoteCandidate,
+    RemoteDescription,
+    Resumed,
+    Signaling,
+    fetch_servers,
+)
 from polynya.aio.websocket import websocket_url
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, SignalingError, UsageError
@@ -121,9 +130,11 @@ async def test_a_broken_connection_is_reopened_without_loss() -> None:
         wire.cut()
         await until(lambda: bob.counters.get("interrupted"))
         await alice.send_description(before, DESCRIPTION)
+        assert await next_of(bob) == Resumed(peer=alice.peer_id)
         assert await next_of(bob) == RemoteDescription(peer=alice.peer_id, description=DESCRIPTION)
         assert bob.peer_id == before
         await bob.send_candidate(alice.peer_id, HOST)
+        assert await next_of(alice) == Resumed(peer=before)
         assert await next_of(alice) == RemoteCandidate(peer=before, candidate=HOST)
 
 

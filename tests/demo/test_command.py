@@ -16,6 +16,8 @@ import pytest
 from polynya.core.addresses import Address, scope
 from tests.demo.conftest import COMMAND, TIMEOUT, Run, environment, run_demo
 
+pytestmark = pytest.mark.slow
+
 
 def failures(text: str) -> list[str]:
     return [line for line in text.splitlines() if "FAILED" in line]

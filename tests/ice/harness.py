@@ -171,6 +171,8 @@ class World:
         self.packets: list[Packet] = []
         self.dropped: list[tuple[Packet, str]] = []
         self.blocked: Callable[[Packet], bool] = lambda _: False
+        self.echoes = False
+        """A socket gets what it sends to itself."""
         self.agreed: tuple[int, ...] | None = None
         """The components that signaling says with each description."""
         self.trace: list[TraceEvent] = []
@@ -262,7 +264,7 @@ class World:
             elif not _reaches(packet.source, packet.destination):
                 continue
             for flow, address in side.sockets.items():
-                if address == target and (packet.sender != side.name or packet.source != address):
+                if address == target and (self.echoes or packet.sender != side.name or packet.source != address):
                     side.agent.receive(Datagram(flow, packet.source, packet.data), now=self.now)
                     return
         self.dropped.append((packet, "no host there"))

@@ -427,3 +427,78 @@ def test_ignored_lines_of_the_remote_description_are_in_the_report() -> None:
     assert report.data["ignored_lines"] == list(odd.ignored)
     assert "ignored in the remote description, line 7: ice-pacing 'fast'" in str(report)
     assert report.data["counters"]["remote lines ignored"] == 1
+
+
+# ----------------------------------------------------------------------------------------------------- its own signals
+
+
+def test_an_agent_refuses_its_own_description_and_candidates() -> None:
+    world = plain()
+    agent = world.a.agent
+    own = agent.local_description
+    (candidate,) = [event.candidate for event in world.a.of(LocalCandidateAdded)]
+    with pytest.raises(UsageError, match=f"ufrag {own.ufrag} is this agent's own: pass the signals"):
+        agent.set_remote(replace(own, options=(), pacing=None, generation=3), now=world.now)
+    with pytest.raises(UsageError, match=r"the candidate host 192\.168\.0\.1:5000 is this agent's own"):
+        agent.add_remote(candidate, now=world.now)
+    assert agent.remote_description is None and agent.remote_candidates() == []
+    assert "ignored" in str(agent.why()) and "is this agent's own" in str(agent.why())
+    assert world.connect(5) and world.same_path()
+
+
+def test_own_signals_of_earlier_generations_are_refused_too() -> None:
+    world = plain()
+    assert world.connect(5)
+    agent = world.a.agent
+    own = [agent.local_description]
+    candidates = [event.candidate for event in world.a.of(LocalCandidateAdded)]
+    for _ in range(2):
+        own.append(agent.restart(now=world.now))
+        assert world.run(5, until=lambda: agent.state is AgentState.COMPLETED)
+        candidates = [event.candidate for event in world.a.of(LocalCandidateAdded)]
+    assert len(candidates) == 3
+    for description in own:
+        with pytest.raises(UsageError, match="is this agent's own"):
+            agent.set_remote(description, now=world.now)
+    for candidate in candidates:
+        with pytest.raises(UsageError, match="is this agent's own"):
+            agent.add_remote(candidate, now=world.now)
+    assert agent.state is AgentState.COMPLETED and world.same_path()
+
+
+def test_a_peer_with_our_ufrag_but_another_password_is_no_echo() -> None:
+    world = World(
+        a=IceConfig(ufrag="same", password="a" * 22, controlling=True),
+        b=IceConfig(ufrag="same", password="b" * 22, controlling=False),
+    )
+    for side, n in ((world.a, 1), (world.b, 2)):
+        side.host(f"192.168.0.{n}")
+        side.end()
+    assert world.connect(5) and world.same_path()
+
+
+def test_configured_credentials_that_both_sides_share_do_not_let_an_agent_connect_to_itself() -> None:
+    """Equal credentials are usual in libp2p's WebRTC Direct: only candidates and tie-breakers tell both sides apart."""
+    shared = {"ufrag": "same", "password": "a" * 22}
+    world = World(a=IceConfig(**shared, controlling=True), signal=False)
+    agent = world.a.agent
+    world.a.host("192.168.0.1")
+    world.a.end()
+    world.drain()
+    (candidate,) = [event.candidate for event in world.a.of(LocalCandidateAdded)]
+    with pytest.raises(UsageError, match="is this agent's own"):
+        agent.refuse_own(agent.local_description, [candidate], now=world.now)
+    agent.set_remote(agent.local_description, now=world.now)
+    with pytest.raises(UsageError, match="is this agent's own"):
+        agent.add_remote(candidate, now=world.now)
+    agent.add_remote(replace(candidate, extensions=()), now=world.now)
+    agent.end_of_remote_candidates(now=world.now)
+    world.echoes = True
+    assert world.run(60, until=lambda: agent.state is AgentState.FAILED)
+    assert "our own check came back" in str(agent.why())
+
+
+def test_two_agents_with_the_same_configured_credentials_connect() -> None:
+    shared = {"ufrag": "same", "password": "a" * 22}
+    world = plain(a=IceConfig(**shared, controlling=True), b=IceConfig(**shared, controlling=False))
+    assert world.connect(5) and world.same_path()

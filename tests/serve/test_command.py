@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 import resource
 import signal
+import socket
 import sqlite3
 import tomllib
 from collections.abc import Callable, Coroutine
@@ -19,10 +22,13 @@ from polynya.core.errors import TransactionError
 from polynya.serve.descriptors import MOST
 from polynya.serve.users import SCHEMA, hash_line
 from polynya.turn.server.users import time_limited_password
+from tests.cli import conftest as commands
 from tests.cli.conftest import Process, start
 from tests.cli.conftest import polynya as run
 from tests.interop.coturn import make_certificate
 from tests.serve.turn_house import echo, trusting, works
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["start"]
 
@@ -109,6 +115,8 @@ def test_hash_user_prints_a_line_that_lets_the_user_in(tmp_path: Path) -> None:
         (["--user", "a:b", "--ports", "5"], "LOW-HIGH"),
         (["--user", "a:b", "--allow-peer", "10.0.0.1/8"], "beyond its prefix"),
         (["--user", "a:b", "--relay-ip", "::"], "no relay address"),
+        (["--user", "a:b", "--relay-ip", "203.0.113.7"], "cannot relay on 203.0.113.7"),
+        (["--user", "a:b", "--relay-ip", "2001:db8::7", "--check-config"], "cannot relay on 2001:db8::7"),
         (["--user", "a:b", "--workers", "1", "--trace", os.devnull], "cannot be traced"),
         (["--config", "/nowhere.toml"], "cannot read /nowhere.toml"),
     ],
@@ -122,7 +130,7 @@ def test_a_configuration_error_is_one_line_and_exit_code_2(flags: list[str], say
 # -------------------------------------------------------------------------------------------------------------- serving
 
 
-def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
+async def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     process = start(
         "serve", *LISTEN, "--tls-listen", "127.0.0.1:0", "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key",
@@ -132,19 +140,17 @@ def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
     assert list(where) == ["stun", "turn", "turns"] and where["stun"] == where["turn"]
     uris = [f"turn:{where['turn']}", f"turn:{where['turn']}?transport=tcp", f"turns:localhost:{where['turns'][10:]}"]
 
-    async def main() -> None:
-        for uri in uris:
-            options = {"username": "alice", "password": "open:sesame", "tls": trusting(tmp_path / "cert.pem")}
-            async with echo() as peer, polynya.TurnClient(uri, **options) as relay:
-                await relay.permit(peer)
-                await works(relay, peer)
+    for uri in uris:
+        options = {"username": "alice", "password": "open:sesame", "tls": trusting(tmp_path / "cert.pem")}
+        async with echo() as peer, polynya.TurnClient(uri, **options) as relay:
+            await relay.permit(peer)
+            await works(relay, peer)
 
-    asyncio.run(main())
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 
 
-def test_every_other_flag_does_what_it_says(start: Start) -> None:
+async def test_every_other_flag_does_what_it_says(start: Start) -> None:
     """--http, --realm, --shared-secret, --relay-ip, --external-ip, --ports, --workers, --allow-peer."""
     process = start(
         "serve", *LISTEN, "--http", "127.0.0.1:0", "--realm", "flags.example", "--shared-secret", "old secret",
@@ -162,21 +168,19 @@ def test_every_other_flag_does_what_it_says(start: Start) -> None:
 
         return ask
 
-    async def main() -> None:
-        offered, _ = await fetch_servers(where["http"])
-        assert [each.uri for each in offered if each.username] == [
-            f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
-        ]
-        for secret in ("old secret", "new secret"):
-            uri = f"turn:{where['turn']}"
-            async with echo() as peer, polynya.TurnClient(uri, credentials=credentials(secret)) as relay:
-                assert relay.relayed[0].host == "192.0.2.77" and 21000 <= relay.relayed[0].port <= 21009
-                await relay.permit(peer)
-                await works(relay, peer)
-                with pytest.raises(TransactionError, match="403"):
-                    await relay.permit("10.0.0.1:1")
+    offered, _ = await fetch_servers(where["http"])
+    assert [each.uri for each in offered if each.username] == [
+        f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
+    ]
+    for secret in ("old secret", "new secret"):
+        uri = f"turn:{where['turn']}"
+        async with echo() as peer, polynya.TurnClient(uri, credentials=credentials(secret)) as relay:
+            assert relay.relayed[0].host == "192.0.2.77" and 21000 <= relay.relayed[0].port <= 21009
+            await relay.permit(peer)
+            await works(relay, peer)
+            with pytest.raises(TransactionError, match="403"):
+                await relay.permit("10.0.0.1:1")
 
-    asyncio.run(main())
     assert set(realms) == {"flags.example"}
     assert len(children(process.process.pid)) == 1, "one worker"
     process.signal(signal.SIGTERM)
@@ -197,45 +201,62 @@ def test_the_limit_of_open_files_is_raised(start: Start) -> None:
     assert f"at most {now} open files" in process.until("open files")
 
 
+def test_strangers_leave_descriptors_to_relays(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = ["sh", "-c", 'ulimit -n 160 && exec "$0" "$@"', *commands.COMMAND]
+    monkeypatch.setattr(commands, "COMMAND", limited)
+    process = start("serve", *LISTEN, "--http", "127.0.0.1:0", "--user", "alice:open sesame")
+    said = ready(process)
+    ports = [int(said[key].rpartition(":")[2]) for key in ("turn", "http")]
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(100) for port in ports]
+
+    async def allocate() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                relay = await stack.enter_async_context(client(said["turn"]))
+                assert relay.relayed
+
+    asyncio.run(allocate())
+    for each in held:
+        each.close()
+
+
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sighup_reads_everything_again_and_sessions_continue(start: Start, tmp_path: Path, workers: int) -> None:
+async def test_sighup_reads_everything_again_and_sessions_continue(start: Start, tmp_path: Path, workers: int) -> None:
     path = configured(tmp_path, workers=workers)
     process = start("serve", "--config", path)
     turn = ready(process)["turn"]
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
 
-        async def reloaded() -> str:
-            process.signal(signal.SIGHUP)
-            return await loop.run_in_executor(None, process.until, "reloaded")
+    async def reloaded() -> str:
+        process.signal(signal.SIGHUP)
+        return await loop.run_in_executor(None, process.until, "reloaded")
 
-        async with echo() as peer, client(turn) as relay:
-            await relay.permit(peer)
-            with (tmp_path / "users").open("a") as users:
-                users.write(hash_line("bob", "example.org", "builder") + "\n")
-            await reloaded()
-            async with client(turn, "builder", "bob"):
-                pass
-            await works(relay, peer)
-            (tmp_path / "users").write_text("nonsense")
-            assert "not reloaded, the old settings stay: " in await reloaded()
-            async with client(turn, "builder", "bob"):
-                pass
-            configured(tmp_path, workers=workers)
-            text = (tmp_path / "polynya.toml").read_text().replace("example.org", "other.org")
-            (tmp_path / "polynya.toml").write_text(text.replace("[turn]", "[turn]\nshared_secrets = ['x']"))
-            await reloaded()
-            await loop.run_in_executor(None, process.until, "turn.realm has changed: restart the server to apply it")
-            with pytest.raises(TransactionError, match="401"):
-                await client(turn, "builder", "bob").allocate(5)
-            await works(relay, peer)
+    async with echo() as peer, client(turn) as relay:
+        await relay.permit(peer)
+        with (tmp_path / "users").open("a") as users:
+            users.write(hash_line("bob", "example.org", "builder") + "\n")
+        await reloaded()
+        async with client(turn, "builder", "bob"):
+            pass
+        await works(relay, peer)
+        (tmp_path / "users").write_text("nonsense")
+        assert "not reloaded, the old settings stay: " in await reloaded()
+        async with client(turn, "builder", "bob"):
+            pass
+        configured(tmp_path, workers=workers)
+        text = (tmp_path / "polynya.toml").read_text().replace("example.org", "other.org")
+        (tmp_path / "polynya.toml").write_text(text.replace("[turn]", "[turn]\nshared_secrets = ['x']"))
+        await reloaded()
+        await loop.run_in_executor(None, process.until, "turn.realm has changed: restart the server to apply it")
+        with pytest.raises(TransactionError, match="401"):
+            await client(turn, "builder", "bob").allocate(5)
+        await works(relay, peer)
 
-    asyncio.run(main())
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 
@@ -263,22 +284,56 @@ def test_sigterm_drains_and_a_second_one_ends_it(start: Start, tmp_path: Path) -
         asyncio.run(session(start("serve", "--config", path), leave=leave))
 
 
-def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start: Start, tmp_path: Path) -> None:
+async def test_sigusr1_ends_it_with_the_last_allocation_and_sigusr2_reads_the_certificate(
+    start: Start, tmp_path: Path
+) -> None:
+    make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    tls = ("--tls-listen", "127.0.0.1:0", "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key")
+    process = start("serve", *LISTEN, *tls, str(tmp_path / "key.pem"), "--user", "alice:open sesame")
+    said = ready(process)
+    process.signal(signal.SIGUSR2)
+    process.until("the certificate was read again")
+    (tmp_path / "cert.pem").write_text("nonsense")
+    process.signal(signal.SIGUSR2)
+    process.until("the certificate is not read again")
+
+    async with client(said["turn"]):
+        process.signal(signal.SIGUSR1)
+        await asyncio.to_thread(process.until, "draining 1 allocations until they end")
+        with pytest.raises(TransactionError):
+            await client(said["turn"]).allocate()
+        assert process.process.poll() is None
+    assert process.wait() == 0
+
+
+def test_signals_before_the_server_is_ready_do_no_harm(start: Start) -> None:
+    process = start("serve", *LISTEN)
+    status = Path(f"/proc/{process.process.pid}/status")
+    while not int(re.findall(r"SigIgn:\s*([0-9a-f]+)", status.read_text())[0], 16) & 1 << (signal.SIGHUP - 1):
+        assert process.process.poll() is None
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        process.signal(number)
+    ready(process)
+    process.signal(signal.SIGHUP)
+    process.until("reloaded")
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+async def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start: Start, tmp_path: Path) -> None:
     process = start("serve", "--config", configured(tmp_path, workers=1))
 
-    async def main() -> None:
-        relay = client(ready(process)["turn"])
-        await relay.allocate(10)
-        process.signal(signal.SIGTERM)
-        assert await asyncio.get_running_loop().run_in_executor(None, process.wait) == 0
-        await relay.close()
+    relay = client(ready(process)["turn"])
+    await relay.allocate(10)
+    process.signal(signal.SIGTERM)
+    assert await asyncio.get_running_loop().run_in_executor(None, process.wait) == 0
+    await relay.close()
 
-    asyncio.run(main())
     line = process.until("the server stops")
     assert "user alice, ended: the server stops" in line
 
 
-def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: Path) -> None:
+async def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "users.db")
     database.execute(SCHEMA)
     database.commit()
@@ -292,10 +347,7 @@ def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: 
         database.execute("INSERT INTO turn_users VALUES (?, ?, ?, ?, NULL)", (realm, "dora", md5, sha256))
     database.close()
 
-    async def main() -> None:
-        async with client(turn, "explorer", "dora"):
-            pass
-        with pytest.raises(TransactionError, match="401"):
-            await client(turn).allocate(5)
-
-    asyncio.run(main())
+    async with client(turn, "explorer", "dora"):
+        pass
+    with pytest.raises(TransactionError, match="401"):
+        await client(turn).allocate(5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,15 @@ async def test_an_unusable_certificate_changes_nothing(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- drain
+
+
+async def test_the_death_of_a_worker_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with Server(config(options(workers=1))) as server:
+        assert server.relaying is not None
+        [process] = server.relaying.data_plane.processes
+        os.kill(process, signal.SIGKILL)
+        line = f"worker process {process} ended with code -9"
+        await until(lambda: any(line in record.getMessage() for record in caplog.records))
 
 
 async def test_a_drain_refuses_new_clients_and_ends_with_the_last_one() -> None:

@@ -17,6 +17,7 @@ from polynya.signaling.client import (
     Interrupted,
     PeerJoined,
     PeerLeft,
+    PeerResumed,
     Refused,
     RoomClient,
     ServersReceived,
@@ -108,10 +109,12 @@ def test_a_broken_link_is_resumed_without_loss() -> None:
     assert alice.drain() == []
     house.up = True
     house.run(10)
-    assert alice.drain() == [BodyReceived(peer=own_id, body=description(2))], "alice got no `left`"
+    seen = [PeerResumed(peer=own_id), BodyReceived(peer=own_id, body=description(2))]
+    assert alice.drain() == seen, "alice got no `left`"
     assert bob.drain() == [
         Interrupted(reason="broke"),
         Entered(peer_id=own_id, peers=(alice.client.peer_id,), servers=SERVERS, resumed=True),
+        PeerResumed(peer=alice.client.peer_id),
         BodyReceived(peer=alice.client.peer_id, body=description(1)),
     ]
 
@@ -430,6 +433,32 @@ def test_usage_errors_name_the_cause() -> None:
     assert client.events() == [Ended(code="left", reason="left")]
     with pytest.raises(UsageError, match="has ended"):
         client.send(PEER, description(), now=Instant(0))
+
+
+def test_a_change_of_the_network_is_a_reason_to_connect_at_once() -> None:
+    house = House()
+    member = house.member()
+    house.up = False
+    house.break_link(member)
+    house.run(20)
+    assert member.client.state is ClientState.WAITING
+    house.up = True
+    member.client.network_changed(now=house.now)
+    house.settle()
+    assert member.client.state is ClientState.JOINED
+    member.client.network_changed(now=house.now)
+    assert member.client.outputs() == [], "an open link stays"
+
+
+def test_a_change_of_the_network_replaces_an_attempt_that_hangs() -> None:
+    client = RoomClient("room", random=random.Random(1))
+    client.start(now=Instant(0))
+    assert client.outputs() == [OpenLink(link=1)]
+    client.network_changed(now=Instant(SECOND))
+    assert client.outputs() == [CloseLink(link=1), OpenLink(link=2)]
+    client.receive(LinkClosed(link=1), now=Instant(SECOND))
+    assert client.state is ClientState.CONNECTING
+    assert client.next_timer() == Instant(11 * SECOND)
 
 
 def test_a_member_that_leaves_while_connecting_closes_what_it_opened() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 from polynya.core.errors import PolynyaError
-from polynya.core.flows import FlowIds
+from polynya.core.flows import Flow, FlowIds
 from polynya.core.machine import InterfacesChanged
 from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
@@ -22,10 +22,11 @@ from polynya.session.report import SessionReport
 from polynya.session.session import Session, SessionEvent
 from polynya.turn.client.report import RelayOverhead
 
-from .connection import Connection
+from .connection import RECEIVE_BUFFER, Connection, check_receive_buffer
 from .dns import ResolveName
 from .driver import Driver
-from .endpoint import Endpoint
+from .endpoint import CLOSED_REASON, Endpoint
+from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
 from .options import FAMILIES, session_config
 from .packet_trace import Capture
@@ -71,6 +72,9 @@ class Agent(Endpoint):
     - `ice`: all other options of ICE, timers of consent and keepalives among them; the options above override it.
     - `credentials`: an async callable, `(uri, realm)` to `(username, password)`, called when a TURN server has no
       credentials yet or refuses those that it has.
+    - `receive_buffer`: bytes of datagrams that wait for `recv` in each connection, each with 64 bytes for its object.
+    - `follow_host`: whether the agent follows changes of this host's addresses by itself: a new address becomes a
+      candidate, and ICE restarts if the connection has lost its address. `interfaces_changed` does this by hand.
     - `trace`, `capture`: a `Tracer` for everything that happens, and a callable that gets every packet.
 
     Raises ConfigurationError, before any socket is opened, if an option is wrong or options conflict.
@@ -82,9 +86,11 @@ class Agent(Endpoint):
         "_asking",
         "_driver",
         "_flow_ids",
+        "_follows_host",
         "_relayed",
         "_session",
         "_shell_options",
+        "_watch",
     )
 
     def __init__(
@@ -104,10 +110,12 @@ class Agent(Endpoint):
         resolve: ResolveName | None = None,
         ice: IceConfig | None = None,
         credentials: AskCredentials | None = None,
+        receive_buffer: int = RECEIVE_BUFFER,
+        follow_host: bool = True,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(check_receive_buffer(receive_buffer))
         config = session_config(
             servers=servers,
             controlling=controlling,
@@ -127,6 +135,8 @@ class Agent(Endpoint):
         self._flow_ids = flow_ids
         self._shell_options = _shell_options(trace=trace, capture=capture, tls=tls, resolve=resolve)
         self._driver: Driver[Session] | None = None
+        self._follows_host = follow_host
+        self._watch: InterfaceWatch | None = None
         # Most agents have none of either: they share empty mappings, which are replaced when they change.
         self._relayed = _NO_PATHS
         self._ask_credentials = credentials
@@ -149,23 +159,31 @@ class Agent(Endpoint):
             self._driver = Driver(
                 self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
             )  # fmt: skip
+            if self._follows_host:
+                self._watch = follow_host(self)
             self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
 
     async def close(self) -> None:
         if self._closed:
             return
         self._stop()
-        self._closed = True
-        self._end_connections("the agent was closed")
+        self._closed = self._closing = True
+        self._end_connections(CLOSED_REASON)
         self._wake()
         asking = list(self._asking.values())
         for task in asking:
             task.cancel()
-        if self._driver is not None:
-            await self._driver.aclose()
-        await asyncio.gather(*asking, return_exceptions=True)
+        try:
+            if self._driver is not None:
+                await self._driver.aclose()
+            await asyncio.gather(*asking, return_exceptions=True)
+        finally:
+            self._closing = False
 
     def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
         driver = self._driver
         if driver is not None and not driver.closed and self.state is not AgentState.CLOSED:
             driver.call(self._session.close)
@@ -178,6 +196,14 @@ class Agent(Endpoint):
 
     def interfaces_changed(self) -> bool:
         return self._running().call(self._session.interfaces_changed, InterfacesChanged(interfaces=list_interfaces()))
+
+    def _host_changed(self, change: HostChange) -> None:
+        """Called by the watch of this host's interfaces."""
+        if self._over or self._driver is None:
+            return
+        changed = InterfacesChanged(interfaces=change.interfaces)
+        if not self._driver.call(self._session.follow, changed) and change.routes:
+            self._driver.call(self._session.routes_changed)
 
     def why(self) -> SessionReport:
         return self._session.why()
@@ -222,6 +248,10 @@ class Agent(Endpoint):
 
     def _overhead(self, pair: PairView) -> RelayOverhead | None:
         return self._session.relay_overhead(pair.flow, pair.remote_address)
+
+    def _socket_flow(self, pair: PairView) -> Flow:
+        client = self._session.relay_client(pair.flow)
+        return pair.flow if client is None or client.flow is None else client.flow
 
     def _sender(self, connection: Connection, pair: PairView | None) -> Callable[[bytes], bool] | None:
         component = (connection.stream, connection.component)

@@ -1,7 +1,10 @@
 """A connection: datagrams between two programs, over the pair that ICE selected.
 
 Inbound data takes a short way: the socket calls `_deliver`, which appends to a queue, and `recv` takes it from there.
-The queue is bounded: a datagram that finds it full is dropped and counted, as on any link.
+The queue is bounded in bytes: a datagram that finds it full is dropped and counted, as on any link.
+
+The queue is two lists: datagrams are appended to one, and the other, reversed, gives the oldest from its end. So `recv`
+takes the same time for any length of the queue, and an idle connection keeps no storage.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from time import time
 from typing import Any, Final, NamedTuple, Protocol
 
-from polynya.core.errors import Attempt, ConnectionClosed, UsageError
+from polynya.core.errors import Attempt, ConfigurationError, ConnectionClosed, UsageError
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.ice.events import AgentState
@@ -22,8 +25,33 @@ from polynya.session.report import SessionReport
 
 from .waiting import Waiting
 
-QUEUE_LENGTH = 1024
-"""Datagrams that wait for `recv` before more are dropped."""
+RECEIVE_BUFFER: Final = 4 << 20
+"""Bytes of datagrams that wait for `recv` before more are dropped."""
+OVERHEAD: Final = 64
+"""Bytes that each datagram counts besides its own: its object takes them, so that empty ones are bounded, too."""
+DRAIN_INTERVAL: Final = 0.001
+"""Seconds between two looks of `drain` at a socket that accepts nothing."""
+NO_PATH: Final = "the connection has no path at this moment: wait for `path_changed()`, or look at `ready`"
+
+
+def check_receive_buffer(size: int) -> int:
+    """Returns the option `receive_buffer`; ConfigurationError if it is not a number of bytes that holds a datagram."""
+    if type(size) is not int or size < OVERHEAD:
+        raise ConfigurationError(f"receive_buffer is a number of bytes, at least {OVERHEAD}, not {size!r}")
+    return size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveBufferFull:
+    """A datagram was dropped because `recv` was not called for too long. Emitted once for each connection.
+
+    `Connection.datagrams_dropped` counts all of them.
+    """
+
+    stream: int
+    component: int
+    size: int
+    """The option `receive_buffer`, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +173,15 @@ class ConnectionAgent(Protocol):
     def _max_datagram_size(self, pair: PairView) -> int:
         """Returns the bytes that fit `pair` without fragmentation."""
 
+    def _writable(self, stream: int, component: int) -> bool:
+        """Returns whether the socket of the selected pair accepts a datagram; true if there is no pair."""
+
+    def _deliver_late(self, connection: Connection, data: bytes) -> None:
+        """Takes data that arrived for a closed connection."""
+
+    def _receive_buffer_full(self, event: ReceiveBufferFull) -> None:
+        """Takes the event of the first dropped datagram."""
+
 
 class ConnectionOwner(Protocol):
     """Gets the notice that a user closed a connection: its agent, or the meeting that made it."""
@@ -162,7 +199,7 @@ class Connection(Waiting):
     - `agent`: the agent of this connection, for `why`, `stats`, `restart` and so on.
     - `stream`, `component`: the component that this connection is for.
     - `datagrams_sent`, `bytes_sent`, `datagrams_received`, `bytes_received`: application data, without any header.
-    - `datagrams_dropped`: arrived while the receive queue was full.
+    - `datagrams_dropped`: arrived while the receive buffer was full (the option `receive_buffer`).
     - `datagrams_refused`, `bytes_refused`: not sent, because the system refused them.
     - `datagrams_without_path`: not sent, because there was no path at that moment.
     - `pair_changes`: how often data was moved to another pair, the first one included.
@@ -172,13 +209,17 @@ class Connection(Waiting):
         "__weakref__",
         "_closed",
         "_deliver",
+        "_drained_at",
+        "_failed",
         "_max_length",
         "_moved_at",
         "_owner",
         "_pair",
         "_queue",
-        "_queue_length",
+        "_queued",
+        "_ready",
         "_reason",
+        "_receive_buffer",
         "_received_at",
         "_receiver",
         "_send",
@@ -205,7 +246,7 @@ class Connection(Waiting):
         component: int,
         agent: ConnectionAgent,
         owner: ConnectionOwner,
-        queue_length: int = QUEUE_LENGTH,
+        receive_buffer: int = RECEIVE_BUFFER,
     ) -> None:
         super().__init__()
         self.stream = stream
@@ -220,8 +261,14 @@ class Connection(Waiting):
         self.pair_changes = 0
         self._sent_at = self._received_at = 0.0
         """When the last datagram was sent and arrived, in seconds since 1970; 0 if there was none."""
-        self._queue: list[bytes] | tuple[()] = ()  # then a list: a tenth of an empty deque, as fast at these lengths
-        self._queue_length = queue_length
+        self._queue: list[bytes] | tuple[()] = ()
+        self._ready: list[bytes] | tuple[()] = ()
+        """The oldest datagrams, reversed; those in `_queue` come after them."""
+        self._queued = 0
+        self._receive_buffer = receive_buffer
+        """Bytes of both lists, and their limit; the limit of a closed connection is negative."""
+        self._drained_at = 0
+        """`datagrams_refused` at the last `drain`."""
         self._receiver: asyncio.Future[None] | None = None
         self._pair = 0
         """The id of the pair in use, and the counters at the time when data was moved to it."""
@@ -232,6 +279,8 @@ class Connection(Waiting):
         self._send: Callable[[bytes], bool] | None = None
         self._max_length = 0
         self._closed: str | None = None
+        self._failed = False
+        """Whether it ended because no pair worked: a later success of the agent makes a new connection."""
         self._deliver = self._enqueue
         """Bound once: every path that data may come by keeps it."""
 
@@ -283,6 +332,8 @@ class Connection(Waiting):
 
         One task may wait at a time; a second one gets a UsageError. Cancelling loses no datagram.
         """
+        if ready := self._ready:
+            return self._take(ready)
         while not (queue := self._queue):
             if self._closed is not None:
                 raise ConnectionClosed(self._closed)
@@ -293,7 +344,38 @@ class Connection(Waiting):
                 await self._receiver
             finally:
                 self._receiver = None
-        return queue.pop(0)
+        self._queue = ()
+        if len(queue) > 1:
+            queue.reverse()
+            self._ready = queue
+        return self._take(queue)
+
+    def _take(self, ready: list[bytes]) -> bytes:
+        data = ready.pop()
+        if not ready:
+            self._ready = ()
+        self._queued -= len(data) + OVERHEAD
+        return data
+
+    async def drain(self) -> None:
+        """Waits until the local socket accepts datagrams again, at least one turn of the event loop.
+
+            while not connection.send(data):
+                await connection.drain()
+
+        It waits for a path if there is none, and raises ConnectionClosed once the connection is closed. It knows
+        nothing of the network and of the peer, which may still lose what is sent too fast: see the how-to on pacing.
+        """
+        refused, self._drained_at = self.datagrams_refused != self._drained_at, self.datagrams_refused
+        await asyncio.sleep(DRAIN_INTERVAL if refused else 0)  # some refusals come from beyond the socket (ENOBUFS)
+        while self._closed is None:
+            if self._send is None:
+                await self._changed()
+            elif self.agent._writable(self.stream, self.component):
+                return
+            else:
+                await asyncio.sleep(DRAIN_INTERVAL)
+        raise ConnectionClosed(self._closed)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Yields every datagram until the connection is closed."""
@@ -311,10 +393,11 @@ class Connection(Waiting):
 
     @property
     def path(self) -> Path:
-        """The pair in use at this moment. Raises ConnectionClosed if there is none."""
-        pair = self.agent._selected(self.stream, self.component) if self._send is not None else None
-        if pair is None:
-            raise ConnectionClosed(self._closed or "the connection has no path at this moment")
+        """The pair in use at this moment.
+
+        Raises ConnectionClosed once the connection is closed, UsageError if there is no path at this moment.
+        """
+        pair = self._selected()
         return Path(
             local=pair.local,
             remote=pair.remote,
@@ -330,23 +413,34 @@ class Connection(Waiting):
         )
 
     async def path_changed(self) -> Path:
-        """Waits until the path changes (another pair, or its nomination) and returns the new one."""
+        """Waits until the path changes (another pair, or its nomination) and returns the new one.
+
+        If the path is lost, it waits for the next one. Raises ConnectionClosed once the connection is closed.
+        """
+        while self._closed is None:
+            await self._changed()
+            if self.ready:
+                return self.path
+        raise ConnectionClosed(self._closed)
+
+    def _selected(self) -> PairView:
+        """Returns the pair in use; ConnectionClosed or UsageError if there is none."""
         if self._closed is not None:
             raise ConnectionClosed(self._closed)
-        await self._changed()
-        return self.path
+        pair = self.agent._selected(self.stream, self.component) if self._send is not None else None
+        if pair is None:
+            raise UsageError(NO_PATH)
+        return pair
 
     @property
     def max_datagram_size(self) -> int:
         """Bytes that fit the path without fragmentation, by the least MTU of its IP version (RFC 8085, section 3.2).
 
         Through a TURN server, the header of ChannelData or of a Send indication counts, and the IP version of the path
-        to the server. It changes with the path. Raises ConnectionClosed if there is no path.
+        to the server. It changes with the path. Raises ConnectionClosed once the connection is closed, UsageError if
+        there is no path at this moment.
         """
-        pair = self.agent._selected(self.stream, self.component) if self._send is not None else None
-        if pair is None:
-            raise ConnectionClosed(self._closed or "the connection has no path at this moment")
-        return self.agent._max_datagram_size(pair)
+        return self.agent._max_datagram_size(self._selected())
 
     @property
     def ready(self) -> bool:
@@ -384,9 +478,11 @@ class Connection(Waiting):
     def _enqueue(self, data: bytes) -> None:
         """Takes a datagram that arrived."""
         queue = self._queue
-        if len(queue) >= self._queue_length:
-            self.datagrams_dropped += 1
+        queued = self._queued + len(data) + OVERHEAD
+        if queued > self._receive_buffer:
+            self._drop(data)
             return
+        self._queued = queued
         self.datagrams_received += 1
         self.bytes_received += len(data)
         receiver = self._receiver
@@ -399,6 +495,17 @@ class Connection(Waiting):
             self._received_at = time()
         if receiver is not None and not receiver.done():
             receiver.set_result(None)
+
+    def _drop(self, data: bytes) -> None:
+        """Drops a datagram that does not fit; a closed connection passes it on, which may have a successor."""
+        if self._closed is not None:
+            self.agent._deliver_late(self, data)
+            return
+        self.datagrams_dropped += 1
+        if self.datagrams_dropped == 1:
+            self.agent._receive_buffer_full(
+                ReceiveBufferFull(stream=self.stream, component=self.component, size=self._receive_buffer)
+            )
 
     def _move(self, send: Callable[[bytes], bool] | None, pair: int, reason: str, *, max_length: int) -> None:
         """Moves data to another pair, by its id, or to none: `send` None and `pair` 0."""
@@ -432,11 +539,13 @@ class Connection(Waiting):
         before = self._settled.get(self._pair, _NONE)
         return {**self._settled, self._pair: self._traffic.since(self._moved_at, before)}
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, *, failed: bool = False) -> None:
         if self._closed is not None:
             return
         self._closed = reason
+        self._failed = failed
         self._send = None
+        self._receive_buffer = -1
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
         self._wake()

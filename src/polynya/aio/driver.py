@@ -147,6 +147,10 @@ class Driver(Generic[MachineT]):
         """
         return self._hub.sender(flow, remote)
 
+    def writable(self, flow: Flow) -> bool:
+        """Whether the socket of `flow` accepts data now; true for a flow that is closed."""
+        return self._hub.writable(flow)
+
     @property
     def counters(self) -> dict[str, int]:
         """Datagrams and bytes in and out, kernel drops, and failed sends by error name, since the start."""

@@ -47,7 +47,7 @@ from polynya.session.session import DataReceived, SessionEvent
 from polynya.turn.client.report import RelayOverhead
 
 from . import clock
-from .connection import Connection
+from .connection import Connection, ReceiveBufferFull
 from .signal_texts import fragments, shorten
 from .sizes import max_datagram_size, max_length
 from .statistics import whole_statistics
@@ -66,8 +66,11 @@ AgentEvent = (
     | ConsentLost
     | Failed
     | Restarted
+    | ReceiveBufferFull
 )
 """The events that `events` yields."""
+
+CLOSED_REASON: Final = "the agent was closed"
 
 EVENTS_KEPT: Final = 4096
 """Events that wait for a slow reader of `events` before its oldest are dropped."""
@@ -107,19 +110,24 @@ class AgentTransport(Protocol):
 
     def sender(self, flow: Flow, remote: Address) -> Callable[[bytes], bool]: ...
 
+    def writable(self, flow: Flow) -> bool: ...
+
 
 class Endpoint(Waiting, ABC):
     """Base class of `Agent` and `MuxedAgent`: signaling, connecting, inspection."""
 
-    __slots__ = ("_candidates", "_closed", "_connections", "_described", "_failure", "_readers")
+    __slots__ = ("_buffer", "_candidates", "_closed", "_closing", "_connections", "_described", "_failure", "_readers")
 
-    def __init__(self) -> None:
+    def __init__(self, receive_buffer: int) -> None:
         super().__init__()
+        self._buffer = receive_buffer
         self._candidates: tuple[LocalCandidate, ...] = ()
         self._connections: tuple[Connection, ...] = ()
         self._described = False
-        self._failure: ConnectError | None = None
+        self._failure: Failed | None = None
         self._closed = False
+        self._closing = False
+        """Whether `close` has begun and not ended."""
         self._readers: tuple[deque[AgentEvent], ...] = ()
 
     async def __aenter__(self) -> Self:
@@ -212,12 +220,13 @@ class Endpoint(Waiting, ABC):
         """Waits until gathering has ended and returns everything to signal in one short line, for one-shot signaling.
 
         Pass it to `add_remote_signal` of the other side. With a host, a server-reflexive and a relayed candidate it has
-        about 145 characters. A restart needs another one. Raises UsageError unless the agent is started.
+        about 145 characters. A restart needs another one. Raises UsageError unless the agent is started, and
+        ConnectionClosed if it is closed meanwhile.
         """
-        self._running()
+        self._waitable()
         while self.gathering_state is not GatheringState.COMPLETE:
             await self._changed()
-            self._running()
+            self._not_over()
         candidates = [(local.stream, local.candidate) for local in self._candidates]
         return shorten(write_signal(self.description, candidates, ended=True))
 
@@ -225,9 +234,12 @@ class Endpoint(Waiting, ABC):
         """Takes a text of the other side's `local_signals` or `signal_text`, or several of them joined.
 
         They may come in any order, and more than once. Raises DecodeError, and changes nothing, if one of them cannot
-        be read, UsageError for bytes and other types.
+        be read, UsageError for bytes and other types, and for a text of this agent itself.
         """
-        for signal in [read_signal(each) for each in fragments(text)]:
+        signals = [read_signal(each) for each in fragments(text)]
+        for signal in signals:
+            self._call(self._machine.agent.refuse_own, signal.description, [each for _, each in signal.candidates])
+        for signal in signals:
             self.set_remote(signal.description)
             for stream, candidate in signal.candidates:
                 self._call(self._machine.add_remote, candidate, stream)
@@ -261,7 +273,8 @@ class Endpoint(Waiting, ABC):
     def set_remote(self, description: Description, components: Sequence[int] | None = None) -> None:
         """Sets the other side's `description`, and its `components` if it restarted with others.
 
-        A description with new credentials is a restart of the other side; this side follows.
+        A description with new credentials is a restart of the other side; this side follows. Raises UsageError for a
+        description of this agent itself.
         """
         agreed = None if components is None else tuple(components)
         self._call(self._machine.set_remote, description, agreed)
@@ -337,15 +350,20 @@ class Endpoint(Waiting, ABC):
         The path may improve until a pair is nominated: see `completed`. `timeout` is in seconds, for the other side's
         description to arrive and for a check to succeed. Without one, the agent decides when no pair can work any more.
 
-        Raises ConnectError with every attempt and why it failed, ConnectionClosed if the connection was closed before.
-        Canceling leaves the agent as it is: `connect` may be called again.
+        Raises ConnectError with every attempt and why it failed. Raises ConnectionClosed if the connection was closed
+        before, or if the agent is closed meanwhile. Canceling leaves the agent as it is: `connect` may be called again.
+        After a failure, too: with a restart or a new candidate of the other side, it returns a new connection.
         """
+        self._waitable()
         connection = self.connection(stream, component)
-        self._running()
 
         def ready() -> bool:
-            if connection.closed and self._failure is None:
-                raise ConnectionClosed(connection._closed or "closed here")
+            nonlocal connection
+            self._not_over()
+            if connection._failed:
+                connection = self.connection(stream, component)
+            if connection._closed is not None and self._failure is None:
+                raise ConnectionClosed(connection._closed)
             return connection.ready
 
         await self._until(ready, timeout, "no pair worked")
@@ -354,9 +372,10 @@ class Endpoint(Waiting, ABC):
     async def completed(self, timeout: float | None = None) -> None:
         """Waits until a pair is nominated for every component of every stream: the paths are then settled.
 
-        `timeout` is in seconds. Raises ConnectError with every attempt and why it failed.
+        `timeout` is in seconds. Raises ConnectError with every attempt and why it failed, ConnectionClosed if the agent
+        is closed meanwhile.
         """
-        self._running()
+        self._waitable()
         await self._until(
             lambda: self.state is AgentState.COMPLETED, timeout, "not every component has a nominated pair"
         )
@@ -368,15 +387,18 @@ class Endpoint(Waiting, ABC):
             async with asyncio.timeout(timeout):
                 while not condition():
                     if self._failure is not None:
-                        raise self._failure
-                    self._running()
+                        raise ConnectError(self._failure.reason, self._failure.attempts)
                     await self._changed()
+                    self._not_over()
         except TimeoutError:
             what = otherwise if self._described else "no description of the other side arrived"
             raise ConnectError(f"{what} within {timeout:g} s", self.attempts()) from None
 
     def connection(self, stream: int = 0, component: int = 1) -> Connection:
-        """Returns the connection of a component, ready or not; UsageError if there is no such component."""
+        """Returns the connection of a component, ready or not; UsageError if there is no such component.
+
+        A connection that ended because no pair worked is replaced by a new one when the agent tries again.
+        """
         if self._over:
             self._running()
         if not self._exists(stream, component):
@@ -453,17 +475,22 @@ class Endpoint(Waiting, ABC):
             case SelectedPairChanged():
                 self._selected_changed(event)
             case Failed():
-                self._failure = ConnectError(event.reason, event.attempts)
-            case AgentStateChanged(new=AgentState.FAILED | AgentState.CLOSED):
+                self._failure = event
+            case AgentStateChanged(new=AgentState.FAILED):
+                self._end_connections(event.reason, failed=True)
+            case AgentStateChanged(new=AgentState.CLOSED):
                 self._end_connections(event.reason)
             case AgentStateChanged(old=AgentState.FAILED):
                 self._failure = None
             case _:
                 pass
         if self._readers and isinstance(event, AgentEvent):
-            for kept in self._readers:
-                kept.append(event)
+            self._emit(event)
         self._wake()
+
+    def _emit(self, event: AgentEvent) -> None:
+        for kept in self._readers:
+            kept.append(event)
 
     def _selected_changed(self, event: SelectedPairChanged) -> None:
         connection = self._connection(event.stream, event.component)
@@ -478,8 +505,10 @@ class Endpoint(Waiting, ABC):
     def _connection(self, stream: int, component: int) -> Connection:
         for known in self._connections:
             if known.stream == stream and known.component == component:
-                return known
-        connection = Connection(stream=stream, component=component, agent=self, owner=self)
+                if not known._failed or self.state in {AgentState.FAILED, AgentState.CLOSED}:
+                    return known
+                self._connections = tuple(other for other in self._connections if other is not known)
+        connection = Connection(stream=stream, component=component, agent=self, owner=self, receive_buffer=self._buffer)
         self._connections = (*self._connections, connection)
         return connection
 
@@ -490,6 +519,25 @@ class Endpoint(Waiting, ABC):
 
     def _max_datagram_size(self, pair: PairView) -> int:
         return max_datagram_size(pair, self._overhead(pair))
+
+    def _writable(self, stream: int, component: int) -> bool:
+        pair = self._selected(stream, component)
+        return pair is None or self._transport is None or self._transport.writable(self._socket_flow(pair))
+
+    def _socket_flow(self, pair: PairView) -> Flow:
+        """Returns the flow whose socket sends the datagrams of a pair."""
+        return pair.flow
+
+    def _deliver_late(self, connection: Connection, data: bytes) -> None:
+        """Passes data of a path that a closed connection had to the connection that replaced it, if there is one."""
+        current = self._connection(connection.stream, connection.component)
+        if not current.closed:
+            current._deliver(data)
+
+    def _receive_buffer_full(self, event: ReceiveBufferFull) -> None:
+        """The receive buffer of a connection overflowed for the first time."""
+        self._emit(event)
+        self._wake()
 
     async def _connection_closed(self) -> None:
         """A user closed one of the connections: with the last one the agent stops sending.
@@ -515,6 +563,17 @@ class Endpoint(Waiting, ABC):
             raise UsageError("the agent is not started: use it as `async with polynya.Agent(...) as agent`")
         return self._transport
 
+    def _waitable(self) -> None:
+        """Raises ConnectionClosed while the agent is being closed, UsageError unless it is running."""
+        if self._closing:
+            self._not_over()
+        self._running()
+
+    def _not_over(self) -> None:
+        """Raises ConnectionClosed if the agent was closed: what a task waited for will not happen."""
+        if self._over:
+            raise ConnectionClosed(next((known._closed for known in self._connections if known._closed), CLOSED_REASON))
+
     def _call(self, method: Callable[..., R], *args: Any) -> R:
         """Calls a method of the machine, before or after the start."""
         if self._over:
@@ -536,6 +595,6 @@ class Endpoint(Waiting, ABC):
                 connection._end("its stream was removed")
         self._connections = tuple(known for known in self._connections if not known.closed)
 
-    def _end_connections(self, reason: str) -> None:
+    def _end_connections(self, reason: str, *, failed: bool = False) -> None:
         for connection in self._connections:
-            connection._end(reason)
+            connection._end(reason, failed=failed)

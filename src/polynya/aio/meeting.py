@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,12 +20,13 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.ice.events import AgentState
+from polynya.session.events import GatheringState
 from polynya.stun.uris import TurnUri
 
 from .agent import Agent
 from .connection import Connection
 from .servers import IceServer
-from .signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Signaling, fetch_servers
+from .signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Resumed, Signaling, fetch_servers
 
 EARLY_MESSAGES = 512
 """Messages that are kept of a peer before the attempt to connect to it starts: more than any agent has candidates."""
@@ -87,6 +89,7 @@ class Meeting:
     - `servers`: STUN and TURN servers in addition to the signaling server's list.
     - `loopback`: whether the agent gathers loopback addresses; by default, if the signaling server is on this host.
     - `reconnect`: seconds in which a broken connection to the signaling server is opened again; 0 for never.
+    - `follow_host`: whether agent and signaling follow changes of this host's addresses by themselves.
     - `on_step`: gets each step, for a display.
     - All other options are those of `Agent`.
     """
@@ -99,18 +102,21 @@ class Meeting:
         servers: Iterable[str | IceServer] = (),
         loopback: bool | None = None,
         reconnect: float = 60.0,
+        follow_host: bool = True,
         on_step: Callable[[MeetingStep], None] | None = None,
         trace: Tracer = NO_TRACE,
         **options: Any,
     ) -> None:
-        self.signaling = Signaling(url, room, limit=MEMBERS, reconnect=reconnect, trace=trace.of("signaling"))
+        self.signaling = Signaling(
+            url, room, limit=MEMBERS, reconnect=reconnect, follow_host=follow_host, trace=trace.of("signaling")
+        )
         self.agent: Agent | None = None
         """The agent of the current or latest attempt."""
         self.peer = ""
         """Id of the peer of the current attempt."""
         self._servers = tuple(servers)
         self._loopback = loopback
-        self._options = {**options, "trace": trace}
+        self._options = {**options, "follow_host": follow_host, "trace": trace}
         self._on_step = on_step or (lambda _: None)
         self._tasks: list[asyncio.Task[None]] = []
         self._present: list[str] = []
@@ -185,7 +191,7 @@ class Meeting:
     async def _find_peer(self) -> str:
         while not self._present:
             if self._lost is not None:
-                raise self._lost
+                raise SignalingError(str(self._lost)) from self._lost
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
         return self._present[0]
@@ -223,7 +229,7 @@ class Meeting:
     async def _connect(self, agent: Agent, described: asyncio.Future[None]) -> Connection:
         await described
         if self._lost is not None:
-            raise self._lost
+            raise SignalingError(str(self._lost)) from self._lost
         return await agent.connect()
 
     async def _trickle(self, agent: Agent, peer: str) -> None:
@@ -238,6 +244,17 @@ class Meeting:
                     self._on_step(LocalCandidateSent(candidate=candidate))
         except SignalingError:
             return  # the receiving task reports it
+
+    async def _repeat(self, agent: Agent, peer: str) -> None:
+        """Send the agent's description and candidates again: some may be lost with a broken connection."""
+        try:
+            await self.signaling.send_description(peer, agent.description)
+            for local in agent._candidates:
+                await self.signaling.send_candidate(peer, local.candidate)
+            if agent.gathering_state is GatheringState.COMPLETE:
+                await self.signaling.send_candidate(peer, None)
+        except SignalingError:
+            return
 
     def _timed_out(self, timeout: float) -> ConnectError:
         if not self.peer or self.agent is None:
@@ -279,12 +296,27 @@ class Meeting:
             self._on_step(SignalingLost(reason=str(error)))
             _set(self._arrival)
             _set(self._described)
+            self._end_stranded()
+
+    def _end_stranded(self) -> None:
+        """End a connection that lost its path and waits for the other side's description, which cannot arrive now."""
+        agent = self.agent
+        if agent is None or agent.state is AgentState.CLOSED or self._described is not None:
+            return
+        machine = agent._machine.agent
+        if machine.remote_description is None and machine.selected() is None:
+            agent._end_connections(f"the path was lost, and then the signaling server: {self._lost}")
+            agent._stop()
 
     def _on_message(self, message: Message) -> None:
         peer = message.peer
         if isinstance(message, Joined):
             self._present.append(peer)
             _set(self._arrival)
+        elif isinstance(message, Resumed):
+            if peer == self.peer and self.agent is not None and self.agent.state is not AgentState.CLOSED:
+                repeating = asyncio.create_task(self._repeat(self.agent, peer), name=f"signals again for {peer[:8]}")
+                self._tasks = [*(task for task in self._tasks if not task.done()), repeating]
         elif isinstance(message, Left):
             self._present = [each for each in self._present if each != peer]
             self._early.pop(peer, None)
@@ -300,11 +332,12 @@ class Meeting:
 
     def _apply(self, agent: Agent, message: RemoteDescription | RemoteCandidate) -> None:
         self._on_step(message)
-        if isinstance(message, RemoteCandidate):
-            agent.add_candidate(message.candidate)
-        else:
-            agent.set_remote(message.description)
-            _set(self._described)
+        with suppress(UsageError):  # a member that returns our own signals: `why` reports them
+            if isinstance(message, RemoteCandidate):
+                agent.add_candidate(message.candidate)
+            else:
+                agent.set_remote(message.description)
+                _set(self._described)
 
 
 class PendingConnection(Coroutine[Any, Any, Connection]):
@@ -368,6 +401,7 @@ def connect_room(
     servers: Iterable[str | IceServer] = (),
     loopback: bool | None = None,
     reconnect: float = 60.0,
+    follow_host: bool = True,
     **options: Any,
 ) -> PendingConnection:
     """Connect to the other program that joins the same room of a signaling server (`polynya serve`).
@@ -378,19 +412,23 @@ def connect_room(
     `connection = await polynya.connect_room(...)` works, too; then `connection.close()` is the end. Both ways close the
     agent and leave the room. A room holds two members.
 
-    Signaling continues beside the connection: a restart of `connection.agent`, or a change of the network that it
-    follows (`interfaces_changed`), is signaled to the other side.
+    Signaling continues beside the connection. If this host's address changes, the connection to the server is opened
+    again at once, the new candidates are signaled, and data flows again. A restart of `connection.agent` is signaled,
+    too.
 
     - `timeout`: seconds for the other side to join and for the connection. By default there is no limit.
     - `servers`: STUN and TURN servers in addition to the signaling server's list.
     - `loopback`: whether to gather loopback addresses; by default, if the signaling server is on this host.
     - `reconnect`: seconds in which a broken connection to the signaling server is opened again; 0 for never.
+    - `follow_host`: whether agent and signaling follow changes of this host's addresses by themselves.
     - All other options are those of `Agent`.
 
     The call raises ConfigurationError before anything is opened. Awaiting or entering raises SignalingError or
     ConnectError and leaves nothing open.
     """
-    meeting = Meeting(url, room, servers=servers, loopback=loopback, reconnect=reconnect, **options)
+    meeting = Meeting(
+        url, room, servers=servers, loopback=loopback, reconnect=reconnect, follow_host=follow_host, **options
+    )
     return PendingConnection(meeting, timeout)
 
 

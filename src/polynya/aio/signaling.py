@@ -35,6 +35,7 @@ from polynya.signaling.client import (
     Interrupted,
     PeerJoined,
     PeerLeft,
+    PeerResumed,
     RoomClient,
     ServersReceived,
     ServersRefused,
@@ -42,6 +43,7 @@ from polynya.signaling.client import (
 from polynya.signaling.messages import IceServer as ListedServer
 from polynya.signaling.servers import ServerListClient
 
+from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .servers import IceServer, usable
 from .waiting import Waiting
 from .websocket import WebSockets, websocket_url
@@ -84,7 +86,18 @@ class RemoteCandidate:
     candidate: Candidate | None
 
 
-Message = Joined | Left | RemoteDescription | RemoteCandidate
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """The way to another member was interrupted, here or there, and is whole again.
+
+    Messages that were sent just before, in either direction, may be lost: send the description and the candidates of
+    this side's agent again. The other side gets this message as well and does the same. Known ones change nothing.
+    """
+
+    peer: str
+
+
+Message = Joined | Resumed | Left | RemoteDescription | RemoteCandidate
 
 
 class Signaling(Waiting):
@@ -94,10 +107,12 @@ class Signaling(Waiting):
     - `limit`: the most members that the room may have, up to the server's own limit.
     - `timeout`: seconds for the server to answer.
     - `reconnect`: seconds in which a broken connection is opened again; 0 for never.
+    - `follow_host`: whether a change of this host's addresses opens a new connection at once, if the old one has lost
+      its address.
 
-    Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Left`,
-    `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there before. Iteration
-    ends when this member leaves, and raises SignalingError when the server is lost for good.
+    Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Resumed`,
+    `Left`, `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there before.
+    Iteration ends when this member leaves, and raises SignalingError when the server is lost for good.
     """
 
     def __init__(
@@ -108,6 +123,7 @@ class Signaling(Waiting):
         limit: int | None = None,
         timeout: float = 10.0,
         reconnect: float = 60.0,
+        follow_host: bool = True,
         trace: Tracer = NO_TRACE,
     ) -> None:
         super().__init__()
@@ -122,6 +138,8 @@ class Signaling(Waiting):
         timeouts = ClientTimeouts(answer=nanoseconds(timeout), give_up=nanoseconds(reconnect))
         self._machine = RoomClient(room, random=SystemRandom(), limit=limit, timeouts=timeouts, trace=trace)
         self._websockets = WebSockets(self._machine, websocket_url(url), timeout=timeout, on_step=self._on_step)
+        self._follows_host = follow_host
+        self._watch: InterfaceWatch | None = None
         self._counters: Counter[str] = Counter()
         self._messages: deque[Message] = deque()
         self._generations: dict[str, int] = {}
@@ -135,6 +153,8 @@ class Signaling(Waiting):
 
     async def __aenter__(self) -> Signaling:
         self._websockets.call(self._machine.start)
+        if self._follows_host:
+            self._watch = follow_host(self)
         try:
             while not self._entered:
                 self._raise_if_ended()
@@ -151,12 +171,20 @@ class Signaling(Waiting):
 
     async def close(self) -> None:
         """Leave the room and close the connection. Safe to call twice."""
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
         if self._machine.state is not ClientState.IDLE:
             self._websockets.call(self._machine.leave)
         try:
             await self._websockets.aclose(LEAVE_TIMEOUT)
         finally:
             self._wake()
+
+    def _host_changed(self, change: HostChange) -> None:
+        """Called by the watch of this host's interfaces."""
+        hosts = {address.host for interface in change.interfaces for address in interface.addresses}
+        self._websockets.network_changed(hosts)
 
     # --------------------------------------------------------------------------------------------------------- the room
 
@@ -273,6 +301,8 @@ class Signaling(Waiting):
                 self._entered = True
             case PeerJoined():
                 self._messages.append(Joined(peer=event.peer))
+            case PeerResumed():
+                self._messages.append(Resumed(peer=event.peer))
             case PeerLeft():
                 self._generations.pop(event.peer, None)
                 self._messages.append(Left(peer=event.peer, reason=event.reason))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import errno
 import random
+import select
 import socket
 import struct
 import sys
@@ -214,6 +215,15 @@ def pin(sock: socket.socket, family: int, interface: str) -> str:
     except OSError as error:
         return f"may leave by other interfaces than {interface}: {error.strerror}"  # the route selects the interface
     return ""
+
+
+def writable(sock: socket.socket) -> bool:
+    """Return whether the send buffer of a socket has room."""
+    if sys.platform == "win32":  # select() takes any socket there, and there is no poll()
+        return bool(select.select([], [sock], [], 0)[1])
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def kernel_drops(sock: socket.socket) -> int | None:

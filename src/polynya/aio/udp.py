@@ -119,6 +119,10 @@ class UdpSocket:
         """Bytes of receive buffer that the system granted."""
         return 0 if self.closed else sockets.receive_buffer(self._sock)
 
+    def writable(self) -> bool:
+        """Whether the send buffer has room; true if closed."""
+        return self.closed or sockets.writable(self._sock)
+
     # ---------------------------------------------------------------------------------------- receive
 
     def accept(self, remote: Address, deliver: Deliver) -> None:
@@ -361,7 +365,8 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
     """A UDP socket on asyncio's datagram endpoint, for loops that cannot watch sockets (Windows' proactor)."""
 
     __slots__ = ("_transport",)
-    _transport: asyncio.DatagramTransport
+    _transport: Any
+    """asyncio's datagram transport; its type lacks `get_write_buffer_size`."""
 
     async def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Pass the socket to the loop's endpoint; to be awaited before the first send."""
@@ -373,6 +378,9 @@ class UdpEndpoint(UdpSocket, asyncio.DatagramProtocol):
 
     def watch(self, loop: asyncio.AbstractEventLoop, *, ip_fields: bool = False) -> None:
         raise NotImplementedError("an endpoint is attached, not watched")
+
+    def writable(self) -> bool:
+        return self.closed or not self._transport.get_write_buffer_size()
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         self.owner.tally.datagrams_in += 1

@@ -112,6 +112,8 @@ async def _exchange(connection: Connection, linger: float, *, quiet: bool) -> in
     output = Writer(STDOUT)
     stream = ChunkStream(connection, output.write, linger=linger)
     try:
+        if not connection.ready:
+            await connection.path_changed()
         outcome = await stream.run(read_chunks(STDIN, connection.max_datagram_size))
     except BrokenPipeError:
         return 0  # the reader of standard output has closed it
@@ -127,7 +129,7 @@ async def _exchange(connection: Connection, linger: float, *, quiet: bool) -> in
 
 async def _show_path(connection: Connection) -> None:
     with contextlib.suppress(ConnectionClosed):
-        path = connection.path
+        path = connection.path if connection.ready else await connection.path_changed()
         while True:
             rtt = f", {path.rtt * 1000:.1f} ms round trip" if path.rtt is not None else ""
             say(f"path: {path}{rtt}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from polynya.core.errors import ConfigurationError
+from polynya.core.errors import ConfigurationError, PolynyaError
 
 from . import common
 from .common import TraceOption
@@ -102,8 +102,9 @@ def serve(
 
     When all listeners are open, the server prints one line to standard output:
     `ready stun=... turn=... http=...`. The log goes to standard error. SIGHUP
-    reads the file and the certificates again without ending sessions. SIGTERM
-    and SIGINT stop the server; a second one stops it at once.
+    reads the file and the certificates again without ending sessions, SIGUSR2
+    only the certificates. SIGTERM and SIGINT stop the server; a second one stops
+    it at once. SIGUSR1 stops it when the last allocation has ended.
     """
     try:
         from polynya.serve import settings  # noqa: PLC0415
@@ -168,12 +169,17 @@ def _print_hash(name: str, realm: str) -> None:
 
 
 def _check(path: Path | None, flags: Flags) -> None:
-    from polynya.serve.certificates import Certificates  # noqa: PLC0415
+    from polynya.serve.certificates import Certificates, fault_of  # noqa: PLC0415
+    from polynya.serve.relaying import check_relays  # noqa: PLC0415
     from polynya.serve.settings import load, server_config  # noqa: PLC0415
 
     made = server_config(load(path, flags))
+    if made.turn is not None:
+        check_relays(made.turn.config)
     if made.tls is not None:
         Certificates(made.tls)
+        if fault := fault_of(made.tls):
+            common.say(f"warning: {fault}")
     common.say("the settings are valid")
 
 
@@ -186,22 +192,38 @@ async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
     settings = load(path, flags)
     configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     files = raise_limit()
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    stop, hurry, patient = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    early: list[int] = []
 
     def end() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+    def drain() -> None:
+        if not stop.is_set():
+            patient.set()
+            stop.set()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, end)
+    for each in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(each, early.append, each)
     async with Server(server_config(settings), trace=trace) as server:
-        loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, path, flags))
+        handlers: dict[int, Callable[[], None]] = {
+            signal.SIGHUP: lambda: _reload(server, path, flags),
+            signal.SIGUSR1: drain,
+            signal.SIGUSR2: lambda: _reload_certificate(server),
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         gc.freeze()  # all objects so far live until the end: do not scan them in each collection
         gc.set_threshold(GARBAGE)
         print(server.ready_line, flush=True)
         log_limit(files)
+        for number in dict.fromkeys(early):
+            handlers[number]()
         await server.run_until(stop)
-        await server.drain(hurry)
+        await server.drain(hurry, unlimited=patient.is_set())
     return 0
 
 
@@ -221,6 +243,16 @@ def _reload(server: Any, path: Path | None, flags: Flags) -> None:
     log.info("reloaded")
     for name in fixed:
         log.warning("%s has changed: restart the server to apply it", name)
+
+
+def _reload_certificate(server: Any) -> None:
+    log = logging.getLogger("polynya.serve")
+    try:
+        server.reload_certificate()
+    except PolynyaError as error:
+        log.error("the certificate is not read again: %s", error)  # noqa: TRY400 - an error of the user
+        return
+    log.info("the certificate was read again")
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

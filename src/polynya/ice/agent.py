@@ -15,7 +15,7 @@ the agent and sends the checks that are due. Everything that leaves the agent wa
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
 from polynya.core.addresses import Address
@@ -34,7 +34,7 @@ from .config import IceConfig, check_components
 from .context import Context
 from .description import Description, negotiated_pacing
 from .events import AgentState, IceEvent, InternalEvent, LocalCandidateAdded, LocalCandidatesEnded, Restarted
-from .generation import Generation
+from .generation import Generation, candidate_ufrag
 from .generations import Answer, Generations
 from .names import Names
 from .outbox import Outbox
@@ -118,8 +118,11 @@ class IceAgent:
 
         `components` sets the number of components of each stream, if both sides agreed on it with this description: 0
         for a stream that was removed or refused, further entries for added streams.
+
+        Raises UsageError for a description of this agent itself: see `refuse_own`.
         """
         self._must_be_open("set_remote")
+        self.refuse_own(description, now=now)
         if components is not None:
             check_components(components)
         for line in description.ignored:
@@ -145,9 +148,42 @@ class IceAgent:
         self.generation.set_remote(description, now=now)
         self._evaluate(now=now)
 
+    def refuse_own(self, description: Description, candidates: Iterable[Candidate] = (), *, now: Instant) -> None:
+        """Raise UsageError if a description or a candidate of it is this agent's own: it would connect to itself.
+
+        Equal credentials that were configured are no proof: both sides of libp2p's WebRTC Direct have the same ones.
+        `why` lists the refusal among the ignored lines, for owners that get signals from a peer and go on.
+        """
+        config = self.config
+        own = self._generations.is_own(description)
+        if own and (description.ufrag, description.password) != (config.ufrag, config.password):
+            self._refuse(f"the description with ufrag {description.ufrag}", now=now)
+        for candidate in candidates:
+            self._refuse_candidate(candidate, description, now=now)
+
+    def _refuse_candidate(self, candidate: Candidate, remote: Description | None, *, now: Instant) -> None:
+        """Raise UsageError for a candidate of ours, which has a ufrag of ours."""
+        ufrag = candidate_ufrag(candidate)
+        if ufrag is None or not self._generations.is_own_ufrag(ufrag):
+            return
+        if remote is not None and remote.ufrag == ufrag and not self._generations.is_own(remote):
+            return  # the other side's happens to be the same
+        key = candidate.address, candidate.component, candidate.type
+        for local in self._context.locals.all:
+            if key == (local.candidate.address, local.component, local.candidate.type):
+                self._refuse(f"the candidate {candidate.label}", now=now)
+
+    def _refuse(self, what: str, *, now: Instant) -> None:
+        self._outbox.ignore(f"{what} is this agent's own", now=now)
+        raise UsageError(f"{what} is this agent's own: pass the signals of the other side")
+
     def add_remote(self, candidate: Candidate, *, now: Instant, stream: int = 0) -> None:
-        """Add a remote candidate, in any order and any number of times, before or after the description."""
+        """Add a remote candidate, in any order and any number of times, before or after the description.
+
+        Raises UsageError for a candidate of this agent itself.
+        """
         self._must_be_open("add_remote")
+        self._refuse_candidate(candidate, self.generation.remote, now=now)
         self._add_remote(candidate, stream, now=now)
         self._evaluate(now=now)
 
@@ -181,12 +217,18 @@ class IceAgent:
             self._evaluate(now=now)
 
     def restart(
-        self, *, now: Instant, more_to_come: bool = False, components: tuple[int, ...] | None = None
-    ) -> Description:  # fmt: skip
+        self,
+        *,
+        now: Instant,
+        more_to_come: bool = False,
+        components: tuple[int, ...] | None = None,
+        gone: Sequence[Closed] = (),
+    ) -> Description:
         """Begin a new generation. Signal the returned description, and the candidates that follow as events.
 
         The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9). With
         `more_to_come`, gathering continues: `end_of_local_candidates` is called again.
+        `gone` are flows that have closed. Given here, their loss does not end an agent without another pair.
 
         `components` adds and removes streams: the number of components of each, 0 for a removed one (the others keep
         their numbers). All state of a removed stream ends at once; the owner closes its flows.
@@ -195,19 +237,37 @@ class IceAgent:
         if components is not None:
             check_components(components)
         self._local_ended = self._local_ended and not more_to_come
-        self._restart("requested by the owner", now=now, number=self.generation.number + 1, components=components)
+        number = self.generation.number + 1
+        self._restart("requested by the owner", now=now, number=number, components=components, gone=gone)
         self._evaluate(now=now)
         return self.generation.local
 
-    def _restart(self, reason: str, *, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
+    def _restart(
+        self,
+        reason: str,
+        *,
+        now: Instant,
+        number: int,
+        components: tuple[int, ...] | None,
+        gone: Sequence[Closed] = (),
+    ) -> None:
         keep = self._selections.of(self.generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
+        for closed in gone:
+            self._trouble(closed, now=now)
+        self._selections.restarted(now=now)
         number = self.generation.number
         self._outbox.events.append(Restarted(generation=number, reason=reason))
         for local in self._context.locals.all:
             self._signal(local, now=now)
         if self._local_ended:
             self._outbox.events.append(LocalCandidatesEnded(generation=number))
+
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Check every pair that has not worked now, in the pacer's slots: its path may exist by now."""
+        self._must_be_open("check_again")
+        self.generation.check_again(reason, now=now)
+        self._evaluate(now=now)
 
     def nominate(self, pair_id: int, *, now: Instant) -> None:
         """Nominate a valid pair by its `PairView.id`, as the controlling agent.
@@ -353,7 +413,8 @@ class IceAgent:
         self._nominate_at = None
         if self._context.role.controlling and generation.remote is not None:
             self._nominate_at = generation.nominate_due(ta=self._pacing.interval, more_may_come=not ended, now=now)
-        outcome.update(generation, local_ended=self._local_ended, now=now)
+        carried = self._generations.previous is not None
+        outcome.update(generation, local_ended=self._local_ended, carried=carried, now=now)
         generation.send_checks(self._pacing, now=now)
 
     # ----------------------------------------------------------------------------------------------------- inspection

@@ -146,7 +146,7 @@ class ChecklistSet:
         transactions: Transactions[Check],
         last_id: int = 0,
     ) -> None:
-        self.lists = [Checklist(stream, count) for stream, count in enumerate(components)]
+        self.lists = tuple(Checklist(stream, count) for stream, count in enumerate(components))
         self.transactions = transactions
         """The checks under way."""
         self.aggressive = False

@@ -47,7 +47,7 @@ EARLY_LIMIT: Final = 16
 REMOTE_LIMIT: Final = 256
 """Signaled candidates of one stream; separately, the pairs that inbound checks may make in one generation."""
 RETIRED_LIMIT: Final = 16
-"""Former ufrags of the other side that are remembered."""
+"""Former ufrags of each side that are remembered."""
 
 ELSEWHERE_LIMIT: Final = 8
 """Pairs of one base and one host answered from another address; then inbound checks make no more of them."""
@@ -59,7 +59,7 @@ def stream_components(components: tuple[int, ...]) -> tuple[tuple[int, int], ...
     return tuple((stream, component + 1) for stream, count in enumerate(components) for component in range(count))
 
 
-def _ufrag(candidate: Candidate) -> str | None:
+def candidate_ufrag(candidate: Candidate) -> str | None:
     """Return the ufrag that a candidate names (RFC 8838, section 13)."""
     return next((value for name, value in candidate.extensions if name == "ufrag"), None)
 
@@ -83,6 +83,7 @@ class Generation:
         "pending",
         "remote",
         "remote_ended",
+        "restarted_at",
         "retired",
         "started_at",
         "transactions",
@@ -98,6 +99,8 @@ class Generation:
         """The other side signaled the end of its candidates."""
         self.started_at: Instant | None = None
         """Time of the remote description: the patience of RFC 8863 counts from here."""
+        self.restarted_at: Instant | None = None
+        """Time of the restart that began it; None for the first generation."""
         self.components = components
         """The number of components of each stream."""
         self.keys = stream_components(components)
@@ -140,7 +143,7 @@ class Generation:
         """
         former = () if old.remote is None else (old.remote.ufrag,)
         self.retired = (*old.retired, *former)[-RETIRED_LIMIT:]
-        self.pending.extend(entry for entry in old.pending if _ufrag(entry[0]) not in self.retired)
+        self.pending.extend(entry for entry in old.pending if candidate_ufrag(entry[0]) not in self.retired)
         if same_credentials:
             self.early.extend(old.early)
 
@@ -151,7 +154,7 @@ class Generation:
                 return "dropped: its generation is over"
             kept = self._keep_candidate(candidate, stream)
             return "kept until the description arrives" if kept else "dropped: too many wait for their description"
-        ufrag = _ufrag(candidate)
+        ufrag = candidate_ufrag(candidate)
         if ufrag is not None and ufrag != self.remote.ufrag:
             if self._is_retired(candidate):
                 return f"dropped: its generation is over (ufrag {ufrag[:16]})"
@@ -183,13 +186,13 @@ class Generation:
 
     def _is_retired(self, candidate: Candidate) -> bool:
         """Return whether a candidate names the ufrag of a former description."""
-        return _ufrag(candidate) in self.retired
+        return candidate_ufrag(candidate) in self.retired
 
     def _keep_candidate(self, candidate: Candidate, stream: int) -> bool:
         """Keep a candidate until its description arrives. If all places are taken, the oldest of another ufrag goes."""
         if len(self.pending) >= REMOTE_LIMIT:
-            kept, ufrag = list(self.pending), _ufrag(candidate)
-            oldest = next((index for index, entry in enumerate(kept) if _ufrag(entry[0]) != ufrag), None)
+            kept, ufrag = list(self.pending), candidate_ufrag(candidate)
+            oldest = next((index for index, entry in enumerate(kept) if candidate_ufrag(entry[0]) != ufrag), None)
             if oldest is None:
                 return False
             del kept[oldest]
@@ -321,6 +324,14 @@ class Generation:
             checklist.remotes.append(remote)
             self._outbox.candidate("remote", remote, "a check came from there", now=now)
         return self.checklists.pair(base, remote, "the other side's check arrived", now=now, force=True)
+
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Queue a check of every pair that was not answered."""
+        for pair in list(self.checklists):
+            if pair.state in (PairState.IN_PROGRESS, PairState.FAILED) and not (pair.revoked or pair.asymmetric):
+                if pair.transaction is not None:
+                    self.transactions.cancel(pair.transaction, now=now)
+                self.checklists.trigger(pair, reason, now=now, packet=0)
 
     def _leads_nowhere(self, check: InboundCheck) -> bool:
         """Return whether checks between this base and this host were answered from other addresses repeatedly."""

@@ -25,7 +25,7 @@ from polynya.core.instants import Instant
 from .context import Context
 from .description import Description, draw_credentials
 from .events import RoleChanged
-from .generation import Generation
+from .generation import RETIRED_LIMIT, Generation
 from .roles import role_name
 
 
@@ -41,16 +41,26 @@ class Answer(Enum):
 class Generations:
     """The current generation of an agent, and the previous one while it is in use."""
 
-    __slots__ = ("_context", "current", "previous")
+    __slots__ = ("_context", "_former", "current", "previous")
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._former: tuple[Description, ...] = ()
+        """Our own descriptions before the current one, the newest first."""
         self.previous: Generation | None = None
         self.current = self._make(self._describe(0), 0, context.config.components)
 
     def all(self) -> tuple[Generation, ...]:
         """Return the current generation and, if it is in use, the previous one."""
         return (self.current,) if self.previous is None else (self.current, self.previous)
+
+    def is_own(self, description: Description) -> bool:
+        """Return whether a description has credentials of ours, of this generation or of a former one."""
+        return any(description.same_credentials(own) for own in (self.current.local, *self._former))
+
+    def is_own_ufrag(self, ufrag: str) -> bool:
+        """Return whether a ufrag is our own, of this generation or of a former one."""
+        return any(ufrag == own.ufrag for own in (self.current.local, *self._former))
 
     def judge(self, remote: Description) -> Answer:
         """Classify a remote description by the table above."""
@@ -74,10 +84,12 @@ class Generations:
         `keep` keeps the present generation, whose pairs carry data. `components` changes the components of the streams.
         """
         old = self.current
+        self._former = (old.local, *self._former)[:RETIRED_LIMIT]
         if keep:
             self.drop_previous(now=now)
             self.previous = old
         self.current = self._make(self._describe(number), old.checklists.last_id, self._keep(components))
+        self.current.restarted_at = now
         self.current.take_over(old, same_credentials=False)
         if not keep:
             old.end(self.current, now=now)
@@ -86,6 +98,7 @@ class Generations:
         """Begin the present generation again, for new remote credentials or other components."""
         old = self.current
         self.current = self._make(old.local, old.checklists.last_id, self._keep(components))
+        self.current.restarted_at = old.restarted_at
         self.current.take_over(old, same_credentials=True)
         old.end(self.current, now=now)
 

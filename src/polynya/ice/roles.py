@@ -40,6 +40,10 @@ class Role:
     def name(self) -> str:
         return role_name(self.controlling)
 
+    def made(self, request: Message) -> bool:
+        """Return whether a request has our role and tie-breaker: this agent sent it."""
+        return request.get(ICE_CONTROLLING if self.controlling else ICE_CONTROLLED) == self.tie_breaker
+
     def judge(self, request: Message) -> Conflict:
         """Compare the role in a request with ours and decide which side switches (section 7.3.1.1)."""
         theirs = request.get(ICE_CONTROLLING if self.controlling else ICE_CONTROLLED)

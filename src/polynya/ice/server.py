@@ -19,6 +19,8 @@ from .context import Context
 from .generations import Generations
 from .roles import Conflict
 
+OWN_CHECK: Final = "our own check came back: the address is ours, or the signals of the other side are our own"
+
 REFUSALS: Final = 20
 """Unsigned responses in one second."""
 
@@ -54,6 +56,12 @@ class CheckServer:
             self._drop(received, verdict.reason, now=now)
             if verdict.signed or self._may_refuse(now=now):
                 outbox.send(received.flow, received.remote, verdict.answer)
+            return
+        if self._context.role.made(message):
+            self._drop(received, OWN_CHECK, now=now)
+            pair = generation.checklists.lists[base.stream].at((received.flow, received.remote))
+            if pair is not None:
+                pair.hint(OWN_CHECK)
             return
         outbox.count("checks received")
         # RFC 8445, 6.1.1: a lite agent does not resolve role conflicts

@@ -87,6 +87,8 @@ class WorkerPlane:
         if workers < 1 or any(len(sockets) != workers for sockets in listeners.values()):
             raise ValueError(f"{workers} workers need {workers} sockets for each listener")
         self.restarts = 0
+        self.deaths: list[tuple[int, int]] = []
+        """Process id and exit code of workers that were replaced; the owner clears it. A negative code is a signal."""
         """Number of workers that were replaced."""
         self.counts_received = 0
         """Number of answers of workers to `request_counts`."""
@@ -437,7 +439,7 @@ class WorkerPlane:
             dead.process.kill()  # it has closed its channel, so it gets no commands
         if now() - dead.started < RESTART_PAUSE:
             return
-        dead.process.wait()
+        self.deaths.append((dead.process.pid, dead.process.wait()))
         self.restarts += 1
         if (counts := self._counts.pop(dead.index, None)) is not None:
             self._former_counters.update(counts.counters)

@@ -16,11 +16,12 @@ from starlette.websockets import WebSocket
 from polynya.signaling.messages import PATH, SUBPROTOCOL
 
 from .credentials import Offers
-from .http import ABORT, GONE
-from .links import Links
+from .http import ABORT, GONE, PING
+from .links import Connection, Links, Ping
 from .reach import host_of, is_loopback
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _PROXIED: Final = ("x-forwarded-for", "forwarded", "via", "x-real-ip")
 
 
@@ -47,7 +48,7 @@ def make_app(
 
     async def signaling(websocket: WebSocket) -> None:
         header = websocket.headers.get("host", "")
-        if not _may_use(websocket.headers.get("origin"), header, origins()):
+        if not _may_use(websocket.headers.get("origin"), websocket.scope["scheme"], header, origins()):
             await websocket.close()  # before accepting: HTTP 403
             return
         await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
@@ -56,18 +57,29 @@ def make_app(
         servers = partial(offers.servers, host_of(header), server[0] if server else "", remote)
         abort: Callable[[], None] = websocket.scope["extensions"][ABORT]["call"]
         gone: Callable[[], Awaitable[object]] = websocket.scope["extensions"][GONE]["call"]
-        await links.run(websocket, remote, servers, abort, gone)
+        ping: Ping = websocket.scope["extensions"][PING]["call"]
+        await links.run(websocket, remote, servers, Connection(abort, gone, ping))
 
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/metrics", show_metrics), WebSocketRoute(PATH, signaling)]
     )
 
 
-def _may_use(origin: str | None, host: str, origins: Sequence[str]) -> bool:
-    """Whether pages of this origin may use the signaling (RFC 6455, section 10.2). Programs send no origin."""
+def _may_use(origin: str | None, scheme: str, host: str, origins: Sequence[str]) -> bool:
+    """Whether pages of this origin may use the signaling (RFC 6455, section 10.2). Programs send no origin.
+
+    The server's own origin has the scheme of the client's request (RFC 6454, section 5).
+    """
     if origin is None or origin in origins:
         return True
-    return origin.partition("://")[2] == host
+    own = "https" if scheme in {"https", "wss"} else "http"
+    return _normal(origin) == _normal(f"{own}://{host}")
+
+
+def _normal(origin: str) -> str:
+    """Return an origin in lower case, without the default port of its scheme."""
+    scheme, _, host = origin.lower().partition("://")
+    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, '/'))}"
 
 
 def _may_read(request: Request, token: str) -> bool:

@@ -27,6 +27,7 @@ from .app import make_app
 from .certificates import Certificates
 from .config import ServeConfig, TurnOptions
 from .credentials import Offers
+from .descriptors import within_share
 from .discovery import Discovery
 from .http import EmbeddedUvicorn, embedded
 from .links import Links
@@ -191,12 +192,25 @@ class Server:
         if not stop.is_set():
             raise RuntimeError("the HTTP server ended by itself")
 
-    async def drain(self, hurry: asyncio.Event) -> None:
-        """Refuse new allocations; wait until existing ones end, for at most `drain` seconds or until `hurry` is set."""
+    async def drain(self, hurry: asyncio.Event, *, unlimited: bool = False) -> None:
+        """Refuse new allocations; wait until existing ones end, for at most `drain` seconds or until `hurry` is set.
+
+        `unlimited` waits without a limit of time.
+        """
         self.stopping = True
         self._offers.turn_is_offered = False
         if self.relaying is not None:
-            await self.relaying.drain(hurry)
+            await self.relaying.drain(hurry, unlimited=unlimited)
+
+    def reload_certificate(self) -> None:
+        """Read the certificate and its key again, for new connections.
+
+        Raises UsageError without TLS, and ConfigurationError, with the old certificate in use, if the new one cannot
+        be used.
+        """
+        if self._certificates is None or self.config.tls is None:
+            raise UsageError("this server has no certificate: set tls_listen, and certificate and key under [tls]")
+        self._certificates.reload(self.config.tls)
 
     def reload(self, config: ServeConfig) -> list[str]:
         """Apply new users, secrets, peer policy, limits and certificates without ending any session.
@@ -229,6 +243,7 @@ class Server:
         if uvicorn is not None and serving is not None:
             uvicorn.should_exit = True
             await asyncio.wait([serving], timeout=self.config.stop_timeout)
+            await uvicorn.stop_listening()
             uvicorn.abort_all()
             serving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -272,7 +287,7 @@ class Server:
             flow_ids=flow_ids,
             trace=self._trace,
             tls=tls,
-            limits=self._stream_limits,
+            limits=_within_share(self._stream_limits),
         )
         self._driver.call(listeners.start)
         opened = tuple(await asyncio.gather(*self._opening))
@@ -331,6 +346,11 @@ class Server:
             accepting.cancel()
             self._serving.result()
             raise RuntimeError("the HTTP server ended before it was listening")
+
+
+def _within_share(limits: StreamLimits) -> StreamLimits:
+    handshakes = limits.handshakes
+    return replace(limits, handshakes=replace(handshakes, at_once=within_share(handshakes.at_once, parts=16)))
 
 
 def _other_hosts(config: ServeConfig, turn: TurnOptions) -> tuple[str, ...]:

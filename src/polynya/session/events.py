@@ -59,11 +59,13 @@ class RelayFound:
     related: Address | None
     """The client's address as seen by the server, by any flow."""
     server: ServerAddress
+    rtt: int | None = None
+    """The shortest round trip to the server so far, nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayFailed:
-    """A TURN server allocated nothing for a base, or a URI names no server (`base` None)."""
+    """A TURN server allocated nothing or impossible addresses for a base, or a URI names no server (`base` None)."""
 
     base: Base | None
     server: str

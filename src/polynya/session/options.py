@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.flows import Flow
-from polynya.core.instants import SECOND
+from polynya.core.instants import MILLISECOND, SECOND
 from polynya.core.machine import Interface, InterfaceAddress
 from polynya.ice.config import IceConfig
 from polynya.stun.uris import StunUri, TurnUri
+
+BLOCKED_UDP_WAIT: Final = 250 * MILLISECOND
+"""The least time from the first request to servers over UDP until UDP counts as blocked."""
 
 InterfaceFilter = Callable[[Interface], bool]
 AddressFilter = Callable[[Interface, InterfaceAddress], bool]
@@ -63,6 +67,12 @@ class SessionConfig:
     """Gathering ends after this time without an answer of any server."""
     grace: int = 1 * SECOND
     """Time for the other servers after the first answer."""
+    blocked_udp: bool = True
+    """Whether gathering ends early if a relay over TCP or TLS stands and no server has answered over UDP.
+
+    Each is asked again in new transactions. The wait is twice the round trip of the stream, and at least
+    `BLOCKED_UDP_WAIT` in all.
+    """
     keepalive: int = 15 * SECOND
     """Tr (RFC 8445, section 11): interval of keepalives for mappings until a pair is nominated."""
 

@@ -153,6 +153,8 @@ class Relays:
         """The servers of each URI, best first."""
         self._awaited = True
         """Whether gathering waits for the URIs that are being resolved."""
+        self.heard_by_udp = False
+        """Whether a server has answered over UDP; the owner resets it when the network changes."""
         self._bases: dict[Flow, Base] = {}
         self._relays: list[_Relay] = []
         self._by_path: dict[FlowPath, _Relay] = {}
@@ -262,19 +264,31 @@ class Relays:
     @property
     def pending(self) -> bool:
         """Whether gathering waits for a relay."""
-        resolving = self._awaited and bool(self._discoveries)
-        return resolving or any(relay.state is State.AWAITED for relay in self._relays)
+        return self.asking or any(relay.state is State.AWAITED for relay in self._relays)
 
-    def release(self, *, heard: bool = True) -> list[tuple[Base, ServerAddress]]:
+    def ask_again(self, *, now: Instant) -> None:
+        """Start one more transaction for each awaited relay whose server is silent over UDP."""
+        for relay in list(self._relays):
+            if relay.state is State.AWAITED:
+                relay.search.ask_again(now=now)
+                self._collect(relay, now=now)
+
+    @property
+    def asking(self) -> bool:
+        """Whether gathering waits for a URI that is being resolved."""
+        return self._awaited and bool(self._discoveries)
+
+    def release(self, *, heard: bool = True, streams: bool = False) -> list[tuple[Base, ServerAddress]]:
         """Stop waiting for relays, or with `heard=False` for those whose servers are silent; return the late ones.
 
         An allocation takes a round trip more than a Binding request, and three more over TLS: servers that have
-        answered get the time for it. A stream is not silent before it is open.
+        answered get the time for it. A stream is not silent before it is open, unless `streams` counts it.
         """
         self._awaited = False
         late = []
         for relay in self._relays:
-            if relay.state is State.AWAITED and (heard or relay.search.silent):
+            silent = not relay.search.heard if streams else relay.search.silent
+            if relay.state is State.AWAITED and (heard or silent):
                 relay.move(State.LATE)
                 late += [(relay.base, server) for server in relay.search.asked]
         return late
@@ -303,6 +317,7 @@ class Relays:
                 relay = None
         if relay is not None:
             relay.search.receive(input, now=now)
+            self.heard_by_udp = self.heard_by_udp or relay.search.heard_by_udp
             self._collect(relay, now=now)
 
     def tick(self, *, now: Instant) -> None:
@@ -459,6 +474,12 @@ class Relays:
     def _found(self, relay: _Relay, allocated: Allocated) -> None:
         relay.move(State.FOUND)
         relay.backoff.reset()
+        if allocated.ignored:
+            refused = [
+                f"{error.code} {error.reason} for IPv{error.family}" for error in allocated.refused if error.family
+            ]
+            reason = "; ".join([f"ignored {each}" for each in allocated.ignored] + refused)
+            self._events.append(RelayFailed(base=relay.base, server=str(allocated.server), reason=reason))
         for relayed in allocated.relayed:
             flow = relay.flows[relayed.family] = self._flow_ids.new()
             self._by_relayed[flow] = relay
@@ -469,6 +490,7 @@ class Relays:
                 mapped=allocated.mapped if allocated.flow == relay.base.flow else None,
                 related=allocated.mapped,
                 server=allocated.server,
+                rtt=relay.client.rtt,
             )
             self._events.append(found)
 

@@ -7,7 +7,8 @@
     JOINING      welcome                      JOINED       emit `Entered` and the changes of membership; send the queue
     JOINING      no welcome in time           WAITING or ENDED
     JOINED       link closed                  WAITING      emit `Interrupted`; keep the queue
-    WAITING      timer                        CONNECTING   open a new link
+    WAITING      timer, network changed       CONNECTING   open a new link
+    CONNECTING   network changed              CONNECTING   abandon the link, open a new one
     any          fatal error, leave           ENDED        emit `Ended` with the reason
 
 Only a client that has been a member reconnects (WAITING). A first attempt that fails ends the client, so that the user
@@ -60,6 +61,7 @@ from .messages import (
     Left,
     ListServers,
     Resume,
+    Resumed,
     ServerList,
     Signal,
     Welcome,
@@ -124,6 +126,16 @@ class PeerJoined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerResumed:
+    """The way to another member was interrupted, on this side or on the other, and is whole again.
+
+    Bodies that were sent in either direction just before may be lost.
+    """
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLeft:
     """Another member has left for good."""
 
@@ -178,7 +190,16 @@ class Ended:
 
 
 ClientEvent = (
-    Entered | PeerJoined | PeerLeft | BodyReceived | ServersReceived | ServersRefused | Interrupted | Refused | Ended
+    Entered
+    | PeerJoined
+    | PeerResumed
+    | PeerLeft
+    | BodyReceived
+    | ServersReceived
+    | ServersRefused
+    | Interrupted
+    | Refused
+    | Ended
 )
 
 
@@ -279,6 +300,15 @@ class RoomClient:
         if self.state is ClientState.JOINED:
             self._timers.set("servers", Instant(now + self._timeouts.answer))
             self._outputs.append(SendText(self._link, encode(ListServers())))
+
+    def network_changed(self, *, now: Instant) -> None:
+        """Try to connect now if there is no open link: an attempt under way may hang on a lost address."""
+        self._pause = self._timeouts.first_pause
+        if self.state is ClientState.CONNECTING:
+            self._abandon_link()
+            self._connect(now=now)
+        elif self.state is ClientState.WAITING:
+            self._connect(now=now)
 
     def leave(self, *, now: Instant, reason: str = "left") -> None:
         """Leave the room and close the link. Queued messages are dropped."""
@@ -393,6 +423,9 @@ class RoomClient:
             self._drop("not-joined", "a message before the welcome", now=now)
         elif isinstance(message, Joined):
             self._on_joined(message.peer)
+        elif isinstance(message, Resumed):
+            if message.peer in self._peers:
+                self._events.append(PeerResumed(peer=message.peer))
         elif isinstance(message, Left):
             self._on_left(message.peer, message.reason)
         elif isinstance(message, ServerList):
@@ -441,6 +474,7 @@ class RoomClient:
                 self._events.append(PeerLeft(peer=peer, reason="it left while this side was disconnected"))
         if resumed:
             self._events.extend(PeerJoined(peer=peer) for peer in welcome.peers if peer not in before)
+            self._events.extend(PeerResumed(peer=peer) for peer in welcome.peers if peer in before)
         self._take_servers(welcome.servers)
         self._queue = deque((peer, body) for peer, body in self._queue if resumed and peer in self._peers)
         self._flush(now=now)

@@ -1,7 +1,7 @@
 """Messages of the signaling protocol: their types and their codec. Each is one JSON text with a `type`.
 
     client -> server   join, servers, signal, keepalive, leave
-    server -> client   welcome, servers, joined, left, signal, error
+    server -> client   welcome, servers, joined, resumed, left, signal, error
 
 A `signal` carries a `body` from one member of a room to another. The server checks the size of a body and nothing else,
 so that members can extend or encrypt bodies without changing the server. The `kind` of a body is one of:
@@ -145,6 +145,12 @@ class Joined(Struct, frozen=True, tag="joined"):
     peer: PeerId
 
 
+class Resumed(Struct, frozen=True, tag="resumed"):
+    """Another member resumed its place on a new connection. Signals that were sent to it just before may be lost."""
+
+    peer: PeerId
+
+
 class Left(Struct, frozen=True, tag="left"):
     """Another member left the room for good."""
 
@@ -162,7 +168,7 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", omit_defaults=True):
     """With `unknown-peer`: the recipient of the refused signal."""
 
 
-FromServer = Welcome | ServerList | Joined | Left | Signal | Error
+FromServer = Welcome | ServerList | Joined | Resumed | Left | Signal | Error
 
 # ----------------------------------------------------------------------------------------------------- member to member
 

@@ -11,7 +11,11 @@ A member outlives its WebSocket when the connection breaks:
 
 Signals for a member that is AWAY are kept, within limits, and sent when it resumes. The welcome of a client that joins
 meanwhile does not list the absent member, which may be dead. That client gets a `joined` when the member resumes: see
-`Member.joined_meanwhile`. A newcomer to a full room takes the place of an absent member.
+`Member.joined_meanwhile`. A newcomer to a full room takes the place of an absent member. The others get `resumed` when
+a member resumes: what they sent before the server noticed the broken connection is lost.
+
+Each `welcome` has a new token for the next resume. The token before it counts until the client's first message on the
+new link: the connection may break before the welcome arrives.
 
 `Rooms` is the inner part of `server.RoomServer`, which owns the links and calls `Rooms` for each change of membership.
 The texts to send wait in `outbox` and the members that have left in `departures`; the owner drains both.
@@ -30,7 +34,7 @@ from polynya.core.timers import Timers
 
 from .limits import Limits
 from .links import SendText
-from .messages import VERSION, FromServer, IceServer, Join, Joined, Left, Pace, Signal, Welcome, encode
+from .messages import VERSION, FromServer, IceServer, Join, Joined, Left, Pace, Resumed, Signal, Welcome, encode
 
 LOST: Final = "its connection was lost"
 
@@ -44,6 +48,8 @@ class Member:
     room: Room
     remote: str
     link: int | None
+    old_token: str = ""
+    """The token of the last resume, while the client may not have the new one."""
     kept: list[str] = field(default_factory=list)
     """Signals that arrived for the member while it is away."""
     kept_bytes: int = 0
@@ -152,19 +158,30 @@ class Rooms:
         if join.resume is None:
             return None
         member = self._members.get(join.resume.peer)
-        if member is None or member.room.name != join.room or not compare_digest(member.token, join.resume.token):
+        if member is None or member.room.name != join.room:
             return None
-        return member
+        shown = join.resume.token
+        current = compare_digest(member.token, shown)
+        former = bool(member.old_token) and compare_digest(member.old_token, shown)
+        return member if current or former else None
 
-    def resume(self, member: Member, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant) -> None:
-        """Put the member on another link; send it the `welcome` and the kept signals."""
+    def room(self, name: str) -> Room | None:
+        """Return the room of this name, if it exists."""
+        return self._rooms.get(name)
+
+    def resume(
+        self, member: Member, shown: str, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant
+    ) -> None:
+        """Put the member on another link; send it the `welcome` and the kept signals. `shown` is the client's token."""
         self._away.pop(member.id, None)
         self._timers.cancel(("away", member.id))
-        member.link, member.remote, member.token = link, remote, self._draw()
+        member.link, member.remote, member.old_token, member.token = link, remote, shown, self._draw()
         members = member.room.members
-        for newcomer in member.joined_meanwhile:
-            if newcomer in members:
-                self._send(members[newcomer], Joined(member.id))
+        for each in members.values():
+            if each.id in member.joined_meanwhile:
+                self._send(each, Joined(member.id))
+            elif each is not member and each.link is not None and member.id not in each.joined_meanwhile:
+                self._send(each, Resumed(member.id))
         member.joined_meanwhile.clear()
         others = tuple(
             each.id for each in members.values() if each is not member and member.id not in each.joined_meanwhile

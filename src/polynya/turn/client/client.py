@@ -141,6 +141,11 @@ class TurnClient:
         self._allocation.renew(now=now)
         self._collect(now=now)
 
+    def ask_again(self, *, now: Instant) -> None:
+        """Start one more transaction for each request to a server that is silent over UDP."""
+        self._requests.ask_again(now=now)
+        self._collect(now=now)
+
     def close(self, *, now: Instant, wait: bool = True) -> None:
         """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds.
 
@@ -170,6 +175,11 @@ class TurnClient:
     def heard(self) -> bool:
         """Whether the server has answered anything."""
         return self._requests.heard
+
+    @property
+    def rtt(self) -> int | None:
+        """The shortest round trip to the server in use, nanoseconds."""
+        return self._requests.rtt
 
     @property
     def relayed(self) -> tuple[Address, ...]:
@@ -313,7 +323,7 @@ class TurnClient:
             if found is not None:
                 self._incoming(found, now=now)
             else:
-                self._drop("Data indication without peer or data", packet, now=now)
+                self._drop("Data indication without a possible peer, or without data", packet, now=now)
         else:
             self._drop("neither a response nor data", packet, now=now)
 

@@ -296,6 +296,9 @@ class ControlPlane:
         client, frames, broken = received
         for frame in frames:
             if is_channel_data(frame) or frame.startswith(SEND_TYPE):
+                if self._streams.is_idle(chunk.flow):
+                    broken = "data without an allocation"
+                    break
                 self._outputs.append(Forward(client, frame))
             elif chunk.flow in self._streams:
                 self._receive_datagram(Datagram(client.flow, client.remote, frame), now=now)
