@@ -11,7 +11,7 @@ from polynya.core.instants import duration
 from polynya.stun.transactions import UNRELIABLE, Schedule
 
 from .description import OFFERED_PACING
-from .nomination import REGULAR, NominationPolicy, Renomination
+from .nomination import AGAIN, REGULAR, NominationPolicy, Renomination
 
 PAIR_LIMIT: Final = 100
 """Pairs of all checklists together (RFC 8445, section 6.1.2.5)."""
@@ -64,8 +64,8 @@ class IceConfig:
     nomination: NominationPolicy = REGULAR
     aggressive: bool = True
     """Towards a peer without `ice2`, nominate as RFC 5245 allows: the best pair early, and a better one again later."""
-    renomination: Renomination | None = None
-    """Signaled if it is set; used if both sides signal it."""
+    renomination: Renomination | None = AGAIN
+    """Signaled unless it is None; used if both sides signal it."""
     pair_limit: int = PAIR_LIMIT
     patience: float = PATIENCE
     """The shortest time until the agent fails, counted from the remote description (RFC 8863)."""

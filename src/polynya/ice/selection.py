@@ -1,9 +1,11 @@
 """Selection of the pair that carries the data of each component (RFC 8445, sections 8.1.1 and 12.1; RFC 7675).
 
-Data is sent on the first valid pair, and on the nominated pair once there is one. Another valid pair replaces the
-selected one only when that is lost. After a restart the pair of the old generation carries data until a pair of the new
-one is nominated, or until the old pair is lost. A restart asks for consent on it at once. If it does not answer, as
-after a change of the network, data moves to the first valid pair of the new generation.
+Data is sent on the best valid pair, and on the nominated pair once there is one. Before the nomination, a better pair
+replaces the selected one as soon as it is valid: the other side accepts data from there, since it has answered our
+check. The former pair stays open for data on its way. After the nomination another valid pair replaces the selected one
+only when that is lost. After a restart the pair of the old generation carries data until a pair of the new one is
+nominated, or until the old pair is lost. A restart asks for consent on it at once. If it does not answer, as after a
+change of the network, data moves to the best valid pair of the new generation.
 
 The selected pair of each component has consent checks. A few of the other valid pairs are checked as often as
 keepalives are sent, so that data can move to them at once when the selected pair is lost or another one is nominated.
@@ -124,12 +126,16 @@ class Selections:
         nominated = current.checklists.chosen(*key)
         if nominated is not None:
             return nominated, current, "it was nominated"
-        if selected is not None and selected.pair.valid and not self._silent(selected, current):
+        stays = selected is not None and selected.pair.valid
+        former = selected is not None and selected.generation is not current
+        if selected is not None and stays and former and not self._silent(selected, current):
             return selected.pair, selected.generation, "it stays"
         for pair in current.checklists.lists[key[0]].of(key[1]):
             if pair.valid:
-                return pair, current, "the first valid pair" if selected is None else "the best that is left"
-        if selected is not None and selected.pair.valid:
+                if selected is None:
+                    return pair, current, "the first valid pair"
+                return pair, current, "a better pair is valid" if stays and not former else "the best that is left"
+        if selected is not None and stays:
             return selected.pair, selected.generation, "it stays"
         return None, current, ""
 
