@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from polynya.aio.signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Signaling, fetch_servers
+from polynya.aio.signaling import (
+    Away,
+    Joined,
+    Left,
+    Message,
+    RemoteCandidate,
+    RemoteDescription,
+    Resumed,
+    Signaling,
+    fetch_servers,
+)
 from polynya.aio.websocket import websocket_url
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError, SignalingError, UsageError
@@ -91,7 +101,7 @@ async def test_two_members_exchange_descriptions_and_candidates() -> None:
             RemoteCandidate(peer=bob.peer_id, candidate=None),
         ]
         await bob.close()
-        assert await next_of(alice) == Left(peer=bob.peer_id, reason="it left")
+        assert await next_of(alice) == Left(peer=bob.peer_id, reason="it left", clean=True)
         assert [message async for message in bob] == []
 
 
@@ -121,9 +131,11 @@ async def test_a_broken_connection_is_reopened_without_loss() -> None:
         wire.cut()
         await until(lambda: bob.counters.get("interrupted"))
         await alice.send_description(before, DESCRIPTION)
+        assert await next_of(bob) == Resumed(peer=alice.peer_id)
         assert await next_of(bob) == RemoteDescription(peer=alice.peer_id, description=DESCRIPTION)
         assert bob.peer_id == before
         await bob.send_candidate(alice.peer_id, HOST)
+        assert [await next_of(alice) for _ in range(2)] == [Away(peer=before), Resumed(peer=before)]
         assert await next_of(alice) == RemoteCandidate(peer=before, candidate=HOST)
 
 

@@ -33,8 +33,10 @@ from polynya.signaling.client import (
     Ended,
     Entered,
     Interrupted,
+    PeerAway,
     PeerJoined,
     PeerLeft,
+    PeerResumed,
     RoomClient,
     ServersReceived,
     ServersRefused,
@@ -66,6 +68,15 @@ class Left:
 
     peer: str
     reason: str = ""
+    clean: bool = False
+    """Whether it left by itself. Then it has closed its connections, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Away:
+    """The connection of another member to the server broke: it may resume, or its host or program may be gone."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +95,18 @@ class RemoteCandidate:
     candidate: Candidate | None
 
 
-Message = Joined | Left | RemoteDescription | RemoteCandidate
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """The way to another member was interrupted, here or there, and is whole again.
+
+    Messages that were sent just before, in either direction, may be lost: send the description and the candidates of
+    this side's agent again. The other side gets this message as well and does the same. Known ones change nothing.
+    """
+
+    peer: str
+
+
+Message = Joined | Resumed | Left | Away | RemoteDescription | RemoteCandidate
 
 
 class Signaling(Waiting):
@@ -95,9 +117,9 @@ class Signaling(Waiting):
     - `timeout`: seconds for the server to answer.
     - `reconnect`: seconds in which a broken connection is opened again; 0 for never.
 
-    Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Left`,
-    `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there before. Iteration
-    ends when this member leaves, and raises SignalingError when the server is lost for good.
+    Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Resumed`,
+    `Left`, `Away`, `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there
+    before. Iteration ends when this member leaves, and raises SignalingError when the server is lost for good.
     """
 
     def __init__(
@@ -149,10 +171,14 @@ class Signaling(Waiting):
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Leave the room and close the connection. Safe to call twice."""
+    def _leave(self) -> None:
+        """Leave the room: the message is sent at once, and `close` waits until it is."""
         if self._machine.state is not ClientState.IDLE:
             self._websockets.call(self._machine.leave)
+
+    async def close(self) -> None:
+        """Leave the room and close the connection. Safe to call twice."""
+        self._leave()
         try:
             await self._websockets.aclose(LEAVE_TIMEOUT)
         finally:
@@ -273,9 +299,13 @@ class Signaling(Waiting):
                 self._entered = True
             case PeerJoined():
                 self._messages.append(Joined(peer=event.peer))
+            case PeerResumed():
+                self._messages.append(Resumed(peer=event.peer))
+            case PeerAway():
+                self._messages.append(Away(peer=event.peer))
             case PeerLeft():
                 self._generations.pop(event.peer, None)
-                self._messages.append(Left(peer=event.peer, reason=event.reason))
+                self._messages.append(Left(peer=event.peer, reason=event.reason, clean=event.clean))
             case BodyReceived():
                 self._received(event.peer, event.body)
             case ServersReceived():

@@ -49,6 +49,7 @@ from .links import (
 )
 from .messages import (
     VERSION,
+    Away,
     Body,
     Description,
     Error,
@@ -60,6 +61,7 @@ from .messages import (
     Left,
     ListServers,
     Resume,
+    Resumed,
     ServerList,
     Signal,
     Welcome,
@@ -124,11 +126,30 @@ class PeerJoined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerResumed:
+    """The way to another member was interrupted, on this side or on the other, and is whole again.
+
+    Bodies that were sent in either direction just before may be lost.
+    """
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLeft:
     """Another member has left for good."""
 
     peer: str
     reason: str
+    clean: bool = False
+    """Whether it left by itself, and not because the server lost it or this side did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAway:
+    """The connection of another member to the server broke."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +199,17 @@ class Ended:
 
 
 ClientEvent = (
-    Entered | PeerJoined | PeerLeft | BodyReceived | ServersReceived | ServersRefused | Interrupted | Refused | Ended
+    Entered
+    | PeerJoined
+    | PeerResumed
+    | PeerLeft
+    | PeerAway
+    | BodyReceived
+    | ServersReceived
+    | ServersRefused
+    | Interrupted
+    | Refused
+    | Ended
 )
 
 
@@ -393,8 +424,14 @@ class RoomClient:
             self._drop("not-joined", "a message before the welcome", now=now)
         elif isinstance(message, Joined):
             self._on_joined(message.peer)
+        elif isinstance(message, Resumed):
+            if message.peer in self._peers:
+                self._events.append(PeerResumed(peer=message.peer))
+        elif isinstance(message, Away):
+            if message.peer in self._peers:
+                self._events.append(PeerAway(peer=message.peer))
         elif isinstance(message, Left):
-            self._on_left(message.peer, message.reason)
+            self._on_left(message.peer, message.reason, clean=message.clean)
         elif isinstance(message, ServerList):
             self._take_servers(message.servers)
         else:
@@ -441,6 +478,7 @@ class RoomClient:
                 self._events.append(PeerLeft(peer=peer, reason="it left while this side was disconnected"))
         if resumed:
             self._events.extend(PeerJoined(peer=peer) for peer in welcome.peers if peer not in before)
+            self._events.extend(PeerResumed(peer=peer) for peer in welcome.peers if peer in before)
         self._take_servers(welcome.servers)
         self._queue = deque((peer, body) for peer, body in self._queue if resumed and peer in self._peers)
         self._flush(now=now)
@@ -462,10 +500,10 @@ class RoomClient:
             self._peers[peer] = -1
             self._events.append(PeerJoined(peer=peer))
 
-    def _on_left(self, peer: str, reason: str) -> None:
+    def _on_left(self, peer: str, reason: str, *, clean: bool) -> None:
         if self._peers.pop(peer, None) is not None:
             self._queue = deque(each for each in self._queue if each[0] != peer)
-            self._events.append(PeerLeft(peer=peer, reason=reason))
+            self._events.append(PeerLeft(peer=peer, reason=reason, clean=clean))
 
     def _on_signal(self, message: Signal, *, now: Instant) -> None:
         newest = self._peers.get(message.peer)
