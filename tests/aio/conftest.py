@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,18 +17,6 @@ from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Datagram, Input, Open, Opened, Output, Resolve, Send, StreamData
 from tests import loops
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine on each kind of loop."""
-
-    def run_on_loop(main: Coroutine[Any, Any, Any], expect_unhandled: int = 0) -> Any:
-        return loops.run(main, request.param, unhandled=expect_unhandled)
-
-    return run_on_loop
 
 
 @dataclass

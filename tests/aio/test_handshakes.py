@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from polynya.aio import handshakes
+from polynya.aio import accepting
 from polynya.aio.handshakes import HandshakeLimits, Handshakes
 from polynya.aio.tally import Tally
 from tests.free_ports import free_port
@@ -117,7 +117,7 @@ async def test_a_flood_of_connections_does_not_block_the_event_loop(tmp_path: Pa
     while house.tally.handshakes_refused < len(flood):
         await asyncio.sleep(0)
         turns += 1
-    assert turns >= len(flood) // handshakes.BATCH
+    assert turns >= len(flood) // accepting.BATCH
     for each in flood:
         each.close()
     await house.close()

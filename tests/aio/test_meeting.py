@@ -389,6 +389,44 @@ async def test_a_changed_network_is_signaled_and_followed(monkeypatch: pytest.Mo
             assert not one.agent.interfaces_changed(), "nothing has changed since"
 
 
+async def test_a_change_of_the_network_is_followed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only(*hosts: str) -> None:
+        addresses = tuple(InterfaceAddress(host=host, prefix_length=8) for host in hosts)
+        there = (Interface(name="lo", index=1, addresses=addresses, loopback=True),)
+        for module in ("agent", "interface_watch"):
+            monkeypatch.setattr(f"polynya.aio.{module}.list_interfaces", lambda: there)
+
+    monkeypatch.setattr("polynya.aio.interface_watch.CHECK", 0.02)
+    monkeypatch.setattr("polynya.aio.interface_watch.POLL", 0.02)
+    only("127.0.0.1")
+    async with server() as house:
+        moving, staying = connect_room(house.url, "r"), connect_room(house.url, "r", follow_host=False)
+        one, two = await asyncio.gather(moving, staying)
+        async with one, two:
+            await settled(one, two, generation=0)
+            only("127.0.0.2")  # the signaling's own address is gone, too
+            await settled(one, two, generation=1)
+            assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
+            assert house.counters["signaling.resumed"] == 1
+            one.send(b"from the new address")
+            assert await two.recv() == b"from the new address"
+
+
+async def test_a_connection_without_path_and_signaling_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: tuple[Interface, ...] = ()
+    async with server() as house:
+        first = Meeting(house.url, "r", reconnect=0, follow_host=False)
+        async with first, Meeting(house.url, "r", reconnect=0, follow_host=False) as second:
+            one, _ = await asyncio.gather(first.connect(), second.connect())
+            await one.agent.completed()
+            monkeypatch.setattr("polynya.aio.agent.list_interfaces", lambda: nothing)
+            assert one.agent.interfaces_changed() and not one.ready
+            await house.aclose()
+            await until(lambda: one.closed)
+            with pytest.raises(ConnectionClosed, match="signaling server"):
+                await one.recv()
+
+
 async def test_a_restart_without_signaling_leaves_the_connection_unchanged() -> None:
     steps: list[MeetingStep] = []
     async with server() as house:

@@ -23,8 +23,9 @@ from polynya.aio.tcp import StreamLimits
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.core.flows import Flow, Transport
-from polynya.core.machine import Close, Closed, Open, Opened, Send, SendFailed, StreamData
+from polynya.core.machine import Close, Closed, Input, Open, Opened, Send, SendFailed, StreamData
 from polynya.core.trace import TraceEvent, Tracer
+from polynya.stun.framing import encode_channel_data
 from tests.aio.conftest import Recorder, driving
 from tests.free_ports import free_port
 from tests.loops import until
@@ -248,6 +249,35 @@ async def test_closed_streams_that_wait_for_their_clients_are_limited() -> None:
             client.close()
 
 
+async def test_an_accepted_stream_passes_a_few_frames_in_a_turn() -> None:
+    turn = 0
+    seen: dict[int, int] = {}
+
+    def count(_: Recorder, received: Input) -> None:
+        if isinstance(received, StreamData):
+            seen[turn] = seen.get(turn, 0) + len(received.data)
+
+    async with driving() as driver:
+        driver.machine.answers = count
+        listener = await listen(driver)
+        loop = asyncio.get_running_loop()
+        with socket.create_connection((listener.local.host, listener.local.port)) as client:
+            client.sendall(bytes.fromhex("40000000") * 2000)
+            while sum(seen.values()) < 8000:
+                turn += 1
+                await asyncio.sleep(0)
+            assert max(seen.values()) <= 4 * tcp.READ_FRAMES
+            seen.clear()
+            client.setblocking(False)
+            long = encode_channel_data(0x4000, bytes(60_000), pad=True) * 2
+            sending = loop.create_task(loop.sock_sendall(client, long))
+            while sum(seen.values()) < len(long):
+                turn += 1
+                await asyncio.sleep(0)
+            await sending
+            assert max(seen.values()) <= tcp.READ_BYTES
+
+
 async def test_a_canceled_close_leaves_nothing_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         driver = Driver(Recorder(), on_event=lambda _: None)
@@ -417,7 +447,7 @@ def test_a_transport_is_closed_once_and_then_aborted() -> None:
         def opened(self, opened: Opened, transport: Transport) -> None:
             assert (opened.local, opened.remote) == (Address("127.0.0.1", 1), Address("127.0.0.1", 2))
 
-    stream = tcp.Stream(cast("tcp.StreamOwner", Owner()), Flow(1), Transport.TLS)
+    stream = tcp.ConnectedStream(cast("tcp.StreamOwner", Owner()), Flow(1), Transport.TLS)
     stream.connection_made(FakeTransport({"sockname": ("127.0.0.1", 1), "peername": ("127.0.0.1", 2)}))
     stream.close()
     stream.close()

@@ -15,6 +15,8 @@ import pytest
 from polynya.core.trace import read_trace
 from tests.cli.conftest import COMMAND, TIMEOUT, Process, Running, environment, polynya
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Process]
 
 

@@ -17,6 +17,8 @@ from polynya.core.addresses import Address, scope
 from polynya.demo.watch import OVER
 from tests.demo.conftest import COMMAND, TIMEOUT, Run, environment, run_demo
 
+pytestmark = pytest.mark.slow
+
 
 def failures(text: str) -> list[str]:
     return [line for line in text.splitlines() if "FAILED" in line]

@@ -27,17 +27,14 @@ from polynya.demo.run import (
     usable_hosts,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 30
 
 
-def run(notify: Any = lambda _: None, recording: Recording | None = None, **options: Any) -> MeetingResult:
-    async def main() -> MeetingResult:
-        async with asyncio.timeout(LIMIT):
-            result = await meet(MeetingOptions(**options), notify, recording)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-        return result
-
-    return asyncio.run(main())
+async def held(notify: Any = lambda _: None, recording: Recording | None = None, **options: Any) -> MeetingResult:
+    async with asyncio.timeout(LIMIT):
+        return await meet(MeetingOptions(**options), notify, recording)
 
 
 def python(text: str) -> tuple[str, ...]:
@@ -57,10 +54,10 @@ def gone(pid: int | None) -> bool:
     return False
 
 
-def test_two_processes_connect_and_notices_are_in_order() -> None:
+async def test_two_processes_connect_and_notices_are_in_order() -> None:
     notices: list[Notice] = []
     recording = Recording()
-    result = run(notices.append, recording, messages=5)
+    result = await held(notices.append, recording, messages=5)
     assert result.peers[0].exit_code == result.peers[1].exit_code == 0
     assert result.same_pair and result.data_datagrams == 10 and result.server_data_datagrams == 0
     assert isinstance(notices[0], ServerReady)
@@ -76,46 +73,46 @@ def test_two_processes_connect_and_notices_are_in_order() -> None:
     assert all(gone(peer.pid) for peer in result.peers)
 
 
-def test_a_peer_that_exits_at_once_is_reported_with_its_standard_error() -> None:
-    result = run(command=python("import sys; sys.exit('no such module')"))
+async def test_a_peer_that_exits_at_once_is_reported_with_its_standard_error() -> None:
+    result = await held(command=python("import sys; sys.exit('no such module')"))
     assert "alice exited with code 1 without an outcome" in result.faults
     assert [peer.errors for peer in result.peers] == ["no such module"] * 2
     assert not result.ok and not result.same_pair
     assert result.as_dict()["peers"]["bob"]["stderr"] == "no such module"
 
 
-def test_a_peer_that_cannot_be_started_raises() -> None:
+async def test_a_peer_that_cannot_be_started_raises() -> None:
     with pytest.raises(ConfigurationError, match="cannot start alice: /no/such/python: No such file"):
-        run(command=("/no/such/python",))
+        await held(command=("/no/such/python",))
 
 
-def test_a_peer_that_hangs_is_killed_after_the_grace_period() -> None:
-    result = run(command=python("import time; time.sleep(1000)"), timeout=0.1, grace=0.2)
+async def test_a_peer_that_hangs_is_killed_after_the_grace_period() -> None:
+    result = await held(command=python("import time; time.sleep(1000)"), timeout=0.1, grace=0.2)
     assert [peer.exit_code for peer in result.peers] == [-9, -9]
     assert "alice exited with code -9 without an outcome" in result.faults
     assert all(gone(peer.pid) for peer in result.peers)
 
 
-def test_an_unknown_record_is_reported() -> None:
-    result = run(command=python('print(\'{"record": "surprise"}\', flush=True); import sys; sys.stdin.read()'))
+async def test_an_unknown_record_is_reported() -> None:
+    result = await held(command=python('print(\'{"record": "surprise"}\', flush=True); import sys; sys.stdin.read()'))
     assert [peer.outcome for peer in result.peers] == [None, None]
     assert "not a record of a peer" in result.peers[0].errors
 
 
-def test_a_peer_cannot_write_events_of_another_node() -> None:
+async def test_a_peer_cannot_write_events_of_another_node() -> None:
     event = TraceRecord({"t": 1, "node": "server", "machine": "ice", "kind": "note"})
-    result = run(command=python(f"{line(event)}; import sys; sys.stdin.read()"))
+    result = await held(command=python(f"{line(event)}; import sys; sys.stdin.read()"))
     assert result.peers[0].errors == "alice wrote a trace event of another node: server"
 
 
-def test_a_failed_outcome_is_a_fault_with_its_error() -> None:
+async def test_a_failed_outcome_is_a_fault_with_its_error() -> None:
     outcome = Outcome(error="no pair worked", messages=Messages(sent=3, received=0))
-    result = run(command=python(f"{line(outcome)}; import sys; sys.stdin.read(); sys.exit(1)"))
+    result = await held(command=python(f"{line(outcome)}; import sys; sys.stdin.read(); sys.exit(1)"))
     assert "alice: no pair worked" in result.faults
     assert "alice has no selected pair" in result.faults
 
 
-def test_data_sent_through_the_server_is_a_fault() -> None:
+async def test_data_sent_through_the_server_is_a_fault() -> None:
     """The captures of the peers show it."""
     text = (
         "import json, sys\n"
@@ -127,12 +124,12 @@ def test_data_sent_through_the_server_is_a_fault() -> None:
         "sys.stdout.flush()\n"
         "sys.stdin.read()\n"
     )
-    result = run(command=python(text))
+    result = await held(command=python(text))
     assert result.server_data_datagrams == 2
     assert "2 datagrams of application data were sent to or by the server" in result.faults
 
 
-def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
+async def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
     pids: list[int] = []
     url: list[str] = []
     talking = asyncio.Event()
@@ -145,26 +142,22 @@ def test_cancelling_ends_both_processes_and_closes_the_server() -> None:
         elif isinstance(notice, PeerTalked):
             talking.set()
 
-    async def main() -> None:
-        meeting = asyncio.create_task(meet(MeetingOptions(messages=1000), notify))
-        async with asyncio.timeout(LIMIT):
-            await talking.wait()
-            meeting.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await meeting
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main())
+    meeting = asyncio.create_task(meet(MeetingOptions(messages=1000), notify))
+    async with asyncio.timeout(LIMIT):
+        await talking.wait()
+        meeting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await meeting
     assert len(pids) == 2 and all(map(gone, pids))
     host, _, port = url[0].removeprefix("http://").rpartition(":")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5)
 
 
-def test_without_ipv6_the_peers_connect_over_ipv4() -> None:
+async def test_without_ipv6_the_peers_connect_over_ipv4() -> None:
     loopback = ("127.0.0.1", "192.0.2.1")  # RFC 5737: an address of no host
     assert usable_hosts(loopback) == ("127.0.0.1",)
-    result = run(messages=2, loopback=loopback)
+    result = await held(messages=2, loopback=loopback)
     assert result.same_pair and len(result.stun) == 1
     assert [pair.local_address.partition(":")[0] for peer in result.peers for pair in peer.outcome.pairs] == [
         "127.0.0.1",
@@ -172,9 +165,9 @@ def test_without_ipv6_the_peers_connect_over_ipv4() -> None:
     ]
 
 
-def test_a_host_without_loopback_raises() -> None:
+async def test_a_host_without_loopback_raises() -> None:
     with pytest.raises(ConfigurationError, match="no loopback address"):
-        run(loopback=("192.0.2.1",))
+        await held(loopback=("192.0.2.1",))
 
 
 @pytest.mark.parametrize("wrong", [{"messages": 0}, {"messages": 1001}, {"timeout": 0}, {"timeout": 601}])
@@ -183,10 +176,10 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         MeetingOptions(**wrong)
 
 
-def test_a_meeting_causes_no_resource_warning() -> None:
+async def test_a_meeting_causes_no_resource_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(command=python("pass"))
+        await held(command=python("pass"))
 
 
 def test_records_survive_encoding_and_decoding() -> None:

@@ -107,6 +107,17 @@ class Side:
         self.world.drain()
         return flow
 
+    def relay(self, host: str, port: int = 5000) -> Flow:
+        """Add a relayed candidate, as if a relay had this address and delayed nothing."""
+        flow, address = Flow(self.world.flows), Address(host, port)
+        self.world.flows += 1
+        self.sockets[flow] = address
+        self.agent.add_local(
+            Gathered(type=CandidateType.RELAYED, address=address, flow=flow, server="203.0.113.9"), now=self.world.now
+        )
+        self.world.drain()
+        return flow
+
     def reflexive(self, flow: Flow, server: Address = Address("203.0.113.1", 3478), **options: Any) -> Address:  # noqa: B008
         """Ask an imagined STUN server and add what it saw."""
         base = self.sockets[flow]

@@ -235,7 +235,7 @@ def test_a_nomination_sets_aside_what_is_open_for_its_component_only(make: Make)
 def test_an_aggressive_peer_may_still_nominate_a_better_pair(make: Make) -> None:
     """RFC 5245, section 8.1.2: only what is worse than the nominated pair is given up."""
     lists = checklists(controlling=False)
-    lists.aggressive = True
+    lists.several = True
     best, chosen, worst = (add(lists, make.local(n), make.remote(n)) for n in (1, 2, 3))
     lists.move(chosen, PairEvent.ANSWERED, "", now=NOW)
     lists.set_aside(chosen, now=NOW)

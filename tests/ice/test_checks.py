@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from polynya.ice import IceConfig
+from polynya.core.addresses import Address
+from polynya.ice import IceConfig, checks
 from polynya.ice.candidates import PEER_REFLEXIVE, candidate_priority
 from polynya.ice.checks import keepalive
 from polynya.stun.attributes import (
@@ -13,9 +14,10 @@ from polynya.stun.attributes import (
     PRIORITY,
     USE_CANDIDATE,
     USERNAME,
+    XOR_MAPPED_ADDRESS,
 )
 from polynya.stun.integrity import IntegrityKey
-from polynya.stun.message import Message, decode
+from polynya.stun.message import Message, Received, decode
 from polynya.stun.registry import Class, Method
 from tests.ice.harness import World, behind_nats, plain
 
@@ -75,3 +77,21 @@ def test_a_keepalive_is_an_indication_with_a_fingerprint_and_nothing_else() -> N
     assert (message.method, message.cls) == (Method.BINDING, Class.INDICATION)
     assert message.has_fingerprint and not message.has_integrity
     assert list(message.attributes) == []
+
+
+@pytest.mark.parametrize("mapped", ["0.0.0.0:0", "192.168.0.7:0", "224.0.0.1:5000", "[::1]:5000", "[2001:db8::7]:5000"])
+def test_an_answer_with_an_impossible_mapped_address_makes_no_candidate(
+    mapped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Section 7.2.5.3.1: the check has succeeded, on a path that works."""
+
+    def accept(received: Received, credentials: checks.Credentials) -> bytes:
+        answer = Message.success(received.message, {XOR_MAPPED_ADDRESS: Address.parse(mapped)})
+        return answer.encode(integrity=credentials.local_key, fingerprint=True)
+
+    monkeypatch.setattr(checks, "accept", accept)
+    world = plain()
+    assert world.connect(5)
+    assert [str(each.address) for each in world.a.agent.local_candidates()] == ["192.168.0.1:5000"]
+    assert mapped not in world.a.path and "192.168.0.1:5000" in world.a.path
+    assert world.a.agent.counters["impossible mapped addresses"]

@@ -23,7 +23,7 @@ def test_durations_are_seconds_and_become_nanoseconds_once() -> None:
 def test_the_defaults_are_those_of_the_rfcs() -> None:
     """RFC 8445, sections 11, 14.2 and 14.3; RFC 8863, section 4; RFC 7675, section 5.1."""
     config = IceConfig()
-    assert (config.silent_pacing, config.keepalive, config.patience) == (0.05, 15.0, 39.5)
+    assert (config.keepalive, config.patience) == (15.0, 39.5)
     assert (config.consent_interval, config.consent_timeout, config.schedule.rto) == (5.0, 30.0, 0.5)
 
 

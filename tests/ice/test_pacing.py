@@ -48,7 +48,8 @@ def test_both_speak_the_same_pace_when_both_offer_one() -> None:
         assert at[-1] - at[0] < 16 * 25 * MILLISECOND
 
 
-def test_a_peer_that_says_nothing_gets_a_check_every_50_ms() -> None:
+def test_a_peer_that_says_nothing_gets_a_check_every_20_ms() -> None:
+    """That is the pace of aioice and libnice; libwebrtc has 48 ms."""
     world = World(signal=False)
     world.blocked = lambda _: True
     silent = Description(ufrag="them", password="theirpasswordtheirpass")
@@ -58,11 +59,11 @@ def test_a_peer_that_says_nothing_gets_a_check_every_50_ms() -> None:
     world.a.agent.add_remote(Candidate.parse("candidate:1 1 udp 1 192.168.0.99 5000 typ host"), now=world.now)
     world.run(2)
     gaps = [second - first for first, second in pairwise(new_checks(world, "a"))]
-    assert gaps == [50 * MILLISECOND] * 5
+    assert gaps == [20 * MILLISECOND] * 5
 
 
-def test_less_than_50_ms_towards_silent_peers_is_an_option() -> None:
-    world = World(signal=False, a=IceConfig(silent_pacing=0.02))
+def test_the_50_ms_of_the_rfc_towards_silent_peers_are_an_option() -> None:
+    world = World(signal=False, a=IceConfig(silent_pacing=0.05))
     world.blocked = lambda _: True
     for n in range(3):
         world.a.host(f"192.168.0.{10 + n}")
@@ -70,7 +71,7 @@ def test_less_than_50_ms_towards_silent_peers_is_an_option() -> None:
     world.a.agent.add_remote(Candidate.parse("candidate:1 1 udp 1 192.168.0.99 5000 typ host"), now=world.now)
     world.run(2)
     at = new_checks(world, "a")
-    assert [second - first for first, second in pairwise(at)] == [20 * MILLISECOND] * 2
+    assert [second - first for first, second in pairwise(at)] == [50 * MILLISECOND] * 2
 
 
 def test_two_hundred_agents_of_one_process_share_its_pace_and_none_starves() -> None:

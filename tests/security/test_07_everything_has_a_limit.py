@@ -5,13 +5,30 @@ from __future__ import annotations
 import pytest
 
 from polynya.core.addresses import Address
-from polynya.core.machine import Datagram
+from polynya.core.flows import Flow
+from polynya.core.machine import Datagram, StreamData
 from polynya.stun import attributes as a
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
 from polynya.turn.server.config import Limits
 from polynya.turn.server.users import StaticUsers, User
 from tests.turn.server.harness import CLIENT, LISTENER, OTHER, PEER, REALM, Person, Table, code, config
+
+
+@pytest.mark.parametrize("frame", ["40000000", "4fff000161000000", "001600082112a442" + 12 * "00" + "0013000474657374"])
+def test_data_on_a_stream_without_an_allocation_closes_it(frame: str) -> None:
+    table = Table(config())
+    table.open_stream(Flow(700), CLIENT)
+    alice = Person(table, at(1), stream=Flow(701))
+    table.open_stream(Flow(701), alice.address)
+    assert code(alice.allocate()) == 0
+    for flow in (Flow(700), Flow(701)):
+        table.give(StreamData(flow, bytes.fromhex(frame) * 3))
+    assert table.closed == [Flow(700)]
+    assert table.server.control.counters["dropped: stream closed"] == 1
+    assert code(alice.refresh(0)) == 0
+    table.give(StreamData(Flow(701), bytes.fromhex(frame)))
+    assert table.closed[-1] == Flow(701)
 
 
 def at(number: int, host: str = CLIENT.host) -> Address:

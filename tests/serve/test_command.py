@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
+import socket
 import sqlite3
 import tomllib
 from collections.abc import Callable, Coroutine
@@ -19,10 +21,13 @@ from polynya.core.errors import TransactionError
 from polynya.serve.descriptors import MOST
 from polynya.serve.users import SCHEMA, hash_line
 from polynya.turn.server.users import time_limited_password
+from tests.cli import conftest as commands
 from tests.cli.conftest import Process, start
 from tests.cli.conftest import polynya as run
 from tests.interop.coturn import make_certificate
 from tests.serve.turn_house import echo, trusting, works
+
+pytestmark = pytest.mark.slow
 
 __all__ = ["start"]
 
@@ -122,7 +127,7 @@ def test_a_configuration_error_is_one_line_and_exit_code_2(flags: list[str], say
 # -------------------------------------------------------------------------------------------------------------- serving
 
 
-def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
+async def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     process = start(
         "serve", *LISTEN, "--tls-listen", "127.0.0.1:0", "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key",
@@ -132,19 +137,17 @@ def test_flags_alone_make_a_turn_server(start: Start, tmp_path: Path) -> None:
     assert list(where) == ["stun", "turn", "turns"] and where["stun"] == where["turn"]
     uris = [f"turn:{where['turn']}", f"turn:{where['turn']}?transport=tcp", f"turns:localhost:{where['turns'][10:]}"]
 
-    async def main() -> None:
-        for uri in uris:
-            options = {"username": "alice", "password": "open:sesame", "tls": trusting(tmp_path / "cert.pem")}
-            async with echo() as peer, polynya.TurnClient(uri, **options) as relay:
-                await relay.permit(peer)
-                await works(relay, peer)
+    for uri in uris:
+        options = {"username": "alice", "password": "open:sesame", "tls": trusting(tmp_path / "cert.pem")}
+        async with echo() as peer, polynya.TurnClient(uri, **options) as relay:
+            await relay.permit(peer)
+            await works(relay, peer)
 
-    asyncio.run(main())
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 
 
-def test_every_other_flag_does_what_it_says(start: Start) -> None:
+async def test_every_other_flag_does_what_it_says(start: Start) -> None:
     """--http, --realm, --shared-secret, --relay-ip, --external-ip, --ports, --workers, --allow-peer."""
     process = start(
         "serve", *LISTEN, "--http", "127.0.0.1:0", "--realm", "flags.example", "--shared-secret", "old secret",
@@ -162,21 +165,19 @@ def test_every_other_flag_does_what_it_says(start: Start) -> None:
 
         return ask
 
-    async def main() -> None:
-        offered, _ = await fetch_servers(where["http"])
-        assert [each.uri for each in offered if each.username] == [
-            f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
-        ]
-        for secret in ("old secret", "new secret"):
-            uri = f"turn:{where['turn']}"
-            async with echo() as peer, polynya.TurnClient(uri, credentials=credentials(secret)) as relay:
-                assert relay.relayed[0].host == "192.0.2.77" and 21000 <= relay.relayed[0].port <= 21009
-                await relay.permit(peer)
-                await works(relay, peer)
-                with pytest.raises(TransactionError, match="403"):
-                    await relay.permit("10.0.0.1:1")
+    offered, _ = await fetch_servers(where["http"])
+    assert [each.uri for each in offered if each.username] == [
+        f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
+    ]
+    for secret in ("old secret", "new secret"):
+        uri = f"turn:{where['turn']}"
+        async with echo() as peer, polynya.TurnClient(uri, credentials=credentials(secret)) as relay:
+            assert relay.relayed[0].host == "192.0.2.77" and 21000 <= relay.relayed[0].port <= 21009
+            await relay.permit(peer)
+            await works(relay, peer)
+            with pytest.raises(TransactionError, match="403"):
+                await relay.permit("10.0.0.1:1")
 
-    asyncio.run(main())
     assert set(realms) == {"flags.example"}
     assert len(children(process.process.pid)) == 1, "one worker"
     process.signal(signal.SIGTERM)
@@ -197,45 +198,62 @@ def test_the_limit_of_open_files_is_raised(start: Start) -> None:
     assert f"at most {now} open files" in process.until("open files")
 
 
+def test_strangers_leave_descriptors_to_relays(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = ["sh", "-c", 'ulimit -n 160 && exec "$0" "$@"', *commands.COMMAND]
+    monkeypatch.setattr(commands, "COMMAND", limited)
+    process = start("serve", *LISTEN, "--http", "127.0.0.1:0", "--user", "alice:open sesame")
+    said = ready(process)
+    ports = [int(said[key].rpartition(":")[2]) for key in ("turn", "http")]
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(100) for port in ports]
+
+    async def allocate() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(20):
+                relay = await stack.enter_async_context(client(said["turn"]))
+                assert relay.relayed
+
+    asyncio.run(allocate())
+    for each in held:
+        each.close()
+
+
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_sighup_reads_everything_again_and_sessions_continue(start: Start, tmp_path: Path, workers: int) -> None:
+async def test_sighup_reads_everything_again_and_sessions_continue(start: Start, tmp_path: Path, workers: int) -> None:
     path = configured(tmp_path, workers=workers)
     process = start("serve", "--config", path)
     turn = ready(process)["turn"]
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
 
-        async def reloaded() -> str:
-            process.signal(signal.SIGHUP)
-            return await loop.run_in_executor(None, process.until, "reloaded")
+    async def reloaded() -> str:
+        process.signal(signal.SIGHUP)
+        return await loop.run_in_executor(None, process.until, "reloaded")
 
-        async with echo() as peer, client(turn) as relay:
-            await relay.permit(peer)
-            with (tmp_path / "users").open("a") as users:
-                users.write(hash_line("bob", "example.org", "builder") + "\n")
-            await reloaded()
-            async with client(turn, "builder", "bob"):
-                pass
-            await works(relay, peer)
-            (tmp_path / "users").write_text("nonsense")
-            assert "not reloaded, the old settings stay: " in await reloaded()
-            async with client(turn, "builder", "bob"):
-                pass
-            configured(tmp_path, workers=workers)
-            text = (tmp_path / "polynya.toml").read_text().replace("example.org", "other.org")
-            (tmp_path / "polynya.toml").write_text(text.replace("[turn]", "[turn]\nshared_secrets = ['x']"))
-            await reloaded()
-            await loop.run_in_executor(None, process.until, "turn.realm has changed: restart the server to apply it")
-            with pytest.raises(TransactionError, match="401"):
-                await client(turn, "builder", "bob").allocate(5)
-            await works(relay, peer)
+    async with echo() as peer, client(turn) as relay:
+        await relay.permit(peer)
+        with (tmp_path / "users").open("a") as users:
+            users.write(hash_line("bob", "example.org", "builder") + "\n")
+        await reloaded()
+        async with client(turn, "builder", "bob"):
+            pass
+        await works(relay, peer)
+        (tmp_path / "users").write_text("nonsense")
+        assert "not reloaded, the old settings stay: " in await reloaded()
+        async with client(turn, "builder", "bob"):
+            pass
+        configured(tmp_path, workers=workers)
+        text = (tmp_path / "polynya.toml").read_text().replace("example.org", "other.org")
+        (tmp_path / "polynya.toml").write_text(text.replace("[turn]", "[turn]\nshared_secrets = ['x']"))
+        await reloaded()
+        await loop.run_in_executor(None, process.until, "turn.realm has changed: restart the server to apply it")
+        with pytest.raises(TransactionError, match="401"):
+            await client(turn, "builder", "bob").allocate(5)
+        await works(relay, peer)
 
-    asyncio.run(main())
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
 
@@ -263,22 +281,20 @@ def test_sigterm_drains_and_a_second_one_ends_it(start: Start, tmp_path: Path) -
         asyncio.run(session(start("serve", "--config", path), leave=leave))
 
 
-def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start: Start, tmp_path: Path) -> None:
+async def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start: Start, tmp_path: Path) -> None:
     process = start("serve", "--config", configured(tmp_path, workers=1))
 
-    async def main() -> None:
-        relay = client(ready(process)["turn"])
-        await relay.allocate(10)
-        process.signal(signal.SIGTERM)
-        assert await asyncio.get_running_loop().run_in_executor(None, process.wait) == 0
-        await relay.close()
+    relay = client(ready(process)["turn"])
+    await relay.allocate(10)
+    process.signal(signal.SIGTERM)
+    assert await asyncio.get_running_loop().run_in_executor(None, process.wait) == 0
+    await relay.close()
 
-    asyncio.run(main())
     line = process.until("the server stops")
     assert "user alice, ended: the server stops" in line
 
 
-def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: Path) -> None:
+async def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: Path) -> None:
     database = sqlite3.connect(tmp_path / "users.db")
     database.execute(SCHEMA)
     database.commit()
@@ -292,10 +308,7 @@ def test_users_are_added_to_a_database_without_a_reload(start: Start, tmp_path: 
         database.execute("INSERT INTO turn_users VALUES (?, ?, ?, ?, NULL)", (realm, "dora", md5, sha256))
     database.close()
 
-    async def main() -> None:
-        async with client(turn, "explorer", "dora"):
-            pass
-        with pytest.raises(TransactionError, match="401"):
-            await client(turn).allocate(5)
-
-    asyncio.run(main())
+    async with client(turn, "explorer", "dora"):
+        pass
+    with pytest.raises(TransactionError, match="401"):
+        await client(turn).allocate(5)

@@ -156,22 +156,18 @@ def test_after_a_close_in_a_wait_it_does_not_run(scene: Scene) -> None:
     assert scene.heard == []
 
 
-def test_in_a_real_loop_other_tasks_run_while_packets_gather() -> None:
+async def test_in_a_real_loop_other_tasks_run_while_packets_gather() -> None:
     """The wait is a timer, during which other tasks continue."""
-
-    async def run() -> int:
-        turns, scene = 0, Scene(0.0)
-        scene.rounds.close()
-        rounds = Rounds(scene.plane, 0.05, scene.take, asyncio.get_running_loop())
-        scene.say()
-        try:
-            async with asyncio.timeout(30):
-                while not scene.heard:
-                    await asyncio.sleep(0)
-                    turns += 1
-        finally:
-            rounds.close()
-            scene.close()
-        return turns
-
-    assert asyncio.run(run()) > 3
+    turns, scene = 0, Scene(0.0)
+    scene.rounds.close()
+    rounds = Rounds(scene.plane, 0.05, scene.take, asyncio.get_running_loop())
+    scene.say()
+    try:
+        async with asyncio.timeout(30):
+            while not scene.heard:
+                await asyncio.sleep(0)
+                turns += 1
+    finally:
+        rounds.close()
+        scene.close()
+    assert turns > 3

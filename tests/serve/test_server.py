@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
 from polynya.serve import ServeConfig, Server
+from polynya.serve.http import OFFENSES
 from polynya.serve.links import Links
 from polynya.signaling.limits import Limits
 from polynya.signaling.messages import PATH
@@ -142,6 +143,65 @@ async def test_a_connection_without_a_request_is_closed() -> None:
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000, "an older WebSocket stays open"
 
 
+GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "drop"),
+    [
+        (GET, b"X: y\r\n"),
+        (GET + b"\r\n" + GET, b"X: y\r\n"),
+        (GET + b"Content-Length: 1000\r\n\r\n", b"x"),
+        (POST + b"Content-Length: 1000\r\n\r\n", b"x"),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (POST + b"Expect: 100-continue\r\nContent-Length: 1000\r\n\r\n", b""),
+        (GET + b"\r\n" + POST + b"Content-Length: 1000\r\n\r\n", b"x"),
+    ],
+    ids=["headers", "later headers", "body of GET", "body of POST", "chunks", "100-continue", "later body"],
+)
+async def test_every_request_has_a_deadline(first: bytes, drop: bytes) -> None:
+    async with Server(config(request_timeout=0.5)) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(first)
+        with suppress(ConnectionError):
+            async with asyncio.timeout(4):  # uvicorn closes idle connections after 5 s
+                reading = asyncio.ensure_future(reader.read())
+                while not reading.done():
+                    writer.write(drop)
+                    await asyncio.wait([reading], timeout=0.05)
+                await reading
+        writer.close()
+
+
+async def test_requests_in_time_may_follow_each_other_on_one_connection() -> None:
+    async with Server(config(request_timeout=0.5)) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        for _ in range(6):
+            writer.write(GET + b"\r\n")
+            assert (await reader.readuntil(b"ok\n")).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(0.15)  # real sockets: the deadline of the first request passes
+        writer.close()
+
+
+async def test_the_connections_of_one_source_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polynya.serve.http.SPARE", 2)
+    async with Server(config(limits=Limits(links_per_host=1))) as server:
+        [address] = server.http_addresses
+        silent = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        reader, writer = await asyncio.open_connection(address.host, address.port, local_addr=("127.0.0.2", 0))
+        writer.write(GET + b"\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+        for _, each in (*silent, (reader, writer)):
+            each.close()
+
+
 async def drain(link: ClientConnection) -> None:
     with suppress(ConnectionClosed):
         while True:
@@ -200,6 +260,52 @@ def upgrade(more: str = "", path: str = PATH) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}{more}\r\n".encode()
 
 
+REFUSED_UPGRADES = {
+    "a long header": upgrade(f"X: {'x' * 9000}\r\n"),
+    "many headers": upgrade("".join(f"X-{number}: x\r\n" for number in range(140))),
+    "byte 7F": upgrade("X: a\x7fb\r\n"),
+    "byte 01": upgrade("X: a\x01b\r\n"),
+    "byte 1F in the host": upgrade().replace(b"Host: x", b"Host: x\x1f"),
+    "a body": upgrade("Content-Length: 5\r\n") + b"hello",
+    "a body that is not sent": upgrade("Content-Length: 5\r\n"),
+    "a chunked body": upgrade("Transfer-Encoding: chunked\r\n") + b"5\r\nhello\r\n0\r\n\r\n",
+    "a long path": upgrade(path=PATH + "?" + "x" * 9000),
+    "a long path elsewhere": upgrade(path="/" + "x" * 9000),
+    "another method": upgrade().replace(b"GET", b"POST", 1),
+    "an invented method": upgrade().replace(b"GET", b"GETT", 1),
+    "two keys": upgrade("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"),
+    "a short key": upgrade().replace(b"AAAAAAAAAAAAAAAAAAAAAA==", b"AAAA"),
+    "another version": upgrade().replace(b"Version: 13", b"Version: 8"),
+    "another path": upgrade(path="/elsewhere"),
+    "a strange path": upgrade(path="/%00%ff%2e%2e"),
+    "no path": upgrade(path="*"),
+    "more than a request may have": upgrade(f"X: {'x' * 20_000}\r\n"),
+}
+
+
+@pytest.mark.parametrize("request_", REFUSED_UPGRADES.values(), ids=REFUSED_UPGRADES.keys())
+async def test_an_upgrade_that_is_refused_gets_an_answer_and_its_connection_ends(request_: bytes) -> None:
+    async with Server(config(request_timeout=3600)) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(request_)
+        answer = await reader.readline()
+        assert answer.startswith(b"HTTP/1.1 4"), answer
+        with suppress(ConnectionError):  # a reset, if the server has not read all
+            await reader.read()
+        writer.close()
+
+
+async def test_an_upgrade_with_other_headers_is_accepted() -> None:
+    more = "X-Text: caf\xe9\r\nX-Empty:\r\nContent-Length: 0\r\nX-Folded: a\r\n b\r\n"
+    async with Server(config()) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(upgrade(more).decode().encode("latin-1"))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 101 ")
+        writer.close()
+
+
 PING = bytes([0x89, 0x80 | 125, 0, 0, 0, 0]) + bytes(125)
 
 
@@ -210,6 +316,51 @@ async def test_a_client_that_sends_pings_and_never_reads_is_disconnected() -> No
             while True:
                 await loop.sock_sendall(client, PING * 1000)
         await until(lambda: server.counters["signaling.links"] == 0)
+
+
+def frame(opcode: int, payload: bytes = b"") -> bytes:
+    assert len(payload) < 126
+    return bytes([opcode, 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        frame(0x8A),
+        PING,
+        frame(0x01) + frame(0x00) * 100,
+        frame(0x01, b"x") + frame(0x00, b"x") * 100,
+        frame(0x02) + frame(0x80),
+        frame(0x02) + frame(0x00, bytes(125)) + frame(0x80),
+    ],
+    ids=["pongs", "pings", "empty continuations", "small ones", "empty messages", "small fragments"],
+)
+async def test_a_websocket_with_too_many_frames_without_data_is_closed(flood: bytes) -> None:
+    async with Server(config()) as server, silent(server) as client:
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):
+            await loop.sock_sendall(client, flood * 200)
+            while await loop.sock_recv(client, 4096):
+                pass
+        await until(lambda: server.counters["signaling.links"] == 0)
+
+
+async def test_the_close_of_a_websocket_with_too_many_pongs_says_why() -> None:
+    async with Server(config()) as server, silent(server) as client:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, frame(0x8A) * (OFFENSES + 1))
+        answer = b""
+        while chunk := await loop.sock_recv(client, 4096):
+            answer += chunk
+        assert answer[2:] == b"\x03\xf0too many control frames or small fragments", "close 1008"
+
+
+async def test_a_websocket_may_send_pings_and_long_messages_in_fragments() -> None:
+    async with Server(config()) as server, websocket(server) as link:
+        for _ in range(20):
+            await (await link.ping())
+        await link.send(['{"type":"join","version":1,"room":"r"}', " " * 1000, " " * 1000, ""])
+        assert json.loads(await link.recv())["type"] == "welcome"
 
 
 async def test_used_connections_count_until_they_are_gone() -> None:

@@ -164,6 +164,28 @@ def test_a_name_without_an_address_is_reported_and_not_waited_for(bench) -> None
     assert "stun:nowhere.example: no answer (nowhere.example has no address)" in str(b.session.why())
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "::ffff:192.0.2.1"])
+def test_a_name_with_impossible_addresses_is_reported_and_not_asked(bench, host: str) -> None:
+    b = bench("stun:blocked.example")
+    b.start(ETH0, answer=False)
+    b.answer_opens()
+    b.answer_names(**{"blocked.example": (host,)})
+    b.advance(0.1)
+    assert ended(b) and not b.take(Send)
+    assert f"stun:blocked.example: no answer ({Address.of(host, 3478)} is " in str(b.session.why())
+
+
+@pytest.mark.parametrize("mapped", ["0.0.0.0:0", "203.0.113.7:0", "224.0.0.1:5000", "[2001:db8::7]:5000"])
+def test_an_impossible_mapped_address_is_no_candidate_and_is_explained(bench, mapped: str) -> None:
+    b = bench("stun:192.0.2.1")
+    b.start(ETH0)
+    b.advance(0.02)
+    [question] = b.take(Send)
+    b.answer_question(question, Address.parse(mapped))
+    assert ended(b) and [address.host for _, address in candidates(b)] == ["10.0.0.2"]
+    assert f"the mapped address is impossible: {mapped} " in str(b.session.why())
+
+
 def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(bench) -> None:
     b = bench()
     b.start(ETH0, WLAN0, answer=False)
@@ -299,6 +321,36 @@ def test_an_address_that_is_gone_takes_its_socket_along(bench) -> None:
     b.drain()
     assert b.take(Close) == [Close(flow=eth_flow)]
     assert [local.base.host for local in b.session.agent.local_candidates()] == ["10.9.0.2"]
+
+
+def with_address(host: str, **flags: bool) -> Interface:
+    """Interface eth0 with one IPv6 address."""
+    return Interface(name="eth0", index=2, addresses=(InterfaceAddress(host=host, prefix_length=64, **flags),))
+
+
+@pytest.mark.parametrize("flag", ["deprecated", "tentative"])
+def test_an_open_socket_stays_while_its_address_is_only_less_preferred(bench, flag: str) -> None:
+    """IPv6 privacy addresses are deprecated every day, and connections on them go on."""
+    b = bench()
+    b.start(with_address("2001:db8::1"))
+    for addresses in (with_address("2001:db8::1", **{flag: True}), with_address("2001:db8::1")):
+        assert not b.session.interfaces_changed(InterfacesChanged(interfaces=(addresses,)), now=b.now)
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(with_address("2001:db8::2"),)), now=b.now)
+
+
+def test_a_session_follows_new_interfaces_without_a_restart_before_it_is_connected(bench) -> None:
+    """Its description may have been signaled by hand: new credentials would make that text useless."""
+    b = bench()
+    b.start(ETH0)
+    before = b.session.agent.local_description
+    b.session.receive(InterfacesChanged(interfaces=(ETH0, WLAN0)), now=b.now)
+    b.drain()
+    b.answer_opens()
+    assert [candidate[1].host for candidate in candidates(b)] == ["10.0.0.2", "10.9.0.2"]
+    b.session.receive(InterfacesChanged(interfaces=(WLAN0,)), now=b.now)
+    b.drain()
+    assert [local.base.host for local in b.session.agent.local_candidates()] == ["10.9.0.2"]
+    assert b.session.agent.local_description == before
 
 
 def test_interfaces_that_did_not_change_restart_nothing(bench) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from polynya.core.addresses import IPV4, Address
+from polynya.core.addresses import IPV4, IPV6, Address
 from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.instants import SECOND, Instant
 from polynya.core.machine import Close, Closed, Datagram, Open, Output, RecordType, Resolve, Resolved, Send
@@ -18,7 +18,16 @@ from polynya.session.events import PathReady, RelayFailed, RelayFound, RelayLost
 from polynya.session.local_candidates import of_relay
 from polynya.session.options import Base, HostAddress, Policy, TurnCredentials
 from polynya.session.relays import TRANSITIONS, Relays, State
-from polynya.stun.attributes import ALTERNATE_SERVER, LIFETIME, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
+from polynya.stun.attributes import (
+    ALTERNATE_SERVER,
+    DATA,
+    LIFETIME,
+    NONCE,
+    REALM,
+    XOR_MAPPED_ADDRESS,
+    XOR_PEER_ADDRESS,
+    XOR_RELAYED_ADDRESS,
+)
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from polynya.stun.uris import TurnUri
@@ -38,10 +47,10 @@ ZONE = {
 class House:
     """The machine with a name server and a clock; its outputs are kept."""
 
-    def __init__(self, *uris: str) -> None:
+    def __init__(self, *uris: str, families: tuple[int, ...] = (IPV4,)) -> None:
         self.now = Instant(SECOND)
         servers = tuple(TurnCredentials(TurnUri.parse(uri)) for uri in uris or ("turn:example.org",))
-        self.relays = Relays(servers, (IPV4,), random=Random(1), pacer=Pacer(), flow_ids=FlowIds())
+        self.relays = Relays(servers, families, random=Random(1), pacer=Pacer(), flow_ids=FlowIds())
         self.sent: list[Send] = []
         self.opened: list[Open] = []
         self.closed: list[Flow] = []
@@ -89,10 +98,11 @@ class House:
         self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), now=self.now)
         self.settle()
 
-    def allocate(self) -> None:
+    def allocate(self, *relayed: Address) -> None:
         """Pass in a success response to the last Allocate that was sent by UDP."""
         request = decode(self.sent[-1].data)
-        values = {XOR_RELAYED_ADDRESS: (Address("203.0.113.1", 50000),), XOR_MAPPED_ADDRESS: BASE.local, LIFETIME: 600}
+        relayed = relayed or (Address("203.0.113.1", 50000),)
+        values = {XOR_RELAYED_ADDRESS: relayed, XOR_MAPPED_ADDRESS: BASE.local, LIFETIME: 600}
         answer = Message.success(request, values).encode()
         self.relays.receive(Datagram(BASE.flow, self.sent[-1].remote, answer), now=self.now)
         self.settle()
@@ -363,3 +373,38 @@ def test_a_server_that_is_not_asked_from_a_base_is_reported(uri: str, local: str
     house.settle()
     [failed] = [each for each in house.events if isinstance(each, RelayFailed) and each.base == base]
     assert failed.server.startswith(uri) and reason in failed.reason
+
+
+def test_an_impossible_second_relayed_address_is_reported_and_hides_nothing() -> None:
+    """coturn without IPv6 (issue E, line 7): 0.0.0.0:0 took the flow of the relay of its family."""
+    house = House(families=(IPV6, IPV4))
+    house.run(0.1)
+    real, zero = Address("203.0.113.1", 50000), Address("0.0.0.0", 0)
+    house.allocate(real, zero)
+    [found] = [event for event in house.events if isinstance(event, RelayFound)]
+    [ignored] = [event for event in house.events if isinstance(event, RelayFailed)]
+    assert found.relayed == real and "as relayed address: 0.0.0.0:0 is unspecified" in ignored.reason
+    peer = Address("198.51.100.9", 7000)
+    house.relays.want(found.flow, peer, now=house.now)
+    house.settle()
+    request = decode(house.sent[-1].data)
+    assert request.method == Method.CREATE_PERMISSION
+    house.relays.receive(Datagram(BASE.flow, SERVER, Message.success(request).encode()), now=house.now)
+    house.settle()
+    assert PathReady(flow=found.flow, host=peer.host) in house.events
+
+
+@pytest.mark.parametrize("peer", [Address("198.51.100.9", 0), Address("0.0.0.0", 7000), Address("224.0.0.1", 7000)])
+def test_data_from_an_impossible_peer_is_dropped(peer: Address) -> None:
+    house = House()
+    house.run(0.1)
+    house.allocate()
+    [found] = [event for event in house.events if isinstance(event, RelayFound)]
+    house.relays.want(found.flow, peer, now=house.now)
+    house.settle()
+    values = {XOR_PEER_ADDRESS: (peer,), DATA: b"hello"}
+    data = Message.indication(Method.DATA, bytes(12), values).encode()
+    house.relays.receive(Datagram(BASE.flow, SERVER, data), now=house.now)
+    assert house.relays.inputs() == []
+    client = house.relays.client(found.flow)
+    assert client is not None and client.counters["Data indication without a possible peer, or without data"] == 1

@@ -439,6 +439,32 @@ def test_usage_errors_name_the_cause() -> None:
         client.send(PEER, description(), now=Instant(0))
 
 
+def test_a_change_of_the_network_is_a_reason_to_connect_at_once() -> None:
+    house = House()
+    member = house.member()
+    house.up = False
+    house.break_link(member)
+    house.run(20)
+    assert member.client.state is ClientState.WAITING
+    house.up = True
+    member.client.network_changed(now=house.now)
+    house.settle()
+    assert member.client.state is ClientState.JOINED
+    member.client.network_changed(now=house.now)
+    assert member.client.outputs() == [], "an open link stays"
+
+
+def test_a_change_of_the_network_replaces_an_attempt_that_hangs() -> None:
+    client = RoomClient("room", random=random.Random(1))
+    client.start(now=Instant(0))
+    assert client.outputs() == [OpenLink(link=1)]
+    client.network_changed(now=Instant(SECOND))
+    assert client.outputs() == [CloseLink(link=1), OpenLink(link=2)]
+    client.receive(LinkClosed(link=1), now=Instant(SECOND))
+    assert client.state is ClientState.CONNECTING
+    assert client.next_timer() == Instant(11 * SECOND)
+
+
 def test_a_member_that_leaves_while_connecting_closes_what_it_opened() -> None:
     house = House()
     member = Member(house, RoomClient("room", random=random.Random(1)))

@@ -15,6 +15,7 @@ from polynya.signaling.links import (
     NORMAL,
     POLICY,
     REPLACED,
+    SILENT,
     TOO_LARGE,
     TRY_LATER,
     LinkClosed,
@@ -134,7 +135,7 @@ def test_a_member_that_resumes_in_time_keeps_its_id_and_gets_the_kept_signals() 
     assert isinstance(welcome, Welcome)
     assert welcome.resumed
     assert (welcome.peer, welcome.peers) == (b.peer, (a.peer,))
-    assert welcome.token != b.token, "a token is valid once"
+    assert welcome.token != b.token, "each welcome has a new token"
     assert said[1:] == [signal(a.peer, description(1)), signal(a.peer, description(2))]
     assert first.heard() == [Resumed(b.peer)]
     house.run(60)
@@ -255,6 +256,113 @@ def test_a_newcomer_takes_the_place_of_an_absent_member() -> None:
     gone.close()
     _, c = join(house)
     assert stays.heard() == [Away(b.peer), Left(b.peer, "its connection was lost"), Joined(c.peer)]
+
+
+def test_the_others_are_informed_of_a_resume() -> None:
+    """Signals that they sent before the server noticed the broken connection are lost."""
+    house = House()
+    _, a = join(house)
+    other, b = join(house)
+    _, third = join(house)
+    other.heard()
+    join(house, resume=a)
+    assert other.heard() == [Resumed(a.peer)]
+    assert b.peer != third.peer
+
+
+def test_a_token_is_valid_until_the_client_has_shown_that_it_has_the_next_one() -> None:
+    """The connection may break again before the welcome arrives."""
+    house = House()
+    _, first = join(house)
+    _, second = join(house, resume=first)  # this welcome is lost
+    link, third = join(house, resume=first)
+    assert first.peer == second.peer == third.peer and third.resumed
+    assert len({first.token, second.token, third.token}) == 3
+    link.say(Keepalive())
+    for old in (first, second):
+        assert join(house, resume=old)[1].peer != first.peer
+    assert join(house, resume=third)[1].peer == first.peer
+
+
+def full_room(house: House) -> tuple[RawLink, Welcome, RawLink, Welcome]:
+    """Fill a room of two; both have nothing left to hear."""
+    one, two = house.raw(), house.raw()
+    [first] = one.say(Join(version=1, room="room", limit=2))
+    [second] = two.say(Join(version=1, room="room", limit=2))
+    one.heard()
+    assert isinstance(first, Welcome) and isinstance(second, Welcome)
+    return one, first, two, second
+
+
+def test_a_silent_member_of_a_full_room_loses_its_place_to_a_newcomer() -> None:
+    house = House()
+    one, first, two, second = full_room(house)
+    one.answers = False
+    newcomer = house.raw()
+    assert newcomer.say(JOIN) == []
+    house.run(1.9)
+    assert newcomer.heard() == [] and one.pings == two.pings == 1
+    house.run(0.2)
+    [welcome] = newcomer.heard()
+    assert isinstance(welcome, Welcome)
+    assert welcome.peers == (second.peer,) and welcome.peer not in (first.peer, second.peer)
+    assert two.heard() == [Left(first.peer, "it did not answer for 2 s"), Joined(welcome.peer)]
+    assert one.closed == (SILENT, "no answer to a ping")
+    assert codes(house.raw().say(Join(version=1, room="room", resume=Resume(first.peer, first.token)))) == ["room-full"]
+
+
+@pytest.mark.parametrize("sign", ["pong", "message"])
+def test_a_full_room_of_living_members_refuses_a_newcomer(sign: str) -> None:
+    house = House()
+    one, _, two, _ = full_room(house)
+    one.answers = sign == "pong"
+    newcomer = house.raw()
+    said = newcomer.say(JOIN)
+    if sign == "message":
+        assert said == []
+        house.run(1)
+        one.say(Keepalive())
+        said = newcomer.heard()
+    assert codes(said) == ["room-full"]
+    house.run(5)
+    assert one.closed is None and two.closed is None
+
+
+def test_only_as_many_silent_members_go_as_newcomers_wait() -> None:
+    house = House()
+    one, _, two, _ = full_room(house)
+    one.answers = two.answers = False
+    gone, newcomer = house.raw(), house.raw()
+    for each in (gone, newcomer):
+        assert each.say(JOIN) == []
+    gone.close()
+    house.run(3)
+    assert one.closed is not None and two.closed is None
+    assert isinstance(newcomer.heard()[0], Welcome)
+
+
+def test_a_member_that_leaves_meanwhile_makes_place_at_once() -> None:
+    house = House()
+    one, _, two, _ = full_room(house)
+    one.answers = False
+    newcomer = house.raw()
+    assert newcomer.say(JOIN) == []
+    assert codes(newcomer.say(JOIN)) == ["already-joined"], "it waits for an answer"
+    two.say(Leave())
+    assert isinstance(newcomer.heard()[0], Welcome)
+    house.run(3)
+    assert one.closed is None, "nothing asks for its place any more"
+
+
+def test_a_silent_member_that_resumes_meanwhile_keeps_its_place() -> None:
+    house = House()
+    one, first, _, _ = full_room(house)
+    one.answers = False
+    newcomer = house.raw()
+    assert newcomer.say(JOIN) == []
+    assert join(house, resume=first)[1].peer == first.peer
+    house.run(3)
+    assert codes(newcomer.heard()) == ["room-full"]
 
 
 def test_messages_kept_for_one_absent_member_are_bounded() -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from polynya.core.errors import DecodeError
-from polynya.stun.framing import StreamFramer, decode_channel_data, encode_channel_data, is_channel_data
+from polynya.stun.framing import FrameCounter, StreamFramer, decode_channel_data, encode_channel_data, is_channel_data
 from polynya.stun.message import Message
 from polynya.stun.registry import Method
 
@@ -37,6 +37,43 @@ def test_frames_are_found_wherever_the_stream_is_cut() -> None:
             frames += framer.feed(STREAM[position : position + size])
             position += size
         assert frames == FRAMES
+
+
+def test_portions_begin_a_few_frames_each_wherever_the_stream_is_cut() -> None:
+    rng = random.Random(8)
+    begins = [0]
+    for frame in FRAMES:
+        begins.append(begins[-1] + len(frame) + (-len(frame) & 3))
+    for most in (1, 2, 3, 100):
+        for _ in range(100):
+            counter, position, portions = FrameCounter(), 0, []
+            while position < len(STREAM):
+                piece = STREAM[position : position + rng.randint(1, 60)]
+                start = 0
+                while start < len(piece):
+                    end = counter.portion(piece, start, most)
+                    assert end > start
+                    portions.append((position + start, position + end))
+                    start = end
+                position += len(piece)
+            for first, last in portions:
+                assert sum(first <= each < last for each in begins) <= most
+            assert len(portions) < 150
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [4] * 6), (4, [16, 8]), (6, [24]), (7, [24])])
+def test_a_portion_ends_where_a_frame_does(most: int, sizes: list[int]) -> None:
+    counter, data, start, found = FrameCounter(), bytes.fromhex("40000000") * 6, 0, []
+    while start < len(data):
+        end = counter.portion(data, start, most)
+        found.append(end - start)
+        start = end
+    assert found == sizes
+
+
+def test_bytes_that_are_no_frame_are_one_portion() -> None:
+    data = encode_channel_data(0x4000, b"abcd", pad=True) + b"\xff" * 100
+    assert FrameCounter().portion(data, 0, 16) == len(data)
 
 
 def test_channel_data_waits_for_its_padding() -> None:

@@ -154,3 +154,14 @@ def test_a_name_that_does_not_exist_says_so() -> None:
 def test_the_list_is_bounded(count: int) -> None:
     zone = {("many.example", RecordType.ADDRESS): tuple(f"192.0.2.{number}" for number in range(count))}
     assert len(discover("turn:many.example:1", zone)[0].servers) == 16
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "::ffff:192.0.2.1"])
+def test_impossible_addresses_of_a_name_are_skipped_with_the_reason(host: str) -> None:
+    """A filtering resolver answers 0.0.0.0 for names that it blocks."""
+    zone = {("example.org", RecordType.ADDRESS): (host,)}
+    found, _ = discover("turn:example.org:3478?transport=udp", zone)
+    assert found.servers == () and f"{Address.of(host, 3478)} is " in found.reason
+    zone = {("example.org", RecordType.ADDRESS): (host, "192.0.2.1")}
+    found, _ = discover("turn:example.org:3478?transport=udp", zone)
+    assert places(found) == ["192.0.2.1:3478 udp"]

@@ -26,6 +26,7 @@ from .connection import RECEIVE_BUFFER, Connection, check_receive_buffer
 from .dns import ResolveName
 from .driver import Driver
 from .endpoint import CLOSED_REASON, Endpoint
+from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
 from .options import FAMILIES, session_config
 from .packet_trace import Capture
@@ -72,6 +73,8 @@ class Agent(Endpoint):
     - `credentials`: an async callable, `(uri, realm)` to `(username, password)`, called when a TURN server has no
       credentials yet or refuses those that it has.
     - `receive_buffer`: bytes of datagrams that wait for `recv` in each connection, each with 64 bytes for its object.
+    - `follow_host`: whether the agent follows changes of this host's addresses by itself: a new address becomes a
+      candidate, and ICE restarts if the connection has lost its address. `interfaces_changed` does this by hand.
     - `trace`, `capture`: a `Tracer` for everything that happens, and a callable that gets every packet.
 
     Raises ConfigurationError, before any socket is opened, if an option is wrong or options conflict.
@@ -83,9 +86,11 @@ class Agent(Endpoint):
         "_asking",
         "_driver",
         "_flow_ids",
+        "_follows_host",
         "_relayed",
         "_session",
         "_shell_options",
+        "_watch",
     )
 
     def __init__(
@@ -106,6 +111,7 @@ class Agent(Endpoint):
         ice: IceConfig | None = None,
         credentials: AskCredentials | None = None,
         receive_buffer: int = RECEIVE_BUFFER,
+        follow_host: bool = True,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
@@ -129,6 +135,8 @@ class Agent(Endpoint):
         self._flow_ids = flow_ids
         self._shell_options = _shell_options(trace=trace, capture=capture, tls=tls, resolve=resolve)
         self._driver: Driver[Session] | None = None
+        self._follows_host = follow_host
+        self._watch: InterfaceWatch | None = None
         # Most agents have none of either: they share empty mappings, which are replaced when they change.
         self._relayed = _NO_PATHS
         self._ask_credentials = credentials
@@ -151,6 +159,8 @@ class Agent(Endpoint):
             self._driver = Driver(
                 self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
             )  # fmt: skip
+            if self._follows_host:
+                self._watch = follow_host(self)
             self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
 
     async def close(self) -> None:
@@ -171,6 +181,9 @@ class Agent(Endpoint):
             self._closing = False
 
     def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
         driver = self._driver
         if driver is not None and not driver.closed and self.state is not AgentState.CLOSED:
             driver.call(self._session.close)
@@ -183,6 +196,14 @@ class Agent(Endpoint):
 
     def interfaces_changed(self) -> bool:
         return self._running().call(self._session.interfaces_changed, InterfacesChanged(interfaces=list_interfaces()))
+
+    def _host_changed(self, change: HostChange) -> None:
+        """Called by the watch of this host's interfaces."""
+        if self._over or self._driver is None:
+            return
+        changed = InterfacesChanged(interfaces=change.interfaces)
+        if not self._driver.call(self._session.follow, changed) and change.routes:
+            self._driver.call(self._session.routes_changed)
 
     def why(self) -> SessionReport:
         return self._session.why()

@@ -10,23 +10,13 @@ A connection that never completes its handshake costs little memory, and the mac
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
-from typing import Final
 
-from polynya.stun.budget import source_of
-
+from .accepting import Acceptor, AnyProtocol
 from .tally import Tally
-
-BATCH: Final = 16
-"""Connections accepted in a row before other tasks run: an accept that succeeds at once does not yield to the loop."""
-PAUSE: Final = 0.2
-"""Seconds before the next accept when the system has no resources for another connection."""
-_ABORTED: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +38,7 @@ class Handshakes:
         self,
         listening: socket.socket,
         context: ssl.SSLContext,
-        make: Callable[[], asyncio.Protocol],
+        make: Callable[[], AnyProtocol],
         tally: Tally,
         limits: HandshakeLimits,
     ) -> None:
@@ -56,14 +46,12 @@ class Handshakes:
         self.limits = limits
         """Applies to connections that are accepted from now on."""
         self._tally = tally
-        self._listening = listening
         self._context = context
         self._make = make
         self._loop = asyncio.get_running_loop()
         self._shaking: set[asyncio.Task[None]] = set()
         self._by_source: dict[str, int] = {}
-        self._accepting = self._loop.create_task(self._accept(), name="accept TLS connections")
-        self._accepting.add_done_callback(lambda _: listening.close())
+        self._acceptor = Acceptor(listening, self._take)
 
     @property
     def in_progress(self) -> Mapping[str, int]:
@@ -73,30 +61,23 @@ class Handshakes:
     def close(self) -> None:
         """Stop accepting and end the handshakes in progress. Accepted streams stay open."""
         self.closed = True
-        self._accepting.cancel()
+        self._acceptor.close()
         for task in self._shaking:
             task.cancel()
 
     async def wait_closed(self) -> None:
         """Wait until no handshake is in progress."""
-        await asyncio.wait([self._accepting, *self._shaking])
+        await self._acceptor.wait_closed()
+        if self._shaking:
+            await asyncio.wait(self._shaking)
 
-    async def _accept(self) -> None:
-        for number in count(1):
-            if number % BATCH == 0:
-                await asyncio.sleep(0)
-            try:
-                accepted, address = await self._loop.sock_accept(self._listening)
-            except OSError as error:
-                await asyncio.sleep(0 if error.errno in _ABORTED else PAUSE)
-                continue
-            source = source_of(address[0].partition("%")[0])
-            limits, from_source = self.limits, self._by_source.get(source, 0)
-            if len(self._shaking) >= limits.at_once or from_source >= limits.at_once_per_source:
-                self._tally.handshakes_refused += 1
-                accepted.close()
-                continue
-            self._begin(accepted, source)
+    def _take(self, accepted: socket.socket, source: str) -> None:
+        limits, from_source = self.limits, self._by_source.get(source, 0)
+        if len(self._shaking) >= limits.at_once or from_source >= limits.at_once_per_source:
+            self._tally.handshakes_refused += 1
+            accepted.close()
+            return
+        self._begin(accepted, source)
 
     def _begin(self, accepted: socket.socket, source: str) -> None:
         begun = False

@@ -19,7 +19,7 @@ from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed
 from . import sockets
 from .packet_trace import PacketTrace
 from .tally import Tally
-from .tcp import Listener, Stream, StreamLimits, TlsContexts
+from .tcp import READ_BYTES, ConnectedStream, Listener, Stream, StreamLimits, TlsContexts
 from .udp import Deliver, SendData, UdpEndpoint, UdpSocket
 
 FlowSocket = UdpSocket | Stream | Listener
@@ -40,7 +40,7 @@ class HubOwner(Protocol):
 class Hub:
     """The sockets of one driver."""
 
-    __slots__ = ("_closing", "_ip_fields", "_loop", "_owner", "_sockets", "_tls", "limits", "tally", "trace")
+    __slots__ = ("_closing", "_ip_fields", "_loop", "_owner", "_sockets", "_tls", "buffer", "limits", "tally", "trace")
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Hub:
         self.trace = trace
         self.tally = Tally()
         self.limits = limits
+        self.buffer = bytearray(READ_BYTES)
         self._loop = loop
         self._owner = owner
         self._tls = tls
@@ -80,7 +81,7 @@ class Hub:
             if output.transport is Transport.UDP:
                 self._open_udp(output)
             elif output.remote is not None:
-                stream = Stream(self, output.flow, output.transport)
+                stream = ConnectedStream(self, output.flow, output.transport)
                 self._sockets[output.flow] = stream
                 stream.connect(output, self._tls)
             else:

@@ -22,6 +22,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.ice.events import AgentState
+from polynya.session.events import GatheringState
 from polynya.stun.uris import TurnUri
 
 from .agent import Agent
@@ -100,6 +101,7 @@ class Meeting:
     - `servers`: STUN and TURN servers in addition to the signaling server's list.
     - `loopback`: whether the agent gathers loopback addresses; by default, if the signaling server is on this host.
     - `reconnect`: seconds in which a broken connection to the signaling server is opened again; 0 for never.
+    - `follow_host`: whether agent and signaling follow changes of this host's addresses by themselves.
     - `on_step`: gets each step, for a display.
     - All other options are those of `Agent`.
     """
@@ -112,18 +114,21 @@ class Meeting:
         servers: Iterable[str | IceServer] = (),
         loopback: bool | None = None,
         reconnect: float = 60.0,
+        follow_host: bool = True,
         on_step: Callable[[MeetingStep], None] | None = None,
         trace: Tracer = NO_TRACE,
         **options: Any,
     ) -> None:
-        self.signaling = Signaling(url, room, limit=MEMBERS, reconnect=reconnect, trace=trace.of("signaling"))
+        self.signaling = Signaling(
+            url, room, limit=MEMBERS, reconnect=reconnect, follow_host=follow_host, trace=trace.of("signaling")
+        )
         self.agent: Agent | None = None
         """The agent of the current or latest attempt."""
         self.peer = ""
         """Id of the peer of the current attempt."""
         self._servers = tuple(servers)
         self._loopback = loopback
-        self._options = {**options, "trace": trace}
+        self._options = {**options, "follow_host": follow_host, "trace": trace}
         self._on_step = on_step or (lambda _: None)
         self._tasks: list[asyncio.Task[None]] = []
         self._present: list[str] = []
@@ -260,6 +265,17 @@ class Meeting:
         except SignalingError:
             return  # the receiving task reports it
 
+    async def _repeat(self, agent: Agent, peer: str) -> None:
+        """Send the agent's description and candidates again: some may be lost with a broken connection."""
+        try:
+            await self.signaling.send_description(peer, agent.description)
+            for local in agent._candidates:
+                await self.signaling.send_candidate(peer, local.candidate)
+            if agent.gathering_state is GatheringState.COMPLETE:
+                await self.signaling.send_candidate(peer, None)
+        except SignalingError:
+            return
+
     def _timed_out(self, timeout: float) -> ConnectError:
         if not self.peer or self.agent is None:
             return ConnectError(f"no other member joined the room {self.signaling.room!r} within {timeout:g} s")
@@ -300,12 +316,28 @@ class Meeting:
             self._on_step(SignalingLost(reason=str(error)))
             _set(self._arrival)
             _set(self._described)
+            self._end_stranded()
+
+    def _end_stranded(self) -> None:
+        """End a connection that lost its path and waits for the other side's description, which cannot arrive now."""
+        agent = self.agent
+        if agent is None or agent.state is AgentState.CLOSED or self._described is not None:
+            return
+        machine = agent._machine.agent
+        if machine.remote_description is None and machine.selected() is None:
+            agent._end_connections(f"the path was lost, and then the signaling server: {self._lost}")
+            agent._stop()
 
     def _on_message(self, message: Message) -> None:
         peer = message.peer
         if isinstance(message, Joined):
             self._present.append(peer)
             _set(self._arrival)
+        elif isinstance(message, Resumed):
+            if peer == self.peer and self.agent is not None and self.agent.state is not AgentState.CLOSED:
+                self.agent._peer_away(False)
+                repeating = asyncio.create_task(self._repeat(self.agent, peer), name=f"signals again for {peer[:8]}")
+                self._tasks = [*(task for task in self._tasks if not task.done()), repeating]
         elif isinstance(message, Left):
             self._present = [each for each in self._present if each != peer]
             self._early.pop(peer, None)
@@ -314,9 +346,9 @@ class Meeting:
                 _set(self._gone)
                 if self.agent is not None:
                     self.agent._peer_left(message.reason, clean=message.clean)
-        elif isinstance(message, Away | Resumed):
+        elif isinstance(message, Away):
             if peer == self.peer and self.agent is not None:
-                self.agent._peer_away(isinstance(message, Away))
+                self.agent._peer_away(True)
         elif peer != self.peer or self.agent is None:
             early = self._early.setdefault(peer, [])
             if len(early) < EARLY_MESSAGES:
@@ -395,6 +427,7 @@ def connect_room(
     servers: Iterable[str | IceServer] = (),
     loopback: bool | None = None,
     reconnect: float = 60.0,
+    follow_host: bool = True,
     **options: Any,
 ) -> PendingConnection:
     """Connect to the other program that joins the same room of a signaling server (`polynya serve`).
@@ -405,19 +438,23 @@ def connect_room(
     `connection = await polynya.connect_room(...)` works, too; then `connection.close()` is the end. Both ways close the
     agent and leave the room. A room holds two members.
 
-    Signaling continues beside the connection: a restart of `connection.agent`, or a change of the network that it
-    follows (`interfaces_changed`), is signaled to the other side.
+    Signaling continues beside the connection. If this host's address changes, the connection to the server is opened
+    again at once, the new candidates are signaled, and data flows again. A restart of `connection.agent` is signaled,
+    too.
 
     - `timeout`: seconds for the other side to join and for the connection. By default there is no limit.
     - `servers`: STUN and TURN servers in addition to the signaling server's list.
     - `loopback`: whether to gather loopback addresses; by default, if the signaling server is on this host.
     - `reconnect`: seconds in which a broken connection to the signaling server is opened again; 0 for never.
+    - `follow_host`: whether agent and signaling follow changes of this host's addresses by themselves.
     - All other options are those of `Agent`.
 
     The call raises ConfigurationError before anything is opened. Awaiting or entering raises SignalingError or
     ConnectError and leaves nothing open.
     """
-    meeting = Meeting(url, room, servers=servers, loopback=loopback, reconnect=reconnect, **options)
+    meeting = Meeting(
+        url, room, servers=servers, loopback=loopback, reconnect=reconnect, follow_host=follow_host, **options
+    )
     return PendingConnection(meeting, timeout)
 
 

@@ -44,6 +44,7 @@ from polynya.signaling.client import (
 from polynya.signaling.messages import IceServer as ListedServer
 from polynya.signaling.servers import ServerListClient
 
+from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .servers import IceServer, usable
 from .waiting import Waiting
 from .websocket import WebSockets, websocket_url
@@ -116,6 +117,8 @@ class Signaling(Waiting):
     - `limit`: the most members that the room may have, up to the server's own limit.
     - `timeout`: seconds for the server to answer.
     - `reconnect`: seconds in which a broken connection is opened again; 0 for never.
+    - `follow_host`: whether a change of this host's addresses opens a new connection at once, if the old one has lost
+      its address.
 
     Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Resumed`,
     `Left`, `Away`, `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there
@@ -130,6 +133,7 @@ class Signaling(Waiting):
         limit: int | None = None,
         timeout: float = 10.0,
         reconnect: float = 60.0,
+        follow_host: bool = True,
         trace: Tracer = NO_TRACE,
     ) -> None:
         super().__init__()
@@ -144,6 +148,8 @@ class Signaling(Waiting):
         timeouts = ClientTimeouts(answer=nanoseconds(timeout), give_up=nanoseconds(reconnect))
         self._machine = RoomClient(room, random=SystemRandom(), limit=limit, timeouts=timeouts, trace=trace)
         self._websockets = WebSockets(self._machine, websocket_url(url), timeout=timeout, on_step=self._on_step)
+        self._follows_host = follow_host
+        self._watch: InterfaceWatch | None = None
         self._counters: Counter[str] = Counter()
         self._messages: deque[Message] = deque()
         self._generations: dict[str, int] = {}
@@ -157,6 +163,8 @@ class Signaling(Waiting):
 
     async def __aenter__(self) -> Signaling:
         self._websockets.call(self._machine.start)
+        if self._follows_host:
+            self._watch = follow_host(self)
         try:
             while not self._entered:
                 self._raise_if_ended()
@@ -173,6 +181,9 @@ class Signaling(Waiting):
 
     def _leave(self) -> None:
         """Leave the room: the message is sent at once, and `close` waits until it is."""
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
         if self._machine.state is not ClientState.IDLE:
             self._websockets.call(self._machine.leave)
 
@@ -183,6 +194,11 @@ class Signaling(Waiting):
             await self._websockets.aclose(LEAVE_TIMEOUT)
         finally:
             self._wake()
+
+    def _host_changed(self, change: HostChange) -> None:
+        """Called by the watch of this host's interfaces."""
+        hosts = {address.host for interface in change.interfaces for address in interface.addresses}
+        self._websockets.network_changed(hosts)
 
     # --------------------------------------------------------------------------------------------------------- the room
 

@@ -6,6 +6,9 @@ r"""TCP and TLS streams of a machine, connected or accepted, on asyncio's transp
 A machine that closes a flow receives no further input of it. Each stream has a write buffer of limited size. A `Send`
 that does not fit is dropped whole and answered with `SendFailed` (ENOBUFS). Messages therefore stay framed, and a slow
 reader cannot exhaust the memory of the process.
+
+An accepted stream reads a few kilobytes and frames in each turn of the event loop, so that a client that sends without
+pause does not stop the others (`turns.py`).
 """
 
 from __future__ import annotations
@@ -25,13 +28,20 @@ from polynya.core.flows import Flow, FlowIds, Transport
 from polynya.core.machine import Closed, Input, Open, Opened, Send, SendFailed, StreamData
 from polynya.core.packets import Protocol as IpProtocol
 from polynya.stun.budget import source_of
+from polynya.stun.framing import FrameCounter
 
 from . import sockets
+from .accepting import PlainConnections
 from .handshakes import HandshakeLimits, Handshakes
 from .packet_trace import PacketTrace
 from .tally import Tally
+from .turns import turns
 
 BACKLOG: Final = 128
+READ_BYTES: Final = 4096
+"""Bytes that an accepted stream reads in one turn of the event loop."""
+READ_FRAMES: Final = 16
+"""Frames that an accepted stream passes to the machine in one turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +103,8 @@ class StreamOwner(Protocol):
     trace: PacketTrace | None
     tally: Tally
     limits: StreamLimits
+    buffer: bytearray
+    """Buffer of READ_BYTES that all accepted streams read into."""
 
     def take(self, input: Input) -> None:
         """Pass an input to the machine."""
@@ -107,8 +119,8 @@ class StreamOwner(Protocol):
         """Register a stream that a listener accepted."""
 
 
-class Stream(asyncio.Protocol):
-    """One TCP or TLS stream."""
+class Stream(asyncio.BaseProtocol):
+    """One TCP or TLS stream: what connected and accepted ones have in common."""
 
     def __init__(self, owner: StreamOwner, flow: Flow, kind: Transport, listener: Flow | None = None) -> None:
         self.flow = flow
@@ -126,47 +138,6 @@ class Stream(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------- open
 
-    def connect(self, request: Open, tls: TlsContexts) -> None:
-        """Start to connect; the result is `Opened` or `Closed`.
-
-        Raises OSError if no socket can be made, and ConfigurationError if the request is invalid.
-        """
-        assert request.remote is not None
-        self._remote = request.remote
-        context = tls(request) if self._kind.secure else None
-        sock = make_stream_socket(request, request.remote)
-        loop = asyncio.get_running_loop()
-        self._opening = loop.create_task(self._connect(loop, sock, request, context), name=f"open {self.flow}")
-
-        def dispose(_: object) -> None:  # also if the task was canceled before its first step
-            if not self._handed_over:
-                sock.close()
-
-        self._opening.add_done_callback(dispose)
-
-    async def _connect(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, request: Open, context: ssl.SSLContext | None
-    ) -> None:
-        remote, number, timeout = self._remote, None, self._owner.limits.connect_timeout
-        name = request.server_name or remote.host
-        try:
-            async with asyncio.timeout(timeout):
-                await loop.sock_connect(sock, sockets.to_sockaddr(remote))
-                self._handed_over = True
-                server = {"server_hostname": name} if context is not None else {}
-                await loop.create_connection(lambda: self, sock=sock, ssl=context, **cast("Any", server))
-        except TimeoutError:
-            reason, number = f"{remote} did not answer within {timeout:g} s", errno.ETIMEDOUT
-        except ssl.SSLCertVerificationError as error:
-            reason = f"{remote} has no certificate for {name} that is trusted here: {error.verify_message}"
-        except ssl.SSLError as error:
-            reason = f"TLS with {remote} failed: {error.reason or error}"
-        except OSError as error:
-            reason, number = f"{remote}: {sockets.explain(error)}", error.errno
-        else:
-            return
-        self._end(reason, number)
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         if self.closed:
@@ -183,13 +154,13 @@ class Stream(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------- data
 
-    def data_received(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         self._owner.tally.bytes_in += len(data)
         if self.closed:
             return
         if self._owner.trace is not None:
             self._owner.trace.received(self._remote, self._local, data, IpProtocol.TCP)
-        self._owner.take(StreamData(self.flow, bytes(data)))
+        self._owner.take(StreamData(self.flow, data))
 
     def send(self, output: Send) -> None:
         """Write the bytes, all or none."""
@@ -286,6 +257,102 @@ class Stream(asyncio.Protocol):
             await self._released.wait()
 
 
+class ConnectedStream(Stream, asyncio.Protocol):
+    """A stream that this side connects."""
+
+    def connect(self, request: Open, tls: TlsContexts) -> None:
+        """Start to connect; the result is `Opened` or `Closed`.
+
+        Raises OSError if no socket can be made, and ConfigurationError if the request is invalid.
+        """
+        assert request.remote is not None
+        self._remote = request.remote
+        context = tls(request) if self._kind.secure else None
+        sock = make_stream_socket(request, request.remote)
+        loop = asyncio.get_running_loop()
+        self._opening = loop.create_task(self._connect(loop, sock, request, context), name=f"open {self.flow}")
+
+        def dispose(_: object) -> None:  # also if the task was canceled before its first step
+            if not self._handed_over:
+                sock.close()
+
+        self._opening.add_done_callback(dispose)
+
+    async def _connect(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, request: Open, context: ssl.SSLContext | None
+    ) -> None:
+        remote, number, timeout = self._remote, None, self._owner.limits.connect_timeout
+        name = request.server_name or remote.host
+        try:
+            async with asyncio.timeout(timeout):
+                await loop.sock_connect(sock, sockets.to_sockaddr(remote))
+                self._handed_over = True
+                server = {"server_hostname": name} if context is not None else {}
+                await loop.create_connection(lambda: self, sock=sock, ssl=context, **cast("Any", server))
+        except TimeoutError:
+            reason, number = f"{remote} did not answer within {timeout:g} s", errno.ETIMEDOUT
+        except ssl.SSLCertVerificationError as error:
+            reason = f"{remote} has no certificate for {name} that is trusted here: {error.verify_message}"
+        except ssl.SSLError as error:
+            reason = f"TLS with {remote} failed: {error.reason or error}"
+        except OSError as error:
+            reason, number = f"{remote}: {sockets.explain(error)}", error.errno
+        else:
+            return
+        self._end(reason, number)
+
+    def data_received(self, data: bytes) -> None:
+        self._take(bytes(data))
+
+
+class AcceptedStream(Stream, asyncio.BufferedProtocol):
+    """A stream that a listener accepted. Each turn of the event loop takes one share of its input."""
+
+    def __init__(self, owner: StreamOwner, flow: Flow, kind: Transport, listener: Flow) -> None:
+        super().__init__(owner, flow, kind, listener)
+        self._turns = turns(asyncio.get_running_loop())
+        self._last_turn = 0
+        self._frames = FrameCounter()
+        self._waiting = b""
+        """Bytes that wait for a later turn; the transport does not read meanwhile."""
+        self._paused = False
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - the system's hint is more than a share
+        return self._owner.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        # a transport that has decrypted more data delivers it even while it is paused
+        self._waiting += self._owner.buffer[:nbytes]
+        if len(self._waiting) > nbytes:
+            return
+        if self._turns.take(self._last_turn):
+            self.go_on()
+        else:
+            self._wait()
+
+    def go_on(self) -> None:
+        """Handle one share of the input; called once in a turn."""
+        self._last_turn = self._turns.number
+        data = self._waiting
+        end = self._frames.portion(data, 0, READ_FRAMES)
+        self._waiting = b""
+        self._take(data[:end])
+        if self.closed:
+            return
+        self._waiting = data[end:]
+        if self._waiting:
+            self._wait()
+        elif self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _wait(self) -> None:
+        self._turns.wait(self)
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+
 class Listener:
     """A listening TCP or TLS socket; each accepted stream is a new flow."""
 
@@ -295,9 +362,8 @@ class Listener:
         self._owner = owner
         self._kind = kind
         self._flow_ids = flow_ids
-        self._server: asyncio.Server | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._handshakes: Handshakes | None = None
+        self._connections: Handshakes | PlainConnections | None = None
 
     def listen(self, request: Open, tls: TlsContexts) -> None:
         """Start to listen; the result is `Opened`.
@@ -312,29 +378,22 @@ class Listener:
             sock.close()
             raise
         loop = asyncio.get_running_loop()
-        self._opening = loop.create_task(self._listen(loop, sock, context), name=f"listen {self.flow}")
+        self._opening = loop.create_task(self._listen(sock, context), name=f"listen {self.flow}")
 
-    async def _listen(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, context: ssl.SSLContext | None
-    ) -> None:
+    async def _listen(self, sock: socket.socket, context: ssl.SSLContext | None) -> None:
         local = sockets.from_sockaddr(sock.getsockname())
         if self.closed:
             sock.close()
             return
         if context is not None:
-            self._handshakes = Handshakes(sock, context, self._accept, self._owner.tally, self._owner.limits.handshakes)
+            limits = self._owner.limits.handshakes
+            self._connections = Handshakes(sock, context, self._accept, self._owner.tally, limits)
         else:
-            self._server = server = await loop.create_server(self._accept, sock=sock, backlog=BACKLOG)
-            if self._is_closed():
-                server.close()
-                return
+            self._connections = PlainConnections(sock, self._accept)
         self._owner.opened(Opened(flow=self.flow, local=local), self._kind)
 
-    def _is_closed(self) -> bool:
-        return self.closed  # mypy does not know that `close` may run during an await
-
-    def _accept(self) -> Stream:
-        return Stream(self._owner, self._flow_ids.new(), self._kind, self.flow)
+    def _accept(self) -> AcceptedStream:
+        return AcceptedStream(self._owner, self._flow_ids.new(), self._kind, self.flow)
 
     def send(self, output: Send) -> None:
         """Refuse the bytes: a listener sends nothing."""
@@ -348,20 +407,18 @@ class Listener:
     def close(self) -> None:
         """Stop accepting. Accepted streams stay open."""
         self.closed = True
-        if self._server is not None:
-            self._server.close()
-        if self._handshakes is not None:
-            self._handshakes.close()
+        if self._connections is not None:
+            self._connections.close()
 
     def abort(self) -> None:
         self.close()
 
     async def wait_closed(self) -> None:
-        """Wait for the end of the listening task and of all handshakes."""
+        """Wait until nothing listens, and for the end of all handshakes."""
         if self._opening is not None:
             await asyncio.wait([self._opening])
-        if self._handshakes is not None:
-            await self._handshakes.wait_closed()
+        if self._connections is not None:
+            await self._connections.wait_closed()
 
 
 def make_stream_socket(request: Open, remote: Address | None) -> socket.socket:

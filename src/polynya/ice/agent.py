@@ -15,7 +15,7 @@ the agent and sends the checks that are due. Everything that leaves the agent wa
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from typing import Final
 
@@ -140,6 +140,7 @@ class IceAgent:
                 return
             case Answer.RESTART:
                 self._leaving = None
+                self._selections.stop_asking()
                 number = max(description.generation, self.generation.number + 1)
                 self._restart("the other side restarted", now=now, number=number, components=components)
             case Answer.REPLACE:
@@ -226,12 +227,18 @@ class IceAgent:
             self._evaluate(now=now)
 
     def restart(
-        self, *, now: Instant, more_to_come: bool = False, components: tuple[int, ...] | None = None
-    ) -> Description:  # fmt: skip
+        self,
+        *,
+        now: Instant,
+        more_to_come: bool = False,
+        components: tuple[int, ...] | None = None,
+        gone: Sequence[Closed] = (),
+    ) -> Description:
         """Begin a new generation. Signal the returned description, and the candidates that follow as events.
 
         The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9). With
         `more_to_come`, gathering continues: `end_of_local_candidates` is called again.
+        `gone` are flows that have closed. Given here, their loss does not end an agent without another pair.
 
         `components` adds and removes streams: the number of components of each, 0 for a removed one (the others keep
         their numbers). All state of a removed stream ends at once; the owner closes its flows.
@@ -240,19 +247,37 @@ class IceAgent:
         if components is not None:
             check_components(components)
         self._local_ended = self._local_ended and not more_to_come
-        self._restart("requested by the owner", now=now, number=self.generation.number + 1, components=components)
+        number = self.generation.number + 1
+        self._restart("requested by the owner", now=now, number=number, components=components, gone=gone)
         self._evaluate(now=now)
         return self.generation.local
 
-    def _restart(self, reason: str, *, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
+    def _restart(
+        self,
+        reason: str,
+        *,
+        now: Instant,
+        number: int,
+        components: tuple[int, ...] | None,
+        gone: Sequence[Closed] = (),
+    ) -> None:
         keep = self._selections.of(self.generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
+        for closed in gone:
+            self._trouble(closed, now=now)
+        self._selections.restarted(now=now)
         number = self.generation.number
         self._outbox.events.append(Restarted(generation=number, reason=reason))
         for local in self._context.locals.all:
             self._signal(local, now=now)
         if self._local_ended:
             self._outbox.events.append(LocalCandidatesEnded(generation=number))
+
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Check every pair that has not worked now, in the pacer's slots: its path may exist by now."""
+        self._must_be_open("check_again")
+        self.generation.check_again(reason, now=now)
+        self._evaluate(now=now)
 
     def nominate(self, pair_id: int, *, now: Instant) -> None:
         """Nominate a valid pair by its `PairView.id`, as the controlling agent.
@@ -447,7 +472,8 @@ class IceAgent:
         self._nominate_at = None
         if self._context.role.controlling and generation.remote is not None:
             self._nominate_at = generation.nominate_due(ta=self._pacing.interval, more_may_come=not ended, now=now)
-        outcome.update(generation, local_ended=self._local_ended, now=now)
+        carried = self._generations.previous is not None
+        outcome.update(generation, local_ended=self._local_ended, carried=carried, now=now)
         generation.send_checks(self._pacing, now=now)
 
     # ----------------------------------------------------------------------------------------------------- inspection

@@ -34,6 +34,7 @@ from polynya.stun.transactions import Transactions
 from .candidates import Candidate, LocalCandidate
 from .checks import Check
 from .context import Context
+from .description import Description
 from .events import PathWanted
 from .outbox import Outbox
 from .pairs import Pair, PairEvent, PairState
@@ -61,7 +62,7 @@ class Checklist:
         self.triggered: list[Pair] = []
         self.remotes: list[Candidate] = []
         self.upgrades = False
-        """Pairs better than the nominated one are still checked: both sides signaled `renomination`."""
+        """Pairs better than the nominated one are still checked: another one can be nominated later."""
 
     def move(self, state: ChecklistState, outbox: Outbox, *, now: Instant) -> None:
         """Enter a state and trace the change."""
@@ -89,7 +90,7 @@ class Checklist:
         return (pair for pair in self.pairs if pair.component == component)
 
     def wants(self, pair: Pair) -> bool:
-        """Return whether a pair is worth a check: none is nominated, or it is better and renomination is in use."""
+        """Return whether a pair is worth a check: none is nominated, or it is better and can be nominated later."""
         chosen = next((known for known in self.of(pair.component) if known.nominated and known.valid), None)
         return chosen is None or (self.upgrades and pair.priority > chosen.priority)
 
@@ -135,6 +136,7 @@ class ChecklistSet:
     """The checklists of all streams of one generation."""
 
     __slots__ = ("_context", "_last_id", "_nominations", "_outbox", "_turn", "aggressive", "lists", "renomination",
+                 "several",
                  "transactions")  # fmt: skip
 
     def __init__(
@@ -148,7 +150,9 @@ class ChecklistSet:
         self.transactions = transactions
         """The checks under way."""
         self.aggressive = False
-        """The other side may nominate aggressively: it does not implement RFC 8445."""
+        """The other side does not implement RFC 8445, and expects several nominations."""
+        self.several = False
+        """One side does not implement RFC 8445: the best of several nominated pairs counts."""
         self.renomination = False
         """Nominations are numbered and may be repeated: both sides signaled it."""
         self._context = context
@@ -161,6 +165,22 @@ class ChecklistSet:
     def __iter__(self) -> Iterator[Pair]:
         """Iterate over all pairs, stream by stream."""
         return (pair for checklist in self.lists for pair in checklist.pairs)
+
+    @property
+    def revisable(self) -> bool:
+        """Whether this controlling agent may nominate another pair of a component later."""
+        return self.renomination or (self.aggressive and self._context.config.aggressive)
+
+    def agree(self, ours: Description, theirs: Description) -> None:
+        """Set how both sides nominate, by their descriptions."""
+        self.renomination = ours.renomination and theirs.renomination
+        self.aggressive = not (theirs.ice2 or self.renomination)
+        self.several = not ((ours.ice2 and theirs.ice2) or self.renomination)
+        self._set_upgrades()
+
+    def _set_upgrades(self) -> None:
+        for checklist in self.lists:
+            checklist.upgrades = self.renomination or (self.revisable and self._context.role.controlling)
 
     @property
     def last_id(self) -> int:
@@ -374,6 +394,17 @@ class ChecklistSet:
                 self.transactions.drop(transaction.transaction_id)
         self.fail(pair, reason, now=now)
 
+    def nominating_sent(self, pair: Pair, *, now: Instant) -> None:
+        """Record a nominating check: the last one of the component."""
+        pairs = self.lists[pair.stream].of(pair.component)
+        pair.nominating_sent(1 + max(other.nominating_order for other in pairs), now=now)
+
+    def withdraw(self, pair: Pair, *, now: Instant) -> None:
+        """Check a pair without its early nomination, which had no answer in time."""
+        pair.withdraw()
+        self.stop_check(pair, now=now)
+        self.lists[pair.stream].trigger(pair)
+
     def stop_check(self, pair: Pair, *, now: Instant) -> None:
         """Stop resending the check of a pair; a response still counts."""
         if pair.transaction is not None:
@@ -426,7 +457,7 @@ class ChecklistSet:
         Better pairs stay if the other side may nominate one of them later (as in RFC 5245, section 8.1.2).
         """
         checklist = self.lists[nominated.stream]
-        higher_stays = self.renomination or (self.aggressive and not self._context.role.controlling)
+        higher_stays = self.revisable if self._context.role.controlling else self.renomination or self.several
         for other in checklist.of(nominated.component):
             stays = higher_stays and other.priority > nominated.priority
             if other is not nominated and other.state is PairState.IN_PROGRESS and not stays:
@@ -458,13 +489,13 @@ class ChecklistSet:
     def chosen(self, stream: int, component: int) -> Pair | None:
         """Return the nominated pair in force.
 
-        An agent of RFC 8445 nominates one pair; if it nominates another, the later one counts. Of the pairs that an
-        aggressive agent of RFC 5245 nominates, the one of highest priority counts (section 8.1.1.2 there).
+        An agent of RFC 8445 nominates one pair; if it nominates another, the later one counts. If an agent of RFC 5245
+        takes part, the nominated pair of highest priority counts (section 8.1.1.2 there).
         """
         nominated = [pair for pair in self.lists[stream].of(component) if pair.nominated and pair.valid]
         if not nominated:
             return None
-        latest = self._context.role.controlling or not self.aggressive
+        latest = not self.several
         return max(nominated, key=lambda pair: (pair.nominated_order if latest else pair.valid_priority, -pair.id))
 
     def role_changed(self) -> None:
@@ -475,6 +506,7 @@ class ChecklistSet:
         """
         controlling = self._context.role.controlling
         forget = self.renomination and not controlling
+        self._set_upgrades()
         self.prioritize()
         for pair in self:
             pair.role_changed(forget_numbers=forget)

@@ -200,5 +200,5 @@ def refuse(
 
 
 def mapped_address(answer: Message) -> Address | None:
-    """Return our address as the other side sees it."""
+    """Return our address as the other side sees it, possible or not."""
     return answer.get(XOR_MAPPED_ADDRESS) or answer.get(MAPPED_ADDRESS)

@@ -10,15 +10,18 @@ from __future__ import annotations
 from errno import errorcode
 from typing import Final
 
+from polynya.core.addresses import Address
 from polynya.core.instants import Instant
 from polynya.core.machine import Closed, IcmpError, SendFailed
 from polynya.stun.attributes import ERROR_CODE, StunError
 from polynya.stun.message import Received
 from polynya.stun.registry import Class, ErrorCode
+from polynya.stun.reported import why_impossible
 from polynya.stun.transactions import ClientTransaction
 
 from . import checks
 from .authenticated import Authenticated
+from .candidates import LocalCandidate
 from .checklist import ChecklistSet
 from .checks import Check, Credentials
 from .context import Context
@@ -53,6 +56,8 @@ class CheckClient:
         check = self._new_check(pair, now=now, nominate=nominate, triggered=triggered)
         transaction_id = self._context.draw_id()
         self._checklists.check_sent(pair, transaction_id, now=now)
+        if nominate:
+            self._checklists.nominating_sent(pair, now=now)
         self._send(check, transaction_id, now=now)
 
     def consent_check(self, pair: Pair, *, now: Instant, reason: str = "requested") -> None:
@@ -149,7 +154,7 @@ class CheckClient:
         if check.consent:
             pair.answered(now=now)
             return None
-        pair.seen_as(self._context.locals.peer_reflexive(pair.local, mapped, check.priority))
+        pair.seen_as(self._seen(pair, mapped, check.priority))
         self._authenticated.add(pair.path, pair.local)
         if check.nominate and pair.transaction in (None, message.transaction_id):  # otherwise another is under way
             pair.end_nomination()
@@ -163,6 +168,15 @@ class CheckClient:
         if check.controlling is not role.controlling:  # the request carried our former role
             self.show_role(pair, now=now)
         return None
+
+    def _seen(self, pair: Pair, mapped: Address, priority: int) -> LocalCandidate:
+        """Return the local candidate of a mapped address; an impossible one makes no candidate (7.2.5.3.1)."""
+        impossible = why_impossible(mapped, by=pair.path[1], mapped=True)
+        if not impossible:
+            return self._context.locals.peer_reflexive(pair.local, mapped, priority)
+        pair.hint(f"its answer reports an impossible mapped address: {impossible}")
+        self._outbox.count("impossible mapped addresses")
+        return pair.local
 
     def _may_change_role(self, check: Check) -> bool:
         """Return whether a 487 to this check still counts; a check in our former role causes no change."""

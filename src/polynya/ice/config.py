@@ -10,7 +10,7 @@ from polynya.core.errors import ConfigurationError
 from polynya.core.instants import duration
 from polynya.stun.transactions import UNRELIABLE, Schedule
 
-from .description import DEFAULT_PACING, OFFERED_PACING
+from .description import OFFERED_PACING
 from .nomination import REGULAR, NominationPolicy, Renomination
 
 PAIR_LIMIT: Final = 100
@@ -18,6 +18,8 @@ PAIR_LIMIT: Final = 100
 PATIENCE: Final = 39.5
 """Seconds until an agent fails although every pair has failed (RFC 8863, section 4): one STUN transaction."""
 TRICKLE_LIMIT: Final = 90.0
+SILENT_PACING: Final = 0.02
+"""Ta for peers that propose none, seconds; that of aioice and libnice."""
 KEEPALIVE: Final = 15.0
 """Tr, seconds (RFC 8445, section 11)."""
 CONSENT_INTERVAL: Final = 5.0
@@ -55,11 +57,13 @@ class IceConfig:
     """The number of components of each stream; a restart may change it."""
     pacing: float = OFFERED_PACING
     """Ta that is proposed in `ice-pacing`."""
-    silent_pacing: float = DEFAULT_PACING
-    """Ta for a peer that proposes none. Less than 0.05 s deviates from RFC 8839, section 5.7."""
+    silent_pacing: float = SILENT_PACING
+    """Ta for a peer that proposes none. Less than 0.05 s deviates from RFC 8445, section 14.2."""
     schedule: Schedule = UNRELIABLE
     """Retransmissions of checks; an RTO below 0.5 s deviates from RFC 8445, section 14.3."""
     nomination: NominationPolicy = REGULAR
+    aggressive: bool = True
+    """Towards a peer without `ice2`, nominate as RFC 5245 allows: the best pair early, and a better one again later."""
     renomination: Renomination | None = None
     """Signaled if it is set; used if both sides signal it."""
     pair_limit: int = PAIR_LIMIT

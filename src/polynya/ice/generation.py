@@ -39,7 +39,7 @@ from .checks import Check, Credentials, InboundCheck
 from .client import CheckClient
 from .context import Context
 from .description import Description
-from .nomination import Decision
+from .nomination import Decision, early, later, round_trip
 from .pairs import Pair, PairState
 
 EARLY_LIMIT: Final = 16
@@ -84,6 +84,7 @@ class Generation:
         "pending",
         "remote",
         "remote_ended",
+        "restarted_at",
         "retired",
         "started_at",
         "transactions",
@@ -101,6 +102,8 @@ class Generation:
         """The reason why the other side answers no more: it has closed its agent."""
         self.started_at: Instant | None = None
         """Time of the remote description: the patience of RFC 8863 counts from here."""
+        self.restarted_at: Instant | None = None
+        """Time of the restart that began it; None for the first generation."""
         self.components = components
         """The number of components of each stream."""
         self.keys = stream_components(components)
@@ -129,11 +132,7 @@ class Generation:
         self.retired = tuple(ufrag for ufrag in self.retired if ufrag != remote.ufrag)
         self.started_at = now
         self.credentials.set_remote(remote)
-        renomination = self.local.renomination and remote.renomination
-        self.checklists.renomination = renomination
-        self.checklists.aggressive = not (remote.ice2 or renomination)
-        for checklist in self.checklists.lists:
-            checklist.upgrades = renomination
+        self.checklists.agree(self.local, remote)
         self.client.remote_lite = remote.lite
         for candidate, stream in self.pending.drain():
             self.add_remote(candidate, stream, now=now)
@@ -280,7 +279,7 @@ class Generation:
         if pair is None:
             self._outbox.dropped(check.remote, "no pair can be made for this check", now=now, packet=check.packet)
             return
-        pair.request_received()
+        pair.request_received(now=now)
         self.checklists.flag(pair, "the other side's check arrived", now=now, readable=True)
         nominate = check.nominate or (self.checklists.renomination and check.nomination > 0)
         if self.local.lite:
@@ -332,6 +331,14 @@ class Generation:
             self._outbox.candidate("remote", remote, "a check came from there", now=now)
         return self.checklists.pair(base, remote, "the other side's check arrived", now=now, force=True)
 
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Queue a check of every pair that was not answered."""
+        for pair in list(self.checklists):
+            if pair.state in (PairState.IN_PROGRESS, PairState.FAILED) and not (pair.revoked or pair.asymmetric):
+                if pair.transaction is not None:
+                    self.transactions.cancel(pair.transaction, now=now)
+                self.checklists.trigger(pair, reason, now=now, packet=0)
+
     def _leads_nowhere(self, check: InboundCheck) -> bool:
         """Return whether checks between this base and this host were answered from other addresses repeatedly."""
         found = 0
@@ -374,23 +381,53 @@ class Generation:
 
         Returns the time to call again, if any. `ta` is nanoseconds.
         """
-        later: list[Instant] = []
+        waits: list[Instant] = []
         for stream, component in self.keys:
             pairs = list(self.checklists.lists[stream].of(component))
             if any(pair.nominating for pair in pairs):
-                continue
+                withdrawal = self._withdraw(pairs, ta=ta, now=now)
+                if withdrawal is None or withdrawal > now:
+                    waits += [] if withdrawal is None else [withdrawal]
+                    continue
             nominated = self.checklists.chosen(stream, component)
             if nominated is None:
-                decision = self._context.config.nomination.decide(pairs, ta=ta, more_may_come=more_may_come)
+                decision = self._choose(pairs, ta=ta, more_may_come=more_may_come)
             else:
                 decision = self._change(nominated, pairs)
             if decision is None:
                 continue
             if decision.at > now:
-                later.append(decision.at)
+                waits.append(decision.at)
                 continue
             self._queue_nomination(decision.pair, decision.reason, now=now)
-        return min(later, default=None)
+        return min(waits, default=None)
+
+    def _choose(self, pairs: list[Pair], *, ta: int, more_may_come: bool) -> Decision | None:
+        """Choose the pair of a component to nominate first."""
+        if self.checklists.aggressive and self._context.config.aggressive:
+            pair = early(pairs)
+            if pair is not None:
+                return Decision(pair, Instant(0), "the other side's check arrived, and nothing better may come")
+        policy, final = self._context.config.nomination, not self.checklists.revisable
+        heard = self.checklists.aggressive and not final and not self.client.remote_lite
+        return policy.decide(pairs, ta=ta, more_may_come=more_may_come, final=final, heard=heard)
+
+    def _withdraw(self, pairs: list[Pair], *, ta: int, now: Instant) -> Instant | None:
+        """Withdraw an early nomination without an answer, if another pair is valid. Returns the time when it is due.
+
+        The answer has the time of a round trip of the valid pair, and no more than an RTO.
+        """
+        pair = next((pair for pair in pairs if pair.nominating and not pair.valid), None)
+        valid = next((pair for pair in pairs if pair.valid), None)
+        if pair is None or valid is None:
+            return None
+        queued = pair.nominating_at is None or pair in self.checklists.lists[pair.stream].triggered
+        wait = min(max(ta, round_trip(valid)), self._context.config.schedule.first_wait)
+        due = Instant((now if queued else pair.nominating_at or now) + wait)
+        if due <= now:
+            self.checklists.withdraw(pair, now=now)
+            self._outbox.trace.note(f"the early nomination of pair {pair.id} had no answer: withdrawn", now=now)
+        return due
 
     def nominate_pair(self, pair_id: int, *, now: Instant) -> None:
         """Queue the nominating check of a pair that the owner chose. Raises UsageError if it cannot be nominated."""
@@ -417,8 +454,10 @@ class Generation:
         self.checklists.lists[pair.stream].trigger(pair)
         self._outbox.trace.note(f"pair {pair.id} is nominated next: {reason}", now=now)
 
-    def _change(self, nominated: Pair, pairs: Iterable[Pair]) -> Decision | None:
-        """Choose a pair to nominate in place of the nominated one (draft-thatcher-ice-renomination)."""
+    def _change(self, nominated: Pair, pairs: list[Pair]) -> Decision | None:
+        """Choose a pair to nominate in place of the nominated one (draft-thatcher-ice-renomination, RFC 5245)."""
+        if self.checklists.aggressive:
+            return later(pairs, nominated) if self._context.config.aggressive else None
         policy = self._context.config.renomination
         if policy is None or not self.checklists.renomination or nominated.valid_at is None:
             return None

@@ -1,27 +1,39 @@
 """Nomination by the controlling agent: which valid pair, and when (RFC 8445, section 8.1.1: regular nomination).
 
-The RFC leaves the moment to the agent. Data flows on the first valid pair anyway, so the policy may wait, but not long:
+The RFC leaves the moment to the agent. Data flows on a valid pair anyway, but some peers wait for the nomination.
+So the policy waits only for what can still be won:
 
 1. No better pair can succeed any more (each has failed, and neither side has candidates to add): nominate at once.
-2. Otherwise the best valid pair must remain the best for a settling time: one of its round trips, and no less than Ta.
-   The time counts from when the pair became valid, or from the first check of the last better pair if that is later.
-   So each better pair has the time of one response. While a better pair has not been checked at all, the policy waits.
-3. Never later than `bound` after the first valid pair, whatever is open: a dead candidate must not delay the rest.
-4. A relay is second best. Between two NATs the first check of a direct pair may do no more than open a filter; the
-   next one, an RTO later, or the first check of the other side, which waits for signaling, gets through. While all
-   valid pairs are relayed, a direct pair under check has `second_check` more than a round trip, and the bound is
-   `direct_bound`.
+2. Each better pair under check has the time of one response: one round trip of the best valid pair, and no less than
+   Ta, from its first check. A better pair that has had this time is not waited for. While candidates may follow, the
+   best valid pair itself must be valid for this time.
+3. While a better pair has not been checked at all, the policy waits, but no longer than `untried` after the first
+   valid pair: a dead candidate must not delay the rest. Whatever is open, it waits no longer than `bound`.
+4. A relay is second best. Between two NATs the first check of a direct pair may do no more than open a filter, and the
+   next one, an RTO later, gets through. If the nomination is final, a direct pair has `second_check` more while all
+   valid pairs are relayed.
 
-Only pairs whose *own* check was answered count: a one-way path is never nominated.
+A nomination is final unless another pair can be nominated later:
 
-A nomination is final unless both sides have signaled `renomination` (draft-thatcher-ice-renomination). Then each
-nominating check carries a number, the highest number counts, and the controlling agent may nominate another pair at any
-time. `Renomination` is the policy for this. Both sides then check better pairs on after the first nomination.
+- Both sides have signaled `renomination` (draft-thatcher-ice-renomination). Then each nominating check carries a
+  number, and the highest number counts. `Renomination` is the policy for this.
+- The other side does not signal `ice2`. Agents of RFC 5245 expect several nominations (its section 8.1.1.2) and use
+  the best of them, or the latest.
+
+In both cases better pairs are checked on after the first nomination.
+
+Such agents of RFC 5245 often use no pair before it is nominated. So the nomination need not wait for the answer to our
+own check (`IceConfig.aggressive`): once a check of theirs has arrived on the best pair that may work, our next
+check on it carries USE-CANDIDATE. At most one pair of a component at a time does so. The other side checks its pairs in
+our order, so its checks on better pairs would have arrived before, if they could. Without an answer within a round trip
+of another valid pair the nomination is withdrawn, and that pair is nominated. Relayed pairs are not nominated early.
+
+Otherwise only pairs whose *own* check was answered count: a one-way path is never nominated for good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -47,8 +59,8 @@ class _Terms(NamedTuple):
 
     minimum: int
     bound: int
+    untried: int
     second_check: int
-    direct_bound: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +73,10 @@ class NominationPolicy:
     """The shortest settling time; Ta counts if it is longer."""
     bound: float = 1.0
     """The longest wait after a component's first valid pair. 0 nominates the first valid pair at once."""
-    second_check: float = 1.0
-    """Added to the round trips for a direct pair while all valid pairs are relayed: an RTO and half a second."""
-    direct_bound: float = 2.0
-    """Replaces `bound` while all valid pairs are relayed and a direct pair is open; no less than `bound`."""
+    untried: float = 0.5
+    """The longest wait after the first valid pair for better pairs that have not been checked: an RTO."""
+    second_check: float = 0.5
+    """Added to all times for a direct pair, if all valid pairs are relayed and the nomination is final: an RTO."""
     _terms: _Terms = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -73,48 +85,105 @@ class NominationPolicy:
         terms = _Terms(
             minimum=duration("minimum", self.minimum),
             bound=duration("bound", self.bound),
+            untried=duration("untried", self.untried),
             second_check=duration("second_check", self.second_check),
-            direct_bound=duration("direct_bound", self.direct_bound),
         )
         object.__setattr__(self, "_terms", terms)
 
     @classmethod
     def immediate(cls) -> NominationPolicy:
         """Return a policy that nominates the first valid pair, for example if all local candidates are relayed."""
-        return cls(round_trips=0.0, bound=0.0, second_check=0.0, direct_bound=0.0)
+        return cls(round_trips=0.0, bound=0.0, second_check=0.0)
 
-    def decide(self, pairs: Iterable[Pair], *, ta: int, more_may_come: bool) -> Decision | None:
+    def decide(
+        self, pairs: Iterable[Pair], *, ta: int, more_may_come: bool, final: bool = True, heard: bool = False
+    ) -> Decision | None:
         """Choose the pair of one component to nominate, and the time; None without a valid pair.
 
-        `pairs` are all pairs of the component, the best first; `ta` is nanoseconds.
+        `pairs` are all pairs of the component, the best first; `ta` is nanoseconds. `final`: no other pair can be
+        nominated later. `heard`: the other side uses no pair before its own check is answered, so a pair whose check of
+        the other side has not arrived is nominated at the bound only.
         """
+        unheard: list[Pair] = []
         better: list[Pair] = []
         best: Pair | None = None
         first: Instant | None = None
         for pair in pairs:
             if pair.valid and pair.valid_at is not None:
-                best = best or pair
                 first = pair.valid_at if first is None else min(first, pair.valid_at)
+                if heard and not pair.readable:
+                    unheard += [pair] if best is None else []
+                else:
+                    best = best or pair
             elif best is None and pair.state in _OPEN:
                 better.append(pair)
+        if first is not None and unheard and (best is None or (best.relayed and not unheard[0].relayed)):
+            wait = min(self._terms.untried, self._terms.bound)
+            return Decision(best or unheard[0], Instant(first + wait), "the wait for its checks is over")
         if best is None or first is None or best.valid_at is None:
             return None
         if not better and not more_may_come:
             return Decision(best, best.valid_at, "no better pair can come")
         terms = self._terms
-        direct = best.relayed and any(not pair.relayed for pair in better)
-        latest = Instant(first + (max(terms.bound, terms.direct_bound) if direct else terms.bound))
+        more = terms.second_check if final and best.relayed and any(not pair.relayed for pair in better) else 0
+        latest = Instant(first + terms.bound + more)
         if any(pair.state in _UNTRIED for pair in better):
-            return Decision(best, latest, "the wait for better pairs, not checked yet, is over")
-        since = max([best.valid_at, *(pair.tried_at for pair in better if pair.tried_at is not None)])
-        settle = max(ta, terms.minimum, round(self.round_trips * _round_trip(best)))
-        settle += terms.second_check if direct else 0
-        if since + settle < latest:
-            return Decision(best, Instant(since + settle), "nothing better was answered within a round trip")
+            untried = Instant(first + min(terms.untried, terms.bound) + more)
+            return Decision(best, untried, "the wait for better pairs, not checked yet, is over")
+        settle = max(ta, terms.minimum, round(self.round_trips * round_trip(best)))
+        tried = [pair.tried_at + settle + more for pair in better if pair.tried_at is not None]
+        at = max([best.valid_at + (settle if more_may_come else terms.minimum), *tried])
+        if at < latest:
+            return Decision(best, Instant(at), "nothing better was answered within a round trip")
         return Decision(best, latest, "the wait for better pairs, not answered yet, is over")
 
 
-def _round_trip(pair: Pair) -> int:
+def early(pairs: Iterable[Pair]) -> Pair | None:
+    """Choose the pair of one component to nominate before it is valid; None if there is none.
+
+    `pairs` are all pairs of the component, the best first.
+    """
+    for pair in pairs:
+        if pair.valid or pair.relayed:
+            return None
+        if pair.promising:
+            return pair
+        if pair.state in _UNTRIED:
+            return None
+    return None
+
+
+def can_follow(pair: Pair, nominated: Pair) -> bool:
+    """Return whether an agent of RFC 5245 uses `pair` if it is nominated after `nominated`.
+
+    Some agents stop their checks when a pair is nominated. A pair that they were checking at that moment never succeeds
+    there. So the check of the other side on `pair` must have been answered before the nomination arrived, or must have
+    been sent afterwards. Half a round trip is the time of one way.
+    """
+    if nominated.nominating_at is None or pair.first_request_at is None or pair.last_request_at is None:
+        return False
+    answered = pair.first_request_at + round_trip(pair) // 2
+    sent = pair.last_request_at - round_trip(pair) // 2
+    arrived = nominated.nominating_at
+    return answered <= arrived + (nominated.rtt or 0) // 2 or sent > arrived + round_trip(nominated) // 2
+
+
+def later(pairs: Sequence[Pair], nominated: Pair) -> Decision | None:
+    """Choose the pair to nominate after `nominated` for an agent of RFC 5245: a direct one after a relayed one.
+
+    `pairs` are those of the component, the best first.
+    """
+    if any(pair.nominating_order > nominated.nominating_order for pair in pairs):
+        return Decision(nominated, Instant(0), "the other side may use the pair that was nominated last")
+    for pair in pairs:
+        if pair is nominated or not nominated.relayed:
+            return None
+        if pair.valid and not pair.relayed and can_follow(pair, nominated):
+            return Decision(pair, Instant(0), "a direct pair works")
+    return None
+
+
+def round_trip(pair: Pair) -> int:
     """Return the measured round trip, or an upper bound if the response may belong to any of several sends."""
     if pair.rtt is not None:
         return pair.rtt
@@ -131,7 +200,7 @@ class Renomination:
 
     automatic: bool = True
     """False: only by `IceAgent.nominate`."""
-    settle: float = 1.0
+    settle: float = 0.0
     """A better pair is nominated once it has been valid for this long, seconds."""
     _settle: int = field(init=False, repr=False, compare=False)
 

@@ -95,16 +95,20 @@ class Pair:
         "checked_at",
         "component",
         "consent_requests_sent",
+        "first_request_at",
         "foundation",
         "gated",
         "hints",
         "history",
         "id",
+        "last_request_at",
         "local",
         "nominate_on_success",
         "nominated",
         "nominated_order",
         "nominating",
+        "nominating_at",
+        "nominating_order",
         "nomination",
         "path",
         "priority",
@@ -126,6 +130,7 @@ class Pair:
         "valid",
         "valid_at",
         "valid_priority",
+        "withdrawn",
         "writable",
     )
 
@@ -151,6 +156,12 @@ class Pair:
         """The other side nominated it before our own check was answered (RFC 8445, section 7.3.1.5)."""
         self.nominating = False
         """Our nominating check is queued or under way."""
+        self.nominating_at: Instant | None = None
+        """Time of our last nominating check."""
+        self.nominating_order = 0
+        """The place of this check among the nominating checks of the component; the last one has the highest."""
+        self.withdrawn = False
+        """Our early nomination had no answer in time."""
         self.nomination = 0
         """The number of the nomination under way, if nominations are numbered."""
         self.nominated_order = 0
@@ -163,6 +174,10 @@ class Pair:
         self.valid_at: Instant | None = None
         self.answered_at: Instant | None = None
         """Time of the last response: consent lasts from here."""
+        self.first_request_at: Instant | None = None
+        """Time of the first check of the other side."""
+        self.last_request_at: Instant | None = None
+        """Time of the last check of the other side."""
         self.rtt: int | None = None
         """The last round-trip time, nanoseconds."""
         self.rtt_total = 0
@@ -193,6 +208,11 @@ class Pair:
     def relayed(self) -> bool:
         """Whether the path has a relay, as far as this side knows."""
         return CandidateType.RELAYED in (self.local.type, self.remote.type)
+
+    @property
+    def promising(self) -> bool:
+        """Whether a check under way will probably succeed: the other side's check arrived."""
+        return self.readable and not self.withdrawn and self.state in (PairState.WAITING, PairState.IN_PROGRESS)
 
     @property
     def name(self) -> str:
@@ -263,10 +283,13 @@ class Pair:
         """Forget the check under way: it ended, or it is not resent any more."""
         self.transaction = None
 
-    def request_received(self) -> None:
-        """Count a check of the other side and our response."""
+    def request_received(self, *, now: Instant) -> None:
+        """Record a check of the other side and our response."""
         self.requests_received += 1
         self.responses_sent += 1
+        self.last_request_at = now
+        if self.first_request_at is None:
+            self.first_request_at = now
 
     def response_received(self, rtt: int | None) -> None:
         """Count a verified response. `rtt` is its round-trip time in nanoseconds, if known."""
@@ -306,9 +329,19 @@ class Pair:
         """Let the next check carry the nomination."""
         self.nominating = True
 
+    def nominating_sent(self, order: int, *, now: Instant) -> None:
+        """Record a nominating check and its place among those of the component."""
+        self.nominating_order = order
+        self.nominating_at = now
+
     def end_nomination(self) -> None:
         """Let no further check carry the nomination."""
         self.nominating = False
+
+    def withdraw(self) -> None:
+        """Let no further check carry the early nomination, which had no answer in time."""
+        self.nominating = False
+        self.withdrawn = True
 
     def number_nomination(self, number: int) -> None:
         """Record the number of the nomination that is sent next."""

@@ -2,7 +2,8 @@
 
 Data is sent on the first valid pair, and on the nominated pair once there is one. Another valid pair replaces the
 selected one only when that is lost. After a restart the pair of the old generation carries data until a pair of the new
-one is nominated, or until the old pair is lost.
+one is nominated, or until the old pair is lost. A restart asks for consent on it at once. If it does not answer, as
+after a change of the network, data moves to the first valid pair of the new generation.
 
 The selected pair of each component has consent checks. A few of the other valid pairs are checked as often as
 keepalives are sent, so that data can move to them at once when the selected pair is lost or another one is nominated.
@@ -128,12 +129,21 @@ class Selections:
         nominated = current.checklists.chosen(*key)
         if nominated is not None:
             return nominated, current, "it was nominated"
-        if selected is not None and selected.pair.valid:
+        if selected is not None and selected.pair.valid and not self._silent(selected, current):
             return selected.pair, selected.generation, "it stays"
         for pair in current.checklists.lists[key[0]].of(key[1]):
             if pair.valid:
                 return pair, current, "the first valid pair" if selected is None else "the best that is left"
+        if selected is not None and selected.pair.valid:
+            return selected.pair, selected.generation, "it stays"
         return None, current, ""
+
+    @staticmethod
+    def _silent(selected: Selection, current: Generation) -> bool:
+        """Return whether a pair of the former generation has not answered since the restart."""
+        if selected.generation is current or selected.consent is None or current.restarted_at is None:
+            return False
+        return (selected.pair.answered_at or 0) <= current.restarted_at
 
     def _lost(self, key: Key, selected: Selection, *, now: Instant) -> None:
         """Report the loss of consent; pairs whose last response is as old fail as well."""
@@ -193,6 +203,13 @@ class Selections:
                     selection.generation.client.consent_check(other, now=now)
             else:
                 selection.checked = 0
+
+    def restarted(self, *, now: Instant) -> None:
+        """Ask for consent on the selected pairs now: a pair that does not answer yields to the first new one."""
+        for selection in self.all:
+            if selection.consent is not None and selection.pair.valid:
+                selection.generation.client.consent_check(selection.pair, now=now, reason="a restart")
+                selection.consent.sent(now=now)
 
     def ask(self, *, now: Instant) -> None:
         """Check all valid pairs now, and lose those that do not answer in time."""

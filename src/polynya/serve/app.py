@@ -16,8 +16,8 @@ from starlette.websockets import WebSocket
 from polynya.signaling.messages import PATH, SUBPROTOCOL
 
 from .credentials import Offers
-from .http import ABORT, GONE
-from .links import Links
+from .http import ABORT, GONE, PING
+from .links import Connection, Links, Ping
 from .reach import host_of, is_loopback
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -56,7 +56,8 @@ def make_app(
         servers = partial(offers.servers, host_of(header), server[0] if server else "", remote)
         abort: Callable[[], None] = websocket.scope["extensions"][ABORT]["call"]
         gone: Callable[[], Awaitable[object]] = websocket.scope["extensions"][GONE]["call"]
-        await links.run(websocket, remote, servers, abort, gone)
+        ping: Ping = websocket.scope["extensions"][PING]["call"]
+        await links.run(websocket, remote, servers, Connection(abort, gone, ping))
 
     return Starlette(
         routes=[Route("/healthz", healthz), Route("/metrics", show_metrics), WebSocketRoute(PATH, signaling)]

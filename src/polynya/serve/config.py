@@ -102,7 +102,7 @@ class ServeConfig:
     metrics_token: str = field(default="", repr=False)
     """Bearer token for /metrics. Without one, only clients on this host can read it, and not through a proxy."""
     request_timeout: float = 10.0
-    """Seconds from the opening of a connection to its first complete request."""
+    """Seconds from the opening of a connection, or its last response, to the end of the next response."""
     stop_timeout: float = 2.0
     """Seconds to wait until members have closed their connections when the server stops."""
 

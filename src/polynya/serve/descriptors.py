@@ -1,4 +1,7 @@
-"""The limit of open files. Every relay port and every stream needs one, and the default limit is low."""
+"""The limit of open files. Every relay port and every stream needs one, and the default limit is low.
+
+TCP clients of TURN, and HTTP connections, each use at most a quarter, so that strangers leave the rest to relays.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,29 @@ def raise_limit() -> int:
     return allowed
 
 
+def limit() -> int:
+    """Return the limit of this process, or 0 if there is none."""
+    if sys.platform == "win32":
+        return 0
+    import resource  # noqa: PLC0415 - Unix only
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 0 if soft == resource.RLIM_INFINITY else soft
+
+
+def within_share(count: int, parts: int = 4) -> int:
+    """Return `count`, or less if it is more than one of `parts` parts of the limit. A count of 0 is unlimited."""
+    files = limit()
+    if not files:
+        return count
+    share = max(1, files // parts)
+    return min(count, share) if count else share
+
+
 def log_limit(allowed: int) -> None:
     """Log the limit; as a warning if it is low."""
     if allowed:
         level = logging.WARNING if allowed < FEW else logging.INFO
-        logger.log(level, "at most %d open files: one is needed for each relay port and each stream", allowed)
+        logger.log(
+            level, "at most %d open files: a quarter for TCP clients, a quarter for HTTP, the rest for relays", allowed
+        )

@@ -26,6 +26,7 @@ from polynya.turn.server.lookups import LookUp, UserFound
 from polynya.turn.server.policy import PeerPolicy
 
 from .config import LookUpUser, TurnOptions
+from .descriptors import within_share
 from .discovery import Discovery
 from .log import has_room
 from .own_addresses import OwnAddresses
@@ -79,7 +80,7 @@ class Relaying:
         *,
         trace: Tracer = NO_TRACE,
     ) -> None:
-        self.options = options
+        self.options = options = _within_share(options)
         self._discovery = discovery
         self.data_plane = PlaneRunner(options, listen, discovery, flow_ids, trace.of("turn-server"))
         self.machine = self.data_plane.machine
@@ -153,6 +154,7 @@ class Relaying:
 
     def reload(self, options: TurnOptions) -> list[str]:
         """Apply new options; allocations are kept. Returns the keys whose change needs a restart."""
+        options = _within_share(options)
         old, new = self.options.config, options.config
         fixed = [name for name in FIXED if getattr(old, name) != getattr(new, name)]
         kept = replace(new, **{name: getattr(old, name) for name in fixed})
@@ -266,6 +268,13 @@ class Relaying:
             self.machine.settle(now=now)
 
         driver.call(step)
+
+
+def _within_share(options: TurnOptions) -> TurnOptions:
+    """Limit the streams to their share of the open files."""
+    config = options.config
+    limits = replace(config.limits, streams=within_share(config.limits.streams))
+    return replace(options, config=replace(config, limits=limits))
 
 
 def _warn_of_private_relays(config: ServerConfig) -> None:

@@ -194,6 +194,9 @@ class SignalingLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     room_timeout: Annotated[int, _about("Seconds without a join or a signal after which a room is closed.")] = (
         _rooms.room_timeout
     )
+    silence_timeout: Annotated[
+        int, _about("Seconds in which the members of a full room answer a ping when a newcomer waits.")
+    ] = _rooms.silence_timeout
     resume_timeout: Annotated[
         int, _about("Seconds for which the place of a member with a broken connection is kept.")
     ] = _rooms.resume_timeout

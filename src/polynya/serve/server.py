@@ -27,6 +27,7 @@ from .app import make_app
 from .certificates import Certificates
 from .config import ServeConfig, TurnOptions
 from .credentials import Offers
+from .descriptors import within_share
 from .discovery import Discovery
 from .http import EmbeddedUvicorn, embedded
 from .links import Links
@@ -229,6 +230,7 @@ class Server:
         if uvicorn is not None and serving is not None:
             uvicorn.should_exit = True
             await asyncio.wait([serving], timeout=self.config.stop_timeout)
+            await uvicorn.stop_listening()
             uvicorn.abort_all()
             serving.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -272,7 +274,7 @@ class Server:
             flow_ids=flow_ids,
             trace=self._trace,
             tls=tls,
-            limits=self._stream_limits,
+            limits=_within_share(self._stream_limits),
         )
         self._driver.call(listeners.start)
         opened = tuple(await asyncio.gather(*self._opening))
@@ -331,6 +333,11 @@ class Server:
             accepting.cancel()
             self._serving.result()
             raise RuntimeError("the HTTP server ended before it was listening")
+
+
+def _within_share(limits: StreamLimits) -> StreamLimits:
+    handshakes = limits.handshakes
+    return replace(limits, handshakes=replace(handshakes, at_once=within_share(handshakes.at_once, parts=16)))
 
 
 def _other_hosts(config: ServeConfig, turn: TurnOptions) -> tuple[str, ...]:

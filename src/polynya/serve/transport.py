@@ -7,7 +7,7 @@ uvicorn calls `close`, which waits until a client has read everything; this tran
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 WRITE_BYTES: Final = 1 << 19
 """Bytes that may wait to be written: more than any message or page of the server. A connection with more is aborted."""
@@ -15,14 +15,26 @@ CLOSE_TIME: Final = 3.0
 """Seconds from the close of a connection until it is aborted: its client may not read."""
 
 
+class Receiver(Protocol):
+    """The protocol of the event loop's transport, which passes its calls to an exchangeable protocol."""
+
+    protocol: asyncio.Protocol
+
+
 class GuardedTransport(asyncio.Transport):
     """Passes all calls to the transport of the event loop, with limits."""
 
     def __init__(
-        self, raw: asyncio.Transport, *, write_bytes: int = WRITE_BYTES, close_time: float = CLOSE_TIME
+        self,
+        raw: asyncio.Transport,
+        receiver: Receiver,
+        *,
+        write_bytes: int = WRITE_BYTES,
+        close_time: float = CLOSE_TIME,
     ) -> None:
         super().__init__()
         self._raw = raw
+        self._receiver = receiver
         self._loop = asyncio.get_running_loop()
         self._write_bytes = write_bytes
         self._close_time = close_time
@@ -31,7 +43,7 @@ class GuardedTransport(asyncio.Transport):
         self._lost = False
 
     def lost(self) -> None:
-        """Cancel the timer. The protocol calls it when the connection is gone."""
+        """Cancel the timer. The receiver calls it when the connection is gone."""
         self._lost = True
         if self._abort is not None:
             self._abort.cancel()
@@ -105,7 +117,9 @@ class GuardedTransport(asyncio.Transport):
         return self._raw.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._raw.set_protocol(protocol)
+        """Set the protocol that receives the input from now on."""
+        assert isinstance(protocol, asyncio.Protocol)
+        self._receiver.protocol = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._raw.get_protocol()
+        return self._receiver.protocol

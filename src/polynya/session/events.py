@@ -63,7 +63,7 @@ class RelayFound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayFailed:
-    """A TURN server allocated nothing for a base, or a URI names no server (`base` None)."""
+    """A TURN server allocated nothing or impossible addresses for a base, or a URI names no server (`base` None)."""
 
     base: Base | None
     server: str

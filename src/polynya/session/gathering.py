@@ -174,6 +174,12 @@ class Gathering:
         self._finish_if_done(now=now)
         return gone
 
+    def ask_again(self, *, now: Instant) -> None:
+        """Ask every STUN server again from every socket; nothing waits for the answers."""
+        if self._stun is not None:
+            for base in self.bases:
+                self._stun.ask(base, now=now, late=True)
+
     def set_components(self, components: tuple[int, ...], *, now: Instant) -> bool:
         """Set the number of components of each stream, 0 for a removed one; return whether sockets are being opened.
 
@@ -238,6 +244,11 @@ class Gathering:
     def bases(self) -> tuple[Base, ...]:
         """The open sockets."""
         return self._bases.open_bases
+
+    @property
+    def opening(self) -> bool:
+        """Whether sockets are being opened."""
+        return bool(self._bases.opening)
 
     @property
     def refused(self) -> tuple[Refused, ...]:

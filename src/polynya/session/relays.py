@@ -459,6 +459,12 @@ class Relays:
     def _found(self, relay: _Relay, allocated: Allocated) -> None:
         relay.move(State.FOUND)
         relay.backoff.reset()
+        if allocated.ignored:
+            refused = [
+                f"{error.code} {error.reason} for IPv{error.family}" for error in allocated.refused if error.family
+            ]
+            reason = "; ".join([f"ignored {each}" for each in allocated.ignored] + refused)
+            self._events.append(RelayFailed(base=relay.base, server=str(allocated.server), reason=reason))
         for relayed in allocated.relayed:
             flow = relay.flows[relayed.family] = self._flow_ids.new()
             self._by_relayed[flow] = relay

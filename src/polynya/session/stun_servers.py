@@ -26,6 +26,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Message, Received
 from polynya.stun.probe import BindingProbe, ProbeEnded
 from polynya.stun.registry import TRANSACTION_ID_LENGTH, Method
+from polynya.stun.reported import why_impossible
 from polynya.stun.uris import StunUri
 
 from .options import Base, SessionConfig
@@ -157,19 +158,24 @@ class StunServers:
     def resolved(self, resolved: Resolved, bases: Iterable[Base], *, now: Instant) -> tuple[str, str]:
         """Ask one address of each family of a resolved name from all bases; return the server, and why there is none.
 
-        The second text is empty if the name has an address.
+        The second text is empty if the name has an address. Impossible ones, such as a filter's `0.0.0.0`, are ignored.
         """
         uri = self._resolving.pop(resolved.query)
         families: set[int] = set()
+        impossible = []
         for host in resolved.hosts:
             server = Address.of(host, uri.port)
+            if why := why_impossible(server):
+                impossible.append(why)
+                continue
             if server.family in families or server in self._servers:
                 continue
             families.add(server.family)
             self._servers[server] = str(uri)
             for base in bases:
                 self._ask(base, server, now=now, late=self._names_late)
-        return str(uri), resolved.error or ("" if resolved.hosts else "the name has no address")
+        reason = "; ".join(impossible) or ("" if resolved.hosts else "the name has no address")
+        return str(uri), resolved.error or reason
 
     def tick(self, *, now: Instant) -> None:
         if self._ask_at is not None and now >= self._ask_at:

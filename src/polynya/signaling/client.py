@@ -7,7 +7,8 @@
     JOINING      welcome                      JOINED       emit `Entered` and the changes of membership; send the queue
     JOINING      no welcome in time           WAITING or ENDED
     JOINED       link closed                  WAITING      emit `Interrupted`; keep the queue
-    WAITING      timer                        CONNECTING   open a new link
+    WAITING      timer, network changed       CONNECTING   open a new link
+    CONNECTING   network changed              CONNECTING   abandon the link, open a new one
     any          fatal error, leave           ENDED        emit `Ended` with the reason
 
 Only a client that has been a member reconnects (WAITING). A first attempt that fails ends the client, so that the user
@@ -310,6 +311,15 @@ class RoomClient:
         if self.state is ClientState.JOINED:
             self._timers.set("servers", Instant(now + self._timeouts.answer))
             self._outputs.append(SendText(self._link, encode(ListServers())))
+
+    def network_changed(self, *, now: Instant) -> None:
+        """Try to connect now if there is no open link: an attempt under way may hang on a lost address."""
+        self._pause = self._timeouts.first_pause
+        if self.state is ClientState.CONNECTING:
+            self._abandon_link()
+            self._connect(now=now)
+        elif self.state is ClientState.WAITING:
+            self._connect(now=now)
 
     def leave(self, *, now: Instant, reason: str = "left") -> None:
         """Leave the room and close the link. Queued messages are dropped."""

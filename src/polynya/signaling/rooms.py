@@ -11,8 +11,11 @@ A member outlives its WebSocket when the connection breaks:
 
 Signals for a member that is AWAY are kept, within limits, and sent when it resumes. The welcome of a client that joins
 meanwhile does not list the absent member, which may be dead. That client gets a `joined` when the member resumes: see
-`Member.joined_meanwhile`. All others get `away` and `resumed`. A newcomer to a full room takes the place of an absent
-member.
+`Member.joined_meanwhile`. A newcomer to a full room takes the place of an absent member. The others get `away`, and
+`resumed` when a member resumes: what they sent before the server noticed the broken connection is lost.
+
+Each `welcome` has a new token for the next resume. The token before it counts until the client's first message on the
+new link: the connection may break before the welcome arrives.
 
 `Rooms` is the inner part of `server.RoomServer`, which owns the links and calls `Rooms` for each change of membership.
 The texts to send wait in `outbox` and the members that have left in `departures`; the owner drains both.
@@ -45,6 +48,8 @@ class Member:
     room: Room
     remote: str
     link: int | None
+    old_token: str = ""
+    """The token of the last resume, while the client may not have the new one."""
     kept: list[str] = field(default_factory=list)
     """Signals that arrived for the member while it is away."""
     kept_bytes: int = 0
@@ -155,15 +160,24 @@ class Rooms:
         if join.resume is None:
             return None
         member = self._members.get(join.resume.peer)
-        if member is None or member.room.name != join.room or not compare_digest(member.token, join.resume.token):
+        if member is None or member.room.name != join.room:
             return None
-        return member
+        shown = join.resume.token
+        current = compare_digest(member.token, shown)
+        former = bool(member.old_token) and compare_digest(member.old_token, shown)
+        return member if current or former else None
 
-    def resume(self, member: Member, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant) -> None:
-        """Put the member on another link; send it the `welcome` and the kept signals."""
+    def room(self, name: str) -> Room | None:
+        """Return the room of this name, if it exists."""
+        return self._rooms.get(name)
+
+    def resume(
+        self, member: Member, shown: str, link: int, remote: str, servers: tuple[IceServer, ...], *, now: Instant
+    ) -> None:
+        """Put the member on another link; send it the `welcome` and the kept signals. `shown` is the client's token."""
         self._away.pop(member.id, None)
         self._timers.cancel(("away", member.id))
-        member.link, member.remote, member.token = link, remote, self._draw()
+        member.link, member.remote, member.old_token, member.token = link, remote, shown, self._draw()
         members = member.room.members
         for each in members.values():
             if each.id in member.joined_meanwhile:

@@ -67,6 +67,9 @@ class ServerListClient:
             self.state = ServerListState.REQUESTING
             self._outputs.append(SendText(LINK, encode(ListServers())))
 
+    def network_changed(self, *, now: Instant) -> None:
+        """Do nothing: the request ends by its own timeout."""
+
     def tick(self, *, now: Instant) -> None:
         """Give up if the answer is overdue."""
         if self._give_up_at is not None and now >= self._give_up_at:

@@ -33,6 +33,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from .attributes import MAPPED_ADDRESS, OTHER_ADDRESS, XOR_MAPPED_ADDRESS, ChangeRequest
 from .message import Message
 from .questions import Answer, Question, Questions, Returned
+from .reported import why_impossible
 from .transactions import Schedule
 
 PATIENT: Final = Schedule(sends=5, last_wait=8)
@@ -232,11 +233,11 @@ class BehaviorDiscovery:
                 pass  # another host has our mapped address: there is a second NAT in front of this one
 
     def _other(self, message: Message) -> Address | None:
-        """Return OTHER-ADDRESS if it is valid: another address and another port."""
+        """Return OTHER-ADDRESS if it is valid: possible, another address and another port."""
         other, here = message.get(OTHER_ADDRESS), self._server
-        if other is None or other.family != here.family or other.host == here.host or other.port in (0, here.port):
+        if other is None or other.family != here.family or other.host == here.host or other.port == here.port:
             return None
-        return other
+        return None if why_impossible(other, by=here) else other
 
     def _failed(self, test: Test, reason: str, *, silent: bool = False) -> None:
         """Handle a test without a success response; silence is a result of filtering tests II and III."""

@@ -94,6 +94,43 @@ class StreamFramer:
         return size
 
 
+class FrameCounter:
+    """Divides the bytes of a stream into portions of a few frames, without copying them."""
+
+    __slots__ = ("_header", "_rest")
+
+    def __init__(self) -> None:
+        self._header = b""
+        """The part of a header that has been counted already."""
+        self._rest = 0
+        """Bytes of the frame in progress that are still to come."""
+
+    def portion(self, data: bytes, start: int, frames: int) -> int:
+        """Return the end of the portion of `data` that begins at `start` and begins at most `frames` frames.
+
+        Bytes that cannot begin a frame are one portion: the stream is broken.
+        """
+        position = start + self._rest
+        self._rest = 0
+        while position < len(data):
+            if not frames:
+                return position
+            frames -= 1
+            counted = len(self._header)
+            header = self._header + data[position : position + CHANNEL_HEADER_LENGTH - counted]
+            if len(header) < CHANNEL_HEADER_LENGTH:
+                self._header = header
+                return len(data)
+            self._header = b""
+            if header[0] >> 6 > 1:
+                return len(data)
+            least = CHANNEL_HEADER_LENGTH if header[0] >> 6 else HEADER_LENGTH
+            size = least + (header[2] << 8 | header[3])
+            position += size + (-size & 3) - counted
+        self._rest = position - len(data)
+        return len(data)
+
+
 def is_channel_data(data: bytes) -> bool:
     """Whether a datagram from a TURN server is ChannelData: the first two bits are 01 and the length fits."""
     return len(data) >= CHANNEL_HEADER_LENGTH and data[0] >> 6 == 1 and (data[2] << 8 | data[3]) <= len(data) - 4

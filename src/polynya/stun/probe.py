@@ -27,6 +27,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from .attributes import ALTERNATE_SERVER, ERROR_CODE, MAPPED_ADDRESS, XOR_MAPPED_ADDRESS
 from .message import Message, Received, decode
 from .registry import TRANSACTION_ID_LENGTH, Class, ErrorCode, Method
+from .reported import first_possible, why_impossible
 from .transactions import UNRELIABLE, ClientTransaction, Ended, Outbox, Schedule, Transactions
 
 if TYPE_CHECKING:
@@ -164,12 +165,20 @@ class BindingProbe:
             self._refused(message, transaction, now=now)
 
     def _succeeded(self, message: Message, transaction: ClientTransaction[None]) -> None:
-        mapped = message.get(XOR_MAPPED_ADDRESS)
-        if mapped is not None:
-            self._end(mapped, transaction.summary, transaction)
-            return
-        mapped = message.get(MAPPED_ADDRESS)
-        reason = f"{transaction.summary}, with MAPPED-ADDRESS only" if mapped else "the response has no mapped address"
+        masked, plain = message.get(XOR_MAPPED_ADDRESS), message.get(MAPPED_ADDRESS)
+        mapped, impossible = first_possible((masked, plain), by=self._server, mapped=True)
+        if impossible:
+            self._count("impossible mapped addresses")
+        if mapped is None:
+            reason = (
+                f"the mapped address is impossible: {impossible}"
+                if impossible
+                else "the response has no mapped address"
+            )
+        elif impossible:
+            reason = f"{transaction.summary}, with an impossible mapped address besides: {impossible}"
+        else:
+            reason = transaction.summary if masked else f"{transaction.summary}, with MAPPED-ADDRESS only"
         self._end(mapped, reason, transaction)
 
     def _refused(self, message: Message, transaction: ClientTransaction[None], *, now: Instant) -> None:
@@ -185,7 +194,9 @@ class BindingProbe:
         self, servers: tuple[Address, ...], transaction: ClientTransaction[None], *, now: Instant
     ) -> None:
         """Follow a redirection (RFC 8489, section 10), which a stream cannot."""
-        usable = [server for server in servers if server.family == self._server.family and server.port]
+        impossible = [why for server in servers if (why := why_impossible(server, by=self._server))]
+        usable = [server for server in servers if not why_impossible(server, by=self._server)]
+        usable = [server for server in usable if server.family == self._server.family]
         fresh = [server for server in usable if server not in self._asked]
         if self._schedule.sends == 1:
             self._end(None, f"{self._server} redirects to another server, which needs another stream", transaction)
@@ -195,6 +206,8 @@ class BindingProbe:
             )
         elif not fresh:
             what = "a server that was asked before" if usable else "no server of this address family"
+            if impossible and not usable:
+                what = f"an impossible one: {'; '.join(impossible)}"
             self._end(None, f"{self._server} redirects and names {what}", transaction)
         else:
             self._ask(fresh[0], now=now)

@@ -23,6 +23,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from .attributes import CHANGE_REQUEST, ERROR_CODE, RESPONSE_PORT, XOR_MAPPED_ADDRESS, Attribute, ChangeRequest
 from .message import Message, decode
 from .registry import TRANSACTION_ID_LENGTH, Class, Method
+from .reported import first_possible
 from .transactions import Outbox, Schedule, Transactions
 
 PAUSE: Final = 100 * MILLISECOND
@@ -174,6 +175,8 @@ class Questions(Generic[TestT]):
         elif message.cls is not Class.SUCCESS or XOR_MAPPED_ADDRESS not in message:
             self._count("responses without a mapped address")
             return
+        elif (mapped := first_possible((message[XOR_MAPPED_ADDRESS],), by=question.to, mapped=True))[0] is None:
+            reason = f"{source} reports an impossible mapped address: {mapped[1]}"
         elif not question.fits(source):
             reason = f"{source} answered the request to {question.to} instead of the requested source"
         self._transactions.answer(transaction, now=now)

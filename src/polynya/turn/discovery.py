@@ -24,6 +24,7 @@ from polynya.core.errors import DecodeError
 from polynya.core.flows import Transport
 from polynya.core.instants import Instant
 from polynya.core.machine import Input, RecordType, Resolve, Resolved
+from polynya.stun.reported import why_impossible
 from polynya.stun.uris import TurnUri
 
 from .client.events import ServerAddress
@@ -72,6 +73,8 @@ class Discovery:
         self._asked: dict[Query, None] = {}
         self._wanted: list[Query] = []
         self._errors: list[str] = []
+        self._impossible: dict[str, None] = {}
+        """Why addresses of names were ignored, such as a filter's `0.0.0.0`."""
         self._ended = False
         self._outputs: Queue[Resolve] = Queue()
         self._events: Queue[Discovered] = Queue()
@@ -153,7 +156,7 @@ class Discovery:
     def _why_none(self) -> str:
         if not self._transports():
             return f"{self.uri} needs {self.uri.transport.value}, which is not supported here"
-        return "; ".join(self._errors) or f"{self.uri.host} has no address of a usable IP version"
+        return "; ".join([*self._errors, *self._impossible]) or f"{self.uri.host} has no address of a usable IP version"
 
     def _servers(self) -> list[ServerAddress]:
         uri = self.uri
@@ -211,7 +214,9 @@ class Discovery:
                 address = Address.of(host, port)
             except DecodeError:
                 continue
-            if address.family in self._families:
+            if why := why_impossible(address):
+                self._impossible[why] = None
+            elif address.family in self._families:
                 yield ServerAddress(address=address, transport=transport, name=self.uri.host)
 
 

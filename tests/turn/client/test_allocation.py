@@ -16,6 +16,7 @@ from polynya.core.machine import Closed, IcmpError, IcmpKind
 from polynya.core.pacer import Pacer
 from polynya.stun.attributes import (
     ADDITIONAL_ADDRESS_FAMILY,
+    ADDRESS_ERROR_CODE,
     DONT_FRAGMENT,
     EVEN_PORT,
     LIFETIME,
@@ -23,7 +24,9 @@ from polynya.stun.attributes import (
     REQUESTED_TRANSPORT,
     RESERVATION_TOKEN,
     UNKNOWN_ATTRIBUTES,
+    XOR_MAPPED_ADDRESS,
     XOR_RELAYED_ADDRESS,
+    AddressError,
 )
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
@@ -467,3 +470,80 @@ def test_a_flow_of_its_own_is_never_confused_with_anothers() -> None:
     assert world.client.expects(world.client.flow, SERVER)
     assert not world.client.expects(world.client.flow, OTHER)
     assert not world.client.expects(Flow(99), SERVER)
+
+
+# -------------------------------------------------------------------------------------------- impossible addresses
+
+RELAYED = Address("198.51.100.7", 49152)
+MAPPED = Address("192.0.2.9", 5001)
+
+
+def granting(*relayed: Address, mapped: Address = MAPPED):
+    """Trouble that answers a signed Allocate with these addresses."""
+
+    def trouble(request: Message, source: Address) -> bytes | None:
+        if request.method != Method.ALLOCATE or not request.has_integrity:
+            return None
+        values = {XOR_RELAYED_ADDRESS: relayed, XOR_MAPPED_ADDRESS: mapped, LIFETIME: 600}
+        values[ADDRESS_ERROR_CODE] = AddressError(6, 440, "")
+        return Message.success(request, values).encode(integrity=Relay().key(USER.username))
+
+    return trouble
+
+
+IMPOSSIBLE = [
+    Address("0.0.0.0", 0),
+    Address("203.0.113.7", 0),
+    Address("224.0.0.1", 5000),
+    Address("127.0.0.1", 5000),
+    Address("::", 0),
+    Address("ff02::1", 5000),
+    Address("::ffff:203.0.113.7", 5000),
+]
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["behind", "before"])
+@pytest.mark.parametrize("address", IMPOSSIBLE, ids=str)
+def test_an_impossible_relayed_address_is_ignored_beside_the_real_one(address: Address, order: int) -> None:
+    """coturn without IPv6 answers a dual allocation with a second relayed address of 0.0.0.0:0."""
+    relay = Relay(trouble=granting(*[RELAYED, address][::order]))
+    world = World(relay, config=ClientConfig(families=(6, 4)))
+    world.run(1)
+    [allocated] = world.of(Allocated)
+    assert allocated.relayed == (RELAYED,)
+    [ignored] = allocated.ignored
+    assert ignored.startswith(f"as relayed address: {address} ")
+    assert [(error.family, error.code) for error in allocated.refused] == [(6, 440)]
+    assert str(address) in str(world.client.why())
+
+
+def test_one_relayed_address_of_each_family_is_used() -> None:
+    second = Address("198.51.100.7", 49153)
+    world = World(Relay(trouble=granting(RELAYED, second)), config=ClientConfig(families=(6, 4)))
+    world.run(1)
+    [allocated] = world.of(Allocated)
+    assert allocated.relayed == (RELAYED,)
+
+
+def test_an_allocation_with_impossible_relayed_addresses_only_fails_and_is_freed() -> None:
+    world = World(Relay(trouble=granting(Address("0.0.0.0", 0))))
+    world.run(1)
+    [failed] = world.of(AllocationFailed)
+    assert "no relayed address of a requested family" in failed.reason and "0.0.0.0:0 is unspecified" in failed.reason
+
+
+@pytest.mark.parametrize("mapped", [*IMPOSSIBLE, Address("2001:db8::9", 5000)], ids=str)
+def test_an_impossible_mapped_address_is_ignored(mapped: Address) -> None:
+    world = World(Relay(trouble=granting(RELAYED, mapped=mapped)))
+    world.run(1)
+    [allocated] = world.of(Allocated)
+    assert allocated.relayed == (RELAYED,) and allocated.mapped is None
+    assert allocated.ignored[0].startswith(f"as mapped address: {mapped} ")
+
+
+@pytest.mark.parametrize("address", IMPOSSIBLE, ids=str)
+def test_no_redirection_to_an_impossible_server_is_followed(address: Address) -> None:
+    world = World(Relay(trouble=lambda request, _: alternate(request, address)))
+    world.run(1)
+    [failed] = world.of(AllocationFailed)
+    assert f"one that is impossible: {address} " in failed.reason

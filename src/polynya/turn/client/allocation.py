@@ -54,6 +54,7 @@ from polynya.stun.attributes import (
 )
 from polynya.stun.message import Message
 from polynya.stun.registry import ErrorCode, Method
+from polynya.stun.reported import first_possible, why_impossible
 from polynya.turn.numbers import DEFAULT_LIFETIME, MAX_LIFETIME, UDP
 
 from .config import ClientConfig
@@ -314,14 +315,16 @@ class Allocation:
 
     def _try_alternate(self, message: Message, answer: Answer, *, now: Instant) -> None:
         """Follow a redirection (RFC 8489, section 10) by the same transport."""
-        named = message.get(ALTERNATE_SERVER) or ()
+        named, here = message.get(ALTERNATE_SERVER) or (), self.server.address
         known = [server.address for server in self._servers]
-        fresh = [address for address in named if address not in known and address.port]
+        impossible = [why for address in named if (why := why_impossible(address, by=here))]
+        fresh = [each for each in named if each not in known and not why_impossible(each, by=here)]
         fresh.sort(key=lambda address: address.family != self.server.address.family)
         if len(self._servers) > MAX_HOPS:
             self._end(answer.code, f"{answer.reason}; {MAX_HOPS} redirections were followed before", now=now)
         elif not fresh:
-            self._end(answer.code, f"{answer.reason}, and it names no server that was not tried before", now=now)
+            what = f", and one that is impossible: {'; '.join(impossible)}" if impossible else ""
+            self._end(answer.code, f"{answer.reason}, and it names no server that was not tried before{what}", now=now)
         else:
             old, name = self.server, message.get(ALTERNATE_DOMAIN) or self.server.name
             self.server = ServerAddress(address=fresh[0], transport=old.transport, name=name)
@@ -330,18 +333,27 @@ class Allocation:
             self._approach(f"{old} redirected the client", now=now, fresh=not serves)
 
     def _succeeded(self, message: Message, sent_at: Instant, *, now: Instant) -> None:
-        families = self._config.families
+        here = self.server.address
         given = message.get(XOR_RELAYED_ADDRESS) or ()
-        relayed = [address for family in families for address in given if address.family == family]
+        by_family = [
+            first_possible([address for address in given if address.family == family], by=here)[0]
+            for family in self._config.families
+        ]
+        relayed = [address for address in by_family if address is not None]
+        impossible = first_possible(given, by=here)[1]
+        ignored = [f"as relayed address: {impossible}"] if impossible else []
+        self.mapped, impossible = first_possible((message.get(XOR_MAPPED_ADDRESS),), by=here, mapped=True)
+        ignored += [f"as mapped address: {impossible}"] if impossible else []
         lifetime = self._lifetime(message)
         if not relayed or not lifetime:
             what = "a lifetime of zero" if relayed else "no relayed address of a requested family"
+            what = f"{what} ({'; '.join(ignored)})" if ignored else what
             self._end(None, f"{self.server} answered with success but {what}", now=now)
             self._asks.append(self._release())  # RFC 8656, section 7.3: free an allocation that cannot be used
             return
         self.relayed = tuple(relayed)
-        self.mapped = message.get(XOR_MAPPED_ADDRESS)
-        self._become(State.ALLOCATED, f"relayed at {', '.join(map(str, relayed))}", now=now)
+        note = f"; ignored {'; '.join(ignored)}" if ignored else ""
+        self._become(State.ALLOCATED, f"relayed at {', '.join(map(str, relayed))}{note}", now=now)
         self._granted(lifetime, sent_at)
         assert self.flow is not None
         self._events.append(
@@ -352,6 +364,7 @@ class Allocation:
                 flow=self.flow,
                 server=self.server,
                 refused=self._refused_families(message),
+                ignored=tuple(ignored),
                 reservation_token=message.get(RESERVATION_TOKEN),
                 dont_fragment=self._dont_fragment,
                 software=message.get(SOFTWARE) or "",

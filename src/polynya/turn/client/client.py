@@ -313,7 +313,7 @@ class TurnClient:
             if found is not None:
                 self._incoming(found, now=now)
             else:
-                self._drop("Data indication without peer or data", packet, now=now)
+                self._drop("Data indication without a possible peer, or without data", packet, now=now)
         else:
             self._drop("neither a response nor data", packet, now=now)
 

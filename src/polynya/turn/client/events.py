@@ -56,6 +56,8 @@ class Allocated:
     server: ServerAddress
     refused: tuple[AddressError, ...] = ()
     """The requested families that the server did not allocate, each with the reason."""
+    ignored: tuple[str, ...] = ()
+    """Impossible addresses of the response, such as `0.0.0.0:0`, each with the reason."""
     reservation_token: bytes | None = None
     """Reserves the next higher port for 30 s; another client's configuration takes it."""
     dont_fragment: bool = False

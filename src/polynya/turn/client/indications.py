@@ -10,6 +10,7 @@ from polynya.core.machine import IcmpKind
 from polynya.stun.attributes import DATA, DONT_FRAGMENT, ICMP, XOR_PEER_ADDRESS, Attribute, IcmpValue
 from polynya.stun.message import MAX_ATTRIBUTES, Message
 from polynya.stun.registry import Method
+from polynya.stun.reported import why_impossible
 
 from .events import PeerUnreachable, RelayedData
 
@@ -51,9 +52,9 @@ def send_indication(transaction_id: bytes, peer: Address, data: bytes, *, dont_f
 
 
 def read_data_indication(message: Message, packet: int) -> RelayedData | PeerUnreachable | None:
-    """Return the datagram or ICMP error in a Data indication; None if it holds neither."""
+    """Return the datagram or ICMP error in a Data indication; None if it holds neither, or an impossible peer."""
     peers, data, icmp = message.get(XOR_PEER_ADDRESS), message.get(DATA), message.get(ICMP)
-    if not peers or message.unknown_required:
+    if not peers or message.unknown_required or why_impossible(peers[0]):
         return None
     if data is not None:
         return RelayedData(peers[0], data, packet)

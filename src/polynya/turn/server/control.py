@@ -298,6 +298,9 @@ class ControlPlane:
         client, frames, broken = received
         for frame in frames:
             if is_channel_data(frame) or frame.startswith(SEND_TYPE):
+                if self._streams.is_idle(chunk.flow):
+                    broken = "data without an allocation"
+                    break
                 self._ordered.extend(self._procedures.commands())  # data keeps its place among the client's requests
                 self._ordered.append(Forward(client, frame))
             elif chunk.flow in self._streams:

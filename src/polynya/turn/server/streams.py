@@ -4,6 +4,7 @@
     accepted --too many in all---------------------> the oldest stream without an allocation is closed;
                                                      if there is none, this one is closed
     accepted --no allocation within the timeout----> closed
+    accepted --data without an allocation----------> closed
     any      --a malformed or too long frame-------> closed
 
 So a client that opens streams without making allocations cannot lock other clients out.
@@ -83,6 +84,10 @@ class Streams:
         if not broken and framer.pending > MAX_UNSETTLED and flow in self._idle:
             broken = "a long frame before there is an allocation"
         return client, frames, broken
+
+    def is_idle(self, flow: Flow) -> bool:
+        """Whether a stream is open and has no allocation."""
+        return flow in self._idle
 
     def mark_used(self, flow: Flow) -> None:
         """Cancel the timeout of a stream: it has an allocation."""
