@@ -230,11 +230,29 @@ class Session:
         return True
 
     def close(self, *, now: Instant) -> None:
-        """Close the agent and every flow. Pending packets are dropped, except those that free allocations."""
+        """Close the agent and every flow. Pending packets are dropped.
+
+        The last packets notify the other side and free the allocations.
+        """
+        self._outbox.extend([output for output in self._outbox.drain() if not isinstance(output, Send)])
         self.agent.close(now=now)
         self._collect(now=now)
-        self._outbox.extend([output for output in self._outbox.drain() if not isinstance(output, Send)])
         self.gathering.close(now=now)
+        self._collect(now=now)
+
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        """Handle the report of signaling that the other side has closed its agent."""
+        self.agent.peer_left(reason, now=now)
+        self._collect(now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        """Find out within two seconds whether the other side is still there."""
+        self.agent.ask_consent(now=now)
+        self._collect(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        """End what `ask_consent` began: the other side is there again."""
+        self.agent.stop_asking(now=now)
         self._collect(now=now)
 
     def relay_client(self, flow: Flow) -> TurnClient | None:
