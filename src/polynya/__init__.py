@@ -13,6 +13,7 @@ The names, by what they are for; each has its own help, and all are in docs/refe
     Signaling                 Address, Candidate, CandidateType, TcpType, Description, Away, Joined, Left,
                               RemoteCandidate, RemoteDescription, Resumed, Signaling, PendingConnection,
                               connect_room
+    Rooms of many             Room, PeerFound, PeerConnected, PeerFailed, PeerGone, SignalingLost
     Many agents on one socket Mux, MuxedAgent, UnknownPeer
     Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
                               LocalCandidatesEnded, PairChanged, ReceiveBufferFull, Restarted, RoleChanged,
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from .aio.agent import Agent
     from .aio.behavior import discover_behavior, discover_lifetime, discover_stream_mapping
     from .aio.connection import Connection, ConnectionAgent, Path, ReceiveBufferFull
-    from .aio.meeting import PendingConnection, connect_room
+    from .aio.meeting import PeerFound, PeerGone, PendingConnection, SignalingLost, connect_room
     from .aio.mux import Mux, MuxedAgent, UnknownPeer
+    from .aio.room import PeerConnected, PeerFailed, Room
     from .aio.servers import IceServer
     from .aio.signaling import Away, Joined, Left, RemoteCandidate, RemoteDescription, Resumed, Signaling
     from .aio.turn import TurnClient
@@ -138,6 +140,10 @@ __all__ = [
     "PairView",
     "Path",
     "PcapngWriter",
+    "PeerConnected",
+    "PeerFailed",
+    "PeerFound",
+    "PeerGone",
     "PendingConnection",
     "PolynyaError",
     "ProtocolError",
@@ -148,12 +154,14 @@ __all__ = [
     "Restarted",
     "Resumed",
     "RoleChanged",
+    "Room",
     "Schedule",
     "SelectedPairChanged",
     "ServerAddress",
     "SessionReport",
     "Signaling",
     "SignalingError",
+    "SignalingLost",
     "StreamMappingReport",
     "TcpType",
     "TraceEvent",
@@ -185,13 +193,21 @@ _HOMES: Final = {
         "ReceiveBufferFull",
     ),
     "aio.meeting": (
+        "PeerFound",
+        "PeerGone",
         "PendingConnection",
+        "SignalingLost",
         "connect_room",
     ),
     "aio.mux": (
         "Mux",
         "MuxedAgent",
         "UnknownPeer",
+    ),
+    "aio.room": (
+        "PeerConnected",
+        "PeerFailed",
+        "Room",
     ),
     "aio.servers": ("IceServer",),
     "aio.signaling": (

@@ -12,6 +12,7 @@ A broken WebSocket is opened again, for up to a minute; the member keeps its id 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -51,6 +52,9 @@ from .websocket import WebSockets, websocket_url
 
 LEAVE_TIMEOUT: Final = 1.0
 """Seconds to wait for the server's close after the client has left."""
+
+VARIABLE: Final = "POLYNYA_TOKEN"
+"""Environment variable with the room token."""
 
 QUEUE_LENGTH: Final = 256
 """Queued messages from which on `send_description` and `send_candidate` wait."""
@@ -116,6 +120,7 @@ class Signaling(Waiting):
     - `url`: the server, http or https.
     - `limit`: the most members that the room may have, up to the server's own limit.
     - `timeout`: seconds for the server to answer.
+    - `token`: the room token of the server's operator, if it needs one; by default POLYNYA_TOKEN of the environment.
     - `reconnect`: seconds in which a broken connection is opened again; 0 for never.
     - `follow_host`: whether a change of this host's addresses opens a new connection at once, if the old one has lost
       its address.
@@ -131,6 +136,7 @@ class Signaling(Waiting):
         room: str,
         *,
         limit: int | None = None,
+        token: str | None = None,
         timeout: float = 10.0,
         reconnect: float = 60.0,
         follow_host: bool = True,
@@ -146,7 +152,9 @@ class Signaling(Waiting):
         if limit is not None and limit < 2:
             raise ConfigurationError(f"the limit of a room must be at least 2, not {limit}")
         timeouts = ClientTimeouts(answer=nanoseconds(timeout), give_up=nanoseconds(reconnect))
-        self._machine = RoomClient(room, random=SystemRandom(), limit=limit, timeouts=timeouts, trace=trace)
+        self._machine = RoomClient(
+            room, random=SystemRandom(), limit=limit, token=room_token(token), timeouts=timeouts, trace=trace
+        )
         self._websockets = WebSockets(self._machine, websocket_url(url), timeout=timeout, on_step=self._on_step)
         self._follows_host = follow_host
         self._watch: InterfaceWatch | None = None
@@ -156,6 +164,7 @@ class Signaling(Waiting):
         """Generation of the last description that was sent to each peer."""
         self._entered = False
         self._lists_received = 0
+        self._no_relay = ""
         self._refusal: ServersRefused | None = None
         self._end: Ended | None = None
 
@@ -313,6 +322,7 @@ class Signaling(Waiting):
                 if self._entered and not event.resumed:
                     self._messages.extend(Joined(peer=peer) for peer in event.peers)
                 self._entered = True
+                self._no_relay = event.no_relay
             case PeerJoined():
                 self._messages.append(Joined(peer=event.peer))
             case PeerResumed():
@@ -346,6 +356,11 @@ class Signaling(Waiting):
 
     # ------------------------------------------------------------------------------------------------------------ state
 
+    @property
+    def no_relay(self) -> str:
+        """The reason why the server list has no TURN server, as the server puts it; empty if it has one."""
+        return self._no_relay
+
     def _check_entered(self) -> None:
         if not self._entered:
             self._raise_if_ended()
@@ -362,14 +377,24 @@ class ServerOffer(NamedTuple):
     servers: tuple[IceServer, ...]
     loopback: bool
     """Whether the signaling server was reached by its loopback address, and so runs on this host."""
+    no_relay: str
+    """The reason why the list has no TURN server, as the server puts it; empty if it has one."""
 
 
-async def fetch_servers(url: str, *, timeout: float = 10.0) -> ServerOffer:
+def room_token(token: str | None) -> str:
+    """Return a room token; by default that of the environment. Raises ConfigurationError if it is too long."""
+    chosen = os.environ.get(VARIABLE, "") if token is None else token
+    if len(chosen) > 512:
+        raise ConfigurationError(f"a room token has at most 512 characters, not {len(chosen)}")
+    return chosen
+
+
+async def fetch_servers(url: str, *, token: str | None = None, timeout: float = 10.0) -> ServerOffer:
     """Request the server list of a signaling server, without joining a room. Raises SignalingError.
 
-    `timeout` is in seconds.
+    `token` is as in `Signaling`, `timeout` is in seconds.
     """
-    machine = ServerListClient(timeout=nanoseconds(timeout))
+    machine = ServerListClient(token=room_token(token), timeout=nanoseconds(timeout))
     answer: asyncio.Future[ServersReceived | Ended] = asyncio.get_running_loop().create_future()
 
     def on_step(events: list[Any]) -> None:
@@ -386,7 +411,7 @@ async def fetch_servers(url: str, *, timeout: float = 10.0) -> ServerOffer:
         await websockets.aclose(LEAVE_TIMEOUT)
     if isinstance(event, Ended):
         raise SignalingError(f"{url}: {event.reason}")
-    return ServerOffer(_usable(event.servers), websockets.loopback)
+    return ServerOffer(_usable(event.servers), websockets.loopback, event.no_relay)
 
 
 def _usable(listed: tuple[ListedServer, ...]) -> tuple[IceServer, ...]:

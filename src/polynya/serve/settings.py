@@ -105,6 +105,8 @@ def server_config(settings: Settings) -> ServeConfig:
         turn=_turn(settings),
         tls=_tls(settings.tls),
         limits=signaling.Limits(**msgspec.structs.asdict(settings.signaling.limits)),
+        room_tokens=_room_tokens(settings.signaling),
+        open_turn=settings.signaling.open_turn,
         origins=settings.signaling.origins,
         trusted_proxies=settings.signaling.trusted_proxies,
         metrics_token=settings.metrics.token,
@@ -117,6 +119,24 @@ def _tls(tls: schema.Tls) -> TlsFiles | None:
     if not tls.certificate or not tls.key:
         raise ConfigurationError("tls needs both certificate and key")
     return TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), server_name=tls.server_name)
+
+
+def _room_tokens(given: schema.Signaling) -> tuple[str, ...]:
+    tokens = list(given.room_tokens)
+    if given.room_token_file:
+        try:
+            text = Path(given.room_token_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigurationError(
+                f"signaling.room_token_file: cannot read {given.room_token_file}: {reason}"
+            ) from None
+        lines = [line.strip() for line in text.splitlines()]
+        found = [line for line in lines if line]
+        if not found:
+            raise ConfigurationError(f"signaling.room_token_file: {given.room_token_file} has no token")
+        tokens += found
+    return tuple(dict.fromkeys(tokens))
 
 
 def _external_ips(texts: tuple[str, ...]) -> dict[str, str]:
