@@ -10,8 +10,9 @@ The names, by what they are for; each has its own help, and all are in docs/refe
 
     Agents and connections    Agent, Connection, ConnectionAgent, Path, IceServer, IceConfig, NominationPolicy,
                               Renomination, Schedule, Interface, InterfaceAddress
-    Signaling                 Address, Candidate, CandidateType, TcpType, Description, Joined, Left,
-                              RemoteCandidate, RemoteDescription, Resumed, Signaling, PendingConnection, connect_room
+    Signaling                 Address, Candidate, CandidateType, TcpType, Description, Away, Joined, Left,
+                              RemoteCandidate, RemoteDescription, Resumed, Signaling, PendingConnection,
+                              connect_room
     Rooms of many             Room, PeerFound, PeerConnected, PeerFailed, PeerGone, SignalingLost
     Many agents on one socket Mux, MuxedAgent, UnknownPeer
     Events and states         AgentState, AgentStateChanged, ConsentLost, Failed, LocalCandidateAdded,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from .aio.mux import Mux, MuxedAgent, UnknownPeer
     from .aio.room import PeerConnected, PeerFailed, Room
     from .aio.servers import IceServer
-    from .aio.signaling import Joined, Left, RemoteCandidate, RemoteDescription, Resumed, Signaling
+    from .aio.signaling import Away, Joined, Left, RemoteCandidate, RemoteDescription, Resumed, Signaling
     from .aio.turn import TurnClient
     from .core.addresses import Address
     from .core.behavior import Behavior
@@ -102,6 +103,7 @@ __all__ = [
     "AgentStateChanged",
     "Allocated",
     "Attempt",
+    "Away",
     "Behavior",
     "BehaviorReport",
     "Candidate",
@@ -209,6 +211,7 @@ _HOMES: Final = {
     ),
     "aio.servers": ("IceServer",),
     "aio.signaling": (
+        "Away",
         "Joined",
         "Left",
         "RemoteCandidate",

@@ -14,6 +14,7 @@ from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from polynya.aio.signaling import (
+    Away,
     Joined,
     Left,
     Message,
@@ -104,7 +105,7 @@ async def test_two_members_exchange_descriptions_and_candidates() -> None:
             RemoteCandidate(peer=bob.peer_id, candidate=None),
         ]
         await bob.close()
-        assert await next_of(alice) == Left(peer=bob.peer_id, reason="it left")
+        assert await next_of(alice) == Left(peer=bob.peer_id, reason="it left", clean=True)
         assert [message async for message in bob] == []
 
 
@@ -138,7 +139,7 @@ async def test_a_broken_connection_is_reopened_without_loss() -> None:
         assert await next_of(bob) == RemoteDescription(peer=alice.peer_id, description=DESCRIPTION)
         assert bob.peer_id == before
         await bob.send_candidate(alice.peer_id, HOST)
-        assert await next_of(alice) == Resumed(peer=before)
+        assert [await next_of(alice) for _ in range(2)] == [Away(peer=before), Resumed(peer=before)]
         assert await next_of(alice) == RemoteCandidate(peer=before, candidate=HOST)
 
 

@@ -12,15 +12,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-from polynya.core.addresses import Address
 from polynya.core.errors import Attempt, ConnectError, ConnectionClosed, UsageError
 from polynya.core.flows import Flow
-from polynya.core.instants import Instant
-from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate, LocalCandidate
 from polynya.ice.description import Description
 from polynya.ice.events import (
@@ -47,6 +44,7 @@ from polynya.session.session import DataReceived, SessionEvent
 from polynya.turn.client.report import RelayOverhead
 
 from . import clock
+from .agent_machine import AgentMachine, AgentTransport
 from .connection import Connection, ReceiveBufferFull
 from .signal_texts import fragments, shorten
 from .sizes import max_datagram_size, max_length
@@ -74,43 +72,6 @@ CLOSED_REASON: Final = "the agent was closed"
 
 EVENTS_KEPT: Final = 4096
 """Events that wait for a slow reader of `events` before its oldest are dropped."""
-
-
-class AgentMachine(Protocol):
-    """The machine that an endpoint drives: an ICE agent and what gathers for it."""
-
-    @property
-    def agent(self) -> IceAgent: ...
-
-    @property
-    def counters(self) -> Mapping[str, int]: ...
-
-    def set_remote(
-        self, description: Description, components: tuple[int, ...] | None = None, *, now: Instant
-    ) -> None: ...
-
-    def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None: ...
-
-    def set_controlling(self, controlling: bool, *, now: Instant) -> None: ...
-
-    def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description: ...
-
-
-class AgentTransport(Protocol):
-    """Moves the machine's packets, as a `Driver` does."""
-
-    @property
-    def counters(self) -> dict[str, int]: ...
-
-    def call(self, method: Callable[..., R], *args: Any) -> R: ...
-
-    def accept_data(self, flow: Flow, remote: Address, deliver: Callable[[bytes], None]) -> None: ...
-
-    def refuse_data(self, flow: Flow, remote: Address) -> None: ...
-
-    def sender(self, flow: Flow, remote: Address) -> Callable[[bytes], bool]: ...
-
-    def writable(self, flow: Flow) -> bool: ...
 
 
 class Endpoint(Waiting, ABC):
@@ -538,6 +499,25 @@ class Endpoint(Waiting, ABC):
         """The receive buffer of a connection overflowed for the first time."""
         self._emit(event)
         self._wake()
+
+    # ------------------------------------------------------------------------------------------------ for its meeting
+
+    def _peer_left(self, reason: str, *, clean: bool) -> None:
+        """The other side left its room: with its connections if it did so by itself, otherwise it is asked."""
+        if not self._over and clean:
+            self._running().call(self._machine.peer_left, f"the other side left: {reason}")
+        elif not self._over:
+            self._running().call(self._machine.ask_consent)
+
+    def _peer_away(self, away: bool) -> None:
+        """The other side lost its connection to the signaling server, or has it again."""
+        if not self._over:
+            self._running().call(self._machine.ask_consent if away else self._machine.stop_asking)
+
+    @property
+    def _abandoned(self) -> bool:
+        """Whether the other side has closed its agent."""
+        return self._machine.agent.generation.over is not None
 
     async def _connection_closed(self) -> None:
         """A user closed one of the connections: with the last one the agent stops sending.

@@ -4,6 +4,8 @@ A `Meeting` waits for the first other member of its room. The ids of the two mem
 agents trickle their candidates. If the peer leaves before there is a connection, the meeting waits for the next one.
 Signaling continues beside the connection: late candidates, ICE restarts and changes of the network are signaled in both
 directions. A connection survives the loss of the signaling server.
+
+If the peer leaves, the connection ends. If the server loses the peer, the peer is asked for consent at once.
 """
 
 from __future__ import annotations
@@ -26,7 +28,16 @@ from .agent import Agent
 from .connection import Connection
 from .listed_credentials import ListedCredentials
 from .servers import IceServer
-from .signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Resumed, Signaling
+from .signaling import (
+    Away,
+    Joined,
+    Left,
+    Message,
+    RemoteCandidate,
+    RemoteDescription,
+    Resumed,
+    Signaling,
+)
 
 EARLY_MESSAGES = 512
 """Messages that are kept of a peer before the attempt to connect to it starts: more than any agent has candidates."""
@@ -157,6 +168,9 @@ class Meeting:
         tasks = [*self._tasks, *([receiving] if receiving else [])]
         for task in tasks:
             task.cancel()
+        if self.agent is not None:
+            self.agent._stop()
+        self.signaling._leave()  # before the wait for the agent's sockets: the peer notices at once
         try:
             if self.agent is not None:
                 await self.agent.close()
@@ -219,8 +233,8 @@ class Meeting:
         connecting = asyncio.ensure_future(self._connect(agent, described))
         try:
             await asyncio.wait([connecting, gone], return_when=asyncio.FIRST_COMPLETED)
-            if connecting.done():
-                return connecting.result()
+            if connecting.done() and (connection := connecting.result()) is not None:
+                return connection
         finally:
             self._gone = self._described = None
             connecting.cancel()
@@ -229,11 +243,16 @@ class Meeting:
         await agent.close()
         return None
 
-    async def _connect(self, agent: Agent, described: asyncio.Future[None]) -> Connection:
+    async def _connect(self, agent: Agent, described: asyncio.Future[None]) -> Connection | None:
         await described
         if self._lost is not None:
             raise SignalingError(str(self._lost)) from self._lost
-        return await agent.connect()
+        try:
+            return await agent.connect()
+        except ConnectError:
+            if agent._abandoned:
+                return None  # the peer has left, and perhaps comes back
+            raise
 
     async def _trickle(self, agent: Agent, peer: str) -> None:
         """Send the agent's descriptions and candidates to the peer, for the life of the agent, restarts included."""
@@ -298,6 +317,7 @@ class Meeting:
             _set(self._arrival)
         elif isinstance(message, Resumed):
             if peer == self.peer and self.agent is not None and self.agent.state is not AgentState.CLOSED:
+                self.agent._peer_away(False)
                 repeating = asyncio.create_task(self._repeat(self.agent, peer), name=f"signals again for {peer[:8]}")
                 self._tasks = [*(task for task in self._tasks if not task.done()), repeating]
         elif isinstance(message, Left):
@@ -306,6 +326,11 @@ class Meeting:
             if peer == self.peer:
                 self._on_step(PeerGone(peer=peer, reason=message.reason))
                 _set(self._gone)
+                if self.agent is not None:
+                    self.agent._peer_left(message.reason, clean=message.clean)
+        elif isinstance(message, Away):
+            if peer == self.peer and self.agent is not None:
+                self.agent._peer_away(True)
         elif peer != self.peer or self.agent is None:
             early = self._early.setdefault(peer, [])
             if len(early) < EARLY_MESSAGES:

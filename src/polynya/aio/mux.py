@@ -396,6 +396,15 @@ class _MuxedMachine:
     def set_controlling(self, controlling: bool, *, now: Instant) -> None:
         self.agent.set_controlling(controlling, now=now)
 
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        self.agent.peer_left(reason, now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        self.agent.ask_consent(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        self.agent.stop_asking(now=now)
+
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
         _refuse_others(components)
         return self.agent.restart(now=now)

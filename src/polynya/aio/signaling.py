@@ -34,6 +34,7 @@ from polynya.signaling.client import (
     Ended,
     Entered,
     Interrupted,
+    PeerAway,
     PeerJoined,
     PeerLeft,
     PeerResumed,
@@ -72,6 +73,15 @@ class Left:
 
     peer: str
     reason: str = ""
+    clean: bool = False
+    """Whether it left by itself. Then it has closed its connections, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Away:
+    """The connection of another member to the server broke: it may resume, or its host or program may be gone."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +111,7 @@ class Resumed:
     peer: str
 
 
-Message = Joined | Resumed | Left | RemoteDescription | RemoteCandidate
+Message = Joined | Resumed | Left | Away | RemoteDescription | RemoteCandidate
 
 
 class Signaling(Waiting):
@@ -116,8 +126,8 @@ class Signaling(Waiting):
       its address.
 
     Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Resumed`,
-    `Left`, `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there before.
-    Iteration ends when this member leaves, and raises SignalingError when the server is lost for good.
+    `Left`, `Away`, `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there
+    before. Iteration ends when this member leaves, and raises SignalingError when the server is lost for good.
     """
 
     def __init__(
@@ -178,13 +188,17 @@ class Signaling(Waiting):
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Leave the room and close the connection. Safe to call twice."""
+    def _leave(self) -> None:
+        """Leave the room: the message is sent at once, and `close` waits until it is."""
         if self._watch is not None:
             self._watch.remove(self)
             self._watch = None
         if self._machine.state is not ClientState.IDLE:
             self._websockets.call(self._machine.leave)
+
+    async def close(self) -> None:
+        """Leave the room and close the connection. Safe to call twice."""
+        self._leave()
         try:
             await self._websockets.aclose(LEAVE_TIMEOUT)
         finally:
@@ -313,9 +327,11 @@ class Signaling(Waiting):
                 self._messages.append(Joined(peer=event.peer))
             case PeerResumed():
                 self._messages.append(Resumed(peer=event.peer))
+            case PeerAway():
+                self._messages.append(Away(peer=event.peer))
             case PeerLeft():
                 self._generations.pop(event.peer, None)
-                self._messages.append(Left(peer=event.peer, reason=event.reason))
+                self._messages.append(Left(peer=event.peer, reason=event.reason, clean=event.clean))
             case BodyReceived():
                 self._received(event.peer, event.body)
             case ServersReceived():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ from polynya.core.errors import ConfigurationError, PolynyaError
 
 from . import common
 from .common import TraceOption
+from .credentials import SECRET_VARIABLE
 
 if TYPE_CHECKING:
     from polynya.core.trace import Tracer
@@ -38,8 +42,9 @@ def serve(
         typer.Option(metavar="ADDR:PORT", help="STUN over UDP, TURN over UDP and TCP; repeatable; port 0: any."),
     ] = None,
     tls_listen: Annotated[Some, typer.Option(metavar="ADDR:PORT", help="TURN over TLS; repeatable.")] = None,
-    http: Annotated[
-        Some, typer.Option(metavar="ADDR:PORT", help="Signaling, /healthz and /metrics; repeatable.")
+    http: Annotated[Some, typer.Option(metavar="ADDR:PORT", help="Signaling and /healthz; repeatable.")] = None,
+    admin: Annotated[
+        Some, typer.Option(metavar="ADDR:PORT", help="Metrics for Prometheus at /metrics; repeatable; off by default.")
     ] = None,
     stun_alternate: Annotated[
         Some,
@@ -49,7 +54,13 @@ def serve(
     ] = None,
     user: Annotated[Some, typer.Option(metavar="NAME:PASSWORD", help="A TURN user; repeatable.")] = None,
     shared_secret: Annotated[
-        Some, typer.Option(metavar="SECRET", help="For time-limited TURN credentials; repeatable.")
+        Some,
+        typer.Option(
+            metavar="SECRET", help="For time-limited TURN credentials; repeatable; also POLYNYA_SHARED_SECRET."
+        ),
+    ] = None,
+    shared_secret_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with shared secrets, one on each line.")
     ] = None,
     realm: Annotated[str | None, typer.Option(metavar="NAME", help="Realm of the TURN users.")] = None,
     relay_ip: Annotated[Some, typer.Option(metavar="ADDR", help="Local address to relay on; repeatable.")] = None,
@@ -130,12 +141,14 @@ def serve(
         ("listen",): listen,
         ("tls_listen",): tls_listen,
         ("http",): http,
+        ("admin",): admin,
         ("stun", "alternates"): stun_alternate,
         ("log_level",): log_level.lower() if log_level else None,
         ("tls", "certificate"): str(tls_cert) if tls_cert else None,
         ("tls", "key"): str(tls_key) if tls_key else None,
         ("turn", "realm"): realm,
-        ("turn", "shared_secrets"): shared_secret,
+        ("turn", "shared_secrets"): shared_secret or _secret_of_environment(),
+        ("turn", "shared_secrets_file"): str(shared_secret_file) if shared_secret_file else None,
         ("turn", "relay_ips"): relay_ip,
         ("turn", "external_ips"): external_ip,
         ("turn", "ports"): ports,
@@ -164,6 +177,11 @@ def serve(
             return
         with common.tracing("server", trace, None) as (tracer, _):
             common.run(_serve(config, flags, tracer), loop_factory=_fastest_loop())
+
+
+def _secret_of_environment() -> list[str]:
+    secret = os.environ.get(SECRET_VARIABLE)
+    return [secret] if secret else []
 
 
 def _user(text: str) -> dict[str, str]:
@@ -236,12 +254,27 @@ async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
         gc.freeze()  # all objects so far live until the end: do not scan them in each collection
         gc.set_threshold(GARBAGE)
         print(server.ready_line, flush=True)
+        _notify("READY=1")
         log_limit(files)
+        if server.relaying is None:
+            logging.getLogger("polynya.serve").info(
+                "TURN is off, since it has no users: set --shared-secret-file, %s, --user, or users in the file",
+                SECRET_VARIABLE,
+            )
         for number in dict.fromkeys(early):
             handlers[number]()
         await server.run_until(stop)
+        _notify("STOPPING=1")
         await server.drain(hurry, unlimited=patient.is_set())
     return 0
+
+
+def _notify(state: str) -> None:
+    """Report a state to systemd, for units with `Type=notify` (sd_notify(3)); elsewhere this does nothing."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path[:1] in ("/", "@"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.sendto(state.encode(), path.replace("@", "\0", 1) if path[0] == "@" else path)
 
 
 def _reload(server: Any, path: Path | None, flags: Flags) -> None:

@@ -11,7 +11,7 @@ from polynya.core.instants import duration
 from polynya.stun.transactions import UNRELIABLE, Schedule
 
 from .description import OFFERED_PACING
-from .nomination import REGULAR, NominationPolicy, Renomination
+from .nomination import AGAIN, REGULAR, NominationPolicy, Renomination
 
 PAIR_LIMIT: Final = 100
 """Pairs of all checklists together (RFC 8445, section 6.1.2.5)."""
@@ -64,8 +64,8 @@ class IceConfig:
     nomination: NominationPolicy = REGULAR
     aggressive: bool = True
     """Towards a peer without `ice2`, nominate as RFC 5245 allows: the best pair early, and a better one again later."""
-    renomination: Renomination | None = None
-    """Signaled if it is set; used if both sides signal it."""
+    renomination: Renomination | None = AGAIN
+    """Signaled unless it is None; used if both sides signal it."""
     pair_limit: int = PAIR_LIMIT
     patience: float = PATIENCE
     """The shortest time until the agent fails, counted from the remote description (RFC 8863)."""
@@ -73,6 +73,10 @@ class IceConfig:
     """How long the agent waits for candidates of a peer that does not signal their end."""
     options: tuple[str, ...] = ("ice2", "trickle")
     """The `ice-options` to signal, besides `renomination`."""
+    mdns: bool = True
+    """Whether remote candidates with names that end with `.local` are looked up."""
+    fqdn: bool = False
+    """Whether remote candidates with all other names are looked up, too (RFC 8839, section 5.1)."""
     consent: bool = True
     """False: keepalives in place of consent checks, for a peer without RFC 7675."""
     consent_interval: float = CONSENT_INTERVAL

@@ -217,3 +217,7 @@ class Renomination:
             if pair.valid and pair.valid_at is not None:
                 return Decision(pair, Instant(pair.valid_at + self._settle), "a better pair works")
         return None
+
+
+AGAIN: Final = Renomination()
+"""The policy of later nominations with its defaults."""

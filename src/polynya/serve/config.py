@@ -90,7 +90,9 @@ class ServeConfig:
     tls_listen: tuple[Address, ...] = ()
     """Listeners for TURN over TLS."""
     http: tuple[Address, ...] = ()
-    """Listeners for signaling, /healthz and /metrics, without TLS: a proxy in front can add it."""
+    """Listeners for signaling and /healthz, without TLS: a proxy in front can add it."""
+    admin: tuple[Address, ...] = ()
+    """Listeners for /metrics, without TLS."""
     alternates: tuple[Address, ...] = ()
     """Alternate address and port for behavior discovery (RFC 5780), at most one of each family."""
     external_ips: Mapping[str, str] = field(default_factory=dict)

@@ -117,7 +117,7 @@ class Stun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """TURN is enabled if it has users: `users`, `users_file`, `users_database` or `shared_secrets`."""
+    """TURN is enabled if it has users, in this file, in `users_file` or `users_database`, or a shared secret."""
 
     realm: Annotated[str, _about("Realm of the users, which the server sends to clients.")] = "polynya"
     users_file: Annotated[str, _about("File with one user on each line, as `polynya serve --hash-user` prints it.")] = (
@@ -128,6 +128,10 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[str, ...],
         _about("Secrets of time-limited credentials. All are accepted; signaling issues credentials with the first."),
     ] = ()
+    shared_secrets_file: Annotated[
+        str,
+        _about("File with more of them, one on each line; read again on SIGHUP. Lines that begin with # are comments."),
+    ] = ""
     workers: Annotated[Count, _about("Worker processes that relay; 0 relays in the server's own process.")] = 0
     gather: Annotated[
         Seconds,
@@ -150,8 +154,9 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ports: Annotated[str, _about("LOW-HIGH: range of the relay ports.")] = "49152-65535"
     port_rest: Annotated[Seconds, _about("Seconds for which a released relay port is not used again.")] = 2
     channel_range: Annotated[
-        Literal["rfc8656", "rfc5766"], _about("Channel numbers; rfc5766 also allows 0x5000 to 0x7FFF, for old clients.")
-    ] = "rfc8656"
+        Literal["rfc8656", "rfc5766"],
+        _about("Channel numbers; rfc5766 allows 0x4000 to 0x7FFF, as old clients use them, rfc8656 only up to 0x4FFF."),
+    ] = "rfc5766"
     algorithms: Annotated[
         tuple[Literal["sha256", "md5"], ...],
         _about("Password algorithms in the order in which they are offered; old clients support md5 only."),
@@ -243,7 +248,7 @@ class Signaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Metrics for Prometheus are served at /metrics on every `http` address."""
+    """Metrics for Prometheus are served at /metrics on every `admin` address."""
 
     token: Annotated[
         str, _about("Bearer token for reading the metrics; without one, only clients on this host can read them.")
@@ -258,7 +263,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _about("ADDR:PORT for STUN over UDP, and for TURN over UDP and TCP. Port 0 takes any free port."),
     ] = ()
     tls_listen: Annotated[tuple[str, ...], _about("ADDR:PORT for TURN over TLS.")] = ()
-    http: Annotated[tuple[str, ...], _about("ADDR:PORT for signaling, /healthz and /metrics, without TLS.")] = ()
+    http: Annotated[tuple[str, ...], _about("ADDR:PORT for signaling and /healthz, without TLS.")] = ()
+    admin: Annotated[tuple[str, ...], _about("ADDR:PORT for /metrics, without TLS; off by default.")] = ()
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("Lowest level of the messages that are logged.")
     ] = "info"

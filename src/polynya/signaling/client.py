@@ -50,6 +50,7 @@ from .links import (
 )
 from .messages import (
     VERSION,
+    Away,
     Body,
     Description,
     Error,
@@ -143,6 +144,15 @@ class PeerLeft:
 
     peer: str
     reason: str
+    clean: bool = False
+    """Whether it left by itself, and not because the server lost it or this side did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAway:
+    """The connection of another member to the server broke."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +207,7 @@ ClientEvent = (
     | PeerJoined
     | PeerResumed
     | PeerLeft
+    | PeerAway
     | BodyReceived
     | ServersReceived
     | ServersRefused
@@ -431,8 +442,11 @@ class RoomClient:
         elif isinstance(message, Resumed):
             if message.peer in self._peers:
                 self._events.append(PeerResumed(peer=message.peer))
+        elif isinstance(message, Away):
+            if message.peer in self._peers:
+                self._events.append(PeerAway(peer=message.peer))
         elif isinstance(message, Left):
-            self._on_left(message.peer, message.reason)
+            self._on_left(message.peer, message.reason, clean=message.clean)
         elif isinstance(message, ServerList):
             self._take_servers(message.servers)
         else:
@@ -510,10 +524,10 @@ class RoomClient:
             self._peers[peer] = -1
             self._events.append(PeerJoined(peer=peer))
 
-    def _on_left(self, peer: str, reason: str) -> None:
+    def _on_left(self, peer: str, reason: str, *, clean: bool) -> None:
         if self._peers.pop(peer, None) is not None:
             self._queue = deque(each for each in self._queue if each[0] != peer)
-            self._events.append(PeerLeft(peer=peer, reason=reason))
+            self._events.append(PeerLeft(peer=peer, reason=reason, clean=clean))
 
     def _on_signal(self, message: Signal, *, now: Instant) -> None:
         newest = self._peers.get(message.peer)

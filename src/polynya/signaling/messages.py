@@ -1,7 +1,7 @@
 """Messages of the signaling protocol: their types and their codec. Each is one JSON text with a `type`.
 
     client -> server   join, servers, signal, keepalive, leave
-    server -> client   welcome, servers, joined, resumed, left, signal, error
+    server -> client   welcome, servers, joined, resumed, away, left, signal, error
 
 A `signal` carries a `body` from one member of a room to another. The server checks the size of a body and nothing else,
 so that members can extend or encrypt bodies without changing the server. The `kind` of a body is one of:
@@ -25,7 +25,9 @@ from msgspec import Meta, Struct
 
 from polynya.core.errors import DecodeError
 
-VERSION: Final = 1
+VERSION: Final = 2
+VERSIONS: Final = (1, VERSION)
+"""Versions that the server supports. Clients of version 1 drop `away` and `resumed`, and know no `clean`."""
 PATH: Final = "/signaling"
 """Path of the WebSocket, relative to the URL of the server."""
 SUBPROTOCOL: Final = "polynya.signaling"
@@ -172,6 +174,14 @@ class Left(Struct, frozen=True, tag="left"):
 
     peer: PeerId
     reason: str = ""
+    clean: bool = False
+    """Whether it left by itself. Then it has closed its connections, too."""
+
+
+class Away(Struct, frozen=True, tag="away"):
+    """The connection of another member to the server broke. It may resume; or its host or program may be gone."""
+
+    peer: PeerId
 
 
 class Error(Struct, frozen=True, kw_only=True, tag="error", omit_defaults=True):
@@ -184,7 +194,7 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", omit_defaults=True):
     """With `unknown-peer`: the recipient of the refused signal."""
 
 
-FromServer = Welcome | ServerList | Joined | Resumed | Left | Signal | Error
+FromServer = Welcome | ServerList | Joined | Resumed | Left | Away | Signal | Error
 
 # ----------------------------------------------------------------------------------------------------- member to member
 

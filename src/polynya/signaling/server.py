@@ -58,7 +58,7 @@ from .links import (
     ServersFound,
 )
 from .messages import (
-    VERSION,
+    VERSIONS,
     Error,
     IceServer,
     Join,
@@ -278,7 +278,7 @@ class RoomServer:
         if member is None:
             return
         if closed.code in CLEAN:
-            self._rooms.leave(member, closed.reason or LEFT)
+            self._rooms.leave(member, closed.reason or LEFT, clean=True)
         else:
             self._trace.signaling(f"the connection of {member.id} was lost", now=now, event="away")
             self._rooms.go_away(member, now=now)
@@ -376,8 +376,9 @@ class RoomServer:
         if link.member is not None or link.waits_for:
             self._offense(link, "already-joined", "this connection has already joined a room", now=now)
             return
-        if join.version != VERSION:
-            self._refuse(link, "version", f"this server supports version {VERSION}, not {join.version}", POLICY)
+        if join.version not in VERSIONS:
+            supported = " and ".join(map(str, VERSIONS))
+            self._refuse(link, "version", f"this server supports versions {supported}, not {join.version}", POLICY)
             return
         if not self._authorized(link, join.token):
             return
@@ -386,6 +387,7 @@ class RoomServer:
             old = self._links.get(member.link) if member.link is not None else None
             if old is not None:  # the old connection is dead, which its close has not shown yet
                 self._close(old, REPLACED, "resumed on another connection")
+            member.version = join.version
             self._rooms.resume(member, join.resume.token, link.id, link.remote, link.servers, now=now)
             self._entered(link, member, resumed=True, now=now)
             return
@@ -486,7 +488,7 @@ class RoomServer:
         member = link.member
         self._close(link, NORMAL, "left")
         if member is not None:
-            self._rooms.leave(member, LEFT)
+            self._rooms.leave(member, LEFT, clean=True)
             self._place_freed(member.room, now=now)
 
     def _relay(self, link: _Link, sender: Member, message: Signal, *, now: Instant) -> None:

@@ -19,8 +19,9 @@ class ChannelRange(Enum):
     """The range of channel numbers that clients may bind."""
 
     RFC8656 = "rfc8656"
+    """0x4000 to 0x4FFF."""
     RFC5766 = "rfc5766"
-    """For old clients, such as coturn's turnutils_uclient 4.6.1."""
+    """0x4000 to 0x7FFF, for old clients, such as coturn's turnutils_uclient 4.6.1."""
 
     @property
     def last(self) -> int:
@@ -110,7 +111,7 @@ class ServerConfig:
     """Time before a freed port is used again: longer than a few round trips, short enough for a busy server."""
     policy: PeerPolicy = field(default_factory=PeerPolicy)
     limits: Limits = field(default_factory=Limits)
-    channel_range: ChannelRange = ChannelRange.RFC8656
+    channel_range: ChannelRange = ChannelRange.RFC5766
     default_lifetime: int = DEFAULT_LIFETIME
     max_lifetime: int = MAX_LIFETIME
     nonce_lifetime: int = 600 * SECOND
