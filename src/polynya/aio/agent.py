@@ -27,7 +27,7 @@ from .dns import ResolveName
 from .driver import Driver
 from .endpoint import CLOSED_REASON, Endpoint
 from .interfaces import list_interfaces
-from .options import FAMILIES, session_config
+from .options import FAMILIES, check_callables, session_config
 from .packet_trace import Capture
 from .relaying import RelayedPath
 from .servers import AskCredentials, IceServer
@@ -124,6 +124,7 @@ class Agent(Endpoint):
             ice=ice,
             ask=credentials is not None,
         )
+        check_callables(credentials=credentials, resolve=resolve, tls=tls, trace=trace, capture=capture)
         flow_ids = FlowIds()
         self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
@@ -148,10 +149,16 @@ class Agent(Endpoint):
         if self._over:
             self._running()  # raises
         if self._driver is None:
+            interfaces = InterfacesChanged(interfaces=list_interfaces())
             self._driver = Driver(
                 self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
             )  # fmt: skip
-            self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
+            try:
+                self._driver.call(self._session.start, interfaces)
+            except BaseException:  # a filter of the user may raise anything; nothing is left open then
+                self._closed = True
+                self._driver.close_now()
+                raise
 
     async def close(self) -> None:
         if self._closed:
