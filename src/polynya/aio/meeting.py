@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from polynya.core.errors import ConnectError, SignalingError, UsageError
+from polynya.core.arguments import flag, function, items
+from polynya.core.arguments import timeout as check_timeout
+from polynya.core.errors import ConfigurationError, ConnectError, SignalingError, UsageError
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
@@ -119,6 +121,13 @@ class Meeting:
         trace: Tracer = NO_TRACE,
         **options: Any,
     ) -> None:
+        if "controlling" in options:
+            raise ConfigurationError("controlling cannot be set: the ids of the two members decide the roles")
+        if loopback is not None:
+            flag("loopback", loopback)
+        if on_step is not None:
+            function("on_step", on_step, plain=True)
+        self._servers = items("servers", servers)
         self.signaling = Signaling(
             url,
             room,
@@ -132,7 +141,6 @@ class Meeting:
         """The agent of the current or latest attempt."""
         self.peer = ""
         """Id of the peer of the current attempt."""
-        self._servers = tuple(servers)
         self._loopback = loopback
         self._options = {**options, "follow_host": follow_host, "trace": trace}
         self._on_step = on_step or (lambda _: None)
@@ -191,6 +199,7 @@ class Meeting:
         waits for the other side indefinitely. Raises ConnectError with every attempt, and SignalingError if the server
         is lost before the other side arrived.
         """
+        check_timeout(timeout)
         if self._receiving is None:
             raise UsageError("the room has not been entered: use `async with Meeting(url, room) as meeting`")
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -436,6 +445,7 @@ def connect_room(
     The call raises ConfigurationError before anything is opened. Awaiting or entering raises SignalingError or
     ConnectError and leaves nothing open.
     """
+    check_timeout(timeout, error=ConfigurationError)
     meeting = Meeting(
         url,
         room,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -20,8 +21,9 @@ from random import SystemRandom
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from polynya.core.arguments import flag, instance, number, secret, shown, text
 from polynya.core.errors import ConfigurationError, DecodeError, SignalingError, UsageError
-from polynya.core.instants import MILLISECOND, nanoseconds
+from polynya.core.instants import MILLISECOND, duration, nanoseconds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
@@ -143,20 +145,25 @@ class Signaling(Waiting):
         trace: Tracer = NO_TRACE,
     ) -> None:
         super().__init__()
+        text("the URL", url)
+        text("the room", room)
         self.url = url
         self.room = room
         if not 1 <= len(room) <= 128 or any(ord(each) < 32 or ord(each) == 127 for each in room):
             raise ConfigurationError(
-                f"a room's name must have 1 to 128 characters and no control characters, not {room!r}"
+                f"a room's name must have 1 to 128 characters and no control characters, not {shown(room)}"
             )
-        if limit is not None and limit < 2:
-            raise ConfigurationError(f"the limit of a room must be at least 2, not {limit}")
-        timeouts = ClientTimeouts(answer=nanoseconds(timeout), give_up=nanoseconds(reconnect))
+        if limit is not None:
+            number("the limit of a room", limit, 2, sys.maxsize)
+        instance("trace", trace, Tracer, hint="write trace=polynya.Tracer(polynya.TraceWriter(file))")
+        timeouts = ClientTimeouts(
+            answer=duration("timeout", timeout, above_zero=True), give_up=duration("reconnect", reconnect)
+        )
         self._machine = RoomClient(
             room, random=SystemRandom(), limit=limit, token=room_token(token), timeouts=timeouts, trace=trace
         )
         self._websockets = WebSockets(self._machine, websocket_url(url), timeout=timeout, on_step=self._on_step)
-        self._follows_host = follow_host
+        self._follows_host = flag("follow_host", follow_host)
         self._watch: InterfaceWatch | None = None
         self._counters: Counter[str] = Counter()
         self._messages: deque[Message] = deque()
@@ -260,7 +267,7 @@ class Signaling(Waiting):
 
     def controls(self, peer: str) -> bool:
         """Whether this side has the controlling role: the member with the larger id has it."""
-        return self._machine.controls(peer)
+        return self._machine.controls(text("the peer", peer, error=UsageError))
 
     # ---------------------------------------------------------------------------------------------------------- sending
 
@@ -269,6 +276,8 @@ class Signaling(Waiting):
 
         Raises SignalingError when the server is lost for good. A message for a peer that has left is dropped.
         """
+        text("the peer", peer, error=UsageError)
+        instance("description", description, Description, error=UsageError)
         pacing = description.pacing
         body = messages.Description(
             ufrag=description.ufrag,
@@ -283,6 +292,9 @@ class Signaling(Waiting):
 
     async def send_candidate(self, peer: str, candidate: Candidate | None) -> None:
         """Send a candidate of this side to a peer, or None for the end of candidates."""
+        text("the peer", peer, error=UsageError)
+        if candidate is not None:
+            instance("candidate", candidate, Candidate, hint="write Candidate.parse(line)", error=UsageError)
         if candidate is None:
             body = messages.Candidate(candidate=None, generation=self._generations.get(peer, 0))
         else:
@@ -383,7 +395,7 @@ class ServerOffer(NamedTuple):
 
 def room_token(token: str | None) -> str:
     """Return a room token; by default that of the environment. Raises ConfigurationError if it is too long."""
-    chosen = os.environ.get(VARIABLE, "") if token is None else token
+    chosen = os.environ.get(VARIABLE, "") if token is None else secret("token", token)
     if len(chosen) > 512:
         raise ConfigurationError(f"a room token has at most 512 characters, not {len(chosen)}")
     return chosen
@@ -394,7 +406,7 @@ async def fetch_servers(url: str, *, token: str | None = None, timeout: float = 
 
     `token` is as in `Signaling`, `timeout` is in seconds.
     """
-    machine = ServerListClient(token=room_token(token), timeout=nanoseconds(timeout))
+    machine = ServerListClient(token=room_token(token), timeout=duration("timeout", timeout, above_zero=True))
     answer: asyncio.Future[ServersReceived | Ended] = asyncio.get_running_loop().create_future()
 
     def on_step(events: list[Any]) -> None:
