@@ -32,7 +32,7 @@ from polynya.stun.registry import Class, Method
 
 from . import checks, report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
-from .config import IceConfig, check_components
+from .config import IceConfig, check_components, durations
 from .context import Context
 from .description import Description, negotiated_pacing
 from .events import AgentState, IceEvent, InternalEvent, LocalCandidateAdded, LocalCandidatesEnded, Restarted
@@ -78,7 +78,7 @@ class IceAgent:
         self._selections = Selections(self._context)
         self._outcome = Outcome(self._context)
         self._names = Names(mdns=config.mdns, fqdn=config.fqdn)
-        self._pacing = Pacing(pacer, config.timing.pacing)
+        self._pacing = Pacing(pacer, durations(config).pacing)
         self._local_ended = False
         self._nominate_at: Instant | None = None
         self._leaving: tuple[Instant, str] | None = None
@@ -154,7 +154,7 @@ class IceAgent:
         if description.lite != self.config.lite and self._context.role.controlling == self.config.lite:
             kind = "lite" if description.lite else "full"
             self._generations.switch_role(not self.config.lite, f"the other side is {kind}", now=now)
-        timing = self.config.timing
+        timing = durations(self.config)
         self._pacing.interval = negotiated_pacing(timing.pacing, description, timing.silent_pacing)
         self.generation.set_remote(description, now=now)
         self._evaluate(now=now)

@@ -89,7 +89,7 @@ class IceConfig:
     """Consent expires this long after the last response."""
     keepalive: float = KEEPALIVE
     """The interval at which the mappings of valid pairs without data are kept."""
-    timing: Timing = field(init=False, repr=False, compare=False)
+    _timing: Timing = field(init=False, repr=False, compare=False)
     """The durations in nanoseconds."""
 
     def __post_init__(self) -> None:
@@ -120,7 +120,12 @@ class IceConfig:
                 f"consent_timeout must be longer than consent_interval, "
                 f"not {self.consent_timeout} and {self.consent_interval} seconds"
             )
-        object.__setattr__(self, "timing", timing)
+        object.__setattr__(self, "_timing", timing)
+
+
+def durations(config: IceConfig) -> Timing:
+    """Return the durations of a configuration in nanoseconds."""
+    return config._timing
 
 
 @lru_cache(maxsize=64)

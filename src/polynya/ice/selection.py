@@ -23,6 +23,7 @@ from typing import Final
 
 from polynya.core.instants import Instant
 
+from .config import durations
 from .consent import Consent
 from .context import Context
 from .events import ConsentLost, SelectedPairChanged
@@ -108,7 +109,7 @@ class Selections:
         if selected is None or selected.pair is not pair:
             consent = None
             if self._config.consent and not self._config.lite:
-                consent = Consent(pair, self._config.timing, self._context.random, now=now)
+                consent = Consent(pair, durations(self._config), self._context.random, now=now)
             selection = Selection(pair, generation, pair.nominated, consent)
             if selected is not None:
                 self._remove(selected)
@@ -120,7 +121,7 @@ class Selections:
             selected.follow()
             self._report(key, pair, reason, now=now)
         if self._keepalive_at is None:
-            self._keepalive_at = Instant(now + self._config.timing.keepalive)
+            self._keepalive_at = Instant(now + durations(self._config).keepalive)
 
     def _remove(self, selection: Selection) -> None:
         self.all = [other for other in self.all if other is not selection]
@@ -159,7 +160,7 @@ class Selections:
         self._outbox.trace.consent(pair.reason, now=now, pair=pair.id, state="lost")
         self._outbox.events.append(ConsentLost(stream=key[0], component=key[1], pair=pair.view(), reason=pair.reason))
         for other in list(selected.generation.checklists.lists[key[0]].of(key[1])):
-            if other.valid and (other.answered_at or 0) + self._config.timing.consent_timeout <= now:
+            if other.valid and (other.answered_at or 0) + durations(self._config).consent_timeout <= now:
                 selected.generation.checklists.fail(other, "its last answer is as old as the lost consent", now=now)
 
     def _report(self, key: Key, pair: Pair | None, reason: str, *, now: Instant) -> None:
@@ -193,7 +194,7 @@ class Selections:
         if self._inquiry is not None:
             self._inquire(self._inquiry, now=now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
-            self._keepalive_at = Instant(now + self._config.timing.keepalive)
+            self._keepalive_at = Instant(now + durations(self._config).keepalive)
             self._keep_alive(current, now=now)
 
     def _check_consent(self, selection: Selection, consent: Consent, *, now: Instant) -> None:
@@ -204,7 +205,10 @@ class Selections:
         elif consent.due(now=now):
             selection.generation.client.consent_check(pair, now=now)
             consent.sent(now=now)
-            if pair.answered_at is not None and now - pair.answered_at > self._config.timing.consent_interval * _SILENT:
+            if (
+                pair.answered_at is not None
+                and now - pair.answered_at > durations(self._config).consent_interval * _SILENT
+            ):
                 for other in self._next_others(selection):
                     selection.generation.client.consent_check(other, now=now)
             else:
