@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from polynya import ConfigurationError, ConnectionClosed, TransactionError
+from polynya import ConfigurationError, ConnectionClosed, Redactor, TransactionError
 from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.turn.client import Allocated
 
 from . import common
-from .common import PcapOption, TraceOption, say
+from .common import PcapOption, RedactOption, TraceOption, say
 
 
 def relay(
@@ -54,6 +54,7 @@ def relay(
     ] = 45.0,
     trace: TraceOption = None,
     pcap: PcapOption = None,
+    redact: RedactOption = False,
 ) -> None:
     """Allocate a relayed address on a TURN server, print it, and echo datagrams of permitted peers.
 
@@ -63,7 +64,7 @@ def relay(
     Exit codes: 0 success, 1 no allocation or a lost one, 2 wrong use,
     130 interrupted.
     """
-    with common.errors(), common.tracing("relay", trace, pcap) as (tracer, capture):
+    with common.errors(), common.tracing("relay", trace, pcap, Redactor() if redact else None) as (tracer, capture):
         username, _, password = (user or "").partition(":")
         client = TurnClient(
             uri,
