@@ -19,7 +19,7 @@ The names, by what they are for; each has its own help, and all are in docs/refe
                               LocalCandidatesEnded, PairChanged, ReceiveBufferFull, Restarted, RoleChanged,
                               SelectedPairChanged, GatheringState, GatheringStateChanged, PairState, PairView,
                               LocalCandidate, Flow, Transport
-    Reports                   PairReport, SessionReport
+    Reports                   PairReport, SessionReport, Redactor
     TURN by hand              TurnClient, Allocated, ServerAddress, TurnReport, AddressError
     NAT behavior              discover_behavior, discover_lifetime, discover_stream_mapping, Behavior,
                               BehaviorReport, LifetimeReport, StreamMappingReport
@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from .stun.attributes import AddressError
     from .stun.behavior import BehaviorReport
     from .stun.lifetime import LifetimeReport
+    from .stun.redaction import Redactor
     from .stun.stream_mapping import StreamMappingReport
     from .stun.transactions import Schedule
     from .turn.client.events import Allocated, ServerAddress
@@ -150,6 +151,7 @@ __all__ = [
     "PolynyaError",
     "ProtocolError",
     "ReceiveBufferFull",
+    "Redactor",
     "RemoteCandidate",
     "RemoteDescription",
     "Renomination",
@@ -288,6 +290,7 @@ _HOMES = {
     "stun.attributes": ("AddressError",),
     "stun.behavior": ("BehaviorReport",),
     "stun.lifetime": ("LifetimeReport",),
+    "stun.redaction": ("Redactor",),
     "stun.stream_mapping": ("StreamMappingReport",),
     "stun.transactions": ("Schedule",),
     "turn.client.events": (

@@ -14,6 +14,7 @@ from typing import Any
 
 from polynya.core.compact import History
 from polynya.core.instants import Instant, in_seconds
+from polynya.core.wrapping import wrapped
 
 from .candidates import Candidate, LocalCandidate
 from .context import Context
@@ -34,7 +35,7 @@ class Report:
     data: dict[str, Any]
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self.data))
+        return wrapped(_lines(self.data))
 
     def __repr__(self) -> str:
         return f"<Report {self.data['state']}: {self.data['reason']}; {len(self.data['pairs'])} pairs>"
@@ -47,7 +48,7 @@ class PairReport:
     data: dict[str, Any]
 
     def __str__(self) -> str:
-        return "\n".join(_pair_lines(self.data))
+        return wrapped(_pair_lines(self.data))
 
     def __repr__(self) -> str:
         data = self.data
