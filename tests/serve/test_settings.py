@@ -145,12 +145,12 @@ def test_every_key_reaches_the_server(write: Any) -> None:
 
 def test_room_tokens_come_from_the_file_of_tokens_too(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
-    keys = ("signaling", "room_tokens"), ("signaling", "room_token_file")
+    keys = ("signaling", "room_tokens"), ("signaling", "room_tokens_file")
     flags = dict(zip(keys, (["one"], str(tokens)), strict=True))
-    with pytest.raises(ConfigurationError, match="room_token_file: cannot read"):
+    with pytest.raises(ConfigurationError, match="cannot read the room tokens"):
         server_config(load(None, flags))
     tokens.write_text("\n \n")
-    with pytest.raises(ConfigurationError, match="has no token"):
+    with pytest.raises(ConfigurationError, match="has no room token"):
         server_config(load(None, flags))
     tokens.write_text("two\n\n  three \none\n")
     assert server_config(load(None, flags)).room_tokens == ("one", "two", "three")
@@ -165,7 +165,7 @@ def test_room_tokens_come_from_the_file_of_tokens_too(tmp_path: Path) -> None:
 def test_the_example_above_sets_every_key(write: Any) -> None:
     """The test above then detects keys that are never read."""
     given_ = tomllib.loads(WHOLE)
-    left = {"turn.users_file", "turn.shared_secrets_file", "turn.users_database", "signaling.room_token_file"}
+    left = {"turn.users_file", "turn.shared_secrets_file", "turn.users_database", "signaling.room_tokens_file"}
     for path, key, _ in every_key():
         table: Any = given_
         for part in path:

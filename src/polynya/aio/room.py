@@ -3,6 +3,7 @@
     a member is in the room --> an agent, which trickles --+--> connected: `async for peer, connection in room`
                                                            +--> failed: `PeerFailed`
     the member leaves --------> its agent is closed, and its connection ends: `PeerGone`
+    the server loses it ------> the connection is asked for consent, and stays while it works: `PeerGone`
 
 Each pair of members is independent. The ids of the two decide the ICE roles. Signaling continues beside the
 connections, which survive the loss of the signaling server.
@@ -13,11 +14,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
-from polynya.core.errors import ConnectError, PolynyaError, SignalingError, UsageError
+from polynya.core.errors import ConnectError, ConnectionClosed, PolynyaError, SignalingError, UsageError
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.description import Description
 from polynya.ice.events import AgentState
@@ -28,7 +30,7 @@ from .connection import Connection
 from .listed_credentials import ListedCredentials
 from .meeting import PeerFound, PeerGone, SignalingLost, server_uris
 from .servers import IceServer
-from .signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Resumed, Signaling
+from .signaling import Away, Joined, Left, Message, RemoteCandidate, Resumed, Signaling
 from .waiting import Waiting
 
 EVENTS_KEPT: Final = 4096
@@ -114,6 +116,8 @@ class Room(Waiting):
         self._credentials = ListedCredentials(self._signaling, token=token, lost=lambda: self._lost is not None)
         self._options = {"credentials": self._credentials.new, **options, "follow_host": follow_host, "trace": trace}
         self._members: dict[str, _Member] = {}
+        self._departed: list[_Member] = []
+        """Members that the server has lost, whose connections may still work."""
         self._connections: dict[str, Connection] = {}
         self._connected: deque[tuple[str, Connection]] = deque()
         self._readers: list[deque[RoomEvent]] = []
@@ -140,12 +144,16 @@ class Room(Waiting):
     async def close(self) -> None:
         """Leave the room and close every connection. Safe to call twice."""
         self._closed = True
-        tasks = [task for member in self._members.values() for task in member.tasks]
+        members = [*self._members.values(), *self._departed]
+        tasks = [task for member in members for task in member.tasks]
         tasks += [] if self._receiving is None else [self._receiving]
         for task in tasks:
             task.cancel()
+        for member in members:
+            member.agent._stop()
+        self._signaling._leave()  # before the wait for the agents' sockets: the peers notice at once
         try:
-            await asyncio.gather(*(member.agent.close() for member in self._members.values()))
+            await asyncio.gather(*(member.agent.close() for member in members))
         finally:
             await self._signaling.close()
             self._wake()
@@ -234,7 +242,7 @@ class Room(Waiting):
         await member.described.wait()
         try:
             connection = await member.agent.connect()
-        except ConnectError as error:
+        except (ConnectError, ConnectionClosed) as error:
             self._emit(PeerFailed(peer=peer, error=error))
             return
         self._connections[peer] = connection
@@ -284,25 +292,33 @@ class Room(Waiting):
         elif member is None:
             return
         elif isinstance(message, Left):
-            self._end(peer, message.reason)
+            self._end(peer, message)
         elif member.agent.state is AgentState.CLOSED:
             return  # its connection was closed here
+        elif isinstance(message, Away):
+            member.agent._peer_away(True)
         elif isinstance(message, Resumed):
+            member.agent._peer_away(False)
             self._start(member, self._repeat(peer, member.agent), f"signals again for {peer[:8]}")
-        elif isinstance(message, RemoteCandidate):
-            member.agent.add_candidate(message.candidate)
-        elif isinstance(message, RemoteDescription):
-            member.agent.set_remote(message.description)
-            member.described.set()
+        else:
+            with suppress(UsageError):  # a member that returns our own signals: `why` reports them
+                if isinstance(message, RemoteCandidate):
+                    member.agent.add_candidate(message.candidate)
+                else:
+                    member.agent.set_remote(message.description)
+                    member.described.set()
 
-    def _end(self, peer: str, reason: str) -> None:
-        """Close the agent of a member that has left."""
+    def _end(self, peer: str, left: Left) -> None:
+        """Close the agent of a member that has left. If the server has lost it, a connection stays while it works."""
         member = self._members.pop(peer)
-        self._connections.pop(peer, None)
         for task in member.tasks:
             task.cancel()
-        member.agent._end_connections(f"the other side has left the room: {reason or 'it left'}")
-        closing = asyncio.create_task(member.agent.close(), name=f"end of {peer[:8]}")
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-        self._emit(PeerGone(peer=peer, reason=reason))
+        member.agent._peer_left(left.reason, clean=left.clean)
+        if left.clean or peer not in self._connections:
+            self._connections.pop(peer, None)
+            closing = asyncio.create_task(member.agent.close(), name=f"end of {peer[:8]}")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        else:
+            self._departed.append(member)
+        self._emit(PeerGone(peer=peer, reason=left.reason))

@@ -156,7 +156,7 @@ def serve(
         ("turn", "drain"): drain,
         ("turn", "peers", "allow"): allow_peer,
         ("signaling", "room_tokens"): room_token,
-        ("signaling", "room_token_file"): str(room_token_file) if room_token_file else None,
+        ("signaling", "room_tokens_file"): str(room_token_file) if room_token_file else None,
         ("signaling", "open_turn"): open_turn or None,
         ("signaling", "origins"): origin,
         ("signaling", "trusted_proxies"): trust_proxy,

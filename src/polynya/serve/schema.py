@@ -229,7 +229,9 @@ class Signaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "Several tokens are valid at once, so that one can be replaced."
         ),
     ] = ()
-    room_token_file: Annotated[str, _about("File with room tokens, one on each line, in addition to room_tokens.")] = ""
+    room_tokens_file: Annotated[str, _about("File with room tokens, one on each line, in addition to room_tokens.")] = (
+        ""
+    )
     open_turn: Annotated[
         bool,
         _about(

@@ -122,21 +122,8 @@ def _tls(tls: schema.Tls) -> TlsFiles | None:
 
 
 def _room_tokens(given: schema.Signaling) -> tuple[str, ...]:
-    tokens = list(given.room_tokens)
-    if given.room_token_file:
-        try:
-            text = Path(given.room_token_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise ConfigurationError(
-                f"signaling.room_token_file: cannot read {given.room_token_file}: {reason}"
-            ) from None
-        lines = [line.strip() for line in text.splitlines()]
-        found = [line for line in lines if line]
-        if not found:
-            raise ConfigurationError(f"signaling.room_token_file: {given.room_token_file} has no token")
-        tokens += found
-    return tuple(dict.fromkeys(tokens))
+    stored = read_secrets(Path(given.room_tokens_file), "room token") if given.room_tokens_file else ()
+    return tuple(dict.fromkeys((*given.room_tokens, *stored)))
 
 
 def _external_ips(texts: tuple[str, ...]) -> dict[str, str]:
@@ -196,17 +183,17 @@ def shared_secrets(given: schema.Turn) -> tuple[str, ...]:
     )
 
 
-def read_secrets(path: Path) -> tuple[str, ...]:
-    """Return the secrets in a file, one on each line. Raises ConfigurationError if there is none."""
+def read_secrets(path: Path, kind: str = "shared secret") -> tuple[str, ...]:
+    """Return the secrets of a kind in a file, one on each line. Raises ConfigurationError if there is none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ConfigurationError(f"cannot read the shared secrets of {path}: {error.strerror or error}") from None
+        raise ConfigurationError(f"cannot read the {kind}s of {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} is not a file of shared secrets: its text is not UTF-8") from None
+        raise ConfigurationError(f"{path} is not a file of {kind}s: its text is not UTF-8") from None
     secrets = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not secrets:
-        raise ConfigurationError(f"{path} has no shared secret: write one on a line")
+        raise ConfigurationError(f"{path} has no {kind}: write one on a line")
     return secrets
 
 
