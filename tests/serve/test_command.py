@@ -168,7 +168,7 @@ async def test_every_other_flag_does_what_it_says(start: Start) -> None:
 
         return ask
 
-    offered, _ = await fetch_servers(where["http"])
+    offered = (await fetch_servers(where["http"])).servers
     assert [each.uri for each in offered if each.username] == [
         f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
     ]
@@ -185,6 +185,29 @@ async def test_every_other_flag_does_what_it_says(start: Start) -> None:
     assert len(children(process.process.pid)) == 1, "one worker"
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
+
+
+def test_without_users_it_says_that_turn_is_off_and_why(start: Start) -> None:
+    process = start("serve", *LISTEN)
+    assert "turn" not in ready(process)
+    assert "since it has no users: set --shared-secret-file" in process.until("TURN is off")
+
+
+def test_the_shared_secret_comes_from_the_environment_or_a_file(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("of the file\n")
+    monkeypatch.setattr(commands, "environment", lambda **_: {**os.environ, "POLYNYA_SHARED_SECRET": "of the env"})
+    process = start("serve", *LISTEN, "--relay-ip", "127.0.0.1", "--shared-secret-file", str(tmp_path / "secret"))
+    turn = ready(process)["turn"]
+
+    async def allocate() -> None:
+        for secret in (b"of the env", b"of the file"):
+            name = "99999999999:me"
+            async with client(turn, time_limited_password(name, secret), name) as relay:
+                assert relay.relayed
+
+    asyncio.run(allocate())
 
 
 def test_the_limit_of_open_files_is_raised(start: Start) -> None:

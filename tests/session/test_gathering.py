@@ -21,7 +21,7 @@ from polynya.core.machine import (
     Send,
     StreamData,
 )
-from polynya.ice.candidates import CandidateType
+from polynya.ice.candidates import Candidate, CandidateType
 from polynya.ice.config import IceConfig
 from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded
 from polynya.session.events import GatheringState, GatheringStateChanged
@@ -699,3 +699,16 @@ def test_udp_is_not_blocked_before_a_server_was_asked(bench) -> None:
     assert not ended(b) and questions(b)
     b.advance(0.02)
     assert ended(b)
+
+
+# ------------------------------------------------------------------------------------------- names of the other side
+
+
+@pytest.mark.parametrize("policy", [Policy.ALL, Policy.NO_HOST, Policy.RELAY])
+def test_a_local_name_of_the_other_side_is_not_looked_up_if_only_relays_are_used(bench, policy: Policy) -> None:
+    b = bench(policy=policy)
+    b.start(ETH0)
+    b.session.add_remote(Candidate.parse("candidate:1 1 udp 2122252543 host.local 6000 typ host"), now=b.now)
+    b.drain()
+    assert len(b.take(Resolve)) == (policy is not Policy.RELAY)
+    assert ("host.local is ignored" in str(b.session.why())) is (policy is Policy.RELAY)

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
+from polynya.core.arguments import flag
 from polynya.core.errors import PolynyaError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.machine import InterfacesChanged
@@ -28,7 +29,7 @@ from .driver import Driver
 from .endpoint import CLOSED_REASON, Endpoint
 from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
-from .options import FAMILIES, session_config
+from .options import FAMILIES, check_callables, session_config
 from .packet_trace import Capture
 from .relaying import RelayedPath
 from .servers import AskCredentials, IceServer
@@ -130,12 +131,13 @@ class Agent(Endpoint):
             ice=ice,
             ask=credentials is not None,
         )
+        check_callables(credentials=credentials, resolve=resolve, tls=tls, trace=trace, capture=capture)
         flow_ids = FlowIds()
         self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
         self._shell_options = _shell_options(trace=trace, capture=capture, tls=tls, resolve=resolve)
         self._driver: Driver[Session] | None = None
-        self._follows_host = follow_host
+        self._follows_host = flag("follow_host", follow_host)
         self._watch: InterfaceWatch | None = None
         # Most agents have none of either: they share empty mappings, which are replaced when they change.
         self._relayed = _NO_PATHS
@@ -159,9 +161,16 @@ class Agent(Endpoint):
             self._driver = Driver(
                 self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
             )  # fmt: skip
-            if self._follows_host:
-                self._watch = follow_host(self)
-            self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
+            try:
+                if self._follows_host:
+                    self._watch = follow_host(self)
+                interfaces = InterfacesChanged(interfaces=list_interfaces())
+                self._driver.call(self._session.start, interfaces)
+            except BaseException:  # a filter of the user may raise anything; nothing is left open then
+                self._closed = True
+                self._unfollow()
+                self._driver.close_now()
+                raise
 
     async def close(self) -> None:
         if self._closed:
@@ -180,10 +189,13 @@ class Agent(Endpoint):
         finally:
             self._closing = False
 
-    def _stop(self) -> None:
+    def _unfollow(self) -> None:
         if self._watch is not None:
             self._watch.remove(self)
             self._watch = None
+
+    def _stop(self) -> None:
+        self._unfollow()
         driver = self._driver
         if driver is not None and not driver.closed and self.state is not AgentState.CLOSED:
             driver.call(self._session.close)

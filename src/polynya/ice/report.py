@@ -101,9 +101,9 @@ def beginning(history: History[AgentState], generation: Generation) -> Instant:
 
 
 def agent_report(
-    context: Context, outcome: Outcome, generation: Generation, selections: Selections
+    context: Context, outcome: Outcome, generation: Generation, selections: Selections, names: Mapping[str, str]
 ) -> Report:  # fmt: skip
-    """Return the report of an agent."""
+    """Return the report of an agent; `names` has what became of each name of a remote candidate."""
     since = beginning(outcome.history, generation)
     return Report(
         {
@@ -129,6 +129,7 @@ def agent_report(
                 }
                 for change in outcome.history.transitions()
             ],
+            "names": dict(names),
             "ignored_lines": list(context.outbox.ignored),
             "counters": dict(context.outbox.counters),
         }
@@ -141,6 +142,7 @@ def _lines(data: dict[str, Any]) -> list[str]:
     lines.append(
         f"{len(data['local_candidates'])} local candidates, {len(data['remote_candidates'])} remote candidates"
     )
+    lines += [f"remote name {name} {outcome}" for name, outcome in data["names"].items()]
     lines += [f"ignored in the remote description, {line}" for line in data["ignored_lines"]]
     for pair in data["pairs"]:
         lines += _pair_lines(pair)

@@ -11,6 +11,9 @@ The selected pair of each component has consent checks. A few of the other valid
 keepalives are sent, so that data can move to them at once when the selected pair is lost or another one is nominated.
 They are checked more often while the selected pair is silent. When its consent is lost, a pair without a response in
 the last 30 s cannot replace it; without another pair the component is lost.
+
+The owner may have a reason to doubt that the other side is there. Then `ask` has all valid pairs checked at once, and
+those that do not answer within two seconds are lost.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from .consent import Consent
 from .context import Context
 from .events import ConsentLost, SelectedPairChanged
 from .generation import Generation
+from .inquiry import Inquiry
 from .pairs import Pair
 
 Key = tuple[int, int]
@@ -60,7 +64,7 @@ class Selection:
 class Selections:
     """The selected pair of every component."""
 
-    __slots__ = ("_config", "_context", "_keepalive_at", "_outbox", "all")
+    __slots__ = ("_config", "_context", "_inquiry", "_keepalive_at", "_outbox", "all")
 
     def __init__(self, context: Context) -> None:
         self.all: list[Selection] = []
@@ -68,6 +72,7 @@ class Selections:
         self._config = context.config
         self._outbox = context.outbox
         self._keepalive_at: Instant | None = None
+        self._inquiry: Inquiry | None = None
 
     def at(self, key: Key) -> Selection | None:
         """Return the selection of a component."""
@@ -185,6 +190,8 @@ class Selections:
         for selection in self.all:
             if selection.consent is not None and selection.pair.valid:
                 self._check_consent(selection, selection.consent, now=now)
+        if self._inquiry is not None:
+            self._inquire(self._inquiry, now=now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
             self._keepalive_at = Instant(now + self._config.timing.keepalive)
             self._keep_alive(current, now=now)
@@ -209,6 +216,42 @@ class Selections:
             if selection.consent is not None and selection.pair.valid:
                 selection.generation.client.consent_check(selection.pair, now=now, reason="a restart")
                 selection.consent.sent(now=now)
+
+    def ask(self, *, now: Instant) -> None:
+        """Check all valid pairs now, and lose those that do not answer in time."""
+        if self._inquiry is None and any(selection.consent is not None for selection in self.all):
+            self._inquiry = Inquiry(now=now)
+            self._inquire(self._inquiry, now=now)
+
+    def stop_asking(self) -> None:
+        """End what `ask` began: the usual consent checks go on."""
+        self._inquiry = None
+
+    def _inquire(self, inquiry: Inquiry, *, now: Instant) -> None:
+        silent = [
+            selection for selection in self.all if selection.consent is not None and inquiry.awaits(selection.pair)
+        ]
+        if not silent:
+            self._inquiry = None
+            return
+        due, over = inquiry.due(now=now), inquiry.over(now=now)
+        for selection in silent:
+            generation = selection.generation
+            others = [pair for pair in self._others(selection.pair, generation) if inquiry.awaits(pair)]
+            if due:
+                for pair in (selection.pair, *others):
+                    generation.client.consent_check(pair, now=now, reason="is the other side still there?")
+            elif over:
+                for pair in others:
+                    generation.checklists.fail(pair, inquiry.reason, now=now)
+                generation.checklists.revoke(selection.pair, inquiry.reason, now=now)
+        if over:
+            self._inquiry = None
+
+    def farewell(self) -> None:
+        """Notify the other side, on each selected pair, that this agent closes."""
+        for selection in self.all:
+            selection.generation.client.farewell(selection.pair)
 
     def show_role(self, *, now: Instant) -> None:
         """Check the selected pairs now: the owner changed our role, and the other side must see it."""
@@ -243,9 +286,12 @@ class Selections:
         due = [s.consent.next_timer() for s in self.all if s.consent is not None]
         if self._keepalive_at is not None:
             due.append(self._keepalive_at)
+        if self._inquiry is not None:
+            due.append(self._inquiry.next_timer())
         return min(due, default=None)
 
     def clear(self) -> None:
         """Select no pair any more."""
         self.all = []
         self._keepalive_at = None
+        self._inquiry = None

@@ -1,4 +1,4 @@
-"""The HTTP application of the server: the signaling WebSocket, /healthz and /metrics."""
+"""The HTTP applications of the server: the signaling WebSocket with /healthz, and /metrics on a listener of its own."""
 
 from __future__ import annotations
 
@@ -31,20 +31,13 @@ def make_app(
     *,
     origins: Callable[[], Sequence[str]],
     stopping: Callable[[], bool],
-    metrics: Callable[[], Awaitable[bytes]],
-    metrics_token: Callable[[], str],
 ) -> Starlette:
-    """Build the application. `stopping` returns whether the server is draining or shutting down."""
+    """Build the public application. `stopping` returns whether the server is draining or shutting down."""
 
     async def healthz(_request: Request) -> Response:
         if links.closed or stopping():
             return PlainTextResponse("shutting down\n", status_code=503)
         return PlainTextResponse("ok\n")
-
-    async def show_metrics(request: Request) -> Response:
-        if not _may_read(request, metrics_token()):
-            return PlainTextResponse("not found\n", status_code=404)
-        return Response(await metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
 
     async def signaling(websocket: WebSocket) -> None:
         header = websocket.headers.get("host", "")
@@ -60,9 +53,18 @@ def make_app(
         ping: Ping = websocket.scope["extensions"][PING]["call"]
         await links.run(websocket, remote, servers, Connection(abort, gone, ping))
 
-    return Starlette(
-        routes=[Route("/healthz", healthz), Route("/metrics", show_metrics), WebSocketRoute(PATH, signaling)]
-    )
+    return Starlette(routes=[Route("/healthz", healthz), WebSocketRoute(PATH, signaling)])
+
+
+def make_admin_app(*, metrics: Callable[[], Awaitable[bytes]], token: Callable[[], str]) -> Starlette:
+    """Build the application of the operators' listener."""
+
+    async def show_metrics(request: Request) -> Response:
+        if not _may_read(request, token()):
+            return PlainTextResponse("not found\n", status_code=404)
+        return Response(await metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
+
+    return Starlette(routes=[Route("/metrics", show_metrics)])
 
 
 def _may_use(origin: str | None, scheme: str, host: str, origins: Sequence[str]) -> bool:

@@ -67,7 +67,7 @@ from .events import (
     RelayFound,
 )
 from .interfaces import Refused
-from .options import BLOCKED_UDP_WAIT, Base, SessionConfig, TurnCredentials
+from .options import BLOCKED_UDP_WAIT, Base, HostAddress, SessionConfig, TurnCredentials
 from .relays import Relays
 from .report import Answers
 from .stun_servers import StunServers
@@ -275,9 +275,9 @@ class Gathering:
         return self._bases.open_bases
 
     @property
-    def opening(self) -> bool:
-        """Whether sockets are being opened."""
-        return bool(self._bases.opening)
+    def opening(self) -> tuple[HostAddress, ...]:
+        """The local addresses on which sockets are being opened."""
+        return self._bases.opening_hosts
 
     @property
     def refused(self) -> tuple[Refused, ...]:
