@@ -13,7 +13,7 @@ AIOICE := .peers/aioice/.installed
 AIOICE_VERSION := 0.13.0
 PION := .peers/pion/.installed
 
-.PHONY: help setup debian peers demo check test wheel lint bench fuzz docs map clean
+.PHONY: help setup debian peers demo check test explore wheel lint bench fuzz docs map clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,6 +33,11 @@ check: $(VENV) ## the fast tests while you work (at most 3 minutes): machines, v
 test: setup ## all tests; as root also those with namespaces, captures and foreign programs
 	@mkdir -p .cache
 	POLYNYA_SKIPPED=.cache/skipped.txt $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+explore: $(VENV) ## random worlds by seed, without and with TURN servers, for an hour or two (ARGS="--seeds 100 --from 7")
+	$(BIN)/python scripts/explore.py --seeds 10000 $(ARGS)
+	$(BIN)/python scripts/explore.py --seeds 10000 --lossy $(ARGS)
+	$(BIN)/python scripts/explore.py --seeds 3000 --relayed $(ARGS)
 
 wheel: $(VENV) ## build the wheel and use it in clean environments: bare and [all], oldest and newest Python
 	$(BIN)/python scripts/check_wheel.py $(ARGS)

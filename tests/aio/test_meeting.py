@@ -26,6 +26,7 @@ from polynya.serve import ServeConfig, Server, TurnOptions
 from polynya.signaling.limits import Limits
 from polynya.stun.uris import TurnUri
 from polynya.turn.server.config import RelayHost, ServerConfig
+from tests.aio.test_signaling import Wire
 from tests.loops import until
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
@@ -260,6 +261,65 @@ async def settled(*connections: polynya.Connection, generation: int) -> None:
         await until(lambda connection=connection: there(connection))  # type: ignore[misc]
 
 
+async def test_the_other_side_notices_a_close_at_once() -> None:
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        await settled(one, two, generation=0)
+        began = asyncio.get_running_loop().time()
+        one.send(b"the last words")
+        await one.close()
+        assert await two.wait_closed() == "the other side closed the connection"
+        assert asyncio.get_running_loop().time() - began < 5, "consent would last for 30 s"
+        assert await two.recv() == b"the last words"
+        with pytest.raises(ConnectionClosed, match="the other side closed the connection"):
+            await two.recv()
+        with pytest.raises(ConnectError, match="the other side closed the connection"):
+            await two.agent.connect()
+        await two.close()
+
+
+async def test_a_member_that_leaves_ends_the_connection_without_a_word_on_the_path() -> None:
+    async with server() as house, Meeting(house.url, "r") as one, Meeting(house.url, "r") as two:
+        ours, theirs = await asyncio.gather(one.connect(), two.connect())
+        await one.signaling.close()
+        assert await theirs.wait_closed() == "the other side left: it left"
+        assert not ours.closed
+
+
+async def test_a_member_whose_websocket_breaks_is_asked_and_stays_while_it_answers() -> None:
+    async with (
+        server() as house,
+        Wire(house) as wire,
+        Meeting(wire.url, "r", reconnect=0) as one,
+        Meeting(house.url, "r") as two,
+    ):
+        ours, theirs = await asyncio.gather(one.connect(), two.connect())
+        await settled(ours, theirs, generation=0)
+        checks = theirs.agent.counters["checks received"], ours.agent.counters["checks received"]
+        wire.cut()
+        await until(lambda: ours.agent.counters["checks received"] > checks[1])
+        ours.send(b"still here")
+        assert await theirs.recv() == b"still here"
+        assert not theirs.closed
+
+
+async def test_a_program_that_is_gone_is_noticed_within_three_seconds() -> None:
+    """Its WebSocket breaks, and its sockets close without a word, as after SIGKILL."""
+    async with (
+        server() as house,
+        Wire(house) as wire,
+        Meeting(wire.url, "r", reconnect=0) as one,
+        Meeting(house.url, "r") as two,
+    ):
+        ours, theirs = await asyncio.gather(one.connect(), two.connect())
+        await settled(ours, theirs, generation=0)
+        assert one.agent is not None and one.agent._driver is not None
+        one.agent._driver.close_now()
+        wire.cut()
+        reason = await asyncio.wait_for(theirs.wait_closed(), 10)
+        assert "no answer to 3 consent checks within 2 s" in reason
+
+
 class Talk:
     """Sends numbered datagrams from one end to the other without a pause."""
 
@@ -327,6 +387,44 @@ async def test_a_changed_network_is_signaled_and_followed(monkeypatch: pytest.Mo
             one.send(b"from the new address")
             assert await two.recv() == b"from the new address"
             assert not one.agent.interfaces_changed(), "nothing has changed since"
+
+
+async def test_a_change_of_the_network_is_followed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only(*hosts: str) -> None:
+        addresses = tuple(InterfaceAddress(host=host, prefix_length=8) for host in hosts)
+        there = (Interface(name="lo", index=1, addresses=addresses, loopback=True),)
+        for module in ("agent", "interface_watch"):
+            monkeypatch.setattr(f"polynya.aio.{module}.list_interfaces", lambda: there)
+
+    monkeypatch.setattr("polynya.aio.interface_watch.CHECK", 0.02)
+    monkeypatch.setattr("polynya.aio.interface_watch.POLL", 0.02)
+    only("127.0.0.1")
+    async with server() as house:
+        moving, staying = connect_room(house.url, "r"), connect_room(house.url, "r", follow_host=False)
+        one, two = await asyncio.gather(moving, staying)
+        async with one, two:
+            await settled(one, two, generation=0)
+            only("127.0.0.2")  # the signaling's own address is gone, too
+            await settled(one, two, generation=1)
+            assert one.path.local.address.host == "127.0.0.2" == two.path.remote.address.host
+            assert house.counters["signaling.resumed"] == 1
+            one.send(b"from the new address")
+            assert await two.recv() == b"from the new address"
+
+
+async def test_a_connection_without_path_and_signaling_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: tuple[Interface, ...] = ()
+    async with server() as house:
+        first = Meeting(house.url, "r", reconnect=0, follow_host=False)
+        async with first, Meeting(house.url, "r", reconnect=0, follow_host=False) as second:
+            one, _ = await asyncio.gather(first.connect(), second.connect())
+            await one.agent.completed()
+            monkeypatch.setattr("polynya.aio.agent.list_interfaces", lambda: nothing)
+            assert one.agent.interfaces_changed() and not one.ready
+            await house.aclose()
+            await until(lambda: one.closed)
+            with pytest.raises(ConnectionClosed, match="signaling server"):
+                await one.recv()
 
 
 async def test_a_restart_without_signaling_leaves_the_connection_unchanged() -> None:

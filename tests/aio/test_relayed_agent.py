@@ -61,6 +61,17 @@ async def test_the_size_of_a_datagram_is_that_of_the_relayed_path(transport: str
             assert here.datagrams_sent == 2
 
 
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_a_close_is_noticed_through_relays(transport: str) -> None:
+    """The notice leaves before the Refresh that frees the allocation."""
+    async with Server(turn_house.config()) as server:
+        uri = turn_house.uri(server, transport)
+        a, b = relayed(uri, controlling=True), relayed(uri, controlling=False)
+        async with connected(a, b) as (here, there):
+            await here.close()
+            assert await there.wait_closed() == "the other side closed the connection"
+
+
 async def test_tls_and_resolve_are_those_that_were_given(tmp_path: Path) -> None:
     make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
     names: list[str] = []

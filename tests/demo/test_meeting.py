@@ -27,6 +27,8 @@ from polynya.demo.run import (
     usable_hosts,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 30
 
 

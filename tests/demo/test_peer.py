@@ -13,6 +13,8 @@ from polynya.core.instants import MILLISECOND, Instant
 from polynya.demo.dialogue import Dialogue
 from polynya.demo.records import Outcome, Task, decode_record, encode
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 30
 
 

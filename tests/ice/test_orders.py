@@ -14,6 +14,8 @@ from polynya.ice import IceConfig, NominationPolicy, Renomination
 from polynya.ice.checklist import ChecklistSet
 from tests.ice.orders import Budget, Found, Orders, search
 
+pytestmark = pytest.mark.slow
+
 
 def config(controlling: bool, **more: Any) -> IceConfig:
     return IceConfig(controlling=controlling, consent=False, **({"nomination": NominationPolicy.immediate()} | more))

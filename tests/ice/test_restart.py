@@ -9,9 +9,11 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.machine import Closed
 from polynya.ice import (
     AgentState,
     Description,
+    Failed,
     IceConfig,
     LocalCandidateAdded,
     LocalCandidatesEnded,
@@ -87,6 +89,52 @@ def test_the_old_pair_carries_data_until_a_new_one_is_nominated() -> None:
     assert world.a.agent.selected().id != old.id  # type: ignore[union-attr]
     pairs = [event.pair for event in world.a.of(SelectedPairChanged)]
     assert None not in pairs
+
+
+def test_data_moves_from_an_old_pair_that_is_silent_before_a_new_one_is_nominated() -> None:
+    """The other side has moved to another network, and settling on the best pair takes a while."""
+    slow = NominationPolicy(minimum=5.0, bound=5.0)
+    world = plain(a=IceConfig(controlling=True, nomination=slow), b=IceConfig(controlling=False))
+    assert settled(world)
+    [moving] = [local.flow for local in world.b.agent.local_candidates()]
+    world.b.host("192.168.0.77")
+    gone = Closed(flow=moving, reason="its address is gone from this host")
+    del world.b.sockets[moving]
+    world.b.agent.restart(now=world.now, gone=[gone])
+    began = world.now
+    assert world.b.agent.selected() is None and world.b.agent.state is AgentState.CHECKING
+    assert world.run(4, lambda: world.a.path.endswith("192.168.0.77:5000"))
+    selected = world.a.agent.selected()
+    assert selected is not None and not selected.nominated
+    assert world.now - began < SECOND
+    assert settled(world)
+
+
+def test_a_restart_that_loses_every_address_ends_nothing() -> None:
+    """The patience of the first generation is over long ago."""
+    world = plain()
+    assert settled(world)
+    world.run(120)
+    gone = [Closed(flow=local.flow, reason="gone") for local in world.a.agent.local_candidates()]
+    world.a.agent.restart(now=world.now, gone=gone)
+    assert world.a.agent.state is AgentState.CHECKING and not world.a.agent.local_candidates()
+    assert not world.a.of(Failed)
+    world.a.sockets.clear()
+    world.a.host("192.168.0.77")
+    assert settled(world)
+
+
+def test_a_restart_without_a_path_or_an_answer_fails_in_time() -> None:
+    world = plain()
+    assert settled(world)
+    world.a.trickle = False
+    gone = [Closed(flow=local.flow, reason="gone") for local in world.a.agent.local_candidates()]
+    world.a.agent.restart(now=world.now, gone=gone)
+    world.run(89)
+    assert world.a.agent.state is AgentState.CHECKING
+    world.run(2)
+    assert world.a.agent.state is AgentState.FAILED
+    assert world.a.agent.reason == "the other side did not answer the restart within 90 s"
 
 
 def test_old_checks_are_answered_until_then() -> None:

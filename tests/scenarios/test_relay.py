@@ -20,6 +20,8 @@ from polynya.nat.rules import expect
 from polynya.session.options import Policy
 from tests.scenarios.relays import Scene, nats
 
+pytestmark = pytest.mark.slow
+
 CLASSES = list(every_class(NatConfig(ports=PortAssignment.RANDOM)))
 
 

@@ -17,6 +17,8 @@ from polynya.session.events import CredentialsWanted, GatheringState
 from polynya.session.options import Policy, TurnCredentials
 from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
 
+pytestmark = pytest.mark.slow
+
 FAR = "turn:203.0.113.10"
 
 

@@ -31,6 +31,8 @@ from polynya.turn.client import ChannelBound, Credentials, RelayedData, ServerAd
 from tests.lab.conftest import Program
 from tests.scenarios.relays import CLOSED, TCP, UDP, Scene, nats
 
+pytestmark = pytest.mark.slow
+
 DATA_INDICATION = b"\x00\x17"
 IDLE, BUSY = 50 * SECOND, SECOND
 

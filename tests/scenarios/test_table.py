@@ -16,6 +16,8 @@ from polynya.nat import Behavior, FilterScope, NatConfig, PortAssignment, every_
 from polynya.nat.rules import Pair, expect
 from polynya.stun.transactions import Schedule
 
+pytestmark = pytest.mark.slow
+
 RANDOM = NatConfig(ports=PortAssignment.RANDOM)
 
 

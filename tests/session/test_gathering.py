@@ -326,6 +326,36 @@ def test_an_address_that_is_gone_takes_its_socket_along(bench) -> None:
     assert [local.base.host for local in b.session.agent.local_candidates()] == ["10.9.0.2"]
 
 
+def with_address(host: str, **flags: bool) -> Interface:
+    """Interface eth0 with one IPv6 address."""
+    return Interface(name="eth0", index=2, addresses=(InterfaceAddress(host=host, prefix_length=64, **flags),))
+
+
+@pytest.mark.parametrize("flag", ["deprecated", "tentative"])
+def test_an_open_socket_stays_while_its_address_is_only_less_preferred(bench, flag: str) -> None:
+    """IPv6 privacy addresses are deprecated every day, and connections on them go on."""
+    b = bench()
+    b.start(with_address("2001:db8::1"))
+    for addresses in (with_address("2001:db8::1", **{flag: True}), with_address("2001:db8::1")):
+        assert not b.session.interfaces_changed(InterfacesChanged(interfaces=(addresses,)), now=b.now)
+    assert b.session.interfaces_changed(InterfacesChanged(interfaces=(with_address("2001:db8::2"),)), now=b.now)
+
+
+def test_a_session_follows_new_interfaces_without_a_restart_before_it_is_connected(bench) -> None:
+    """Its description may have been signaled by hand: new credentials would make that text useless."""
+    b = bench()
+    b.start(ETH0)
+    before = b.session.agent.local_description
+    b.session.receive(InterfacesChanged(interfaces=(ETH0, WLAN0)), now=b.now)
+    b.drain()
+    b.answer_opens()
+    assert [candidate[1].host for candidate in candidates(b)] == ["10.0.0.2", "10.9.0.2"]
+    b.session.receive(InterfacesChanged(interfaces=(WLAN0,)), now=b.now)
+    b.drain()
+    assert [local.base.host for local in b.session.agent.local_candidates()] == ["10.9.0.2"]
+    assert b.session.agent.local_description == before
+
+
 def test_interfaces_that_did_not_change_restart_nothing(bench) -> None:
     b = bench()
     b.start(ETH0)

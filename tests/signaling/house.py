@@ -10,10 +10,12 @@ from polynya.signaling.limits import Limits
 from polynya.signaling.links import (
     CloseLink,
     FindServers,
+    LinkAnswered,
     LinkClosed,
     LinkOpened,
     LinkText,
     OpenLink,
+    PingLink,
     SendText,
     ServersFound,
 )
@@ -36,6 +38,9 @@ class RawLink:
         self.link = link
         self.said: list[FromServer] = []
         self.closed: tuple[int, str] | None = None
+        self.answers = True
+        """Whether it answers pings."""
+        self.pings = 0
 
     def say(self, message: FromClient | str | bytes) -> list[FromServer]:
         """Send a message and return the server's answers."""
@@ -146,6 +151,9 @@ class House:
         for output in outputs:
             if isinstance(output, CloseLink) and not self.connections_stay:
                 self.server.receive(LinkClosed(link=output.link, code=output.code), now=self.now)
+            if isinstance(output, PingLink):
+                self._ping(output.link)
+                continue
             if isinstance(output, FindServers):
                 self.server.receive(ServersFound(link=output.link, servers=self.servers), now=self.now)
                 continue
@@ -166,6 +174,13 @@ class House:
                 del self._of_link[output.link]
                 member.client.receive(LinkClosed(link=own, code=output.code, reason=output.reason), now=self.now)
         return bool(outputs)
+
+    def _ping(self, link: int) -> None:
+        raw = self._raw.get(link)
+        if raw is not None:
+            raw.pings += 1
+        if raw is None or raw.answers:
+            self.server.receive(LinkAnswered(link=link), now=self.now)
 
     def _from_member(self, member: Member) -> bool:
         outputs = member.client.outputs()

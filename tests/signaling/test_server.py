@@ -15,6 +15,7 @@ from polynya.signaling.links import (
     NORMAL,
     POLICY,
     REPLACED,
+    SILENT,
     TOO_LARGE,
     TRY_LATER,
     LinkClosed,
@@ -22,6 +23,7 @@ from polynya.signaling.links import (
     ServersFound,
 )
 from polynya.signaling.messages import (
+    Away,
     Error,
     FromServer,
     IceServer,
@@ -32,6 +34,7 @@ from polynya.signaling.messages import (
     Left,
     ListServers,
     Resume,
+    Resumed,
     ServerList,
     Signal,
     Welcome,
@@ -111,7 +114,7 @@ def test_a_leave_is_announced_and_the_last_one_removes_the_room() -> None:
     first.heard()
     assert second.say(Leave()) == []
     assert second.closed == (NORMAL, "left")
-    assert first.heard() == [Left(b.peer, "it left")]
+    assert first.heard() == [Left(b.peer, "it left", clean=True)]
     first.close(NORMAL)
     assert house.server.counters["rooms"] == house.server.counters["members"] == house.server.counters["links"] == 0
     assert house.server.next_timer() is None
@@ -123,7 +126,7 @@ def test_a_member_that_resumes_in_time_keeps_its_id_and_gets_the_kept_signals() 
     second, b = join(house)
     first.heard()
     second.close()
-    assert first.heard() == [], "a broken connection is not announced"
+    assert first.heard() == [Away(b.peer)], "a broken connection is announced at once"
     first.say(signal(b.peer, description(1)))
     first.say(signal(b.peer, description(2)))
     back = house.raw()
@@ -132,9 +135,9 @@ def test_a_member_that_resumes_in_time_keeps_its_id_and_gets_the_kept_signals() 
     assert isinstance(welcome, Welcome)
     assert welcome.resumed
     assert (welcome.peer, welcome.peers) == (b.peer, (a.peer,))
-    assert welcome.token != b.token, "a token is valid once"
+    assert welcome.token != b.token, "each welcome has a new token"
     assert said[1:] == [signal(a.peer, description(1)), signal(a.peer, description(2))]
-    assert first.heard() == []
+    assert first.heard() == [Resumed(b.peer)]
     house.run(60)
     assert b.peer not in [event.peer for event in house.server_events if isinstance(event, MemberLeft)]
 
@@ -146,7 +149,7 @@ def test_a_member_that_does_not_resume_in_time_has_left() -> None:
     first.heard()
     second.close()
     house.run(29.999)
-    assert first.heard() == []
+    assert first.heard() == [Away(b.peer)]
     house.run(0.001)
     assert first.heard() == [Left(b.peer, "its connection was lost")]
     _, again = join(house, resume=b)
@@ -202,9 +205,45 @@ def test_two_members_that_were_away_at_once_still_know_each_other() -> None:
     two.close()
     back_two, welcome = join(house, resume=b)
     assert welcome.peers == (a.peer,)
-    _, welcome = join(house, resume=a)
+    assert back_two.heard() == [Away(a.peer)], "it went away while this member could not hear it"
+    back_one, welcome = join(house, resume=a)
     assert welcome.peers == (b.peer,)
-    assert back_two.heard() == []
+    assert back_two.heard() == [Resumed(a.peer)]
+    assert back_one.heard() == []
+
+
+@pytest.mark.parametrize("way", ["leave", "close 1000", "close 1001"])
+def test_a_member_that_leaves_by_itself_leaves_cleanly(way: str) -> None:
+    house = House()
+    first, _ = join(house)
+    second, b = join(house)
+    first.heard()
+    if way == "leave":
+        second.say(Leave())
+    else:
+        second.close(int(way.split()[1]))
+    assert first.heard() == [Left(b.peer, "it left", clean=True)]
+
+
+def test_a_member_that_the_server_removes_has_not_left_by_itself() -> None:
+    house = House(idle_timeout=60)
+    first, _ = join(house)
+    _, b = join(house)
+    first.heard()
+    house.run(30)
+    first.say(Keepalive())
+    house.run(31)
+    assert first.heard() == [Left(b.peer, "the client was silent for 60 s", clean=False)]
+
+
+def test_a_client_of_version_1_is_served() -> None:
+    house = House()
+    old = house.raw()
+    [welcome] = old.say('{"type":"join","version":1,"room":"room"}')
+    assert isinstance(welcome, Welcome) and welcome.version == 1
+    new = house.raw()
+    [welcome] = new.say('{"type":"join","version":2,"room":"room"}')
+    assert isinstance(welcome, Welcome) and welcome.version == 2
 
 
 def test_a_newcomer_takes_the_place_of_an_absent_member() -> None:
@@ -216,15 +255,142 @@ def test_a_newcomer_takes_the_place_of_an_absent_member() -> None:
     assert codes(full.say(JOIN)) == ["room-full"]
     gone.close()
     _, c = join(house)
-    assert stays.heard() == [Left(b.peer, "its connection was lost"), Joined(c.peer)]
+    assert stays.heard() == [Away(b.peer), Left(b.peer, "its connection was lost"), Joined(c.peer)]
+
+
+def test_the_others_are_informed_of_a_resume() -> None:
+    """Signals that they sent before the server noticed the broken connection are lost."""
+    house = House()
+    _, a = join(house)
+    other, b = join(house)
+    _, third = join(house)
+    other.heard()
+    join(house, resume=a)
+    assert other.heard() == [Resumed(a.peer)]
+    assert b.peer != third.peer
+
+
+def test_a_token_is_valid_until_the_client_has_shown_that_it_has_the_next_one() -> None:
+    """The connection may break again before the welcome arrives."""
+    house = House()
+    _, first = join(house)
+    _, second = join(house, resume=first)  # this welcome is lost
+    link, third = join(house, resume=first)
+    assert first.peer == second.peer == third.peer and third.resumed
+    assert len({first.token, second.token, third.token}) == 3
+    link.say(Keepalive())
+    for old in (first, second):
+        assert join(house, resume=old)[1].peer != first.peer
+    assert join(house, resume=third)[1].peer == first.peer
+
+
+def test_a_server_with_tokens_asks_for_one_of_them_before_anything_else() -> None:
+    house = House()
+    house.server.tokens = ("first", "s\u00e9cond")
+    for token in ("", "wrong", "firs", "first\u00e9"):
+        for message in (Join(version=1, room="room", token=token), ListServers(token)):
+            link = house.raw()
+            assert codes(link.say(message)) == ["token"]
+            assert link.closed == (POLICY, "token")
+    assert house.server.counters["rooms"] == 0
+    for token in house.server.tokens:
+        assert isinstance(house.raw().say(ListServers(token))[0], ServerList)
+        link = house.raw()
+        [welcome] = link.say(Join(version=1, room=token, token=token))
+        assert isinstance(welcome, Welcome)
+        assert isinstance(link.say(ListServers())[0], ServerList), "a member has shown it"
+        link.close()
+        stolen = Join(version=1, room=token, resume=Resume(welcome.peer, welcome.token))
+        assert codes(house.raw().say(stolen)) == ["token"], "the resume token alone does not do"
+
+
+def full_room(house: House) -> tuple[RawLink, Welcome, RawLink, Welcome]:
+    """Fill a room of two; both have nothing left to hear."""
+    one, two = house.raw(), house.raw()
+    [first] = one.say(Join(version=1, room="room", limit=2))
+    [second] = two.say(Join(version=1, room="room", limit=2))
+    one.heard()
+    assert isinstance(first, Welcome) and isinstance(second, Welcome)
+    return one, first, two, second
+
+
+def test_a_silent_member_of_a_full_room_loses_its_place_to_a_newcomer() -> None:
+    house = House()
+    one, first, two, second = full_room(house)
+    one.answers = False
+    newcomer = house.raw()
+    assert newcomer.say(JOIN) == []
+    house.run(1.9)
+    assert newcomer.heard() == [] and one.pings == two.pings == 1
+    house.run(0.2)
+    [welcome] = newcomer.heard()
+    assert isinstance(welcome, Welcome)
+    assert welcome.peers == (second.peer,) and welcome.peer not in (first.peer, second.peer)
+    assert two.heard() == [Left(first.peer, "it did not answer for 2 s"), Joined(welcome.peer)]
+    assert one.closed == (SILENT, "no answer to a ping")
+    assert codes(house.raw().say(Join(version=1, room="room", resume=Resume(first.peer, first.token)))) == ["room-full"]
+
+
+@pytest.mark.parametrize("sign", ["pong", "message"])
+def test_a_full_room_of_living_members_refuses_a_newcomer(sign: str) -> None:
+    house = House()
+    one, _, two, _ = full_room(house)
+    one.answers = sign == "pong"
+    newcomer = house.raw()
+    said = newcomer.say(JOIN)
+    if sign == "message":
+        assert said == []
+        house.run(1)
+        one.say(Keepalive())
+        said = newcomer.heard()
+    assert codes(said) == ["room-full"]
+    house.run(5)
+    assert one.closed is None and two.closed is None
+
+
+def test_only_as_many_silent_members_go_as_newcomers_wait() -> None:
+    house = House()
+    one, _, two, _ = full_room(house)
+    one.answers = two.answers = False
+    gone, newcomer = house.raw(), house.raw()
+    for each in (gone, newcomer):
+        assert each.say(JOIN) == []
+    gone.close()
+    house.run(3)
+    assert one.closed is not None and two.closed is None
+    assert isinstance(newcomer.heard()[0], Welcome)
+
+
+def test_a_member_that_leaves_meanwhile_makes_place_at_once() -> None:
+    house = House()
+    one, _, two, _ = full_room(house)
+    one.answers = False
+    newcomer = house.raw()
+    assert newcomer.say(JOIN) == []
+    assert codes(newcomer.say(JOIN)) == ["already-joined"], "it waits for an answer"
+    two.say(Leave())
+    assert isinstance(newcomer.heard()[0], Welcome)
+    house.run(3)
+    assert one.closed is None, "nothing asks for its place any more"
+
+
+def test_a_silent_member_that_resumes_meanwhile_keeps_its_place() -> None:
+    house = House()
+    one, first, _, _ = full_room(house)
+    one.answers = False
+    newcomer = house.raw()
+    assert newcomer.say(JOIN) == []
+    assert join(house, resume=first)[1].peer == first.peer
+    house.run(3)
+    assert codes(newcomer.heard()) == ["room-full"]
 
 
 def test_messages_kept_for_one_absent_member_are_bounded() -> None:
     house = House(away_messages=3)
     one, _ = join(house)
     two, b = join(house)
-    one.heard()
     two.close()
+    one.heard()
     for _ in range(3):
         assert one.say(signal(b.peer, description())) == []
     [left] = one.say(signal(b.peer, description()))
@@ -237,9 +403,9 @@ def test_messages_kept_for_all_absent_members_are_bounded() -> None:
     house = House(away_bytes_in_all=250)
     one, _ = join(house)
     gone = [join(house) for _ in range(2)]
-    one.heard()
     for link, _ in gone:
         link.close()
+    one.heard()
     assert one.say(signal(gone[0][1].peer, description())) == []
     [left] = one.say(signal(gone[1][1].peer, description()))
     assert isinstance(left, Left)
@@ -247,7 +413,8 @@ def test_messages_kept_for_all_absent_members_are_bounded() -> None:
     assert len(back.heard()) == 1
     third, c = join(house)
     third.close()
-    assert one.say(signal(c.peer, description())) == [Joined(c.peer)], "resuming released the memory"
+    heard = one.say(signal(c.peer, description()))
+    assert heard == [Resumed(gone[0][1].peer), Joined(c.peer), Away(c.peer)], "resuming released the memory"
 
 
 # ---------------------------------------------------------------------------------------------------------- server list
@@ -405,7 +572,7 @@ def test_joining_twice_and_other_versions_are_refused() -> None:
     [error] = old.say(Join(version=99, room="room"))
     assert isinstance(error, Error)
     assert (error.code, error.fatal) == ("version", True)
-    assert "version 1" in error.message
+    assert "versions 1 and 2" in error.message
     assert old.closed == (POLICY, "version")
 
 

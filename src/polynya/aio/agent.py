@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
+from polynya.core.arguments import flag
 from polynya.core.errors import PolynyaError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.machine import InterfacesChanged
@@ -26,8 +27,9 @@ from .connection import RECEIVE_BUFFER, Connection, check_receive_buffer
 from .dns import ResolveName
 from .driver import Driver
 from .endpoint import CLOSED_REASON, Endpoint
+from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
-from .options import FAMILIES, session_config
+from .options import FAMILIES, check_callables, session_config
 from .packet_trace import Capture
 from .relaying import RelayedPath
 from .servers import AskCredentials, IceServer, ask_for
@@ -73,6 +75,8 @@ class Agent(Endpoint):
       credentials yet or refuses those that it has. If it raises, or if its credentials are refused, it is called again
       after a second, then after up to 64 seconds.
     - `receive_buffer`: bytes of datagrams that wait for `recv` in each connection, each with 64 bytes for its object.
+    - `follow_host`: whether the agent follows changes of this host's addresses by itself: a new address becomes a
+      candidate, and ICE restarts if the connection has lost its address. `interfaces_changed` does this by hand.
     - `trace`, `capture`: a `Tracer` for everything that happens, and a callable that gets every packet.
 
     Raises ConfigurationError, before any socket is opened, if an option is wrong or options conflict.
@@ -85,9 +89,11 @@ class Agent(Endpoint):
         "_credentials_failed",
         "_driver",
         "_flow_ids",
+        "_follows_host",
         "_relayed",
         "_session",
         "_shell_options",
+        "_watch",
     )
 
     def __init__(
@@ -108,6 +114,7 @@ class Agent(Endpoint):
         ice: IceConfig | None = None,
         credentials: AskCredentials | None = None,
         receive_buffer: int = RECEIVE_BUFFER,
+        follow_host: bool = True,
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
@@ -126,11 +133,14 @@ class Agent(Endpoint):
             ice=ice,
             ask=credentials is not None,
         )
+        check_callables(credentials=credentials, resolve=resolve, tls=tls, trace=trace, capture=capture)
         flow_ids = FlowIds()
         self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
         self._shell_options = _shell_options(trace=trace, capture=capture, tls=tls, resolve=resolve)
         self._driver: Driver[Session] | None = None
+        self._follows_host = flag("follow_host", follow_host)
+        self._watch: InterfaceWatch | None = None
         # Most agents have none of either: they share empty mappings, which are replaced when they change.
         self._relayed = _NO_PATHS
         self._ask_credentials = credentials
@@ -154,7 +164,16 @@ class Agent(Endpoint):
             self._driver = Driver(
                 self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
             )  # fmt: skip
-            self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
+            try:
+                if self._follows_host:
+                    self._watch = follow_host(self)
+                interfaces = InterfacesChanged(interfaces=list_interfaces())
+                self._driver.call(self._session.start, interfaces)
+            except BaseException:  # a filter of the user may raise anything; nothing is left open then
+                self._closed = True
+                self._unfollow()
+                self._driver.close_now()
+                raise
 
     async def close(self) -> None:
         if self._closed:
@@ -173,7 +192,13 @@ class Agent(Endpoint):
         finally:
             self._closing = False
 
+    def _unfollow(self) -> None:
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
+
     def _stop(self) -> None:
+        self._unfollow()
         driver = self._driver
         if driver is not None and not driver.closed and self.state is not AgentState.CLOSED:
             driver.call(self._session.close)
@@ -186,6 +211,14 @@ class Agent(Endpoint):
 
     def interfaces_changed(self) -> bool:
         return self._running().call(self._session.interfaces_changed, InterfacesChanged(interfaces=list_interfaces()))
+
+    def _host_changed(self, change: HostChange) -> None:
+        """Called by the watch of this host's interfaces."""
+        if self._over or self._driver is None:
+            return
+        changed = InterfacesChanged(interfaces=change.interfaces)
+        if not self._driver.call(self._session.follow, changed) and change.routes:
+            self._driver.call(self._session.routes_changed)
 
     def why(self) -> SessionReport:
         return self._session.why()

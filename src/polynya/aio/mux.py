@@ -20,9 +20,11 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from polynya.core.addresses import Address
+from polynya.core.arguments import flag, function, number
 from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import Instant
+from polynya.core.machine import Closed
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate
@@ -41,13 +43,15 @@ from .connection import RECEIVE_BUFFER, check_receive_buffer
 from .dns import ResolveName
 from .driver import Driver
 from .endpoint import CLOSED_REASON, Endpoint
+from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
-from .options import FAMILIES, session_config
+from .options import FAMILIES, check_callables, session_config
 from .servers import IceServer
 from .waiting import Waiting
 
 R = TypeVar("R")
 
+GONE: Final = "its address is gone from this host"
 NOT_OPEN: Final = "the mux is not open: use it as `async with polynya.Mux(...) as mux`"
 
 
@@ -67,7 +71,7 @@ class Mux(Waiting):
 
     `servers` are STUN servers: behind a NAT they report the external address of the sockets. `port` is that of all
     sockets, 0 for any. `interfaces`, `addresses`, `families`, `loopback`, `nat_1to1` and `resolve` are those of an
-    `Agent`.
+    `Agent`. `follow_host`: whether `interfaces_changed` is called by itself when this host's addresses change.
 
     `on_unknown_peer` is called for each check for a ufrag that no agent has. It may make an agent with
     `mux.agent(ice=IceConfig(ufrag=peer.ufrag, ...))`, start it, and set the remote description that belongs to the
@@ -88,9 +92,14 @@ class Mux(Waiting):
         nat_1to1: Mapping[str, str] | None = None,
         resolve: ResolveName | None = None,
         on_unknown_peer: Callable[[UnknownPeer], object] | None = None,
+        follow_host: bool = True,
         trace: Tracer = NO_TRACE,
     ) -> None:
         super().__init__()
+        check_callables(resolve=resolve, trace=trace)
+        number("port", port, 0, 65535)
+        if on_unknown_peer is not None:
+            function("on_unknown_peer", on_unknown_peer, plain=True)
         self._config = session_config(
             servers=servers,
             controlling=None,
@@ -110,6 +119,8 @@ class Mux(Waiting):
             )
         self._on_unknown_peer = on_unknown_peer
         self._resolve = resolve
+        self._follows_host = flag("follow_host", follow_host)
+        self._watch: InterfaceWatch | None = None
         self._trace = trace
         self._machine: MuxMachine[MuxedAgent] = MuxMachine(self._config, random=RANDOM, pacer=PACER, trace=trace)
         self._flow_ids = FlowIds()
@@ -135,6 +146,8 @@ class Mux(Waiting):
             resolve=self._resolve,
         )
         try:
+            if self._follows_host:
+                self._watch = follow_host(self)
             self.interfaces_changed()
             while self._opening:
                 await self._changed()
@@ -154,6 +167,9 @@ class Mux(Waiting):
 
     async def close(self) -> None:
         """Closes every agent, every connection and the sockets. Safe to call twice."""
+        if self._watch is not None:
+            self._watch.remove(self)
+            self._watch = None
         for agent in list(self._agents):
             await agent.close()
         if self._driver is not None:
@@ -170,6 +186,7 @@ class Mux(Waiting):
         trace: Tracer = NO_TRACE,
     ) -> MuxedAgent:
         """Returns a new agent on these sockets. Packets reach it once it is started, as by entering its context."""
+        check_callables(trace=trace)
         config = session_config(
             servers=(),
             controlling=controlling,
@@ -233,22 +250,35 @@ class Mux(Waiting):
         if self._driver is None or self._driver.closed:
             raise UsageError(NOT_OPEN)
         chosen, refused = choose_addresses(list_interfaces(), self._config)
-        known = [*self._opening.values(), *(base.host for base in self._machine.bases.bases)]
-        gone = [base.flow for base in self._machine.bases.bases if base.host not in chosen]
-        new = {self._flow_ids.new(): host for host in chosen if host not in known}
+        opened = [base.host for base in self._machine.bases.bases]
+        known = [host.address for host in (*self._opening.values(), *opened)]
+        hosts = [host.address for host in chosen]
+        staying = {(no.interface, no.host) for no in refused if no.may_stay}
+        gone = [
+            base.flow
+            for base in self._machine.bases.bases
+            if base.host.address not in hosts and (base.host.interface, base.host.address.host) not in staying
+        ]
+        new = {self._flow_ids.new(): host for host in chosen if host.address not in known}
         self._machine.bases.refused = refused
         if not gone and not new:
             return False
         self._opening.update(new)
         cut = [agent for agent in self._agents if (pair := agent._ice.selected(0, 1)) is not None and pair.flow in gone]
-        self._driver.call(self._move, gone, new)
-        for agent in cut:
-            agent.restart()
+        self._driver.call(self._move, gone, new, cut)
         return True
 
-    def _move(self, gone: list[Flow], new: dict[Flow, HostAddress], *, now: Instant) -> None:
+    def _host_changed(self, _change: HostChange) -> None:
+        """Called by the watch of this host's interfaces."""
+        if self._driver is not None and not self._driver.closed:
+            self.interfaces_changed()
+
+    def _move(self, gone: list[Flow], new: dict[Flow, HostAddress], cut: list[MuxedAgent], *, now: Instant) -> None:
+        closed = [Closed(flow=flow, reason=GONE) for flow in gone]
+        for agent in cut:
+            self._machine.call(agent, lambda ice: ice.restart(now=now, gone=closed))
         for flow in gone:
-            self._machine.close(flow, "its address is gone from this host", now=now)
+            self._machine.close(flow, GONE, now=now)
         for flow, host in new.items():
             self._machine.open(flow, host)
         self._machine.network_changed(now=now)
@@ -371,6 +401,15 @@ class _MuxedMachine:
 
     def set_controlling(self, controlling: bool, *, now: Instant) -> None:
         self.agent.set_controlling(controlling, now=now)
+
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        self.agent.peer_left(reason, now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        self.agent.ask_consent(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        self.agent.stop_asking(now=now)
 
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
         _refuse_others(components)

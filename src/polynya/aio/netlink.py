@@ -1,4 +1,4 @@
-"""Lists the interfaces of a Linux host from two rtnetlink dumps: the links and the addresses.
+"""Lists the interfaces of a Linux host from two rtnetlink dumps, and reports changes of links, addresses and routes.
 
 Only rtnetlink reports all flags of an address at once: temporary, deprecated, tentative, optimistic, and the preferred
 lifetime. pyroute2 reports them, too, but its import takes 200 ms and each listing 2 ms, and two agents connect in
@@ -24,6 +24,14 @@ _GET_LINK: Final = 18
 _GET_ADDRESS: Final = 22
 _NEW_LINK: Final = 16
 _NEW_ADDRESS: Final = 20
+_NEW_ROUTE: Final = 24
+_GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR and RTMGRP_IPV6_ROUTE."""
+_ROUTE: Final = struct.Struct("=BBBBBBBBI")  # family, two lengths, tos, table, protocol, scope, type, flags
+_MAIN_TABLE: Final = 254
+_BY_THE_KERNEL: Final = 2
+_UNICAST: Final = 1
+_CLONED: Final = 0x200
 _ERROR: Final = 2
 _DONE: Final = 3
 _REQUEST_DUMP: Final = 0x301
@@ -81,6 +89,50 @@ def list_interfaces() -> list[Interface]:
             except _InterruptedDump:
                 continue
     raise OSError("the interfaces change faster than they can be listed")
+
+
+class Reports:
+    """The kernel's reports of changes, as a socket that is readable after one."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | getattr(socket, "SOCK_NONBLOCK", 0), 0)
+        try:
+            self._socket.bind((0, _GROUPS))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def read(self) -> bool:
+        """Take all reports. Returns whether one of them may be a new route that an operator or daemon added."""
+        routes = False
+        while True:
+            try:
+                routes = has_new_route(self._socket.recv(_BUFFER)) or routes
+            except BlockingIOError:
+                return routes
+            except OSError:  # reports were lost (ENOBUFS)
+                routes = True
+
+
+def has_new_route(data: bytes) -> bool:
+    """Return whether one of these reports is a new route of the main table that the kernel did not make by itself."""
+    reports, found = memoryview(data), False
+    while len(reports) >= _HEADER.size:
+        length, kind, *_ = _HEADER.unpack_from(reports)
+        if length < _HEADER.size:
+            break
+        if kind == _NEW_ROUTE and len(reports) >= _HEADER.size + _ROUTE.size:
+            _, _, _, _, table, protocol, _, route, flags = _ROUTE.unpack_from(reports, _HEADER.size)
+            if table == _MAIN_TABLE and protocol != _BY_THE_KERNEL and route == _UNICAST and not flags & _CLONED:
+                found = True
+        reports = reports[(length + 3) & ~3 :]
+    return found
 
 
 def ipv6_address(host: str, prefix_length: int, flags: int, *, preferred: bool = True) -> InterfaceAddress:

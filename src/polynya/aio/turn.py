@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
+from polynya.core import arguments
 from polynya.core.addresses import Address
-from polynya.core.errors import ConnectionClosed, TransactionError, UsageError
+from polynya.core.arguments import secret, text
+from polynya.core.errors import ConfigurationError, ConnectionClosed, DecodeError, TransactionError, UsageError
 from polynya.core.flows import FlowIds, Transport
-from polynya.core.instants import nanoseconds
+from polynya.core.instants import duration
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.uris import TurnUri
 from polynya.turn.client import (
@@ -40,7 +42,7 @@ from polynya.turn.client.search import RelaySearch
 from .connection import as_bytes
 from .dns import ResolveName
 from .driver import Driver
-from .options import FAMILIES
+from .options import FAMILIES, check_callables
 from .packet_trace import Capture
 from .servers import AskCredentials, ask_for
 
@@ -94,13 +96,19 @@ class TurnClient:
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
+        check_callables(credentials=credentials, resolve=resolve, tls=tls, trace=trace, capture=capture)
+        text("the URI", uri)
+        text("username", username)
+        secret("password", password)
+        if password and not username:
+            raise ConfigurationError("a password needs a username: set both, or neither of them")
         config = ClientConfig(
-            families=tuple(families),
-            lifetime=nanoseconds(lifetime),
+            families=families,  # type: ignore[arg-type]  # it makes a tuple of any list
+            lifetime=duration("lifetime", lifetime),
             even_port=even_port,
             reservation_token=reservation_token,
             dont_fragment=dont_fragment,
-            local=Address.parse(local, 0) if isinstance(local, str) else local,
+            local=None if local is None else _own_address(local),
         )
         flow_ids = FlowIds()
         self._uri = TurnUri.parse(uri)
@@ -171,6 +179,7 @@ class TurnClient:
 
         Raises TransactionError with every server that was tried and why it failed.
         """
+        arguments.seconds("timeout", timeout, error=UsageError)
         if self._driver is not None or self._ended is not None:
             raise UsageError("this client was started before: make a new one for each allocation")
         self._driver = self._make_driver()
@@ -237,6 +246,8 @@ class TurnClient:
 
     def set_credentials(self, username: str, password: str) -> None:
         """Signs with these credentials from now on; for before the old ones expire."""
+        text("username", username, error=UsageError)
+        secret("password", password, error=UsageError)
         driver, _ = self._running()
         driver.call(self._search.set_credentials, Credentials(username, password))
 
@@ -254,7 +265,7 @@ class TurnClient:
             data = as_bytes(data)
         if len(data) > MAX_DATA:
             raise UsageError(f"a datagram of {len(data)} bytes is too long: a relay carries {MAX_DATA}")
-        address = peer if isinstance(peer, Address) else _parse(peer)
+        address = peer if isinstance(peer, Address) else _parse(_peer_text(peer))
         send = self._send
         if send is not None and not dont_fragment:  # there is an allocation, and it has not ended
             frame = self._wrap(address, data)
@@ -428,13 +439,36 @@ class TurnClient:
 
 
 @lru_cache(maxsize=1024)
-def _parse(text: str) -> Address:
+def _parse(peer: str) -> Address:
     """Parses the address of a peer; cached, since most are sent to again."""
-    return Address.parse(text)
+    try:
+        return Address.parse(peer)
+    except DecodeError as error:
+        raise UsageError(f"a peer is an Address or a text: {error}") from None
+
+
+def _peer_text(peer: object) -> str:
+    if isinstance(peer, str):
+        return peer
+    raise UsageError(f"a peer is an Address or a text, HOST:PORT, not {arguments.shown(peer)}")
+
+
+def _own_address(local: Address | str) -> Address:
+    if isinstance(local, Address):
+        return local
+    try:
+        return Address.parse(text("local", local), 0)
+    except DecodeError as error:
+        raise ConfigurationError(f"local: {error}") from None
 
 
 def _address(peer: Address | str) -> Address:
-    return peer if isinstance(peer, Address) else Address.parse(peer, 0)
+    if isinstance(peer, Address):
+        return peer
+    try:
+        return Address.parse(_peer_text(peer), 0)
+    except DecodeError as error:
+        raise UsageError(f"a peer is an Address or a text: {error}") from None
 
 
 def _wait(waits: dict[Address, list[asyncio.Future[None]]], peer: Address) -> asyncio.Future[None]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from socket import gaierror
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -30,11 +30,14 @@ from polynya.signaling.messages import MESSAGE_BYTES, PATH, SUBPROTOCOL
 
 from . import clock
 
+MAX_URL: Final = 2048
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
 def websocket_url(url: str) -> str:
     """Return the WebSocket URL for the URL of a signaling server. Raises ConfigurationError for any other URL."""
+    if len(url) > MAX_URL:
+        raise ConfigurationError(f"the URL of a signaling server has at most {MAX_URL} characters, not {len(url)}")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -56,6 +59,8 @@ class ClientMachine(Protocol):
     """A machine of a signaling client."""
 
     def receive(self, input: ClientInput, *, now: Instant) -> None: ...
+
+    def network_changed(self, *, now: Instant) -> None: ...
 
     def tick(self, *, now: Instant) -> None: ...
 
@@ -92,6 +97,15 @@ class WebSockets:
             self._execute(output)
         self._set_timer()
         self._on_step(self._machine.events())
+
+    def network_changed(self, hosts: Collection[str]) -> None:
+        """Drop WebSockets from addresses that are not among `hosts`, those of this host; then call the machine."""
+        for number, link in list(self._links.items()):
+            if link.local and link.local not in hosts:
+                link.abort()
+                reason = f"the address {link.local} is gone from this host"
+                self.call(self._machine.receive, LinkClosed(link=number, reason=reason))
+        self.call(self._machine.network_changed)
 
     async def aclose(self, timeout: float) -> None:
         """Wait up to `timeout` seconds until every WebSocket is closed; then abort. The machine must have ended."""
@@ -140,7 +154,9 @@ class Link:
         self._url = url
         self._timeout = timeout
         self._take = take
-        self._open = False
+        self.local = ""
+        """The local address of the open WebSocket."""
+        self._websocket: ClientConnection | None = None
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._code = 1000
         self._task = asyncio.create_task(self._run(), name=f"signaling link {id}")
@@ -152,10 +168,16 @@ class Link:
     def close(self, code: int) -> None:
         """Close the WebSocket after all texts are sent. If it is not open yet, stop opening it."""
         self._code = code
-        if self._open:
+        if self._websocket is not None:
             self._queue.put_nowait(None)
         else:
             self._task.cancel()
+
+    def abort(self) -> None:
+        """End the WebSocket without a closing handshake, which a lost address cannot complete."""
+        self.local = ""
+        if self._websocket is not None:
+            self._websocket.transport.abort()
 
     def cancel(self) -> None:
         self._task.cancel()
@@ -192,8 +214,9 @@ class Link:
         )
         writing: asyncio.Task[None] | None = None
         try:
-            address = websocket.remote_address
-            self._open = True
+            address, local = websocket.remote_address, websocket.local_address
+            self._websocket = websocket
+            self.local = str(local[0]).partition("%")[0] if local else ""
             self._take(LinkOpened(link=self._id, remote=str(address[0]) if address else ""))
             writing = asyncio.create_task(self._write(websocket))
             with suppress(ConnectionClosed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 CLI_PACKAGES = frozenset({"typer", "click", "rich"})
@@ -12,6 +13,8 @@ CLI_PACKAGES = frozenset({"typer", "click", "rich"})
 def main() -> None:
     """Run the command `polynya`."""
     _open_standard_streams()
+    if sys.argv[1:2] == ["serve"]:
+        _ignore_signals()
     if sys.argv[1:] == ["--version"]:  # works without the packages of the commands
         from polynya import __version__  # noqa: PLC0415
 
@@ -25,6 +28,13 @@ def main() -> None:
         print(f"polynya: the command line needs {error.name}; run: pip install 'polynya[cli]'", file=sys.stderr)
         sys.exit(2)
     app(prog_name="polynya")
+
+
+def _ignore_signals() -> None:
+    """Ignore the signals of operators until the server handles them: by default they would end the process."""
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _open_standard_streams() -> None:

@@ -34,6 +34,12 @@ ServerOption = Annotated[
     str | None,
     typer.Option("--server", "-s", envvar="POLYNYA_SERVER", metavar="URL", help="Signaling server, http://HOST:PORT."),
 ]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token", envvar="POLYNYA_TOKEN", metavar="TOKEN", help="Room token of the signaling server, if it needs one."
+    ),
+]
 StunOption = Annotated[
     list[str] | None, typer.Option("--stun", metavar="URI", help="STUN server, stun:HOST[:PORT]; may be repeated.")
 ]

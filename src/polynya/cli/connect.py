@@ -19,6 +19,7 @@ from .common import (
     PolicyOption,
     ServerOption,
     StunOption,
+    TokenOption,
     TraceOption,
     say,
 )
@@ -35,6 +36,7 @@ def connect(
     room: Annotated[str, typer.Argument(help="A name that both sides use. Any program that knows it can join.")],
     *,
     server: ServerOption = None,
+    token: TokenOption = None,
     stun: StunOption = None,
     interface: InterfaceOption = None,
     family: FamilyOption = None,
@@ -72,6 +74,7 @@ def connect(
             server,
             room,
             servers=stun or [],
+            token=token,
             loopback=loopback,
             on_step=None if quiet else _show_step,
             trace=tracer,
@@ -145,6 +148,8 @@ def _show_step(step: MeetingStep) -> None:
         case m.RoomEntered():
             servers = ", ".join(step.servers) or "none"
             waiting = "the other side is here" if step.peers else "waiting for the other side"
+            if step.no_relay:
+                servers += f" (no relay: {ascii(step.no_relay)[1:-1]})"
             say(f"joined the room as {step.peer_id[:8]}; servers: {servers}; {waiting}")
         case m.PeerFound():
             say(f"found {step.peer[:8]}; this side is {'controlling' if step.controlling else 'controlled'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,14 +19,19 @@ from .common import (
     PolicyOption,
     ServerOption,
     StunOption,
+    TokenOption,
     TraceOption,
 )
+
+if TYPE_CHECKING:
+    from polynya.aio.signaling import ServerOffer
 
 
 def gather(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
     server: ServerOption = None,
+    token: TokenOption = None,
     stun: StunOption = None,
     interface: InterfaceOption = None,
     family: FamilyOption = None,
@@ -48,13 +53,14 @@ def gather(
             "trace": tracer,
             "capture": capture,
         }
-        common.run(_gather(_Options(as_json, server, stun or [], loopback, options)))
+        common.run(_gather(_Options(as_json, server, token, stun or [], loopback, options)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
     as_json: bool
     server: str | None
+    token: str | None
     stun: list[str]
     loopback: bool | None
     options: dict[str, Any] = field(default_factory=dict)
@@ -64,9 +70,11 @@ async def _gather(chosen: _Options) -> int:
     servers: list[str | IceServer] = [*dict.fromkeys(chosen.stun)]
     loopback = bool(chosen.loopback)
     if chosen.server is not None:
-        announced, on_this_host = await _ask_server(chosen.server)
-        servers = [*(each for each in announced if each.uri not in chosen.stun), *servers]
-        loopback = on_this_host if chosen.loopback is None else chosen.loopback
+        offer = await _ask_server(chosen.server, chosen.token)
+        servers = [*(each for each in offer.servers if each.uri not in chosen.stun), *servers]
+        loopback = offer.loopback if chosen.loopback is None else chosen.loopback
+        if offer.no_relay and not chosen.as_json:
+            common.say(f"no relay: {ascii(offer.no_relay)[1:-1]}")
     async with Agent(servers=servers, loopback=loopback, **chosen.options) as agent:
         candidates = []
         async for candidate in agent.candidates():
@@ -87,13 +95,13 @@ async def _gather(chosen: _Options) -> int:
     return 0 if candidates else common.FAILED
 
 
-async def _ask_server(url: str) -> tuple[tuple[IceServer, ...], bool]:
-    """Return the servers that a signaling server announces, and whether it is on this host."""
+async def _ask_server(url: str, token: str | None) -> ServerOffer:
+    """Return the servers that a signaling server announces."""
     try:
         from polynya.aio.signaling import fetch_servers  # noqa: PLC0415
     except ModuleNotFoundError as error:
         common.need("signaling", error)
-    return await fetch_servers(url)
+    return await fetch_servers(url, token=token)
 
 
 def _line(candidate: Candidate) -> str:

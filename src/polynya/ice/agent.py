@@ -5,7 +5,7 @@ The agent takes signaling and network input to its parts, and derives the result
     candidates    local candidates: foundations, priorities
     generations   restarts; each `generation` has its checklists, its client of checks, its nominations
     server        inbound Binding requests
-    selection     the pair that carries data, consent, keepalives
+    selection     the pair that carries data, consent, keepalives, inquiries and farewells
     outcome       the states of checklists and agent
 
 Input changes pairs. Afterwards `_evaluate`, and nothing else, selects pairs, queues nominations, derives the state of
@@ -15,20 +15,22 @@ the agent and sends the checks that are due. Everything that leaves the agent wa
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
+from typing import Final
 
 from polynya.core.addresses import Address
 from polynya.core.errors import Attempt, DecodeError, UsageError
 from polynya.core.flows import Flow, FlowPath
-from polynya.core.instants import Instant, earliest
+from polynya.core.instants import MILLISECOND, Instant, earliest
 from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolved, SendFailed
 from polynya.core.pacer import Pacer, Pacing
 from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.attributes import ICE_CLOSED
 from polynya.stun.message import Received, decode
 from polynya.stun.registry import Class, Method
 
-from . import report
+from . import checks, report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
 from .config import IceConfig, check_components
 from .context import Context
@@ -46,6 +48,10 @@ from .sdp.candidate import UNRESOLVED
 from .selection import Selections
 from .server import CheckServer
 
+PEER_CLOSED: Final = "the other side closed the connection"
+LAST_DATA: Final = 250 * MILLISECOND
+"""Longest time to wait for data of a peer that has left, which may be slower than signaling."""
+
 IceInput = Datagram | Received | SendFailed | IcmpError | Closed | Resolved
 
 
@@ -58,8 +64,8 @@ class IceAgent:
     """
 
     __slots__ = (
-        "_context", "_generations", "_local_ended", "_names", "_nominate_at", "_outbox", "_outcome", "_pacing",
-        "_selections", "_server", "config",
+        "_context", "_generations", "_leaving", "_local_ended", "_names", "_nominate_at", "_outbox", "_outcome",
+        "_pacing", "_selections", "_server", "config",
     )  # fmt: skip
 
     def __init__(self, config: IceConfig, *, random: Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
@@ -75,6 +81,8 @@ class IceAgent:
         self._pacing = Pacing(pacer, config.timing.pacing)
         self._local_ended = False
         self._nominate_at: Instant | None = None
+        self._leaving: tuple[Instant, str] | None = None
+        """When the other side counts as closed, and why."""
 
     # ------------------------------------------------------------------------------------------------ local candidates
 
@@ -131,6 +139,8 @@ class IceAgent:
             case Answer.IGNORE:
                 return
             case Answer.RESTART:
+                self._leaving = None
+                self._selections.stop_asking()
                 number = max(description.generation, self.generation.number + 1)
                 self._restart("the other side restarted", now=now, number=number, components=components)
             case Answer.REPLACE:
@@ -224,12 +234,18 @@ class IceAgent:
             self._evaluate(now=now)
 
     def restart(
-        self, *, now: Instant, more_to_come: bool = False, components: tuple[int, ...] | None = None
-    ) -> Description:  # fmt: skip
+        self,
+        *,
+        now: Instant,
+        more_to_come: bool = False,
+        components: tuple[int, ...] | None = None,
+        gone: Sequence[Closed] = (),
+    ) -> Description:
         """Begin a new generation. Signal the returned description, and the candidates that follow as events.
 
         The old pair carries data until a pair of the new generation is nominated (RFC 8445, section 9). With
         `more_to_come`, gathering continues: `end_of_local_candidates` is called again.
+        `gone` are flows that have closed. Given here, their loss does not end an agent without another pair.
 
         `components` adds and removes streams: the number of components of each, 0 for a removed one (the others keep
         their numbers). All state of a removed stream ends at once; the owner closes its flows.
@@ -238,20 +254,38 @@ class IceAgent:
         if components is not None:
             check_components(components)
         self._local_ended = self._local_ended and not more_to_come
-        self._restart("requested by the owner", now=now, number=self.generation.number + 1, components=components)
+        number = self.generation.number + 1
+        self._restart("requested by the owner", now=now, number=number, components=components, gone=gone)
         self._evaluate(now=now)
         return self.generation.local
 
-    def _restart(self, reason: str, *, now: Instant, number: int, components: tuple[int, ...] | None) -> None:
+    def _restart(
+        self,
+        reason: str,
+        *,
+        now: Instant,
+        number: int,
+        components: tuple[int, ...] | None,
+        gone: Sequence[Closed] = (),
+    ) -> None:
         keep = self._selections.of(self.generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
         self._names.renew()
+        for closed in gone:
+            self._trouble(closed, now=now)
+        self._selections.restarted(now=now)
         number = self.generation.number
         self._outbox.events.append(Restarted(generation=number, reason=reason))
         for local in self._context.locals.all:
             self._signal(local, now=now)
         if self._local_ended:
             self._outbox.events.append(LocalCandidatesEnded(generation=number))
+
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Check every pair that has not worked now, in the pacer's slots: its path may exist by now."""
+        self._must_be_open("check_again")
+        self.generation.check_again(reason, now=now)
+        self._evaluate(now=now)
 
     def nominate(self, pair_id: int, *, now: Instant) -> None:
         """Nominate a valid pair by its `PairView.id`, as the controlling agent.
@@ -274,15 +308,51 @@ class IceAgent:
         self.generation.path_refused(flow, host, reason, now=now)
         self._evaluate(now=now)
 
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        """Handle the report of signaling that the other side has closed its agent: this agent fails.
+
+        Data that was sent before may still be on its way, so the agent waits one round trip, 250 ms at most.
+        """
+        self._must_be_open("peer_left")
+        rtts = [selection.pair.rtt or 0 for selection in self._selections.all]
+        self._leaving = Instant(now + min(max(rtts, default=0), LAST_DATA)), reason
+        self.tick(now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        """Send three consent checks on each valid pair; those that do not answer within two seconds are lost.
+
+        Call it when signaling reports that the other side may be gone.
+        """
+        self._must_be_open("ask_consent")
+        self._selections.ask(now=now)
+        self._evaluate(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        """End what `ask_consent` began: the other side is there again, perhaps on another path."""
+        self._must_be_open("stop_asking")
+        self._selections.stop_asking()
+        self._evaluate(now=now)
+
+    def _abandon(self, reason: str, *, now: Instant) -> None:
+        """The other side has closed its agent: no generation goes on without a new description."""
+        self._leaving = None
+        for generation in self._generations.all():
+            generation.abandon(reason, now=now)
+
     def close(self, *, now: Instant) -> None:
-        """Close the agent: it sends, accepts and waits for nothing any more."""
+        """Close the agent: it sends, accepts and waits for nothing any more.
+
+        The last packets notify the other side, which would lose consent only after 30 s.
+        """
         if self._outcome.closed:
             return
+        self._outbox.outputs.clear()
+        self._selections.farewell()
         self._generations.end(now=now)
         self._selections.clear()
+        self._leaving = None
         self._nominate_at = None
         self._pacing.idle()
-        self._outbox.outputs.clear()
         self._outcome.close(self.generation, now=now)
 
     def _must_be_open(self, call: str) -> None:
@@ -330,10 +400,20 @@ class IceAgent:
         if message.cls is Class.REQUEST:
             self._server.request(received, now=now)
         elif message.cls is Class.INDICATION:
-            self._outbox.count("keepalives received")
+            self._indication(received, now=now)
         else:
             return self._response(received, now=now)
         return True
+
+    def _indication(self, received: Received, *, now: Instant) -> None:
+        """Handle a keepalive, or the authenticated notice that the other side closes."""
+        message = received.message
+        if ICE_CLOSED not in message:
+            self._outbox.count("keepalives received")
+        elif any(checks.is_farewell(message, generation.credentials) for generation in self._generations.all()):
+            self._abandon(PEER_CLOSED, now=now)
+        else:
+            self._outbox.dropped(received.remote, "a notice of closing without our credentials", now=now)
 
     def _response(self, received: Received, *, now: Instant) -> bool:
         for generation in self._generations.all():
@@ -364,12 +444,15 @@ class IceAgent:
             return
         for generation in self._generations.all():
             generation.tick(now=now)
+        if self._leaving is not None and now >= self._leaving[0]:
+            self._abandon(self._leaving[1], now=now)
         self._selections.tick(self.generation, now=now)
         self._evaluate(now=now)
 
     def next_timer(self) -> Instant | None:
         return earliest(
             self._nominate_at,
+            None if self._leaving is None else self._leaving[0],
             self._outcome.look_at,
             self._pacing.next_timer(),
             self._selections.next_timer(),
@@ -397,7 +480,8 @@ class IceAgent:
         self._nominate_at = None
         if self._context.role.controlling and generation.remote is not None:
             self._nominate_at = generation.nominate_due(ta=self._pacing.interval, more_may_come=not ended, now=now)
-        outcome.update(generation, local_ended=self._local_ended, now=now)
+        carried = self._generations.previous is not None
+        outcome.update(generation, local_ended=self._local_ended, carried=carried, now=now)
         generation.send_checks(self._pacing, now=now)
 
     # ----------------------------------------------------------------------------------------------------- inspection

@@ -27,6 +27,8 @@ from .checks import Check, Credentials
 from .context import Context
 from .pairs import Pair, PairState
 
+FAREWELLS: Final = 3
+"""Copies of the indication that this agent has closed."""
 CONFLICT_LIMIT: Final = 8
 """Role changes by 487 responses in one generation. A conflict needs one or two; afterwards a 487 is a refusal."""
 
@@ -74,6 +76,12 @@ class CheckClient:
     def keepalive(self, pair: Pair) -> None:
         """Keep the NAT mapping of a pair without traffic (section 11)."""
         self._outbox.send(*pair.path, checks.keepalive(self._context.draw_id()))
+
+    def farewell(self, pair: Pair) -> None:
+        """Notify the other side that this agent closes. Three copies, because nothing repeats a lost one."""
+        packet = checks.farewell(self._credentials, self._context.draw_id())
+        for _ in range(FAREWELLS):
+            self._outbox.send(*pair.path, packet)
 
     def _new_check(self, pair: Pair, *, now: Instant, nominate: bool, triggered: bool = False) -> Check:
         number = self._checklists.number(pair) if nominate else 0

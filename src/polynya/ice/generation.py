@@ -80,9 +80,11 @@ class Generation:
         "keys",
         "local",
         "number",
+        "over",
         "pending",
         "remote",
         "remote_ended",
+        "restarted_at",
         "retired",
         "started_at",
         "transactions",
@@ -96,8 +98,12 @@ class Generation:
         self.remote: Description | None = None
         self.remote_ended = False
         """The other side signaled the end of its candidates."""
+        self.over: str | None = None
+        """The reason why the other side answers no more: it has closed its agent."""
         self.started_at: Instant | None = None
         """Time of the remote description: the patience of RFC 8863 counts from here."""
+        self.restarted_at: Instant | None = None
+        """Time of the restart that began it; None for the first generation."""
         self.components = components
         """The number of components of each stream."""
         self.keys = stream_components(components)
@@ -122,6 +128,7 @@ class Generation:
     def set_remote(self, remote: Description, *, now: Instant) -> None:
         """Set the remote description, and handle the candidates and checks that arrived before it."""
         self.remote = remote
+        self.over = None
         self.retired = tuple(ufrag for ufrag in self.retired if ufrag != remote.ufrag)
         self.started_at = now
         self.credentials.set_remote(remote)
@@ -146,6 +153,8 @@ class Generation:
 
     def add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> str:
         """Add a signaled candidate, in any order and any number of times. Returns the outcome, for the trace."""
+        if self.over is not None:
+            return f"dropped: {self.over}"
         if self.remote is None:
             if self._is_retired(candidate):
                 return "dropped: its generation is over"
@@ -258,8 +267,8 @@ class Generation:
 
     def heard(self, check: InboundCheck, base: LocalCandidate, *, now: Instant) -> None:
         """Handle an authenticated check (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
-        if (base.stream, base.component) not in self.keys:
-            return  # it arrived before the stream was removed
+        if (base.stream, base.component) not in self.keys or self.over is not None:
+            return  # it was sent before the stream was removed, or before the other side closed
         path = (check.flow, check.remote)
         known = self.checklists.lists[base.stream].at(path)
         self.authenticated.add(path if known is None else known.path, base)
@@ -321,6 +330,14 @@ class Generation:
             checklist.remotes.append(remote)
             self._outbox.candidate("remote", remote, "a check came from there", now=now)
         return self.checklists.pair(base, remote, "the other side's check arrived", now=now, force=True)
+
+    def check_again(self, reason: str, *, now: Instant) -> None:
+        """Queue a check of every pair that was not answered."""
+        for pair in list(self.checklists):
+            if pair.state in (PairState.IN_PROGRESS, PairState.FAILED) and not (pair.revoked or pair.asymmetric):
+                if pair.transaction is not None:
+                    self.transactions.cancel(pair.transaction, now=now)
+                self.checklists.trigger(pair, reason, now=now, packet=0)
 
     def _leads_nowhere(self, check: InboundCheck) -> bool:
         """Return whether checks between this base and this host were answered from other addresses repeatedly."""
@@ -472,6 +489,13 @@ class Generation:
             self.authenticated.revoke()
         else:
             self.authenticated.pass_to(successor.authenticated, successor.has_flow, now=now)
+
+    def abandon(self, reason: str, *, now: Instant) -> None:
+        """Revoke every pair, because the other side answers no more: that is final for its credentials."""
+        self.over = reason
+        for pair in list(self.checklists):
+            if pair.state is not PairState.FAILED:
+                self.checklists.revoke(pair, reason, now=now)
 
     def has_flow(self, flow: Flow) -> bool:
         """Return whether a flow belongs to an existing stream."""

@@ -89,6 +89,7 @@ class Generations:
             self.drop_previous(now=now)
             self.previous = old
         self.current = self._make(self._describe(number), old.checklists.last_id, self._keep(components))
+        self.current.restarted_at = now
         self.current.take_over(old, same_credentials=False)
         if not keep:
             old.end(self.current, now=now)
@@ -97,6 +98,7 @@ class Generations:
         """Begin the present generation again, for new remote credentials or other components."""
         old = self.current
         self.current = self._make(old.local, old.checklists.last_id, self._keep(components))
+        self.current.restarted_at = old.restarted_at
         self.current.take_over(old, same_credentials=True)
         old.end(self.current, now=now)
 

@@ -37,13 +37,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from polynya.core.errors import ConfigurationError
+from polynya.core.arguments import flag, real
 from polynya.core.instants import Instant, duration
 
 from .pairs import Pair, PairState
 
 _OPEN = (PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS)
 _UNTRIED = (PairState.FROZEN, PairState.WAITING)
+
+MAX_ROUND_TRIPS: Final = 1_000_000
 
 
 class Decision(NamedTuple):
@@ -80,8 +82,7 @@ class NominationPolicy:
     _terms: _Terms = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.round_trips < float("inf"):
-            raise ConfigurationError(f"round_trips is zero or more, not {self.round_trips}")
+        real("round_trips", self.round_trips, MAX_ROUND_TRIPS)
         terms = _Terms(
             minimum=duration("minimum", self.minimum),
             bound=duration("bound", self.bound),
@@ -205,6 +206,7 @@ class Renomination:
     _settle: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        flag("automatic", self.automatic)
         object.__setattr__(self, "_settle", duration("settle", self.settle))
 
     def decide(self, pairs: Iterable[Pair], nominated: Pair) -> Decision | None:
@@ -217,3 +219,7 @@ class Renomination:
             if pair.valid and pair.valid_at is not None:
                 return Decision(pair, Instant(pair.valid_at + self._settle), "a better pair works")
         return None
+
+
+AGAIN: Final = Renomination()
+"""The policy of later nominations with its defaults."""

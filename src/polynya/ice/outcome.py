@@ -9,9 +9,12 @@
 
 A component is given up if none of its pairs is valid, open or queued; if the patience of RFC 8863 is over, since the
 checks of the other side may still come from an unknown address; and if no more candidates are expected, or were not
-signaled in time. It is given up at once if the consent of its selected pair is lost and no other pair is valid.
+signaled in time. It is given up as well if the other side does not answer a restart in that time while no pair of the
+former generation carries data. It is given up at once if the consent of its selected pair is lost and no other pair is
+valid, or if the other side has closed its agent.
 
-FAILED is left when checks of the other side or new candidates arrive after all, and by a restart.
+FAILED is left when checks of the other side or new candidates arrive after all, and by a restart. If the other side
+has closed, only by a restart.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Final, NamedTuple
 
 from polynya.core.compact import History
 from polynya.core.errors import Attempt
-from polynya.core.instants import Instant
+from polynya.core.instants import Instant, in_seconds
 
 from .checklist import Checklist, ChecklistState
 from .context import Context
@@ -66,8 +69,11 @@ class Outcome:
         self.look_at = None
         self._enter(AgentState.CLOSED, "closed here", generation, now=now)
 
-    def update(self, generation: Generation, *, local_ended: bool, now: Instant) -> None:
-        """Derive the states of every checklist and of the agent. `local_ended`: gathering is complete."""
+    def update(self, generation: Generation, *, local_ended: bool, carried: bool, now: Instant) -> None:
+        """Derive the states of every checklist and of the agent.
+
+        `local_ended`: gathering is complete. `carried`: a pair of the former generation carries data.
+        """
         failed: list[str] = []
         look_at: list[Instant] = []
         valid = completed = wanted = 0
@@ -76,6 +82,10 @@ class Outcome:
             components = self._components(generation, checklist, local_ended=local_ended)
             wanted += components
             for component in range(1, components + 1):
+                if generation.over is not None:
+                    failed.append(generation.over)
+                    hopeless = True
+                    continue
                 works = nominated = False
                 for pair in checklist.of(component):
                     if pair.valid:
@@ -87,7 +97,10 @@ class Outcome:
                     valid += 1
                     done += nominated
                     continue
-                outlook = self._outlook(generation, checklist, component, local_ended=local_ended, now=now)
+                if generation.started_at is None:
+                    outlook = _UNDECIDED if carried else self._unanswered(generation, now=now)
+                else:
+                    outlook = self._outlook(generation, checklist, component, local_ended=local_ended, now=now)
                 if outlook.reason is not None:
                     failed.append(outlook.reason)
                     hopeless = True
@@ -98,7 +111,7 @@ class Outcome:
             checklist.move(ChecklistState.FAILED if hopeless else complete, self._context.outbox, now=now)
         self.look_at = None if failed else min(look_at, default=None)
         if failed:
-            self._enter(AgentState.FAILED, "; ".join(failed), generation, now=now)
+            self._enter(AgentState.FAILED, "; ".join(dict.fromkeys(failed)), generation, now=now)
         elif completed == wanted:
             self._enter(AgentState.COMPLETED, "every component has a nominated pair", generation, now=now)
         elif valid == wanted:
@@ -122,6 +135,16 @@ class Outcome:
             ours = [local.component for local in self._context.locals.all if local.stream == checklist.stream]
             count = min(count, max(ours, default=count))
         return count
+
+    def _unanswered(self, generation: Generation, *, now: Instant) -> _Outlook:
+        """Return the outlook while the other side has not described itself: a restart waits for a limited time."""
+        if generation.restarted_at is None:
+            return _UNDECIDED
+        limit = self._context.config.timing.trickle_limit
+        until = Instant(generation.restarted_at + limit)
+        if now < until:
+            return _Outlook(at=until)
+        return _Outlook(f"the other side did not answer the restart within {in_seconds(limit):g} s")
 
     def _outlook(
         self, generation: Generation, checklist: Checklist, component: int, *, local_ended: bool, now: Instant

@@ -1,13 +1,19 @@
 """Selection of the pair that carries the data of each component (RFC 8445, sections 8.1.1 and 12.1; RFC 7675).
 
-Data is sent on the first valid pair, and on the nominated pair once there is one. Another valid pair replaces the
-selected one only when that is lost. After a restart the pair of the old generation carries data until a pair of the new
-one is nominated, or until the old pair is lost.
+Data is sent on the best valid pair, and on the nominated pair once there is one. Before the nomination, a better pair
+replaces the selected one as soon as it is valid: the other side accepts data from there, since it has answered our
+check. The former pair stays open for data on its way. After the nomination another valid pair replaces the selected one
+only when that is lost. After a restart the pair of the old generation carries data until a pair of the new one is
+nominated, or until the old pair is lost. A restart asks for consent on it at once. If it does not answer, as after a
+change of the network, data moves to the best valid pair of the new generation.
 
 The selected pair of each component has consent checks. A few of the other valid pairs are checked as often as
 keepalives are sent, so that data can move to them at once when the selected pair is lost or another one is nominated.
 They are checked more often while the selected pair is silent. When its consent is lost, a pair without a response in
 the last 30 s cannot replace it; without another pair the component is lost.
+
+The owner may have a reason to doubt that the other side is there. Then `ask` has all valid pairs checked at once, and
+those that do not answer within two seconds are lost.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from .consent import Consent
 from .context import Context
 from .events import ConsentLost, SelectedPairChanged
 from .generation import Generation
+from .inquiry import Inquiry
 from .pairs import Pair
 
 Key = tuple[int, int]
@@ -57,7 +64,7 @@ class Selection:
 class Selections:
     """The selected pair of every component."""
 
-    __slots__ = ("_config", "_context", "_keepalive_at", "_outbox", "all")
+    __slots__ = ("_config", "_context", "_inquiry", "_keepalive_at", "_outbox", "all")
 
     def __init__(self, context: Context) -> None:
         self.all: list[Selection] = []
@@ -65,6 +72,7 @@ class Selections:
         self._config = context.config
         self._outbox = context.outbox
         self._keepalive_at: Instant | None = None
+        self._inquiry: Inquiry | None = None
 
     def at(self, key: Key) -> Selection | None:
         """Return the selection of a component."""
@@ -123,12 +131,25 @@ class Selections:
         nominated = current.checklists.chosen(*key)
         if nominated is not None:
             return nominated, current, "it was nominated"
-        if selected is not None and selected.pair.valid:
+        stays = selected is not None and selected.pair.valid
+        former = selected is not None and selected.generation is not current
+        if selected is not None and stays and former and not self._silent(selected, current):
             return selected.pair, selected.generation, "it stays"
         for pair in current.checklists.lists[key[0]].of(key[1]):
             if pair.valid:
-                return pair, current, "the first valid pair" if selected is None else "the best that is left"
+                if selected is None:
+                    return pair, current, "the first valid pair"
+                return pair, current, "a better pair is valid" if stays and not former else "the best that is left"
+        if selected is not None and stays:
+            return selected.pair, selected.generation, "it stays"
         return None, current, ""
+
+    @staticmethod
+    def _silent(selected: Selection, current: Generation) -> bool:
+        """Return whether a pair of the former generation has not answered since the restart."""
+        if selected.generation is current or selected.consent is None or current.restarted_at is None:
+            return False
+        return (selected.pair.answered_at or 0) <= current.restarted_at
 
     def _lost(self, key: Key, selected: Selection, *, now: Instant) -> None:
         """Report the loss of consent; pairs whose last response is as old fail as well."""
@@ -169,6 +190,8 @@ class Selections:
         for selection in self.all:
             if selection.consent is not None and selection.pair.valid:
                 self._check_consent(selection, selection.consent, now=now)
+        if self._inquiry is not None:
+            self._inquire(self._inquiry, now=now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
             self._keepalive_at = Instant(now + self._config.timing.keepalive)
             self._keep_alive(current, now=now)
@@ -186,6 +209,49 @@ class Selections:
                     selection.generation.client.consent_check(other, now=now)
             else:
                 selection.checked = 0
+
+    def restarted(self, *, now: Instant) -> None:
+        """Ask for consent on the selected pairs now: a pair that does not answer yields to the first new one."""
+        for selection in self.all:
+            if selection.consent is not None and selection.pair.valid:
+                selection.generation.client.consent_check(selection.pair, now=now, reason="a restart")
+                selection.consent.sent(now=now)
+
+    def ask(self, *, now: Instant) -> None:
+        """Check all valid pairs now, and lose those that do not answer in time."""
+        if self._inquiry is None and any(selection.consent is not None for selection in self.all):
+            self._inquiry = Inquiry(now=now)
+            self._inquire(self._inquiry, now=now)
+
+    def stop_asking(self) -> None:
+        """End what `ask` began: the usual consent checks go on."""
+        self._inquiry = None
+
+    def _inquire(self, inquiry: Inquiry, *, now: Instant) -> None:
+        silent = [
+            selection for selection in self.all if selection.consent is not None and inquiry.awaits(selection.pair)
+        ]
+        if not silent:
+            self._inquiry = None
+            return
+        due, over = inquiry.due(now=now), inquiry.over(now=now)
+        for selection in silent:
+            generation = selection.generation
+            others = [pair for pair in self._others(selection.pair, generation) if inquiry.awaits(pair)]
+            if due:
+                for pair in (selection.pair, *others):
+                    generation.client.consent_check(pair, now=now, reason="is the other side still there?")
+            elif over:
+                for pair in others:
+                    generation.checklists.fail(pair, inquiry.reason, now=now)
+                generation.checklists.revoke(selection.pair, inquiry.reason, now=now)
+        if over:
+            self._inquiry = None
+
+    def farewell(self) -> None:
+        """Notify the other side, on each selected pair, that this agent closes."""
+        for selection in self.all:
+            selection.generation.client.farewell(selection.pair)
 
     def show_role(self, *, now: Instant) -> None:
         """Check the selected pairs now: the owner changed our role, and the other side must see it."""
@@ -220,9 +286,12 @@ class Selections:
         due = [s.consent.next_timer() for s in self.all if s.consent is not None]
         if self._keepalive_at is not None:
             due.append(self._keepalive_at)
+        if self._inquiry is not None:
+            due.append(self._inquiry.next_timer())
         return min(due, default=None)
 
     def clear(self) -> None:
         """Select no pair any more."""
         self.all = []
         self._keepalive_at = None
+        self._inquiry = None

@@ -132,6 +132,8 @@ class Exchange:
         self._delay = delay
         self._jitter = jitter
         self._chance = network.chance_of("signaling")
+        self._held: dict[str, Instant] = {}
+        """Until when a peer has no connection to the signaling server."""
         self._early: dict[str, list[_Message]] = {one.name: [], other.name: []}
         """Messages that arrived before their receiver was started."""
         self._trickle = trickle
@@ -148,6 +150,10 @@ class Exchange:
             self._clock.after(later, self._begin, other, one)
         else:
             self._begin(other, one)
+
+    def interrupt(self, peer: Peer, duration: int) -> None:
+        """Hold messages from and to a peer, which connects to the signaling server again within `duration`."""
+        self._held[peer.name] = Instant(self._clock.now + duration)
 
     def _begin(self, sender: Peer, receiver: Peer) -> None:
         sender.start()
@@ -180,6 +186,8 @@ class Exchange:
 
     def _send(self, receiver: Peer, messages: list[_Message]) -> None:
         delay = self._delay + (self._chance.randrange(self._jitter + 1) if self._jitter else 0)
+        if self._held:
+            delay += max(0, *(until - self._clock.now for until in self._held.values()))
         self._clock.after(delay, self._deliver_all, receiver, messages)
 
     def _deliver_all(self, receiver: Peer, messages: list[_Message]) -> None:

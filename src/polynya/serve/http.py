@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Generator
 from typing import Any, Final, cast
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -29,6 +30,8 @@ from .transport import CLOSE_TIME, GuardedTransport
 PING_INTERVAL = 20.0
 """Seconds between WebSocket pings, and until a connection without a pong is closed."""
 
+REQUEST_BYTES: Final = 16_384
+"""Bytes of a request line with its headers."""
 OFFENSES: Final = 32
 """Control frames and small fragments that a WebSocket may send at once; one more is granted every second."""
 SMALL_FRAGMENT: Final = 256
@@ -42,11 +45,15 @@ ABORT = "polynya.abort"
 GONE = "polynya.gone"
 """ASGI extension with a coroutine function that waits until the connection is gone."""
 
+PING = "polynya.ping"
+"""ASGI extension with a function that sends a ping and calls its argument when the pong arrives."""
+
 
 class SignalingWebSocket(WebSocketsSansIOProtocol):
     """The sans-I/O WebSocket backend, with limits, and an extension by which the application aborts a connection."""
 
     transport: GuardedTransport
+    _answered: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -112,9 +119,41 @@ class SignalingWebSocket(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.transport.close()
 
+    def ping(self, answered: Callable[[], None]) -> None:
+        """Send a ping now, unless one is under way; call `answered` when its pong arrives."""
+        self._answered = answered
+        if self.pong_timer is None:
+            if self.ping_timer is not None:
+                self.ping_timer.cancel()
+            self.send_keepalive_ping()
+
+    def schedule_ping(self) -> None:
+        """Called when the pong of a ping has arrived, and at the start."""
+        super().schedule_ping()
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered()
+
     async def run_asgi(self) -> None:
-        self.scope["extensions"] |= {ABORT: {"call": self.transport.abort}, GONE: {"call": self._gone.wait}}
+        self.scope["extensions"] |= {
+            ABORT: {"call": self.transport.abort},
+            GONE: {"call": self._gone.wait},
+            PING: {"call": self.ping},
+        }
         await super().run_asgi()
+
+
+class StrictHttp(h11.Connection):
+    """Refuses requests whose body another program could read differently (RFC 9112, sections 6.1 and 11.2)."""
+
+    def next_event(self) -> Any:
+        """Return the next event. Raises RemoteProtocolError for an ambiguous request."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                raise h11.RemoteProtocolError("Transfer-Encoding with Content-Length, or before HTTP/1.1")
+        return event
 
 
 def guarded(config: ServeConfig, census: Census) -> Callable[..., Inflow]:
@@ -123,6 +162,10 @@ def guarded(config: ServeConfig, census: Census) -> Callable[..., Inflow]:
     class GuardedHttp(H11Protocol):
         transport: GuardedTransport
         _deadline: asyncio.TimerHandle | None = None
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.conn = StrictHttp(h11.SERVER, REQUEST_BYTES)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -219,7 +262,7 @@ def embedded(app: Callable[..., Any], config: ServeConfig) -> EmbeddedUvicorn:
             server_header=False,
             proxy_headers=bool(config.trusted_proxies),
             forwarded_allow_ips=list(config.trusted_proxies),
-            h11_max_incomplete_event_size=16_384,
+            h11_max_incomplete_event_size=REQUEST_BYTES,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=1,
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from random import SystemRandom
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -25,9 +26,11 @@ from polynya.signaling.limits import Limits
 from polynya.signaling.links import (
     CloseLink,
     FindServers,
+    LinkAnswered,
     LinkClosed,
     LinkOpened,
     LinkText,
+    PingLink,
     SendText,
     ServerInput,
     ServerOutput,
@@ -50,10 +53,17 @@ ServerList = Callable[[], tuple[IceServer, ...]]
 class Links:
     """All signaling WebSockets of the server, and their machine."""
 
-    def __init__(self, limits: Limits, *, trace: Tracer = NO_TRACE, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        room_tokens: Sequence[str] = (),
+        trace: Tracer = NO_TRACE,
+        queue_bytes: int = QUEUE_BYTES,
+    ) -> None:
         if queue_bytes < 2 * (limits.away_bytes + limits.message_bytes):
             raise ConfigurationError("queue_bytes is too small: it must hold all signals kept for an absent member")
-        self.rooms = RoomServer(limits, random=SystemRandom(), trace=trace)
+        self.rooms = RoomServer(limits, random=SystemRandom(), tokens=room_tokens, trace=trace)
         self.closed = False
         self._queue_bytes = queue_bytes
         self._links: dict[int, _Link] = {}
@@ -63,13 +73,13 @@ class Links:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Instant | None = None
 
-    async def run(self, websocket: WebSocket, remote: str, servers: ServerList, abort: Abort, gone: Gone) -> None:
+    async def run(self, websocket: WebSocket, remote: str, servers: ServerList, connection: Connection) -> None:
         """Serve an accepted WebSocket until either side closes it.
 
         The machine counts a link that it closed until the connection is gone.
         """
         number = next(self._ids)
-        link = self._links[number] = _Link(websocket, servers, abort, self._queue_bytes)
+        link = self._links[number] = _Link(websocket, servers, connection, self._queue_bytes)
         sender = self._loop.create_task(link.send_all(), name=f"signaling link {number}")
         code = 1006
         try:
@@ -83,7 +93,7 @@ class Links:
                 if link.ending:
                     with suppress(asyncio.CancelledError):
                         await sender
-                    await gone()
+                    await connection.gone()
             finally:
                 link.ended()
                 self._take(LinkClosed(link=number, code=code))
@@ -135,6 +145,8 @@ class Links:
                 link.cut()
         elif isinstance(output, CloseLink):
             link.end(output.code, output.reason)
+        elif isinstance(output, PingLink):
+            link.ping(partial(self._take, LinkAnswered(link=output.link)))
         elif isinstance(output, FindServers):
             self.rooms.receive(ServersFound(link=output.link, servers=link.servers()), now=clock.now())
 
@@ -163,15 +175,27 @@ Abort = Callable[[], None]
 Gone = Callable[[], Awaitable[object]]
 """Waits until the connection is gone."""
 
+Ping = Callable[[Callable[[], None]], None]
+"""Sends a WebSocket ping, and calls its argument when the pong arrives."""
+
+
+class Connection(NamedTuple):
+    """Functions that the transport of a WebSocket offers to its link."""
+
+    abort: Abort
+    gone: Gone
+    ping: Ping
+
 
 class _Link:
     """The queue of texts to send on one WebSocket."""
 
-    def __init__(self, websocket: WebSocket, servers: ServerList, abort: Abort, queue_bytes: int) -> None:
+    def __init__(self, websocket: WebSocket, servers: ServerList, connection: Connection, queue_bytes: int) -> None:
         self.servers = servers
+        self.ping = connection.ping
         self.ending = False
         self._websocket = websocket
-        self._abort = abort
+        self._abort = connection.abort
         self._free = queue_bytes
         self._texts: deque[str] = deque()
         self._close: tuple[int, str] | None = None

@@ -61,9 +61,14 @@ class Bases:
         return [host for host in chosen if host.address not in known]
 
     def gone(self, chosen: Iterable[HostAddress]) -> list[Flow]:
-        """Return the flows of bases whose address is not among the chosen ones."""
+        """Return the flows of bases whose address is not among the chosen ones, and may not stay either."""
         addresses = [host.address for host in chosen]
-        return [base.flow for base in self.open_bases if base.host.address not in addresses]
+        staying = {(no.interface, no.host) for no in self.refused if no.may_stay}
+        return [
+            base.flow
+            for base in self.open_bases
+            if base.host.address not in addresses and (base.host.interface, base.host.address.host) not in staying
+        ]
 
     def open(self, hosts: Iterable[HostAddress], components: Iterable[ComponentId] | None = None) -> None:
         """Open a socket on each address for each of these components, or for all of them."""
@@ -121,6 +126,11 @@ class Bases:
     def opening(self) -> Collection[Flow]:
         """The flows whose sockets are being opened."""
         return [opening.flow for opening in self._opening]
+
+    @property
+    def opening_hosts(self) -> tuple[HostAddress, ...]:
+        """The local addresses on which sockets are being opened."""
+        return tuple(opening.host for opening in self._opening)
 
     def components(self) -> list[ComponentId]:
         """Return stream and component of every component."""

@@ -67,7 +67,7 @@ from .events import (
     RelayFound,
 )
 from .interfaces import Refused
-from .options import BLOCKED_UDP_WAIT, Base, SessionConfig, TurnCredentials
+from .options import BLOCKED_UDP_WAIT, Base, HostAddress, SessionConfig, TurnCredentials
 from .relays import Relays
 from .report import Answers
 from .stun_servers import StunServers
@@ -203,6 +203,12 @@ class Gathering:
         self._finish_if_done(now=now)
         return gone
 
+    def ask_again(self, *, now: Instant) -> None:
+        """Ask every STUN server again from every socket; nothing waits for the answers."""
+        if self._stun is not None:
+            for base in self.bases:
+                self._stun.ask(base, now=now, late=True)
+
     def set_components(self, components: tuple[int, ...], *, now: Instant) -> bool:
         """Set the number of components of each stream, 0 for a removed one; return whether sockets are being opened.
 
@@ -267,6 +273,11 @@ class Gathering:
     def bases(self) -> tuple[Base, ...]:
         """The open sockets."""
         return self._bases.open_bases
+
+    @property
+    def opening(self) -> tuple[HostAddress, ...]:
+        """The local addresses on which sockets are being opened."""
+        return self._bases.opening_hosts
 
     @property
     def refused(self) -> tuple[Refused, ...]:

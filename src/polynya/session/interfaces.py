@@ -19,6 +19,12 @@ from polynya.ice.candidates import HIGHEST_PREFERENCE, LINK_LOCAL_PREFERENCE, PR
 
 from .options import HostAddress, SessionConfig
 
+_DEPRECATED = "deprecated (RFC 4862, section 5.5.4)"
+_HIDDEN = "a temporary address of the same prefix is used instead (RFC 8445, section 5.1.1.1)"
+_TENTATIVE = "duplicate address detection has not finished"
+_TOO_MANY = "more than"
+_ONLY_LESS_PREFERRED = (_DEPRECATED, _HIDDEN, _TENTATIVE, _TOO_MANY)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
@@ -27,6 +33,11 @@ class Refused:
     interface: str
     host: str
     reason: str
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether a socket that is open on it stays: the address works, and only others are preferred to it."""
+        return self.reason.startswith(_ONLY_LESS_PREFERRED)
 
 
 def choose_addresses(
@@ -92,10 +103,10 @@ def _judge(interface: Interface, config: SessionConfig) -> Iterator[tuple[Interf
             reason = "link-local, and the interface has an address of wider scope"
         hidden = not address.temporary and reason is None and pack_host(_bare(address))[:8] in temporary
         if hidden and _family(address) == IPV6:
-            reason = "a temporary address of the same prefix is used instead (RFC 8445, section 5.1.1.1)"
+            reason = _HIDDEN
         if reason is None and _family(address) == IPV6:
             if ipv6_left <= 0:
-                reason = f"more than {config.addresses_per_interface} IPv6 addresses on one interface"
+                reason = f"{_TOO_MANY} {config.addresses_per_interface} IPv6 addresses on one interface"
             ipv6_left -= 1
         yield address, reason
 
@@ -116,9 +127,9 @@ def _reason_alone(interface: Interface, address: InterfaceAddress, config: Sessi
     if len(packed) == 16 and packed[0] == 0xFE and packed[1] & 0xC0 == 0xC0:
         return "site-local addresses are not gathered (RFC 8445, section 5.1.1.1)"
     if address.tentative:
-        return "duplicate address detection has not finished"
+        return _TENTATIVE
     if address.deprecated:
-        return "deprecated (RFC 4862, section 5.5.4)"
+        return _DEPRECATED
     if config.addresses is not None and not config.addresses(interface, address):
         return "the address filter refused it"
     return None

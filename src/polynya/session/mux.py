@@ -297,7 +297,10 @@ class Mux(Generic[NameT]):
         ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
         name = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
         if name is None:
-            self._unmatched(ufrag, remote_ufrag, datagram, now=now)
+            if message.cls is Class.INDICATION:
+                self._drop("no matching agent", "an indication for no agent of the mux", datagram, now=now)
+            else:
+                self._unmatched(ufrag, remote_ufrag, datagram, now=now)
             return
         self._agents[name].receive(received, now=now)
         self._collect(name)

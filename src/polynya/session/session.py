@@ -18,7 +18,7 @@ import random as random_module
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import Address, scope
 from polynya.core.compact import NO_COUNTS, Queue, count
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds
@@ -183,13 +183,45 @@ class Session:
         A `Restarted` event follows: signal its description and the candidates like the first ones.
         """
         gone = self.gathering.update(interfaces, now=now)
+        if gone is not None:
+            self._move(gone, restart=True, now=now)
+        return gone is not None
+
+    def follow(self, interfaces: InterfacesChanged, *, now: Instant) -> bool:
+        """Gather on changed interfaces, and restart ICE only if the connection needs it; return whether it did.
+
+        It needs a restart if a selected pair has lost its address. A new address becomes a candidate of the present
+        generation. If the other side would not check it any more, because a pair is nominated, a restart follows, too;
+        not for a link-local address, which each new container or virtual machine on this host brings.
+        """
+        used = [path[0] for key in self.agent.generation.keys if (path := self.agent.path(*key)) is not None]
+        relayed = [flow for flow in used if self.relay_client(flow) is not None]
+        gone = self.gathering.update(interfaces, now=now)
         if gone is None:
             return False
-        for flow in gone:
-            self.agent.receive(Closed(flow=flow, reason="its address is gone from this host"), now=now)
-        self.agent.restart(now=now, more_to_come=True)
+        cut = any(flow in gone for flow in used) or any(self.relay_client(flow) is None for flow in relayed)
+        settled = self.agent.state is AgentState.COMPLETED and not self.agent.generation.checklists.renomination
+        restart = cut or (settled and any(scope(host.address.host) != "link-local" for host in self.gathering.opening))
+        self._move(gone, restart=restart, now=now)
+        return restart
+
+    def _move(self, gone: list[Flow], *, restart: bool, now: Instant) -> None:
+        """Inform the agent of lost addresses, together with the restart if there is one."""
+        closed = [Closed(flow=flow, reason="its address is gone from this host") for flow in gone]
+        if restart:
+            self.agent.restart(now=now, more_to_come=True, gone=closed)
+        else:
+            for each in closed:
+                self.agent.receive(each, now=now)
         self._collect(now=now)
-        return True
+
+    def routes_changed(self, *, now: Instant) -> None:
+        """Try again what could not be reached, if a component has no path: there are new routes."""
+        if all(self.agent.path(*key) is not None for key in self.agent.generation.keys):
+            return
+        self.gathering.ask_again(now=now)
+        self.agent.check_again("there are new routes", now=now)
+        self._collect(now=now)
 
     def send(self, data: bytes, stream: int = 0, component: int = 1, *, now: Instant) -> bool:
         """Send application data on the component's selected pair; return False if there is none."""
@@ -202,11 +234,29 @@ class Session:
         return True
 
     def close(self, *, now: Instant) -> None:
-        """Close the agent and every flow. Pending packets are dropped, except those that free allocations."""
+        """Close the agent and every flow. Pending packets are dropped.
+
+        The last packets notify the other side and free the allocations.
+        """
+        self._outbox.extend([output for output in self._outbox.drain() if not isinstance(output, Send)])
         self.agent.close(now=now)
         self._collect(now=now)
-        self._outbox.extend([output for output in self._outbox.drain() if not isinstance(output, Send)])
         self.gathering.close(now=now)
+        self._collect(now=now)
+
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        """Handle the report of signaling that the other side has closed its agent."""
+        self.agent.peer_left(reason, now=now)
+        self._collect(now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        """Find out within two seconds whether the other side is still there."""
+        self.agent.ask_consent(now=now)
+        self._collect(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        """End what `ask_consent` began: the other side is there again."""
+        self.agent.stop_asking(now=now)
         self._collect(now=now)
 
     def relay_client(self, flow: Flow) -> TurnClient | None:
@@ -252,6 +302,8 @@ class Session:
             case Resolved():
                 if not self.agent.receive(input, now=now):
                     self.gathering.receive(input, now=now)
+            case InterfacesChanged() if self.gathering.state is not GatheringState.NEW:
+                self.follow(input, now=now)
             case Opened() | InterfacesChanged():
                 self.gathering.receive(input, now=now)
         self._collect(now=now)

@@ -7,7 +7,8 @@
     JOINING      welcome                      JOINED       emit `Entered` and the changes of membership; send the queue
     JOINING      no welcome in time           WAITING or ENDED
     JOINED       link closed                  WAITING      emit `Interrupted`; keep the queue
-    WAITING      timer                        CONNECTING   open a new link
+    WAITING      timer, network changed       CONNECTING   open a new link
+    CONNECTING   network changed              CONNECTING   abandon the link, open a new one
     any          fatal error, leave           ENDED        emit `Ended` with the reason
 
 Only a client that has been a member reconnects (WAITING). A first attempt that fails ends the client, so that the user
@@ -49,6 +50,7 @@ from .links import (
 )
 from .messages import (
     VERSION,
+    Away,
     Body,
     Description,
     Error,
@@ -60,6 +62,7 @@ from .messages import (
     Left,
     ListServers,
     Resume,
+    Resumed,
     ServerList,
     Signal,
     Welcome,
@@ -114,6 +117,8 @@ class Entered:
     peers: tuple[str, ...]
     servers: tuple[IceServer, ...]
     resumed: bool
+    no_relay: str = ""
+    """The reason why `servers` has no TURN server, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,11 +129,30 @@ class PeerJoined:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerResumed:
+    """The way to another member was interrupted, on this side or on the other, and is whole again.
+
+    Bodies that were sent in either direction just before may be lost.
+    """
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeerLeft:
     """Another member has left for good."""
 
     peer: str
     reason: str
+    clean: bool = False
+    """Whether it left by itself, and not because the server lost it or this side did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAway:
+    """The connection of another member to the server broke."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +175,7 @@ class ServersReceived:
     """The server list that was requested arrived: it is now in `RoomClient.servers`."""
 
     servers: tuple[IceServer, ...]
+    no_relay: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +203,17 @@ class Ended:
 
 
 ClientEvent = (
-    Entered | PeerJoined | PeerLeft | BodyReceived | ServersReceived | ServersRefused | Interrupted | Refused | Ended
+    Entered
+    | PeerJoined
+    | PeerResumed
+    | PeerLeft
+    | PeerAway
+    | BodyReceived
+    | ServersReceived
+    | ServersRefused
+    | Interrupted
+    | Refused
+    | Ended
 )
 
 
@@ -191,6 +226,7 @@ class RoomClient:
         *,
         random: Random,
         limit: int | None = None,
+        token: str = "",
         timeouts: ClientTimeouts | None = None,
         trace: Tracer = NO_TRACE,
     ) -> None:
@@ -202,6 +238,7 @@ class RoomClient:
         """The other members, each with the generation of its newest description; -1 before the first."""
         self._random = random
         self._limit = limit
+        self._token = token
         self._timeouts = timeouts or ClientTimeouts()
         self._trace = trace
         self._link = 0
@@ -280,6 +317,15 @@ class RoomClient:
             self._timers.set("servers", Instant(now + self._timeouts.answer))
             self._outputs.append(SendText(self._link, encode(ListServers())))
 
+    def network_changed(self, *, now: Instant) -> None:
+        """Try to connect now if there is no open link: an attempt under way may hang on a lost address."""
+        self._pause = self._timeouts.first_pause
+        if self.state is ClientState.CONNECTING:
+            self._abandon_link()
+            self._connect(now=now)
+        elif self.state is ClientState.WAITING:
+            self._connect(now=now)
+
     def leave(self, *, now: Instant, reason: str = "left") -> None:
         """Leave the room and close the link. Queued messages are dropped."""
         if self.state is ClientState.ENDED:
@@ -337,7 +383,7 @@ class RoomClient:
 
     def _on_opened(self, opened: LinkOpened, *, now: Instant) -> None:
         self._become(ClientState.JOINING, f"link {opened.link} is open", now=now)
-        join = Join(version=VERSION, room=self.room, limit=self._limit, resume=self._resume)
+        join = Join(version=VERSION, room=self.room, limit=self._limit, resume=self._resume, token=self._token)
         self._outputs.append(SendText(self._link, encode(join)))
 
     def _on_closed(self, closed: LinkClosed, *, now: Instant) -> None:
@@ -393,8 +439,14 @@ class RoomClient:
             self._drop("not-joined", "a message before the welcome", now=now)
         elif isinstance(message, Joined):
             self._on_joined(message.peer)
+        elif isinstance(message, Resumed):
+            if message.peer in self._peers:
+                self._events.append(PeerResumed(peer=message.peer))
+        elif isinstance(message, Away):
+            if message.peer in self._peers:
+                self._events.append(PeerAway(peer=message.peer))
         elif isinstance(message, Left):
-            self._on_left(message.peer, message.reason)
+            self._on_left(message.peer, message.reason, clean=message.clean)
         elif isinstance(message, ServerList):
             self._take_servers(message.servers)
         else:
@@ -434,13 +486,23 @@ class RoomClient:
         pace = welcome.pace
         self._bucket = Bucket(pace.messages_per_second, max(1, pace.burst - pace.messages_per_second), now=now)
         self._become(ClientState.JOINED, f"joined as {welcome.peer}, with {len(welcome.peers)} others", now=now)
-        entered = Entered(peer_id=welcome.peer, peers=welcome.peers, servers=welcome.servers, resumed=resumed)
-        self._events.append(entered)
-        for peer in before:
+        entered = Entered(
+            peer_id=welcome.peer,
+            peers=welcome.peers,
+            servers=welcome.servers,
+            resumed=resumed,
+            no_relay=welcome.no_relay,
+        )
+        if resumed:
+            self._events.append(entered)
+        for peer in before:  # after a new entry, all members are new, those with a known id included
             if not resumed or peer not in self._peers:
                 self._events.append(PeerLeft(peer=peer, reason="it left while this side was disconnected"))
+        if not resumed:
+            self._events.append(entered)
         if resumed:
             self._events.extend(PeerJoined(peer=peer) for peer in welcome.peers if peer not in before)
+            self._events.extend(PeerResumed(peer=peer) for peer in welcome.peers if peer in before)
         self._take_servers(welcome.servers)
         self._queue = deque((peer, body) for peer, body in self._queue if resumed and peer in self._peers)
         self._flush(now=now)
@@ -462,10 +524,10 @@ class RoomClient:
             self._peers[peer] = -1
             self._events.append(PeerJoined(peer=peer))
 
-    def _on_left(self, peer: str, reason: str) -> None:
+    def _on_left(self, peer: str, reason: str, *, clean: bool) -> None:
         if self._peers.pop(peer, None) is not None:
             self._queue = deque(each for each in self._queue if each[0] != peer)
-            self._events.append(PeerLeft(peer=peer, reason=reason))
+            self._events.append(PeerLeft(peer=peer, reason=reason, clean=clean))
 
     def _on_signal(self, message: Signal, *, now: Instant) -> None:
         newest = self._peers.get(message.peer)

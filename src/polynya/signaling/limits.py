@@ -32,6 +32,8 @@ class Limits:
 
     join_timeout: int = 10
     """From the opening of a link to the client's `join`."""
+    silence_timeout: int = 2
+    """Time in which the members of a full room answer a ping when a newcomer waits. One that does not is replaced."""
     idle_timeout: int = 300
     """Silence after which a link is closed. Members send a keepalive after a third of it."""
     room_timeout: int = 6 * 3600

@@ -20,6 +20,9 @@ TRY_LATER: Final = 1013
 REPLACED: Final = 4001
 """The member has resumed on another link (RFC 6455, section 7.4.2: 4000-4999 are for private use)."""
 
+SILENT: Final = 4002
+"""The member did not answer a ping, and a newcomer got its place."""
+
 CLEAN: Final = frozenset({NORMAL, GOING_AWAY})
 """Close codes by which a member leaves for good. After any other code it may resume."""
 
@@ -60,8 +63,15 @@ class ServersFound:
     servers: tuple[IceServer, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkAnswered:
+    """The client on this link answered a ping."""
+
+    link: int
+
+
 ClientInput = LinkOpened | LinkText | LinkClosed
-ServerInput = LinkOpened | LinkText | LinkClosed | ServersFound
+ServerInput = LinkOpened | LinkText | LinkAnswered | LinkClosed | ServersFound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,5 +108,12 @@ class FindServers:
     link: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PingLink:
+    """Send a WebSocket ping, unless one is under way, and pass in `LinkAnswered` when its pong arrives."""
+
+    link: int
+
+
 ClientOutput = OpenLink | SendText | CloseLink
-ServerOutput = SendText | CloseLink | FindServers
+ServerOutput = SendText | CloseLink | PingLink | FindServers

@@ -9,6 +9,12 @@ A link is one WebSocket. Its states:
 
 The member may outlive its link: see `rooms`.
 
+A newcomer to a full room waits while the server pings the room's members. A member without a sign of life within
+`Limits.silence_timeout` loses its place, and the newcomer enters; otherwise the newcomer is refused:
+
+    OPENED --join to a full room--> waiting --a place is free--> JOINED
+                                       +------all are alive----> CLOSED
+
 A member reaches only the members of its own room. A message that violates the protocol is answered with an error that
 gives the reason; a client that repeats it is disconnected. Everything that is stored for a link is bounded by `Limits`.
 """
@@ -16,7 +22,9 @@ gives the reason; a client that repeats it is disconnected. Everything that is s
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hmac import compare_digest
 from random import Random
 from typing import Final
 
@@ -34,20 +42,23 @@ from .links import (
     NORMAL,
     POLICY,
     REPLACED,
+    SILENT,
     TOO_LARGE,
     TRY_LATER,
     CloseLink,
     FindServers,
+    LinkAnswered,
     LinkClosed,
     LinkOpened,
     LinkText,
+    PingLink,
     SendText,
     ServerInput,
     ServerOutput,
     ServersFound,
 )
 from .messages import (
-    VERSION,
+    VERSIONS,
     Error,
     IceServer,
     Join,
@@ -63,6 +74,8 @@ from .rooms import JoinRefused, Member, Room, Rooms
 REFILL: Final = 10 * SECOND
 """Interval at which one offense is forgiven and one more server list granted."""
 LEFT: Final = "it left"
+NEWCOMERS: Final = 16
+"""Newcomers that may wait for one full room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +108,9 @@ class LinkRefused:
     reason: str
 
 
+UNAUTHORIZED: Final = "this server needs a room token: set token=, --token or POLYNYA_TOKEN"
+REFUSED: Final = "the room token is not one of this server's"
+
 RoomEvent = MemberJoined | MemberLeft | LinkRefused
 
 
@@ -108,20 +124,44 @@ class _Link:
     offenses: Bucket
     server_lists: Bucket
     member: Member | None = None
+    waits_for: str = ""
+    """The full room whose members are asked for a sign of life."""
+
+
+@dataclass(slots=True, eq=False)
+class _FullRoom:
+    """A full room whose members are asked for a sign of life because newcomers wait."""
+
+    silent: dict[int, None]
+    """The links that have not answered yet."""
+    newcomers: dict[int, Join]
+    """Each newcomer by its link, in order."""
 
 
 class RoomServer:
     """The signaling server: takes the events of its links, returns what to do with them."""
 
-    def __init__(self, limits: Limits | None = None, *, random: Random, trace: Tracer = NO_TRACE) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        random: Random,
+        tokens: Sequence[str] = (),
+        trace: Tracer = NO_TRACE,
+    ) -> None:
         self.limits = limits or Limits()
+        self.tokens = tuple(tokens)
+        """A client must show one of these to join a room or to get the server list; none are needed if it is empty."""
         self._trace = trace
         self._rooms = Rooms(self.limits, random)
         self._links: dict[int, _Link] = {}
         self._closing: dict[int, str] = {}
         """Remote host of each link that the server has closed and whose connection still exists; they count."""
         self._hosts: Counter[str] = Counter()
+        self._full: dict[str, _FullRoom] = {}
         self._timers: Timers[tuple[str, int]] = Timers()
+        self._deadlines: Timers[str] = Timers()
+        """When the members of each full room must have answered."""
         self._outputs: Queue[ServerOutput] = Queue()
         self._events: Queue[RoomEvent] = Queue()
         self._counters: Counter[str] = Counter()
@@ -136,9 +176,12 @@ class RoomServer:
                 self._on_text(link, input.text, now=now)
         elif isinstance(input, ServersFound):
             if input.link in self._links:
-                self._outputs.append(SendText(input.link, encode(ServerList(input.servers))))
+                self._outputs.append(SendText(input.link, encode(ServerList(input.servers, self.no_relay))))
         elif isinstance(input, LinkOpened):
             self._on_opened(input, now=now)
+        elif isinstance(input, LinkAnswered):
+            if (link := self._links.get(input.link)) is not None:
+                self._alive(link, now=now)
         else:
             self._on_closed(input, now=now)
         self._drain_rooms(now=now)
@@ -155,13 +198,15 @@ class RoomServer:
                 )
             else:
                 self._refuse(link, "idle", f"the client was silent for {self.limits.idle_timeout} s", GOING_AWAY)
+        for name in self._deadlines.due(now=now):
+            self._replace_silent(name, now=now)
         for room in self._rooms.tick(now=now):
             self._close_room(room)
         self._drain_rooms(now=now)
 
     def next_timer(self) -> Instant | None:
         """The instant of the next timeout, if there is one."""
-        return earliest(self._timers.next(), self._rooms.next_timer())
+        return earliest(self._timers.next(), self._deadlines.next(), self._rooms.next_timer())
 
     def outputs(self) -> list[ServerOutput]:
         return self._outputs.drain()
@@ -173,9 +218,20 @@ class RoomServer:
         """Shut down: send every client an error and close its link. Later inputs are ignored."""
         self._closed = True
         self._rooms.clear()
+        self._full.clear()
+        self._deadlines.clear()
         for link in list(self._links.values()):
             self._refuse(link, "shutting-down", "the server is shutting down", GOING_AWAY)
         self._drain_rooms(now=now)
+
+    @property
+    def no_relay(self) -> str:
+        """The reason why the server lists have no TURN server, for people; empty if they have one."""
+        return self._rooms.no_relay
+
+    @no_relay.setter
+    def no_relay(self, reason: str) -> None:
+        self._rooms.no_relay = reason
 
     @property
     def counters(self) -> Counters:
@@ -222,13 +278,16 @@ class RoomServer:
         if member is None:
             return
         if closed.code in CLEAN:
-            self._rooms.leave(member, closed.reason or LEFT)
+            self._rooms.leave(member, closed.reason or LEFT, clean=True)
         else:
             self._trace.signaling(f"the connection of {member.id} was lost", now=now, event="away")
             self._rooms.go_away(member, now=now)
+        self._place_freed(member.room, now=now)
 
     def _forget(self, link: _Link) -> None:
         del self._links[link.id]
+        if (full := self._full.get(link.waits_for)) is not None:
+            full.newcomers.pop(link.id, None)
         self._timers.cancel(("join", link.id))
         self._timers.cancel(("idle", link.id))
         link.member = None
@@ -266,6 +325,9 @@ class RoomServer:
 
     def _on_text(self, link: _Link, text: str | bytes, *, now: Instant) -> None:
         self._counters["messages"] += 1
+        if link.member is not None:
+            link.member.old_token = ""
+            self._alive(link, now=now)
         size = len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         if size > self.limits.message_bytes:
             self._offense(link, "too-large", f"a message may have at most {self.limits.message_bytes} bytes", now=now)
@@ -283,10 +345,11 @@ class RoomServer:
         if isinstance(message, Join):
             self._join(link, message, now=now)
         elif isinstance(message, Leave):
-            self._leave(link)
+            self._leave(link, now=now)
         elif isinstance(message, ListServers):
             self._restart_idle_timer(link, now=now)
-            self._list_servers(link, now=now)
+            if link.member is not None or self._authorized(link, message.token):
+                self._list_servers(link, now=now)
         elif link.member is None:
             self._offense(link, "not-joined", "this connection has not joined a room: send join first", now=now)
         else:
@@ -310,25 +373,105 @@ class RoomServer:
         self._send_error(link, Error(code=code, message=reason))
 
     def _join(self, link: _Link, join: Join, *, now: Instant) -> None:
-        if link.member is not None:
+        if link.member is not None or link.waits_for:
             self._offense(link, "already-joined", "this connection has already joined a room", now=now)
             return
-        if join.version != VERSION:
-            self._refuse(link, "version", f"this server supports version {VERSION}, not {join.version}", POLICY)
+        if join.version not in VERSIONS:
+            supported = " and ".join(map(str, VERSIONS))
+            self._refuse(link, "version", f"this server supports versions {supported}, not {join.version}", POLICY)
+            return
+        if not self._authorized(link, join.token):
             return
         member = self._rooms.resumable(join)
-        if member is not None:
+        if member is not None and join.resume is not None:
             old = self._links.get(member.link) if member.link is not None else None
             if old is not None:  # the old connection is dead, which its close has not shown yet
                 self._close(old, REPLACED, "resumed on another connection")
-            self._rooms.resume(member, link.id, link.remote, link.servers, now=now)
+            member.version = join.version
+            self._rooms.resume(member, join.resume.token, link.id, link.remote, link.servers, now=now)
             self._entered(link, member, resumed=True, now=now)
             return
+        refused = self._enter(link, join, now=now)
+        if refused is not None and not (refused.code == "room-full" and self._wait(link, join, now=now)):
+            self._refuse(link, refused.code, refused.reason, TRY_LATER)
+
+    def _authorized(self, link: _Link, shown: str) -> bool:
+        """Whether a client showed a token of the operator; refuse it otherwise. All are compared in constant time."""
+        given = shown.encode("utf-8", "surrogatepass")
+        fitting = [compare_digest(given, token.encode("utf-8", "surrogatepass")) for token in self.tokens]
+        if any(fitting) or not self.tokens:
+            return True
+        self._refuse(link, "token", REFUSED if shown else UNAUTHORIZED, POLICY)
+        return False
+
+    def _enter(self, link: _Link, join: Join, *, now: Instant) -> JoinRefused | None:
+        """Let a new member in, or return why that is impossible."""
         entered = self._rooms.enter(join, link.id, link.remote, link.servers, now=now)
         if isinstance(entered, JoinRefused):
-            self._refuse(link, entered.code, entered.reason, TRY_LATER)
-        else:
-            self._entered(link, entered, resumed=False, now=now)
+            return entered
+        link.waits_for = ""
+        self._entered(link, entered, resumed=False, now=now)
+        return None
+
+    # ------------------------------------------------------------------------------------------------------- full rooms
+
+    def _wait(self, link: _Link, join: Join, *, now: Instant) -> bool:
+        """Let a newcomer wait while the members of its full room are pinged. Returns False if too many wait."""
+        room, full = self._rooms.room(join.room), self._full.get(join.room)
+        if room is None:
+            return False
+        if full is None:
+            links = [each.link for each in room.members.values() if each.link is not None]
+            full = self._full[room.name] = _FullRoom(dict.fromkeys(links), {})
+            self._deadlines.set(room.name, Instant(now + self.limits.silence_timeout * SECOND))
+            self._outputs.extend(PingLink(link=each) for each in links)
+        elif len(full.newcomers) >= NEWCOMERS:
+            return False
+        full.newcomers[link.id] = join
+        link.waits_for = room.name
+        return True
+
+    def _alive(self, link: _Link, *, now: Instant) -> None:
+        """Take a sign of life of a member. When all members have given one, the newcomers to the room are refused."""
+        full = None if link.member is None else self._full.get(link.member.room.name)
+        if full is None or link.member is None:
+            return
+        full.silent.pop(link.id, None)
+        if not any(each in self._links for each in full.silent):
+            self._decide(link.member.room.name, now=now)
+
+    def _replace_silent(self, name: str, *, now: Instant) -> None:
+        """Remove members of a full room that did not answer, one for each newcomer, and let the newcomers in."""
+        full = self._full[name]
+        for number in list(full.silent)[: len(full.newcomers)]:
+            link = self._links.get(number)
+            if link is not None and link.member is not None and link.member.room.name == name:
+                member = link.member
+                self._counters["silent"] += 1
+                self._close(link, SILENT, "no answer to a ping")
+                self._rooms.leave(member, f"it did not answer for {self.limits.silence_timeout} s")
+        self._decide(name, now=now)
+
+    def _decide(self, name: str, *, now: Instant) -> None:
+        """Let the newcomers to a room in while there are places, and refuse the others."""
+        self._deadlines.cancel(name)
+        for number, join in self._full.pop(name).newcomers.items():
+            if (link := self._links.get(number)) is not None:
+                link.waits_for = ""
+                if (refused := self._enter(link, join, now=now)) is not None:
+                    self._refuse(link, refused.code, refused.reason, TRY_LATER)
+
+    def _place_freed(self, room: Room, *, now: Instant) -> None:
+        """Let a newcomer in: a member has left or is absent."""
+        full = self._full.get(room.name)
+        if full is None:
+            return
+        for number, join in list(full.newcomers.items()):
+            if self._enter(self._links[number], join, now=now) is None:
+                del full.newcomers[number]
+        if not full.newcomers:
+            del self._full[room.name]
+            self._deadlines.cancel(room.name)
 
     def _entered(self, link: _Link, member: Member, *, resumed: bool, now: Instant) -> None:
         link.member = member
@@ -341,11 +484,12 @@ class RoomServer:
         verb = "resumed" if resumed else "joined"
         self._trace.signaling(f"{member.id} {verb}, {members} in the room", now=now, event="joined")
 
-    def _leave(self, link: _Link) -> None:
+    def _leave(self, link: _Link, *, now: Instant) -> None:
         member = link.member
         self._close(link, NORMAL, "left")
         if member is not None:
-            self._rooms.leave(member, LEFT)
+            self._rooms.leave(member, LEFT, clean=True)
+            self._place_freed(member.room, now=now)
 
     def _relay(self, link: _Link, sender: Member, message: Signal, *, now: Instant) -> None:
         if self._rooms.relay(sender, message, now=now):
