@@ -117,15 +117,36 @@ async def test_credentials_are_asked_for_when_there_are_none() -> None:
         assert asked == [(uri, turn_house.REALM)]
 
 
-@pytest.mark.parametrize(
-    "error", [polynya.SignalingError, pytest.param(LookupError, marks=pytest.mark.unhandled(1))]
-)  # fmt: skip
-async def test_a_function_that_has_no_credentials_ends_gathering_without_the_server(error: type[Exception]
-) -> None:  # fmt: skip
+FAILURES = [
+    pytest.param(polynya.SignalingError("there are none"), "SignalingError: there are none"),
+    pytest.param(LookupError("there are none"), "LookupError: there are none", marks=pytest.mark.unhandled(1)),
+    pytest.param(asyncio.CancelledError(), "CancelledError", marks=pytest.mark.unhandled(1)),
+    pytest.param(("one",), "it returned str: return a user name", marks=pytest.mark.unhandled(1)),
+    pytest.param("ab", "it returned str: return a user name", marks=pytest.mark.unhandled(1)),
+    pytest.param((b"user", "password"), "it returned bytes, str", marks=pytest.mark.unhandled(1)),
+    pytest.param(None, "it returned NoneType", marks=pytest.mark.unhandled(1)),
+    pytest.param(("", "password"), "ConfigurationError: the TURN user name is empty"),
+    pytest.param(("user", "a wrong password"), "it refuses the credentials of 'user'"),
+]
+
+
+@pytest.mark.parametrize(("result", "reason"), FAILURES)
+async def test_credentials_that_fail_are_asked_for_again_and_gathering_does_not_wait(
+    result: object, reason: str
+) -> None:
+    asked: list[str] = []
+
     async def ask(uri: str, realm: str) -> tuple[str, str]:
-        raise error("there are none")
+        asked.append(uri)
+        if len(asked) > 1:
+            return turn_house.NAME, turn_house.PASSWORD
+        if isinstance(result, BaseException):
+            raise result
+        return result  # type: ignore[return-value]
 
     async with Server(turn_house.config()) as server:
         uri = turn_house.uri(server)
         async with relayed(uri, controlling=True, servers=[uri], credentials=ask) as agent:
-            assert [candidate async for candidate in agent.candidates()] == []
+            await until(lambda: reason in str(agent.why()))
+            await until(lambda: "(a relayed address)" in str(agent.why()))
+        assert asked == [uri, uri]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.instants import MILLISECOND, SECOND, Instant, in_seconds
 from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
+from polynya.session.demands import MAX_DEMANDS
 from polynya.session.events import CredentialsWanted, GatheringState
 from polynya.session.options import Policy, TurnCredentials
 from tests.reports import flat
@@ -272,4 +274,116 @@ def test_late_credentials_still_give_a_relay() -> None:
     scene.net.run_until(lambda: scene.one.settled and scene.other.settled, Instant(30 * SECOND))
     assert scene.relayed
     assert scene.talk(30) == (30, 30)
+    assert scene.end() == []
+
+
+# ------------------------------------------------------------------------------- credentials that cannot be had now
+
+
+def answering(scene: Scene, answer: Callable[[Peer, CredentialsWanted, int], None]) -> None:
+    """Call `answer(peer, wanted, number)` for each request for credentials of each peer."""
+    for peer in scene.peers:
+        on_event = peer.signal
+        assert on_event is not None
+        count = [0]
+
+        def handle(event: object, peer: Peer = peer, on_event: object = on_event, count: list[int] = count) -> None:
+            on_event(event)  # type: ignore[operator]
+            if isinstance(event, CredentialsWanted):
+                count[0] += 1
+                answer(peer, event, count[0])
+
+        peer.signal = handle
+
+
+def wanted_at(peer: Peer) -> list[float]:
+    assert peer.process is not None
+    return [in_seconds(at) for at, event in peer.process.log if isinstance(event, CredentialsWanted)]
+
+
+def test_credentials_are_asked_for_again_with_a_backoff_until_they_are_there() -> None:
+    """Issue E, line 16: a callback that raised was never called again, and the refresh was parked for ever."""
+    scene = expiring(700)
+
+    def answer(peer: Peer, wanted: CredentialsWanted, number: int) -> None:
+        if number < 6:
+            peer.call(peer.session.no_credentials, wanted, "credentials() raised LookupError")
+        else:
+            renew(scene, peer, 700)
+
+    answering(scene, answer)
+    assert scene.start()
+    since = scene.net.now
+    assert scene.talk(1200, every=10 * SECOND) == (120, 120)
+    for peer in scene.peers:
+        assert states(peer, since) == []
+        times = wanted_at(peer)[:6]
+        assert [round(after - before, 2) for before, after in pairwise(times)] == [1, 2, 4, 8, 16]
+        report = str(peer.session.why())
+        assert report.count("credentials() raised LookupError") == 1, "each reason once"
+    assert scene.end() == []
+
+
+def test_credentials_that_never_come_end_the_relay_with_the_true_reason() -> None:
+    scene = expiring(700)
+    answering(scene, lambda peer, wanted, _: peer.call(peer.session.no_credentials, wanted, "it raised"))
+    assert scene.start()
+    scene.talk(3600, every=10 * SECOND)
+    for peer in scene.peers:
+        assert peer.state is AgentState.FAILED
+        report = str(peer.session.why())
+        assert "could not be refreshed before its lifetime ended" in report and "(401)" in report
+        times = wanted_at(peer)
+        assert len(times) > 8 and max(after - before for before, after in pairwise(times)) <= 200
+    assert scene.turn.allocations == 0
+    assert scene.end() == []
+
+
+def test_the_same_credentials_again_are_tried_again_but_not_without_a_pause() -> None:
+    """A callback may return stale credentials for a while, or the server may refuse right ones for a while."""
+    scene = expiring(700)
+    stale = [peer.session.config.turn_servers[0] for peer in scene.peers]
+
+    def answer(peer: Peer, wanted: CredentialsWanted, number: int) -> None:
+        if number < 5:
+            peer.call(peer.session.set_credentials, stale[scene.peers.index(peer)])
+        else:
+            renew(scene, peer, 700)
+
+    answering(scene, answer)
+    assert scene.start()
+    since = scene.net.now
+    assert scene.talk(1200, every=10 * SECOND) == (120, 120)
+    for peer in scene.peers:
+        assert states(peer, since) == []
+        times = wanted_at(peer)[:5]
+        assert [round(after - before) for before, after in pairwise(times)] == [1, 2, 4, 8]
+    assert scene.end() == []
+
+
+def test_a_relay_that_lacks_credentials_at_the_start_comes_later_and_gathering_does_not_wait() -> None:
+    scene = Scene(nats(CLOSED, CLOSED), servers=[relay(UDP, ("", ""))])
+
+    def answer(peer: Peer, wanted: CredentialsWanted, number: int) -> None:
+        if number < 3:
+            peer.call(peer.session.no_credentials, wanted, "it raised")
+        else:
+            peer.call(peer.session.set_credentials, relay(UDP))
+
+    answering(scene, answer)
+    scene.exchange.start()
+    scene.net.run_for(500 * MILLISECOND)
+    assert all(peer.session.gathering.state is GatheringState.COMPLETE for peer in scene.peers)
+    scene.net.run_until(lambda: scene.one.settled and scene.other.settled, Instant(30 * SECOND))
+    assert scene.relayed
+    assert scene.end() == []
+
+
+def test_a_relay_that_was_never_allocated_is_given_up_after_ten_minutes() -> None:
+    scene = Scene(nats(OPEN, OPEN), servers=[relay(UDP, ("", ""))])
+    answering(scene, lambda peer, wanted, _: peer.call(peer.session.no_credentials, wanted, "it raised"))
+    assert scene.start()
+    scene.talk(1200, every=10 * SECOND)
+    for peer in scene.peers:
+        assert len(wanted_at(peer)) == MAX_DEMANDS and 400 < wanted_at(peer)[-1] < 700
     assert scene.end() == []

@@ -32,7 +32,7 @@ from .interfaces import list_interfaces
 from .options import FAMILIES, check_callables, session_config
 from .packet_trace import Capture
 from .relaying import RelayedPath
-from .servers import AskCredentials, IceServer
+from .servers import AskCredentials, IceServer, ask_for
 
 RANDOM: Final = random.SystemRandom()
 """The system's source of randomness; one for all agents, since each instance takes 2.5 KB."""
@@ -72,7 +72,8 @@ class Agent(Endpoint):
     - `resolve`: an async callable, host name to IP addresses, in place of the resolver of the system.
     - `ice`: all other options of ICE, timers of consent and keepalives among them; the options above override it.
     - `credentials`: an async callable, `(uri, realm)` to `(username, password)`, called when a TURN server has no
-      credentials yet or refuses those that it has.
+      credentials yet or refuses those that it has. If it raises, or if its credentials are refused, it is called again
+      after a second, then after up to 64 seconds.
     - `receive_buffer`: bytes of datagrams that wait for `recv` in each connection, each with 64 bytes for its object.
     - `follow_host`: whether the agent follows changes of this host's addresses by itself: a new address becomes a
       candidate, and ICE restarts if the connection has lost its address. `interfaces_changed` does this by hand.
@@ -85,6 +86,7 @@ class Agent(Endpoint):
         "__weakref__",
         "_ask_credentials",
         "_asking",
+        "_credentials_failed",
         "_driver",
         "_flow_ids",
         "_follows_host",
@@ -143,6 +145,7 @@ class Agent(Endpoint):
         self._relayed = _NO_PATHS
         self._ask_credentials = credentials
         self._asking = _NO_TASKS
+        self._credentials_failed = False
 
     @property
     def _machine(self) -> Session:
@@ -239,21 +242,27 @@ class Agent(Endpoint):
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._asking = {uri: other for uri, other in self._asking.items() if other is not task}
-        if not task.cancelled() and (error := task.exception()) is not None:
-            context = {"message": f"{task.get_name()}: the callable raised", "exception": error}
-            task.get_loop().call_exception_handler(context)
 
     async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            username, password = await ask(str(wanted.server.uri), wanted.realm)
-        except Exception as error:
-            if not self._over:  # there are no others: an allocation ends at its time, and `why` says so
-                self._running().call(self._session.no_credentials, wanted)
-            if isinstance(error, PolynyaError):
+            credentials = await ask_for(ask, str(wanted.server.uri), wanted.realm)
+        except (Exception, asyncio.CancelledError) as error:
+            if task.cancelling():
+                raise
+            if self._over:
                 return
-            raise
+            reason = f"credentials() raised {type(error).__name__}: {error}; it is called again"
+            self._running().call(self._session.no_credentials, wanted, reason)
+            first, self._credentials_failed = not self._credentials_failed, True
+            if first and not isinstance(error, PolynyaError):
+                context = {"message": f"{task.get_name()}: the callable raised", "exception": error}
+                task.get_loop().call_exception_handler(context)
+            return
+        self._credentials_failed = False
         if not self._over:
-            server = TurnCredentials(wanted.server.uri, username, password)
+            server = TurnCredentials(wanted.server.uri, credentials.username, credentials.password)
             self._running().call(self._session.set_credentials, server)
 
     # ---------------------------------------------------------------------------------------------------------- relays

@@ -16,6 +16,15 @@ AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
 """Called with the URI of a TURN server and its realm; returns a user name and a password."""
 
 
+async def ask_for(ask: AskCredentials, uri: str, realm: str) -> Credentials:
+    """Calls the user's function. Raises what it raises, and TypeError unless the result is a pair of texts."""
+    found: Any = await ask(uri, realm)
+    texts = [type(each).__name__ for each in found] if isinstance(found, tuple | list) else [type(found).__name__]
+    if not isinstance(found, tuple | list) or texts != ["str", "str"]:
+        raise TypeError(f"it returned {', '.join(texts) or 'nothing'}: return a user name and a password")
+    return Credentials(found[0], found[1])
+
+
 @dataclass(frozen=True, slots=True)
 class IceServer:
     """A STUN or TURN server by its URI (RFC 7064, 7065), with the credentials for a TURN server."""

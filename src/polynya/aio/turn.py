@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 from collections import deque
@@ -43,7 +44,7 @@ from .dns import ResolveName
 from .driver import Driver
 from .options import FAMILIES, check_callables
 from .packet_trace import Capture
-from .servers import AskCredentials
+from .servers import AskCredentials, ask_for
 
 QUEUE_LENGTH: Final = 1024
 """Datagrams that wait for `recv` before more are dropped."""
@@ -146,6 +147,10 @@ class TurnClient:
         self._binds: dict[Address, list[asyncio.Future[None]]] = {}
         self._refused: Credentials | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._asked_at = -math.inf
+        """When the callable was called last, by the clock of the loop."""
+        self._asked = 0
+        """Calls in a row."""
         self.datagrams_dropped = 0
         """Arrived while the receive queue was full, or from a peer without permission."""
         self._latest: deque[TurnEvent] = deque(maxlen=EVENTS_KEPT)
@@ -385,15 +390,28 @@ class TurnClient:
             self._fail(TransactionError(401, event.reason))
 
     async def _renew(self, ask: AskCredentials, realm: str) -> None:
-        try:
-            username, password = await ask(str(self._uri), realm)
-            credentials = Credentials(username, password)
-        except Exception as error:  # noqa: BLE001  # any exception of the user's function ends the wait
-            self._fail(TransactionError(401, f"no credentials for {realm!r}: {error}"))
-            return
-        if credentials == self._refused:
-            self._fail(TransactionError(401, f"the server refused the credentials of {username!r} for {realm!r}"))
-        elif self._driver is not None and not self._driver.closed:
+        """Asks for credentials. With an allocation, it asks again after each failure, at the latest after 64 s."""
+        loop = asyncio.get_running_loop()
+        if loop.time() > self._asked_at + 128:
+            self._asked = 0
+        while True:
+            if self._asked > 1:  # the first credentials may have been refused because they had expired
+                await asyncio.sleep(max(self._asked_at + min(2.0 ** (self._asked - 2), 64.0) - loop.time(), 0))
+            if self._ended is not None:
+                return
+            self._asked_at, self._asked = loop.time(), min(self._asked + 1, 16)
+            try:
+                credentials = await ask_for(ask, str(self._uri), realm)
+            except Exception as error:  # noqa: BLE001  # any exception of the user's function is a failure
+                problem = f"no credentials for {realm!r}: {error}"
+            else:
+                if credentials != self._refused or self._allocated is not None:
+                    break
+                problem = f"the server refused the credentials of {credentials.username!r} for {realm!r}"
+            if self._allocated is None:
+                self._fail(TransactionError(401, problem))
+                return
+        if self._driver is not None and not self._driver.closed:
             self._refused = credentials
             self._driver.call(self._search.set_credentials, credentials)
 

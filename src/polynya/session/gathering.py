@@ -244,10 +244,10 @@ class Gathering:
             self.relays.set_credentials(server, now=now)
             self._collect(now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
-        """Continue without a TURN server that refused its credentials."""
+    def no_credentials(self, wanted: CredentialsWanted, reason: str = "", *, now: Instant) -> None:
+        """Continue without a TURN server that refused its credentials; with a `reason`, ask for others later."""
         if self.relays is not None:
-            self.relays.no_credentials(wanted, now=now)
+            self.relays.no_credentials(wanted, reason, now=now)
             self._collect(now=now)
             self._finish_if_done(now=now)
 

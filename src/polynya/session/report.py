@@ -94,7 +94,8 @@ class Answers:
         )
 
     def _add(self, answer: ServerAnswer, state: str, *, now: Instant) -> None:
-        self.all += (answer,)
+        if answer.base is not None or answer not in self.all:  # credentials are asked for again and again
+            self.all += (answer,)
         base = {} if answer.base is None else {"base": answer.base}
         self._trace.server(answer.reason, now=now, server=answer.server, state=state, **base)
 

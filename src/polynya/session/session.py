@@ -157,9 +157,12 @@ class Session:
         self.gathering.set_credentials(server, now=now)
         self._collect(now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
-        """Answer `CredentialsWanted` if there are no other credentials: gathering continues without the server."""
-        self.gathering.no_credentials(wanted, now=now)
+    def no_credentials(self, wanted: CredentialsWanted, reason: str = "", *, now: Instant) -> None:
+        """Answer `CredentialsWanted` if there are no other credentials: gathering continues without the server.
+
+        With a `reason`, they could not be had now: `CredentialsWanted` follows again, with a backoff.
+        """
+        self.gathering.no_credentials(wanted, reason, now=now)
         self._collect(now=now)
 
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
