@@ -4,7 +4,7 @@
 set -u
 
 # program:package
-wanted="turnserver:coturn turnutils_stunclient:coturn tshark:tshark stun:stun-client ip:iproute2 nft:nftables iptables:iptables"
+wanted="turnserver:coturn turnutils_stunclient:coturn tshark:tshark stun:stun-client ip:iproute2 nft:nftables iptables:iptables nginx:nginx systemd-analyze:systemd"
 # packages that bring no program
 libraries="gir1.2-nice-0.1 python3-gi"
 
@@ -33,7 +33,7 @@ if [ -e "$failed" ] && [ -z "$(find "$failed" -mmin +60)" ]; then
 fi
 
 echo "installing Debian packages: $missing"
-export DEBIAN_FRONTEND=noninteractive
+export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 # start no service that a package brings
 mkdir -p .cache
 # shellcheck disable=SC2086  # a list of words
 if { apt-get -qq update && apt-get -qq install --no-install-recommends -y $missing; } >.cache/debian.log 2>&1; then

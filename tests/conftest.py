@@ -91,6 +91,8 @@ PEERS: dict[str, Callable[[], Lack | None]] = {
     "ip": _program("ip", "iproute2"),
     "nft": _program("nft", "nftables"),
     "iptables": _program("iptables", "iptables"),
+    "nginx": _program("nginx", "nginx"),
+    "systemd-analyze": _program("systemd-analyze", "systemd"),
 }
 """The foreign programs that a test may name in `@pytest.mark.peer(name)`, and how each is looked for."""
 

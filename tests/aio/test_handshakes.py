@@ -79,7 +79,10 @@ async def test_connections_that_complete_the_handshake_are_served(tmp_path: Path
     await house.close()
 
 
-async def test_silence_and_nonsense_end_the_connection_before_the_protocol_is_made(tmp_path: Path) -> None:
+async def test_silence_and_nonsense_end_the_connection_before_the_protocol_is_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "polynya.aio")
     house = House(tmp_path, timeout=0.2)
     silent, hostile = await house.silent(), await house.silent()
     hostile[1].write(b"GET / HTTP/1.1\r\n\r\n")
@@ -89,6 +92,8 @@ async def test_silence_and_nonsense_end_the_connection_before_the_protocol_is_ma
     await house.echo()
     assert Heard.count == 1
     assert (house.tally.handshakes_failed, house.tally.handshakes_refused) == (2, 0)
+    [line] = [each.getMessage() for each in caplog.records if "TLS handshake" in each.getMessage()]
+    assert line.startswith("a TLS handshake with 127.0.0.1 failed: "), "the first of them"
     await house.close()
 
 

@@ -89,8 +89,8 @@ def _ask(host: str, port: int) -> None:
         asking.recv(2048)
 
 
-def make_certificate(certificate: Path, key: Path) -> None:
-    """Write a self-signed certificate for `localhost` and both loopback addresses."""
+def make_certificate(certificate: Path, key: Path, *, days: int = 1) -> None:
+    """Write a self-signed certificate for `localhost` and both loopback addresses, valid for so many days."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)
@@ -101,8 +101,8 @@ def make_certificate(certificate: Path, key: Path) -> None:
         .issuer_name(name)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=3))
+        .not_valid_after(now + dt.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(private, hashes.SHA256())

@@ -41,7 +41,7 @@ class Peer:
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
 
-    def expect(self, *kinds: str, within: float = 20) -> Any:
+    def expect(self, *kinds: str, within: float = 60) -> Any:
         """Return the value of the next line of this kind, or the whole line if several kinds are given.
 
         Raises AssertionError if the peer fails, ends or writes no such line in time.

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from tests.interop.coturn import make_certificate
 
-LISTENERS = ("udp", "udp6", "tls", "http")
+LISTENERS = ("udp", "udp6", "tls", "http", "admin")
 USER, PASSWORD = "alice", "open sesame"
 CONFIG = """
 listen = ["127.0.0.1:0", "[::1]:0"]
 tls_listen = ["127.0.0.1:0"]
 http = ["127.0.0.1:0"]
+admin = ["127.0.0.1:0"]
 log_level = "debug"
 
 [tls]
@@ -63,7 +64,7 @@ class Server:
 
     def counted(self, metric: str) -> dict[str, float]:
         """Return the values of a metric by the value of its label, which may be empty."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['http']}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['admin']}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         lines = re.findall(rf'^{metric}(?:\{{\w+="([^"]*)"\}})? (\S+)$', text, re.MULTILINE)
         return {label: float(value) for label, value in lines}
@@ -83,7 +84,7 @@ def serving(folder: Path, turn: str = "", *options: str, allow: Sequence[str] = 
         try:
             assert process.stdout is not None
             ready = process.stdout.readline()
-            ports = re.findall(r" (?:turns?|http)=(?:http://)?\S+:(\d+)", ready)
+            ports = re.findall(r" (?:turns?|http|admin)=(?:http://)?\S+:(\d+)", ready)
             assert len(ports) == len(LISTENERS), ready or (folder / "log").read_text()
             yield Server(process, folder, dict(zip(LISTENERS, map(int, ports), strict=True)))
         finally:

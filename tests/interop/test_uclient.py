@@ -1,8 +1,8 @@
 """coturn's load client with `polynya serve`: it receives all data that it sends.
 
-The server has its default-deny policy with one exception, the loopback address of the test. It allows the channel
-numbers of RFC 5766, which `turnutils_uclient` 4.6.1 uses. The client takes some seconds, so all runs are concurrent,
-against a server without workers and one with two, and each test checks one of them.
+The server has its default-deny policy with one exception, the loopback address of the test. By default it allows the
+channel numbers of RFC 5766, which `turnutils_uclient` 4.6.1 uses. The client takes some seconds, so all runs are
+concurrent, against a server without workers and one with two, and each test checks one of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.peer("turnutils")
 MESSAGES = 30
 TURN = """
 shared_secrets = ["south", "north"]
-channel_range = "rfc5766"
 """
 WORKERS = {"no workers": "0", "two workers": "2"}
 CASES = {

@@ -31,6 +31,20 @@ def test_data_on_a_stream_without_an_allocation_closes_it(frame: str) -> None:
     assert table.closed[-1] == Flow(701)
 
 
+def test_binding_requests_on_streams_are_limited_for_each_source() -> None:
+    table = Table(config(limits=Limits(unauthenticated_answers_per_second=10, unauthenticated_burst=20)))
+    request = Message.request(Method.BINDING, bytes(12)).encode()
+    for number, address in enumerate((CLIENT, at(2), OTHER)):
+        table.open_stream(Flow(700 + number), address)
+    assert len(table.give(StreamData(Flow(700), request * 500))) == 20
+    assert table.give(StreamData(Flow(701), request)) == [], "another stream of the same source"
+    assert len(table.give(StreamData(Flow(702), request))) == 1
+    assert len(table.from_client(request)) == 1, "over UDP there is another limit, as its source may be forged"
+    assert table.server.control.counters["dropped: too many Binding requests on streams"] == 481
+    table.run_for(1)
+    assert len(table.give(StreamData(Flow(700), request * 50))) == 10
+
+
 def at(number: int, host: str = CLIENT.host) -> Address:
     return Address(host, 10_000 + number)
 

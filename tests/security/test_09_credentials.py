@@ -64,6 +64,38 @@ def test_an_allocation_outlives_its_credentials_unless_refresh_is_strict(strict:
     assert code(limited(table, UNIX + 1000, "bob").refresh()) == 441
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (f"alice:{UNIX + 10}", 0),
+        (f"alice:x:{UNIX + 10}", 0),
+        (f"alice:{UNIX}", 401),
+        (f"{UNIX + 10}", 0),
+        (f"{UNIX + 10}:17", 0),
+        (f"17:{UNIX + 10}", 401),  # the first field is the expiry: a client cannot choose another one
+        (f"{UNIX}:{UNIX + 10}", 401),
+        (f"{UNIX + 10}:{UNIX}", 0),
+        (f"{'9' * 13}:{UNIX + 10}", 401),
+        (f"alice:{'9' * 13}", 401),
+        (f"alice:{UNIX + 10}:x", 401),
+        (f":{UNIX + 10}", 401),
+        ("alice:", 401),
+    ],
+)
+def test_the_expiry_is_the_first_field_if_that_is_a_number_and_else_the_last(name: str, expected: int) -> None:
+    password = base64.b64encode(hmac.digest(b"one", name.encode(), hashlib.sha1)).decode()
+    assert code(Person(shared("one"), CLIENT, name, password).allocate()) == expected
+
+
+def test_an_allocation_belongs_to_the_id_in_both_orders() -> None:
+    table = shared("one")
+    alice = limited(table, UNIX + 10)
+    assert code(alice.allocate()) == 0
+    name = f"alice:{UNIX + 20}"
+    password = base64.b64encode(hmac.digest(b"one", name.encode(), hashlib.sha1)).decode()
+    assert code(Person(table, CLIENT, name, password).refresh()) == 0
+
+
 def test_several_secrets_are_valid_at_once() -> None:
     table = shared("new", "old")
     for number, (secret, expected) in enumerate({"new": 0, "old": 0, "other": 401}.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import resource
 import signal
 import socket
@@ -114,6 +115,8 @@ def test_hash_user_prints_a_line_that_lets_the_user_in(tmp_path: Path) -> None:
         (["--user", "a:b", "--ports", "5"], "LOW-HIGH"),
         (["--user", "a:b", "--allow-peer", "10.0.0.1/8"], "beyond its prefix"),
         (["--user", "a:b", "--relay-ip", "::"], "no relay address"),
+        (["--user", "a:b", "--relay-ip", "203.0.113.7"], "cannot relay on 203.0.113.7"),
+        (["--user", "a:b", "--relay-ip", "2001:db8::7", "--check-config"], "cannot relay on 2001:db8::7"),
         (["--user", "a:b", "--workers", "1", "--trace", os.devnull], "cannot be traced"),
         (["--config", "/nowhere.toml"], "cannot read /nowhere.toml"),
     ],
@@ -165,7 +168,7 @@ async def test_every_other_flag_does_what_it_says(start: Start) -> None:
 
         return ask
 
-    offered, _ = await fetch_servers(where["http"])
+    offered = (await fetch_servers(where["http"])).servers
     assert [each.uri for each in offered if each.username] == [
         f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
     ]
@@ -182,6 +185,29 @@ async def test_every_other_flag_does_what_it_says(start: Start) -> None:
     assert len(children(process.process.pid)) == 1, "one worker"
     process.signal(signal.SIGTERM)
     assert process.wait() == 0
+
+
+def test_without_users_it_says_that_turn_is_off_and_why(start: Start) -> None:
+    process = start("serve", *LISTEN)
+    assert "turn" not in ready(process)
+    assert "since it has no users: set --shared-secret-file" in process.until("TURN is off")
+
+
+def test_the_shared_secret_comes_from_the_environment_or_a_file(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_text("of the file\n")
+    monkeypatch.setattr(commands, "environment", lambda **_: {**os.environ, "POLYNYA_SHARED_SECRET": "of the env"})
+    process = start("serve", *LISTEN, "--relay-ip", "127.0.0.1", "--shared-secret-file", str(tmp_path / "secret"))
+    turn = ready(process)["turn"]
+
+    async def allocate() -> None:
+        for secret in (b"of the env", b"of the file"):
+            name = "99999999999:me"
+            async with client(turn, time_limited_password(name, secret), name) as relay:
+                assert relay.relayed
+
+    asyncio.run(allocate())
 
 
 def test_the_limit_of_open_files_is_raised(start: Start) -> None:
@@ -279,6 +305,42 @@ def test_sigterm_drains_and_a_second_one_ends_it(start: Start, tmp_path: Path) -
 
     for leave in (True, False):
         asyncio.run(session(start("serve", "--config", path), leave=leave))
+
+
+async def test_sigusr1_ends_it_with_the_last_allocation_and_sigusr2_reads_the_certificate(
+    start: Start, tmp_path: Path
+) -> None:
+    make_certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    tls = ("--tls-listen", "127.0.0.1:0", "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key")
+    process = start("serve", *LISTEN, *tls, str(tmp_path / "key.pem"), "--user", "alice:open sesame")
+    said = ready(process)
+    process.signal(signal.SIGUSR2)
+    process.until("the certificate was read again")
+    (tmp_path / "cert.pem").write_text("nonsense")
+    process.signal(signal.SIGUSR2)
+    process.until("the certificate is not read again")
+
+    async with client(said["turn"]):
+        process.signal(signal.SIGUSR1)
+        await asyncio.to_thread(process.until, "draining 1 allocations until they end")
+        with pytest.raises(TransactionError):
+            await client(said["turn"]).allocate()
+        assert process.process.poll() is None
+    assert process.wait() == 0
+
+
+def test_signals_before_the_server_is_ready_do_no_harm(start: Start) -> None:
+    process = start("serve", *LISTEN)
+    status = Path(f"/proc/{process.process.pid}/status")
+    while not int(re.findall(r"SigIgn:\s*([0-9a-f]+)", status.read_text())[0], 16) & 1 << (signal.SIGHUP - 1):
+        assert process.process.poll() is None
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        process.signal(number)
+    ready(process)
+    process.signal(signal.SIGHUP)
+    process.until("reloaded")
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
 
 
 async def test_without_a_drain_sigterm_ends_it_at_once_and_logs_each_allocation(start: Start, tmp_path: Path) -> None:

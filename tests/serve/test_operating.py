@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,13 @@ from tests.serve.turn_house import (
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
-config = partial(turn_house.config, http=(ANY4,))
+config = partial(turn_house.config, http=(ANY4,), admin=(ANY4,))
 tls_config = partial(turn_house.tls_config, http=(ANY4,))
 
 
 async def get(server: Server, path: str, *headers: str, host: str | None = None) -> tuple[int, str]:
     """Send an HTTP request; return status and body."""
-    [address] = server.http_addresses
+    [address] = server.admin_addresses if path == "/metrics" else server.http_addresses
     reader, writer = await asyncio.open_connection(address.host, address.port)
     lines = (f"GET {path} HTTP/1.1", f"Host: {host or address}", "Connection: close", *headers, "", "")
     writer.write("\r\n".join(lines).encode())
@@ -77,7 +79,7 @@ async def test_a_reload_keeps_sessions_and_applies_to_new_ones(workers: int) -> 
         async with client(server, username="bob", password="builder"):
             with pytest.raises(TransactionError, match="486"):
                 await client(server).allocate(5)
-        (_, turn, _), _ = await fetch_servers(server.url)
+        _, turn, _ = (await fetch_servers(server.url)).servers
         assert turn.password == time_limited_password(turn.username, b"new")
         # removing a rule takes effect at once for existing allocations
         closed = options(workers=workers, config=turn_config(policy=PeerPolicy(allow=("10.0.0.0/8",))))
@@ -95,7 +97,7 @@ async def test_keys_that_need_a_restart_are_named_and_keep_their_value() -> None
         named = ["listen", "signaling.trusted_proxies", "turn.ports", "turn.workers"]
         assert server.reload(changed) == named
         assert server.reload(changed) == named, "at every reload"
-        assert server.reload(ServeConfig(listen=(ANY4,), http=(ANY4,))) == ["turn"]
+        assert server.reload(ServeConfig(listen=(ANY4,), http=(ANY4,), admin=(ANY4,))) == ["turn"]
         await relay.permit(peer)
         await works(relay, peer)
         async with client(server):
@@ -150,6 +152,15 @@ async def test_an_unusable_certificate_changes_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- drain
 
 
+async def test_the_death_of_a_worker_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with Server(config(options(workers=1))) as server:
+        assert server.relaying is not None
+        [process] = server.relaying.data_plane.processes
+        os.kill(process, signal.SIGKILL)
+        line = f"worker process {process} ended with code -9"
+        await until(lambda: any(line in record.getMessage() for record in caplog.records))
+
+
 async def test_a_drain_refuses_new_clients_and_ends_with_the_last_one() -> None:
     async with Server(config(options(drain=60.0, shared_secrets=("s",)))) as server, echo() as peer:
         relay = client(server)
@@ -161,7 +172,7 @@ async def test_a_drain_refuses_new_clients_and_ends_with_the_last_one() -> None:
         with pytest.raises(TransactionError, match="508"):
             await client(server).allocate(5)
         assert await get(server, "/healthz") == (503, "shutting down\n")
-        offered, _ = await fetch_servers(server.url)
+        offered = (await fetch_servers(server.url)).servers
         assert [each.uri for each in offered] == list(server.stun_uris), "TURN is no longer listed"
         assert not draining.done()
         await relay.close()
@@ -275,7 +286,7 @@ async def test_no_label_of_a_metric_comes_from_a_client() -> None:
 
 
 async def test_a_server_with_stun_alone_has_metrics_too() -> None:
-    async with Server(ServeConfig(listen=(ANY4,), http=(ANY4,))) as server:
+    async with Server(ServeConfig(listen=(ANY4,), http=(ANY4,), admin=(ANY4,))) as server:
         status, text = await get(server, "/metrics")
         assert status == 200 and "polynya_turn" not in text
         assert value(text, "polynya_signaling_rooms") == 0
@@ -300,6 +311,27 @@ async def test_metrics_are_only_for_this_host(header: str, host: str | None, sta
 async def test_a_client_of_a_trusted_proxy_is_not_on_this_host() -> None:
     async with Server(config(trusted_proxies=("127.0.0.1",))) as server:
         assert (await get(server, "/metrics", "X-Forwarded-For: 198.51.100.1"))[0] == 404
+
+
+async def test_metrics_have_a_listener_of_their_own_which_is_off_by_default() -> None:
+    async with Server(turn_house.config(http=(ANY4,))) as server:
+        assert server.admin_addresses == () and "admin" not in server.ready_line
+    async with Server(config()) as server:
+        [public], [admin] = server.http_addresses, server.admin_addresses
+        assert f" admin=http://{admin}" in server.ready_line
+        for address, path, status in (
+            (public, "/metrics", 404),
+            (public, "/healthz", 200),
+            (admin, "/metrics", 200),
+            (admin, "/healthz", 404),
+            (admin, "/signaling", 404),
+        ):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+            assert (await reader.readline()).split()[1] == str(status).encode(), (address, path)
+            writer.close()
+        assert server.relaying is not None
+        assert server.relaying.machine.control.policy.judge(admin), "clients cannot reach it through a relay"
 
 
 async def test_metrics_with_a_token_need_the_token() -> None:

@@ -106,6 +106,51 @@ async def test_web_pages_of_other_origins_are_refused(origin: str, accepted: boo
         assert refused.value.response.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "scheme", "accepted"),
+    [
+        ("http://chat.example", "chat.example", "http", True),
+        ("https://chat.example", "chat.example", "http", False),
+        ("http://chat.example", "chat.example", "https", False),
+        ("https://chat.example", "chat.example", "https", True),
+        ("https://Chat.example", "chat.example:443", "https", True),
+        ("https://chat.example:80", "chat.example", "https", False),
+        ("ftp://chat.example", "chat.example", "http", False),
+        ("null", "null", "http", False),
+        ("chat.example", "chat.example", "http", False),
+        ("", "", "http", False),
+    ],
+)
+async def test_an_origin_is_scheme_host_and_port(origin: str, host: str, scheme: str, accepted: bool) -> None:
+    async with Server(config(trusted_proxies=("127.0.0.1",))) as server:
+        [address] = server.http_addresses
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(
+            upgrade(f"X-Forwarded-Proto: {scheme}\r\nOrigin: {origin}\r\n").replace(
+                b"Host: x", f"Host: {host}".encode()
+            )
+        )
+        assert (await reader.readline()).startswith(b"HTTP/1.1 101 " if accepted else b"HTTP/1.1 403 ")
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /healthz HTTP/1.1\r\nHost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 0\r\n\r\n0\r\n\r\n",
+        "POST /healthz HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        "POST /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+async def test_an_ambiguous_body_is_refused_and_the_connection_closed(request_: str) -> None:
+    async with Server(config()) as server:
+        hidden = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+        answer = await http(server.http_addresses[0], request_ + hidden)
+        assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+
+
 async def test_hostile_clients_are_answered_and_disconnected_and_others_stay() -> None:
     async with Server(config()) as server, websocket(server) as bystander:
         await bystander.send('{"type":"join","version":1,"room":"r"}')

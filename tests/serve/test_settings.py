@@ -30,6 +30,7 @@ WHOLE = """
 listen = ["127.0.0.1:3478", "[::1]:3478"]
 tls_listen = ["127.0.0.1:5349"]
 http = ["127.0.0.1:8080"]
+admin = ["127.0.0.1:9090"]
 log_level = "warning"
 
 [tls]
@@ -50,7 +51,7 @@ relay_ips = ["127.0.0.1", "::1"]
 external_ips = ["203.0.113.5", "2001:db8::5/::1"]
 ports = "50000-50999"
 port_rest = 1.5
-channel_range = "rfc5766"
+channel_range = "rfc8656"
 algorithms = ["md5"]
 default_lifetime = 300
 max_lifetime = 1800
@@ -78,6 +79,8 @@ name = "bob"
 keys = ["00112233445566778899aabbccddeeff"]
 
 [signaling]
+room_tokens = ["kitchen key"]
+open_turn = false
 origins = ["https://example.org"]
 trusted_proxies = ["127.0.0.1"]
 
@@ -107,9 +110,11 @@ def test_every_key_reaches_the_server(write: Any) -> None:
     assert made.listen == (Address("127.0.0.1", 3478), Address("::1", 3478))
     assert made.tls_listen == (Address("127.0.0.1", 5349),) and made.http == (Address("127.0.0.1", 8080),)
     assert made.tls is not None and made.tls.server_name == "turn.example.org"
+    assert made.admin == (Address("127.0.0.1", 9090),)
     assert made.metrics_token == "for prometheus"
     assert made.limits == SignalingLimits(room_members=4)
     assert made.origins == ("https://example.org",) and made.trusted_proxies == ("127.0.0.1",)
+    assert made.room_tokens == ("kitchen key",) and not made.open_turn
     assert made.alternates == (Address("127.0.0.2", 3479),)
     assert made.external_ips == {"127.0.0.1": "203.0.113.5", "127.0.0.2": "203.0.113.6"}
     turn = made.turn
@@ -121,7 +126,7 @@ def test_every_key_reaches_the_server(write: Any) -> None:
         port_rest=1_500_000_000,
         policy=turn.config.policy,
         limits=Limits(allocations_per_user=3, stream_patience=2_500_000_000),
-        channel_range=ChannelRange.RFC5766,
+        channel_range=ChannelRange.RFC8656,
         default_lifetime=300 * 10**9,
         max_lifetime=1800 * 10**9,
         nonce_lifetime=60 * 10**9,
@@ -138,10 +143,29 @@ def test_every_key_reaches_the_server(write: Any) -> None:
     assert turn.alternates == (Alternate(Address("192.0.2.9", 3478)), Alternate.parse("tls:192.0.2.9:5349"))
 
 
+def test_room_tokens_come_from_the_file_of_tokens_too(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    keys = ("signaling", "room_tokens"), ("signaling", "room_tokens_file")
+    flags = dict(zip(keys, (["one"], str(tokens)), strict=True))
+    with pytest.raises(ConfigurationError, match="cannot read the room tokens"):
+        server_config(load(None, flags))
+    tokens.write_text("\n \n")
+    with pytest.raises(ConfigurationError, match="has no room token"):
+        server_config(load(None, flags))
+    tokens.write_text("two\n\n  three \none\n")
+    assert server_config(load(None, flags)).room_tokens == ("one", "two", "three")
+    assert "swordfish" not in show(load(None, {keys[0]: ["swordfish"]}))
+    for wrong in ("", "x" * 513):
+        with pytest.raises(ConfigurationError, match="1 to 512 characters"):
+            server_config(load(None, {keys[0]: [wrong]}))
+    with pytest.raises(ConfigurationError, match="open_turn"):
+        server_config(load(None, {keys[0]: ["one"], ("signaling", "open_turn"): True}))
+
+
 def test_the_example_above_sets_every_key(write: Any) -> None:
     """The test above then detects keys that are never read."""
     given_ = tomllib.loads(WHOLE)
-    left = {"turn.users_file", "turn.users_database"}
+    left = {"turn.users_file", "turn.shared_secrets_file", "turn.users_database", "signaling.room_tokens_file"}
     for path, key, _ in every_key():
         table: Any = given_
         for part in path:
@@ -210,6 +234,8 @@ def test_the_addresses_of_listen_are_the_relay_addresses(listen: list[str], rela
         ("[turn]\nports = '2-1'\nshared_secrets = ['x']", "relay ports 2-1"),
         ("[turn]\nshared_secrets = ['']", "shared secret must not be empty"),
         ("[turn]\nrealm = 'x'", "turn has settings but no users"),
+        ("[turn]\nshared_secrets_file = '/nowhere/secret'", "cannot read the shared secrets of /nowhere/secret"),
+        ("[turn]\nshared_secrets_file = '/dev/null'", "/dev/null has no shared secret"),
         ("[turn]\nshared_secrets = ['x']\nrelay_ips = ['0.0.0.0']", "no relay address"),
         ("[turn]\nshared_secrets = ['x']\nrelay_ips = ['nonsense']", "a relay address is an IP address"),
         ("[turn]\nshared_secrets = ['x']\nexternal_ips = ['1.2.3.4/5.6.7.8']", "turn.external_ips"),
@@ -283,9 +309,9 @@ def test_any_change_of_a_byte_gives_settings_or_a_configuration_error(write: Any
 def test_printed_settings_are_a_file_with_the_same_settings_except_secrets(write: Any) -> None:
     settings = load(write(WHOLE))
     printed = show(settings)
-    for secret in ("new one", "old one", "open sesame", "00112233", "for prometheus"):
+    for secret in ("new one", "old one", "open sesame", "00112233", "for prometheus", "kitchen key"):
         assert secret not in printed
-    assert printed.count(MASK) == 5
+    assert printed.count(MASK) == 6
     again = load(write(printed))
     assert masked(again) == masked(settings)
     assert show(again) == printed
@@ -297,7 +323,7 @@ def masked(settings: schema.Settings) -> Any:
     data = msgspec.json.decode(text)
     for user in data["turn"]["users"]:
         user.pop("password"), user.pop("keys")
-    data["turn"].pop("shared_secrets"), data["metrics"].pop("token")
+    data["turn"].pop("shared_secrets"), data["metrics"].pop("token"), data["signaling"].pop("room_tokens")
     return data
 
 
@@ -333,6 +359,15 @@ def test_every_key_is_in_the_reference() -> None:
     for path, key, about in every_key():
         assert re.search(rf"^\| `{key}` \|.*{re.escape(about)} \|$", text, re.MULTILINE), ".".join((*path, key))
     assert '| `ports` | `"49152-65535"` | LOW-HIGH: range of the relay ports. |' in text
+
+
+def test_shared_secrets_come_from_the_settings_and_from_their_file(tmp_path: Path) -> None:
+    (tmp_path / "secrets").write_text("# of 2026\nfrom the file \n\n")
+    flags = {("turn", "shared_secrets_file"): str(tmp_path / "secrets"), ("listen",): ["127.0.0.1:0"]}
+    made = server_config(load(None, flags))
+    assert made.turn is not None and made.turn.shared_secrets == ("from the file",)
+    made = server_config(load(None, {**flags, ("turn", "shared_secrets"): ["given"]}))
+    assert made.turn is not None and made.turn.shared_secrets == ("given", "from the file")
 
 
 def test_a_certificate_is_read_when_the_settings_are_checked(tmp_path: Path) -> None:

@@ -17,16 +17,20 @@ from polynya.core.machine import (
     InterfacesChanged,
     Open,
     Opened,
+    Resolve,
     Send,
+    StreamData,
 )
-from polynya.ice.candidates import CandidateType
+from polynya.ice.candidates import Candidate, CandidateType
 from polynya.ice.config import IceConfig
 from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded
 from polynya.session.events import GatheringState, GatheringStateChanged
-from polynya.session.options import Policy, SessionConfig
-from polynya.stun.attributes import ALTERNATE_SERVER
+from polynya.session.options import Policy, SessionConfig, TurnCredentials
+from polynya.stun.attributes import ALTERNATE_SERVER, NONCE, REALM, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS
 from polynya.stun.message import Message, decode
-from polynya.stun.registry import Class
+from polynya.stun.registry import Class, Method
+from polynya.stun.uris import TurnUri
+from tests.reports import flat
 from tests.session.conftest import ETH0, WLAN0
 
 FIRST, SECOND_SERVER = Address("192.0.2.1", 3478), Address("192.0.2.9", 3478)
@@ -61,7 +65,7 @@ def test_without_any_usable_address_gathering_ends_and_says_why(bench) -> None:
     b.start(ETH0)
     b.answer_names()
     assert ended(b)
-    assert "eth0: 10.0.0.2 is not used: the interface filter refused it" in str(b.session.why())
+    assert "eth0: 10.0.0.2 is not used: the interface filter refused it" in flat(b.session.why())
 
 
 def test_all_servers_are_asked_at_once_at_the_pace_of_the_process(bench) -> None:
@@ -86,7 +90,7 @@ def test_a_mapping_becomes_a_candidate_while_the_other_server_is_silent(bench) -
     assert not ended(b)
     b.advance(1.01)
     assert ended(b), "one answer gives the others a grace period only"
-    assert "192.0.2.9:3478 had not answered 1 s after the last answer" in str(b.session.why())
+    assert "192.0.2.9:3478 had not answered 1 s after the last answer" in flat(b.session.why())
 
 
 def test_a_server_that_answered_one_component_gets_time_for_the_other(bench) -> None:
@@ -161,7 +165,7 @@ def test_a_name_without_an_address_is_reported_and_not_waited_for(bench) -> None
     b = bench("stun:nowhere.example")
     b.start(ETH0)
     assert ended(b)
-    assert "stun:nowhere.example: no answer (nowhere.example has no address)" in str(b.session.why())
+    assert "stun:nowhere.example: no answer (nowhere.example has no address)" in flat(b.session.why())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "::ffff:192.0.2.1"])
@@ -172,7 +176,7 @@ def test_a_name_with_impossible_addresses_is_reported_and_not_asked(bench, host:
     b.answer_names(**{"blocked.example": (host,)})
     b.advance(0.1)
     assert ended(b) and not b.take(Send)
-    assert f"stun:blocked.example: no answer ({Address.of(host, 3478)} is " in str(b.session.why())
+    assert f"stun:blocked.example: no answer ({Address.of(host, 3478)} is " in flat(b.session.why())
 
 
 @pytest.mark.parametrize("mapped", ["0.0.0.0:0", "203.0.113.7:0", "224.0.0.1:5000", "[2001:db8::7]:5000"])
@@ -183,7 +187,7 @@ def test_an_impossible_mapped_address_is_no_candidate_and_is_explained(bench, ma
     [question] = b.take(Send)
     b.answer_question(question, Address.parse(mapped))
     assert ended(b) and [address.host for _, address in candidates(b)] == ["10.0.0.2"]
-    assert f"the mapped address is impossible: {mapped} " in str(b.session.why())
+    assert f"the mapped address is impossible: {mapped} " in flat(b.session.why())
 
 
 def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(bench) -> None:
@@ -195,7 +199,7 @@ def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(benc
     b.answer_opens()
     assert [address.host for _, address in candidates(b)] == ["10.9.0.2"]
     assert ended(b)
-    assert "eth0: 10.0.0.2 is not used: the port is in use" in str(b.session.why())
+    assert "eth0: 10.0.0.2 is not used: the port is in use" in flat(b.session.why())
 
 
 def test_a_mapping_is_kept_open_until_a_pair_is_nominated(bench) -> None:
@@ -383,7 +387,7 @@ def test_options_that_a_socket_could_not_get_are_reported(bench) -> None:
     b.session.receive(Opened(flow=opening.flow, local=Address("10.0.0.2", 5000), note=note), now=b.now)
     why = b.session.why()
     assert why.data["gathering"]["sockets"] == [{"interface": "eth0", "local": "10.0.0.2:5000", "note": note}]
-    assert f"eth0: 10.0.0.2:5000 ({note})" in str(why)
+    assert f"eth0: 10.0.0.2:5000 ({note})" in flat(why)
     b.drain()
     assert ended(b), "it is used"
 
@@ -430,7 +434,7 @@ def test_an_answer_that_comes_after_the_end_is_a_candidate_all_the_same(bench) -
     b.start(ETH0)
     b.advance(5.01)
     assert ended(b) and ends(b) == 1
-    assert "192.0.2.1:3478 had not answered 5 s after gathering began; its requests continue" in str(b.session.why())
+    assert "192.0.2.1:3478 had not answered 5 s after gathering began; its requests continue" in flat(b.session.why())
     b.advance(27)
     questions = b.take(Send)
     assert len(questions) == 7
@@ -451,7 +455,7 @@ def test_a_late_question_has_an_end_and_then_nothing_is_left(bench) -> None:
     b.advance(39)
     assert b.session.next_timer() is not None
     b.advance(1)
-    assert "192.0.2.1:3478 did not answer 7 sends" in str(b.session.why())
+    assert "192.0.2.1:3478 did not answer 7 sends" in flat(b.session.why())
     assert b.session.next_timer() is None
     assert len(b.of(GatheringStateChanged)) == 2
 
@@ -566,3 +570,146 @@ def test_a_late_question_follows_its_server_to_another_one_and_stays_late(bench)
     assert len(b.of(GatheringStateChanged)) == 2
     b.answer_question(there, MAPPED)
     assert candidates(b)[-1] == ("srflx", MAPPED)
+
+
+# -------------------------------------------------------------------------------------------------- blocked UDP
+
+RTT = 0.05
+TURN_URIS = ("turn:192.0.2.9?transport=tcp", "turn:192.0.2.9")
+
+
+def with_relay(bench, *uris: str, stun: str = "stun:192.0.2.1", held: str = "", **options: object):
+    """Start a session whose TURN server allocates over TCP, 0.15 s after the start."""
+    servers = tuple(TurnCredentials(TurnUri.parse(uri)) for uri in uris or TURN_URIS[:1])
+    b = bench(stun, turn_servers=servers, **options)
+    b.start(ETH0, answer=False)
+    b.answer_opens()
+    later = [output for output in b.take(Resolve) if output.name == held or b.outputs.append(output)]
+    b.answer_names()
+    b.outputs += later
+    b.advance(RTT)
+    [stream] = [each for each in b.outputs if isinstance(each, Open)]
+    b.answer_opens()
+    b.advance(2 * RTT)
+    [request] = [send for send in b.outputs if isinstance(send, Send) and send.flow == stream.flow]
+    b.session.receive(StreamData(stream.flow, allocation(request)), now=b.now)
+    b.drain()
+    return b
+
+
+def allocation(request: Send) -> bytes:
+    values = {XOR_RELAYED_ADDRESS: (Address("192.0.2.9", 50000),), XOR_MAPPED_ADDRESS: Address("10.0.0.2", 5001)}
+    return Message.success(decode(request.data), values).encode()
+
+
+TURN = Address("192.0.2.9", 3478)
+
+
+def questions(b, server: Address = FIRST) -> list[Send]:
+    """Binding requests to a server."""
+    sent = [send for send in b.outputs if isinstance(send, Send) and send.remote == server]
+    return [send for send in sent if decode(send.data).method == Method.BINDING]
+
+
+def allocates(b) -> list[Send]:
+    """Allocate requests over UDP."""
+    [base] = b.session.gathering.bases
+    sent = [send for send in b.outputs if isinstance(send, Send) and (send.flow, send.remote) == (base.flow, TURN)]
+    return [send for send in sent if decode(send.data).method == Method.ALLOCATE]
+
+
+def test_with_a_relay_over_tcp_and_no_answer_over_udp_gathering_ends_after_two_round_trips(bench) -> None:
+    """Issue E, line 9: an unreachable STUN server got a second more."""
+    b = with_relay(bench)  # its one request took 2 * RTT
+    assert not ended(b) and len(questions(b)) == 1
+    b.advance(2 * 2 * RTT - 0.001)
+    assert not ended(b)
+    asked = questions(b)
+    assert len({decode(send.data).transaction_id for send in asked}) == 4
+    b.advance(0.001)
+    assert ended(b) and [kind for kind, _ in candidates(b)] == ["host", "relay"]
+    assert "UDP seems blocked" in str(b.session.why())
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_of_the_transactions_gives_the_mapping_and_a_late_one_still_does(bench, number: int) -> None:
+    b = with_relay(bench)
+    b.advance(0.15)
+    b.answer_question(questions(b)[number], MAPPED)
+    assert ("srflx", MAPPED) in candidates(b) and ended(b)
+    late = with_relay(bench)
+    late.advance(1)
+    assert ended(late)
+    late.answer_question(questions(late)[number], MAPPED)
+    assert ("srflx", MAPPED) in candidates(late)
+
+
+def test_the_server_of_the_relay_is_asked_over_udp_since_its_distance_is_known(bench) -> None:
+    """The STUN server may be farther away: then an answer of the TURN server gives it the grace period."""
+    b = with_relay(bench)
+    b.advance(0.19)
+    first, *_ = questions(b, TURN)
+    assert len(questions(b, TURN)) == 3
+    b.answer_question(first, MAPPED)
+    assert ("srflx", MAPPED) in candidates(b)
+    b.advance(0.99)
+    assert not ended(b)
+    b.answer_question(questions(b)[0], Address("203.0.113.1", 40009))
+    assert ended(b)
+
+
+def test_the_binding_server_of_a_relay_over_tls_has_the_default_port(bench) -> None:
+    b = with_relay(bench, "turns:192.0.2.9:443")
+    b.advance(0.19)
+    assert questions(b, TURN)
+
+
+def test_that_is_an_option(bench) -> None:
+    b = with_relay(bench, blocked_udp=False)
+    b.advance(0.99)
+    assert not ended(b)
+    b.advance(0.02)
+    assert ended(b)
+
+
+def test_any_answer_over_udp_shows_that_udp_is_open(bench) -> None:
+    b = with_relay(bench, *TURN_URIS)
+    allocate = allocates(b)[0]
+    challenge = Message.error(decode(allocate.data), 401, None, {REALM: "example.org", NONCE: b"nonce"}).encode()
+    b.receive(allocate.flow, allocate.remote, challenge)
+    b.advance(0.99)
+    assert not ended(b), "the STUN server has the whole grace period"
+
+
+def test_a_silent_turn_server_over_udp_is_asked_again_and_not_waited_for(bench) -> None:
+    b = with_relay(bench, *TURN_URIS)
+    b.advance(0.19)
+    asked = [decode(send.data).transaction_id for send in allocates(b)]
+    assert len(set(asked)) == 4 and not ended(b)
+    b.advance(0.02)
+    assert ended(b)
+
+
+def test_udp_is_not_blocked_before_a_server_was_asked(bench) -> None:
+    """The name of the STUN server takes longer than the relay; the server then gets two round trips."""
+    b = with_relay(bench, stun="stun:slow.example", held="slow.example")
+    b.advance(0.5)
+    assert not ended(b) and questions(b) == []
+    b.answer_names(**{"slow.example": ("192.0.2.1",)})
+    b.advance(4 * RTT - 0.01)
+    assert not ended(b) and questions(b)
+    b.advance(0.02)
+    assert ended(b)
+
+
+# ------------------------------------------------------------------------------------------- names of the other side
+
+
+@pytest.mark.parametrize("policy", [Policy.ALL, Policy.NO_HOST, Policy.RELAY])
+def test_a_local_name_of_the_other_side_is_not_looked_up_if_only_relays_are_used(bench, policy: Policy) -> None:
+    b = bench(policy=policy)
+    b.start(ETH0)
+    b.session.add_remote(Candidate.parse("candidate:1 1 udp 2122252543 host.local 6000 typ host"), now=b.now)
+    b.drain()
+    assert len(b.take(Resolve)) == (policy is not Policy.RELAY)
+    assert ("host.local is ignored" in str(b.session.why())) is (policy is Policy.RELAY)

@@ -154,9 +154,9 @@ def test_a_client_that_resumes_too_late_joins_with_a_new_id() -> None:
     after = bob.client.peer_id
     assert after != before
     assert bob.drain() == [
-        Entered(peer_id=after, peers=(alice.client.peer_id,), servers=SERVERS, resumed=False),
         PeerLeft(peer=alice.client.peer_id, reason="it left while this side was disconnected"),
-    ]
+        Entered(peer_id=after, peers=(alice.client.peer_id,), servers=SERVERS, resumed=False),
+    ], "the same member is a new one to a client with a new id"
     changes = [event for event in alice.drain() if isinstance(event, PeerLeft | PeerJoined)]
     assert changes == [
         PeerJoined(peer=before),

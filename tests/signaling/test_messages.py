@@ -76,9 +76,12 @@ def test_the_text_is_the_documented_json() -> None:
         },
     }
     assert json.loads(m.encode(m.Join(version=1, room="kitchen"))) == {"type": "join", "version": 1, "room": "kitchen"}
+    assert json.loads(m.encode(m.Join(version=1, room="r", token="t")))["token"] == "t"
     assert json.loads(m.encode(m.ListServers())) == {"type": "servers"}
+    assert json.loads(m.encode(m.ListServers("t"))) == {"type": "servers", "token": "t"}
+    assert "t0ken" not in f"{m.Join(version=1, room='r', token='t0ken')} {m.ListServers('t0ken')}"
     servers = m.ServerList((m.IceServer(uris=("stun:h",)),))
-    assert json.loads(m.encode(servers)) == {"type": "servers", "servers": [{"uris": ["stun:h"]}]}
+    assert json.loads(m.encode(servers)) == {"type": "servers", "servers": [{"uris": ["stun:h"]}], "no_relay": ""}
     assert json.loads(m.encode(m.signal(ID, m.Candidate(candidate=None))))["body"] == {
         "kind": "candidate",
         "candidate": None,

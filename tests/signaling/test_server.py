@@ -284,6 +284,26 @@ def test_a_token_is_valid_until_the_client_has_shown_that_it_has_the_next_one() 
     assert join(house, resume=third)[1].peer == first.peer
 
 
+def test_a_server_with_tokens_asks_for_one_of_them_before_anything_else() -> None:
+    house = House()
+    house.server.tokens = ("first", "s\u00e9cond")
+    for token in ("", "wrong", "firs", "first\u00e9"):
+        for message in (Join(version=1, room="room", token=token), ListServers(token)):
+            link = house.raw()
+            assert codes(link.say(message)) == ["token"]
+            assert link.closed == (POLICY, "token")
+    assert house.server.counters["rooms"] == 0
+    for token in house.server.tokens:
+        assert isinstance(house.raw().say(ListServers(token))[0], ServerList)
+        link = house.raw()
+        [welcome] = link.say(Join(version=1, room=token, token=token))
+        assert isinstance(welcome, Welcome)
+        assert isinstance(link.say(ListServers())[0], ServerList), "a member has shown it"
+        link.close()
+        stolen = Join(version=1, room=token, resume=Resume(welcome.peer, welcome.token))
+        assert codes(house.raw().say(stolen)) == ["token"], "the resume token alone does not do"
+
+
 def full_room(house: House) -> tuple[RawLink, Welcome, RawLink, Welcome]:
     """Fill a room of two; both have nothing left to hear."""
     one, two = house.raw(), house.raw()

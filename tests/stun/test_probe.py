@@ -182,3 +182,35 @@ def test_an_error_answer_without_a_code_is_a_failure() -> None:
     [ended] = answered(probe, send, message)
     assert ended.mapped is None
     assert str(StunError(400)) == "400 Bad Request"
+
+
+def test_a_second_transaction_goes_to_the_same_server_and_the_first_response_counts() -> None:
+    for answered_one in (0, 1):
+        probe, first = started()
+        probe.ask_again(now=Instant(100 * MILLISECOND))
+        [second] = probe.outputs()
+        ids = {decode(send.data).transaction_id for send in (first, second)}
+        assert (second.flow, second.remote) == (first.flow, first.remote) and len(ids) == 2
+        request = decode((first, second)[answered_one].data)
+        answer = Message.success(request, {XOR_MAPPED_ADDRESS: MAPPED}).encode()
+        probe.receive(Datagram(FLOW, SERVER, answer), now=Instant(150 * MILLISECOND))
+        [ended] = probe.events()
+        assert (ended.mapped, ended.rtt) == (MAPPED, (150, 50)[answered_one] * MILLISECOND)
+        assert probe.next_timer() is None
+        probe.ask_again(now=Instant(200 * MILLISECOND))
+        assert probe.outputs() == [], "it has ended"
+
+
+def test_a_probe_with_two_transactions_fails_once_and_with_the_later_one() -> None:
+    probe, _ = started()
+    probe.ask_again(now=Instant(SECOND))
+    while (due := probe.next_timer()) is not None:
+        probe.tick(now=due)
+        last = due
+    [ended] = probe.events()
+    assert ended.mapped is None and last == 40.5 * SECOND
+    probe, _ = started()
+    probe.ask_again(now=Instant(SECOND))
+    probe.receive(IcmpError(flow=FLOW, remote=SERVER, kind=IcmpKind.PORT_UNREACHABLE), now=Instant(SECOND))
+    [ended] = probe.events()
+    assert "port unreachable" in ended.reason.lower()

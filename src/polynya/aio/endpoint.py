@@ -43,7 +43,7 @@ from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, SessionEvent
 from polynya.turn.client.report import RelayOverhead
 
-from . import clock
+from . import checked, clock
 from .agent_machine import AgentMachine, AgentTransport
 from .connection import Connection, ReceiveBufferFull
 from .signal_texts import fragments, shorten
@@ -218,6 +218,7 @@ class Endpoint(Waiting, ABC):
         After a restart they come again, for the new generation. A server's answer after the end of gathering is in
         `local_signals` and, as `LocalCandidateAdded`, in `events`.
         """
+        checked.stream(stream)
         yielded, generation = 0, self.description.generation
         while True:
             if generation != self.description.generation:
@@ -237,8 +238,7 @@ class Endpoint(Waiting, ABC):
         A description with new credentials is a restart of the other side; this side follows. Raises UsageError for a
         description of this agent itself.
         """
-        agreed = None if components is None else tuple(components)
-        self._call(self._machine.set_remote, description, agreed)
+        self._call(self._machine.set_remote, checked.description(description), checked.components(components))
         self._described = True
 
     def add_candidate(self, candidate: Candidate | str | None, stream: int = 0) -> None:
@@ -252,14 +252,14 @@ class Endpoint(Waiting, ABC):
                 candidate = Candidate.parse(candidate)
             except UnsupportedCandidate:
                 return
-        self._call(self._machine.add_remote, candidate, stream)
+        self._call(self._machine.add_remote, checked.candidate(candidate), checked.stream(stream))
 
     def remote_candidates(self, stream: int | None = None) -> list[Candidate]:
         """Returns the other side's candidates: those that were added, and peer-reflexive ones that checks came from.
 
         Of one stream, or of all.
         """
-        return self._machine.agent.remote_candidates(stream)
+        return self._machine.agent.remote_candidates(checked.stream_or_all(stream))
 
     @property
     def is_controlling(self) -> bool:
@@ -268,7 +268,7 @@ class Endpoint(Waiting, ABC):
 
     def set_controlling(self, controlling: bool) -> None:
         """Sets the role of this side; call it before the other side's description is known, or at a restart."""
-        self._call(self._machine.set_controlling, bool(controlling))
+        self._call(self._machine.set_controlling, checked.controlling(controlling))
 
     async def _signals(self) -> AsyncIterator[Description | LocalCandidate | None]:
         """Yields what `local_signals` yields, as objects; None for the end of candidates."""
@@ -301,7 +301,7 @@ class Endpoint(Waiting, ABC):
         `components` adds and removes streams: the number of components of each from now on, 0 for one that is removed
         (the others keep their numbers). Both sides have to agree on it: it is not signaled.
         """
-        return self._running().call(self._machine.restart, None if components is None else tuple(components))
+        return self._running().call(self._machine.restart, checked.components(components))
 
     # --------------------------------------------------------------------------------------------------- connecting
 
@@ -342,7 +342,7 @@ class Endpoint(Waiting, ABC):
         )
 
     async def _until(self, condition: Callable[[], bool], timeout: float | None, otherwise: str) -> None:
-        if not self._described and timeout is None:
+        if checked.timeout(timeout) is None and not self._described:
             raise UsageError("the other side is unknown: add its signals first, or give a timeout")
         try:
             async with asyncio.timeout(timeout):
@@ -382,7 +382,7 @@ class Endpoint(Waiting, ABC):
 
     def why_pair(self, number: int) -> PairReport | None:
         """Returns the report of one pair, by its `id` in `pairs()`; None if there is no such pair any more."""
-        return self._machine.agent.why_pair(number)
+        return self._machine.agent.why_pair(checked.pair(number))
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Returns pairs, candidates and transports in the terms of W3C's webrtc-stats, by their ids.
@@ -566,7 +566,7 @@ class Endpoint(Waiting, ABC):
 
     def _exists(self, stream: int, component: int) -> bool:
         streams = self._machine.agent.components
-        return 0 <= stream < len(streams) and 1 <= component <= streams[stream]
+        return 0 <= checked.index(stream) < len(streams) and 1 <= checked.index(component) <= streams[stream]
 
     def _end_removed(self) -> None:
         """Ends the connections of streams that a restart has removed."""

@@ -15,7 +15,8 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .accepting import Acceptor, AnyProtocol
+from . import sockets
+from .accepting import Acceptor, AnyProtocol, Seldom, logger
 from .tally import Tally
 
 
@@ -51,6 +52,7 @@ class Handshakes:
         self._loop = asyncio.get_running_loop()
         self._shaking: set[asyncio.Task[None]] = set()
         self._by_source: dict[str, int] = {}
+        self._faults = Seldom(self._loop.time)
         self._acceptor = Acceptor(listening, self._take)
 
     @property
@@ -79,6 +81,12 @@ class Handshakes:
             return
         self._begin(accepted, source)
 
+    def _log(self, source: str, error: OSError) -> None:
+        if since := self._faults.due():
+            more = f" ({since} since the last such line)" if since > 1 else ""
+            reason = getattr(error, "reason", None) or sockets.explain(error) or type(error).__name__
+            logger.info("a TLS handshake with %s failed: %s%s", source, reason, more)
+
     def _begin(self, accepted: socket.socket, source: str) -> None:
         begun = False
         self._by_source[source] = self._by_source.get(source, 0) + 1
@@ -91,8 +99,9 @@ class Handshakes:
                 await self._loop.connect_accepted_socket(
                     self._make, accepted, ssl=self._context, ssl_handshake_timeout=self.limits.timeout
                 )
-            except OSError:  # includes SSLError and the timeout; the loop has closed the socket
+            except OSError as error:  # includes SSLError and the timeout; the loop has closed the socket
                 self._tally.handshakes_failed += 1
+                self._log(source, error)
 
         def dispose(task: asyncio.Task[None]) -> None:
             self._shaking.discard(task)

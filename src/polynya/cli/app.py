@@ -9,6 +9,7 @@ import typer
 from polynya import __version__
 
 from .connect import connect
+from .credentials import credentials
 from .demo import demo
 from .gather import gather
 from .relay import relay
@@ -44,3 +45,4 @@ app.command()(serve)
 app.command()(gather)
 app.command()(connect)
 app.command()(relay)
+app.command()(credentials)

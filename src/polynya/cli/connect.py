@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polynya import Connection, ConnectionClosed
+from polynya import Connection, ConnectionClosed, Redactor
 
 from . import common
 from .common import (
@@ -17,8 +17,10 @@ from .common import (
     LoopbackOption,
     PcapOption,
     PolicyOption,
+    RedactOption,
     ServerOption,
     StunOption,
+    TokenOption,
     TraceOption,
     say,
 )
@@ -37,6 +39,7 @@ def connect(
     room: Annotated[str, typer.Argument(help="A name that both sides use. Any program that knows it can join.")],
     *,
     server: ServerOption = None,
+    token: TokenOption = None,
     stun: StunOption = None,
     interface: InterfaceOption = None,
     family: FamilyOption = None,
@@ -54,6 +57,7 @@ def connect(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the candidates of both sides, too.")] = False,
     trace: TraceOption = None,
     pcap: PcapOption = None,
+    redact: RedactOption = False,
 ) -> None:
     """Connect standard input and output to those of the other program in ROOM.
 
@@ -73,24 +77,34 @@ def connect(
         from polynya.aio.meeting import Meeting  # noqa: PLC0415
     except ModuleNotFoundError as error:
         common.need("signaling", error)
-    with common.errors(), common.tracing("connect", trace, pcap) as (tracer, capture):
+    redactor = Redactor() if redact else None
+    with common.errors(), common.tracing("connect", trace, pcap, redactor) as (tracer, capture):
         steps = _Steps(verbose=verbose)
         meeting = Meeting(
             server,
             room,
             servers=stun or [],
+            token=token,
             loopback=loopback,
             on_step=None if quiet else steps.show,
             trace=tracer,
             capture=capture,
             families=common.families(family),
-            interfaces=interface or None,
+            interfaces=common.interfaces(interface),
             policy=policy,
         )
-        common.run(_connect(meeting, timeout, linger, steps, quiet=quiet))
+        common.run(_connect(meeting, timeout, linger, steps, quiet=quiet, redactor=redactor))
 
 
-async def _connect(meeting: Meeting, timeout: float | None, linger: float, steps: _Steps, *, quiet: bool) -> int:
+async def _connect(
+    meeting: Meeting,
+    timeout: float | None,
+    linger: float,
+    steps: _Steps,
+    *,
+    quiet: bool,
+    redactor: Redactor | None,
+) -> int:
     from polynya import ConnectError  # noqa: PLC0415
 
     async with meeting:
@@ -99,7 +113,8 @@ async def _connect(meeting: Meeting, timeout: float | None, linger: float, steps
         except ConnectError as error:
             say(f"polynya: {error.message}")
             if meeting.agent is not None:
-                say(str(meeting.agent.why()))
+                report = meeting.agent.why()
+                say(str(report if redactor is None else report.redacted(redactor)))
             return common.FAILED
         steps.connected = True
         if not quiet:
@@ -179,6 +194,8 @@ class _Steps:
             case m.RoomEntered():
                 servers = ", ".join(step.servers) or "none"
                 waiting = "the other side is here" if step.peers else "waiting for the other side"
+                if step.no_relay:
+                    servers += f" (no relay: {ascii(step.no_relay)[1:-1]})"
                 say(f"joined the room as {step.peer_id[:8]}; servers: {servers}; {waiting}")
             case m.PeerFound():
                 say(f"found {step.peer[:8]}; this side is {'controlling' if step.controlling else 'controlled'}")

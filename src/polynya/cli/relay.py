@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from polynya import ConfigurationError, ConnectionClosed, TransactionError
+from polynya import ConfigurationError, ConnectionClosed, Redactor, TransactionError
 from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.turn.client import Allocated
 
 from . import common
-from .common import PcapOption, TraceOption, say
+from .common import PcapOption, RedactOption, TraceOption, say
+
+_TIME_LIMITED: Final = re.compile("([0-9]{9,12}:.+|.+:[0-9]{9,12}):([A-Za-z0-9+/]{27}=)", re.DOTALL)
+"""Time-limited credentials, as `polynya credentials` makes them."""
 
 
 def relay(
@@ -54,6 +58,7 @@ def relay(
     ] = 45.0,
     trace: TraceOption = None,
     pcap: PcapOption = None,
+    redact: RedactOption = False,
 ) -> None:
     """Allocate a relayed address on a TURN server, print it, and echo datagrams of permitted peers.
 
@@ -63,8 +68,8 @@ def relay(
     Exit codes: 0 success, 1 no allocation or a lost one, 2 wrong use,
     130 interrupted.
     """
-    with common.errors(), common.tracing("relay", trace, pcap) as (tracer, capture):
-        username, _, password = (user or "").partition(":")
+    with common.errors(), common.tracing("relay", trace, pcap, Redactor() if redact else None) as (tracer, capture):
+        username, password = split_login(user or "")
         client = TurnClient(
             uri,
             username=username,
@@ -136,6 +141,13 @@ async def _echo(client: TurnClient, *, quiet: bool) -> int:
     finally:
         if not quiet:
             say(f"{count} datagrams echoed")
+
+
+def split_login(text: str) -> tuple[str, str]:
+    """Split NAME:PASSWORD. The name of time-limited credentials has a colon itself; their password is an HMAC-SHA1."""
+    limited = _TIME_LIMITED.fullmatch(text)
+    name, _, password = text.partition(":")
+    return (limited[1], limited[2]) if limited else (name, password)
 
 
 def _peers(texts: list[str], *, ports: bool) -> tuple[Address, ...]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from polynya.core.errors import ConfigurationError
+from polynya.core.errors import ConfigurationError, PolynyaError
 
 from . import common
 from .common import TraceOption
+from .credentials import SECRET_VARIABLE
 
 if TYPE_CHECKING:
     from polynya.core.trace import Tracer
@@ -38,8 +42,9 @@ def serve(
         typer.Option(metavar="ADDR:PORT", help="STUN over UDP, TURN over UDP and TCP; repeatable; port 0: any."),
     ] = None,
     tls_listen: Annotated[Some, typer.Option(metavar="ADDR:PORT", help="TURN over TLS; repeatable.")] = None,
-    http: Annotated[
-        Some, typer.Option(metavar="ADDR:PORT", help="Signaling, /healthz and /metrics; repeatable.")
+    http: Annotated[Some, typer.Option(metavar="ADDR:PORT", help="Signaling and /healthz; repeatable.")] = None,
+    admin: Annotated[
+        Some, typer.Option(metavar="ADDR:PORT", help="Metrics for Prometheus at /metrics; repeatable; off by default.")
     ] = None,
     stun_alternate: Annotated[
         Some,
@@ -49,7 +54,13 @@ def serve(
     ] = None,
     user: Annotated[Some, typer.Option(metavar="NAME:PASSWORD", help="A TURN user; repeatable.")] = None,
     shared_secret: Annotated[
-        Some, typer.Option(metavar="SECRET", help="For time-limited TURN credentials; repeatable.")
+        Some,
+        typer.Option(
+            metavar="SECRET", help="For time-limited TURN credentials; repeatable; also POLYNYA_SHARED_SECRET."
+        ),
+    ] = None,
+    shared_secret_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with shared secrets, one on each line.")
     ] = None,
     realm: Annotated[str | None, typer.Option(metavar="NAME", help="Realm of the TURN users.")] = None,
     relay_ip: Annotated[Some, typer.Option(metavar="ADDR", help="Local address to relay on; repeatable.")] = None,
@@ -72,6 +83,20 @@ def serve(
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="Seconds to keep existing allocations after SIGTERM."),
     ] = None,
+    room_token: Annotated[
+        Some,
+        typer.Option(
+            metavar="TOKEN",
+            envvar="POLYNYA_ROOM_TOKEN",
+            help="Token that clients must show to use rooms and get TURN credentials; repeatable.",
+        ),
+    ] = None,
+    room_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with room tokens, one on each line.")
+    ] = None,
+    open_turn: Annotated[
+        bool, typer.Option("--open-turn", help="Give TURN credentials to any visitor, with limits on their traffic.")
+    ] = False,
     origin: Annotated[
         Some, typer.Option(metavar="URL", help="Origin whose web pages may use signaling; repeatable.")
     ] = None,
@@ -102,8 +127,9 @@ def serve(
 
     When all listeners are open, the server prints one line to standard output:
     `ready stun=... turn=... http=...`. The log goes to standard error. SIGHUP
-    reads the file and the certificates again without ending sessions. SIGTERM
-    and SIGINT stop the server; a second one stops it at once.
+    reads the file and the certificates again without ending sessions, SIGUSR2
+    only the certificates. SIGTERM and SIGINT stop the server; a second one stops
+    it at once. SIGUSR1 stops it when the last allocation has ended.
     """
     try:
         from polynya.serve import settings  # noqa: PLC0415
@@ -115,18 +141,23 @@ def serve(
         ("listen",): listen,
         ("tls_listen",): tls_listen,
         ("http",): http,
+        ("admin",): admin,
         ("stun", "alternates"): stun_alternate,
         ("log_level",): log_level.lower() if log_level else None,
         ("tls", "certificate"): str(tls_cert) if tls_cert else None,
         ("tls", "key"): str(tls_key) if tls_key else None,
         ("turn", "realm"): realm,
-        ("turn", "shared_secrets"): shared_secret,
+        ("turn", "shared_secrets"): shared_secret or _secret_of_environment(),
+        ("turn", "shared_secrets_file"): str(shared_secret_file) if shared_secret_file else None,
         ("turn", "relay_ips"): relay_ip,
         ("turn", "external_ips"): external_ip,
         ("turn", "ports"): ports,
         ("turn", "workers"): workers,
         ("turn", "drain"): drain,
         ("turn", "peers", "allow"): allow_peer,
+        ("signaling", "room_tokens"): room_token,
+        ("signaling", "room_tokens_file"): str(room_token_file) if room_token_file else None,
+        ("signaling", "open_turn"): open_turn or None,
         ("signaling", "origins"): origin,
         ("signaling", "trusted_proxies"): trust_proxy,
         ("signaling", "limits", "room_members"): room_members,
@@ -146,6 +177,11 @@ def serve(
             return
         with common.tracing("server", trace, None) as (tracer, _):
             common.run(_serve(config, flags, tracer), loop_factory=_fastest_loop())
+
+
+def _secret_of_environment() -> list[str]:
+    secret = os.environ.get(SECRET_VARIABLE)
+    return [secret] if secret else []
 
 
 def _user(text: str) -> dict[str, str]:
@@ -168,12 +204,17 @@ def _print_hash(name: str, realm: str) -> None:
 
 
 def _check(path: Path | None, flags: Flags) -> None:
-    from polynya.serve.certificates import Certificates  # noqa: PLC0415
+    from polynya.serve.certificates import Certificates, fault_of  # noqa: PLC0415
+    from polynya.serve.relaying import check_relays  # noqa: PLC0415
     from polynya.serve.settings import load, server_config  # noqa: PLC0415
 
     made = server_config(load(path, flags))
+    if made.turn is not None:
+        check_relays(made.turn.config)
     if made.tls is not None:
         Certificates(made.tls)
+        if fault := fault_of(made.tls):
+            common.say(f"warning: {fault}")
     common.say("the settings are valid")
 
 
@@ -186,23 +227,54 @@ async def _serve(path: Path | None, flags: Flags, trace: Tracer) -> int:
     settings = load(path, flags)
     configure(level=logging.getLevelNamesMapping()[settings.log_level.upper()])
     files = raise_limit()
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    stop, hurry, patient = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    early: list[int] = []
 
     def end() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+    def drain() -> None:
+        if not stop.is_set():
+            patient.set()
+            stop.set()
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, end)
+    for each in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(each, early.append, each)
     async with Server(server_config(settings), trace=trace) as server:
-        loop.add_signal_handler(signal.SIGHUP, lambda: _reload(server, path, flags))
+        handlers: dict[int, Callable[[], None]] = {
+            signal.SIGHUP: lambda: _reload(server, path, flags),
+            signal.SIGUSR1: drain,
+            signal.SIGUSR2: lambda: _reload_certificate(server),
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         gc.freeze()  # all objects so far live until the end: do not scan them in each collection
         gc.set_threshold(GARBAGE)
         print(server.ready_line, flush=True)
+        _notify("READY=1")
         log_limit(files)
+        if server.relaying is None:
+            logging.getLogger("polynya.serve").info(
+                "TURN is off, since it has no users: set --shared-secret-file, %s, --user, or users in the file",
+                SECRET_VARIABLE,
+            )
+        for number in dict.fromkeys(early):
+            handlers[number]()
         await server.run_until(stop)
-        await server.drain(hurry)
+        _notify("STOPPING=1")
+        await server.drain(hurry, unlimited=patient.is_set())
     return 0
+
+
+def _notify(state: str) -> None:
+    """Report a state to systemd, for units with `Type=notify` (sd_notify(3)); elsewhere this does nothing."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path[:1] in ("/", "@"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.sendto(state.encode(), path.replace("@", "\0", 1) if path[0] == "@" else path)
 
 
 def _reload(server: Any, path: Path | None, flags: Flags) -> None:
@@ -221,6 +293,16 @@ def _reload(server: Any, path: Path | None, flags: Flags) -> None:
     log.info("reloaded")
     for name in fixed:
         log.warning("%s has changed: restart the server to apply it", name)
+
+
+def _reload_certificate(server: Any) -> None:
+    log = logging.getLogger("polynya.serve")
+    try:
+        server.reload_certificate()
+    except PolynyaError as error:
+        log.error("the certificate is not read again: %s", error)  # noqa: TRY400 - an error of the user
+        return
+    log.info("the certificate was read again")
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -32,7 +32,7 @@ from polynya.stun.registry import Class, Method
 
 from . import checks, report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
-from .config import IceConfig, check_components
+from .config import IceConfig, check_components, durations
 from .context import Context
 from .description import Description, negotiated_pacing
 from .events import AgentState, IceEvent, InternalEvent, LocalCandidateAdded, LocalCandidatesEnded, Restarted
@@ -77,8 +77,8 @@ class IceAgent:
         self._server = CheckServer(self._context, self._generations)
         self._selections = Selections(self._context)
         self._outcome = Outcome(self._context)
-        self._names = Names()
-        self._pacing = Pacing(pacer, config.timing.pacing)
+        self._names = Names(mdns=config.mdns, fqdn=config.fqdn)
+        self._pacing = Pacing(pacer, durations(config).pacing)
         self._local_ended = False
         self._nominate_at: Instant | None = None
         self._leaving: tuple[Instant, str] | None = None
@@ -145,6 +145,7 @@ class IceAgent:
                 self._restart("the other side restarted", now=now, number=number, components=components)
             case Answer.REPLACE:
                 self._generations.replace(components, now=now)
+                self._names.renew()
             case Answer.TAKE:
                 if components is not None:
                     self._generations.replace(components, now=now)
@@ -153,7 +154,7 @@ class IceAgent:
         if description.lite != self.config.lite and self._context.role.controlling == self.config.lite:
             kind = "lite" if description.lite else "full"
             self._generations.switch_role(not self.config.lite, f"the other side is {kind}", now=now)
-        timing = self.config.timing
+        timing = durations(self.config)
         self._pacing.interval = negotiated_pacing(timing.pacing, description, timing.silent_pacing)
         self.generation.set_remote(description, now=now)
         self._evaluate(now=now)
@@ -199,13 +200,19 @@ class IceAgent:
 
     def _add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> None:
         if candidate.host_name is not None and candidate.address.host == UNRESOLVED:
-            query = self._names.look_up(candidate, candidate.host_name, stream)
-            if query is not None:
-                self._outbox.outputs.append(query)
-            outcome = "its name is looked up"
+            bound = self.generation.remote is not None and candidate_ufrag(candidate) is None
+            outcome = self._names.look_up(candidate, candidate.host_name, stream, bound=bound)
+            self._outbox.candidate("remote", candidate, outcome, now=now)
+            self._collect_names(now=now)
         else:
             outcome = self.generation.add_remote(candidate, stream, now=now)
-        self._outbox.candidate("remote", candidate, outcome, now=now)
+            self._outbox.candidate("remote", candidate, outcome, now=now)
+
+    def _collect_names(self, *, now: Instant) -> None:
+        """Send the look-ups that may be made now, and add the candidates whose names are known."""
+        self._outbox.outputs.extend(self._names.queries())
+        for candidate, stream in self._names.found():
+            self._add_remote(candidate, stream, now=now)
 
     def end_of_remote_candidates(self, *, now: Instant) -> None:
         """Report that the other side has signaled all its candidates (RFC 8838, section 14)."""
@@ -263,6 +270,7 @@ class IceAgent:
     ) -> None:
         keep = self._selections.of(self.generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
+        self._names.renew()
         for closed in gone:
             self._trouble(closed, now=now)
         self._selections.restarted(now=now)
@@ -368,8 +376,8 @@ class IceAgent:
                 own = self._datagram(input, now=now)
             case Resolved():
                 own = self._names.expects(input.query)
-                for candidate, stream in self._names.resolved(input):
-                    self._add_remote(candidate, stream, now=now)
+                self._names.resolved(input)
+                self._collect_names(now=now)
             case _:
                 own = True
                 self._trouble(input, now=now)
@@ -570,7 +578,8 @@ class IceAgent:
 
     def why(self) -> Report:
         """Return the state and its reason, every pair, and every transition with its reason."""
-        return report.agent_report(self._context, self._outcome, self.generation, self._selections)
+        names = self._names.outcomes
+        return report.agent_report(self._context, self._outcome, self.generation, self._selections, names)
 
     def why_pair(self, number: int) -> PairReport | None:
         """Return the report of one pair by its `PairView.id`, or None if there is no such pair."""

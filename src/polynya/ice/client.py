@@ -24,6 +24,7 @@ from .authenticated import Authenticated
 from .candidates import LocalCandidate
 from .checklist import ChecklistSet
 from .checks import Check, Credentials
+from .config import durations
 from .context import Context
 from .pairs import Pair, PairState
 
@@ -98,7 +99,7 @@ class CheckClient:
             nomination=check.nomination,
         )
         config = self._context.config
-        schedule = config.timing.consent_check if check.consent else config.schedule
+        schedule = durations(config).consent_check if check.consent else config.schedule
         self._checklists.transactions.start(
             transaction_id, request, *check.pair.path, now=now, context=check, schedule=schedule
         )

@@ -39,7 +39,7 @@ from .checks import Check, Credentials, InboundCheck
 from .client import CheckClient
 from .context import Context
 from .description import Description
-from .nomination import Decision, early, later, round_trip
+from .nomination import Decision, again, early, later, regular, round_trip
 from .pairs import Pair, PairState
 
 EARLY_LIMIT: Final = 16
@@ -410,7 +410,7 @@ class Generation:
                 return Decision(pair, Instant(0), "the other side's check arrived, and nothing better may come")
         policy, final = self._context.config.nomination, not self.checklists.revisable
         heard = self.checklists.aggressive and not final and not self.client.remote_lite
-        return policy.decide(pairs, ta=ta, more_may_come=more_may_come, final=final, heard=heard)
+        return regular(policy, pairs, ta=ta, more_may_come=more_may_come, final=final, heard=heard)
 
     def _withdraw(self, pairs: list[Pair], *, ta: int, now: Instant) -> Instant | None:
         """Withdraw an early nomination without an answer, if another pair is valid. Returns the time when it is due.
@@ -463,7 +463,7 @@ class Generation:
             return None
         if self.checklists.superseded(nominated):
             return Decision(nominated, nominated.valid_at, "the nomination of another pair failed")
-        return policy.decide(pairs, nominated)
+        return again(policy, pairs, nominated)
 
     def choose_unchecked(self, *, now: Instant) -> None:
         """Between two lite agents, select the best pair of each component without checks.

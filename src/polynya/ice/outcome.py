@@ -26,6 +26,7 @@ from polynya.core.errors import Attempt
 from polynya.core.instants import Instant, in_seconds
 
 from .checklist import Checklist, ChecklistState
+from .config import durations
 from .context import Context
 from .events import AgentState, AgentStateChanged, Failed
 from .generation import Generation
@@ -140,7 +141,7 @@ class Outcome:
         """Return the outlook while the other side has not described itself: a restart waits for a limited time."""
         if generation.restarted_at is None:
             return _UNDECIDED
-        limit = self._context.config.timing.trickle_limit
+        limit = durations(self._context.config).trickle_limit
         until = Instant(generation.restarted_at + limit)
         if now < until:
             return _Outlook(at=until)
@@ -158,7 +159,7 @@ class Outcome:
             return _Outlook(f"{revoked.name}: {revoked.reason}")
         if any(pair.state in _OPEN for pair in pairs):
             return _UNDECIDED
-        timing = self._context.config.timing
+        timing = durations(self._context.config)
         patient_until = Instant(generation.started_at + timing.patience)
         if not (local_ended and generation.remote_ended):
             patient_until = max(patient_until, Instant(generation.started_at + timing.trickle_limit))

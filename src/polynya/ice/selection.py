@@ -1,9 +1,11 @@
 """Selection of the pair that carries the data of each component (RFC 8445, sections 8.1.1 and 12.1; RFC 7675).
 
-Data is sent on the first valid pair, and on the nominated pair once there is one. Another valid pair replaces the
-selected one only when that is lost. After a restart the pair of the old generation carries data until a pair of the new
-one is nominated, or until the old pair is lost. A restart asks for consent on it at once. If it does not answer, as
-after a change of the network, data moves to the first valid pair of the new generation.
+Data is sent on the best valid pair, and on the nominated pair once there is one. Before the nomination, a better pair
+replaces the selected one as soon as it is valid: the other side accepts data from there, since it has answered our
+check. The former pair stays open for data on its way. After the nomination another valid pair replaces the selected one
+only when that is lost. After a restart the pair of the old generation carries data until a pair of the new one is
+nominated, or until the old pair is lost. A restart asks for consent on it at once. If it does not answer, as after a
+change of the network, data moves to the best valid pair of the new generation.
 
 The selected pair of each component has consent checks. A few of the other valid pairs are checked as often as
 keepalives are sent, so that data can move to them at once when the selected pair is lost or another one is nominated.
@@ -21,6 +23,7 @@ from typing import Final
 
 from polynya.core.instants import Instant
 
+from .config import durations
 from .consent import Consent
 from .context import Context
 from .events import ConsentLost, SelectedPairChanged
@@ -106,7 +109,7 @@ class Selections:
         if selected is None or selected.pair is not pair:
             consent = None
             if self._config.consent and not self._config.lite:
-                consent = Consent(pair, self._config.timing, self._context.random, now=now)
+                consent = Consent(pair, durations(self._config), self._context.random, now=now)
             selection = Selection(pair, generation, pair.nominated, consent)
             if selected is not None:
                 self._remove(selected)
@@ -118,7 +121,7 @@ class Selections:
             selected.follow()
             self._report(key, pair, reason, now=now)
         if self._keepalive_at is None:
-            self._keepalive_at = Instant(now + self._config.timing.keepalive)
+            self._keepalive_at = Instant(now + durations(self._config).keepalive)
 
     def _remove(self, selection: Selection) -> None:
         self.all = [other for other in self.all if other is not selection]
@@ -129,12 +132,16 @@ class Selections:
         nominated = current.checklists.chosen(*key)
         if nominated is not None:
             return nominated, current, "it was nominated"
-        if selected is not None and selected.pair.valid and not self._silent(selected, current):
+        stays = selected is not None and selected.pair.valid
+        former = selected is not None and selected.generation is not current
+        if selected is not None and stays and former and not self._silent(selected, current):
             return selected.pair, selected.generation, "it stays"
         for pair in current.checklists.lists[key[0]].of(key[1]):
             if pair.valid:
-                return pair, current, "the first valid pair" if selected is None else "the best that is left"
-        if selected is not None and selected.pair.valid:
+                if selected is None:
+                    return pair, current, "the first valid pair"
+                return pair, current, "a better pair is valid" if stays and not former else "the best that is left"
+        if selected is not None and stays:
             return selected.pair, selected.generation, "it stays"
         return None, current, ""
 
@@ -153,7 +160,7 @@ class Selections:
         self._outbox.trace.consent(pair.reason, now=now, pair=pair.id, state="lost")
         self._outbox.events.append(ConsentLost(stream=key[0], component=key[1], pair=pair.view(), reason=pair.reason))
         for other in list(selected.generation.checklists.lists[key[0]].of(key[1])):
-            if other.valid and (other.answered_at or 0) + self._config.timing.consent_timeout <= now:
+            if other.valid and (other.answered_at or 0) + durations(self._config).consent_timeout <= now:
                 selected.generation.checklists.fail(other, "its last answer is as old as the lost consent", now=now)
 
     def _report(self, key: Key, pair: Pair | None, reason: str, *, now: Instant) -> None:
@@ -187,7 +194,7 @@ class Selections:
         if self._inquiry is not None:
             self._inquire(self._inquiry, now=now)
         if self._keepalive_at is not None and now >= self._keepalive_at:
-            self._keepalive_at = Instant(now + self._config.timing.keepalive)
+            self._keepalive_at = Instant(now + durations(self._config).keepalive)
             self._keep_alive(current, now=now)
 
     def _check_consent(self, selection: Selection, consent: Consent, *, now: Instant) -> None:
@@ -198,7 +205,10 @@ class Selections:
         elif consent.due(now=now):
             selection.generation.client.consent_check(pair, now=now)
             consent.sent(now=now)
-            if pair.answered_at is not None and now - pair.answered_at > self._config.timing.consent_interval * _SILENT:
+            if (
+                pair.answered_at is not None
+                and now - pair.answered_at > durations(self._config).consent_interval * _SILENT
+            ):
                 for other in self._next_others(selection):
                     selection.generation.client.consent_check(other, now=now)
             else:

@@ -113,11 +113,19 @@ class Peer:
 class Exchange:
     """Signaling between two peers. Each message takes `delay` and a random addition of up to `jitter` nanoseconds.
 
-    With jitter, messages can overtake each other, as on some signaling channels.
+    With jitter, messages can overtake each other, as on some signaling channels. Without `trickle`, each peer signals
+    its description with all candidates when it has gathered them, and no candidate later.
     """
 
     def __init__(
-        self, network: Network, one: Peer, other: Peer, *, delay: int = 20 * MILLISECOND, jitter: int = 0
+        self,
+        network: Network,
+        one: Peer,
+        other: Peer,
+        *,
+        delay: int = 20 * MILLISECOND,
+        jitter: int = 0,
+        trickle: bool = True,
     ) -> None:
         self.peers = (one, other)
         self._clock = network.clock
@@ -128,6 +136,9 @@ class Exchange:
         """Until when a peer has no connection to the signaling server."""
         self._early: dict[str, list[_Message]] = {one.name: [], other.name: []}
         """Messages that arrived before their receiver was started."""
+        self._trickle = trickle
+        self._gathered: dict[str, list[_Message]] = {}
+        """Without trickle: what each peer signals when it has gathered its candidates."""
         one.signal = lambda event: self._signal(one, other, event)
         other.signal = lambda event: self._signal(other, one, event)
 
@@ -152,21 +163,36 @@ class Exchange:
 
     def _describe(self, sender: Peer, receiver: Peer) -> None:
         local = sender.session.agent.local_description
-        self._send(receiver, _Text(local.to_sdp(), local.generation))
+        if not self._trickle:
+            self._gathered[sender.name] = []
+        self._post(sender, receiver, _Text(local.to_sdp(), local.generation))
 
     def _signal(self, sender: Peer, receiver: Peer, event: Any) -> None:
         if isinstance(event, LocalCandidateAdded):
-            self._send(receiver, _Line(event.candidate.to_sdp(), event.local.stream))
+            self._post(sender, receiver, _Line(event.candidate.to_sdp(), event.local.stream))
         elif isinstance(event, LocalCandidatesEnded):
-            self._send(receiver, None)
+            self._post(sender, receiver, None)
         elif isinstance(event, Restarted):
             self._describe(sender, receiver)
 
-    def _send(self, receiver: Peer, message: _Message) -> None:
+    def _post(self, sender: Peer, receiver: Peer, message: _Message) -> None:
+        """Send a message now, or without trickle with the end of candidates; candidates after the end are dropped."""
+        if self._trickle:
+            self._send(receiver, [message])
+        elif (gathered := self._gathered.get(sender.name)) is not None:
+            gathered.append(message)
+            if message is None:
+                self._send(receiver, self._gathered.pop(sender.name))
+
+    def _send(self, receiver: Peer, messages: list[_Message]) -> None:
         delay = self._delay + (self._chance.randrange(self._jitter + 1) if self._jitter else 0)
         if self._held:
             delay += max(0, *(until - self._clock.now for until in self._held.values()))
-        self._clock.after(delay, self._deliver, receiver, message)
+        self._clock.after(delay, self._deliver_all, receiver, messages)
+
+    def _deliver_all(self, receiver: Peer, messages: list[_Message]) -> None:
+        for message in messages:
+            self._deliver(receiver, message)
 
     def _deliver(self, receiver: Peer, message: _Message) -> None:
         if receiver.process is None:

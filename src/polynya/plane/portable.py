@@ -328,7 +328,7 @@ class PortablePlane:
         elif (route := relays.peer_route(port, Peer(indication.peer), at)) is not None:
             self._send(route, indication.data, at, dont_fragment=indication.dont_fragment)
             if source is not None and bytes(frame[20:24]) == _PEER4:
-                relays.cache(port, (source, bytes(frame[20:32])), route)
+                relays.cache(port, (source, bytes(frame[20:32])), Peer(indication.peer), route, at)
             else:
                 port.count_peer_route(route)
         return True
@@ -348,7 +348,7 @@ class PortablePlane:
                 self._send(route, frame[4 : 4 + length], at)
                 route.until = min(route.until, bound[1])
                 if source is not None:
-                    relays.cache(port, (source, number), route)
+                    relays.cache(port, (source, number), bound[0], route, at)
                 else:
                     port.count_peer_route(route)
             return

@@ -35,6 +35,7 @@ from polynya.turn.server.commands import (
     SetPolicy,
     Unpermit,
 )
+from polynya.turn.server.meters import Meters
 from polynya.turn.server.policy import PeerPolicy
 
 from .ports import ClientRoute, PeerRoute, Port
@@ -78,6 +79,7 @@ class Relays:
         self._epoll = epoll
         self._errors = errors
         self._policy: PeerPolicy | None = None
+        self._meters = Meters()
         self._live: dict[tuple[str, int], _LiveRelay] = {}
         self._own_hosts: dict[str, int] = {}
         self._neighbors: dict[tuple[str, int], list[PeerRoute | ClientRoute]] = {}
@@ -109,7 +111,7 @@ class Relays:
         self._remove_routes(port)
         if isinstance(command, AssignRelay):
             port.until = command.until
-            port.limit(command.bytes_per_second)
+            port.limit(command.bytes_per_second, self._meters.of(command.shared))
             self._assign(port, command.client, stream=command.stream)
         elif isinstance(command, SetExpiry):
             port.until = command.until
@@ -176,9 +178,15 @@ class Relays:
             "names": len(self._live) + len(self._own_hosts),
             "routes": len(self.peer_routes),
             "neighbors": len(self._neighbors) if self.ports else 0,
+            "watched routes": self._watched() if self.ports else 0,
             "permissions": sum(len(port.permissions) for port in self.ports.values()),
             "channels": sum(len(port.channels) for port in self.ports.values()),
         }
+
+    def _watched(self) -> int:
+        """Return the number of cached routes that a relay at their peer's address changes."""
+        live = {id(each): each for each in self._live.values()}
+        return sum(len(each.routes) for each in live.values()) + sum(map(len, self._neighbors.values()))
 
     def _open(self, command: OpenRelay, sock: socket.socket | None) -> None:
         if command.relay in self.ports:
@@ -190,7 +198,7 @@ class Relays:
             self.reports.append(Refused(command.number, error.strerror or str(error), error.errno))
             return
         self._epoll.register(bound.fileno(), select.EPOLLIN)
-        port = Port(command, bound)
+        port = Port(command, bound, self._meters.of(command.shared))
         self.ports[command.relay] = self.by_fd[bound.fileno()] = port
         self.add_live(command.relay, command.external)
         if command.client is not None:
@@ -232,16 +240,17 @@ class Relays:
             if rule := self.forbidden(peer):
                 self.forbid(port, peer, rule)
                 return None
-            route = PeerRoute(port, name_of(peer), min(permitted, port.until))
-            self._note_neighbor(peer, route, at)
-            return route
-        route = PeerRoute(port, name_of(live.bound), min(permitted, port.until))
-        live.routes = [each for each in live.routes if each.until > at]
-        live.routes.append(route)
-        return route
+            return PeerRoute(port, name_of(peer), min(permitted, port.until))
+        return PeerRoute(port, name_of(live.bound), min(permitted, port.until))
 
-    def cache(self, port: Port, key: tuple[SockAddr, object], route: PeerRoute) -> None:
-        """Cache a route for the next packets with this key."""
+    def cache(self, port: Port, key: tuple[SockAddr, object], peer: Peer, route: PeerRoute, at: int) -> None:
+        """Cache a route for the next packets with this key, until a relay at the peer's address opens or ends."""
+        live = self._live.get((peer.host, peer.port))
+        if live is None:
+            self._note_neighbor(peer, route, at)
+        else:
+            live.routes = [each for each in live.routes if each.until > at]
+            live.routes.append(route)
         if len(port.peer_routes) >= PEERS:
             self._remove_routes(port)
         old = port.peer_routes.get(key)

@@ -87,6 +87,8 @@ class WorkerPlane:
         if workers < 1 or any(len(sockets) != workers for sockets in listeners.values()):
             raise ValueError(f"{workers} workers need {workers} sockets for each listener")
         self.restarts = 0
+        self.deaths: list[tuple[int, int]] = []
+        """Process id and exit code of workers that were replaced; the owner clears it. A negative code is a signal."""
         """Number of workers that were replaced."""
         self.counts_received = 0
         """Number of answers of workers to `request_counts`."""
@@ -225,6 +227,8 @@ class WorkerPlane:
 
     def execute(self, command: Command | Forward, *, now: Instant) -> None:
         """Carry out a command, here or in a worker; a worker acknowledges it later."""
+        if isinstance(command, OpenRelay | AssignRelay) and command.shared is not None:
+            command = replace(command, shared=command.shared.part(len(self._workers) + 1))
         if isinstance(command, Forward):
             self._local.execute(command, now=now)
         elif isinstance(command, SetPolicy):
@@ -274,6 +278,7 @@ class WorkerPlane:
             stream=command.stream,
             until=command.until,
             bytes_per_second=command.bytes_per_second,
+            shared=command.shared,
         )
         self._place(record, self._worker_for(command.client), record.open)
 
@@ -437,7 +442,7 @@ class WorkerPlane:
             dead.process.kill()  # it has closed its channel, so it gets no commands
         if now() - dead.started < RESTART_PAUSE:
             return
-        dead.process.wait()
+        self.deaths.append((dead.process.pid, dead.process.wait()))
         self.restarts += 1
         if (counts := self._counts.pop(dead.index, None)) is not None:
             self._former_counters.update(counts.counters)

@@ -1,4 +1,4 @@
-"""The HTTP application of the server: the signaling WebSocket, /healthz and /metrics."""
+"""The HTTP applications of the server: the signaling WebSocket with /healthz, and /metrics on a listener of its own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .links import Connection, Links, Ping
 from .reach import host_of, is_loopback
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _PROXIED: Final = ("x-forwarded-for", "forwarded", "via", "x-real-ip")
 
 
@@ -30,24 +31,17 @@ def make_app(
     *,
     origins: Callable[[], Sequence[str]],
     stopping: Callable[[], bool],
-    metrics: Callable[[], Awaitable[bytes]],
-    metrics_token: Callable[[], str],
 ) -> Starlette:
-    """Build the application. `stopping` returns whether the server is draining or shutting down."""
+    """Build the public application. `stopping` returns whether the server is draining or shutting down."""
 
     async def healthz(_request: Request) -> Response:
         if links.closed or stopping():
             return PlainTextResponse("shutting down\n", status_code=503)
         return PlainTextResponse("ok\n")
 
-    async def show_metrics(request: Request) -> Response:
-        if not _may_read(request, metrics_token()):
-            return PlainTextResponse("not found\n", status_code=404)
-        return Response(await metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
-
     async def signaling(websocket: WebSocket) -> None:
         header = websocket.headers.get("host", "")
-        if not _may_use(websocket.headers.get("origin"), header, origins()):
+        if not _may_use(websocket.headers.get("origin"), websocket.scope["scheme"], header, origins()):
             await websocket.close()  # before accepting: HTTP 403
             return
         await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
@@ -59,16 +53,35 @@ def make_app(
         ping: Ping = websocket.scope["extensions"][PING]["call"]
         await links.run(websocket, remote, servers, Connection(abort, gone, ping))
 
-    return Starlette(
-        routes=[Route("/healthz", healthz), Route("/metrics", show_metrics), WebSocketRoute(PATH, signaling)]
-    )
+    return Starlette(routes=[Route("/healthz", healthz), WebSocketRoute(PATH, signaling)])
 
 
-def _may_use(origin: str | None, host: str, origins: Sequence[str]) -> bool:
-    """Whether pages of this origin may use the signaling (RFC 6455, section 10.2). Programs send no origin."""
+def make_admin_app(*, metrics: Callable[[], Awaitable[bytes]], token: Callable[[], str]) -> Starlette:
+    """Build the application of the operators' listener."""
+
+    async def show_metrics(request: Request) -> Response:
+        if not _may_read(request, token()):
+            return PlainTextResponse("not found\n", status_code=404)
+        return Response(await metrics(), headers={"content-type": METRICS_TYPE, "cache-control": "no-store"})
+
+    return Starlette(routes=[Route("/metrics", show_metrics)])
+
+
+def _may_use(origin: str | None, scheme: str, host: str, origins: Sequence[str]) -> bool:
+    """Whether pages of this origin may use the signaling (RFC 6455, section 10.2). Programs send no origin.
+
+    The server's own origin has the scheme of the client's request (RFC 6454, section 5).
+    """
     if origin is None or origin in origins:
         return True
-    return origin.partition("://")[2] == host
+    own = "https" if scheme in {"https", "wss"} else "http"
+    return _normal(origin) == _normal(f"{own}://{host}")
+
+
+def _normal(origin: str) -> str:
+    """Return an origin in lower case, without the default port of its scheme."""
+    scheme, _, host = origin.lower().partition("://")
+    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, '/'))}"
 
 
 def _may_read(request: Request, token: str) -> bool:

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Generator
 from typing import Any, Final, cast
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -29,6 +30,8 @@ from .transport import CLOSE_TIME, GuardedTransport
 PING_INTERVAL = 20.0
 """Seconds between WebSocket pings, and until a connection without a pong is closed."""
 
+REQUEST_BYTES: Final = 16_384
+"""Bytes of a request line with its headers."""
 OFFENSES: Final = 32
 """Control frames and small fragments that a WebSocket may send at once; one more is granted every second."""
 SMALL_FRAGMENT: Final = 256
@@ -140,12 +143,29 @@ class SignalingWebSocket(WebSocketsSansIOProtocol):
         await super().run_asgi()
 
 
+class StrictHttp(h11.Connection):
+    """Refuses requests whose body another program could read differently (RFC 9112, sections 6.1 and 11.2)."""
+
+    def next_event(self) -> Any:
+        """Return the next event. Raises RemoteProtocolError for an ambiguous request."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (b"content-length" in names or event.http_version < b"1.1"):
+                raise h11.RemoteProtocolError("Transfer-Encoding with Content-Length, or before HTTP/1.1")
+        return event
+
+
 def guarded(config: ServeConfig, census: Census) -> Callable[..., Inflow]:
     """Return a maker of HTTP protocols that limit the connections, their input and the time of each request."""
 
     class GuardedHttp(H11Protocol):
         transport: GuardedTransport
         _deadline: asyncio.TimerHandle | None = None
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.conn = StrictHttp(h11.SERVER, REQUEST_BYTES)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -242,7 +262,7 @@ def embedded(app: Callable[..., Any], config: ServeConfig) -> EmbeddedUvicorn:
             server_header=False,
             proxy_headers=bool(config.trusted_proxies),
             forwarded_allow_ips=list(config.trusted_proxies),
-            h11_max_incomplete_event_size=16_384,
+            h11_max_incomplete_event_size=REQUEST_BYTES,
             timeout_keep_alive=5,
             timeout_graceful_shutdown=1,
         )

@@ -131,6 +131,11 @@ class PlaneRunner:
 
             def run() -> None:
                 workers.run(0)
+                for process, code in workers.deaths:
+                    logger.error(
+                        "worker process %d ended with code %d; a new one continues its allocations", process, code
+                    )
+                workers.deaths.clear()
                 driver.call(machine.settle)
 
             loop.add_reader(workers.fileno(), run)

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from polynya.aio import sockets
 from polynya.aio.driver import Driver
 from polynya.core.addresses import Address, scope
-from polynya.core.flows import Flow, FlowIds
+from polynya.core.errors import ConfigurationError
+from polynya.core.flows import Flow, FlowIds, Transport
+from polynya.core.machine import Open
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.turn.server.commands import Traffic
 from polynya.turn.server.config import ServerConfig
@@ -81,6 +84,7 @@ class Relaying:
         trace: Tracer = NO_TRACE,
     ) -> None:
         self.options = options = _within_share(options)
+        check_relays(options.config)
         self._discovery = discovery
         self.data_plane = PlaneRunner(options, listen, discovery, flow_ids, trace.of("turn-server"))
         self.machine = self.data_plane.machine
@@ -138,16 +142,20 @@ class Relaying:
         finally:
             self.data_plane.close()
 
-    async def drain(self, hurry: asyncio.Event) -> None:
-        """Refuse new allocations and wait until the existing ones have ended, at most until `hurry` is set."""
+    async def drain(self, hurry: asyncio.Event, *, unlimited: bool = False) -> None:
+        """Refuse new allocations and wait until the existing ones have ended, at most until `hurry` is set.
+
+        The wait takes at most `options.drain` seconds, unless it is `unlimited`.
+        """
         options = self.options
         self._call(lambda now: self.machine.control.drain(now=now, alternates=options.alternates))
-        if self._drained.is_set() or not options.drain:
+        if self._drained.is_set() or not (options.drain or unlimited):
             return
-        logger.info("draining %d allocations for at most %g s", self.allocations, options.drain)
+        until = "until they end" if unlimited else f"for at most {options.drain:g} s"
+        logger.info("draining %d allocations %s", self.allocations, until)
         waits = [asyncio.ensure_future(self._drained.wait()), asyncio.ensure_future(hurry.wait())]
         try:
-            await asyncio.wait(waits, timeout=options.drain, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=None if unlimited else options.drain, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for each in waits:
                 each.cancel()
@@ -275,6 +283,19 @@ def _within_share(options: TurnOptions) -> TurnOptions:
     config = options.config
     limits = replace(config.limits, streams=within_share(config.limits.streams))
     return replace(options, config=replace(config, limits=limits))
+
+
+def check_relays(config: ServerConfig) -> None:
+    """Raise ConfigurationError for a relay address that this host does not have."""
+    for relay in config.relays:
+        local = Address(relay.host, 0)
+        try:
+            sockets.open_udp(Open(flow=Flow(0), transport=Transport.UDP, local=local))[0].close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot relay on {relay.host}: {sockets.explain(error)}; relay_ips are addresses of this host, and "
+                "external_ips those that clients get"
+            ) from None
 
 
 def _warn_of_private_relays(config: ServerConfig) -> None:

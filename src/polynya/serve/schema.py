@@ -72,6 +72,13 @@ class TurnLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bytes_per_second: Annotated[
         Count, _about("Bytes per second of each relayed address, in both directions, including headers.")
     ] = _turn.bytes_per_second
+    open_bytes_per_second: Annotated[
+        Count,
+        _about("Bytes per second of each source whose credentials come from open_turn, over all of its relays."),
+    ] = _turn.open_bytes_per_second
+    open_bytes_per_hour: Annotated[
+        Count, _about("Bytes per hour of each such source. With workers, each has its part of both limits.")
+    ] = _turn.open_bytes_per_hour
     requests_per_second: Annotated[
         Count, _about("Requests per second of each client address; further requests are dropped.")
     ] = _turn.requests_per_second
@@ -110,7 +117,7 @@ class Stun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """TURN is enabled if it has users: `users`, `users_file`, `users_database` or `shared_secrets`."""
+    """TURN is enabled if it has users, in this file, in `users_file` or `users_database`, or a shared secret."""
 
     realm: Annotated[str, _about("Realm of the users, which the server sends to clients.")] = "polynya"
     users_file: Annotated[str, _about("File with one user on each line, as `polynya serve --hash-user` prints it.")] = (
@@ -121,6 +128,10 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[str, ...],
         _about("Secrets of time-limited credentials. All are accepted; signaling issues credentials with the first."),
     ] = ()
+    shared_secrets_file: Annotated[
+        str,
+        _about("File with more of them, one on each line; read again on SIGHUP. Lines that begin with # are comments."),
+    ] = ""
     workers: Annotated[Count, _about("Worker processes that relay; 0 relays in the server's own process.")] = 0
     gather: Annotated[
         Seconds,
@@ -143,8 +154,9 @@ class Turn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ports: Annotated[str, _about("LOW-HIGH: range of the relay ports.")] = "49152-65535"
     port_rest: Annotated[Seconds, _about("Seconds for which a released relay port is not used again.")] = 2
     channel_range: Annotated[
-        Literal["rfc8656", "rfc5766"], _about("Channel numbers; rfc5766 also allows 0x5000 to 0x7FFF, for old clients.")
-    ] = "rfc8656"
+        Literal["rfc8656", "rfc5766"],
+        _about("Channel numbers; rfc5766 allows 0x4000 to 0x7FFF, as old clients use them, rfc8656 only up to 0x4FFF."),
+    ] = "rfc5766"
     algorithms: Annotated[
         tuple[Literal["sha256", "md5"], ...],
         _about("Password algorithms in the order in which they are offered; old clients support md5 only."),
@@ -210,6 +222,23 @@ class SignalingLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Signaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Signaling is served on every `http` address."""
 
+    room_tokens: Annotated[
+        tuple[str, ...],
+        _about(
+            "Tokens of which a client must show one to join a room and to get TURN credentials. "
+            "Several tokens are valid at once, so that one can be replaced."
+        ),
+    ] = ()
+    room_tokens_file: Annotated[str, _about("File with room tokens, one on each line, in addition to room_tokens.")] = (
+        ""
+    )
+    open_turn: Annotated[
+        bool,
+        _about(
+            "Give TURN credentials to any visitor, without a room token: for one hour, with turn.limits.open_*. "
+            "A server whose TURN listeners are all on loopback does this anyway."
+        ),
+    ] = False
     origins: Annotated[
         tuple[str, ...],
         _about("Origins (https://example.org) whose web pages may use signaling, besides the server's own."),
@@ -221,7 +250,7 @@ class Signaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Metrics for Prometheus are served at /metrics on every `http` address."""
+    """Metrics for Prometheus are served at /metrics on every `admin` address."""
 
     token: Annotated[
         str, _about("Bearer token for reading the metrics; without one, only clients on this host can read them.")
@@ -236,7 +265,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _about("ADDR:PORT for STUN over UDP, and for TURN over UDP and TCP. Port 0 takes any free port."),
     ] = ()
     tls_listen: Annotated[tuple[str, ...], _about("ADDR:PORT for TURN over TLS.")] = ()
-    http: Annotated[tuple[str, ...], _about("ADDR:PORT for signaling, /healthz and /metrics, without TLS.")] = ()
+    http: Annotated[tuple[str, ...], _about("ADDR:PORT for signaling and /healthz, without TLS.")] = ()
+    admin: Annotated[tuple[str, ...], _about("ADDR:PORT for /metrics, without TLS; off by default.")] = ()
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], _about("Lowest level of the messages that are logged.")
     ] = "info"
@@ -261,5 +291,5 @@ TABLES: Final[dict[str, type[Struct]]] = {
 }
 """All tables by their heading in the file."""
 
-SECRETS: Final = frozenset({"password", "keys", "shared_secrets", "token"})
+SECRETS: Final = frozenset({"password", "keys", "room_tokens", "shared_secrets", "token"})
 """Keys whose values are never printed."""

@@ -14,6 +14,8 @@ from time import time
 from types import TracebackType
 from typing import Any, Final
 
+from starlette.applications import Starlette
+
 from polynya.aio.driver import Driver
 from polynya.aio.tcp import STREAM_LIMITS, StreamLimits, TlsContexts, system_tls
 from polynya.core.addresses import Address
@@ -23,7 +25,7 @@ from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.listeners import ListenerFailed, ListenerOpened, Listeners, Place
 from polynya.stun.server import BindingServer
 
-from .app import make_app
+from .app import make_admin_app, make_app
 from .certificates import Certificates
 from .config import ServeConfig, TurnOptions
 from .credentials import Offers
@@ -42,6 +44,7 @@ _FIXED: Final = {
     "listen": "listen",
     "tls_listen": "tls_listen",
     "http": "http",
+    "admin": "admin",
     "alternates": "stun.alternates",
     "external_ips": "stun.external_ips",
     "limits": "signaling.limits",
@@ -72,6 +75,9 @@ class Server:
         self.tls_addresses: tuple[Address, ...] = ()
         """Listeners for TURN over TLS."""
         self.http_addresses: tuple[Address, ...] = ()
+        """Listeners for signaling and /healthz."""
+        self.admin_addresses: tuple[Address, ...] = ()
+        """Listeners for /metrics."""
         self.relaying: Relaying | None = None
         """The TURN part, if it is configured."""
         self.stopping = False
@@ -83,8 +89,8 @@ class Server:
         self._binding = BindingServer(trace=trace.of("stun-server"))
         self._driver: Driver[Listeners] | None = None
         self._certificates: Certificates | None = None
-        self._uvicorn: EmbeddedUvicorn | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._web: list[tuple[EmbeddedUvicorn, asyncio.Task[None]]] = []
+        """The HTTP servers: the public one, and that of the operators."""
         self._exposed: Metrics | None = None
         self._opening: list[asyncio.Future[Address]] = []
         self._places: list[Place] = []
@@ -115,12 +121,14 @@ class Server:
 
     @property
     def ready_line(self) -> str:
-        """`ready stun=ADDR:PORT turn=ADDR:PORT turns=ADDR:PORT http=URL`, with each listener."""
+        """`ready stun=ADDR:PORT turn=ADDR:PORT turns=ADDR:PORT http=URL admin=URL`, with each listener."""
         plain = self.stun_addresses
         parts = [f"stun={each}" for each in plain]
         parts += [f"turn={each}" for each in plain if self.relaying is not None]
         parts += [f"turns={each}" for each in self.tls_addresses]
-        return " ".join(["ready", *parts, *(f"http=http://{each}" for each in self.http_addresses)])
+        parts += [f"http=http://{each}" for each in self.http_addresses]
+        parts += [f"admin=http://{each}" for each in self.admin_addresses]
+        return " ".join(["ready", *parts])
 
     @property
     def counters(self) -> dict[str, int]:
@@ -160,13 +168,19 @@ class Server:
 
     async def __aenter__(self) -> Server:
         sockets: list[socket.socket] = []
+        config = self.config
         try:
-            for address in self.config.http:
+            for address in (*config.http, *config.admin):
                 sockets.append(_listen(address))  # noqa: PERF401 - after a failure, the earlier sockets must be closed
-            self.http_addresses = tuple(Address.of(*each.getsockname()[:2]) for each in sockets)
+            bound = tuple(Address.of(*each.getsockname()[:2]) for each in sockets)
+            count = len(config.http)
+            self.http_addresses, self.admin_addresses = bound[:count], bound[count:]
             await self._open_listeners()
-            if sockets:
-                await self._open_http(sockets)
+            if config.http:
+                await self._serve_http(self._public_app(), sockets[:count])
+            if config.admin:
+                app = make_admin_app(metrics=self._metrics, token=lambda: self.config.metrics_token)
+                await self._serve_http(app, sockets[count:])
         except BaseException:
             await self.aclose()
             for each in sockets:
@@ -183,8 +197,7 @@ class Server:
         """Serve until `stop` is set. Raises RuntimeError if the HTTP server ends by itself."""
         waiting = asyncio.ensure_future(stop.wait())
         watched: list[asyncio.Future[object]] = [waiting]  # type: ignore[list-item]
-        if self._serving is not None:
-            watched.append(self._serving)  # type: ignore[arg-type]
+        watched += [task for _, task in self._web]  # type: ignore[misc]
         try:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -192,12 +205,26 @@ class Server:
         if not stop.is_set():
             raise RuntimeError("the HTTP server ended by itself")
 
-    async def drain(self, hurry: asyncio.Event) -> None:
-        """Refuse new allocations; wait until existing ones end, for at most `drain` seconds or until `hurry` is set."""
+    async def drain(self, hurry: asyncio.Event, *, unlimited: bool = False) -> None:
+        """Refuse new allocations; wait until existing ones end, for at most `drain` seconds or until `hurry` is set.
+
+        `unlimited` waits without a limit of time.
+        """
         self.stopping = True
         self._offers.turn_is_offered = False
+        self._announce()
         if self.relaying is not None:
-            await self.relaying.drain(hurry)
+            await self.relaying.drain(hurry, unlimited=unlimited)
+
+    def reload_certificate(self) -> None:
+        """Read the certificate and its key again, for new connections.
+
+        Raises UsageError without TLS, and ConfigurationError, with the old certificate in use, if the new one cannot
+        be used.
+        """
+        if self._certificates is None or self.config.tls is None:
+            raise UsageError("this server has no certificate: set tls_listen, and certificate and key under [tls]")
+        self._certificates.reload(self.config.tls)
 
     def reload(self, config: ServeConfig) -> list[str]:
         """Apply new users, secrets, peer policy, limits and certificates without ending any session.
@@ -214,9 +241,10 @@ class Server:
             fixed.append("turn")
         elif self.relaying is not None and config.turn is not None:
             turn = self.relaying.reload(config.turn)
-            self._offers.take(config.turn, config.tls)
+            self._offer(config)
         # keep the options that need a restart, so that the next reload names them again
         self.config = replace(config, **{name: getattr(old, name) for name in fixed})
+        self._announce()
         return [_FIXED.get(name, name) for name in fixed] + [f"turn.{name}" for name in turn]
 
     async def aclose(self) -> None:
@@ -225,11 +253,12 @@ class Server:
         links, self._links = self._links, None
         if links is not None:
             await links.aclose(self.config.stop_timeout)
-        uvicorn, self._uvicorn = self._uvicorn, None
-        serving, self._serving = self._serving, None
-        if uvicorn is not None and serving is not None:
+        web, self._web = self._web, []
+        for uvicorn, _ in web:
             uvicorn.should_exit = True
-            await asyncio.wait([serving], timeout=self.config.stop_timeout)
+        if web:
+            await asyncio.wait([serving for _, serving in web], timeout=self.config.stop_timeout)
+        for uvicorn, serving in web:
             await uvicorn.stop_listening()
             uvicorn.abort_all()
             serving.cancel()
@@ -281,11 +310,11 @@ class Server:
         plain, secure = len(config.listen), len(config.tls_listen)
         self.stun_addresses, self.tls_addresses = opened[:plain], opened[plain : plain + secure]
         if self.relaying is not None and turn is not None:
-            listening = (*opened, *discovery.more, *self.http_addresses)
+            listening = (*opened, *discovery.more, *self.http_addresses, *self.admin_addresses)
             self.relaying.attach(self._driver, listening, _other_hosts(config, turn), self._udp)
             plain_addresses, secure_addresses = self.stun_addresses, self.tls_addresses
             self._offers = Offers(plain_addresses, plain_addresses, secure_addresses, unix_time=self._unix_time)
-            self._offers.take(turn, config.tls)
+            self._offer(config)
         else:
             self._binding.origins = discovery.origins(self._udp)
             self._offers = Offers(self.stun_addresses, unix_time=self._unix_time)
@@ -309,29 +338,52 @@ class Server:
         elif self.relaying is not None:
             self.relaying.on_event(event)
 
+    def _offer(self, config: ServeConfig) -> None:
+        """Make the server lists from this configuration."""
+        if config.turn is not None:
+            self._offers.take(config.turn, config.tls, room_tokens=config.room_tokens, open_turn=config.open_turn)
+
+    def _announce(self) -> None:
+        """Pass the room tokens, and the reason for lists without TURN, to signaling."""
+        if self._links is not None:
+            self._links.rooms.tokens = self.config.room_tokens
+            self._links.rooms.no_relay = self._offers.no_relay
+
+    def _log_access(self) -> None:
+        """Log who can use rooms and TURN credentials."""
+        config, lacking = self.config, self._offers.no_relay
+        if config.room_tokens:
+            logger.info("rooms need a room token, and their members get TURN credentials: %s", lacking or "yes")
+        elif lacking:
+            logger.info("rooms are open, and give no TURN credentials: %s", lacking)
+        elif config.open_turn:
+            logger.warning("rooms are open, and any visitor gets TURN credentials for an hour (open_turn)")
+        else:
+            logger.info("rooms are open, and any visitor gets TURN credentials: all TURN listeners are on loopback")
+
     async def _metrics(self) -> bytes:
         await self.refresh()
         if self._exposed is None:
             self._exposed = Metrics(self)
         return self._exposed.text()
 
-    async def _open_http(self, sockets: list[socket.socket]) -> None:
-        self._links = Links(self.config.limits, trace=self._trace.of("signaling-server"))
-        app = make_app(
-            self._links,
-            self._offers,
-            origins=lambda: self.config.origins,
-            stopping=lambda: self.stopping,
-            metrics=self._metrics,
-            metrics_token=lambda: self.config.metrics_token,
+    def _public_app(self) -> Starlette:
+        self._links = Links(
+            self.config.limits, room_tokens=self.config.room_tokens, trace=self._trace.of("signaling-server")
         )
-        uvicorn = self._uvicorn = embedded(app, self.config)
-        self._serving = asyncio.create_task(uvicorn.serve(sockets), name="signaling over HTTP")
+        self._announce()
+        self._log_access()
+        return make_app(self._links, self._offers, origins=lambda: self.config.origins, stopping=lambda: self.stopping)
+
+    async def _serve_http(self, app: Starlette, sockets: list[socket.socket]) -> None:
+        uvicorn = embedded(app, self.config)
+        serving = asyncio.create_task(uvicorn.serve(sockets), name="HTTP server")
+        self._web.append((uvicorn, serving))
         accepting = asyncio.ensure_future(uvicorn.accepting.wait())
-        await asyncio.wait([accepting, self._serving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([accepting, serving], return_when=asyncio.FIRST_COMPLETED)
         if not accepting.done():
             accepting.cancel()
-            self._serving.result()
+            serving.result()
             raise RuntimeError("the HTTP server ended before it was listening")
 
 
@@ -343,7 +395,9 @@ def _within_share(limits: StreamLimits) -> StreamLimits:
 def _other_hosts(config: ServeConfig, turn: TurnOptions) -> tuple[str, ...]:
     """Return the addresses of this server that its interfaces may not have: external ones, and those of relays."""
     relays = [host for relay in turn.config.relays for host in (relay.host, relay.outside)]
-    listeners = [each.host for each in (*config.listen, *config.tls_listen, *config.alternates, *config.http)]
+    listeners = [
+        each.host for each in (*config.listen, *config.tls_listen, *config.alternates, *config.http, *config.admin)
+    ]
     return tuple(dict.fromkeys((*relays, *config.external_ips.values(), *listeners)))
 
 

@@ -99,11 +99,14 @@ def server_config(settings: Settings) -> ServeConfig:
         listen=_addresses("listen", settings.listen),
         tls_listen=_addresses("tls_listen", settings.tls_listen),
         http=_addresses("http", settings.http),
+        admin=_addresses("admin", settings.admin),
         alternates=_addresses("stun.alternates", settings.stun.alternates),
         external_ips=_external_ips(settings.stun.external_ips),
         turn=_turn(settings),
         tls=_tls(settings.tls),
         limits=signaling.Limits(**msgspec.structs.asdict(settings.signaling.limits)),
+        room_tokens=_room_tokens(settings.signaling),
+        open_turn=settings.signaling.open_turn,
         origins=settings.signaling.origins,
         trusted_proxies=settings.signaling.trusted_proxies,
         metrics_token=settings.metrics.token,
@@ -118,6 +121,11 @@ def _tls(tls: schema.Tls) -> TlsFiles | None:
     return TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), server_name=tls.server_name)
 
 
+def _room_tokens(given: schema.Signaling) -> tuple[str, ...]:
+    stored = read_secrets(Path(given.room_tokens_file), "room token") if given.room_tokens_file else ()
+    return tuple(dict.fromkeys((*given.room_tokens, *stored)))
+
+
 def _external_ips(texts: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for text in texts:
@@ -130,9 +138,12 @@ def _external_ips(texts: tuple[str, ...]) -> dict[str, str]:
 
 def _turn(settings: Settings) -> TurnOptions | None:
     given = settings.turn
-    if not (given.users or given.users_file or given.users_database or given.shared_secrets):
+    secrets = shared_secrets(given)
+    if not (given.users or given.users_file or given.users_database or secrets):
         if given != schema.Turn():
-            raise ConfigurationError("turn has settings but no users: add a user or a shared secret")
+            raise ConfigurationError(
+                "turn has settings but no users: add a user or a shared secret (--shared-secret-file)"
+            )
         return None
     realm = given.realm
     users = [_user(each, realm) for each in given.users]
@@ -154,7 +165,7 @@ def _turn(settings: Settings) -> TurnOptions | None:
             refuse_expired_refresh=given.refuse_expired_refresh,
         ),
         users=tuple(users),
-        shared_secrets=given.shared_secrets,
+        shared_secrets=secrets,
         look_up=UserDatabase(Path(given.users_database), realm) if given.users_database else None,
         workers=given.workers,
         gather=given.gather,
@@ -162,6 +173,28 @@ def _turn(settings: Settings) -> TurnOptions | None:
         drain=given.drain,
         alternates=_alternates(given.alternates),
     )
+
+
+def shared_secrets(given: schema.Turn) -> tuple[str, ...]:
+    """Return the shared secrets of the settings and of their file."""
+    return (
+        *given.shared_secrets,
+        *(read_secrets(Path(given.shared_secrets_file)) if given.shared_secrets_file else ()),
+    )
+
+
+def read_secrets(path: Path, kind: str = "shared secret") -> tuple[str, ...]:
+    """Return the secrets of a kind in a file, one on each line. Raises ConfigurationError if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the {kind}s of {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} is not a file of {kind}s: its text is not UTF-8") from None
+    secrets = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not secrets:
+        raise ConfigurationError(f"{path} has no {kind}: write one on a line")
+    return secrets
 
 
 def _user(user: schema.User, realm: str) -> User:

@@ -59,6 +59,8 @@ class RelayFound:
     related: Address | None
     """The client's address as seen by the server, by any flow."""
     server: ServerAddress
+    rtt: int | None = None
+    """The shortest round trip to the server so far, nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

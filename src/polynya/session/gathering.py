@@ -14,6 +14,10 @@ The first answer gives the other servers a grace period. Without any answer gath
 interface whose packets vanish (a VPN, a bridge) delays no connection (aiortc/aiortc#1183). A TURN server that has
 answered without an allocation yet, or that is reached by a stream, has time until the patience ends.
 
+UDP seems blocked if a relay over TCP or TLS stands and no server has answered over UDP. Then each silent server is
+asked again, in new transactions, and so is the server of the relay, whose distance is known. Gathering ends after twice
+the round trip of the stream.
+
 COMPLETE means that gathering waits for nothing, and the agent signals the end of candidates. Pending requests are late
 from then on and continue to their own end. A late answer still gives a candidate, which is signaled like any other. The
 peer may ignore it; our checks from its base can still make it a peer-reflexive candidate. It changes no state.
@@ -26,6 +30,7 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import Collection
+from dataclasses import dataclass
 from enum import Enum
 
 from polynya.core.addresses import Address
@@ -47,7 +52,7 @@ from polynya.core.pacer import Pacer
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.message import Received
 from polynya.stun.probe import ProbeEnded
-from polynya.stun.registry import Method
+from polynya.stun.registry import DEFAULT_PORT, Method
 
 from .bases import Bases
 from .events import (
@@ -62,7 +67,7 @@ from .events import (
     RelayFound,
 )
 from .interfaces import Refused
-from .options import Base, SessionConfig, TurnCredentials
+from .options import BLOCKED_UDP_WAIT, Base, HostAddress, SessionConfig, TurnCredentials
 from .relays import Relays
 from .report import Answers
 from .stun_servers import StunServers
@@ -75,6 +80,19 @@ GatheringInput = (
 class _Wait(Enum):
     PATIENCE = "no server has answered"
     GRACE = "a server has answered"
+    BLOCKED = "a relay over a stream stands, no answer over UDP"
+
+
+@dataclass(slots=True)
+class _Suspicion:
+    """UDP may be blocked: a relay over a stream was found before any server answered over UDP."""
+
+    found: RelayFound
+    found_at: Instant
+    rtt: int
+    """Of the stream, in nanoseconds."""
+    ask_at: list[Instant]
+    """When to ask the silent servers once more; the requests that the new relay causes go out before."""
 
 
 class Gathering:
@@ -86,6 +104,7 @@ class Gathering:
 
     __slots__ = (
         "_bases",
+        "_began_at",
         "_config",
         "_deadline",
         "_events",
@@ -93,7 +112,9 @@ class Gathering:
         "_patient_until",
         "_servers",
         "_stun",
+        "_suspicion",
         "_trace",
+        "_udp_answers",
         "answers",
         "relays",
         "state",
@@ -135,7 +156,12 @@ class Gathering:
         self._keeping = True
         """Whether mappings that are found are kept open."""
         self._deadline: tuple[Instant, _Wait] | None = None
+        self._began_at = Instant(0)
         self._patient_until = Instant(0)
+        self._suspicion: _Suspicion | None = None
+        """Set when UDP seems blocked."""
+        self._udp_answers = False
+        """Whether any server has answered over UDP."""
         self._events: Queue[GatheringEvent] = Queue()
 
     # -------------------------------------------------------------------------------------------------------- calls
@@ -166,6 +192,9 @@ class Gathering:
         if not gone and not new:
             return None
         self._begin(f"{len(new)} local addresses are new, {len(gone)} sockets lost theirs", now=now)
+        self._udp_answers = False
+        if self.relays is not None:
+            self.relays.heard_by_udp = False
         self._close(gone, "its address is gone from this host", now=now)
         self._bases.open(new)
         if self._stun is not None:
@@ -215,10 +244,10 @@ class Gathering:
             self.relays.set_credentials(server, now=now)
             self._collect(now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
-        """Continue without a TURN server that refused its credentials."""
+    def no_credentials(self, wanted: CredentialsWanted, reason: str = "", *, now: Instant) -> None:
+        """Continue without a TURN server that refused its credentials; with a `reason`, ask for others later."""
         if self.relays is not None:
-            self.relays.no_credentials(wanted, now=now)
+            self.relays.no_credentials(wanted, reason, now=now)
             self._collect(now=now)
             self._finish_if_done(now=now)
 
@@ -246,9 +275,9 @@ class Gathering:
         return self._bases.open_bases
 
     @property
-    def opening(self) -> bool:
-        """Whether sockets are being opened."""
-        return bool(self._bases.opening)
+    def opening(self) -> tuple[HostAddress, ...]:
+        """The local addresses on which sockets are being opened."""
+        return self._bases.opening_hosts
 
     @property
     def refused(self) -> tuple[Refused, ...]:
@@ -299,10 +328,12 @@ class Gathering:
         self._collect(now=now)
         if self._deadline is not None and now >= self._deadline[0]:
             self._release(self._deadline[1], now=now)
+        self._check_udp(now=now)
 
     def next_timer(self) -> Instant | None:
         deadline = None if self._deadline is None else self._deadline[0]
-        return earliest(deadline, *[machine.next_timer() for machine in self._servers])
+        again = self._suspicion.ask_at[0] if self._suspicion and self._suspicion.ask_at else None
+        return earliest(deadline, again, self._blocked_at, *[machine.next_timer() for machine in self._servers])
 
     @property
     def has_events(self) -> bool:
@@ -353,6 +384,8 @@ class Gathering:
             self._events.append(event)
         if isinstance(event, RelayFound):
             self._grant_grace(now=now)
+            if event.server.transport.reliable and event.rtt is not None:
+                self._suspect_udp(event, event.rtt, now=now)
         self._finish_if_done(now=now)
 
     def _answered(self, ended: ProbeEnded, stun: StunServers, *, now: Instant) -> None:
@@ -360,6 +393,7 @@ class Gathering:
         if base is None:
             return
         self.answers.ended(ended, base, now=now)
+        self._udp_answers = self._udp_answers or ended.mapped is not None or ended.rtt is not None
         if ended.mapped is not None:
             self._events.append(MappingFound(flow=ended.flow, mapped=ended.mapped, server=ended.server))
             if ended.mapped != base.local and self._keeping:
@@ -371,8 +405,10 @@ class Gathering:
 
     def _begin(self, reason: str, *, now: Instant) -> None:
         """Enter GATHERING and start the patience."""
+        self._began_at = now
         self._change(GatheringState.GATHERING, reason, now=now)
         self._keeping = True
+        self._suspicion = None
         self._patient_until = Instant(now + self._config.patience)
         self._deadline = (self._patient_until, _Wait.PATIENCE)
 
@@ -381,19 +417,64 @@ class Gathering:
         if self.state is GatheringState.GATHERING:
             self._deadline = (Instant(now + self._config.grace), _Wait.GRACE)
 
+    @property
+    def _udp_heard(self) -> bool:
+        return self._udp_answers or (self.relays is not None and self.relays.heard_by_udp)
+
+    def _suspect_udp(self, found: RelayFound, rtt: int, *, now: Instant) -> None:
+        """Suspect that UDP is blocked: a relay over a stream stands, and no server has answered over UDP."""
+        gathering = self.state is GatheringState.GATHERING
+        if gathering and self._config.blocked_udp and self._suspicion is None and not self._udp_heard:
+            wait = max(2 * rtt, self._began_at + BLOCKED_UDP_WAIT - now)
+            ask_at = [Instant(now + wait * part // 8) for part in (1, 3, 5)]
+            self._suspicion = _Suspicion(found=found, found_at=now, rtt=rtt, ask_at=ask_at)
+
+    def _check_udp(self, *, now: Instant) -> None:
+        """Ask the silent servers again, and at last stop waiting for them."""
+        suspicion, blocked_at = self._suspicion, self._blocked_at
+        if suspicion is None or self._udp_heard:
+            self._suspicion = None
+        elif blocked_at is not None and now >= blocked_at:
+            self._suspicion = None
+            self._release(_Wait.BLOCKED, now=now)
+        elif suspicion.ask_at and now >= suspicion.ask_at[0]:
+            suspicion.ask_at.pop(0)
+            for machine in self._servers:
+                machine.ask_again(now=now)
+            if self._stun is not None:
+                self._stun.ask_also(suspicion.found.base, _binding_server(suspicion.found), now=now)
+            self._collect(now=now)
+
+    @property
+    def _blocked_at(self) -> Instant | None:
+        """When gathering stops waiting because UDP seems blocked; None before every server was asked over UDP."""
+        suspicion = self._suspicion
+        if suspicion is None or self.state is not GatheringState.GATHERING or self._bases.opening:
+            return None
+        if any(machine.asking for machine in self._servers):
+            return None
+        asked_at = suspicion.found_at if self._stun is None else max(suspicion.found_at, self._stun.asked_at)
+        return Instant(max(asked_at + 2 * suspicion.rtt, self._began_at + BLOCKED_UDP_WAIT))
+
     def _release(self, timer: _Wait, *, now: Instant) -> None:
         """Mark servers that have not answered as late; their requests continue."""
-        wait = self._config.patience if timer is _Wait.PATIENCE else self._config.grace
-        since = "gathering began" if timer is _Wait.PATIENCE else "the last answer"
         self._deadline = None
-        patient = timer is _Wait.GRACE and now < self._patient_until
-        waited = f"{in_seconds(wait):g} s after {since}"
-        asked = () if self._stun is None else self._stun.release(self._reaches if patient else None)
+        patient = timer is not _Wait.PATIENCE and now < self._patient_until
+        waited = {
+            _Wait.PATIENCE: f"{in_seconds(self._config.patience):g} s after gathering began",
+            _Wait.GRACE: f"{in_seconds(self._config.grace):g} s after the last answer",
+            _Wait.BLOCKED: "in time, and none over UDP: a relay over TCP or TLS stands, and UDP seems blocked",
+        }[timer]
+        asked = (
+            ()
+            if self._stun is None
+            else self._stun.release(self._reaches if patient and timer is _Wait.GRACE else None)
+        )
         for flow, server in asked:
             if (base := self.base(flow)) is not None:
                 self.answers.late(str(server), base, f"{server} had not answered {waited}")
         if self.relays is not None:
-            for base, turn_server in self.relays.release(heard=not patient):
+            for base, turn_server in self.relays.release(heard=not patient, streams=timer is _Wait.BLOCKED):
                 self.answers.late(str(turn_server), base, f"{turn_server} had not allocated {waited}")
         self._bases.give_up_opening()
         if patient and self._waiting:
@@ -419,3 +500,9 @@ class Gathering:
         old, self.state = self.state, new
         self._trace.gathering(reason, now=now, old=old, new=new)
         self._events.append(GatheringStateChanged(old=old, new=new, reason=reason))
+
+
+def _binding_server(found: RelayFound) -> Address:
+    """Return where the TURN server of a relay over a stream would answer Binding requests over UDP."""
+    server = found.server
+    return server.address.with_port(DEFAULT_PORT) if server.transport.secure else server.address

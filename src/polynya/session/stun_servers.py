@@ -40,6 +40,13 @@ class _Question:
     """Whether gathering does not wait for it."""
     probe: BindingProbe | None = None
     """None until the pacer grants a slot."""
+    again: bool = False
+    """Whether one more transaction waits for a slot."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a request waits for a slot."""
+        return self.probe is None or self.again
 
 
 class StunServers:
@@ -50,7 +57,7 @@ class StunServers:
 
     __slots__ = (
         "_ask_at", "_config", "_events", "_keep_at", "_kept", "_names_late", "_outbox", "_pacer", "_questions",
-        "_random", "_resolving", "_servers", "_trace",
+        "_random", "_resolving", "_servers", "_trace", "asked_at",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +83,8 @@ class StunServers:
         self._kept: tuple[FlowPath, ...] = ()
         """The mappings that are kept open."""
         self._keep_at: Instant | None = None
+        self.asked_at = Instant(0)
+        """When the latest question to a configured server was first sent."""
         self._outbox: Queue[Output] = Queue() if outbox is None else outbox
         self._events: Queue[ProbeEnded] = Queue()
 
@@ -93,6 +102,18 @@ class StunServers:
         """Ask every resolved server from a base, also those that were asked before; gathering waits unless `late`."""
         for server in self._servers:
             self._ask(base, server, now=now, late=late)
+
+    def ask_also(self, base: Base, server: Address, *, now: Instant) -> None:
+        """Ask a server that is not configured, the UDP port of a TURN server. Gathering does not wait for it."""
+        if (base.flow, server) not in self._questions:
+            self._ask(base, server, now=now, late=True)
+
+    def ask_again(self, *, now: Instant) -> None:
+        """Start one more transaction for each unanswered question that gathering waits for, or of `ask_also`."""
+        for (_, server), question in self._questions.items():
+            wanted = not question.late or server not in self._servers
+            question.again = question.probe is not None and wanted
+        self._arm(now=now)
 
     def keep(self, flow: Flow, server: Address, *, now: Instant) -> None:
         """Keep the mapping that `server` saw open."""
@@ -130,6 +151,12 @@ class StunServers:
         self._ask_at = None
         self.stop_keeping()
         self._events.clear()
+
+    @property
+    def asking(self) -> bool:
+        """Whether gathering waits for a name, or for a question that has not been sent yet."""
+        names = bool(self._resolving) and not self._names_late
+        return names or any(question.probe is None and not question.late for question in self._questions.values())
 
     @property
     def pending(self) -> bool:
@@ -212,7 +239,7 @@ class StunServers:
 
     def _arm(self, *, now: Instant) -> None:
         """Reserve a slot for the next question; use the slots that are free now."""
-        while self._ask_at is None and any(question.probe is None for question in self._questions.values()):
+        while self._ask_at is None and any(question.waiting for question in self._questions.values()):
             slot = self._pacer.reserve(now=now)
             if slot > now:
                 self._ask_at = slot
@@ -220,7 +247,7 @@ class StunServers:
                 self._ask_next(now=now)
 
     def _ask_next(self, *, now: Instant) -> None:
-        path = next((path for path, question in self._questions.items() if question.probe is None), None)
+        path = next((path for path, question in self._questions.items() if question.waiting), None)
         if path is None:
             return
         if self._pacer.free_at > now:  # an earlier slot was used late
@@ -228,11 +255,18 @@ class StunServers:
             return
         self._pacer.used(now=now)
         flow, server = path
-        probe = BindingProbe(flow=flow, server=server, random=self._random, trace=self._trace, outbox=self._outbox)
         question = self._questions.pop(path)
-        question.probe = probe
         self._questions[path] = question
-        probe.start(now=now)
+        if question.probe is not None:
+            question.again = False
+            question.probe.ask_again(now=now)
+        else:
+            question.probe = BindingProbe(
+                flow=flow, server=server, random=self._random, trace=self._trace, outbox=self._outbox
+            )
+            if server in self._servers:
+                self.asked_at = now
+            question.probe.start(now=now)
         self._collect(path, question)
 
     def _collect(self, path: FlowPath, question: _Question) -> None:

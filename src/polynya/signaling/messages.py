@@ -39,6 +39,8 @@ NESTING: Final = 64
 PeerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """128 random bits in lower-case hexadecimal, drawn by the server. The member with the larger id, as text, controls."""
 Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+RoomToken = Annotated[str, Meta(max_length=512)]
+"""A secret of the server's operator, which a client shows to use its rooms; empty for none."""
 RoomName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 Uri = Annotated[str, Meta(max_length=256)]
 Generation = Annotated[int, Meta(ge=0, le=2**31)]
@@ -81,10 +83,20 @@ class Join(Struct, frozen=True, kw_only=True, tag="join", omit_defaults=True):
     limit: Annotated[int, Meta(ge=1)] | None = None
     """The most members that the room may have. The limit of the first member applies for the life of the room."""
     resume: Resume | None = None
+    token: RoomToken = ""
+    """The token of the server's operator, if its rooms need one."""
+
+    def __repr__(self) -> str:
+        return f"Join(version={self.version}, limit={self.limit}, resume={self.resume!r})"
 
 
-class ListServers(Struct, frozen=True, tag="servers"):
-    """Requests the current list of STUN and TURN servers. Allowed before `join`, too."""
+class ListServers(Struct, frozen=True, tag="servers", omit_defaults=True):
+    """Requests the current list of STUN and TURN servers. Allowed before `join`, too, with the operator's token."""
+
+    token: RoomToken = ""
+
+    def __repr__(self) -> str:
+        return "ListServers()"
 
 
 class Signal(Struct, frozen=True, kw_only=True, tag="signal"):
@@ -130,6 +142,8 @@ class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
     servers: tuple[IceServer, ...] = ()
     resumed: bool = False
     """Whether the member has taken up its earlier place, with the same id."""
+    no_relay: str = ""
+    """The reason why `servers` has no TURN server, for people."""
 
     def __repr__(self) -> str:
         return f"Welcome(peer={self.peer!r}, peers={self.peers!r}, servers={self.servers!r}, resumed={self.resumed})"
@@ -139,6 +153,8 @@ class ServerList(Struct, frozen=True, tag="servers"):
     """Answer to `ListServers`, with new credentials where servers need them."""
 
     servers: tuple[IceServer, ...] = ()
+    no_relay: str = ""
+    """The reason why `servers` has no TURN server, for people."""
 
 
 class Joined(Struct, frozen=True, tag="joined"):

@@ -83,6 +83,8 @@ class Rooms:
         self.outbox: Queue[SendText] = Queue()
         self.departures: Queue[tuple[Member, str]] = Queue()
         """Members that have left, each with the reason."""
+        self.no_relay = ""
+        """The reason why the server lists have no TURN server, for people."""
         self._limits = limits
         self._random = random
         self._rooms: dict[str, Room] = {}
@@ -267,6 +269,7 @@ class Rooms:
             pace=self._pace,
             servers=servers,
             resumed=resumed,
+            no_relay=self.no_relay,
         )
         self._send(member, welcome)
 

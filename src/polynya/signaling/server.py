@@ -22,7 +22,9 @@ gives the reason; a client that repeats it is disconnected. Everything that is s
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hmac import compare_digest
 from random import Random
 from typing import Final
 
@@ -106,6 +108,9 @@ class LinkRefused:
     reason: str
 
 
+UNAUTHORIZED: Final = "this server needs a room token: set token=, --token or POLYNYA_TOKEN"
+REFUSED: Final = "the room token is not one of this server's"
+
 RoomEvent = MemberJoined | MemberLeft | LinkRefused
 
 
@@ -136,8 +141,17 @@ class _FullRoom:
 class RoomServer:
     """The signaling server: takes the events of its links, returns what to do with them."""
 
-    def __init__(self, limits: Limits | None = None, *, random: Random, trace: Tracer = NO_TRACE) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        random: Random,
+        tokens: Sequence[str] = (),
+        trace: Tracer = NO_TRACE,
+    ) -> None:
         self.limits = limits or Limits()
+        self.tokens = tuple(tokens)
+        """A client must show one of these to join a room or to get the server list; none are needed if it is empty."""
         self._trace = trace
         self._rooms = Rooms(self.limits, random)
         self._links: dict[int, _Link] = {}
@@ -162,7 +176,7 @@ class RoomServer:
                 self._on_text(link, input.text, now=now)
         elif isinstance(input, ServersFound):
             if input.link in self._links:
-                self._outputs.append(SendText(input.link, encode(ServerList(input.servers))))
+                self._outputs.append(SendText(input.link, encode(ServerList(input.servers, self.no_relay))))
         elif isinstance(input, LinkOpened):
             self._on_opened(input, now=now)
         elif isinstance(input, LinkAnswered):
@@ -209,6 +223,15 @@ class RoomServer:
         for link in list(self._links.values()):
             self._refuse(link, "shutting-down", "the server is shutting down", GOING_AWAY)
         self._drain_rooms(now=now)
+
+    @property
+    def no_relay(self) -> str:
+        """The reason why the server lists have no TURN server, for people; empty if they have one."""
+        return self._rooms.no_relay
+
+    @no_relay.setter
+    def no_relay(self, reason: str) -> None:
+        self._rooms.no_relay = reason
 
     @property
     def counters(self) -> Counters:
@@ -325,7 +348,8 @@ class RoomServer:
             self._leave(link, now=now)
         elif isinstance(message, ListServers):
             self._restart_idle_timer(link, now=now)
-            self._list_servers(link, now=now)
+            if link.member is not None or self._authorized(link, message.token):
+                self._list_servers(link, now=now)
         elif link.member is None:
             self._offense(link, "not-joined", "this connection has not joined a room: send join first", now=now)
         else:
@@ -356,6 +380,8 @@ class RoomServer:
             supported = " and ".join(map(str, VERSIONS))
             self._refuse(link, "version", f"this server supports versions {supported}, not {join.version}", POLICY)
             return
+        if not self._authorized(link, join.token):
+            return
         member = self._rooms.resumable(join)
         if member is not None and join.resume is not None:
             old = self._links.get(member.link) if member.link is not None else None
@@ -368,6 +394,15 @@ class RoomServer:
         refused = self._enter(link, join, now=now)
         if refused is not None and not (refused.code == "room-full" and self._wait(link, join, now=now)):
             self._refuse(link, refused.code, refused.reason, TRY_LATER)
+
+    def _authorized(self, link: _Link, shown: str) -> bool:
+        """Whether a client showed a token of the operator; refuse it otherwise. All are compared in constant time."""
+        given = shown.encode("utf-8", "surrogatepass")
+        fitting = [compare_digest(given, token.encode("utf-8", "surrogatepass")) for token in self.tokens]
+        if any(fitting) or not self.tokens:
+            return True
+        self._refuse(link, "token", REFUSED if shown else UNAUTHORIZED, POLICY)
+        return False
 
     def _enter(self, link: _Link, join: Join, *, now: Instant) -> JoinRefused | None:
         """Let a new member in, or return why that is impossible."""

@@ -98,6 +98,11 @@ class BindingProbe:
             self.state = State.ASKING
             self._ask(self._server, now=now)
 
+    def ask_again(self, *, now: Instant) -> None:
+        """Start one more transaction with the same server; the earlier ones continue, and the first response counts."""
+        if self.state is State.ASKING:
+            self._request(self._server, now=now)
+
     def owns_transaction(self, transaction_id: bytes) -> bool:
         """Whether a response with this id is for this probe."""
         return transaction_id in self._transactions
@@ -140,6 +145,10 @@ class BindingProbe:
     def _ask(self, server: Address, *, now: Instant) -> None:
         self._server = server
         self._asked.append(server)
+        self._transactions.clear()
+        self._request(server, now=now)
+
+    def _request(self, server: Address, *, now: Instant) -> None:
         transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
         request = Message.request(Method.BINDING, transaction_id).encode(fingerprint=True)
         self._transactions.start(
@@ -214,10 +223,12 @@ class BindingProbe:
 
     def _end_if_failed(self) -> None:
         for ended in self._transactions.events():
-            self._end(None, ended.reason, ended)
+            if not self._transactions.by_id and self.state is State.ASKING:
+                self._end(None, ended.reason, ended)
 
     def _end(self, mapped: Address | None, reason: str, by: ClientTransaction[None] | Ended[None]) -> None:
         self.state = State.ENDED
+        self._transactions.clear()
         self._events.append(
             ProbeEnded(flow=self._flow, server=self._server, mapped=mapped, reason=reason, rtt=by.rtt)
         )  # fmt: skip

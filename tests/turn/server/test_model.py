@@ -12,6 +12,7 @@ from polynya.core.addresses import Address
 from polynya.stun import attributes as a
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
+from polynya.turn.server.config import ChannelRange
 from tests.turn.server.harness import HOST, HOST6, Person, Table, code, config
 
 CLIENTS = [
@@ -60,7 +61,7 @@ class Requests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table = Table(config())
+        self.table = Table(config(channel_range=ChannelRange.RFC8656))
         self.people_: dict[tuple[int, str], Person] = {}
         self.models: dict[int, Model] = {}
         self.tokens: dict[bytes, Token] = {}

@@ -7,6 +7,7 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.machine import Datagram, IcmpError, IcmpKind, Send
 from polynya.stun import attributes as a
+from polynya.stun.framing import encode_channel_data
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.server.commands import Done, Refused
@@ -129,6 +130,19 @@ def test_the_range_of_channel_numbers(kind: ChannelRange, last: int) -> None:
     assert code(alice.bind(last)) == 0
     for wrong in (0x3FFF, last + 1, 0, 0xFFFF):
         assert code(alice.bind(wrong, PEER.with_port(wrong or 1))) == 400
+
+
+def test_old_clients_may_use_channels_of_rfc_5766_from_their_own_address_only(table: Table, alice: Person) -> None:
+    for number in (0x5000, 0x7FFF):
+        peer = PEER.with_port(number)
+        assert code(alice.bind(number, peer)) == 0, "by default"
+        frame = encode_channel_data(number, b"hello", pad=False)
+        [sent] = table.from_client(frame)
+        assert (sent.remote, sent.data) == (peer, b"hello")
+        [answer] = table.from_peer(alice.relayed[0], b"hi", peer)
+        assert answer.data == encode_channel_data(number, b"hi", pad=False)
+        for other in (OTHER, CLIENT.with_port(CLIENT.port + 1)):
+            assert table.from_client(frame, other) == []
 
 
 def test_an_expired_channel_is_not_bound_to_another_peer_for_five_minutes(table: Table, alice: Person) -> None:

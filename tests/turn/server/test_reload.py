@@ -29,9 +29,10 @@ def test_new_lifetimes_and_channel_range_apply_at_once() -> None:
     table = Table(config())
     alice = Person(table)
     alice.allocate()
-    assert code(alice.bind(0x5000, PEER)) == 400
-    changed = config(channel_range=ChannelRange.RFC5766, max_lifetime=700 * 10**9)
+    changed = config(channel_range=ChannelRange.RFC8656, max_lifetime=700 * 10**9)
     table.server.control.set_config(changed, now=table.now)
+    assert code(alice.bind(0x5000, PEER)) == 400
+    table.server.control.set_config(config(max_lifetime=700 * 10**9), now=table.now)
     assert code(alice.bind(0x5000, PEER)) == 0
     assert alice.refresh(3600)[a.LIFETIME] == 700
 

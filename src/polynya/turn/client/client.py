@@ -141,6 +141,11 @@ class TurnClient:
         self._allocation.renew(now=now)
         self._collect(now=now)
 
+    def ask_again(self, *, now: Instant) -> None:
+        """Start one more transaction for each request to a server that is silent over UDP."""
+        self._requests.ask_again(now=now)
+        self._collect(now=now)
+
     def close(self, *, now: Instant, wait: bool = True) -> None:
         """Free the allocation. `Released` follows when the server has answered, at the latest after 5 seconds.
 
@@ -170,6 +175,16 @@ class TurnClient:
     def heard(self) -> bool:
         """Whether the server has answered anything."""
         return self._requests.heard
+
+    @property
+    def waits_for_credentials(self) -> bool:
+        """Whether a request waits for `set_credentials`."""
+        return self._requests.waiting
+
+    @property
+    def rtt(self) -> int | None:
+        """The shortest round trip to the server in use, nanoseconds."""
+        return self._requests.rtt
 
     @property
     def relayed(self) -> tuple[Address, ...]:
@@ -368,6 +383,7 @@ class TurnClient:
 
     def _answered(self, answer: Answer | CredentialsNeeded, *, now: Instant) -> None:
         if isinstance(answer, CredentialsNeeded):
+            self._allocation.unauthenticated(answer.reason)
             self._events.append(answer)
             return
         if answer.code == ErrorCode.ALLOCATION_MISMATCH:

@@ -94,6 +94,8 @@ class Requests:
         self._parked: list[Ask] = []
         self.heard = False
         """Whether the server in use has answered any request."""
+        self.rtt: int | None = None
+        """The shortest round trip to the server in use, nanoseconds."""
         self._counters: Counter[str] = Counter()
         self._events: Queue[Answer | CredentialsNeeded] = Queue()
 
@@ -105,7 +107,7 @@ class Requests:
         if self._server is None or server.address != self._server.address:
             self._authentication.forget()
         self._flow, self._server = flow, server
-        self.heard = False
+        self.heard, self.rtt = False, None
         self._schedule = RELIABLE if server.transport.reliable else self._udp_schedule
 
     def ask(self, ask: Ask, *, now: Instant) -> None:
@@ -117,11 +119,18 @@ class Requests:
         self._paced.append((slot, ask))
         self._send_due(now=now)
 
+    def ask_again(self, *, now: Instant) -> None:
+        """Start one more transaction for each pending request if the server is silent; the first response counts."""
+        if not self.heard and self._schedule is not RELIABLE:
+            pending = {id(each.context): each.context for each in self._transactions.by_id.values()}
+            for ask in pending.values():
+                ask.tries -= 1  # it replaces a try that may be lost
+                self.ask(ask, now=now)
+
     def set_credentials(self, credentials: Credentials, *, now: Instant) -> None:
-        """Sign with these credentials and send the requests that wait for them. Equal credentials change nothing."""
-        if credentials == self._authentication.credentials:
-            return
-        self._authentication.set_credentials(credentials)
+        """Sign with these credentials and send the requests that wait for some, also if they are the same as before."""
+        if credentials != self._authentication.credentials:
+            self._authentication.set_credentials(credentials)
         parked, self._parked = self._parked, []
         for ask in parked:
             ask.tries = 1
@@ -173,10 +182,10 @@ class Requests:
             and ask.tries < MAX_TRIES
             and self._authentication.revert(ask.signature)
         ):
-            self._transactions.answer(transaction, now=now)
+            self._answered(transaction, now=now)
             self.ask(ask, now=now)
         else:
-            self._transactions.answer(transaction, now=now)
+            self._answered(transaction, now=now)
             self._end(transaction, message, error)
 
     def failed(self, input: IcmpError | SendFailed | Closed, *, now: Instant) -> None:
@@ -220,6 +229,17 @@ class Requests:
                 self._pacer.used(now=now)
             self._send(self._paced.popleft()[1], now=now)
 
+    def _answered(self, transaction: ClientTransaction[Ask], *, now: Instant) -> None:
+        """End a transaction that was answered, and the others of its request."""
+        self._transactions.answer(transaction, now=now)
+        for other in self._of(transaction.context):
+            self._transactions.drop(other.transaction_id)
+        if transaction.rtt is not None:
+            self.rtt = transaction.rtt if self.rtt is None else min(self.rtt, transaction.rtt)
+
+    def _of(self, ask: Ask) -> list[ClientTransaction[Ask]]:
+        return [each for each in self._transactions.by_id.values() if each.context is ask]
+
     def _send(self, ask: Ask, *, now: Instant) -> None:
         assert self._server is not None, "call `aim` first"
         transaction_id = self._random.randbytes(TRANSACTION_ID_LENGTH)
@@ -233,7 +253,7 @@ class Requests:
     def _challenged(
         self, transaction: ClientTransaction[Ask], message: Message, error: StunError, *, now: Instant
     ) -> None:  # fmt: skip
-        self._transactions.answer(transaction, now=now)
+        self._answered(transaction, now=now)
         ask = transaction.context
         self._counters[f"challenges {error.code}"] += 1
         verdict = self._authentication.challenged(message, error.code, ask.signature)
@@ -255,7 +275,7 @@ class Requests:
         self._counters["responses without matching integrity"] += 1
         ask.note = f"a response without matching integrity said {error or 'success'}"
         if self._schedule is RELIABLE:
-            self._transactions.answer(transaction, now=now)
+            self._answered(transaction, now=now)
             self._events.append(Answer(ask, None, None, f"{self._server}: {ask.note}", transaction.started))
 
     def _end(self, transaction: ClientTransaction[Ask], message: Message, error: StunError | None) -> None:
@@ -274,5 +294,7 @@ class Requests:
 
     def _collect(self) -> None:
         for ended in self._transactions.events():
+            if self._of(ended.context):
+                continue  # another transaction of the same request continues
             note = f"; {ended.context.note}" if ended.context.note else ""
             self._events.append(Answer(ended.context, None, None, ended.reason + note, Instant(0)))

@@ -100,6 +100,8 @@ class RelaySearch:
         self._next: Instant | None = None
         self._last = AllocationFailed(code=None, reason="", server=None)
         self._asked_for_credentials = False
+        self.heard_by_udp = False
+        """Whether a server has answered over UDP."""
         self._outbox: Queue[Output] = Queue() if outbox is None else outbox
         self._events: Queue[TurnEvent] = Queue()
 
@@ -124,6 +126,12 @@ class RelaySearch:
             client.set_credentials(credentials, now=now)
         self._collect(now=now)
 
+    def ask_again(self, *, now: Instant) -> None:
+        """Start one more transaction for each request to a server that is silent over UDP."""
+        for client in self._clients:
+            client.ask_again(now=now)
+        self._collect(now=now)
+
     def close(self, *, now: Instant, wait: bool = True, broken: Flow | None = None) -> None:
         """Free all allocations. `Released` follows if a relay was found.
 
@@ -146,6 +154,16 @@ class RelaySearch:
         return tuple(client.server for client in self._clients)
 
     @property
+    def heard(self) -> bool:
+        """Whether a server has answered, by any transport."""
+        return any(client.heard for client in self._clients)
+
+    @property
+    def waits_for_credentials(self) -> bool:
+        """Whether a request waits for `set_credentials`."""
+        return any(client.waits_for_credentials for client in self._clients)
+
+    @property
     def silent(self) -> bool:
         """Whether no server has answered, and all are reached by UDP. A stream may still be connecting."""
         return not any(client.heard or client.server.transport.reliable for client in self._clients)
@@ -163,6 +181,8 @@ class RelaySearch:
         else:
             for client in self._clients:
                 client.receive(input, now=now)
+        if any(client.heard and not client.server.transport.reliable for client in self._clients):
+            self.heard_by_udp = True
         self._collect(now=now)
 
     def tick(self, *, now: Instant) -> None:

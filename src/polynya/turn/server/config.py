@@ -19,8 +19,9 @@ class ChannelRange(Enum):
     """The range of channel numbers that clients may bind."""
 
     RFC8656 = "rfc8656"
+    """0x4000 to 0x4FFF."""
     RFC5766 = "rfc5766"
-    """For old clients, such as coturn's turnutils_uclient 4.6.1."""
+    """0x4000 to 0x7FFF, for old clients, such as coturn's turnutils_uclient 4.6.1."""
 
     @property
     def last(self) -> int:
@@ -77,6 +78,10 @@ class Limits:
     peers_per_request: int = 64
     bytes_per_second: int = 0
     """Of one relay, for both directions together, with IP and UDP headers."""
+    open_bytes_per_second: int = 1_000_000
+    """Of all relays of one account with credentials that any visitor can get (`User.open`)."""
+    open_bytes_per_hour: int = 1_000_000_000
+    """Of the same relays."""
     requests_per_second: int = 20_000
     """Of one client host, or one /64 of IPv6. Requests beyond the limit are dropped before they are parsed."""
     unauthenticated_answers_per_second: int = 100
@@ -106,7 +111,7 @@ class ServerConfig:
     """Time before a freed port is used again: longer than a few round trips, short enough for a busy server."""
     policy: PeerPolicy = field(default_factory=PeerPolicy)
     limits: Limits = field(default_factory=Limits)
-    channel_range: ChannelRange = ChannelRange.RFC8656
+    channel_range: ChannelRange = ChannelRange.RFC5766
     default_lifetime: int = DEFAULT_LIFETIME
     max_lifetime: int = MAX_LIFETIME
     nonce_lifetime: int = 600 * SECOND

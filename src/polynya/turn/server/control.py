@@ -53,7 +53,7 @@ from .commands import (
     SetPolicy,
     Traffic,
 )
-from .config import ServerConfig
+from .config import Limits, ServerConfig
 from .events import Drained, PeerRefused, TurnEvent
 from .frames import SEND_TYPE, icmp_indication
 from .lookups import LookUp, LookUps, PendingRequest, UserFound
@@ -108,6 +108,7 @@ class ControlPlane:
         self._lookups = LookUps(config.limits)
         self._streams = Streams(config.limits)
         self._answers = Answers(config.limits)
+        self._stream_bindings = _answers_budget(config.limits)
         self._binding = BindingServer(trace=trace, budget=self._answers.budget)
         self._requests = Budget(config.limits.requests_per_second)
         self._unix_offset: int | None = None
@@ -147,6 +148,7 @@ class ControlPlane:
         self.allocations.limits = self._lookups.limits = self._streams.limits = config.limits
         self._allocating.configure(config)
         self._answers = Answers(config.limits)
+        self._stream_bindings = _answers_budget(config.limits)
         self._binding.budget = self._answers.budget
         self._requests = Budget(config.limits.requests_per_second)
 
@@ -359,7 +361,7 @@ class ControlPlane:
         if message.cls is not Class.REQUEST:
             self._drop(client, f"not a request: {message.method!r} {message.cls.name}", now=now)
         elif message.method == Method.BINDING and not message.malformed:
-            self._bind(message, client, now=now)
+            self._bind(message, client, now=now, stream=stream)
         elif message.legacy or message.method not in self._handlers:
             self._drop(client, f"method not supported: {message.method!r}", now=now)
         elif (client, message.transaction_id) in self._in_progress:
@@ -379,7 +381,10 @@ class ControlPlane:
         final = self._final_answers.get((client, message.transaction_id))
         return final[1] if final is not None and message.method == Method.REFRESH and now < final[0] else None
 
-    def _bind(self, message: Message, client: Client, *, now: Instant) -> None:
+    def _bind(self, message: Message, client: Client, *, now: Instant, stream: bool) -> None:
+        if stream and not self._stream_bindings.take(source_of(client.remote.host), now=now):
+            self._drop(client, "too many Binding requests on streams", now=now)
+            return
         self._binding.receive(Received(client.flow, client.remote, message, b""), now=now)
         answers = [output for output in self._binding.outputs() if isinstance(output, Send)]
         self._count("Binding responses" if answers else "dropped: too many unauthenticated responses")
@@ -483,3 +488,8 @@ class ControlPlane:
 
     def _count(self, name: str) -> None:
         self._counters[name] = self._counters.get(name, 0) + 1
+
+
+def _answers_budget(limits: Limits) -> Budget:
+    """Make a budget of unauthenticated responses. That of streams is separate, as a source there is not forged."""
+    return Budget(limits.unauthenticated_answers_per_second, limits.unauthenticated_burst)

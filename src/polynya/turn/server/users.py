@@ -4,7 +4,8 @@ A directory returns candidates: none for an unknown name, and several if several
 It returns `LOOK_UP` if the user is known outside only; the control plane then emits `LookUp` and waits for `UserFound`.
 
 Time-limited credentials (draft-uberti-behave-turn-rest): the user name is `EXPIRY:ID` with the expiry in Unix seconds,
-the password base64(HMAC-SHA1(secret, user name)). Quotas count by ID, and an allocation belongs to an ID, so a client
+the password base64(HMAC-SHA1(secret, user name)). Old programs write `ID:EXPIRY`, which counts only if the first field
+has another character than digits. Quotas count by ID, and an allocation belongs to an ID, so a client
 keeps its allocation when it renews its credentials.
 """
 
@@ -22,6 +23,9 @@ from polynya.stun.integrity import IntegrityKey, long_term_key, userhash
 from polynya.stun.registry import PasswordAlgorithmNumber
 
 _CACHED: Final = 10_000
+_EXPIRY_DIGITS: Final = 12
+OPEN: Final = "open-"
+"""Beginning of the account of credentials that any visitor can get: their traffic has limits of its own."""
 
 
 class External(Enum):
@@ -49,6 +53,11 @@ class User:
     @property
     def account(self) -> str:
         return self.owner or self.name
+
+    @property
+    def open(self) -> bool:
+        """Whether any visitor of the signaling server can get these credentials."""
+        return self.expires is not None and self.owner.startswith(OPEN)
 
     def __repr__(self) -> str:
         return f"User({self.name!r})"
@@ -133,7 +142,11 @@ class SharedSecrets:
 
     def _make(self, name: str) -> tuple[User, ...]:
         digits, _, owner = name.partition(":")
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 12):
+        if not _is_number(digits):
+            owner, _, digits = name.rpartition(":")
+            if not owner or not _is_number(digits):
+                return ()
+        if len(digits) > _EXPIRY_DIGITS:
             return ()
         users = []
         for secret in self._secrets:
@@ -143,6 +156,10 @@ class SharedSecrets:
                 return ()  # the name is not allowed (RFC 8265)
             users.append(User(name=name, keys=user.keys, owner=owner, expires=int(digits)))
         return tuple(users)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 class ExternalUsers:
@@ -177,6 +194,13 @@ class Directories:
             if found:
                 return found
         return ()
+
+
+def time_limited_name(user: str, expires: int) -> str:
+    """Return the time-limited name of a user, which expires at this Unix time in seconds."""
+    if not user or not user.isprintable():
+        raise ConfigurationError(f"the user of time-limited credentials must be printable text, not {user!r}")
+    return f"{expires}:{user}"
 
 
 def time_limited_password(name: str, secret: bytes) -> str:
