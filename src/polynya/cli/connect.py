@@ -113,6 +113,8 @@ async def _connect(
         except ConnectError as error:
             say(f"polynya: {error.message}")
             if meeting.agent is not None:
+                if meeting.signaling.no_relay:
+                    say(f"no relay: {ascii(meeting.signaling.no_relay)[1:-1]}")
                 report = meeting.agent.why()
                 say(str(report if redactor is None else report.redacted(redactor)))
             return common.FAILED
