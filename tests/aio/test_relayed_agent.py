@@ -147,6 +147,6 @@ async def test_credentials_that_fail_are_asked_for_again_and_gathering_does_not_
     async with Server(turn_house.config()) as server:
         uri = turn_house.uri(server)
         async with relayed(uri, controlling=True, servers=[uri], credentials=ask) as agent:
-            await until(lambda: reason in str(agent.why()))
-            await until(lambda: "(a relayed address)" in str(agent.why()))
+            await until(lambda: reason in flat(agent.why()))
+            await until(lambda: "(a relayed address)" in flat(agent.why()))
         assert asked == [uri, uri]

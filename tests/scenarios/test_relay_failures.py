@@ -319,7 +319,7 @@ def test_credentials_are_asked_for_again_with_a_backoff_until_they_are_there() -
         assert states(peer, since) == []
         times = wanted_at(peer)[:6]
         assert [round(after - before, 2) for before, after in pairwise(times)] == [1, 2, 4, 8, 16]
-        report = str(peer.session.why())
+        report = flat(peer.session.why())
         assert report.count("credentials() raised LookupError") == 1, "each reason once"
     assert scene.end() == []
 
@@ -331,7 +331,7 @@ def test_credentials_that_never_come_end_the_relay_with_the_true_reason() -> Non
     scene.talk(3600, every=10 * SECOND)
     for peer in scene.peers:
         assert peer.state is AgentState.FAILED
-        report = str(peer.session.why())
+        report = flat(peer.session.why())
         assert "could not be refreshed before its lifetime ended" in report and "(401)" in report
         times = wanted_at(peer)
         assert len(times) > 8 and max(after - before for before, after in pairwise(times)) <= 200

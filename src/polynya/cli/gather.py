@@ -47,6 +47,9 @@ def gather(
 
     Uses the STUN and TURN servers that the signaling server announces, and
     those of --stun. A line has type, address, base and priority of a candidate.
+
+    Exit codes: 0 success, 1 no candidate, or no server answered, 2 wrong use,
+    130 interrupted.
     """
     redactor = Redactor() if redact else None
     with common.errors(), common.tracing("gather", trace, pcap, redactor) as (tracer, capture):
