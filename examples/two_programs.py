@@ -37,9 +37,10 @@ async def talk(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWr
         signaling = [tasks.create_task(each) for each in (send_signals(agent, writer), receive_signals(agent, reader))]
         connection = await agent.connect(timeout=20)
         await agent.completed(timeout=20)  # neither side ends before both have settled on a path
+        path = connection.path
         connection.send(f"hello from {name}".encode())
-        print((await connection.recv()).decode())
-        print(f"path: {connection.path}")
+        print((await connection.recv()).decode())  # by now, the other program may have closed the connection
+        print(f"path: {path}")
         for task in signaling:
             task.cancel()
     writer.close()

@@ -26,8 +26,6 @@ PUBLIC = [getattr(polynya, name) for name in polynya.__all__]
 
 MADE_BY_THE_LIBRARY = {"Connection", "MuxedAgent", "PendingConnection"}
 """Users get instances and never call the constructor."""
-USED_BY_THE_LIBRARY = {"IceConfig.timing", "NominationPolicy.decide", "Renomination.decide"}
-"""Members of public classes that are no part of the API."""
 OPAQUE = {"IpPacket"}
 """Passed from `capture` to `PcapngWriter.write`; its fields are not part of the API."""
 
@@ -85,14 +83,14 @@ def hints(thing: typing.Any) -> Iterator[tuple[str, object]]:
     if not issubclass(thing, Enum):
         for name, hint in typing.get_type_hints(thing).items():
             where = f"{thing.__name__}.{name}"
-            if not name.startswith("_") and where not in USED_BY_THE_LIBRARY:
+            if not name.startswith("_"):
                 yield where, hint
     for name, member in inspect.getmembers_static(thing):
         public = not name.startswith("_") or name in {"__aiter__", "__aenter__", "__await__"}
         constructor = name == "__init__" and not is_dataclass(thing) and thing.__name__ not in MADE_BY_THE_LIBRARY
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         where = f"{thing.__name__}.{name}"
-        if (public or constructor) and inspect.isfunction(function) and where not in USED_BY_THE_LIBRARY:
+        if (public or constructor) and inspect.isfunction(function):
             yield from ((f"{where}({each})", hint) for each, hint in typing.get_type_hints(function).items())
 
 

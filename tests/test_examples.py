@@ -108,6 +108,26 @@ def test_a_server_has_one_port_for_all_clients_and_no_signaling() -> None:
     assert re.fullmatch(r"12 clients were answered through port \d+", line)
 
 
+def test_three_programs_form_a_mesh() -> None:
+    names = ("alice", "bob", "carol")
+    server = [sys.executable, "-m", "polynya", "serve", "--http", "127.0.0.1:0", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as serving:
+        try:
+            assert serving.stdout is not None
+            url = serving.stdout.readline().rpartition("http=")[2].strip()
+            with (
+                example("mesh.py", url, "alice") as alice,
+                example("mesh.py", url, "bob") as bob,
+                example("mesh.py", url, "carol") as carol,
+            ):
+                for name, process in zip(names, (alice, bob, carol), strict=True):
+                    assert process.stdout is not None
+                    heard = {process.stdout.readline().strip() for _ in range(2)}
+                    assert heard == {f"hello from {other}" for other in names if other != name}
+        finally:
+            serving.terminate()
+
+
 def test_every_example_is_run_here() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))

@@ -131,7 +131,7 @@ async def test_wait_closed_returns_why_it_ended() -> None:
         assert not any(each.done() for each in waiting)
         await a.agent.close()
         assert await asyncio.gather(*waiting) == ["closed here"] * 2 == [await a.wait_closed()] * 2
-        assert not b.closed
+        assert await b.wait_closed() == "the other side closed the connection"
 
 
 async def test_canceling_wait_closed_leaves_the_connection() -> None:
@@ -155,7 +155,8 @@ async def test_consent_timers_are_options() -> None:
             await asyncio.gather(a.completed(9), b.completed(9))
             pair = a.stats()["transport-0-1"]["selectedCandidatePairId"]
             await until(lambda: a.stats()[pair]["consentRequestsSent"] >= 5)
-            assert here.ready
+            assert here.ready and b._driver is not None
+            b._driver.close_now()  # without a word to the other side
         assert "consent" in await here.wait_closed()
 
 

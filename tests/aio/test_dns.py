@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -73,6 +74,59 @@ async def test_an_unknown_name_is_answered_with_the_reason(monkeypatch: pytest.M
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     query = Resolve(name="nowhere.example")
     assert await Resolver().resolve(query) == Resolved(query=query, error="nowhere.example: Name or service not known")
+
+
+@pytest.mark.parametrize("by_peer", [False, True])
+async def test_slow_names_block_neither_the_executor_of_the_loop_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch, by_peer: bool
+) -> None:
+    """16 names of a peer once made the program's own `run_in_executor` and `asyncio.run` wait."""
+    answer, blocked = threading.Event(), threading.Semaphore(0)
+
+    def slow(*_: Any, **__: Any) -> Any:
+        blocked.release()
+        answer.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    resolver = Resolver(timeout=0.2)
+    names = [Resolve(name=f"slow{number}.example", by_peer=by_peer) for number in range(16)]
+    try:
+        answers = await asyncio.gather(*map(resolver.resolve, names))
+        assert all("no answer within" in each.error for each in answers)
+        assert blocked.acquire(blocking=False), "they are still being looked up"
+        assert await asyncio.get_running_loop().run_in_executor(None, int, "7") == 7
+        ours = [thread for thread in threading.enumerate() if thread.name.startswith("polynya: names")]
+        assert len(ours) == 16 and all(thread.daemon for thread in ours)
+    finally:
+        answer.set()
+    for thread in ours:
+        thread.join(10)
+    monkeypatch.setattr(socket, "getaddrinfo", answering("192.0.2.1"))
+    assert (await Resolver().resolve(names[0])).hosts == ("192.0.2.1",)
+
+
+async def test_slow_names_of_peers_leave_the_names_of_servers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    quick = answering("192.0.2.1")
+
+    def getaddrinfo(name: str, *rest: Any, **options: Any) -> Any:
+        if name.endswith(".local"):
+            answer.wait()
+        return quick(name, *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    slow = [
+        asyncio.ensure_future(Resolver(timeout=60).resolve(Resolve(name=f"host{number}.local", by_peer=True)))
+        for number in range(100)
+    ]
+    try:
+        assert (await Resolver().resolve(Resolve(name="stun.example"))).hosts == ("192.0.2.1",)
+        ours = [thread for thread in threading.enumerate() if thread.name == "polynya: names of peers"]
+        assert len(ours) == 16
+    finally:
+        answer.set()
+    assert all(each.hosts == ("192.0.2.1",) for each in await asyncio.gather(*slow)), "the others follow"
 
 
 @pytest.mark.parametrize("name", ["a" * 70 + ".example", "..", "bad\0name", "\ud800.example"])

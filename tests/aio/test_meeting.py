@@ -26,7 +26,9 @@ from polynya.serve import ServeConfig, Server, TurnOptions
 from polynya.signaling.limits import Limits
 from polynya.stun.uris import TurnUri
 from polynya.turn.server.config import RelayHost, ServerConfig
+from tests.aio.test_signaling import Wire
 from tests.loops import until
+from tests.reports import flat
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
@@ -175,7 +177,7 @@ async def test_a_member_that_returns_our_own_signals_does_no_harm() -> None:
             theirs, ours = await agent.connect(), await connecting
             ours.send(b"x")
             assert await theirs.recv() == b"x"
-            assert "is this agent's own" in str(ours.agent.why())
+            assert "is this agent's own" in flat(ours.agent.why())
 
 
 async def test_a_connection_outlives_the_signaling_server() -> None:
@@ -258,6 +260,65 @@ async def settled(*connections: polynya.Connection, generation: int) -> None:
 
     for connection in connections:
         await until(lambda connection=connection: there(connection))  # type: ignore[misc]
+
+
+async def test_the_other_side_notices_a_close_at_once() -> None:
+    async with server() as house:
+        one, two = await asyncio.gather(connect_room(house.url, "r"), connect_room(house.url, "r"))
+        await settled(one, two, generation=0)
+        began = asyncio.get_running_loop().time()
+        one.send(b"the last words")
+        await one.close()
+        assert await two.wait_closed() == "the other side closed the connection"
+        assert asyncio.get_running_loop().time() - began < 5, "consent would last for 30 s"
+        assert await two.recv() == b"the last words"
+        with pytest.raises(ConnectionClosed, match="the other side closed the connection"):
+            await two.recv()
+        with pytest.raises(ConnectError, match="the other side closed the connection"):
+            await two.agent.connect()
+        await two.close()
+
+
+async def test_a_member_that_leaves_ends_the_connection_without_a_word_on_the_path() -> None:
+    async with server() as house, Meeting(house.url, "r") as one, Meeting(house.url, "r") as two:
+        ours, theirs = await asyncio.gather(one.connect(), two.connect())
+        await one.signaling.close()
+        assert await theirs.wait_closed() == "the other side left: it left"
+        assert not ours.closed
+
+
+async def test_a_member_whose_websocket_breaks_is_asked_and_stays_while_it_answers() -> None:
+    async with (
+        server() as house,
+        Wire(house) as wire,
+        Meeting(wire.url, "r", reconnect=0) as one,
+        Meeting(house.url, "r") as two,
+    ):
+        ours, theirs = await asyncio.gather(one.connect(), two.connect())
+        await settled(ours, theirs, generation=0)
+        checks = theirs.agent.counters["checks received"], ours.agent.counters["checks received"]
+        wire.cut()
+        await until(lambda: ours.agent.counters["checks received"] > checks[1])
+        ours.send(b"still here")
+        assert await theirs.recv() == b"still here"
+        assert not theirs.closed
+
+
+async def test_a_program_that_is_gone_is_noticed_within_three_seconds() -> None:
+    """Its WebSocket breaks, and its sockets close without a word, as after SIGKILL."""
+    async with (
+        server() as house,
+        Wire(house) as wire,
+        Meeting(wire.url, "r", reconnect=0) as one,
+        Meeting(house.url, "r") as two,
+    ):
+        ours, theirs = await asyncio.gather(one.connect(), two.connect())
+        await settled(ours, theirs, generation=0)
+        assert one.agent is not None and one.agent._driver is not None
+        one.agent._driver.close_now()
+        wire.cut()
+        reason = await asyncio.wait_for(theirs.wait_closed(), 10)
+        assert "no answer to 3 consent checks within 2 s" in reason
 
 
 class Talk:

@@ -23,6 +23,7 @@ from polynya.stun.registry import Class
 from tests.aio.test_signals import carry
 from tests.free_ports import free_port
 from tests.loops import until
+from tests.reports import flat
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
@@ -131,7 +132,7 @@ async def test_a_restart_on_a_shared_socket_keeps_the_connection() -> None:
         await until(lambda: theirs.path.nominated and theirs.path.local.generation == 1)
         theirs.send(b"after")
         assert await ours.recv() == b"after"
-        assert "generation 1" in str(here.why()) and here.stats()["transport-0-1"]["iceRole"] == "controlled"
+        assert "generation 1" in flat(here.why()) and here.stats()["transport-0-1"]["iceRole"] == "controlled"
         assert not here.interfaces_changed()
 
 
@@ -228,7 +229,7 @@ async def test_a_stun_server_is_asked_once_for_all_agents() -> None:
             assert found == [f"host 127.0.0.1:{port}", "srflx 198.51.100.1:40000"]
             assert agent.gathering_state is GatheringState.COMPLETE
         assert server.questions == 1
-        assert "198.51.100.1:40000" in str(agents[0].why())
+        assert "198.51.100.1:40000" in flat(agents[0].why())
         await converse(mux, 1)
     await asyncio.sleep(0)
 
@@ -259,7 +260,7 @@ async def test_a_connection_survives_the_loss_of_an_address(
         assert [address.host for address in mux.addresses] == ["127.0.0.2"]
         theirs.send(b"after")
         assert await ours.recv() == b"after"
-        assert "127.0.0.1 is not used: its address is gone from this host" in str(here.why())
+        assert "127.0.0.1 is not used: its address is gone from this host" in flat(here.why())
 
 
 def test_a_turn_server_is_refused() -> None:

@@ -9,8 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from websockets.client import ClientProtocol
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
 from polynya.aio.signaling import (
+    Away,
     Joined,
     Left,
     Message,
@@ -27,6 +31,7 @@ from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.serve import ServeConfig, Server
 from polynya.signaling.limits import Limits
+from polynya.signaling.messages import Join, encode
 from tests.free_ports import free_port
 from tests.loops import until
 
@@ -100,7 +105,7 @@ async def test_two_members_exchange_descriptions_and_candidates() -> None:
             RemoteCandidate(peer=bob.peer_id, candidate=None),
         ]
         await bob.close()
-        assert await next_of(alice) == Left(peer=bob.peer_id, reason="it left")
+        assert await next_of(alice) == Left(peer=bob.peer_id, reason="it left", clean=True)
         assert [message async for message in bob] == []
 
 
@@ -134,7 +139,7 @@ async def test_a_broken_connection_is_reopened_without_loss() -> None:
         assert await next_of(bob) == RemoteDescription(peer=alice.peer_id, description=DESCRIPTION)
         assert bob.peer_id == before
         await bob.send_candidate(alice.peer_id, HOST)
-        assert await next_of(alice) == Resumed(peer=before)
+        assert [await next_of(alice) for _ in range(2)] == [Away(peer=before), Resumed(peer=before)]
         assert await next_of(alice) == RemoteCandidate(peer=before, candidate=HOST)
 
 
@@ -336,3 +341,45 @@ async def test_errors_name_the_remedy() -> None:
     with pytest.raises(UsageError, match="async with"):
         await room.refresh_servers()
     await room.close()
+
+
+class DeadMember:
+    """A member whose host has vanished: its connection stays open, and nothing is read or answered."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    @classmethod
+    async def join(cls, url: str, room: str) -> DeadMember:
+        uri = parse_uri(websocket_url(url))
+        reader, writer = await asyncio.open_connection(uri.host, uri.port)
+        protocol = ClientProtocol(uri)
+        protocol.send_request(protocol.connect())
+        writer.write(b"".join(protocol.data_to_send()))
+        while protocol.state is not State.OPEN:
+            protocol.receive_data(await reader.read(4096))
+        protocol.send_text(encode(Join(version=1, room=room, limit=2)).encode())
+        writer.write(b"".join(protocol.data_to_send()))
+        while b"welcome" not in await reader.read(4096):
+            pass
+        return cls(writer)
+
+    async def close(self) -> None:
+        self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+async def test_a_dead_member_of_a_full_room_makes_place_for_a_newcomer() -> None:
+    async with server() as house:
+        dead = await DeadMember.join(house.url, "r")
+        async with Signaling(house.url, "r") as alive:
+            [gone] = alive.peers
+            async with Signaling(house.url, "r") as newcomer:
+                assert newcomer.peers == (alive.peer_id,)
+                assert newcomer.peer_id != gone
+                assert await next_of(alive) == Left(peer=gone, reason="it did not answer for 2 s")
+                assert await next_of(alive) == Joined(peer=newcomer.peer_id)
+                with pytest.raises(SignalingError, match="already has 2 members"):
+                    await Signaling(house.url, "r").__aenter__()
+        await dead.close()

@@ -18,6 +18,7 @@ from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from tests.aio.test_agent import local_agent
 from tests.loops import until
+from tests.reports import flat
 
 pytestmark = pytest.mark.loops("asyncio", "uvloop")
 
@@ -148,7 +149,7 @@ async def test_an_odd_line_of_a_signal_is_ignored_and_reported() -> None:
         agent.add_remote_signal(f"a=ice-ufrag:abcd\r\na=ice-pwd:0123456789012345678901\r\n{odd}")
         assert agent._session.agent.remote_description is not None and agent.remote_candidates() == []
         assert agent.counters["remote lines ignored"] == 1
-        assert "line 3: candidate is only allowed below an m= line" in str(agent.why())
+        assert "line 3: candidate is only allowed below an m= line" in flat(agent.why())
 
 
 async def test_a_fragment_of_another_program_is_understood() -> None:

@@ -124,6 +124,25 @@ async def test_an_exception_of_credentials_fails_the_allocation() -> None:
             await TurnClient(f"turn:{where}", credentials=ask).allocate()
 
 
+@pytest.mark.parametrize("result", [LookupError("the key server is down"), "alice", None])
+async def test_credentials_that_fail_for_an_allocation_are_asked_for_again(result: object) -> None:
+    asked: list[str] = []
+    async with serving() as (server, where):
+
+        async def ask(uri: str, realm: str) -> tuple[str, str]:
+            asked.append(uri)
+            if len(asked) == 2:
+                if isinstance(result, Exception):
+                    raise result
+                return result  # type: ignore[return-value]
+            return "alice", server.users["alice"]
+
+        async with TurnClient(f"turn:{where}", credentials=ask) as relay:
+            server.users = {"alice": "a new password"}
+            await relay.permit(ECHO)
+        assert len(asked) == 3
+
+
 async def test_an_unreachable_server_is_an_error_with_the_reason() -> None:
     with pytest.raises(TransactionError, match="nothing listens"):
         await TurnClient("turn:127.0.0.1:9?transport=tcp", **LOGIN).allocate()

@@ -35,7 +35,7 @@ def test_each_program_prints_the_input_of_the_other(server: Running) -> None:
     assert one.stdout == b"from two\x00\xff\n"
     assert two.stdout == b"from one\n"
     said = one.stderr.decode()
-    assert f"servers: {server.stun};" in said
+    assert f"servers: {server.stun} (no relay: this server has no TURN; " in said and "--shared-secret" in said
     assert "not encrypted" in said
     assert "(direct, " in said
     assert "this side: host 127.0.0.1:" in said

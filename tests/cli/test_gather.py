@@ -40,14 +40,25 @@ def test_each_line_is_a_candidate(server: Running) -> None:
 
 def test_a_stun_server_without_an_answer_is_reported() -> None:
     done = polynya("gather", "--stun", "stun:127.0.0.1:9", "--loopback", "--family", "4", "--interface", "lo")
-    assert done.returncode == 0
+    assert done.returncode == 1, "no server answered"
     assert "127.0.0.1:9 is unreachable: port unreachable" in done.stderr.decode()
+    assert "only addresses of this host are known" in done.stderr.decode()
+    as_json = polynya("gather", "--json", "--stun", "stun:127.0.0.1:9", "--loopback", "--interface", "lo")
+    assert as_json.returncode == 1 and json.loads(as_json.stdout)["candidates"]
 
 
 def test_no_candidate_is_exit_code_1() -> None:
-    done = polynya("gather", "--interface", "no-such-interface")
+    done = polynya("gather", "--interface", "lo", "--no-loopback")
     assert done.returncode == 1
     assert "no candidate" in done.stderr.decode()
+
+
+def test_an_unspecified_address_is_not_shown(server: Running) -> None:
+    """A hidden base, and a relay over TCP that was not opened, have no address."""
+    hidden = polynya("gather", "--policy", "no-host", "--loopback", "--family", "4", server=server.url)
+    refused = polynya("gather", "--policy", "relay", "--loopback", "--family", "4", server=server.url)
+    for done in (hidden, refused):
+        assert "0.0.0.0" not in (done.stdout + done.stderr).decode()
 
 
 # ------------------------------------------------------------------------------------------------- the command itself

@@ -26,6 +26,7 @@ from polynya.ice import (
 from polynya.stun.attributes import USE_CANDIDATE
 from polynya.stun.registry import Class
 from tests.ice.harness import Nat, Packet, Side, World, behind_nats, plain
+from tests.reports import flat
 
 
 def states(side: Side) -> list[AgentState]:
@@ -275,7 +276,7 @@ def test_why_has_every_transition_with_its_reason() -> None:
     [selected] = [pair for pair in report.data["pairs"] if pair["selected"]]
     assert [step["new"] for step in selected["transitions"]][-1] == "succeeded"
     assert selected["rtt"] == pytest.approx(0.040)
-    text = str(report)
+    text = flat(report)
     assert "completed: every component has a nominated pair (controlling, generation 0)" in text
     assert "srflx 198.51.100.1:40001 -> srflx 198.51.100.2:40001" in text
     assert world.a.agent.local_description.password not in text
@@ -401,7 +402,7 @@ def test_a_spoofed_answer_without_integrity_is_dropped_and_the_check_goes_on() -
 
     world.blocked = spoofing
     assert world.connect(5)
-    assert "6.6.6.6" not in str(world.a.agent.why())
+    assert "6.6.6.6" not in flat(world.a.agent.why())
     assert world.a.agent.counters["messages dropped"] >= 1
 
 
@@ -425,7 +426,7 @@ def test_ignored_lines_of_the_remote_description_are_in_the_report() -> None:
     world.a.agent.set_remote(odd, now=world.now)
     report = world.a.agent.why()
     assert report.data["ignored_lines"] == list(odd.ignored)
-    assert "ignored in the remote description, line 7: ice-pacing 'fast'" in str(report)
+    assert "ignored in the remote description, line 7: ice-pacing 'fast'" in flat(report)
     assert report.data["counters"]["remote lines ignored"] == 1
 
 
@@ -442,7 +443,7 @@ def test_an_agent_refuses_its_own_description_and_candidates() -> None:
     with pytest.raises(UsageError, match=r"the candidate host 192\.168\.0\.1:5000 is this agent's own"):
         agent.add_remote(candidate, now=world.now)
     assert agent.remote_description is None and agent.remote_candidates() == []
-    assert "ignored" in str(agent.why()) and "is this agent's own" in str(agent.why())
+    assert "ignored" in flat(agent.why()) and "is this agent's own" in flat(agent.why())
     assert world.connect(5) and world.same_path()
 
 
@@ -495,7 +496,7 @@ def test_configured_credentials_that_both_sides_share_do_not_let_an_agent_connec
     agent.end_of_remote_candidates(now=world.now)
     world.echoes = True
     assert world.run(60, until=lambda: agent.state is AgentState.FAILED)
-    assert "our own check came back" in str(agent.why())
+    assert "our own check came back" in flat(agent.why())
 
 
 def test_two_agents_with_the_same_configured_credentials_connect() -> None:

@@ -21,7 +21,9 @@ from tests.ice.harness import Packet, World
 def aggressive(*, options: tuple[str, ...] = (), hosts: int = 3) -> World:
     """`a` controls and its checks all carry USE-CANDIDATE, as those of aioice and of old browsers do."""
     world = World(
-        a=IceConfig(controlling=True, options=options), b=IceConfig(controlling=False), delay=20 * MILLISECOND
+        a=IceConfig(controlling=True, options=options, renomination=None),
+        b=IceConfig(controlling=False),
+        delay=20 * MILLISECOND,
     )
     forging = False
 

@@ -10,11 +10,12 @@ import pytest
 from polynya.core.errors import ConfigurationError
 from polynya.core.instants import MILLISECOND, SECOND
 from polynya.ice import IceConfig, NominationPolicy, Renomination
+from polynya.ice.config import durations
 from polynya.stun.transactions import Schedule
 
 
 def test_durations_are_seconds_and_become_nanoseconds_once() -> None:
-    timing = IceConfig(pacing=0.007, patience=1.5, consent_interval=2, consent_timeout=12.0).timing
+    timing = durations(IceConfig(pacing=0.007, patience=1.5, consent_interval=2, consent_timeout=12.0))
     assert (timing.pacing, timing.patience) == (7 * MILLISECOND, 1500 * MILLISECOND)
     assert (timing.consent_interval, timing.consent_timeout) == (2 * SECOND, 12 * SECOND)
     assert timing.consent_check.total == 12 * SECOND, "a response counts until the consent expires"
@@ -29,9 +30,9 @@ def test_the_defaults_are_those_of_the_rfcs() -> None:
 
 def test_a_changed_copy_has_durations_of_its_own() -> None:
     config = IceConfig()
-    assert replace(config, keepalive=20.0).timing.keepalive == 20 * SECOND
-    assert config.timing.keepalive == 15 * SECOND
-    assert config == IceConfig() and config.timing is IceConfig().timing
+    assert durations(replace(config, keepalive=20.0)).keepalive == 20 * SECOND
+    assert durations(config).keepalive == 15 * SECOND
+    assert config == IceConfig() and durations(config) is durations(IceConfig())
 
 
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])

@@ -236,12 +236,9 @@ class Model:
         for key in KEYS:
             mine = [pair for pair in self.ordered(key[0]) if pair.component == key[1] and pair.valid]
             nominated = [pair for pair in mine if pair.nominated]
-            held = self.selected.get(key)
             if nominated:
                 self.selected[key] = max(nominated, key=lambda pair: pair.nominated)
-            elif held is not None and held.valid:
-                pass
-            elif mine:
+            elif mine:  # section 12.1: any valid pair, so the best one
                 self.selected[key] = mine[0]
             else:
                 self.selected.pop(key, None)

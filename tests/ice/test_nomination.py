@@ -8,7 +8,7 @@ import pytest
 
 from polynya.core.instants import MILLISECOND, SECOND, Instant
 from polynya.ice import CandidateType, NominationPolicy, PairState
-from polynya.ice.nomination import Decision
+from polynya.ice.nomination import Decision, regular
 from polynya.ice.pairs import Pair
 from tests.ice.conftest import Make
 from tests.ice.harness import World, behind_nats, plain
@@ -33,7 +33,7 @@ def pair(n: int, state: PairState, *, valid_at: int | None = None, tried_at: int
 
 
 def decide(*pairs: Pair, more: bool = True, policy: NominationPolicy = POLICY, **options: bool) -> Decision | None:
-    return policy.decide(pairs, ta=TA, more_may_come=more, **options)
+    return regular(policy, pairs, ta=TA, more_may_come=more, **options)
 
 
 def at(decision: Decision | None) -> float:

@@ -85,6 +85,41 @@ def test_a_better_pair_that_works_later_is_nominated_in_place_of_the_first() -> 
         assert [pair.nominated for pair in side.agent.pairs()].count(True) == 1
 
 
+def test_both_sides_signal_renomination_by_default() -> None:
+    world = World()
+    assert world.a.agent.local_description.renomination
+    world.a.host("203.0.113.1")
+    world.b.host("203.0.113.2")
+    assert world.connect(5)
+    assert nominations(world) == [1], "it is numbered"
+
+
+def test_data_moves_to_a_better_pair_before_the_nomination_and_at_once_after_it() -> None:
+    """The better path opens while the policy still waits, or later: the nomination follows within a round trip."""
+    slow = NominationPolicy(minimum=1.0, bound=1.0)
+    for opened, again in ((0.2, Renomination()), (3.0, Renomination()), (0.2, None)):
+        world = World(
+            a=IceConfig(controlling=True, nomination=slow, renomination=again),
+            b=IceConfig(controlling=False, renomination=again),
+            delay=20 * MILLISECOND,
+        )
+        for side, number in ((world.a, 1), (world.b, 2)):
+            side.host(f"203.0.113.{number}")
+            side.host(f"203.0.113.{number + 100}")
+        close_first(world)
+        world.run(opened)
+        assert on(world.a) == "203.0.113.101" and on(world.b) == "203.0.113.102"
+        world.blocked = lambda _: False
+        for side, best in ((world.a, "203.0.113.1"), (world.b, "203.0.113.2")):
+            assert world.run(30, lambda side=side, best=best: any(  # type: ignore[misc]
+                pair.valid and pair.base.host == best and pair.remote_address.host in ("203.0.113.1", "203.0.113.2")
+                for pair in side.agent.pairs()
+            ))  # fmt: skip
+            assert world.run(0.11, lambda side=side, best=best: on(side) == best)  # type: ignore[misc]
+        world.run(5)
+        assert world.same_path()
+
+
 def test_a_better_pair_has_to_stay_valid_for_a_while() -> None:
     world = pair_of_worlds(a=Renomination(settle=3.0))
     close_first(world)
@@ -132,7 +167,7 @@ def test_by_hand_any_valid_pair_is_nominated_and_the_other_side_follows() -> Non
 def test_before_the_first_nomination_a_pair_may_be_chosen_by_hand_with_anyone() -> None:
     """RFC 8445, section 8.1.1 leaves the criterion to the controlling agent."""
     slow = NominationPolicy(minimum=5.0, bound=5.0)
-    world = World(a=IceConfig(controlling=True, nomination=slow), b=IceConfig(controlling=False))
+    world = World(a=IceConfig(controlling=True, nomination=slow, renomination=None), b=IceConfig(controlling=False))
     for side, number in ((world.a, 1), (world.b, 2)):
         side.host(f"203.0.113.{number}")
         side.host(f"203.0.113.{number + 100}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from polynya.stun.attributes import DATA, DONT_FRAGMENT, XOR_PEER_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.server.commands import Done, PeerError, PeerForbidden, Refused, Relay, SetPolicy, Traffic
+from polynya.turn.server.meters import SharedLimit
 from polynya.turn.server.policy import PeerPolicy
 from tests.plane.benches import LISTENER, LOOPBACK, STREAM, Bench, time_passes
 
@@ -303,6 +305,34 @@ def test_a_rate_limit_holds_in_both_directions(bench: Any) -> None:
     bench.wait(0.35)
     assert sum(len(bench.say(scene.client, send(scene.peer, bytes(972)))) for _ in range(2)) == 2
     assert sum(len(bench.reply(scene.relay, scene.peer, bytes(972))) for _ in range(3)) == 1
+
+
+SHARED = SharedLimit("open-1", 10_000, 0)
+
+
+def test_relays_of_one_account_share_its_limits(bench: Any) -> None:
+    """With worker processes, each data plane has its part: less than the whole passes, never more."""
+    one, two = Scene(bench, shared=SHARED), Scene(bench, shared=SHARED)
+    other = Scene(bench, shared=replace(SHARED, account="open-2"))
+    passed = {}
+    for scene in (one, two, other):
+        bench.permit(scene.relay, LOOPBACK)
+        bench.bind(scene.relay, 0x4001, scene.peer)
+        passed[scene] = sum(len(bench.say(scene.client, channel(0x4001, bytes(9972 // 4 - 28)))) for _ in range(5))
+    assert 1 <= passed[one] + passed[two] <= 5
+    assert passed[other] == passed[one]
+
+
+def test_the_hour_of_an_account_outlives_its_relays(bench: Any) -> None:
+    hourly = SharedLimit("open-3", 0, 8_000)
+    carried = []
+    for _ in range(3):
+        scene = Scene(bench, shared=hourly)
+        bench.permit(scene.relay, LOOPBACK)
+        bench.bind(scene.relay, 0x4001, scene.peer)
+        carried.append(sum(len(bench.say(scene.client, channel(0x4001, bytes(972)))) for _ in range(5)))
+        bench.free(scene.relay)
+    assert 1 <= sum(carried) <= 8 and carried[2] < 5
 
 
 def test_empty_datagrams_count_towards_the_rate_limit(bench: Any) -> None:

@@ -80,9 +80,9 @@ class Scene:
             self.net.run_for(every)
         return len(self.one.received) - before[0], len(self.other.received) - before[1]
 
-    def end(self) -> list[str]:
-        """Close both agents; returns the violated invariants."""
-        both = self.one.state is self.other.state is AgentState.COMPLETED
+    def end(self, *, settled: bool = True) -> list[str]:
+        """Close both agents; returns the violated invariants. `settled`: no better pair is nominated just now."""
+        both = settled and self.one.state is self.other.state is AgentState.COMPLETED
         agreed = [why] if both and (why := disagreement(*self.peers)) else []
         for peer in self.peers:
             peer.close()

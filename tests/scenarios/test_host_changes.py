@@ -87,6 +87,16 @@ def test_a_host_without_an_address_for_a_while_talks_again_once_it_has_one() -> 
     assert talk.silence() <= SECOND + 3 * talk.round_trip
 
 
+def test_a_link_local_address_of_a_new_interface_restarts_nothing() -> None:
+    talk = Talk(None, seed=1, round_trip=100 * MILLISECOND)
+    before = talk.one.session.agent.local_description
+    talk.network.attach(talk.one.host, "fe80::7", talk.topology.internet)
+    talk.one.host.interfaces_changed()
+    talk.network.run_for(SECOND)
+    assert talk.one.session.agent.local_description == before
+    assert [base.local.host for base in talk.one.session.gathering.bases] == ["192.0.2.1", "fe80::7"]
+
+
 def test_an_address_that_is_added_replaces_nothing_that_works() -> None:
     """Data flows on without a gap, before and after the restart."""
     talk = Talk(None, seed=1, round_trip=100 * MILLISECOND)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from polynya.core.instants import MILLISECOND, SECOND, Instant
+from polynya.core.instants import MILLISECOND, SECOND, Instant, in_seconds
 from polynya.ice.events import AgentState, AgentStateChanged, ConsentLost
 from polynya.lab.exchange import Peer
 from polynya.lab.relaying import expiring_users, relay, time_limited, turn_server
+from polynya.session.demands import MAX_DEMANDS
 from polynya.session.events import CredentialsWanted, GatheringState
 from polynya.session.options import Policy, TurnCredentials
+from tests.reports import flat
 from tests.scenarios.relays import CLOSED, OPEN, SECOND_SERVER, TCP, TLS, UDP, Scene, nats
 
 pytestmark = pytest.mark.slow
@@ -74,7 +77,7 @@ def test_without_another_path_it_fails_when_consent_expires_with_the_reason() ->
         assert peer.state is AgentState.FAILED
         assert peer.events(ConsentLost)
         assert not peer.send(b"to nowhere")
-        assert "no answer to a consent check for 30 s" in str(peer.session.why())
+        assert "no answer to a consent check for 30 s" in flat(peer.session.why())
     assert scene.net.now < since + 36 * SECOND
     assert scene.end() == []
 
@@ -98,8 +101,7 @@ def test_an_ice_restart_connects_again_through_a_restarted_server(uri: str, sile
         pair = peer.selected
         assert pair is not None
         assert str(pair.local.address) not in old
-        lost = [line for line in str(peer.session.why()).splitlines() if " is lost (" in line]
-        assert lost
+        assert " is lost (" in flat(peer.session.why())
     assert scene.end() == []
     assert scene.turn.allocations == 0
 
@@ -138,7 +140,7 @@ def test_allocations_that_the_server_has_freed_are_detected_when_consent_is_lost
     scene.net.run_for(60 * SECOND)
     assert scene.turn.allocations == 2, "new ones were made"
     for peer in scene.peers:
-        assert "437" in str(peer.session.why())
+        assert "437" in flat(peer.session.why())
     scene.one.call(scene.one.session.restart)
     scene.net.run_for(5 * SECOND)
     assert scene.talk(30) == (30, 30)
@@ -207,7 +209,7 @@ def test_credentials_that_are_not_renewed_end_the_relay_with_the_reason() -> Non
         assert peer.events(CredentialsWanted)
         assert peer.state is AgentState.FAILED
         assert AgentState.FAILED in states(peer, since)
-        report = str(peer.session.why())
+        report = flat(peer.session.why())
         assert "turn:203.0.113.9: no answer (" in report
         assert "could not be refreshed before its lifetime ended" in report
     assert scene.turn.allocations == 0
@@ -256,7 +258,7 @@ def test_gathering_does_not_wait_for_a_server_that_has_refused_the_credentials(u
     scene.net.run_for(SECOND)
     for peer in scene.peers:
         assert peer.session.gathering.state is GatheringState.COMPLETE
-        assert str(peer.session.why()).count("refuses the credentials of 'lab'") == 1
+        assert flat(peer.session.why()).count("refuses the credentials of 'lab'") == 1
     assert scene.turn.allocations == 0
     assert scene.end() == []
 
@@ -272,4 +274,116 @@ def test_late_credentials_still_give_a_relay() -> None:
     scene.net.run_until(lambda: scene.one.settled and scene.other.settled, Instant(30 * SECOND))
     assert scene.relayed
     assert scene.talk(30) == (30, 30)
+    assert scene.end() == []
+
+
+# ------------------------------------------------------------------------------- credentials that cannot be had now
+
+
+def answering(scene: Scene, answer: Callable[[Peer, CredentialsWanted, int], None]) -> None:
+    """Call `answer(peer, wanted, number)` for each request for credentials of each peer."""
+    for peer in scene.peers:
+        on_event = peer.signal
+        assert on_event is not None
+        count = [0]
+
+        def handle(event: object, peer: Peer = peer, on_event: object = on_event, count: list[int] = count) -> None:
+            on_event(event)  # type: ignore[operator]
+            if isinstance(event, CredentialsWanted):
+                count[0] += 1
+                answer(peer, event, count[0])
+
+        peer.signal = handle
+
+
+def wanted_at(peer: Peer) -> list[float]:
+    assert peer.process is not None
+    return [in_seconds(at) for at, event in peer.process.log if isinstance(event, CredentialsWanted)]
+
+
+def test_credentials_are_asked_for_again_with_a_backoff_until_they_are_there() -> None:
+    """Issue E, line 16: a callback that raised was never called again, and the refresh was parked for ever."""
+    scene = expiring(700)
+
+    def answer(peer: Peer, wanted: CredentialsWanted, number: int) -> None:
+        if number < 6:
+            peer.call(peer.session.no_credentials, wanted, "credentials() raised LookupError")
+        else:
+            renew(scene, peer, 700)
+
+    answering(scene, answer)
+    assert scene.start()
+    since = scene.net.now
+    assert scene.talk(1200, every=10 * SECOND) == (120, 120)
+    for peer in scene.peers:
+        assert states(peer, since) == []
+        times = wanted_at(peer)[:6]
+        assert [round(after - before, 2) for before, after in pairwise(times)] == [1, 2, 4, 8, 16]
+        report = str(peer.session.why())
+        assert report.count("credentials() raised LookupError") == 1, "each reason once"
+    assert scene.end() == []
+
+
+def test_credentials_that_never_come_end_the_relay_with_the_true_reason() -> None:
+    scene = expiring(700)
+    answering(scene, lambda peer, wanted, _: peer.call(peer.session.no_credentials, wanted, "it raised"))
+    assert scene.start()
+    scene.talk(3600, every=10 * SECOND)
+    for peer in scene.peers:
+        assert peer.state is AgentState.FAILED
+        report = str(peer.session.why())
+        assert "could not be refreshed before its lifetime ended" in report and "(401)" in report
+        times = wanted_at(peer)
+        assert len(times) > 8 and max(after - before for before, after in pairwise(times)) <= 200
+    assert scene.turn.allocations == 0
+    assert scene.end() == []
+
+
+def test_the_same_credentials_again_are_tried_again_but_not_without_a_pause() -> None:
+    """A callback may return stale credentials for a while, or the server may refuse right ones for a while."""
+    scene = expiring(700)
+    stale = [peer.session.config.turn_servers[0] for peer in scene.peers]
+
+    def answer(peer: Peer, wanted: CredentialsWanted, number: int) -> None:
+        if number < 5:
+            peer.call(peer.session.set_credentials, stale[scene.peers.index(peer)])
+        else:
+            renew(scene, peer, 700)
+
+    answering(scene, answer)
+    assert scene.start()
+    since = scene.net.now
+    assert scene.talk(1200, every=10 * SECOND) == (120, 120)
+    for peer in scene.peers:
+        assert states(peer, since) == []
+        times = wanted_at(peer)[:5]
+        assert [round(after - before) for before, after in pairwise(times)] == [1, 2, 4, 8]
+    assert scene.end() == []
+
+
+def test_a_relay_that_lacks_credentials_at_the_start_comes_later_and_gathering_does_not_wait() -> None:
+    scene = Scene(nats(CLOSED, CLOSED), servers=[relay(UDP, ("", ""))])
+
+    def answer(peer: Peer, wanted: CredentialsWanted, number: int) -> None:
+        if number < 3:
+            peer.call(peer.session.no_credentials, wanted, "it raised")
+        else:
+            peer.call(peer.session.set_credentials, relay(UDP))
+
+    answering(scene, answer)
+    scene.exchange.start()
+    scene.net.run_for(500 * MILLISECOND)
+    assert all(peer.session.gathering.state is GatheringState.COMPLETE for peer in scene.peers)
+    scene.net.run_until(lambda: scene.one.settled and scene.other.settled, Instant(30 * SECOND))
+    assert scene.relayed
+    assert scene.end() == []
+
+
+def test_a_relay_that_was_never_allocated_is_given_up_after_ten_minutes() -> None:
+    scene = Scene(nats(OPEN, OPEN), servers=[relay(UDP, ("", ""))])
+    answering(scene, lambda peer, wanted, _: peer.call(peer.session.no_credentials, wanted, "it raised"))
+    assert scene.start()
+    scene.talk(1200, every=10 * SECOND)
+    for peer in scene.peers:
+        assert len(wanted_at(peer)) == MAX_DEMANDS and 400 < wanted_at(peer)[-1] < 700
     assert scene.end() == []

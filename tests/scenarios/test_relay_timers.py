@@ -29,6 +29,7 @@ from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.turn.client import ChannelBound, Credentials, RelayedData, ServerAddress, TurnClient
 from tests.lab.conftest import Program
+from tests.reports import flat
 from tests.scenarios.relays import CLOSED, TCP, UDP, Scene, nats
 
 pytestmark = pytest.mark.slow
@@ -151,7 +152,7 @@ def test_a_permission_that_cannot_be_refreshed_ends_the_path_after_300_seconds(m
     ended = world.one.first(AgentState.FAILED)
     assert ended is not None
     assert 300 * SECOND - SECOND <= ended - start <= 640 * SECOND
-    assert world.one.events(ConsentLost) or "could not be renewed in time" in str(world.one.session.why())
+    assert world.one.events(ConsentLost) or "could not be renewed in time" in flat(world.one.session.why())
     assert world.end() == []
 
 
@@ -162,7 +163,7 @@ def test_an_allocation_that_cannot_be_refreshed_expires_and_is_replaced(
     watch = Losing(world.topology.one.interfaces[0], monkeypatch)
     watch.lose = lambda message: message.method == Method.REFRESH and message.get(LIFETIME) != 0
     world.talk(660)
-    report = str(world.one.session.why())
+    report = flat(world.one.session.why())
     assert "could not be refreshed before its lifetime ended" in report
     assert watch.lost > 1
     watch.lose = lambda message: False

@@ -173,7 +173,7 @@ async def test_every_other_flag_does_what_it_says(start: Start) -> None:
 
         return ask
 
-    offered, _ = await fetch_servers(where["http"])
+    offered = (await fetch_servers(where["http"])).servers
     assert [each.uri for each in offered if each.username] == [
         f"turn:{where['turn']}?transport={transport}" for transport in ("udp", "tcp")
     ]

@@ -47,12 +47,15 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 def test_the_sample_configuration_is_valid(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s\n")
+    (tmp_path / "token").write_text("t\n")
     text = (FILES / "polynya.toml").read_text()
-    (tmp_path / "polynya.toml").write_text(text.replace("/etc/polynya/shared-secret", str(tmp_path / "secret")))
+    for name, path in (("shared-secret", "secret"), ("room-token", "token")):
+        text = text.replace(f"/etc/polynya/{name}", str(tmp_path / path))
+    (tmp_path / "polynya.toml").write_text(text)
     made = server_config(load(tmp_path / "polynya.toml", {("turn", "relay_ips"): ["127.0.0.1"]}))
     assert made.turn is not None and made.turn.shared_secrets == ("s",)
     assert made.http == (Address("127.0.0.1", 8080),) and made.admin == (Address("127.0.0.1", 9090),)
-    assert made.trusted_proxies == ("127.0.0.1",)
+    assert made.trusted_proxies == ("127.0.0.1",) and made.room_tokens == ("t",)
 
 
 @pytest.mark.parametrize("name", ["nginx.conf", "Caddyfile"])

@@ -79,7 +79,7 @@ async def test_a_reload_keeps_sessions_and_applies_to_new_ones(workers: int) -> 
         async with client(server, username="bob", password="builder"):
             with pytest.raises(TransactionError, match="486"):
                 await client(server).allocate(5)
-        (_, turn, _), _ = await fetch_servers(server.url)
+        _, turn, _ = (await fetch_servers(server.url)).servers
         assert turn.password == time_limited_password(turn.username, b"new")
         # removing a rule takes effect at once for existing allocations
         closed = options(workers=workers, config=turn_config(policy=PeerPolicy(allow=("10.0.0.0/8",))))
@@ -172,7 +172,7 @@ async def test_a_drain_refuses_new_clients_and_ends_with_the_last_one() -> None:
         with pytest.raises(TransactionError, match="508"):
             await client(server).allocate(5)
         assert await get(server, "/healthz") == (503, "shutting down\n")
-        offered, _ = await fetch_servers(server.url)
+        offered = (await fetch_servers(server.url)).servers
         assert [each.uri for each in offered] == list(server.stun_uris), "TURN is no longer listed"
         assert not draining.done()
         await relay.close()

@@ -79,6 +79,8 @@ name = "bob"
 keys = ["00112233445566778899aabbccddeeff"]
 
 [signaling]
+room_tokens = ["kitchen key"]
+open_turn = false
 origins = ["https://example.org"]
 trusted_proxies = ["127.0.0.1"]
 
@@ -112,6 +114,7 @@ def test_every_key_reaches_the_server(write: Any) -> None:
     assert made.metrics_token == "for prometheus"
     assert made.limits == SignalingLimits(room_members=4)
     assert made.origins == ("https://example.org",) and made.trusted_proxies == ("127.0.0.1",)
+    assert made.room_tokens == ("kitchen key",) and not made.open_turn
     assert made.alternates == (Address("127.0.0.2", 3479),)
     assert made.external_ips == {"127.0.0.1": "203.0.113.5", "127.0.0.2": "203.0.113.6"}
     turn = made.turn
@@ -140,10 +143,29 @@ def test_every_key_reaches_the_server(write: Any) -> None:
     assert turn.alternates == (Alternate(Address("192.0.2.9", 3478)), Alternate.parse("tls:192.0.2.9:5349"))
 
 
+def test_room_tokens_come_from_the_file_of_tokens_too(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    keys = ("signaling", "room_tokens"), ("signaling", "room_tokens_file")
+    flags = dict(zip(keys, (["one"], str(tokens)), strict=True))
+    with pytest.raises(ConfigurationError, match="cannot read the room tokens"):
+        server_config(load(None, flags))
+    tokens.write_text("\n \n")
+    with pytest.raises(ConfigurationError, match="has no room token"):
+        server_config(load(None, flags))
+    tokens.write_text("two\n\n  three \none\n")
+    assert server_config(load(None, flags)).room_tokens == ("one", "two", "three")
+    assert "swordfish" not in show(load(None, {keys[0]: ["swordfish"]}))
+    for wrong in ("", "x" * 513):
+        with pytest.raises(ConfigurationError, match="1 to 512 characters"):
+            server_config(load(None, {keys[0]: [wrong]}))
+    with pytest.raises(ConfigurationError, match="open_turn"):
+        server_config(load(None, {keys[0]: ["one"], ("signaling", "open_turn"): True}))
+
+
 def test_the_example_above_sets_every_key(write: Any) -> None:
     """The test above then detects keys that are never read."""
     given_ = tomllib.loads(WHOLE)
-    left = {"turn.users_file", "turn.shared_secrets_file", "turn.users_database"}
+    left = {"turn.users_file", "turn.shared_secrets_file", "turn.users_database", "signaling.room_tokens_file"}
     for path, key, _ in every_key():
         table: Any = given_
         for part in path:
@@ -287,9 +309,9 @@ def test_any_change_of_a_byte_gives_settings_or_a_configuration_error(write: Any
 def test_printed_settings_are_a_file_with_the_same_settings_except_secrets(write: Any) -> None:
     settings = load(write(WHOLE))
     printed = show(settings)
-    for secret in ("new one", "old one", "open sesame", "00112233", "for prometheus"):
+    for secret in ("new one", "old one", "open sesame", "00112233", "for prometheus", "kitchen key"):
         assert secret not in printed
-    assert printed.count(MASK) == 5
+    assert printed.count(MASK) == 6
     again = load(write(printed))
     assert masked(again) == masked(settings)
     assert show(again) == printed
@@ -301,7 +323,7 @@ def masked(settings: schema.Settings) -> Any:
     data = msgspec.json.decode(text)
     for user in data["turn"]["users"]:
         user.pop("password"), user.pop("keys")
-    data["turn"].pop("shared_secrets"), data["metrics"].pop("token")
+    data["turn"].pop("shared_secrets"), data["metrics"].pop("token"), data["signaling"].pop("room_tokens")
     return data
 
 

@@ -21,7 +21,7 @@ from polynya.core.machine import (
     Send,
     StreamData,
 )
-from polynya.ice.candidates import CandidateType
+from polynya.ice.candidates import Candidate, CandidateType
 from polynya.ice.config import IceConfig
 from polynya.ice.events import LocalCandidateAdded, LocalCandidatesEnded
 from polynya.session.events import GatheringState, GatheringStateChanged
@@ -30,6 +30,7 @@ from polynya.stun.attributes import ALTERNATE_SERVER, NONCE, REALM, XOR_MAPPED_A
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, Method
 from polynya.stun.uris import TurnUri
+from tests.reports import flat
 from tests.session.conftest import ETH0, WLAN0
 
 FIRST, SECOND_SERVER = Address("192.0.2.1", 3478), Address("192.0.2.9", 3478)
@@ -64,7 +65,7 @@ def test_without_any_usable_address_gathering_ends_and_says_why(bench) -> None:
     b.start(ETH0)
     b.answer_names()
     assert ended(b)
-    assert "eth0: 10.0.0.2 is not used: the interface filter refused it" in str(b.session.why())
+    assert "eth0: 10.0.0.2 is not used: the interface filter refused it" in flat(b.session.why())
 
 
 def test_all_servers_are_asked_at_once_at_the_pace_of_the_process(bench) -> None:
@@ -89,7 +90,7 @@ def test_a_mapping_becomes_a_candidate_while_the_other_server_is_silent(bench) -
     assert not ended(b)
     b.advance(1.01)
     assert ended(b), "one answer gives the others a grace period only"
-    assert "192.0.2.9:3478 had not answered 1 s after the last answer" in str(b.session.why())
+    assert "192.0.2.9:3478 had not answered 1 s after the last answer" in flat(b.session.why())
 
 
 def test_a_server_that_answered_one_component_gets_time_for_the_other(bench) -> None:
@@ -164,7 +165,7 @@ def test_a_name_without_an_address_is_reported_and_not_waited_for(bench) -> None
     b = bench("stun:nowhere.example")
     b.start(ETH0)
     assert ended(b)
-    assert "stun:nowhere.example: no answer (nowhere.example has no address)" in str(b.session.why())
+    assert "stun:nowhere.example: no answer (nowhere.example has no address)" in flat(b.session.why())
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "::ffff:192.0.2.1"])
@@ -175,7 +176,7 @@ def test_a_name_with_impossible_addresses_is_reported_and_not_asked(bench, host:
     b.answer_names(**{"blocked.example": (host,)})
     b.advance(0.1)
     assert ended(b) and not b.take(Send)
-    assert f"stun:blocked.example: no answer ({Address.of(host, 3478)} is " in str(b.session.why())
+    assert f"stun:blocked.example: no answer ({Address.of(host, 3478)} is " in flat(b.session.why())
 
 
 @pytest.mark.parametrize("mapped", ["0.0.0.0:0", "203.0.113.7:0", "224.0.0.1:5000", "[2001:db8::7]:5000"])
@@ -186,7 +187,7 @@ def test_an_impossible_mapped_address_is_no_candidate_and_is_explained(bench, ma
     [question] = b.take(Send)
     b.answer_question(question, Address.parse(mapped))
     assert ended(b) and [address.host for _, address in candidates(b)] == ["10.0.0.2"]
-    assert f"the mapped address is impossible: {mapped} " in str(b.session.why())
+    assert f"the mapped address is impossible: {mapped} " in flat(b.session.why())
 
 
 def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(bench) -> None:
@@ -198,7 +199,7 @@ def test_a_socket_that_cannot_be_opened_is_reported_and_the_others_continue(benc
     b.answer_opens()
     assert [address.host for _, address in candidates(b)] == ["10.9.0.2"]
     assert ended(b)
-    assert "eth0: 10.0.0.2 is not used: the port is in use" in str(b.session.why())
+    assert "eth0: 10.0.0.2 is not used: the port is in use" in flat(b.session.why())
 
 
 def test_a_mapping_is_kept_open_until_a_pair_is_nominated(bench) -> None:
@@ -386,7 +387,7 @@ def test_options_that_a_socket_could_not_get_are_reported(bench) -> None:
     b.session.receive(Opened(flow=opening.flow, local=Address("10.0.0.2", 5000), note=note), now=b.now)
     why = b.session.why()
     assert why.data["gathering"]["sockets"] == [{"interface": "eth0", "local": "10.0.0.2:5000", "note": note}]
-    assert f"eth0: 10.0.0.2:5000 ({note})" in str(why)
+    assert f"eth0: 10.0.0.2:5000 ({note})" in flat(why)
     b.drain()
     assert ended(b), "it is used"
 
@@ -433,7 +434,7 @@ def test_an_answer_that_comes_after_the_end_is_a_candidate_all_the_same(bench) -
     b.start(ETH0)
     b.advance(5.01)
     assert ended(b) and ends(b) == 1
-    assert "192.0.2.1:3478 had not answered 5 s after gathering began; its requests continue" in str(b.session.why())
+    assert "192.0.2.1:3478 had not answered 5 s after gathering began; its requests continue" in flat(b.session.why())
     b.advance(27)
     questions = b.take(Send)
     assert len(questions) == 7
@@ -454,7 +455,7 @@ def test_a_late_question_has_an_end_and_then_nothing_is_left(bench) -> None:
     b.advance(39)
     assert b.session.next_timer() is not None
     b.advance(1)
-    assert "192.0.2.1:3478 did not answer 7 sends" in str(b.session.why())
+    assert "192.0.2.1:3478 did not answer 7 sends" in flat(b.session.why())
     assert b.session.next_timer() is None
     assert len(b.of(GatheringStateChanged)) == 2
 
@@ -699,3 +700,16 @@ def test_udp_is_not_blocked_before_a_server_was_asked(bench) -> None:
     assert not ended(b) and questions(b)
     b.advance(0.02)
     assert ended(b)
+
+
+# ------------------------------------------------------------------------------------------- names of the other side
+
+
+@pytest.mark.parametrize("policy", [Policy.ALL, Policy.NO_HOST, Policy.RELAY])
+def test_a_local_name_of_the_other_side_is_not_looked_up_if_only_relays_are_used(bench, policy: Policy) -> None:
+    b = bench(policy=policy)
+    b.start(ETH0)
+    b.session.add_remote(Candidate.parse("candidate:1 1 udp 2122252543 host.local 6000 typ host"), now=b.now)
+    b.drain()
+    assert len(b.take(Resolve)) == (policy is not Policy.RELAY)
+    assert ("host.local is ignored" in str(b.session.why())) is (policy is Policy.RELAY)

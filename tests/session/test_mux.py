@@ -11,7 +11,7 @@ import pytest
 from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, Instant, nanoseconds
-from polynya.core.machine import Datagram, Open, Opened, Send
+from polynya.core.machine import Datagram, Open, Opened, Resolve, Resolved, Send
 from polynya.core.pacer import Pacer
 from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate, CandidateType, Gathered
@@ -201,3 +201,23 @@ def test_five_hundred_agents_share_one_socket_and_one_pacer() -> None:
         world.introduce(name)
     world.run(20)
     assert {world.mux[name].state for name in world.addresses} == {AgentState.COMPLETED}
+
+
+def test_the_names_of_all_agents_are_resolved() -> None:
+    """Two agents may look up the same name with the same token."""
+    world = World(2)
+    line = "candidate:1 1 udp 2122252543 host.local 6000 typ host"
+    for name in world.addresses:
+        world.add(name)
+
+        def look_up(agent: IceAgent) -> None:
+            agent.set_remote(Description(ufrag="them", password="theirpasswordtheirpass"), now=world.now)
+            agent.add_remote(Candidate.parse(line), now=world.now)
+
+        world.mux.call(name, look_up)
+    queries = [output for output in world.mux.outputs() if isinstance(output, Resolve)]
+    assert [query.name for query in queries] == ["host.local"] * 2
+    for query in queries:
+        world.mux.receive(Resolved(query=query, hosts=("10.0.0.9",)), now=world.now)
+    for name in world.addresses:
+        assert [pair.remote_address for pair in world.mux[name].pairs()] == [Address("10.0.0.9", 6000)]

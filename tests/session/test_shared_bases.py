@@ -25,6 +25,7 @@ from polynya.stun.attributes import XOR_MAPPED_ADDRESS
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class
 from polynya.stun.uris import StunUri
+from tests.reports import flat
 
 START = Instant(0)
 FLOW = Flow(1)
@@ -146,7 +147,7 @@ def test_of_two_servers_the_silent_one_has_a_second_after_the_other_has_answered
     assert b.addresses(name) == [MAPPED] and not b.ended(name)
     b.wait(0.2)
     assert b.ended(name)
-    assert f"{silent.remote} had not answered 1 s after the last answer" in str(b.mux.bases.why(b.mux[name]))
+    assert f"{silent.remote} had not answered 1 s after the last answer" in flat(b.mux.bases.why(b.mux[name]))
 
 
 def test_a_silent_or_unresolved_server_delays_no_longer_than_the_patience() -> None:
@@ -160,7 +161,7 @@ def test_a_silent_or_unresolved_server_delays_no_longer_than_the_patience() -> N
     assert not b.ended(name)
     b.wait(0.2)
     assert b.ended(name) and b.addresses(name) == []
-    report = str(b.mux.bases.why(b.mux[name]))
+    report = flat(b.mux.bases.why(b.mux[name]))
     assert "gathering complete" in report and "nowhere.example has no address" in report
     assert "192.0.2.1:3478 had not answered 5 s after they were asked" in report
 
@@ -339,7 +340,7 @@ def test_a_socket_that_is_closed_takes_its_mapping_and_its_questions_along() -> 
     assert not b.ended(name), "the other socket's question is open"
     b.answer(second, MAPPED.with_port(42000))
     assert b.ended(name) and b.addresses(b.join()) == [MAPPED.with_port(42000)]
-    assert "10.0.0.2 is not used: its address is gone" in str(b.mux.bases.why(b.mux[name]))
+    assert "10.0.0.2 is not used: its address is gone" in flat(b.mux.bases.why(b.mux[name]))
 
 
 @pytest.mark.parametrize("server", ["[2001:db8::1]", "127.0.0.1"])

@@ -42,6 +42,9 @@ FROM_SERVER: list[m.FromServer] = [
     m.ServerList((m.IceServer(uris=("turn:h",), username="u", credential="c", lifetime=60),)),
     m.Joined(ID),
     m.Left(ID, "it left"),
+    m.Left(ID, "it left", clean=True),
+    m.Away(ID),
+    m.Resumed(ID),
     m.signal(ID, m.Candidate(candidate="candidate:1 1 udp 1 192.0.2.1 1 typ host", generation=1)),
     m.Error(code="rate", message="too fast"),
     m.Error(code="unknown-peer", fatal=True, peer=ID),
@@ -73,9 +76,12 @@ def test_the_text_is_the_documented_json() -> None:
         },
     }
     assert json.loads(m.encode(m.Join(version=1, room="kitchen"))) == {"type": "join", "version": 1, "room": "kitchen"}
+    assert json.loads(m.encode(m.Join(version=1, room="r", token="t")))["token"] == "t"
     assert json.loads(m.encode(m.ListServers())) == {"type": "servers"}
+    assert json.loads(m.encode(m.ListServers("t"))) == {"type": "servers", "token": "t"}
+    assert "t0ken" not in f"{m.Join(version=1, room='r', token='t0ken')} {m.ListServers('t0ken')}"
     servers = m.ServerList((m.IceServer(uris=("stun:h",)),))
-    assert json.loads(m.encode(servers)) == {"type": "servers", "servers": [{"uris": ["stun:h"]}]}
+    assert json.loads(m.encode(servers)) == {"type": "servers", "servers": [{"uris": ["stun:h"]}], "no_relay": ""}
     assert json.loads(m.encode(m.signal(ID, m.Candidate(candidate=None))))["body"] == {
         "kind": "candidate",
         "candidate": None,

@@ -23,6 +23,7 @@ from polynya.signaling.links import (
     ServersFound,
 )
 from polynya.signaling.messages import (
+    Away,
     Error,
     FromServer,
     IceServer,
@@ -113,7 +114,7 @@ def test_a_leave_is_announced_and_the_last_one_removes_the_room() -> None:
     first.heard()
     assert second.say(Leave()) == []
     assert second.closed == (NORMAL, "left")
-    assert first.heard() == [Left(b.peer, "it left")]
+    assert first.heard() == [Left(b.peer, "it left", clean=True)]
     first.close(NORMAL)
     assert house.server.counters["rooms"] == house.server.counters["members"] == house.server.counters["links"] == 0
     assert house.server.next_timer() is None
@@ -125,7 +126,7 @@ def test_a_member_that_resumes_in_time_keeps_its_id_and_gets_the_kept_signals() 
     second, b = join(house)
     first.heard()
     second.close()
-    assert first.heard() == [], "a broken connection is not announced"
+    assert first.heard() == [Away(b.peer)], "a broken connection is announced at once"
     first.say(signal(b.peer, description(1)))
     first.say(signal(b.peer, description(2)))
     back = house.raw()
@@ -148,7 +149,7 @@ def test_a_member_that_does_not_resume_in_time_has_left() -> None:
     first.heard()
     second.close()
     house.run(29.999)
-    assert first.heard() == []
+    assert first.heard() == [Away(b.peer)]
     house.run(0.001)
     assert first.heard() == [Left(b.peer, "its connection was lost")]
     _, again = join(house, resume=b)
@@ -204,9 +205,45 @@ def test_two_members_that_were_away_at_once_still_know_each_other() -> None:
     two.close()
     back_two, welcome = join(house, resume=b)
     assert welcome.peers == (a.peer,)
-    _, welcome = join(house, resume=a)
+    assert back_two.heard() == [Away(a.peer)], "it went away while this member could not hear it"
+    back_one, welcome = join(house, resume=a)
     assert welcome.peers == (b.peer,)
     assert back_two.heard() == [Resumed(a.peer)]
+    assert back_one.heard() == []
+
+
+@pytest.mark.parametrize("way", ["leave", "close 1000", "close 1001"])
+def test_a_member_that_leaves_by_itself_leaves_cleanly(way: str) -> None:
+    house = House()
+    first, _ = join(house)
+    second, b = join(house)
+    first.heard()
+    if way == "leave":
+        second.say(Leave())
+    else:
+        second.close(int(way.split()[1]))
+    assert first.heard() == [Left(b.peer, "it left", clean=True)]
+
+
+def test_a_member_that_the_server_removes_has_not_left_by_itself() -> None:
+    house = House(idle_timeout=60)
+    first, _ = join(house)
+    _, b = join(house)
+    first.heard()
+    house.run(30)
+    first.say(Keepalive())
+    house.run(31)
+    assert first.heard() == [Left(b.peer, "the client was silent for 60 s", clean=False)]
+
+
+def test_a_client_of_version_1_is_served() -> None:
+    house = House()
+    old = house.raw()
+    [welcome] = old.say('{"type":"join","version":1,"room":"room"}')
+    assert isinstance(welcome, Welcome) and welcome.version == 1
+    new = house.raw()
+    [welcome] = new.say('{"type":"join","version":2,"room":"room"}')
+    assert isinstance(welcome, Welcome) and welcome.version == 2
 
 
 def test_a_newcomer_takes_the_place_of_an_absent_member() -> None:
@@ -218,7 +255,7 @@ def test_a_newcomer_takes_the_place_of_an_absent_member() -> None:
     assert codes(full.say(JOIN)) == ["room-full"]
     gone.close()
     _, c = join(house)
-    assert stays.heard() == [Left(b.peer, "its connection was lost"), Joined(c.peer)]
+    assert stays.heard() == [Away(b.peer), Left(b.peer, "its connection was lost"), Joined(c.peer)]
 
 
 def test_the_others_are_informed_of_a_resume() -> None:
@@ -245,6 +282,26 @@ def test_a_token_is_valid_until_the_client_has_shown_that_it_has_the_next_one() 
     for old in (first, second):
         assert join(house, resume=old)[1].peer != first.peer
     assert join(house, resume=third)[1].peer == first.peer
+
+
+def test_a_server_with_tokens_asks_for_one_of_them_before_anything_else() -> None:
+    house = House()
+    house.server.tokens = ("first", "s\u00e9cond")
+    for token in ("", "wrong", "firs", "first\u00e9"):
+        for message in (Join(version=1, room="room", token=token), ListServers(token)):
+            link = house.raw()
+            assert codes(link.say(message)) == ["token"]
+            assert link.closed == (POLICY, "token")
+    assert house.server.counters["rooms"] == 0
+    for token in house.server.tokens:
+        assert isinstance(house.raw().say(ListServers(token))[0], ServerList)
+        link = house.raw()
+        [welcome] = link.say(Join(version=1, room=token, token=token))
+        assert isinstance(welcome, Welcome)
+        assert isinstance(link.say(ListServers())[0], ServerList), "a member has shown it"
+        link.close()
+        stolen = Join(version=1, room=token, resume=Resume(welcome.peer, welcome.token))
+        assert codes(house.raw().say(stolen)) == ["token"], "the resume token alone does not do"
 
 
 def full_room(house: House) -> tuple[RawLink, Welcome, RawLink, Welcome]:
@@ -332,8 +389,8 @@ def test_messages_kept_for_one_absent_member_are_bounded() -> None:
     house = House(away_messages=3)
     one, _ = join(house)
     two, b = join(house)
-    one.heard()
     two.close()
+    one.heard()
     for _ in range(3):
         assert one.say(signal(b.peer, description())) == []
     [left] = one.say(signal(b.peer, description()))
@@ -346,9 +403,9 @@ def test_messages_kept_for_all_absent_members_are_bounded() -> None:
     house = House(away_bytes_in_all=250)
     one, _ = join(house)
     gone = [join(house) for _ in range(2)]
-    one.heard()
     for link, _ in gone:
         link.close()
+    one.heard()
     assert one.say(signal(gone[0][1].peer, description())) == []
     [left] = one.say(signal(gone[1][1].peer, description()))
     assert isinstance(left, Left)
@@ -356,8 +413,8 @@ def test_messages_kept_for_all_absent_members_are_bounded() -> None:
     assert len(back.heard()) == 1
     third, c = join(house)
     third.close()
-    announced = [Resumed(gone[0][1].peer), Joined(c.peer)]
-    assert one.say(signal(c.peer, description())) == announced, "resuming released the memory"
+    heard = one.say(signal(c.peer, description()))
+    assert heard == [Resumed(gone[0][1].peer), Joined(c.peer), Away(c.peer)], "resuming released the memory"
 
 
 # ---------------------------------------------------------------------------------------------------------- server list
@@ -515,7 +572,7 @@ def test_joining_twice_and_other_versions_are_refused() -> None:
     [error] = old.say(Join(version=99, room="room"))
     assert isinstance(error, Error)
     assert (error.code, error.fatal) == ("version", True)
-    assert "version 1" in error.message
+    assert "versions 1 and 2" in error.message
     assert old.closed == (POLICY, "version")
 
 

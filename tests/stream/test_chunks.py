@@ -230,3 +230,19 @@ async def test_a_local_error_is_raised(where: str) -> None:
         with pytest.raises(BrokenPipeError):
             await ChunkStream(ends[0], write).run(terminal())
     await other
+
+
+async def test_a_side_that_closes_first_does_not_spoil_the_end_of_the_other() -> None:
+    """The side that rests first closes its connection, and the other side notices at once."""
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+
+    async def first() -> Outcome:
+        outcome = await one.run(chunks(b"a"))
+        ends[0].close()
+        ends[1].close()
+        return outcome
+
+    outcomes = await asyncio.gather(first(), two.run(chunks(b"b", pause=0.25)))
+    assert [(outcome.confirmed, outcome.reason) for outcome in outcomes] == [(True, "both sides sent all")] * 2
+    assert (one.received, two.received) == ([b"b"], [b"a"])

@@ -45,7 +45,8 @@ STRATEGIES: dict[Attribute[Any], st.SearchStrategy[Any]] = {
         st.lists(addresses, min_size=1, max_size=4).map(tuple),
     ),
     **dict.fromkeys(
-        (a.USERNAME, a.REALM, a.SOFTWARE, a.ALTERNATE_DOMAIN, a.ORIGIN, a.THIRD_PARTY_AUTHORIZATION), texts
+        (a.USERNAME, a.REALM, a.SOFTWARE, a.ALTERNATE_DOMAIN, a.ORIGIN, a.THIRD_PARTY_AUTHORIZATION, a.ICE_CLOSED),
+        texts,
     ),
     **dict.fromkeys((a.NONCE, a.DATA, a.ACCESS_TOKEN, a.MOBILITY_TICKET, a.PADDING), st.binary(max_size=70)),
     **dict.fromkeys((a.PRIORITY, a.LIFETIME, a.CONNECTION_ID, a.CACHE_TIMEOUT, a.NOMINATION), u32),

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
+from polynya.core.arguments import flag
 from polynya.core.errors import PolynyaError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.machine import InterfacesChanged
@@ -28,10 +29,10 @@ from .driver import Driver
 from .endpoint import CLOSED_REASON, Endpoint
 from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
-from .options import FAMILIES, session_config
+from .options import FAMILIES, check_callables, session_config
 from .packet_trace import Capture
 from .relaying import RelayedPath
-from .servers import AskCredentials, IceServer
+from .servers import AskCredentials, IceServer, ask_for
 
 RANDOM: Final = random.SystemRandom()
 """The system's source of randomness; one for all agents, since each instance takes 2.5 KB."""
@@ -71,7 +72,8 @@ class Agent(Endpoint):
     - `resolve`: an async callable, host name to IP addresses, in place of the resolver of the system.
     - `ice`: all other options of ICE, timers of consent and keepalives among them; the options above override it.
     - `credentials`: an async callable, `(uri, realm)` to `(username, password)`, called when a TURN server has no
-      credentials yet or refuses those that it has.
+      credentials yet or refuses those that it has. If it raises, or if its credentials are refused, it is called again
+      after a second, then after up to 64 seconds.
     - `receive_buffer`: bytes of datagrams that wait for `recv` in each connection, each with 64 bytes for its object.
     - `follow_host`: whether the agent follows changes of this host's addresses by itself: a new address becomes a
       candidate, and ICE restarts if the connection has lost its address. `interfaces_changed` does this by hand.
@@ -84,6 +86,7 @@ class Agent(Endpoint):
         "__weakref__",
         "_ask_credentials",
         "_asking",
+        "_credentials_failed",
         "_driver",
         "_flow_ids",
         "_follows_host",
@@ -130,17 +133,19 @@ class Agent(Endpoint):
             ice=ice,
             ask=credentials is not None,
         )
+        check_callables(credentials=credentials, resolve=resolve, tls=tls, trace=trace, capture=capture)
         flow_ids = FlowIds()
         self._session = Session(config, random=RANDOM, pacer=PACER, flow_ids=flow_ids, trace=trace)
         self._flow_ids = flow_ids
         self._shell_options = _shell_options(trace=trace, capture=capture, tls=tls, resolve=resolve)
         self._driver: Driver[Session] | None = None
-        self._follows_host = follow_host
+        self._follows_host = flag("follow_host", follow_host)
         self._watch: InterfaceWatch | None = None
         # Most agents have none of either: they share empty mappings, which are replaced when they change.
         self._relayed = _NO_PATHS
         self._ask_credentials = credentials
         self._asking = _NO_TASKS
+        self._credentials_failed = False
 
     @property
     def _machine(self) -> Session:
@@ -159,9 +164,16 @@ class Agent(Endpoint):
             self._driver = Driver(
                 self._session, on_event=self._on_event, flow_ids=self._flow_ids, **self._shell_options
             )  # fmt: skip
-            if self._follows_host:
-                self._watch = follow_host(self)
-            self._driver.call(self._session.start, InterfacesChanged(interfaces=list_interfaces()))
+            try:
+                if self._follows_host:
+                    self._watch = follow_host(self)
+                interfaces = InterfacesChanged(interfaces=list_interfaces())
+                self._driver.call(self._session.start, interfaces)
+            except BaseException:  # a filter of the user may raise anything; nothing is left open then
+                self._closed = True
+                self._unfollow()
+                self._driver.close_now()
+                raise
 
     async def close(self) -> None:
         if self._closed:
@@ -180,10 +192,13 @@ class Agent(Endpoint):
         finally:
             self._closing = False
 
-    def _stop(self) -> None:
+    def _unfollow(self) -> None:
         if self._watch is not None:
             self._watch.remove(self)
             self._watch = None
+
+    def _stop(self) -> None:
+        self._unfollow()
         driver = self._driver
         if driver is not None and not driver.closed and self.state is not AgentState.CLOSED:
             driver.call(self._session.close)
@@ -227,21 +242,27 @@ class Agent(Endpoint):
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._asking = {uri: other for uri, other in self._asking.items() if other is not task}
-        if not task.cancelled() and (error := task.exception()) is not None:
-            context = {"message": f"{task.get_name()}: the callable raised", "exception": error}
-            task.get_loop().call_exception_handler(context)
 
     async def _ask(self, wanted: CredentialsWanted, ask: AskCredentials) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
-            username, password = await ask(str(wanted.server.uri), wanted.realm)
-        except Exception as error:
-            if not self._over:  # there are no others: an allocation ends at its time, and `why` says so
-                self._running().call(self._session.no_credentials, wanted)
-            if isinstance(error, PolynyaError):
+            credentials = await ask_for(ask, str(wanted.server.uri), wanted.realm)
+        except (Exception, asyncio.CancelledError) as error:
+            if task.cancelling():
+                raise
+            if self._over:
                 return
-            raise
+            reason = f"credentials() raised {type(error).__name__}: {error}; it is called again"
+            self._running().call(self._session.no_credentials, wanted, reason)
+            first, self._credentials_failed = not self._credentials_failed, True
+            if first and not isinstance(error, PolynyaError):
+                context = {"message": f"{task.get_name()}: the callable raised", "exception": error}
+                task.get_loop().call_exception_handler(context)
+            return
+        self._credentials_failed = False
         if not self._over:
-            server = TurnCredentials(wanted.server.uri, username, password)
+            server = TurnCredentials(wanted.server.uri, credentials.username, credentials.password)
             self._running().call(self._session.set_credentials, server)
 
     # ---------------------------------------------------------------------------------------------------------- relays

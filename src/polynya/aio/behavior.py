@@ -10,9 +10,11 @@ from random import SystemRandom
 from typing import Any
 
 from polynya.core.addresses import Address
-from polynya.core.errors import ConfigurationError, ConnectError
+from polynya.core.arguments import families as versions_allowed
+from polynya.core.arguments import function, instance, items, text
+from polynya.core.errors import ConfigurationError, ConnectError, DecodeError
 from polynya.core.flows import FlowIds, Transport
-from polynya.core.instants import nanoseconds
+from polynya.core.instants import duration
 from polynya.core.machine import Resolve
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun import lifetime
@@ -24,7 +26,7 @@ from polynya.stun.uris import StunUri
 
 from .dns import ResolveName, Resolver
 from .driver import Driver
-from .options import FAMILIES
+from .options import FAMILIES, check_callables
 from .sockets import from_sockaddr, to_sockaddr
 
 
@@ -46,6 +48,7 @@ async def discover_behavior(
     What cannot be found out is None in the report, with the reason; all of it, if the server does not answer. Raises
     ConfigurationError for a URI that cannot be used, ConnectError if this host cannot send to the server.
     """
+    _check(schedule, trace)
     place = await _place(server, local, families, resolve)
     flow_ids = FlowIds()
     machine = BehaviorDiscovery(
@@ -76,6 +79,7 @@ async def discover_lifetime(
     Times up to `longest` seconds are tried until the lifetime is known to `resolution` seconds, which takes minutes:
     see `MappingLifetime`. The other options, and the errors, are those of `discover_behavior`.
     """
+    _check(schedule, trace)
     place = await _place(server, local, families, resolve)
     flow_ids = FlowIds()
     machine = MappingLifetime(
@@ -83,8 +87,8 @@ async def discover_lifetime(
         local=_local(place, local),
         flow_ids=flow_ids,
         random=SystemRandom(),
-        longest=nanoseconds(longest),
-        resolution=nanoseconds(resolution),
+        longest=duration("longest", longest, above_zero=True),
+        resolution=duration("resolution", resolution, above_zero=True),
         schedule=schedule,
         trace=trace,
     )
@@ -110,9 +114,8 @@ async def discover_stream_mapping(
     Raises ConfigurationError for URIs that cannot be used together, ConnectError if this host cannot connect to a
     server. The other options are those of `discover_behavior`.
     """
-    if isinstance(servers, str):
-        raise ConfigurationError(f'servers is a list of URIs: write ["{servers}", ...]')
-    uris = [StunUri.parse(server) for server in servers]
+    check_callables(resolve=resolve, tls=tls, trace=trace)
+    uris = [StunUri.parse(text("the URI of a server", server)) for server in items("servers", servers)]
     if len(uris) < 2 or len({uri.secure for uri in uris}) != 1:
         raise ConfigurationError("give two servers or more, all stun: for TCP or all stuns: for TLS")
     places = [await _where(uris[0], local, families, resolve)]
@@ -154,7 +157,7 @@ async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer, tls: ssl.SSLConte
 
 async def _place(server: str, local: str, families: Sequence[int], resolve: ResolveName | None) -> Address:
     """Returns the address of a server for UDP."""
-    uri = StunUri.parse(server)
+    uri = StunUri.parse(text("server", server))
     if uri.transport is not Transport.UDP:
         raise ConfigurationError(f"behavior discovery goes by UDP: {server} does not")
     return await _where(uri, local, families, resolve)
@@ -162,8 +165,10 @@ async def _place(server: str, local: str, families: Sequence[int], resolve: Reso
 
 async def _where(uri: StunUri, local: str, families: Sequence[int], resolve: ResolveName | None) -> Address:
     """Returns the first address of a server that is of the family of `local`, or of one of `families`."""
-    if not families or any(family not in FAMILIES for family in families):
-        raise ConfigurationError(f"families are 4, 6 or both, not {families!r}")
+    versions_allowed(families)
+    if resolve is not None:
+        function("resolve", resolve)
+    _host(local)
     resolved = await Resolver(resolve=resolve).resolve(Resolve(name=uri.host))
     if resolved.error:
         raise ConnectError(f"the STUN server has no address: {resolved.error}")
@@ -179,7 +184,7 @@ async def _where(uri: StunUri, local: str, families: Sequence[int], resolve: Res
 def _local(server: Address, host: str) -> Address:
     """Returns the address to ask from."""
     if host:
-        return Address.of(host, 0)
+        return Address.of(_host(host), 0)
     family = socket.AF_INET6 if server.family == 6 else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -187,3 +192,18 @@ def _local(server: Address, host: str) -> Address:
             return from_sockaddr(probe.getsockname()).with_port(0)
     except OSError as error:
         raise ConnectError(f"this host cannot send to {server}: {error.strerror or error}") from None
+
+
+def _host(local: str) -> str:
+    """Returns the option `local`: an address without a port, or nothing."""
+    try:
+        if text("local", local):
+            Address.of(local, 0)
+    except DecodeError as error:
+        raise ConfigurationError(f"local: {error}") from None
+    return local
+
+
+def _check(schedule: Schedule, trace: Tracer) -> None:
+    check_callables(trace=trace)
+    instance("schedule", schedule, Schedule, hint="write schedule=polynya.Schedule(...)")

@@ -7,12 +7,18 @@ A literal address is its own answer. The texts of an answer, in the resolver's o
     NAPTR      `order preference "flags" "service" "regexp" replacement`     (RFC 3403)
 
 The machine selects among several records, because it has the randomness.
+
+The system's resolver blocks its thread, for half a minute if a name server is silent. Each look-up has a daemon thread
+of its own, which neither `asyncio.run` nor the end of the program waits for; the loop's executor stays free. The names
+that peers choose have their own, small number of threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
@@ -34,6 +40,65 @@ class _LookupError(Exception):
     """A look-up failed; the message is the reason."""
 
 
+class Threads:
+    """Runs calls of the system's resolver, at most `limit` at a time in this process, each in a daemon thread."""
+
+    def __init__(self, limit: int, name: str) -> None:
+        self._limit = limit
+        self._name = name
+        self._lock = threading.Lock()
+        self._busy = 0
+        self._waiting: deque[tuple[str, asyncio.Future[tuple[str, ...]]]] = deque()
+
+    async def look_up(self, name: str) -> tuple[str, ...]:
+        """Return the addresses of a name; a call that is canceled leaves its thread to the system."""
+        future: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._waiting.append((name, future))
+            free = self._busy < self._limit
+            self._busy += free
+        if free:
+            try:
+                threading.Thread(target=self._work, name=f"polynya: {self._name}", daemon=True).start()
+            except RuntimeError:  # the system has no more threads
+                with self._lock:
+                    self._busy -= 1
+                raise _LookupError("no thread could be started for the system's resolver") from None
+        return await future
+
+    def _work(self) -> None:
+        """Look names up until none is waiting."""
+        while True:
+            with self._lock:
+                while self._waiting and self._waiting[0][1].done():
+                    self._waiting.popleft()
+                if not self._waiting:
+                    self._busy -= 1
+                    return
+                name, future = self._waiting.popleft()
+            try:
+                found: tuple[str, ...] | Exception = _system_addresses(name)
+            except Exception as error:  # noqa: BLE001  # it is raised where the name was asked for
+                found = error
+            try:
+                future.get_loop().call_soon_threadsafe(_set, future, found)
+            except RuntimeError:
+                continue  # the loop is closed
+
+
+def _set(future: asyncio.Future[tuple[str, ...]], found: tuple[str, ...] | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(found, Exception):
+        future.set_exception(found)
+    else:
+        future.set_result(found)
+
+
+SERVER_NAMES: Final = Threads(64, "names of servers")
+PEER_NAMES: Final = Threads(16, "names of peers")
+
+
 class Resolver:
     """Answers `Resolve` requests with `Resolved`; a failed look-up is an answer with `error`, never an exception.
 
@@ -51,7 +116,7 @@ class Resolver:
         try:
             async with asyncio.timeout(self._timeout):
                 if query.record is RecordType.ADDRESS:
-                    return Resolved(query=query, hosts=await self._addresses(query.name))
+                    return Resolved(query=query, hosts=await self._addresses(query))
                 return Resolved(query=query, hosts=await self._records(query.name, query.record))
         except TimeoutError:
             reason = f"no answer within {self._timeout:g} s"
@@ -63,11 +128,11 @@ class Resolver:
             reason = str(error) or type(error).__name__
         return Resolved(query=query, error=f"{query.name}: {reason}")
 
-    async def _addresses(self, name: str) -> tuple[str, ...]:
+    async def _addresses(self, query: Resolve) -> tuple[str, ...]:
         if self._custom is None:
-            return await _system_addresses(name)
+            return await (PEER_NAMES if query.by_peer else SERVER_NAMES).look_up(query.name)
         try:
-            found = await self._custom(name)
+            found = await self._custom(query.name)
         except OSError:
             raise
         except Exception as error:  # the function is the user's and may raise anything
@@ -85,10 +150,9 @@ class Resolver:
         return tuple(data.to_text() for data in answer)
 
 
-async def _system_addresses(name: str) -> tuple[str, ...]:
-    """Look up a host name with the system's resolver."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(name, None, type=socket.SOCK_DGRAM, flags=getattr(socket, "AI_ADDRCONFIG", 0))
+def _system_addresses(name: str) -> tuple[str, ...]:
+    """Look up a host name with the system's resolver, which blocks."""
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_DGRAM, flags=getattr(socket, "AI_ADDRCONFIG", 0))
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from polynya.core.addresses import Address
 from polynya.core.compact import Queue
-from polynya.core.errors import ConfigurationError
+from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.machine import Close, Input, Machine, Open, Output, Resolve, Send
 from polynya.core.trace import NO_TRACE, Tracer
@@ -80,7 +80,7 @@ class Driver(Generic[MachineT]):
         self.machine = machine
         self.flow_ids = flow_ids or FlowIds()
         self.closed = False
-        self._loop = asyncio.get_running_loop()
+        self._loop = _running_loop()
         self._on_event = on_event
         self._resolver = None if resolve is None else Resolver(resolve=resolve)
         self._tasks: set[asyncio.Task[None]] | None = None
@@ -94,7 +94,7 @@ class Driver(Generic[MachineT]):
             tls=tls_contexts(tls),
             limits=limits,
             ip_fields=ip_fields,
-            trace=PacketTrace(trace, capture) if trace.enabled else None,
+            trace=PacketTrace(trace, capture) if trace.enabled or capture is not None else None,
         )
 
     # ------------------------------------------------------------------------------------------- user
@@ -300,3 +300,10 @@ class Driver(Generic[MachineT]):
 
     def _report(self, message: str, error: BaseException) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error})
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsageError("no event loop is running: call this inside a coroutine, run by asyncio.run") from None

@@ -12,15 +12,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-from polynya.core.addresses import Address
 from polynya.core.errors import Attempt, ConnectError, ConnectionClosed, UsageError
 from polynya.core.flows import Flow
-from polynya.core.instants import Instant
-from polynya.ice.agent import IceAgent
 from polynya.ice.candidates import Candidate, LocalCandidate
 from polynya.ice.description import Description
 from polynya.ice.events import (
@@ -46,7 +43,8 @@ from polynya.session.report import SessionReport
 from polynya.session.session import DataReceived, SessionEvent
 from polynya.turn.client.report import RelayOverhead
 
-from . import clock
+from . import checked, clock
+from .agent_machine import AgentMachine, AgentTransport
 from .connection import Connection, ReceiveBufferFull
 from .signal_texts import fragments, shorten
 from .sizes import max_datagram_size, max_length
@@ -74,43 +72,6 @@ CLOSED_REASON: Final = "the agent was closed"
 
 EVENTS_KEPT: Final = 4096
 """Events that wait for a slow reader of `events` before its oldest are dropped."""
-
-
-class AgentMachine(Protocol):
-    """The machine that an endpoint drives: an ICE agent and what gathers for it."""
-
-    @property
-    def agent(self) -> IceAgent: ...
-
-    @property
-    def counters(self) -> Mapping[str, int]: ...
-
-    def set_remote(
-        self, description: Description, components: tuple[int, ...] | None = None, *, now: Instant
-    ) -> None: ...
-
-    def add_remote(self, candidate: Candidate | None, stream: int = 0, *, now: Instant) -> None: ...
-
-    def set_controlling(self, controlling: bool, *, now: Instant) -> None: ...
-
-    def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description: ...
-
-
-class AgentTransport(Protocol):
-    """Moves the machine's packets, as a `Driver` does."""
-
-    @property
-    def counters(self) -> dict[str, int]: ...
-
-    def call(self, method: Callable[..., R], *args: Any) -> R: ...
-
-    def accept_data(self, flow: Flow, remote: Address, deliver: Callable[[bytes], None]) -> None: ...
-
-    def refuse_data(self, flow: Flow, remote: Address) -> None: ...
-
-    def sender(self, flow: Flow, remote: Address) -> Callable[[bytes], bool]: ...
-
-    def writable(self, flow: Flow) -> bool: ...
 
 
 class Endpoint(Waiting, ABC):
@@ -257,6 +218,7 @@ class Endpoint(Waiting, ABC):
         After a restart they come again, for the new generation. A server's answer after the end of gathering is in
         `local_signals` and, as `LocalCandidateAdded`, in `events`.
         """
+        checked.stream(stream)
         yielded, generation = 0, self.description.generation
         while True:
             if generation != self.description.generation:
@@ -276,8 +238,7 @@ class Endpoint(Waiting, ABC):
         A description with new credentials is a restart of the other side; this side follows. Raises UsageError for a
         description of this agent itself.
         """
-        agreed = None if components is None else tuple(components)
-        self._call(self._machine.set_remote, description, agreed)
+        self._call(self._machine.set_remote, checked.description(description), checked.components(components))
         self._described = True
 
     def add_candidate(self, candidate: Candidate | str | None, stream: int = 0) -> None:
@@ -291,14 +252,14 @@ class Endpoint(Waiting, ABC):
                 candidate = Candidate.parse(candidate)
             except UnsupportedCandidate:
                 return
-        self._call(self._machine.add_remote, candidate, stream)
+        self._call(self._machine.add_remote, checked.candidate(candidate), checked.stream(stream))
 
     def remote_candidates(self, stream: int | None = None) -> list[Candidate]:
         """Returns the other side's candidates: those that were added, and peer-reflexive ones that checks came from.
 
         Of one stream, or of all.
         """
-        return self._machine.agent.remote_candidates(stream)
+        return self._machine.agent.remote_candidates(checked.stream_or_all(stream))
 
     @property
     def is_controlling(self) -> bool:
@@ -307,7 +268,7 @@ class Endpoint(Waiting, ABC):
 
     def set_controlling(self, controlling: bool) -> None:
         """Sets the role of this side; call it before the other side's description is known, or at a restart."""
-        self._call(self._machine.set_controlling, bool(controlling))
+        self._call(self._machine.set_controlling, checked.controlling(controlling))
 
     async def _signals(self) -> AsyncIterator[Description | LocalCandidate | None]:
         """Yields what `local_signals` yields, as objects; None for the end of candidates."""
@@ -340,7 +301,7 @@ class Endpoint(Waiting, ABC):
         `components` adds and removes streams: the number of components of each from now on, 0 for one that is removed
         (the others keep their numbers). Both sides have to agree on it: it is not signaled.
         """
-        return self._running().call(self._machine.restart, None if components is None else tuple(components))
+        return self._running().call(self._machine.restart, checked.components(components))
 
     # --------------------------------------------------------------------------------------------------- connecting
 
@@ -381,7 +342,7 @@ class Endpoint(Waiting, ABC):
         )
 
     async def _until(self, condition: Callable[[], bool], timeout: float | None, otherwise: str) -> None:
-        if not self._described and timeout is None:
+        if checked.timeout(timeout) is None and not self._described:
             raise UsageError("the other side is unknown: add its signals first, or give a timeout")
         try:
             async with asyncio.timeout(timeout):
@@ -421,7 +382,7 @@ class Endpoint(Waiting, ABC):
 
     def why_pair(self, number: int) -> PairReport | None:
         """Returns the report of one pair, by its `id` in `pairs()`; None if there is no such pair any more."""
-        return self._machine.agent.why_pair(number)
+        return self._machine.agent.why_pair(checked.pair(number))
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Returns pairs, candidates and transports in the terms of W3C's webrtc-stats, by their ids.
@@ -539,6 +500,25 @@ class Endpoint(Waiting, ABC):
         self._emit(event)
         self._wake()
 
+    # ------------------------------------------------------------------------------------------------ for its meeting
+
+    def _peer_left(self, reason: str, *, clean: bool) -> None:
+        """The other side left its room: with its connections if it did so by itself, otherwise it is asked."""
+        if not self._over and clean:
+            self._running().call(self._machine.peer_left, f"the other side left: {reason}")
+        elif not self._over:
+            self._running().call(self._machine.ask_consent)
+
+    def _peer_away(self, away: bool) -> None:
+        """The other side lost its connection to the signaling server, or has it again."""
+        if not self._over:
+            self._running().call(self._machine.ask_consent if away else self._machine.stop_asking)
+
+    @property
+    def _abandoned(self) -> bool:
+        """Whether the other side has closed its agent."""
+        return self._machine.agent.generation.over is not None
+
     async def _connection_closed(self) -> None:
         """A user closed one of the connections: with the last one the agent stops sending.
 
@@ -586,7 +566,7 @@ class Endpoint(Waiting, ABC):
 
     def _exists(self, stream: int, component: int) -> bool:
         streams = self._machine.agent.components
-        return 0 <= stream < len(streams) and 1 <= component <= streams[stream]
+        return 0 <= checked.index(stream) < len(streams) and 1 <= checked.index(component) <= streams[stream]
 
     def _end_removed(self) -> None:
         """Ends the connections of streams that a restart has removed."""

@@ -4,6 +4,8 @@ A `Meeting` waits for the first other member of its room. The ids of the two mem
 agents trickle their candidates. If the peer leaves before there is a connection, the meeting waits for the next one.
 Signaling continues beside the connection: late candidates, ICE restarts and changes of the network are signaled in both
 directions. A connection survives the loss of the signaling server.
+
+If the peer leaves, the connection ends. If the server loses the peer, the peer is asked for consent at once.
 """
 
 from __future__ import annotations
@@ -15,24 +17,32 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from polynya.core.errors import ConnectError, SignalingError, UsageError
+from polynya.core.arguments import flag, function, items
+from polynya.core.arguments import timeout as check_timeout
+from polynya.core.errors import ConfigurationError, ConnectError, SignalingError, UsageError
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
 from polynya.ice.events import AgentState
 from polynya.session.events import GatheringState
-from polynya.stun.uris import TurnUri
 
 from .agent import Agent
 from .connection import Connection
+from .listed_credentials import ListedCredentials
 from .servers import IceServer
-from .signaling import Joined, Left, Message, RemoteCandidate, RemoteDescription, Resumed, Signaling, fetch_servers
+from .signaling import (
+    Away,
+    Joined,
+    Left,
+    Message,
+    RemoteCandidate,
+    RemoteDescription,
+    Resumed,
+    Signaling,
+)
 
 EARLY_MESSAGES = 512
 """Messages that are kept of a peer before the attempt to connect to it starts: more than any agent has candidates."""
-
-RENEWAL = 30.0
-"""Seconds between two requests of a new server list, in case a TURN server refuses the new credentials, too."""
 
 MEMBERS = 2
 """Limit of a meeting's room: a third member would wait for an answer that never arrives."""
@@ -46,6 +56,8 @@ class RoomEntered:
     peers: tuple[str, ...]
     servers: tuple[str, ...]
     """URIs of the STUN and TURN servers in the signaling server's list."""
+    no_relay: str = ""
+    """The reason why the list has no TURN server, as the server puts it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +101,7 @@ class Meeting:
     - `servers`: STUN and TURN servers in addition to the signaling server's list.
     - `loopback`: whether the agent gathers loopback addresses; by default, if the signaling server is on this host.
     - `reconnect`: seconds in which a broken connection to the signaling server is opened again; 0 for never.
+    - `token`: the room token of the server's operator, if it needs one; by default POLYNYA_TOKEN of the environment.
     - `follow_host`: whether agent and signaling follow changes of this host's addresses by themselves.
     - `on_step`: gets each step, for a display.
     - All other options are those of `Agent`.
@@ -102,19 +115,32 @@ class Meeting:
         servers: Iterable[str | IceServer] = (),
         loopback: bool | None = None,
         reconnect: float = 60.0,
+        token: str | None = None,
         follow_host: bool = True,
         on_step: Callable[[MeetingStep], None] | None = None,
         trace: Tracer = NO_TRACE,
         **options: Any,
     ) -> None:
+        if "controlling" in options:
+            raise ConfigurationError("controlling cannot be set: the ids of the two members decide the roles")
+        if loopback is not None:
+            flag("loopback", loopback)
+        if on_step is not None:
+            function("on_step", on_step, plain=True)
+        self._servers = items("servers", servers)
         self.signaling = Signaling(
-            url, room, limit=MEMBERS, reconnect=reconnect, follow_host=follow_host, trace=trace.of("signaling")
+            url,
+            room,
+            limit=MEMBERS,
+            token=token,
+            reconnect=reconnect,
+            follow_host=follow_host,
+            trace=trace.of("signaling"),
         )
         self.agent: Agent | None = None
         """The agent of the current or latest attempt."""
         self.peer = ""
         """Id of the peer of the current attempt."""
-        self._servers = tuple(servers)
         self._loopback = loopback
         self._options = {**options, "follow_host": follow_host, "trace": trace}
         self._on_step = on_step or (lambda _: None)
@@ -127,19 +153,15 @@ class Meeting:
         """Messages of each peer before the attempt to connect to it."""
         self._lost: SignalingError | None = None
         self._receiving: asyncio.Task[None] | None = None
-        self._renewing = asyncio.Lock()
-        self._listed: tuple[IceServer, ...] = ()
-        self._listed_at: float | None = None
-        """The newest server list that was requested for new credentials, and the loop time of that request."""
-        self._renewals: dict[str, float | None] = {}
-        """By URI of a TURN server: `_listed_at` of the list with its newest credentials."""
+        self._credentials = ListedCredentials(self.signaling, token=token, lost=lambda: self._lost is not None)
         Agent(servers=self._servers, **self._options)  # raises ConfigurationError before anything is opened
 
     async def __aenter__(self) -> Meeting:
         signaling = await self.signaling.__aenter__()
         self._present = list(signaling.peers)
         uris = tuple(each.uri for each in signaling.servers)
-        self._on_step(RoomEntered(peer_id=signaling.peer_id, peers=signaling.peers, servers=uris))
+        no_relay = signaling.no_relay
+        self._on_step(RoomEntered(peer_id=signaling.peer_id, peers=signaling.peers, servers=uris, no_relay=no_relay))
         self._receiving = asyncio.create_task(self._receive(), name=f"meeting in {signaling.room}")
         return self
 
@@ -154,6 +176,9 @@ class Meeting:
         tasks = [*self._tasks, *([receiving] if receiving else [])]
         for task in tasks:
             task.cancel()
+        if self.agent is not None:
+            self.agent._stop()
+        self.signaling._leave()  # before the wait for the agent's sockets: the peer notices at once
         try:
             if self.agent is not None:
                 await self.agent.close()
@@ -174,6 +199,7 @@ class Meeting:
         waits for the other side indefinitely. Raises ConnectError with every attempt, and SignalingError if the server
         is lost before the other side arrived.
         """
+        check_timeout(timeout)
         if self._receiving is None:
             raise UsageError("the room has not been entered: use `async with Meeting(url, room) as meeting`")
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
@@ -199,7 +225,7 @@ class Meeting:
     async def _attempt(self, peer: str) -> Connection | None:
         """Connect to this peer. Returns None if it leaves first."""
         controlling = self.signaling.controls(peer)
-        known = {uri for each in self._servers for uri in _uris(each)}
+        known = {uri for each in self._servers for uri in server_uris(each)}
         servers = (*(each for each in self.signaling.servers if each.uri not in known), *self._servers)
         loopback = self.signaling.loopback if self._loopback is None else self._loopback
         loop = asyncio.get_running_loop()
@@ -216,8 +242,8 @@ class Meeting:
         connecting = asyncio.ensure_future(self._connect(agent, described))
         try:
             await asyncio.wait([connecting, gone], return_when=asyncio.FIRST_COMPLETED)
-            if connecting.done():
-                return connecting.result()
+            if connecting.done() and (connection := connecting.result()) is not None:
+                return connection
         finally:
             self._gone = self._described = None
             connecting.cancel()
@@ -226,11 +252,16 @@ class Meeting:
         await agent.close()
         return None
 
-    async def _connect(self, agent: Agent, described: asyncio.Future[None]) -> Connection:
+    async def _connect(self, agent: Agent, described: asyncio.Future[None]) -> Connection | None:
         await described
         if self._lost is not None:
             raise SignalingError(str(self._lost)) from self._lost
-        return await agent.connect()
+        try:
+            return await agent.connect()
+        except ConnectError:
+            if agent._abandoned:
+                return None  # the peer has left, and perhaps comes back
+            raise
 
     async def _trickle(self, agent: Agent, peer: str) -> None:
         """Send the agent's descriptions and candidates to the peer, for the life of the agent, restarts included."""
@@ -261,29 +292,9 @@ class Meeting:
             return ConnectError(f"no other member joined the room {self.signaling.room!r} within {timeout:g} s")
         return ConnectError(f"no connection within {timeout:g} s", self.agent.attempts())
 
-    async def new_credentials(self, uri: str, _realm: str) -> tuple[str, str]:
-        """Return new credentials of a TURN server in the signaling server's list.
-
-        Requests a new list at most every RENEWAL seconds. All TURN servers get their credentials from the same list.
-        """
-        async with self._renewing:
-            if self._renewals.get(uri) == self._listed_at:
-                await self._request_list(uri)
-            self._renewals[uri] = self._listed_at
-        for server in self._listed:
-            if server.username and str(TurnUri.parse(server.uri)) == uri:
-                return server.username, server.password
-        raise SignalingError(f"{self.signaling.url} no longer lists {uri}")
-
-    async def _request_list(self, uri: str) -> None:
-        loop = asyncio.get_running_loop()
-        if self._listed_at is not None:
-            await asyncio.sleep(self._listed_at + RENEWAL - loop.time())
-        self._listed_at = self._renewals[uri] = loop.time()  # a request that fails counts, too
-        if self._lost is None:
-            self._listed = await self.signaling.refresh_servers()
-        else:
-            self._listed, _ = await fetch_servers(self.signaling.url)  # the server may be back, without this member
+    async def new_credentials(self, uri: str, realm: str) -> tuple[str, str]:
+        """Return new credentials of a TURN server in the signaling server's list."""
+        return await self._credentials.new(uri, realm)
 
     # -------------------------------------------------------------------------------------------------------- receiving
 
@@ -315,6 +326,7 @@ class Meeting:
             _set(self._arrival)
         elif isinstance(message, Resumed):
             if peer == self.peer and self.agent is not None and self.agent.state is not AgentState.CLOSED:
+                self.agent._peer_away(False)
                 repeating = asyncio.create_task(self._repeat(self.agent, peer), name=f"signals again for {peer[:8]}")
                 self._tasks = [*(task for task in self._tasks if not task.done()), repeating]
         elif isinstance(message, Left):
@@ -323,6 +335,11 @@ class Meeting:
             if peer == self.peer:
                 self._on_step(PeerGone(peer=peer, reason=message.reason))
                 _set(self._gone)
+                if self.agent is not None:
+                    self.agent._peer_left(message.reason, clean=message.clean)
+        elif isinstance(message, Away):
+            if peer == self.peer and self.agent is not None:
+                self.agent._peer_away(True)
         elif peer != self.peer or self.agent is None:
             early = self._early.setdefault(peer, [])
             if len(early) < EARLY_MESSAGES:
@@ -401,6 +418,7 @@ def connect_room(
     servers: Iterable[str | IceServer] = (),
     loopback: bool | None = None,
     reconnect: float = 60.0,
+    token: str | None = None,
     follow_host: bool = True,
     **options: Any,
 ) -> PendingConnection:
@@ -420,19 +438,28 @@ def connect_room(
     - `servers`: STUN and TURN servers in addition to the signaling server's list.
     - `loopback`: whether to gather loopback addresses; by default, if the signaling server is on this host.
     - `reconnect`: seconds in which a broken connection to the signaling server is opened again; 0 for never.
+    - `token`: the room token of the server's operator, if it needs one; by default POLYNYA_TOKEN of the environment.
     - `follow_host`: whether agent and signaling follow changes of this host's addresses by themselves.
     - All other options are those of `Agent`.
 
     The call raises ConfigurationError before anything is opened. Awaiting or entering raises SignalingError or
     ConnectError and leaves nothing open.
     """
+    check_timeout(timeout, error=ConfigurationError)
     meeting = Meeting(
-        url, room, servers=servers, loopback=loopback, reconnect=reconnect, follow_host=follow_host, **options
+        url,
+        room,
+        servers=servers,
+        loopback=loopback,
+        reconnect=reconnect,
+        token=token,
+        follow_host=follow_host,
+        **options,
     )
     return PendingConnection(meeting, timeout)
 
 
-def _uris(server: str | IceServer | Mapping[str, Any]) -> tuple[str, ...]:
+def server_uris(server: str | IceServer | Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(server, str):
         return (server,)
     if isinstance(server, Mapping):  # as in WebRTC's iceServers

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from polynya.core.addresses import Address
+from polynya.core.arguments import flag, function, number
 from polynya.core.errors import ConfigurationError, UsageError
 from polynya.core.flows import Flow, FlowIds
 from polynya.core.instants import Instant
@@ -44,7 +45,7 @@ from .driver import Driver
 from .endpoint import CLOSED_REASON, Endpoint
 from .interface_watch import HostChange, InterfaceWatch, follow_host
 from .interfaces import list_interfaces
-from .options import FAMILIES, session_config
+from .options import FAMILIES, check_callables, session_config
 from .servers import IceServer
 from .waiting import Waiting
 
@@ -95,6 +96,10 @@ class Mux(Waiting):
         trace: Tracer = NO_TRACE,
     ) -> None:
         super().__init__()
+        check_callables(resolve=resolve, trace=trace)
+        number("port", port, 0, 65535)
+        if on_unknown_peer is not None:
+            function("on_unknown_peer", on_unknown_peer, plain=True)
         self._config = session_config(
             servers=servers,
             controlling=None,
@@ -114,7 +119,7 @@ class Mux(Waiting):
             )
         self._on_unknown_peer = on_unknown_peer
         self._resolve = resolve
-        self._follows_host = follow_host
+        self._follows_host = flag("follow_host", follow_host)
         self._watch: InterfaceWatch | None = None
         self._trace = trace
         self._machine: MuxMachine[MuxedAgent] = MuxMachine(self._config, random=RANDOM, pacer=PACER, trace=trace)
@@ -181,6 +186,7 @@ class Mux(Waiting):
         trace: Tracer = NO_TRACE,
     ) -> MuxedAgent:
         """Returns a new agent on these sockets. Packets reach it once it is started, as by entering its context."""
+        check_callables(trace=trace)
         config = session_config(
             servers=(),
             controlling=controlling,
@@ -395,6 +401,15 @@ class _MuxedMachine:
 
     def set_controlling(self, controlling: bool, *, now: Instant) -> None:
         self.agent.set_controlling(controlling, now=now)
+
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        self.agent.peer_left(reason, now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        self.agent.ask_consent(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        self.agent.stop_asking(now=now)
 
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
         _refuse_others(components)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
+from polynya.core.arguments import flag, function, instance, shown
 from polynya.core.errors import ConfigurationError
-from polynya.ice.config import IceConfig
+from polynya.core.trace import Tracer
+from polynya.ice.config import IceConfig, check_components
 from polynya.session.options import AddressFilter, InterfaceFilter, Policy, SessionConfig
 
 from .filters import address_filter, interface_filter
@@ -41,28 +44,47 @@ def session_config(
     try:
         chosen_policy = Policy(policy)
     except ValueError:
-        raise ConfigurationError(f"a policy is all, no-host or relay, not {policy!r}") from None
+        raise ConfigurationError(f"a policy is all, no-host or relay, not {shown(policy)}") from None
+    if ice is not None:
+        instance("ice", ice, IceConfig, hint="write ice=polynya.IceConfig(...)")
+    if controlling is not None:
+        flag("controlling", controlling)
     stun_servers, turn_servers = split_servers(servers, ask=ask)
     config = SessionConfig(
-        ice=_ice(ice, controlling, None if components is None else tuple(components)),
+        ice=_ice(ice, controlling, None if components is None else check_components(components)),
         stun_servers=stun_servers,
         turn_servers=turn_servers,
         policy=chosen_policy,
-        families=tuple(families),
+        families=families,  # type: ignore[arg-type]  # it makes a tuple of any list
         interfaces=interface_filter(interfaces),
         addresses=address_filter(addresses),
         loopback=loopback,
         ports=ports,
         external=_NO_EXTERNAL if nat_1to1 is None else nat_1to1,
     )
-    return config if turn_servers or nat_1to1 else _shared(config)
+    shared = not turn_servers and not nat_1to1 and interfaces is None and addresses is None
+    return _shared(config) if shared else config
+
+
+def check_callables(
+    *, credentials: object = None, resolve: object = None, tls: object = None, trace: object, capture: object = None
+) -> None:
+    """Raises ConfigurationError if one of the options that programs implement cannot be used."""
+    for name, given in (("credentials", credentials), ("resolve", resolve)):
+        if given is not None:
+            function(name, given)
+    if capture is not None:
+        function("capture", capture, plain=True)
+    if tls is not None:
+        instance("tls", tls, ssl.SSLContext, hint="write tls=ssl.create_default_context()")
+    instance("trace", trace, Tracer, hint="write trace=polynya.Tracer(polynya.TraceWriter(file))")
 
 
 @lru_cache(maxsize=16)
 def _ice(given: IceConfig | None, controlling: bool | None, components: tuple[int, ...] | None) -> IceConfig:
     config = given or IceConfig()
     if controlling is not None:
-        config = replace(config, controlling=bool(controlling))
+        config = replace(config, controlling=controlling)
     return config if components is None else replace(config, components=components)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from polynya.core.arguments import items, secret, shown, text
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.session.options import TurnCredentials
 from polynya.stun.uris import StunUri, TurnUri
@@ -15,6 +16,15 @@ AskCredentials = Callable[[str, str], Awaitable[tuple[str, str]]]
 """Called with the URI of a TURN server and its realm; returns a user name and a password."""
 
 
+async def ask_for(ask: AskCredentials, uri: str, realm: str) -> Credentials:
+    """Calls the user's function. Raises what it raises, and TypeError unless the result is a pair of texts."""
+    found: Any = await ask(uri, realm)
+    texts = [type(each).__name__ for each in found] if isinstance(found, tuple | list) else [type(found).__name__]
+    if not isinstance(found, tuple | list) or texts != ["str", "str"]:
+        raise TypeError(f"it returned {', '.join(texts) or 'nothing'}: return a user name and a password")
+    return Credentials(found[0], found[1])
+
+
 @dataclass(frozen=True, slots=True)
 class IceServer:
     """A STUN or TURN server by its URI (RFC 7064, 7065), with the credentials for a TURN server."""
@@ -22,6 +32,11 @@ class IceServer:
     uri: str
     username: str = ""
     password: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        text("the URI of an IceServer", self.uri)
+        text("the username of an IceServer", self.username)
+        secret("the password of an IceServer", self.password)
 
 
 def usable(uris: Iterable[str], username: str = "", password: str = "") -> tuple[IceServer, ...]:
@@ -44,13 +59,11 @@ def split_servers(
 
     A TURN server needs credentials, unless `ask` says that they are asked for later.
     """
-    if isinstance(servers, str):
-        raise ConfigurationError(f'servers is a list: write servers=["{servers}"]')
     if isinstance(servers, Mapping | IceServer):
         raise ConfigurationError("servers is a list: put the server in brackets")
     stun: list[StunUri] = []
     turn: list[TurnCredentials] = []
-    for server in _expand(servers):
+    for server in _expand(items("servers", servers)):
         scheme = server.uri.partition(":")[0].lower()
         if scheme in {"turn", "turns"}:
             turn.append(_turn_server(server, ask=ask))
@@ -91,7 +104,7 @@ def _of_dictionary(server: Mapping[str, Any]) -> Iterator[IceServer]:
     urls = server.get("urls")
     uris = [urls] if isinstance(urls, str) else urls
     if not isinstance(uris, list | tuple) or not uris or not all(isinstance(uri, str) for uri in uris):
-        raise ConfigurationError(f'a server\'s "urls" is a URI or a list of URIs, not {urls!r}')
+        raise ConfigurationError(f'a server\'s "urls" is a URI or a list of URIs, not {shown(urls)}')
     username, credential = server.get("username", ""), server.get("credential", "")
     if not isinstance(username, str) or not isinstance(credential, str):
         raise ConfigurationError(f'"username" and "credential" of {uris[0]} are texts')

@@ -12,6 +12,8 @@ A broken WebSocket is opened again, for up to a minute; the member keeps its id 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -19,8 +21,9 @@ from random import SystemRandom
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from polynya.core.arguments import flag, instance, number, secret, shown, text
 from polynya.core.errors import ConfigurationError, DecodeError, SignalingError, UsageError
-from polynya.core.instants import MILLISECOND, nanoseconds
+from polynya.core.instants import MILLISECOND, duration, nanoseconds
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
@@ -33,6 +36,7 @@ from polynya.signaling.client import (
     Ended,
     Entered,
     Interrupted,
+    PeerAway,
     PeerJoined,
     PeerLeft,
     PeerResumed,
@@ -51,6 +55,9 @@ from .websocket import WebSockets, websocket_url
 LEAVE_TIMEOUT: Final = 1.0
 """Seconds to wait for the server's close after the client has left."""
 
+VARIABLE: Final = "POLYNYA_TOKEN"
+"""Environment variable with the room token."""
+
 QUEUE_LENGTH: Final = 256
 """Queued messages from which on `send_description` and `send_candidate` wait."""
 
@@ -68,6 +75,15 @@ class Left:
 
     peer: str
     reason: str = ""
+    clean: bool = False
+    """Whether it left by itself. Then it has closed its connections, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Away:
+    """The connection of another member to the server broke: it may resume, or its host or program may be gone."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +113,7 @@ class Resumed:
     peer: str
 
 
-Message = Joined | Resumed | Left | RemoteDescription | RemoteCandidate
+Message = Joined | Resumed | Left | Away | RemoteDescription | RemoteCandidate
 
 
 class Signaling(Waiting):
@@ -106,13 +122,14 @@ class Signaling(Waiting):
     - `url`: the server, http or https.
     - `limit`: the most members that the room may have, up to the server's own limit.
     - `timeout`: seconds for the server to answer.
+    - `token`: the room token of the server's operator, if it needs one; by default POLYNYA_TOKEN of the environment.
     - `reconnect`: seconds in which a broken connection is opened again; 0 for never.
     - `follow_host`: whether a change of this host's addresses opens a new connection at once, if the old one has lost
       its address.
 
     Entering raises SignalingError if the server cannot be reached or refuses. Iteration yields `Joined`, `Resumed`,
-    `Left`, `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there before.
-    Iteration ends when this member leaves, and raises SignalingError when the server is lost for good.
+    `Left`, `Away`, `RemoteDescription` and `RemoteCandidate` from then on; `peers` lists the members that were there
+    before. Iteration ends when this member leaves, and raises SignalingError when the server is lost for good.
     """
 
     def __init__(
@@ -121,24 +138,32 @@ class Signaling(Waiting):
         room: str,
         *,
         limit: int | None = None,
+        token: str | None = None,
         timeout: float = 10.0,
         reconnect: float = 60.0,
         follow_host: bool = True,
         trace: Tracer = NO_TRACE,
     ) -> None:
         super().__init__()
+        text("the URL", url)
+        text("the room", room)
         self.url = url
         self.room = room
         if not 1 <= len(room) <= 128 or any(ord(each) < 32 or ord(each) == 127 for each in room):
             raise ConfigurationError(
-                f"a room's name must have 1 to 128 characters and no control characters, not {room!r}"
+                f"a room's name must have 1 to 128 characters and no control characters, not {shown(room)}"
             )
-        if limit is not None and limit < 2:
-            raise ConfigurationError(f"the limit of a room must be at least 2, not {limit}")
-        timeouts = ClientTimeouts(answer=nanoseconds(timeout), give_up=nanoseconds(reconnect))
-        self._machine = RoomClient(room, random=SystemRandom(), limit=limit, timeouts=timeouts, trace=trace)
+        if limit is not None:
+            number("the limit of a room", limit, 2, sys.maxsize)
+        instance("trace", trace, Tracer, hint="write trace=polynya.Tracer(polynya.TraceWriter(file))")
+        timeouts = ClientTimeouts(
+            answer=duration("timeout", timeout, above_zero=True), give_up=duration("reconnect", reconnect)
+        )
+        self._machine = RoomClient(
+            room, random=SystemRandom(), limit=limit, token=room_token(token), timeouts=timeouts, trace=trace
+        )
         self._websockets = WebSockets(self._machine, websocket_url(url), timeout=timeout, on_step=self._on_step)
-        self._follows_host = follow_host
+        self._follows_host = flag("follow_host", follow_host)
         self._watch: InterfaceWatch | None = None
         self._counters: Counter[str] = Counter()
         self._messages: deque[Message] = deque()
@@ -146,6 +171,7 @@ class Signaling(Waiting):
         """Generation of the last description that was sent to each peer."""
         self._entered = False
         self._lists_received = 0
+        self._no_relay = ""
         self._refusal: ServersRefused | None = None
         self._end: Ended | None = None
 
@@ -169,13 +195,17 @@ class Signaling(Waiting):
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Leave the room and close the connection. Safe to call twice."""
+    def _leave(self) -> None:
+        """Leave the room: the message is sent at once, and `close` waits until it is."""
         if self._watch is not None:
             self._watch.remove(self)
             self._watch = None
         if self._machine.state is not ClientState.IDLE:
             self._websockets.call(self._machine.leave)
+
+    async def close(self) -> None:
+        """Leave the room and close the connection. Safe to call twice."""
+        self._leave()
         try:
             await self._websockets.aclose(LEAVE_TIMEOUT)
         finally:
@@ -237,7 +267,7 @@ class Signaling(Waiting):
 
     def controls(self, peer: str) -> bool:
         """Whether this side has the controlling role: the member with the larger id has it."""
-        return self._machine.controls(peer)
+        return self._machine.controls(text("the peer", peer, error=UsageError))
 
     # ---------------------------------------------------------------------------------------------------------- sending
 
@@ -246,6 +276,8 @@ class Signaling(Waiting):
 
         Raises SignalingError when the server is lost for good. A message for a peer that has left is dropped.
         """
+        text("the peer", peer, error=UsageError)
+        instance("description", description, Description, error=UsageError)
         pacing = description.pacing
         body = messages.Description(
             ufrag=description.ufrag,
@@ -260,6 +292,9 @@ class Signaling(Waiting):
 
     async def send_candidate(self, peer: str, candidate: Candidate | None) -> None:
         """Send a candidate of this side to a peer, or None for the end of candidates."""
+        text("the peer", peer, error=UsageError)
+        if candidate is not None:
+            instance("candidate", candidate, Candidate, hint="write Candidate.parse(line)", error=UsageError)
         if candidate is None:
             body = messages.Candidate(candidate=None, generation=self._generations.get(peer, 0))
         else:
@@ -299,13 +334,16 @@ class Signaling(Waiting):
                 if self._entered and not event.resumed:
                     self._messages.extend(Joined(peer=peer) for peer in event.peers)
                 self._entered = True
+                self._no_relay = event.no_relay
             case PeerJoined():
                 self._messages.append(Joined(peer=event.peer))
             case PeerResumed():
                 self._messages.append(Resumed(peer=event.peer))
+            case PeerAway():
+                self._messages.append(Away(peer=event.peer))
             case PeerLeft():
                 self._generations.pop(event.peer, None)
-                self._messages.append(Left(peer=event.peer, reason=event.reason))
+                self._messages.append(Left(peer=event.peer, reason=event.reason, clean=event.clean))
             case BodyReceived():
                 self._received(event.peer, event.body)
             case ServersReceived():
@@ -330,6 +368,11 @@ class Signaling(Waiting):
 
     # ------------------------------------------------------------------------------------------------------------ state
 
+    @property
+    def no_relay(self) -> str:
+        """The reason why the server list has no TURN server, as the server puts it; empty if it has one."""
+        return self._no_relay
+
     def _check_entered(self) -> None:
         if not self._entered:
             self._raise_if_ended()
@@ -346,14 +389,24 @@ class ServerOffer(NamedTuple):
     servers: tuple[IceServer, ...]
     loopback: bool
     """Whether the signaling server was reached by its loopback address, and so runs on this host."""
+    no_relay: str
+    """The reason why the list has no TURN server, as the server puts it; empty if it has one."""
 
 
-async def fetch_servers(url: str, *, timeout: float = 10.0) -> ServerOffer:
+def room_token(token: str | None) -> str:
+    """Return a room token; by default that of the environment. Raises ConfigurationError if it is too long."""
+    chosen = os.environ.get(VARIABLE, "") if token is None else secret("token", token)
+    if len(chosen) > 512:
+        raise ConfigurationError(f"a room token has at most 512 characters, not {len(chosen)}")
+    return chosen
+
+
+async def fetch_servers(url: str, *, token: str | None = None, timeout: float = 10.0) -> ServerOffer:
     """Request the server list of a signaling server, without joining a room. Raises SignalingError.
 
-    `timeout` is in seconds.
+    `token` is as in `Signaling`, `timeout` is in seconds.
     """
-    machine = ServerListClient(timeout=nanoseconds(timeout))
+    machine = ServerListClient(token=room_token(token), timeout=duration("timeout", timeout, above_zero=True))
     answer: asyncio.Future[ServersReceived | Ended] = asyncio.get_running_loop().create_future()
 
     def on_step(events: list[Any]) -> None:
@@ -370,7 +423,7 @@ async def fetch_servers(url: str, *, timeout: float = 10.0) -> ServerOffer:
         await websockets.aclose(LEAVE_TIMEOUT)
     if isinstance(event, Ended):
         raise SignalingError(f"{url}: {event.reason}")
-    return ServerOffer(_usable(event.servers), websockets.loopback)
+    return ServerOffer(_usable(event.servers), websockets.loopback, event.no_relay)
 
 
 def _usable(listed: tuple[ListedServer, ...]) -> tuple[IceServer, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import ssl
 from collections import deque
@@ -10,10 +11,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache, partial
 from typing import Final
 
+from polynya.core import arguments
 from polynya.core.addresses import Address
-from polynya.core.errors import ConnectionClosed, TransactionError, UsageError
+from polynya.core.arguments import secret, text
+from polynya.core.errors import ConfigurationError, ConnectionClosed, DecodeError, TransactionError, UsageError
 from polynya.core.flows import FlowIds, Transport
-from polynya.core.instants import nanoseconds
+from polynya.core.instants import duration
 from polynya.core.trace import NO_TRACE, Tracer
 from polynya.stun.uris import TurnUri
 from polynya.turn.client import (
@@ -39,9 +42,9 @@ from polynya.turn.client.search import RelaySearch
 from .connection import as_bytes
 from .dns import ResolveName
 from .driver import Driver
-from .options import FAMILIES
+from .options import FAMILIES, check_callables
 from .packet_trace import Capture
-from .servers import AskCredentials
+from .servers import AskCredentials, ask_for
 
 QUEUE_LENGTH: Final = 1024
 """Datagrams that wait for `recv` before more are dropped."""
@@ -93,13 +96,19 @@ class TurnClient:
         trace: Tracer = NO_TRACE,
         capture: Capture | None = None,
     ) -> None:
+        check_callables(credentials=credentials, resolve=resolve, tls=tls, trace=trace, capture=capture)
+        text("the URI", uri)
+        text("username", username)
+        secret("password", password)
+        if password and not username:
+            raise ConfigurationError("a password needs a username: set both, or neither of them")
         config = ClientConfig(
-            families=tuple(families),
-            lifetime=nanoseconds(lifetime),
+            families=families,  # type: ignore[arg-type]  # it makes a tuple of any list
+            lifetime=duration("lifetime", lifetime),
             even_port=even_port,
             reservation_token=reservation_token,
             dont_fragment=dont_fragment,
-            local=Address.parse(local, 0) if isinstance(local, str) else local,
+            local=None if local is None else _own_address(local),
         )
         flow_ids = FlowIds()
         self._uri = TurnUri.parse(uri)
@@ -138,6 +147,10 @@ class TurnClient:
         self._binds: dict[Address, list[asyncio.Future[None]]] = {}
         self._refused: Credentials | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._asked_at = -math.inf
+        """When the callable was called last, by the clock of the loop."""
+        self._asked = 0
+        """Calls in a row."""
         self.datagrams_dropped = 0
         """Arrived while the receive queue was full, or from a peer without permission."""
         self._latest: deque[TurnEvent] = deque(maxlen=EVENTS_KEPT)
@@ -166,6 +179,7 @@ class TurnClient:
 
         Raises TransactionError with every server that was tried and why it failed.
         """
+        arguments.seconds("timeout", timeout, error=UsageError)
         if self._driver is not None or self._ended is not None:
             raise UsageError("this client was started before: make a new one for each allocation")
         self._driver = self._make_driver()
@@ -232,6 +246,8 @@ class TurnClient:
 
     def set_credentials(self, username: str, password: str) -> None:
         """Signs with these credentials from now on; for before the old ones expire."""
+        text("username", username, error=UsageError)
+        secret("password", password, error=UsageError)
         driver, _ = self._running()
         driver.call(self._search.set_credentials, Credentials(username, password))
 
@@ -249,7 +265,7 @@ class TurnClient:
             data = as_bytes(data)
         if len(data) > MAX_DATA:
             raise UsageError(f"a datagram of {len(data)} bytes is too long: a relay carries {MAX_DATA}")
-        address = peer if isinstance(peer, Address) else _parse(peer)
+        address = peer if isinstance(peer, Address) else _parse(_peer_text(peer))
         send = self._send
         if send is not None and not dont_fragment:  # there is an allocation, and it has not ended
             frame = self._wrap(address, data)
@@ -374,15 +390,28 @@ class TurnClient:
             self._fail(TransactionError(401, event.reason))
 
     async def _renew(self, ask: AskCredentials, realm: str) -> None:
-        try:
-            username, password = await ask(str(self._uri), realm)
-            credentials = Credentials(username, password)
-        except Exception as error:  # noqa: BLE001  # any exception of the user's function ends the wait
-            self._fail(TransactionError(401, f"no credentials for {realm!r}: {error}"))
-            return
-        if credentials == self._refused:
-            self._fail(TransactionError(401, f"the server refused the credentials of {username!r} for {realm!r}"))
-        elif self._driver is not None and not self._driver.closed:
+        """Asks for credentials. With an allocation, it asks again after each failure, at the latest after 64 s."""
+        loop = asyncio.get_running_loop()
+        if loop.time() > self._asked_at + 128:
+            self._asked = 0
+        while True:
+            if self._asked > 1:  # the first credentials may have been refused because they had expired
+                await asyncio.sleep(max(self._asked_at + min(2.0 ** (self._asked - 2), 64.0) - loop.time(), 0))
+            if self._ended is not None:
+                return
+            self._asked_at, self._asked = loop.time(), min(self._asked + 1, 16)
+            try:
+                credentials = await ask_for(ask, str(self._uri), realm)
+            except Exception as error:  # noqa: BLE001  # any exception of the user's function is a failure
+                problem = f"no credentials for {realm!r}: {error}"
+            else:
+                if credentials != self._refused or self._allocated is not None:
+                    break
+                problem = f"the server refused the credentials of {credentials.username!r} for {realm!r}"
+            if self._allocated is None:
+                self._fail(TransactionError(401, problem))
+                return
+        if self._driver is not None and not self._driver.closed:
             self._refused = credentials
             self._driver.call(self._search.set_credentials, credentials)
 
@@ -410,13 +439,36 @@ class TurnClient:
 
 
 @lru_cache(maxsize=1024)
-def _parse(text: str) -> Address:
+def _parse(peer: str) -> Address:
     """Parses the address of a peer; cached, since most are sent to again."""
-    return Address.parse(text)
+    try:
+        return Address.parse(peer)
+    except DecodeError as error:
+        raise UsageError(f"a peer is an Address or a text: {error}") from None
+
+
+def _peer_text(peer: object) -> str:
+    if isinstance(peer, str):
+        return peer
+    raise UsageError(f"a peer is an Address or a text, HOST:PORT, not {arguments.shown(peer)}")
+
+
+def _own_address(local: Address | str) -> Address:
+    if isinstance(local, Address):
+        return local
+    try:
+        return Address.parse(text("local", local), 0)
+    except DecodeError as error:
+        raise ConfigurationError(f"local: {error}") from None
 
 
 def _address(peer: Address | str) -> Address:
-    return peer if isinstance(peer, Address) else Address.parse(peer, 0)
+    if isinstance(peer, Address):
+        return peer
+    try:
+        return Address.parse(_peer_text(peer), 0)
+    except DecodeError as error:
+        raise UsageError(f"a peer is an Address or a text: {error}") from None
 
 
 def _wait(waits: dict[Address, list[asyncio.Future[None]]], peer: Address) -> asyncio.Future[None]:

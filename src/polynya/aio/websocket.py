@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from socket import gaierror
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -30,11 +30,14 @@ from polynya.signaling.messages import MESSAGE_BYTES, PATH, SUBPROTOCOL
 
 from . import clock
 
+MAX_URL: Final = 2048
 _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 
 def websocket_url(url: str) -> str:
     """Return the WebSocket URL for the URL of a signaling server. Raises ConfigurationError for any other URL."""
+    if len(url) > MAX_URL:
+        raise ConfigurationError(f"the URL of a signaling server has at most {MAX_URL} characters, not {len(url)}")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
+
+from . import process
 
 CLI_PACKAGES = frozenset({"typer", "click", "rich"})
 
 
 def main() -> None:
-    """Run the command `polynya`."""
-    _open_standard_streams()
+    """Run the command `polynya`, and exit with its exit code."""
     if sys.argv[1:2] == ["serve"]:
         _ignore_signals()
+    process.run(_run)
+
+
+def _run() -> None:
     if sys.argv[1:] == ["--version"]:  # works without the packages of the commands
         from polynya import __version__  # noqa: PLC0415
 
@@ -26,7 +29,7 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in CLI_PACKAGES:
             raise
         print(f"polynya: the command line needs {error.name}; run: pip install 'polynya[cli]'", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(process.WRONG)
     app(prog_name="polynya")
 
 
@@ -35,13 +38,3 @@ def _ignore_signals() -> None:
     for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _open_standard_streams() -> None:
-    """Open closed standard descriptors; otherwise a socket could get one and be read as standard input."""
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)

@@ -15,24 +15,35 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from types import TracebackType
+from typing import IO, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
 from polynya.aio import clock
+from polynya.aio.interfaces import list_interfaces
 from polynya.aio.packet_trace import Capture
 from polynya.core.addresses import Address
-from polynya.core.errors import ConfigurationError, DecodeError, PolynyaError
+from polynya.core.errors import ConfigurationError, DecodeError, PolynyaError, UsageError
 from polynya.core.instants import Instant
 from polynya.core.packets import IpPacket
 from polynya.core.pcapng import PcapngWriter
-from polynya.core.trace import NO_TRACE, TraceEvent, Tracer, TraceWriter
+from polynya.core.trace import NO_TRACE, Sink, Tracer, TraceWriter
+from polynya.stun.redaction import Redactor
 
-FAILED, WRONG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+from . import process
+
+FAILED, WRONG, INTERRUPTED, TERMINATED = process.FAILED, process.WRONG, process.INTERRUPTED, process.TERMINATED
 
 ServerOption = Annotated[
     str | None,
     typer.Option("--server", "-s", envvar="POLYNYA_SERVER", metavar="URL", help="Signaling server, http://HOST:PORT."),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--token", envvar="POLYNYA_TOKEN", metavar="TOKEN", help="Room token of the signaling server, if it needs one."
+    ),
 ]
 StunOption = Annotated[
     list[str] | None, typer.Option("--stun", metavar="URI", help="STUN server, stun:HOST[:PORT]; may be repeated.")
@@ -60,11 +71,15 @@ TraceOption = Annotated[
 PcapOption = Annotated[
     Path | None, typer.Option("--pcap", metavar="FILE", help="Write a packet capture for Wireshark.")
 ]
+RedactOption = Annotated[
+    bool,
+    typer.Option("--redact", help="Replace addresses, names and users in the report, the trace and the capture."),
+]
 
 
 def say(text: str) -> None:
     """Print a line for people on standard error; standard output is for data."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
@@ -81,15 +96,20 @@ def run(
 def errors() -> Iterator[None]:
     """Turn errors of Polynya into one line and an exit code, without a traceback."""
     try:
-        yield
+        with process.interruptible():
+            yield
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    except (ConfigurationError, DecodeError) as error:
+    except (ConfigurationError, DecodeError, UsageError) as error:
         say(f"polynya: {error}")
         raise typer.Exit(WRONG) from None
     except PolynyaError as error:
         say(f"polynya: {error}")
         raise typer.Exit(FAILED) from None
+    except BrokenPipeError:
+        raise typer.Exit(0) from None  # the reader of standard output has closed it
+    except OSError as error:
+        raise typer.Exit(process.output_failed(error)) from None
 
 
 async def _terminable(main: Coroutine[Any, Any, int]) -> int:
@@ -121,7 +141,16 @@ def need(extra: str, error: ModuleNotFoundError) -> NoReturn:
 def families(chosen: list[int] | None) -> tuple[int, ...]:
     if chosen and any(family not in (4, 6) for family in chosen):
         raise typer.BadParameter("a family must be 4 or 6", param_hint="--family")
-    return tuple(chosen) if chosen else (6, 4)
+    return tuple(dict.fromkeys(chosen)) if chosen else (6, 4)
+
+
+def interfaces(chosen: list[str] | None) -> list[str] | None:
+    """Return the option --interface; raises ConfigurationError for a name that no interface of this host has."""
+    known = [interface.name for interface in list_interfaces()]
+    for name in chosen or ():
+        if name not in known:
+            raise ConfigurationError(f"no interface is named {name}; up on this host: {', '.join(known) or 'none'}")
+    return chosen or None
 
 
 def addresses(texts: list[str], option: str) -> tuple[Address, ...]:
@@ -132,30 +161,67 @@ def addresses(texts: list[str], option: str) -> tuple[Address, ...]:
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 
+class OutputFile:
+    """A trace or capture file. An error of the disk ends the file, not the command, and is reported at the end.
+
+    Raises ConfigurationError if the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, mode: Literal["w", "wb"] = "w") -> None:
+        self._error: OSError | None = None
+        self.path = path
+        try:
+            self._file: IO[Any] = path.open(mode, encoding=None if "b" in mode else "utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigurationError(f"cannot write {path}: {reason}") from None
+
+    def write(self, data: Any) -> int:
+        if self._error is None:
+            try:
+                return self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return 0
+
+    def __enter__(self) -> IO[Any]:
+        return cast("IO[Any]", self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        except OSError as failed:
+            self._error = self._error or failed
+        if self._error is not None:
+            say(f"polynya: {self.path} is incomplete: {self._error.strerror}")
+            if kind is None or (isinstance(error, typer.Exit) and error.exit_code == 0):
+                raise typer.Exit(FAILED) from None
+
+
 @contextlib.contextmanager
-def tracing(node: str, trace: Path | None, pcap: Path | None) -> Iterator[tuple[Tracer, Capture | None]]:
+def tracing(
+    node: str, trace: Path | None, pcap: Path | None, redactor: Redactor | None = None
+) -> Iterator[tuple[Tracer, Capture | None]]:
     """Open the trace and capture files. Yield a tracer and a capture that write to them."""
     with contextlib.ExitStack() as stack:
         tracer, capture = NO_TRACE, None
-        try:
-            if trace is not None:
-                tracer = Tracer(TraceWriter(stack.enter_context(trace.open("w", encoding="utf-8"))), node)
-            if pcap is not None:
-                capture = _capture(
-                    PcapngWriter(stack.enter_context(pcap.open("wb")), epoch=time.time_ns() - clock.now())
-                )
-                tracer = tracer if tracer.enabled else Tracer(_discard, node)
-        except OSError as error:
-            raise ConfigurationError(f"cannot write {error.filename}: {error.strerror}") from error
+        if trace is not None:
+            sink: Sink = TraceWriter(stack.enter_context(OutputFile(trace)))
+            tracer = Tracer(sink if redactor is None else _redacting(sink, redactor), node)
+        if pcap is not None:
+            writer = PcapngWriter(stack.enter_context(OutputFile(pcap, "wb")), epoch=time.time_ns() - clock.now())
+            capture = _capture(writer, redactor)
         yield tracer, capture
 
 
-def _capture(writer: PcapngWriter) -> Capture:
+def _redacting(sink: Sink, redactor: Redactor) -> Sink:
+    return lambda event: sink(redactor.event(event))
+
+
+def _capture(writer: PcapngWriter, redactor: Redactor | None) -> Capture:
     def capture(at: Instant, packet: IpPacket) -> None:
-        writer.write(at, "polynya", packet)
+        writer.write(at, "polynya", packet if redactor is None else redactor.packet(packet))
 
     return capture
-
-
-def _discard(event: TraceEvent) -> None:
-    """Discard an event: packets are captured only if a tracer has a sink."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polynya import Connection, ConnectionClosed
+from polynya import Connection, ConnectionClosed, Redactor
 
 from . import common
 from .common import (
@@ -17,8 +17,10 @@ from .common import (
     LoopbackOption,
     PcapOption,
     PolicyOption,
+    RedactOption,
     ServerOption,
     StunOption,
+    TokenOption,
     TraceOption,
     say,
 )
@@ -35,6 +37,7 @@ def connect(
     room: Annotated[str, typer.Argument(help="A name that both sides use. Any program that knows it can join.")],
     *,
     server: ServerOption = None,
+    token: TokenOption = None,
     stun: StunOption = None,
     interface: InterfaceOption = None,
     family: FamilyOption = None,
@@ -51,6 +54,7 @@ def connect(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     trace: TraceOption = None,
     pcap: PcapOption = None,
+    redact: RedactOption = False,
 ) -> None:
     """Connect standard input and output to those of the other program in ROOM.
 
@@ -67,23 +71,27 @@ def connect(
         from polynya.aio.meeting import Meeting  # noqa: PLC0415
     except ModuleNotFoundError as error:
         common.need("signaling", error)
-    with common.errors(), common.tracing("connect", trace, pcap) as (tracer, capture):
+    redactor = Redactor() if redact else None
+    with common.errors(), common.tracing("connect", trace, pcap, redactor) as (tracer, capture):
         meeting = Meeting(
             server,
             room,
             servers=stun or [],
+            token=token,
             loopback=loopback,
             on_step=None if quiet else _show_step,
             trace=tracer,
             capture=capture,
             families=common.families(family),
-            interfaces=interface or None,
+            interfaces=common.interfaces(interface),
             policy=policy,
         )
-        common.run(_connect(meeting, timeout, linger, quiet=quiet))
+        common.run(_connect(meeting, timeout, linger, quiet=quiet, redactor=redactor))
 
 
-async def _connect(meeting: Meeting, timeout: float | None, linger: float, *, quiet: bool) -> int:
+async def _connect(
+    meeting: Meeting, timeout: float | None, linger: float, *, quiet: bool, redactor: Redactor | None
+) -> int:
     from polynya import ConnectError  # noqa: PLC0415
 
     async with meeting:
@@ -92,7 +100,8 @@ async def _connect(meeting: Meeting, timeout: float | None, linger: float, *, qu
         except ConnectError as error:
             say(f"polynya: {error.message}")
             if meeting.agent is not None:
-                say(str(meeting.agent.why()))
+                report = meeting.agent.why()
+                say(str(report if redactor is None else report.redacted(redactor)))
             return common.FAILED
         if not quiet:
             say("connected; data is not encrypted: anyone on the path can read and change it")
@@ -145,6 +154,8 @@ def _show_step(step: MeetingStep) -> None:
         case m.RoomEntered():
             servers = ", ".join(step.servers) or "none"
             waiting = "the other side is here" if step.peers else "waiting for the other side"
+            if step.no_relay:
+                servers += f" (no relay: {ascii(step.no_relay)[1:-1]})"
             say(f"joined the room as {step.peer_id[:8]}; servers: {servers}; {waiting}")
         case m.PeerFound():
             say(f"found {step.peer[:8]}; this side is {'controlling' if step.controlling else 'controlled'}")

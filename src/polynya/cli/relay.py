@@ -11,14 +11,14 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from polynya import ConfigurationError, ConnectionClosed, TransactionError
+from polynya import ConfigurationError, ConnectionClosed, Redactor, TransactionError
 from polynya.aio.turn import TurnClient
 from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.turn.client import Allocated
 
 from . import common
-from .common import PcapOption, TraceOption, say
+from .common import PcapOption, RedactOption, TraceOption, say
 
 _TIME_LIMITED: Final = re.compile("([0-9]{9,12}:.+|.+:[0-9]{9,12}):([A-Za-z0-9+/]{27}=)", re.DOTALL)
 """Time-limited credentials, as `polynya credentials` makes them."""
@@ -58,6 +58,7 @@ def relay(
     ] = 45.0,
     trace: TraceOption = None,
     pcap: PcapOption = None,
+    redact: RedactOption = False,
 ) -> None:
     """Allocate a relayed address on a TURN server, print it, and echo datagrams of permitted peers.
 
@@ -67,7 +68,7 @@ def relay(
     Exit codes: 0 success, 1 no allocation or a lost one, 2 wrong use,
     130 interrupted.
     """
-    with common.errors(), common.tracing("relay", trace, pcap) as (tracer, capture):
+    with common.errors(), common.tracing("relay", trace, pcap, Redactor() if redact else None) as (tracer, capture):
         username, password = split_login(user or "")
         client = TurnClient(
             uri,

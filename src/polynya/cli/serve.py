@@ -83,6 +83,20 @@ def serve(
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="Seconds to keep existing allocations after SIGTERM."),
     ] = None,
+    room_token: Annotated[
+        Some,
+        typer.Option(
+            metavar="TOKEN",
+            envvar="POLYNYA_ROOM_TOKEN",
+            help="Token that clients must show to use rooms and get TURN credentials; repeatable.",
+        ),
+    ] = None,
+    room_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with room tokens, one on each line.")
+    ] = None,
+    open_turn: Annotated[
+        bool, typer.Option("--open-turn", help="Give TURN credentials to any visitor, with limits on their traffic.")
+    ] = False,
     origin: Annotated[
         Some, typer.Option(metavar="URL", help="Origin whose web pages may use signaling; repeatable.")
     ] = None,
@@ -141,6 +155,9 @@ def serve(
         ("turn", "workers"): workers,
         ("turn", "drain"): drain,
         ("turn", "peers", "allow"): allow_peer,
+        ("signaling", "room_tokens"): room_token,
+        ("signaling", "room_tokens_file"): str(room_token_file) if room_token_file else None,
+        ("signaling", "open_turn"): open_turn or None,
         ("signaling", "origins"): origin,
         ("signaling", "trusted_proxies"): trust_proxy,
         ("signaling", "limits", "room_members"): room_members,

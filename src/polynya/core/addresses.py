@@ -11,7 +11,8 @@ import socket
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from .errors import DecodeError
+from .arguments import number, shown
+from .errors import DecodeError, UsageError
 
 IPV4: Final = 4
 IPV6: Final = 6
@@ -36,6 +37,9 @@ class Address(NamedTuple):
 
         Raises DecodeError if the host is not an IP address or the port is not within 0..65535.
         """
+        if type(host) is not str or type(port) is not int:
+            _refuse_others("an IP address", host)
+            number("a port", port, 0, 65535, error=UsageError)
         if not 0 <= port <= 65535:
             raise DecodeError(f"port {port} is not within 0..65535")
         literal, percent, zone = host.partition("%")
@@ -50,20 +54,22 @@ class Address(NamedTuple):
 
         Raises DecodeError for anything else.
         """
+        if type(text) is not str:
+            _refuse_others("an address", text)
         host, port = text, ""
         if text.startswith("["):
             host, bracket, rest = text[1:].partition("]")
             if not bracket or (rest and not rest.startswith(":")):
-                raise DecodeError(f"{text!r} is not an address: write [HOST]:PORT for IPv6")
+                raise DecodeError(f"{shown(text)} is not an address: write [HOST]:PORT for IPv6")
             port = rest[1:]
         elif text.count(":") == 1:
             host, _, port = text.partition(":")
         if not port:
             if default_port is None:
-                raise DecodeError(f"{text!r} has no port: write HOST:PORT, or [HOST]:PORT for IPv6")
+                raise DecodeError(f"{shown(text)} has no port: write HOST:PORT, or [HOST]:PORT for IPv6")
             return cls.of(host, default_port)
         if not (port.isascii() and port.isdigit()):
-            raise DecodeError(f"{text!r} has a port that is not a number")
+            raise DecodeError(f"{shown(text)} has a port that is not a number")
         return cls.of(host, int(port))
 
     @classmethod
@@ -132,6 +138,12 @@ def _scope4(packed: bytes) -> str:
     if first == 10 or (first == 172 and second & 0xF0 == 16) or (first, second) == (192, 168) or shared:
         return "private"
     return "multicast" if first >> 4 == 14 else "global"
+
+
+def _refuse_others(name: str, value: object) -> None:
+    """Refuses all but texts, of which subclasses are left."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} is a text, not {shown(value)}")
 
 
 def _family_and_packed(host: str) -> tuple[int, bytes]:

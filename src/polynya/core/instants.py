@@ -6,10 +6,9 @@ are in seconds; the functions here convert them.
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import NewType
 
-from .errors import ConfigurationError
+from .arguments import seconds as checked_seconds
 
 Instant = NewType("Instant", int)
 """A point in time: nanoseconds on the owner's clock. Only differences have a meaning."""
@@ -28,10 +27,7 @@ def nanoseconds(seconds: float) -> int:
 
 def duration(name: str, seconds: float, *, above_zero: bool = False) -> int:
     """Convert the option `name` from seconds to nanoseconds. Raises ConfigurationError if it is no duration."""
-    if not isfinite(seconds) or seconds < 0 or (above_zero and seconds == 0):
-        least = "more than zero" if above_zero else "zero or more"
-        raise ConfigurationError(f"{name} is {least} seconds, not {seconds!r}")
-    return round(seconds * SECOND)
+    return round(checked_seconds(name, seconds, above_zero=above_zero) * SECOND)
 
 
 def in_seconds(duration: int) -> float:

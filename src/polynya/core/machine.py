@@ -249,6 +249,8 @@ class Resolve:
     name: str
     record: RecordType = RecordType.ADDRESS
     token: int = 0
+    by_peer: bool = False
+    """Whether the other side chose the name: many slow look-ups of it must not delay others."""
 
 
 Output = Send | Open | Close | Resolve

@@ -11,6 +11,7 @@ from struct import Struct
 from typing import IO, Final
 
 from .addresses import Address
+from .arguments import binary_file, number
 from .instants import Instant
 from .machine import IpFields
 from .packets import IpPacket, Protocol, encode
@@ -34,6 +35,8 @@ class PcapngWriter:
     """
 
     def __init__(self, file: IO[bytes], *, epoch: int = 0) -> None:
+        binary_file("the file of a PcapngWriter", file)
+        number("epoch", epoch, 0, 2**63)
         self._file = file
         self._epoch = epoch
         self._interfaces: dict[str, int] = {}

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import IO, Final, cast
 
+from .arguments import function, instance, text, text_file
 from .instants import Instant
 
 VERSION: Final = 1
@@ -110,6 +111,12 @@ class Tracer:
     def __init__(
         self, sink: Sink | None = None, node: str = "", machine: str = "", fields: Mapping[str, Json] | None = None
     ) -> None:
+        if sink is not None:
+            function("the sink of a Tracer", sink, plain=True)
+        text("the node of a Tracer", node)
+        text("the machine of a Tracer", machine)
+        if fields is not None:
+            instance("the fields of a Tracer", fields, dict)
         self.enabled = sink is not None
         """Whether a sink is attached."""
         self._sink = sink
@@ -418,6 +425,7 @@ class TraceWriter:
     """A sink that writes JSON lines to a text file: the header at once, then one event per line."""
 
     def __init__(self, file: IO[str]) -> None:
+        text_file("the file of a TraceWriter", file)
         self._file = file
         file.write(json.dumps({"trace": "polynya", "version": VERSION}, separators=(",", ":")) + "\n")
 
@@ -431,8 +439,8 @@ def read_trace(file: IO[str]) -> list[TraceEvent]:
     header = _parse_line(file.readline(), 1)
     if header.get("trace") != "polynya" or header.get("version") != VERSION:
         raise ValueError(f"line 1: not a polynya trace of version {VERSION}")
-    for number, text in enumerate(file, start=2):
-        line = _parse_line(text, number)
+    for number, written in enumerate(file, start=2):
+        line = _parse_line(written, number)
         try:
             event = TraceEvent(
                 Instant(int(line.pop("t"))),  # type: ignore[arg-type]
@@ -449,9 +457,9 @@ def read_trace(file: IO[str]) -> list[TraceEvent]:
     return events
 
 
-def _parse_line(text: str, number: int) -> dict[str, Json]:
+def _parse_line(written: str, number: int) -> dict[str, Json]:
     try:
-        line = json.loads(text)
+        line = json.loads(written)
     except (ValueError, RecursionError):
         raise ValueError(f"line {number}: not JSON") from None
     if not isinstance(line, dict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 from polynya.core.errors import DecodeError
 from polynya.core.instants import Instant, in_seconds
@@ -11,6 +11,9 @@ from polynya.core.trace import TraceEvent
 from polynya.ice.candidates import Candidate
 
 from .records import PairRecord
+
+OVER: Final = ("the other side closed", "the other side left")
+"""Reasons of what happens when the other peer has ended."""
 
 
 @dataclass(slots=True)
@@ -60,7 +63,9 @@ class PeerView:
     """When each state was first entered: of gathering (`gathering complete`) and of the agent (`connected`)."""
 
     def apply(self, event: TraceEvent) -> None:
-        """Apply one trace event of this peer."""
+        """Apply one trace event of this peer. The state before the end stays visible, whichever side ends first."""
+        if event.reason.startswith(OVER):
+            return
         fields: dict[str, Any] = event.fields
         match event.kind:
             case "gathering":
@@ -68,7 +73,7 @@ class PeerView:
                 self.state = "gathering" if self.state == "starting" else self.state
             case "agent":
                 self._reached(fields["new"], event.at)
-                if fields["new"] != "closed":  # the last state before closing stays visible
+                if fields["new"] != "closed":
                     self.state = fields["new"]
             case "role":
                 self.role = fields["new"]

@@ -5,7 +5,7 @@ The agent takes signaling and network input to its parts, and derives the result
     candidates    local candidates: foundations, priorities
     generations   restarts; each `generation` has its checklists, its client of checks, its nominations
     server        inbound Binding requests
-    selection     the pair that carries data, consent, keepalives
+    selection     the pair that carries data, consent, keepalives, inquiries and farewells
     outcome       the states of checklists and agent
 
 Input changes pairs. Afterwards `_evaluate`, and nothing else, selects pairs, queues nominations, derives the state of
@@ -17,20 +17,22 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping, Sequence
 from random import Random
+from typing import Final
 
 from polynya.core.addresses import Address
 from polynya.core.errors import Attempt, DecodeError, UsageError
 from polynya.core.flows import Flow, FlowPath
-from polynya.core.instants import Instant, earliest
+from polynya.core.instants import MILLISECOND, Instant, earliest
 from polynya.core.machine import Closed, Datagram, IcmpError, IcmpKind, Output, Resolved, SendFailed
 from polynya.core.pacer import Pacer, Pacing
 from polynya.core.trace import NO_TRACE, Tracer
+from polynya.stun.attributes import ICE_CLOSED
 from polynya.stun.message import Received, decode
 from polynya.stun.registry import Class, Method
 
-from . import report
+from . import checks, report
 from .candidates import Candidate, Gathered, LocalCandidate, LocalCandidates
-from .config import IceConfig, check_components
+from .config import IceConfig, check_components, durations
 from .context import Context
 from .description import Description, negotiated_pacing
 from .events import AgentState, IceEvent, InternalEvent, LocalCandidateAdded, LocalCandidatesEnded, Restarted
@@ -46,6 +48,10 @@ from .sdp.candidate import UNRESOLVED
 from .selection import Selections
 from .server import CheckServer
 
+PEER_CLOSED: Final = "the other side closed the connection"
+LAST_DATA: Final = 250 * MILLISECOND
+"""Longest time to wait for data of a peer that has left, which may be slower than signaling."""
+
 IceInput = Datagram | Received | SendFailed | IcmpError | Closed | Resolved
 
 
@@ -58,8 +64,8 @@ class IceAgent:
     """
 
     __slots__ = (
-        "_context", "_generations", "_local_ended", "_names", "_nominate_at", "_outbox", "_outcome", "_pacing",
-        "_selections", "_server", "config",
+        "_context", "_generations", "_leaving", "_local_ended", "_names", "_nominate_at", "_outbox", "_outcome",
+        "_pacing", "_selections", "_server", "config",
     )  # fmt: skip
 
     def __init__(self, config: IceConfig, *, random: Random, pacer: Pacer, trace: Tracer = NO_TRACE) -> None:
@@ -71,10 +77,12 @@ class IceAgent:
         self._server = CheckServer(self._context, self._generations)
         self._selections = Selections(self._context)
         self._outcome = Outcome(self._context)
-        self._names = Names()
-        self._pacing = Pacing(pacer, config.timing.pacing)
+        self._names = Names(mdns=config.mdns, fqdn=config.fqdn)
+        self._pacing = Pacing(pacer, durations(config).pacing)
         self._local_ended = False
         self._nominate_at: Instant | None = None
+        self._leaving: tuple[Instant, str] | None = None
+        """When the other side counts as closed, and why."""
 
     # ------------------------------------------------------------------------------------------------ local candidates
 
@@ -131,10 +139,13 @@ class IceAgent:
             case Answer.IGNORE:
                 return
             case Answer.RESTART:
+                self._leaving = None
+                self._selections.stop_asking()
                 number = max(description.generation, self.generation.number + 1)
                 self._restart("the other side restarted", now=now, number=number, components=components)
             case Answer.REPLACE:
                 self._generations.replace(components, now=now)
+                self._names.renew()
             case Answer.TAKE:
                 if components is not None:
                     self._generations.replace(components, now=now)
@@ -143,7 +154,7 @@ class IceAgent:
         if description.lite != self.config.lite and self._context.role.controlling == self.config.lite:
             kind = "lite" if description.lite else "full"
             self._generations.switch_role(not self.config.lite, f"the other side is {kind}", now=now)
-        timing = self.config.timing
+        timing = durations(self.config)
         self._pacing.interval = negotiated_pacing(timing.pacing, description, timing.silent_pacing)
         self.generation.set_remote(description, now=now)
         self._evaluate(now=now)
@@ -189,13 +200,19 @@ class IceAgent:
 
     def _add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> None:
         if candidate.host_name is not None and candidate.address.host == UNRESOLVED:
-            query = self._names.look_up(candidate, candidate.host_name, stream)
-            if query is not None:
-                self._outbox.outputs.append(query)
-            outcome = "its name is looked up"
+            bound = self.generation.remote is not None and candidate_ufrag(candidate) is None
+            outcome = self._names.look_up(candidate, candidate.host_name, stream, bound=bound)
+            self._outbox.candidate("remote", candidate, outcome, now=now)
+            self._collect_names(now=now)
         else:
             outcome = self.generation.add_remote(candidate, stream, now=now)
-        self._outbox.candidate("remote", candidate, outcome, now=now)
+            self._outbox.candidate("remote", candidate, outcome, now=now)
+
+    def _collect_names(self, *, now: Instant) -> None:
+        """Send the look-ups that may be made now, and add the candidates whose names are known."""
+        self._outbox.outputs.extend(self._names.queries())
+        for candidate, stream in self._names.found():
+            self._add_remote(candidate, stream, now=now)
 
     def end_of_remote_candidates(self, *, now: Instant) -> None:
         """Report that the other side has signaled all its candidates (RFC 8838, section 14)."""
@@ -253,6 +270,7 @@ class IceAgent:
     ) -> None:
         keep = self._selections.of(self.generation)
         self._generations.restart(number, keep=keep, components=components, now=now)
+        self._names.renew()
         for closed in gone:
             self._trouble(closed, now=now)
         self._selections.restarted(now=now)
@@ -290,15 +308,51 @@ class IceAgent:
         self.generation.path_refused(flow, host, reason, now=now)
         self._evaluate(now=now)
 
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        """Handle the report of signaling that the other side has closed its agent: this agent fails.
+
+        Data that was sent before may still be on its way, so the agent waits one round trip, 250 ms at most.
+        """
+        self._must_be_open("peer_left")
+        rtts = [selection.pair.rtt or 0 for selection in self._selections.all]
+        self._leaving = Instant(now + min(max(rtts, default=0), LAST_DATA)), reason
+        self.tick(now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        """Send three consent checks on each valid pair; those that do not answer within two seconds are lost.
+
+        Call it when signaling reports that the other side may be gone.
+        """
+        self._must_be_open("ask_consent")
+        self._selections.ask(now=now)
+        self._evaluate(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        """End what `ask_consent` began: the other side is there again, perhaps on another path."""
+        self._must_be_open("stop_asking")
+        self._selections.stop_asking()
+        self._evaluate(now=now)
+
+    def _abandon(self, reason: str, *, now: Instant) -> None:
+        """The other side has closed its agent: no generation goes on without a new description."""
+        self._leaving = None
+        for generation in self._generations.all():
+            generation.abandon(reason, now=now)
+
     def close(self, *, now: Instant) -> None:
-        """Close the agent: it sends, accepts and waits for nothing any more."""
+        """Close the agent: it sends, accepts and waits for nothing any more.
+
+        The last packets notify the other side, which would lose consent only after 30 s.
+        """
         if self._outcome.closed:
             return
+        self._outbox.outputs.clear()
+        self._selections.farewell()
         self._generations.end(now=now)
         self._selections.clear()
+        self._leaving = None
         self._nominate_at = None
         self._pacing.idle()
-        self._outbox.outputs.clear()
         self._outcome.close(self.generation, now=now)
 
     def _must_be_open(self, call: str) -> None:
@@ -322,8 +376,8 @@ class IceAgent:
                 own = self._datagram(input, now=now)
             case Resolved():
                 own = self._names.expects(input.query)
-                for candidate, stream in self._names.resolved(input):
-                    self._add_remote(candidate, stream, now=now)
+                self._names.resolved(input)
+                self._collect_names(now=now)
             case _:
                 own = True
                 self._trouble(input, now=now)
@@ -346,10 +400,20 @@ class IceAgent:
         if message.cls is Class.REQUEST:
             self._server.request(received, now=now)
         elif message.cls is Class.INDICATION:
-            self._outbox.count("keepalives received")
+            self._indication(received, now=now)
         else:
             return self._response(received, now=now)
         return True
+
+    def _indication(self, received: Received, *, now: Instant) -> None:
+        """Handle a keepalive, or the authenticated notice that the other side closes."""
+        message = received.message
+        if ICE_CLOSED not in message:
+            self._outbox.count("keepalives received")
+        elif any(checks.is_farewell(message, generation.credentials) for generation in self._generations.all()):
+            self._abandon(PEER_CLOSED, now=now)
+        else:
+            self._outbox.dropped(received.remote, "a notice of closing without our credentials", now=now)
 
     def _response(self, received: Received, *, now: Instant) -> bool:
         for generation in self._generations.all():
@@ -380,12 +444,15 @@ class IceAgent:
             return
         for generation in self._generations.all():
             generation.tick(now=now)
+        if self._leaving is not None and now >= self._leaving[0]:
+            self._abandon(self._leaving[1], now=now)
         self._selections.tick(self.generation, now=now)
         self._evaluate(now=now)
 
     def next_timer(self) -> Instant | None:
         return earliest(
             self._nominate_at,
+            None if self._leaving is None else self._leaving[0],
             self._outcome.look_at,
             self._pacing.next_timer(),
             self._selections.next_timer(),
@@ -511,7 +578,8 @@ class IceAgent:
 
     def why(self) -> Report:
         """Return the state and its reason, every pair, and every transition with its reason."""
-        return report.agent_report(self._context, self._outcome, self.generation, self._selections)
+        names = self._names.outcomes
+        return report.agent_report(self._context, self._outcome, self.generation, self._selections, names)
 
     def why_pair(self, number: int) -> PairReport | None:
         """Return the report of one pair by its `PairView.id`, or None if there is no such pair."""

@@ -12,6 +12,7 @@ the other (RFC 8421, section 4). No two candidates of a component have the same 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -19,6 +20,7 @@ from functools import lru_cache
 from typing import Final
 
 from polynya.core.addresses import IPV6, Address, scope
+from polynya.core.arguments import instance, number, text
 from polynya.core.flows import Flow
 
 from .sdp.candidate import CandidateLine, format_line, parse_line
@@ -28,6 +30,7 @@ PEER_REFLEXIVE: Final = 110
 SERVER_REFLEXIVE: Final = 100
 RELAYED: Final = 0
 
+MAX_PRIORITY: Final = 2**32 - 1
 HIGHEST_PREFERENCE: Final = 65535
 PREFERENCE_STEP: Final = 256
 """The distance between two addresses; candidates that share a base take preferences between them."""
@@ -83,6 +86,41 @@ class Candidate:
     extensions: tuple[tuple[str, str], ...] = ()
     """Unknown extension attributes, in order; they are written again unchanged."""
     generation: int = 0
+
+    def __post_init__(self) -> None:
+        if not (
+            type(self.component) is int
+            and 1 <= self.component <= 256
+            and type(self.priority) is int
+            and 0 <= self.priority <= MAX_PRIORITY
+            and type(self.address) is Address
+            and type(self.foundation) is type(self.transport) is str
+            and (self.related is None or type(self.related) is Address)
+            and type(self.type) is CandidateType
+            and type(self.extensions) is tuple
+            and self.host_name is None
+            and self.tcp_type is None
+            and type(self.generation) is int
+            and self.generation >= 0
+        ):
+            self._check()
+
+    def _check(self) -> None:
+        """The slow half of the constructor: raises ConfigurationError that names the field that is wrong."""
+        text("foundation", self.foundation)
+        number("component", self.component, 1, 256)
+        number("priority", self.priority, 0, MAX_PRIORITY)
+        instance("address", self.address, Address, hint="write Address.of(host, port)")
+        instance("type", self.type, CandidateType)
+        text("transport", self.transport)
+        if self.host_name is not None:
+            text("host_name", self.host_name)
+        if self.related is not None:
+            instance("related", self.related, Address, hint="write Address.of(host, port)")
+        if self.tcp_type is not None:
+            instance("tcp_type", self.tcp_type, TcpType)
+        instance("extensions", self.extensions, tuple)
+        number("generation", self.generation, 0, sys.maxsize)
 
     @classmethod
     def parse(cls, line: str) -> Candidate:

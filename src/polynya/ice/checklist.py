@@ -322,6 +322,8 @@ class ChecklistSet:
             return None
         frozen = None
         for pair in checklist.pairs:
+            if pair.nominated and pair.valid and checklist.components == 1:
+                break  # the rest is worse
             if pair.gated:
                 continue
             if pair.state is PairState.WAITING:

@@ -14,6 +14,7 @@ from polynya.core.addresses import Address
 from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.stun.attributes import (
+    ICE_CLOSED,
     ICE_CONTROLLED,
     ICE_CONTROLLING,
     MAPPED_ADDRESS,
@@ -127,6 +128,24 @@ def request_check(
 def keepalive(transaction_id: bytes) -> bytes:
     """Return the bytes of a Binding indication (section 11)."""
     return Message.indication(Method.BINDING, transaction_id).encode(fingerprint=True)
+
+
+def farewell(credentials: Credentials, transaction_id: bytes) -> bytes:
+    """Return the bytes of a Binding indication by which an agent that closes revokes its consent.
+
+    Peers that do not know ICE-CLOSED ignore it, as any indication (RFC 8489, sections 6.3.2 and 14).
+    """
+    name = credentials.username
+    message = Message.indication(Method.BINDING, transaction_id, {USERNAME: name, ICE_CLOSED: name})
+    return message.encode(integrity=credentials.remote_key, fingerprint=True)
+
+
+def is_farewell(message: Message, credentials: Credentials) -> bool:
+    """Return whether an indication ends the generation of these credentials; it names both ufrags and is signed."""
+    if credentials.remote_ufrag is None or not message.has_integrity or message.unknown_required:
+        return False
+    name = f"{credentials.local_ufrag}:{credentials.remote_ufrag}"
+    return message.get(USERNAME) == message.get(ICE_CLOSED) == name and message.verify(credentials.local_key)
 
 
 def username_of(message: Message) -> tuple[str, str] | None:

@@ -24,9 +24,12 @@ from .authenticated import Authenticated
 from .candidates import LocalCandidate
 from .checklist import ChecklistSet
 from .checks import Check, Credentials
+from .config import durations
 from .context import Context
 from .pairs import Pair, PairState
 
+FAREWELLS: Final = 3
+"""Copies of the indication that this agent has closed."""
 CONFLICT_LIMIT: Final = 8
 """Role changes by 487 responses in one generation. A conflict needs one or two; afterwards a 487 is a refusal."""
 
@@ -75,6 +78,12 @@ class CheckClient:
         """Keep the NAT mapping of a pair without traffic (section 11)."""
         self._outbox.send(*pair.path, checks.keepalive(self._context.draw_id()))
 
+    def farewell(self, pair: Pair) -> None:
+        """Notify the other side that this agent closes. Three copies, because nothing repeats a lost one."""
+        packet = checks.farewell(self._credentials, self._context.draw_id())
+        for _ in range(FAREWELLS):
+            self._outbox.send(*pair.path, packet)
+
     def _new_check(self, pair: Pair, *, now: Instant, nominate: bool, triggered: bool = False) -> Check:
         number = self._checklists.number(pair) if nominate else 0
         controlling, priority = self._context.role.controlling, checks.reflexive_priority(pair)
@@ -90,7 +99,7 @@ class CheckClient:
             nomination=check.nomination,
         )
         config = self._context.config
-        schedule = config.timing.consent_check if check.consent else config.schedule
+        schedule = durations(config).consent_check if check.consent else config.schedule
         self._checklists.transactions.start(
             transaction_id, request, *check.pair.path, now=now, context=check, schedule=schedule
         )

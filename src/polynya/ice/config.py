@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from polynya.core.errors import ConfigurationError
+from polynya.core.arguments import flag, instance, items, number, secret, shown, text
+from polynya.core.errors import ConfigurationError, DecodeError, PolynyaError
 from polynya.core.instants import duration
 from polynya.stun.transactions import UNRELIABLE, Schedule
 
-from .description import OFFERED_PACING
-from .nomination import REGULAR, NominationPolicy, Renomination
+from .description import OFFERED_PACING, check_options, read_password, read_ufrag
+from .nomination import AGAIN, REGULAR, NominationPolicy, Renomination
 
 PAIR_LIMIT: Final = 100
 """Pairs of all checklists together (RFC 8445, section 6.1.2.5)."""
+MAX_PAIRS: Final = 100_000
+"""The highest `pair_limit`: every pair takes memory that a peer can claim."""
 PATIENCE: Final = 39.5
 """Seconds until an agent fails although every pair has failed (RFC 8863, section 4): one STUN transaction."""
 TRICKLE_LIMIT: Final = 90.0
@@ -64,8 +68,8 @@ class IceConfig:
     nomination: NominationPolicy = REGULAR
     aggressive: bool = True
     """Towards a peer without `ice2`, nominate as RFC 5245 allows: the best pair early, and a better one again later."""
-    renomination: Renomination | None = None
-    """Signaled if it is set; used if both sides signal it."""
+    renomination: Renomination | None = AGAIN
+    """Signaled unless it is None; used if both sides signal it."""
     pair_limit: int = PAIR_LIMIT
     patience: float = PATIENCE
     """The shortest time until the agent fails, counted from the remote description (RFC 8863)."""
@@ -73,6 +77,10 @@ class IceConfig:
     """How long the agent waits for candidates of a peer that does not signal their end."""
     options: tuple[str, ...] = ("ice2", "trickle")
     """The `ice-options` to signal, besides `renomination`."""
+    mdns: bool = True
+    """Whether remote candidates with names that end with `.local` are looked up."""
+    fqdn: bool = False
+    """Whether remote candidates with all other names are looked up, too (RFC 8839, section 5.1)."""
     consent: bool = True
     """False: keepalives in place of consent checks, for a peer without RFC 7675."""
     consent_interval: float = CONSENT_INTERVAL
@@ -81,17 +89,20 @@ class IceConfig:
     """Consent expires this long after the last response."""
     keepalive: float = KEEPALIVE
     """The interval at which the mappings of valid pairs without data are kept."""
-    timing: Timing = field(init=False, repr=False, compare=False)
+    _timing: Timing = field(init=False, repr=False, compare=False)
     """The durations in nanoseconds."""
 
     def __post_init__(self) -> None:
-        if (self.ufrag is None) != (self.password is None):
-            raise ConfigurationError("set ufrag and password together, or neither of them")
-        if self.ufrag is not None and len(self.ufrag) > MAX_UFRAG:
-            raise ConfigurationError(f"a ufrag that is sent has at most {MAX_UFRAG} characters, not {len(self.ufrag)}")
-        check_components(self.components)
-        if self.pair_limit < 1:
-            raise ConfigurationError(f"pair_limit is at least 1, not {self.pair_limit}")
+        for name in ("controlling", "lite", "consent"):
+            flag(name, getattr(self, name))
+        _check_credentials(self.ufrag, self.password)
+        object.__setattr__(self, "components", check_components(self.components))
+        object.__setattr__(self, "options", _options(self.options))
+        number("pair_limit", self.pair_limit, 1, MAX_PAIRS)
+        instance("schedule", self.schedule, Schedule)
+        instance("nomination", self.nomination, NominationPolicy)
+        if self.renomination is not None:
+            instance("renomination", self.renomination, Renomination, hint="write Renomination()")
         timing = _share(
             Timing(
                 pacing=duration("pacing", self.pacing),
@@ -109,7 +120,12 @@ class IceConfig:
                 f"consent_timeout must be longer than consent_interval, "
                 f"not {self.consent_timeout} and {self.consent_interval} seconds"
             )
-        object.__setattr__(self, "timing", timing)
+        object.__setattr__(self, "_timing", timing)
+
+
+def durations(config: IceConfig) -> Timing:
+    """Return the durations of a configuration in nanoseconds."""
+    return config._timing
 
 
 @lru_cache(maxsize=64)
@@ -118,10 +134,38 @@ def _share(timing: Timing) -> Timing:
     return timing
 
 
-def check_components(components: tuple[int, ...]) -> None:
-    """Raise ConfigurationError unless these are numbers of components of streams (RFC 8445, section 5.1.1.1).
+def check_components(components: Iterable[int], *, error: type[PolynyaError] = ConfigurationError) -> tuple[int, ...]:
+    """Return the numbers of components of streams (RFC 8445, section 5.1.1.1). Raises `error` for anything else.
 
     A stream that was removed or refused has 0 components. At least one stream has components.
     """
-    if not any(components) or not all(0 <= count <= 256 for count in components):
-        raise ConfigurationError(f"a stream has 1 to 256 components, or 0 after its removal; not {components}")
+    if isinstance(components, int):
+        raise error(f"components has a number for each stream: write components=({components},)")
+    counts = items("components", components, error=error)
+    if not all(type(count) is int and 0 <= count <= 256 for count in counts) or not any(counts):
+        raise error(f"a stream has 1 to 256 components, or 0 after its removal; not {shown(components)}")
+    return counts
+
+
+def _check_credentials(ufrag: str | None, password: str | None) -> None:
+    if (ufrag is None) != (password is None):
+        raise ConfigurationError("set ufrag and password together, or neither of them")
+    if ufrag is None or password is None:
+        return
+    text("ufrag", ufrag)
+    secret("password", password)
+    if len(ufrag) > MAX_UFRAG:
+        raise ConfigurationError(f"a ufrag that is sent has at most {MAX_UFRAG} characters, not {len(ufrag)}")
+    try:
+        read_ufrag(ufrag)
+        read_password(password)
+    except DecodeError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _options(options: Iterable[str]) -> tuple[str, ...]:
+    chosen = tuple(text("an ICE option", each) for each in items("options", options))
+    try:
+        return check_options(chosen)
+    except DecodeError as error:
+        raise ConfigurationError(f"options: {error}") from None

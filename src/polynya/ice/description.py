@@ -6,12 +6,14 @@ A `Description` belongs to one generation: a restart makes a new one with new cr
 from __future__ import annotations
 
 import re
+import sys
 from binascii import b2a_base64
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from polynya.core.errors import DecodeError
+from polynya.core import arguments
+from polynya.core.errors import DecodeError, UsageError
 from polynya.core.instants import MILLISECOND, duration, nanoseconds
 
 DEFAULT_PACING: Final = 0.05
@@ -47,9 +49,12 @@ class Description:
     """Lines of the text that could not be used, each with its number and the reason; at most 32."""
 
     def __post_init__(self) -> None:
-        read_ufrag(self.ufrag)
-        read_password(self.password)
+        read_ufrag(arguments.text("ufrag", self.ufrag))
+        read_password(arguments.secret("password", self.password))
+        object.__setattr__(self, "options", arguments.items("options", self.options))
         check_options(self.options)
+        arguments.flag("lite", self.lite)
+        arguments.number("generation", self.generation, 0, sys.maxsize)
         if self.pacing is not None:
             duration("pacing", self.pacing)
 
@@ -94,6 +99,7 @@ class Description:
         `ignored`. DecodeError names malformed credentials, and sections whose credentials differ: read such a text
         with `Fragment.of_session`.
         """
+        arguments.instance("a description", text, str, error=UsageError)
         if len(text) > MAX_TEXT:
             raise DecodeError(f"a description of {len(text)} characters is longer than {MAX_TEXT}")
         lines = _Lines()
@@ -229,7 +235,7 @@ def read_options(text: str) -> tuple[str, ...]:
 
 def check_options(options: tuple[str, ...]) -> tuple[str, ...]:
     """Return the same options. Raises DecodeError if they are not tokens or too many."""
-    if len(options) > _MAX_OPTIONS or not all(_OPTION.fullmatch(option) for option in options):
+    if len(options) > _MAX_OPTIONS or not all(type(option) is str and _OPTION.fullmatch(option) for option in options):
         raise DecodeError(f"the ICE options are not at most {_MAX_OPTIONS} tokens")
     return options
 

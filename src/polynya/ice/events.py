@@ -77,7 +77,7 @@ class RemoteRevoked:
 class SelectedPairChanged:
     """The pair that carries the data of a component changed; None if there is none.
 
-    It is the first valid pair at first, and the nominated one later.
+    It is the best valid pair at first, and the nominated one later.
     """
 
     stream: int

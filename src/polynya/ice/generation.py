@@ -39,7 +39,7 @@ from .checks import Check, Credentials, InboundCheck
 from .client import CheckClient
 from .context import Context
 from .description import Description
-from .nomination import Decision, early, later, round_trip
+from .nomination import Decision, again, early, later, regular, round_trip
 from .pairs import Pair, PairState
 
 EARLY_LIMIT: Final = 16
@@ -80,6 +80,7 @@ class Generation:
         "keys",
         "local",
         "number",
+        "over",
         "pending",
         "remote",
         "remote_ended",
@@ -97,6 +98,8 @@ class Generation:
         self.remote: Description | None = None
         self.remote_ended = False
         """The other side signaled the end of its candidates."""
+        self.over: str | None = None
+        """The reason why the other side answers no more: it has closed its agent."""
         self.started_at: Instant | None = None
         """Time of the remote description: the patience of RFC 8863 counts from here."""
         self.restarted_at: Instant | None = None
@@ -125,6 +128,7 @@ class Generation:
     def set_remote(self, remote: Description, *, now: Instant) -> None:
         """Set the remote description, and handle the candidates and checks that arrived before it."""
         self.remote = remote
+        self.over = None
         self.retired = tuple(ufrag for ufrag in self.retired if ufrag != remote.ufrag)
         self.started_at = now
         self.credentials.set_remote(remote)
@@ -149,6 +153,8 @@ class Generation:
 
     def add_remote(self, candidate: Candidate, stream: int, *, now: Instant) -> str:
         """Add a signaled candidate, in any order and any number of times. Returns the outcome, for the trace."""
+        if self.over is not None:
+            return f"dropped: {self.over}"
         if self.remote is None:
             if self._is_retired(candidate):
                 return "dropped: its generation is over"
@@ -261,8 +267,8 @@ class Generation:
 
     def heard(self, check: InboundCheck, base: LocalCandidate, *, now: Instant) -> None:
         """Handle an authenticated check (RFC 8445, sections 7.3.1.3 to 7.3.1.5, and 7.3.2 for a lite agent)."""
-        if (base.stream, base.component) not in self.keys:
-            return  # it arrived before the stream was removed
+        if (base.stream, base.component) not in self.keys or self.over is not None:
+            return  # it was sent before the stream was removed, or before the other side closed
         path = (check.flow, check.remote)
         known = self.checklists.lists[base.stream].at(path)
         self.authenticated.add(path if known is None else known.path, base)
@@ -404,7 +410,7 @@ class Generation:
                 return Decision(pair, Instant(0), "the other side's check arrived, and nothing better may come")
         policy, final = self._context.config.nomination, not self.checklists.revisable
         heard = self.checklists.aggressive and not final and not self.client.remote_lite
-        return policy.decide(pairs, ta=ta, more_may_come=more_may_come, final=final, heard=heard)
+        return regular(policy, pairs, ta=ta, more_may_come=more_may_come, final=final, heard=heard)
 
     def _withdraw(self, pairs: list[Pair], *, ta: int, now: Instant) -> Instant | None:
         """Withdraw an early nomination without an answer, if another pair is valid. Returns the time when it is due.
@@ -457,7 +463,7 @@ class Generation:
             return None
         if self.checklists.superseded(nominated):
             return Decision(nominated, nominated.valid_at, "the nomination of another pair failed")
-        return policy.decide(pairs, nominated)
+        return again(policy, pairs, nominated)
 
     def choose_unchecked(self, *, now: Instant) -> None:
         """Between two lite agents, select the best pair of each component without checks.
@@ -483,6 +489,13 @@ class Generation:
             self.authenticated.revoke()
         else:
             self.authenticated.pass_to(successor.authenticated, successor.has_flow, now=now)
+
+    def abandon(self, reason: str, *, now: Instant) -> None:
+        """Revoke every pair, because the other side answers no more: that is final for its credentials."""
+        self.over = reason
+        for pair in list(self.checklists):
+            if pair.state is not PairState.FAILED:
+                self.checklists.revoke(pair, reason, now=now)
 
     def has_flow(self, flow: Flow) -> bool:
         """Return whether a flow belongs to an existing stream."""

@@ -37,13 +37,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from polynya.core.errors import ConfigurationError
+from polynya.core.arguments import flag, real
 from polynya.core.instants import Instant, duration
 
 from .pairs import Pair, PairState
 
 _OPEN = (PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS)
 _UNTRIED = (PairState.FROZEN, PairState.WAITING)
+
+MAX_ROUND_TRIPS: Final = 1_000_000
 
 
 class Decision(NamedTuple):
@@ -80,8 +82,7 @@ class NominationPolicy:
     _terms: _Terms = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.round_trips < float("inf"):
-            raise ConfigurationError(f"round_trips is zero or more, not {self.round_trips}")
+        real("round_trips", self.round_trips, MAX_ROUND_TRIPS)
         terms = _Terms(
             minimum=duration("minimum", self.minimum),
             bound=duration("bound", self.bound),
@@ -95,47 +96,54 @@ class NominationPolicy:
         """Return a policy that nominates the first valid pair, for example if all local candidates are relayed."""
         return cls(round_trips=0.0, bound=0.0, second_check=0.0)
 
-    def decide(
-        self, pairs: Iterable[Pair], *, ta: int, more_may_come: bool, final: bool = True, heard: bool = False
-    ) -> Decision | None:
-        """Choose the pair of one component to nominate, and the time; None without a valid pair.
 
-        `pairs` are all pairs of the component, the best first; `ta` is nanoseconds. `final`: no other pair can be
-        nominated later. `heard`: the other side uses no pair before its own check is answered, so a pair whose check of
-        the other side has not arrived is nominated at the bound only.
-        """
-        unheard: list[Pair] = []
-        better: list[Pair] = []
-        best: Pair | None = None
-        first: Instant | None = None
-        for pair in pairs:
-            if pair.valid and pair.valid_at is not None:
-                first = pair.valid_at if first is None else min(first, pair.valid_at)
-                if heard and not pair.readable:
-                    unheard += [pair] if best is None else []
-                else:
-                    best = best or pair
-            elif best is None and pair.state in _OPEN:
-                better.append(pair)
-        if first is not None and unheard and (best is None or (best.relayed and not unheard[0].relayed)):
-            wait = min(self._terms.untried, self._terms.bound)
-            return Decision(best or unheard[0], Instant(first + wait), "the wait for its checks is over")
-        if best is None or first is None or best.valid_at is None:
-            return None
-        if not better and not more_may_come:
-            return Decision(best, best.valid_at, "no better pair can come")
-        terms = self._terms
-        more = terms.second_check if final and best.relayed and any(not pair.relayed for pair in better) else 0
-        latest = Instant(first + terms.bound + more)
-        if any(pair.state in _UNTRIED for pair in better):
-            untried = Instant(first + min(terms.untried, terms.bound) + more)
-            return Decision(best, untried, "the wait for better pairs, not checked yet, is over")
-        settle = max(ta, terms.minimum, round(self.round_trips * round_trip(best)))
-        tried = [pair.tried_at + settle + more for pair in better if pair.tried_at is not None]
-        at = max([best.valid_at + (settle if more_may_come else terms.minimum), *tried])
-        if at < latest:
-            return Decision(best, Instant(at), "nothing better was answered within a round trip")
-        return Decision(best, latest, "the wait for better pairs, not answered yet, is over")
+def regular(
+    policy: NominationPolicy,
+    pairs: Iterable[Pair],
+    *,
+    ta: int,
+    more_may_come: bool,
+    final: bool = True,
+    heard: bool = False,
+) -> Decision | None:
+    """Choose the pair of one component to nominate, and the time; None without a valid pair.
+
+    `pairs` are all pairs of the component, the best first; `ta` is nanoseconds. `final`: no other pair can be
+    nominated later. `heard`: the other side uses no pair before its own check is answered, so a pair whose check of
+    the other side has not arrived is nominated at the bound only.
+    """
+    unheard: list[Pair] = []
+    better: list[Pair] = []
+    best: Pair | None = None
+    first: Instant | None = None
+    for pair in pairs:
+        if pair.valid and pair.valid_at is not None:
+            first = pair.valid_at if first is None else min(first, pair.valid_at)
+            if heard and not pair.readable:
+                unheard += [pair] if best is None else []
+            else:
+                best = best or pair
+        elif best is None and pair.state in _OPEN:
+            better.append(pair)
+    if first is not None and unheard and (best is None or (best.relayed and not unheard[0].relayed)):
+        wait = min(policy._terms.untried, policy._terms.bound)
+        return Decision(best or unheard[0], Instant(first + wait), "the wait for its checks is over")
+    if best is None or first is None or best.valid_at is None:
+        return None
+    if not better and not more_may_come:
+        return Decision(best, best.valid_at, "no better pair can come")
+    terms = policy._terms
+    more = terms.second_check if final and best.relayed and any(not pair.relayed for pair in better) else 0
+    latest = Instant(first + terms.bound + more)
+    if any(pair.state in _UNTRIED for pair in better):
+        untried = Instant(first + min(terms.untried, terms.bound) + more)
+        return Decision(best, untried, "the wait for better pairs, not checked yet, is over")
+    settle = max(ta, terms.minimum, round(policy.round_trips * round_trip(best)))
+    tried = [pair.tried_at + settle + more for pair in better if pair.tried_at is not None]
+    at = max([best.valid_at + (settle if more_may_come else terms.minimum), *tried])
+    if at < latest:
+        return Decision(best, Instant(at), "nothing better was answered within a round trip")
+    return Decision(best, latest, "the wait for better pairs, not answered yet, is over")
 
 
 def early(pairs: Iterable[Pair]) -> Pair | None:
@@ -205,15 +213,21 @@ class Renomination:
     _settle: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        flag("automatic", self.automatic)
         object.__setattr__(self, "_settle", duration("settle", self.settle))
 
-    def decide(self, pairs: Iterable[Pair], nominated: Pair) -> Decision | None:
-        """Choose the pair to nominate in place of `nominated`, and the time; `pairs` are those of its component."""
-        if not self.automatic:
-            return None
-        for pair in pairs:
-            if pair is nominated:
-                return None
-            if pair.valid and pair.valid_at is not None:
-                return Decision(pair, Instant(pair.valid_at + self._settle), "a better pair works")
+
+def again(policy: Renomination, pairs: Iterable[Pair], nominated: Pair) -> Decision | None:
+    """Choose the pair to nominate in place of `nominated`, and the time; `pairs` are those of its component."""
+    if not policy.automatic:
         return None
+    for pair in pairs:
+        if pair is nominated:
+            return None
+        if pair.valid and pair.valid_at is not None:
+            return Decision(pair, Instant(pair.valid_at + policy._settle), "a better pair works")
+    return None
+
+
+AGAIN: Final = Renomination()
+"""The policy of later nominations with its defaults."""

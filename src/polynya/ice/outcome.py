@@ -11,9 +11,10 @@ A component is given up if none of its pairs is valid, open or queued; if the pa
 checks of the other side may still come from an unknown address; and if no more candidates are expected, or were not
 signaled in time. It is given up as well if the other side does not answer a restart in that time while no pair of the
 former generation carries data. It is given up at once if the consent of its selected pair is lost and no other pair is
-valid.
+valid, or if the other side has closed its agent.
 
-FAILED is left when checks of the other side or new candidates arrive after all, and by a restart.
+FAILED is left when checks of the other side or new candidates arrive after all, and by a restart. If the other side
+has closed, only by a restart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from polynya.core.errors import Attempt
 from polynya.core.instants import Instant, in_seconds
 
 from .checklist import Checklist, ChecklistState
+from .config import durations
 from .context import Context
 from .events import AgentState, AgentStateChanged, Failed
 from .generation import Generation
@@ -81,6 +83,10 @@ class Outcome:
             components = self._components(generation, checklist, local_ended=local_ended)
             wanted += components
             for component in range(1, components + 1):
+                if generation.over is not None:
+                    failed.append(generation.over)
+                    hopeless = True
+                    continue
                 works = nominated = False
                 for pair in checklist.of(component):
                     if pair.valid:
@@ -106,7 +112,7 @@ class Outcome:
             checklist.move(ChecklistState.FAILED if hopeless else complete, self._context.outbox, now=now)
         self.look_at = None if failed else min(look_at, default=None)
         if failed:
-            self._enter(AgentState.FAILED, "; ".join(failed), generation, now=now)
+            self._enter(AgentState.FAILED, "; ".join(dict.fromkeys(failed)), generation, now=now)
         elif completed == wanted:
             self._enter(AgentState.COMPLETED, "every component has a nominated pair", generation, now=now)
         elif valid == wanted:
@@ -135,7 +141,7 @@ class Outcome:
         """Return the outlook while the other side has not described itself: a restart waits for a limited time."""
         if generation.restarted_at is None:
             return _UNDECIDED
-        limit = self._context.config.timing.trickle_limit
+        limit = durations(self._context.config).trickle_limit
         until = Instant(generation.restarted_at + limit)
         if now < until:
             return _Outlook(at=until)
@@ -153,7 +159,7 @@ class Outcome:
             return _Outlook(f"{revoked.name}: {revoked.reason}")
         if any(pair.state in _OPEN for pair in pairs):
             return _UNDECIDED
-        timing = self._context.config.timing
+        timing = durations(self._context.config)
         patient_until = Instant(generation.started_at + timing.patience)
         if not (local_ended and generation.remote_ended):
             patient_until = max(patient_until, Instant(generation.started_at + timing.trickle_limit))

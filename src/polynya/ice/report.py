@@ -14,6 +14,7 @@ from typing import Any
 
 from polynya.core.compact import History
 from polynya.core.instants import Instant, in_seconds
+from polynya.core.wrapping import wrapped
 
 from .candidates import Candidate, LocalCandidate
 from .context import Context
@@ -34,7 +35,7 @@ class Report:
     data: dict[str, Any]
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self.data))
+        return wrapped(_lines(self.data))
 
     def __repr__(self) -> str:
         return f"<Report {self.data['state']}: {self.data['reason']}; {len(self.data['pairs'])} pairs>"
@@ -47,7 +48,7 @@ class PairReport:
     data: dict[str, Any]
 
     def __str__(self) -> str:
-        return "\n".join(_pair_lines(self.data))
+        return wrapped(_pair_lines(self.data))
 
     def __repr__(self) -> str:
         data = self.data
@@ -101,9 +102,9 @@ def beginning(history: History[AgentState], generation: Generation) -> Instant:
 
 
 def agent_report(
-    context: Context, outcome: Outcome, generation: Generation, selections: Selections
+    context: Context, outcome: Outcome, generation: Generation, selections: Selections, names: Mapping[str, str]
 ) -> Report:  # fmt: skip
-    """Return the report of an agent."""
+    """Return the report of an agent; `names` has what became of each name of a remote candidate."""
     since = beginning(outcome.history, generation)
     return Report(
         {
@@ -129,6 +130,7 @@ def agent_report(
                 }
                 for change in outcome.history.transitions()
             ],
+            "names": dict(names),
             "ignored_lines": list(context.outbox.ignored),
             "counters": dict(context.outbox.counters),
         }
@@ -141,6 +143,7 @@ def _lines(data: dict[str, Any]) -> list[str]:
     lines.append(
         f"{len(data['local_candidates'])} local candidates, {len(data['remote_candidates'])} remote candidates"
     )
+    lines += [f"remote name {name} {outcome}" for name, outcome in data["names"].items()]
     lines += [f"ignored in the remote description, {line}" for line in data["ignored_lines"]]
     for pair in data["pairs"]:
         lines += _pair_lines(pair)

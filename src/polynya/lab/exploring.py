@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from polynya.core.flows import Transport
 from polynya.core.instants import MILLISECOND
 from polynya.core.packets import Protocol
-from polynya.ice.nomination import Renomination
 from polynya.session.options import SessionConfig, TurnCredentials
 
 from .firewall import UDP_BLOCKED, Refusal, Rule
@@ -84,8 +83,8 @@ def random_relayed(network: Network, *, lossy: bool = False) -> Relayed:
     slow = chance.choice((1, 20, 200, 1000)) * MILLISECOND
     renomination = slow > 500 * MILLISECOND or chance.random() < 0.25
     configs = relayed_configs(topology, servers=servers)
-    if renomination:
-        configs = _renominating(configs[0]), _renominating(configs[1])
+    if not renomination:
+        configs = _nominating_once(configs[0]), _nominating_once(configs[1])
     return Relayed(
         topology=topology,
         services=services,
@@ -125,5 +124,5 @@ def _walled(network: Network, chance: random.Random, *, lossy: bool) -> tuple[To
     return made, described, closed
 
 
-def _renominating(config: SessionConfig) -> SessionConfig:
-    return replace(config, ice=replace(config.ice, renomination=Renomination()))
+def _nominating_once(config: SessionConfig) -> SessionConfig:
+    return replace(config, ice=replace(config.ice, renomination=None))

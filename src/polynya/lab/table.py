@@ -86,7 +86,7 @@ def cell(
         expected=expectation.always if expectation.sure else None,
         first_pair=_types(meeting, 0),
         second_pair=_types(meeting, 1),
-        seconds=_latest(one.first(AgentState.CONNECTED), other.first(AgentState.CONNECTED)),
+        seconds=_latest(_usable(one), _usable(other)),
         nominated_seconds=_latest(one.first(AgentState.COMPLETED), other.first(AgentState.COMPLETED)),
         data=meeting.data,
         faults=meeting.faults,
@@ -131,6 +131,8 @@ def meet(
     network.run_until(lambda: one.settled and other.settled, end)
     connected = one.state is AgentState.COMPLETED and other.state is AgentState.COMPLETED
     faults = []
+    if connected:  # a better pair may be nominated just now
+        network.run_until(lambda: not disagreement(one, other), Instant(network.now + 5 * SECOND))
     if connected and (why := disagreement(one, other)):
         faults.append(why)
     pairs = (_pair_types(one), _pair_types(other))
@@ -165,6 +167,12 @@ def _pair_types(peer: Peer) -> str | None:
 
 def _types(meeting: Meeting, side: int) -> str | None:
     return meeting.pairs[side] if meeting.connected else None
+
+
+def _usable(peer: Peer) -> Instant | None:
+    """Return when the peer had a valid pair at first. A pair that is nominated already completes the agent at once."""
+    times = (peer.first(AgentState.CONNECTED), peer.first(AgentState.COMPLETED))
+    return min((at for at in times if at is not None), default=None)
 
 
 def _latest(one: Instant | None, other: Instant | None) -> float | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from polynya.core.instants import SECOND, Instant
 from polynya.turn.server.commands import OpenRelay, Peer, Traffic
 from polynya.turn.server.frames import HEADERS
+from polynya.turn.server.meters import Meter
 
 from .sockets import SockAddr
 
@@ -26,7 +27,7 @@ class PeerRoute:
         self.sendto = port.sock.sendto
         self.name = name
         self.until = until
-        self.limited = port.interval > 0
+        self.limited = port.limited
         self.packets = 0
         self.bytes = 0
 
@@ -40,7 +41,7 @@ class ClientRoute:
         self.peer = peer
         self.channel = channel
         self.until = until
-        self.limited = port.interval > 0
+        self.limited = port.limited
         self.sendto = port.sendto if channel and not self.limited else None
         """Sends ChannelData to the client; None if a datagram needs a rate check, a Data indication or a stream."""
         self.packets = 0
@@ -52,11 +53,11 @@ class Port:
 
     __slots__ = (
         "batch", "channels", "client", "client_routes", "external", "forbidden_reported", "full_again", "interval",
-        "name", "peer_routes", "peers", "permissions", "receive", "relay", "round", "sendto", "sock", "stream",
+        "meter", "name", "peer_routes", "peers", "permissions", "receive", "relay", "round", "sendto", "sock", "stream",
         "traffic", "until",
     )  # fmt: skip
 
-    def __init__(self, command: OpenRelay, sock: socket.socket) -> None:
+    def __init__(self, command: OpenRelay, sock: socket.socket, meter: Meter | None) -> None:
         self.relay = command.relay
         self.external = command.external
         self.sock = sock
@@ -83,21 +84,28 @@ class Port:
         """The round of the loop in which it was read last."""
         self.full_again = 0
         self.interval = 0
-        self.limit(command.bytes_per_second)
+        self.meter: Meter | None = None
+        """Counts for all relays of the account; None without such limits."""
+        self.limit(command.bytes_per_second, meter)
 
-    def limit(self, bytes_per_second: int) -> None:
-        """Set the rate limit; 0 for none."""
+    def limit(self, bytes_per_second: int, meter: Meter | None) -> None:
+        """Set the rate limit, 0 for none, and the meter of the account."""
         self.interval = SECOND // bytes_per_second if bytes_per_second else 0
+        self.meter = meter
+
+    @property
+    def limited(self) -> bool:
+        """Whether `within_rate` must be asked for each datagram."""
+        return self.interval > 0 or self.meter is not None
 
     def within_rate(self, size: int, at: int) -> bool:
-        """Whether `size` bytes are within the rate limit, which allows bursts of one second."""
-        if not self.interval:
-            return True
-        full_again = max(self.full_again, at) + (size + HEADERS) * self.interval
-        if full_again - at > SECOND:
-            return False
-        self.full_again = full_again
-        return True
+        """Whether `size` bytes are within the rate limit, which allows bursts of one second, and within the meter."""
+        if self.interval:
+            full_again = max(self.full_again, at) + (size + HEADERS) * self.interval
+            if full_again - at > SECOND:
+                return False
+            self.full_again = full_again
+        return self.meter is None or self.meter.take(size + HEADERS, at)
 
     def unbind(self, channel: int) -> None:
         """Remove a channel."""

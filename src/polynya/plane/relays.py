@@ -35,6 +35,7 @@ from polynya.turn.server.commands import (
     SetPolicy,
     Unpermit,
 )
+from polynya.turn.server.meters import Meters
 from polynya.turn.server.policy import PeerPolicy
 
 from .ports import ClientRoute, PeerRoute, Port
@@ -78,6 +79,7 @@ class Relays:
         self._epoll = epoll
         self._errors = errors
         self._policy: PeerPolicy | None = None
+        self._meters = Meters()
         self._live: dict[tuple[str, int], _LiveRelay] = {}
         self._own_hosts: dict[str, int] = {}
         self._neighbors: dict[tuple[str, int], list[PeerRoute | ClientRoute]] = {}
@@ -109,7 +111,7 @@ class Relays:
         self._remove_routes(port)
         if isinstance(command, AssignRelay):
             port.until = command.until
-            port.limit(command.bytes_per_second)
+            port.limit(command.bytes_per_second, self._meters.of(command.shared))
             self._assign(port, command.client, stream=command.stream)
         elif isinstance(command, SetExpiry):
             port.until = command.until
@@ -196,7 +198,7 @@ class Relays:
             self.reports.append(Refused(command.number, error.strerror or str(error), error.errno))
             return
         self._epoll.register(bound.fileno(), select.EPOLLIN)
-        port = Port(command, bound)
+        port = Port(command, bound, self._meters.of(command.shared))
         self.ports[command.relay] = self.by_fd[bound.fileno()] = port
         self.add_live(command.relay, command.external)
         if command.client is not None:

@@ -227,6 +227,8 @@ class WorkerPlane:
 
     def execute(self, command: Command | Forward, *, now: Instant) -> None:
         """Carry out a command, here or in a worker; a worker acknowledges it later."""
+        if isinstance(command, OpenRelay | AssignRelay) and command.shared is not None:
+            command = replace(command, shared=command.shared.part(len(self._workers) + 1))
         if isinstance(command, Forward):
             self._local.execute(command, now=now)
         elif isinstance(command, SetPolicy):
@@ -276,6 +278,7 @@ class WorkerPlane:
             stream=command.stream,
             until=command.until,
             bytes_per_second=command.bytes_per_second,
+            shared=command.shared,
         )
         self._place(record, self._worker_for(command.client), record.open)
 

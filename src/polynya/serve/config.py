@@ -15,6 +15,9 @@ from polynya.turn.server.users import Directories, Directory, ExternalUsers, Sha
 
 from .discovery import Discovery
 
+MAX_TOKEN = 512
+"""Characters of a room token."""
+
 LookUpUser = Callable[[str], Awaitable[User | None]]
 """Returns the user with a name, or None if there is none. An exception counts as None."""
 
@@ -97,6 +100,10 @@ class ServeConfig:
     turn: TurnOptions | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)
+    room_tokens: tuple[str, ...] = field(default=(), repr=False)
+    """Clients must show one of these to join a room or to get the server list; empty: rooms need none."""
+    open_turn: bool = False
+    """Whether signaling gives TURN credentials to any visitor although there is no room token."""
     origins: tuple[str, ...] = ()
     """Origins (`https://example.org`) whose web pages may use signaling, besides the server's own origin."""
     trusted_proxies: tuple[str, ...] = ()
@@ -117,6 +124,12 @@ class ServeConfig:
             raise ConfigurationError("tls_listen needs a certificate and its key")
         if self.turn is not None and not self.listen and not self.tls_listen:
             raise ConfigurationError("TURN has no address to listen on: set listen or tls_listen")
+        if not all(0 < len(token) <= MAX_TOKEN for token in self.room_tokens):
+            raise ConfigurationError(
+                f"a room token has 1 to {MAX_TOKEN} characters; make one with: openssl rand -hex 16"
+            )
+        if self.room_tokens and self.open_turn:
+            raise ConfigurationError("open_turn is for rooms without a token: remove one of open_turn and room_tokens")
         Discovery(self.listen, self.alternates, self.external_ips)  # raises ConfigurationError
         for seconds in (self.request_timeout, self.stop_timeout):
             if not 0 < seconds <= 3600:

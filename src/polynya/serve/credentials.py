@@ -1,4 +1,9 @@
-"""The list of STUN and TURN servers that signaling sends to each client, with time-limited credentials."""
+"""The list of STUN and TURN servers that signaling sends to each client, with time-limited credentials.
+
+Credentials are for clients with a room token. Without room tokens any visitor would get them: then there are none,
+unless the operator has opened TURN or its listeners are all on loopback. Credentials of open TURN last for an hour, and
+their user names begin with `OPEN`, by which the TURN server limits their traffic.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,19 @@ from polynya.core.addresses import Address
 from polynya.core.errors import DecodeError
 from polynya.signaling.messages import IceServer
 from polynya.stun.budget import source_of
-from polynya.turn.server.users import time_limited_password
+from polynya.turn.server.users import OPEN, time_limited_password
 
 from .config import TlsFiles, TurnOptions
-from .reach import hosts_for, is_literal, uri
+from .reach import hosts_for, is_literal, is_loopback, uri
 
 _OWNER_BYTES: Final = 9
+OPEN_LIFETIME: Final = 3600
+"""Seconds until credentials expire that any visitor can get."""
+
+NO_TURN: Final = "this server has no TURN; its operator can start it with --shared-secret"
+NOT_ISSUED: Final = "this server makes no TURN credentials; its operator can start it with --shared-secret"
+NOT_OPEN: Final = "this server gives TURN credentials only with --room-token or --open-turn, which its operator can set"
+DRAINING: Final = "this server is stopping and gives no TURN credentials"
 
 
 class Offers:
@@ -36,6 +48,10 @@ class Offers:
         unix_time: Callable[[], float] = time,
     ) -> None:
         self.turn_is_offered = True
+        self.open = False
+        """Whether any visitor gets credentials."""
+        self._guarded = False
+        self._enabled = False
         self._secret = ""
         self._lifetime = 0
         self._tls_name = ""
@@ -44,11 +60,28 @@ class Offers:
         self._tls = tuple(tls)
         self._unix_time = unix_time
 
-    def take(self, options: TurnOptions, tls: TlsFiles | None) -> None:
+    def take(
+        self, options: TurnOptions, tls: TlsFiles | None, *, room_tokens: Sequence[str] = (), open_turn: bool = False
+    ) -> None:
         """Use these options for all later lists."""
+        self._enabled = True
+        self._guarded = bool(room_tokens)
+        local = all(is_loopback(each.host) for each in (*self._turn, *self._tls))
+        self.open = not self._guarded and (open_turn or local)
         self._secret = options.shared_secrets[0] if options.shared_secrets else ""
-        self._lifetime = options.credential_lifetime
+        self._lifetime = min(options.credential_lifetime, OPEN_LIFETIME) if self.open else options.credential_lifetime
         self._tls_name = tls.server_name if tls is not None else ""
+
+    @property
+    def no_relay(self) -> str:
+        """The reason why no list has a TURN server, for people; empty if they have one."""
+        if not self._enabled:
+            return NO_TURN
+        if not self._secret:
+            return NOT_ISSUED
+        if not (self._guarded or self.open):
+            return NOT_OPEN
+        return "" if self.turn_is_offered else DRAINING
 
     def servers(self, reached: str | None, local: str, remote: str) -> tuple[IceServer, ...]:
         """Return the list for a client at `remote`.
@@ -59,7 +92,7 @@ class Offers:
         stun = tuple(dict.fromkeys(uri("stun", each) for each in hosts_for(self._stun, reached, local, remote)))
         if stun:
             offered.append(IceServer(uris=stun))
-        if self._secret and self.turn_is_offered:
+        if not self.no_relay:
             relays = tuple(dict.fromkeys(self._turn_uris(reached, local, remote)))
             if relays:
                 name, password = self._credentials(remote)
@@ -85,5 +118,7 @@ class Offers:
         except DecodeError:
             source = remote  # not an IP address: a Unix socket, for example
         owner = digest(secret, f"client {source}".encode(), sha256)[:_OWNER_BYTES].hex()
+        if self.open:
+            owner = OPEN + owner
         name = f"{int(self._unix_time()) + self._lifetime}:{owner}"
         return name, time_limited_password(name, secret)

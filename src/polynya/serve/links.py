@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
@@ -53,10 +53,17 @@ ServerList = Callable[[], tuple[IceServer, ...]]
 class Links:
     """All signaling WebSockets of the server, and their machine."""
 
-    def __init__(self, limits: Limits, *, trace: Tracer = NO_TRACE, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        room_tokens: Sequence[str] = (),
+        trace: Tracer = NO_TRACE,
+        queue_bytes: int = QUEUE_BYTES,
+    ) -> None:
         if queue_bytes < 2 * (limits.away_bytes + limits.message_bytes):
             raise ConfigurationError("queue_bytes is too small: it must hold all signals kept for an absent member")
-        self.rooms = RoomServer(limits, random=SystemRandom(), trace=trace)
+        self.rooms = RoomServer(limits, random=SystemRandom(), tokens=room_tokens, trace=trace)
         self.closed = False
         self._queue_bytes = queue_bytes
         self._links: dict[int, _Link] = {}

@@ -72,6 +72,13 @@ class TurnLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bytes_per_second: Annotated[
         Count, _about("Bytes per second of each relayed address, in both directions, including headers.")
     ] = _turn.bytes_per_second
+    open_bytes_per_second: Annotated[
+        Count,
+        _about("Bytes per second of each source whose credentials come from open_turn, over all of its relays."),
+    ] = _turn.open_bytes_per_second
+    open_bytes_per_hour: Annotated[
+        Count, _about("Bytes per hour of each such source. With workers, each has its part of both limits.")
+    ] = _turn.open_bytes_per_hour
     requests_per_second: Annotated[
         Count, _about("Requests per second of each client address; further requests are dropped.")
     ] = _turn.requests_per_second
@@ -215,6 +222,23 @@ class SignalingLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Signaling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Signaling is served on every `http` address."""
 
+    room_tokens: Annotated[
+        tuple[str, ...],
+        _about(
+            "Tokens of which a client must show one to join a room and to get TURN credentials. "
+            "Several tokens are valid at once, so that one can be replaced."
+        ),
+    ] = ()
+    room_tokens_file: Annotated[str, _about("File with room tokens, one on each line, in addition to room_tokens.")] = (
+        ""
+    )
+    open_turn: Annotated[
+        bool,
+        _about(
+            "Give TURN credentials to any visitor, without a room token: for one hour, with turn.limits.open_*. "
+            "A server whose TURN listeners are all on loopback does this anyway."
+        ),
+    ] = False
     origins: Annotated[
         tuple[str, ...],
         _about("Origins (https://example.org) whose web pages may use signaling, besides the server's own."),
@@ -267,5 +291,5 @@ TABLES: Final[dict[str, type[Struct]]] = {
 }
 """All tables by their heading in the file."""
 
-SECRETS: Final = frozenset({"password", "keys", "shared_secrets", "token"})
+SECRETS: Final = frozenset({"password", "keys", "room_tokens", "shared_secrets", "token"})
 """Keys whose values are never printed."""

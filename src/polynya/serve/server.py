@@ -212,6 +212,7 @@ class Server:
         """
         self.stopping = True
         self._offers.turn_is_offered = False
+        self._announce()
         if self.relaying is not None:
             await self.relaying.drain(hurry, unlimited=unlimited)
 
@@ -240,9 +241,10 @@ class Server:
             fixed.append("turn")
         elif self.relaying is not None and config.turn is not None:
             turn = self.relaying.reload(config.turn)
-            self._offers.take(config.turn, config.tls)
+            self._offer(config)
         # keep the options that need a restart, so that the next reload names them again
         self.config = replace(config, **{name: getattr(old, name) for name in fixed})
+        self._announce()
         return [_FIXED.get(name, name) for name in fixed] + [f"turn.{name}" for name in turn]
 
     async def aclose(self) -> None:
@@ -312,7 +314,7 @@ class Server:
             self.relaying.attach(self._driver, listening, _other_hosts(config, turn), self._udp)
             plain_addresses, secure_addresses = self.stun_addresses, self.tls_addresses
             self._offers = Offers(plain_addresses, plain_addresses, secure_addresses, unix_time=self._unix_time)
-            self._offers.take(turn, config.tls)
+            self._offer(config)
         else:
             self._binding.origins = discovery.origins(self._udp)
             self._offers = Offers(self.stun_addresses, unix_time=self._unix_time)
@@ -336,6 +338,29 @@ class Server:
         elif self.relaying is not None:
             self.relaying.on_event(event)
 
+    def _offer(self, config: ServeConfig) -> None:
+        """Make the server lists from this configuration."""
+        if config.turn is not None:
+            self._offers.take(config.turn, config.tls, room_tokens=config.room_tokens, open_turn=config.open_turn)
+
+    def _announce(self) -> None:
+        """Pass the room tokens, and the reason for lists without TURN, to signaling."""
+        if self._links is not None:
+            self._links.rooms.tokens = self.config.room_tokens
+            self._links.rooms.no_relay = self._offers.no_relay
+
+    def _log_access(self) -> None:
+        """Log who can use rooms and TURN credentials."""
+        config, lacking = self.config, self._offers.no_relay
+        if config.room_tokens:
+            logger.info("rooms need a room token, and their members get TURN credentials: %s", lacking or "yes")
+        elif lacking:
+            logger.info("rooms are open, and give no TURN credentials: %s", lacking)
+        elif config.open_turn:
+            logger.warning("rooms are open, and any visitor gets TURN credentials for an hour (open_turn)")
+        else:
+            logger.info("rooms are open, and any visitor gets TURN credentials: all TURN listeners are on loopback")
+
     async def _metrics(self) -> bytes:
         await self.refresh()
         if self._exposed is None:
@@ -343,7 +368,11 @@ class Server:
         return self._exposed.text()
 
     def _public_app(self) -> Starlette:
-        self._links = Links(self.config.limits, trace=self._trace.of("signaling-server"))
+        self._links = Links(
+            self.config.limits, room_tokens=self.config.room_tokens, trace=self._trace.of("signaling-server")
+        )
+        self._announce()
+        self._log_access()
         return make_app(self._links, self._offers, origins=lambda: self.config.origins, stopping=lambda: self.stopping)
 
     async def _serve_http(self, app: Starlette, sockets: list[socket.socket]) -> None:

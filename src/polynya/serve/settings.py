@@ -105,6 +105,8 @@ def server_config(settings: Settings) -> ServeConfig:
         turn=_turn(settings),
         tls=_tls(settings.tls),
         limits=signaling.Limits(**msgspec.structs.asdict(settings.signaling.limits)),
+        room_tokens=_room_tokens(settings.signaling),
+        open_turn=settings.signaling.open_turn,
         origins=settings.signaling.origins,
         trusted_proxies=settings.signaling.trusted_proxies,
         metrics_token=settings.metrics.token,
@@ -117,6 +119,11 @@ def _tls(tls: schema.Tls) -> TlsFiles | None:
     if not tls.certificate or not tls.key:
         raise ConfigurationError("tls needs both certificate and key")
     return TlsFiles(certificate=Path(tls.certificate), key=Path(tls.key), server_name=tls.server_name)
+
+
+def _room_tokens(given: schema.Signaling) -> tuple[str, ...]:
+    stored = read_secrets(Path(given.room_tokens_file), "room token") if given.room_tokens_file else ()
+    return tuple(dict.fromkeys((*given.room_tokens, *stored)))
 
 
 def _external_ips(texts: tuple[str, ...]) -> dict[str, str]:
@@ -176,17 +183,17 @@ def shared_secrets(given: schema.Turn) -> tuple[str, ...]:
     )
 
 
-def read_secrets(path: Path) -> tuple[str, ...]:
-    """Return the secrets in a file, one on each line. Raises ConfigurationError if there is none."""
+def read_secrets(path: Path, kind: str = "shared secret") -> tuple[str, ...]:
+    """Return the secrets of a kind in a file, one on each line. Raises ConfigurationError if there is none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ConfigurationError(f"cannot read the shared secrets of {path}: {error.strerror or error}") from None
+        raise ConfigurationError(f"cannot read the {kind}s of {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{path} is not a file of shared secrets: its text is not UTF-8") from None
+        raise ConfigurationError(f"{path} is not a file of {kind}s: its text is not UTF-8") from None
     secrets = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not secrets:
-        raise ConfigurationError(f"{path} has no shared secret: write one on a line")
+        raise ConfigurationError(f"{path} has no {kind}: write one on a line")
     return secrets
 
 

@@ -127,6 +127,11 @@ class Bases:
         """The flows whose sockets are being opened."""
         return [opening.flow for opening in self._opening]
 
+    @property
+    def opening_hosts(self) -> tuple[HostAddress, ...]:
+        """The local addresses on which sockets are being opened."""
+        return tuple(opening.host for opening in self._opening)
+
     def components(self) -> list[ComponentId]:
         """Return stream and component of every component."""
         return [(stream, number + 1) for stream, count in enumerate(self._components) for number in range(count)]

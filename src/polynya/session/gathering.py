@@ -67,7 +67,7 @@ from .events import (
     RelayFound,
 )
 from .interfaces import Refused
-from .options import BLOCKED_UDP_WAIT, Base, SessionConfig, TurnCredentials
+from .options import BLOCKED_UDP_WAIT, Base, HostAddress, SessionConfig, TurnCredentials
 from .relays import Relays
 from .report import Answers
 from .stun_servers import StunServers
@@ -244,10 +244,10 @@ class Gathering:
             self.relays.set_credentials(server, now=now)
             self._collect(now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
-        """Continue without a TURN server that refused its credentials."""
+    def no_credentials(self, wanted: CredentialsWanted, reason: str = "", *, now: Instant) -> None:
+        """Continue without a TURN server that refused its credentials; with a `reason`, ask for others later."""
         if self.relays is not None:
-            self.relays.no_credentials(wanted, now=now)
+            self.relays.no_credentials(wanted, reason, now=now)
             self._collect(now=now)
             self._finish_if_done(now=now)
 
@@ -275,9 +275,9 @@ class Gathering:
         return self._bases.open_bases
 
     @property
-    def opening(self) -> bool:
-        """Whether sockets are being opened."""
-        return bool(self._bases.opening)
+    def opening(self) -> tuple[HostAddress, ...]:
+        """The local addresses on which sockets are being opened."""
+        return self._bases.opening_hosts
 
     @property
     def refused(self) -> tuple[Refused, ...]:

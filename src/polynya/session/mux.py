@@ -26,7 +26,19 @@ from polynya.core.compact import Queue
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowPath
 from polynya.core.instants import Instant
-from polynya.core.machine import Close, Closed, Datagram, IcmpError, Input, Opened, Output, Resolved, Send, SendFailed
+from polynya.core.machine import (
+    Close,
+    Closed,
+    Datagram,
+    IcmpError,
+    Input,
+    Opened,
+    Output,
+    Resolve,
+    Resolved,
+    Send,
+    SendFailed,
+)
 from polynya.core.pacer import Pacer
 from polynya.core.timers import Timers
 from polynya.core.trace import NO_TRACE, Tracer
@@ -111,6 +123,8 @@ class Mux(Generic[NameT]):
         self._agents: dict[NameT, IceAgent] = {}
         self._ufrags: dict[str, NameT] = {}
         self._known_ufrags: dict[NameT, tuple[str, ...]] = {}
+        self._looking_up: dict[Resolve, list[NameT]] = {}
+        """The agents that wait for the answer to a query."""
         self._asked: dict[FlowPath, dict[NameT, None]] = {}
         self._asked_by: dict[NameT, dict[FlowPath, None]] = {}
         self._readable: dict[FlowPath, tuple[NameT, int, int]] = {}
@@ -229,6 +243,10 @@ class Mux(Generic[NameT]):
                 self.bases.opened(input, now=now)
             case Resolved():
                 self.bases.receive(input, now=now)
+                for name in self._looking_up.pop(input.query, ()):
+                    if name in self._agents:
+                        self._agents[name].receive(input, now=now)
+                        self._collect(name)
             case Closed():
                 self.bases.closed(input.flow, input.reason, now=now)
                 for name, agent in list(self._agents.items()):
@@ -279,7 +297,10 @@ class Mux(Generic[NameT]):
         ufrag, _, remote_ufrag = (message.get(USERNAME) or "").partition(":")
         name = self._ufrags.get(ufrag) if ufrag else self._readable.get(path, (None,))[0]
         if name is None:
-            self._unmatched(ufrag, remote_ufrag, datagram, now=now)
+            if message.cls is Class.INDICATION:
+                self._drop("no matching agent", "an indication for no agent of the mux", datagram, now=now)
+            else:
+                self._unmatched(ufrag, remote_ufrag, datagram, now=now)
             return
         self._agents[name].receive(received, now=now)
         self._collect(name)
@@ -315,7 +336,9 @@ class Mux(Generic[NameT]):
         asked_by = self._asked_by[name]
         for output in agent.outputs():
             self._outbox.append(output)
-            if isinstance(output, Send):
+            if isinstance(output, Resolve):
+                self._looking_up.setdefault(output, []).append(name)
+            elif isinstance(output, Send):
                 path = (output.flow, output.remote)
                 if path not in asked_by:
                     asked_by[path] = None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.addresses import IPV4, IPV6, Address, scope
+from polynya.core.arguments import families, flag, shown, text
 from polynya.core.errors import ConfigurationError, DecodeError
 from polynya.core.flows import Flow
 from polynya.core.instants import MILLISECOND, SECOND
@@ -77,23 +78,47 @@ class SessionConfig:
     """Tr (RFC 8445, section 11): interval of keepalives for mappings until a pair is nominated."""
 
     def __post_init__(self) -> None:
-        if not self.families or any(family not in (IPV4, IPV6) for family in self.families):
-            raise ConfigurationError(f"families must be (4,), (6,) or both, not {self.families!r}")
+        object.__setattr__(self, "families", families(self.families))
         if self.ports is not None:
-            low, high = self.ports
-            if not 1 <= low <= high <= 65535:
-                raise ConfigurationError(f"ports must be (LOW, HIGH) within 1..65535, not {self.ports!r}")
-        if self.external:
-            object.__setattr__(self, "external", {_host(old): _host(new) for old, new in self.external.items()})
+            _check_ports(self.ports)
+        flag("loopback", self.loopback)
+        if self.external or not isinstance(self.external, Mapping):
+            object.__setattr__(self, "external", _external(self.external))
         if min(self.patience, self.grace, self.keepalive) <= 0:
             raise ConfigurationError("patience, grace and keepalive must be more than zero")
 
 
-def _host(text: str) -> str:
+def _check_ports(ports: object) -> None:
+    if isinstance(ports, list) and len(ports) == 2:
+        raise ConfigurationError(f"ports is a pair: write ports=({ports[0]!r}, {ports[1]!r})")
+    if type(ports) is int:
+        raise ConfigurationError(f"ports is a pair: write ports=({ports}, {ports}) for this port only")
+    numbers = isinstance(ports, tuple) and len(ports) == 2 and all(type(each) is int for each in ports)
+    if not numbers or not 1 <= ports[0] <= ports[1] <= 65535:  # type: ignore[index]
+        raise ConfigurationError(f"ports must be (LOW, HIGH) within 1..65535, not {shown(ports)}")
+
+
+def _external(hosts: Mapping[str, str]) -> dict[str, str]:
+    """Returns the canonical hosts of `nat_1to1`, of which two of a kind and an impossible one are refused."""
+    if not isinstance(hosts, Mapping):
+        raise ConfigurationError(f'nat_1to1 is a dictionary, {{"LOCAL": "EXTERNAL"}}, not {shown(hosts)}')
+    external = {}
+    for old, new in hosts.items():
+        local, seen = _host(old), _host(new)
+        if (":" in local) != (":" in seen):
+            raise ConfigurationError(f"nat_1to1: {local} and {seen} are not of the same IP version")
+        external[local] = seen
+    return external
+
+
+def _host(host: str) -> str:
     try:
-        return Address.of(text, 0).host
+        address = Address.of(text("an address of nat_1to1", host), 0)
     except DecodeError as error:
-        raise ConfigurationError(f"external: {error}") from None
+        raise ConfigurationError(f"nat_1to1: {error}") from None
+    if scope(address.host) in ("unspecified", "multicast"):
+        raise ConfigurationError(f"nat_1to1: {address.host} is {scope(address.host)}, no address of a host")
+    return address.host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

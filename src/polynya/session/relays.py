@@ -19,6 +19,10 @@ goes through the client, and a peer's data arrives as a datagram on it.
 Gathering waits for relays that are AWAITED. LATE ones continue, and so do URIs that are still being resolved; their
 candidates count like any other. A lost relay is allocated again with a backoff, and gets another relayed address.
 
+If a server refuses the credentials (401), `CredentialsWanted` asks the owner for others, which `set_credentials` or
+`no_credentials` answers. While a request waits for credentials, the owner is asked again with a backoff, also if the
+server has refused the new ones.
+
 A peer must be permitted before packets are exchanged with it. The agent requests a path with `want`; `PathReady` or
 `PathRefused` follows.
 """
@@ -70,6 +74,7 @@ from polynya.turn.client.search import RelaySearch
 from polynya.turn.discovery import Discovery
 
 from .backoff import Backoff
+from .demands import Demands
 from .events import CredentialsWanted, PathReady, PathRefused, RelayEvent, RelayFailed, RelayFound, RelayLost
 from .options import Base, TurnCredentials
 
@@ -155,6 +160,7 @@ class Relays:
         """Whether gathering waits for the URIs that are being resolved."""
         self.heard_by_udp = False
         """Whether a server has answered over UDP; the owner resets it when the network changes."""
+        self._demands = Demands()
         self._bases: dict[Flow, Base] = {}
         self._relays: list[_Relay] = []
         self._by_path: dict[FlowPath, _Relay] = {}
@@ -224,17 +230,32 @@ class Relays:
     def set_credentials(self, server: TurnCredentials, *, now: Instant) -> None:
         """Use these credentials for the server of the same URI."""
         self._servers = [server if each.uri == server.uri else each for each in self._servers]
+        for index in self._indices(server):
+            self._demands.answered(index)
         credentials = _credentials(server)
         for relay in list(self._relays):
             if credentials is not None and relay.search.uri == server.uri:
                 relay.search.set_credentials(credentials, now=now)
                 self._collect(relay, now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
-        """Give up the relays of a URI that lack credentials, so that gathering does not wait for them."""
-        for relay in list(self._relays):
-            if relay.search.uri == wanted.server.uri and relay.state in (State.AWAITED, State.LATE):
-                self._remove(relay, now=now)
+    def no_credentials(self, wanted: CredentialsWanted, reason: str = "", *, now: Instant) -> None:
+        """Stop waiting for the relays of a URI that lack credentials.
+
+        Without a `reason` there are none: relays that were not allocated are given up. With one, the owner could not
+        get them now, and is asked again with a backoff.
+        """
+        for index in self._indices(wanted.server):
+            again = bool(reason) and self._demands.failed(index, now=now)
+            for relay in [relay for relay in self._relays if relay.index == index]:
+                if relay.state is State.AWAITED and again:
+                    relay.move(State.LATE)
+                elif relay.state in (State.AWAITED, State.LATE) and not again:
+                    self._remove(relay, now=now)
+        if reason:
+            self._events.append(RelayFailed(base=None, server=str(wanted.server.uri), reason=reason))
+
+    def _indices(self, server: TurnCredentials) -> list[int]:
+        return [index for index, each in enumerate(self._servers) if each.uri == server.uri]
 
     def forget(self, flow: Flow) -> None:
         """Drop the last trace of a lost relay: the agent has been informed and sends nothing more on its flow."""
@@ -245,6 +266,7 @@ class Relays:
         for relay in list(self._relays):
             self._remove(relay, now=now)
         self._discoveries.clear()
+        self._demands.clear()
 
     # ------------------------------------------------------------------------------------------------------ queries
 
@@ -297,7 +319,7 @@ class Relays:
     def size(self) -> int:
         """Entries in all tables: what the relays keep in memory."""
         tables = (self._bases, self._relays, self._by_path, self._by_own_flow, self._by_relayed, self._lost)
-        return sum(map(len, tables))
+        return len(self._demands) + sum(map(len, tables))
 
     # ------------------------------------------------------------------------------------------------------ machine
 
@@ -321,6 +343,7 @@ class Relays:
             self._collect(relay, now=now)
 
     def tick(self, *, now: Instant) -> None:
+        self._demand_credentials(now=now)
         for relay in list(self._relays):
             if relay.backoff.due(now=now):
                 self._retry(relay, now=now)
@@ -331,7 +354,7 @@ class Relays:
 
     def next_timer(self) -> Instant | None:
         searches = [relay.search.next_timer() for relay in self._relays]
-        return earliest(*searches, *(relay.backoff.next_timer() for relay in self._relays))
+        return earliest(self._demands.next_timer(), *searches, *(relay.backoff.next_timer() for relay in self._relays))
 
     def outputs(self) -> list[Output]:
         """Return and remove the outputs; empty with an outbox that the owner drains."""
@@ -467,9 +490,17 @@ class Relays:
                     self._events.append(PathRefused(flow=flow, host=peer.host, reason=event.reason))
             case CredentialsNeeded():
                 server = self._servers[relay.index]
-                self._events.append(CredentialsWanted(server=server, realm=event.realm, reason=event.reason))
+                wanted = CredentialsWanted(server=server, realm=event.realm, reason=event.reason)
+                self._demands.want(relay.index, wanted, now=now)
+                self._demand_credentials(now=now)
             case _:
                 pass
+
+    def _demand_credentials(self, *, now: Instant) -> None:
+        """Ask the owner for the credentials that are due, if a request still waits for them."""
+        for index in self._demands.due(now=now):
+            if any(relay.index == index and relay.search.waits_for_credentials for relay in self._relays):
+                self._events.append(self._demands.make(index, now=now))
 
     def _found(self, relay: _Relay, allocated: Allocated) -> None:
         relay.move(State.FOUND)

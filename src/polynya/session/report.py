@@ -9,12 +9,16 @@ from typing import Any
 from polynya.core.addresses import Address
 from polynya.core.instants import Instant, in_seconds
 from polynya.core.trace import Tracer
+from polynya.core.wrapping import wrapped
 from polynya.ice.agent import IceAgent
+from polynya.ice.report import Report
 from polynya.stun.probe import ProbeEnded
+from polynya.stun.redaction import Redactor
 
 from .events import CredentialsWanted, GatheringState, RelayEvent, RelayFailed, RelayFound, RelayLost
 from .interfaces import Refused
 from .options import Base
+from .summary import summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,20 +94,28 @@ class Answers:
         )
 
     def _add(self, answer: ServerAnswer, state: str, *, now: Instant) -> None:
-        self.all += (answer,)
+        if answer.base is not None or answer not in self.all:  # credentials are asked for again and again
+            self.all += (answer,)
         base = {} if answer.base is None else {"base": answer.base}
         self._trace.server(answer.reason, now=now, server=answer.server, state=state, **base)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SessionReport:
-    """Report of a session: `data` can be written as JSON, `str()` is for people. Times are seconds."""
+    """Report of a session: `data` can be written as JSON, `str()` is for people. Times are seconds.
+
+    The text begins with one sentence that says what came of the connection, and why. It fits 80 columns.
+    """
 
     data: dict[str, Any]
-    text: str
 
     def __str__(self) -> str:
-        return self.text
+        gathered = wrapped([summary(self.data), *_lines(self.data["gathering"])])
+        return f"{gathered}\n{Report(self.data['ice'])}"
+
+    def redacted(self, redactor: Redactor) -> SessionReport:
+        """Returns the same report with addresses, names and ufrags replaced, to be shown to others."""
+        return SessionReport(redactor.data(self.data))
 
     def __repr__(self) -> str:
         gathering = self.data["gathering"]
@@ -133,7 +145,7 @@ def session_report(
         },
         "ice": ice.data,
     }
-    return SessionReport(data, "\n".join([*_lines(data["gathering"]), str(ice)]))
+    return SessionReport(data)
 
 
 def _answer(answer: ServerAnswer) -> dict[str, Any]:

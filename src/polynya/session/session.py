@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from polynya.core.addresses import Address
+from polynya.core.addresses import Address, scope
 from polynya.core.compact import NO_COUNTS, Queue, count
 from polynya.core.errors import DecodeError
 from polynya.core.flows import Flow, FlowIds
@@ -71,7 +71,7 @@ from .events import (
 )
 from .gathering import Gathering
 from .local_candidates import of_mapping, of_relay, of_socket
-from .options import SessionConfig, TurnCredentials
+from .options import Policy, SessionConfig, TurnCredentials
 from .report import SessionReport, session_report
 
 
@@ -107,7 +107,10 @@ class Session:
         self._outbox: Queue[Output] = Queue()
         self._events: Queue[SessionEvent] = Queue()
         self._trace = trace.of("session")
-        self.agent = IceAgent(config.ice, random=random, pacer=pacer, trace=trace.of("ice"))
+        ice = config.ice
+        if config.policy is Policy.RELAY and ice.mdns:  # a relay is not on the peer's local network
+            ice = replace(ice, mdns=False)
+        self.agent = IceAgent(ice, random=random, pacer=pacer, trace=trace.of("ice"))
         self.gathering = Gathering(
             config,
             random=random,
@@ -154,9 +157,12 @@ class Session:
         self.gathering.set_credentials(server, now=now)
         self._collect(now=now)
 
-    def no_credentials(self, wanted: CredentialsWanted, *, now: Instant) -> None:
-        """Answer `CredentialsWanted` if there are no other credentials: gathering continues without the server."""
-        self.gathering.no_credentials(wanted, now=now)
+    def no_credentials(self, wanted: CredentialsWanted, reason: str = "", *, now: Instant) -> None:
+        """Answer `CredentialsWanted` if there are no other credentials: gathering continues without the server.
+
+        With a `reason`, they could not be had now: `CredentialsWanted` follows again, with a backoff.
+        """
+        self.gathering.no_credentials(wanted, reason, now=now)
         self._collect(now=now)
 
     def restart(self, components: tuple[int, ...] | None = None, *, now: Instant) -> Description:
@@ -185,7 +191,8 @@ class Session:
         """Gather on changed interfaces, and restart ICE only if the connection needs it; return whether it did.
 
         It needs a restart if a selected pair has lost its address. A new address becomes a candidate of the present
-        generation. If the other side would not check it any more, because a pair is nominated, a restart follows, too.
+        generation. If the other side would not check it any more, because a pair is nominated, a restart follows, too;
+        not for a link-local address, which each new container or virtual machine on this host brings.
         """
         used = [path[0] for key in self.agent.generation.keys if (path := self.agent.path(*key)) is not None]
         relayed = [flow for flow in used if self.relay_client(flow) is not None]
@@ -194,7 +201,7 @@ class Session:
             return False
         cut = any(flow in gone for flow in used) or any(self.relay_client(flow) is None for flow in relayed)
         settled = self.agent.state is AgentState.COMPLETED and not self.agent.generation.checklists.renomination
-        restart = cut or (settled and self.gathering.opening)
+        restart = cut or (settled and any(scope(host.address.host) != "link-local" for host in self.gathering.opening))
         self._move(gone, restart=restart, now=now)
         return restart
 
@@ -227,11 +234,29 @@ class Session:
         return True
 
     def close(self, *, now: Instant) -> None:
-        """Close the agent and every flow. Pending packets are dropped, except those that free allocations."""
+        """Close the agent and every flow. Pending packets are dropped.
+
+        The last packets notify the other side and free the allocations.
+        """
+        self._outbox.extend([output for output in self._outbox.drain() if not isinstance(output, Send)])
         self.agent.close(now=now)
         self._collect(now=now)
-        self._outbox.extend([output for output in self._outbox.drain() if not isinstance(output, Send)])
         self.gathering.close(now=now)
+        self._collect(now=now)
+
+    def peer_left(self, reason: str, *, now: Instant) -> None:
+        """Handle the report of signaling that the other side has closed its agent."""
+        self.agent.peer_left(reason, now=now)
+        self._collect(now=now)
+
+    def ask_consent(self, *, now: Instant) -> None:
+        """Find out within two seconds whether the other side is still there."""
+        self.agent.ask_consent(now=now)
+        self._collect(now=now)
+
+    def stop_asking(self, *, now: Instant) -> None:
+        """End what `ask_consent` began: the other side is there again."""
+        self.agent.stop_asking(now=now)
         self._collect(now=now)
 
     def relay_client(self, flow: Flow) -> TurnClient | None:

@@ -50,6 +50,7 @@ from .links import (
 )
 from .messages import (
     VERSION,
+    Away,
     Body,
     Description,
     Error,
@@ -116,6 +117,8 @@ class Entered:
     peers: tuple[str, ...]
     servers: tuple[IceServer, ...]
     resumed: bool
+    no_relay: str = ""
+    """The reason why `servers` has no TURN server, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,15 @@ class PeerLeft:
 
     peer: str
     reason: str
+    clean: bool = False
+    """Whether it left by itself, and not because the server lost it or this side did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerAway:
+    """The connection of another member to the server broke."""
+
+    peer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +175,7 @@ class ServersReceived:
     """The server list that was requested arrived: it is now in `RoomClient.servers`."""
 
     servers: tuple[IceServer, ...]
+    no_relay: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +207,7 @@ ClientEvent = (
     | PeerJoined
     | PeerResumed
     | PeerLeft
+    | PeerAway
     | BodyReceived
     | ServersReceived
     | ServersRefused
@@ -212,6 +226,7 @@ class RoomClient:
         *,
         random: Random,
         limit: int | None = None,
+        token: str = "",
         timeouts: ClientTimeouts | None = None,
         trace: Tracer = NO_TRACE,
     ) -> None:
@@ -223,6 +238,7 @@ class RoomClient:
         """The other members, each with the generation of its newest description; -1 before the first."""
         self._random = random
         self._limit = limit
+        self._token = token
         self._timeouts = timeouts or ClientTimeouts()
         self._trace = trace
         self._link = 0
@@ -367,7 +383,7 @@ class RoomClient:
 
     def _on_opened(self, opened: LinkOpened, *, now: Instant) -> None:
         self._become(ClientState.JOINING, f"link {opened.link} is open", now=now)
-        join = Join(version=VERSION, room=self.room, limit=self._limit, resume=self._resume)
+        join = Join(version=VERSION, room=self.room, limit=self._limit, resume=self._resume, token=self._token)
         self._outputs.append(SendText(self._link, encode(join)))
 
     def _on_closed(self, closed: LinkClosed, *, now: Instant) -> None:
@@ -426,8 +442,11 @@ class RoomClient:
         elif isinstance(message, Resumed):
             if message.peer in self._peers:
                 self._events.append(PeerResumed(peer=message.peer))
+        elif isinstance(message, Away):
+            if message.peer in self._peers:
+                self._events.append(PeerAway(peer=message.peer))
         elif isinstance(message, Left):
-            self._on_left(message.peer, message.reason)
+            self._on_left(message.peer, message.reason, clean=message.clean)
         elif isinstance(message, ServerList):
             self._take_servers(message.servers)
         else:
@@ -467,11 +486,20 @@ class RoomClient:
         pace = welcome.pace
         self._bucket = Bucket(pace.messages_per_second, max(1, pace.burst - pace.messages_per_second), now=now)
         self._become(ClientState.JOINED, f"joined as {welcome.peer}, with {len(welcome.peers)} others", now=now)
-        entered = Entered(peer_id=welcome.peer, peers=welcome.peers, servers=welcome.servers, resumed=resumed)
-        self._events.append(entered)
-        for peer in before:
+        entered = Entered(
+            peer_id=welcome.peer,
+            peers=welcome.peers,
+            servers=welcome.servers,
+            resumed=resumed,
+            no_relay=welcome.no_relay,
+        )
+        if resumed:
+            self._events.append(entered)
+        for peer in before:  # after a new entry, all members are new, those with a known id included
             if not resumed or peer not in self._peers:
                 self._events.append(PeerLeft(peer=peer, reason="it left while this side was disconnected"))
+        if not resumed:
+            self._events.append(entered)
         if resumed:
             self._events.extend(PeerJoined(peer=peer) for peer in welcome.peers if peer not in before)
             self._events.extend(PeerResumed(peer=peer) for peer in welcome.peers if peer in before)
@@ -496,10 +524,10 @@ class RoomClient:
             self._peers[peer] = -1
             self._events.append(PeerJoined(peer=peer))
 
-    def _on_left(self, peer: str, reason: str) -> None:
+    def _on_left(self, peer: str, reason: str, *, clean: bool) -> None:
         if self._peers.pop(peer, None) is not None:
             self._queue = deque(each for each in self._queue if each[0] != peer)
-            self._events.append(PeerLeft(peer=peer, reason=reason))
+            self._events.append(PeerLeft(peer=peer, reason=reason, clean=clean))
 
     def _on_signal(self, message: Signal, *, now: Instant) -> None:
         newest = self._peers.get(message.peer)

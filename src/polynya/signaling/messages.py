@@ -1,7 +1,7 @@
 """Messages of the signaling protocol: their types and their codec. Each is one JSON text with a `type`.
 
     client -> server   join, servers, signal, keepalive, leave
-    server -> client   welcome, servers, joined, resumed, left, signal, error
+    server -> client   welcome, servers, joined, resumed, away, left, signal, error
 
 A `signal` carries a `body` from one member of a room to another. The server checks the size of a body and nothing else,
 so that members can extend or encrypt bodies without changing the server. The `kind` of a body is one of:
@@ -25,7 +25,9 @@ from msgspec import Meta, Struct
 
 from polynya.core.errors import DecodeError
 
-VERSION: Final = 1
+VERSION: Final = 2
+VERSIONS: Final = (1, VERSION)
+"""Versions that the server supports. Clients of version 1 drop `away` and `resumed`, and know no `clean`."""
 PATH: Final = "/signaling"
 """Path of the WebSocket, relative to the URL of the server."""
 SUBPROTOCOL: Final = "polynya.signaling"
@@ -37,6 +39,8 @@ NESTING: Final = 64
 PeerId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 """128 random bits in lower-case hexadecimal, drawn by the server. The member with the larger id, as text, controls."""
 Token = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
+RoomToken = Annotated[str, Meta(max_length=512)]
+"""A secret of the server's operator, which a client shows to use its rooms; empty for none."""
 RoomName = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 Uri = Annotated[str, Meta(max_length=256)]
 Generation = Annotated[int, Meta(ge=0, le=2**31)]
@@ -79,10 +83,20 @@ class Join(Struct, frozen=True, kw_only=True, tag="join", omit_defaults=True):
     limit: Annotated[int, Meta(ge=1)] | None = None
     """The most members that the room may have. The limit of the first member applies for the life of the room."""
     resume: Resume | None = None
+    token: RoomToken = ""
+    """The token of the server's operator, if its rooms need one."""
+
+    def __repr__(self) -> str:
+        return f"Join(version={self.version}, limit={self.limit}, resume={self.resume!r})"
 
 
-class ListServers(Struct, frozen=True, tag="servers"):
-    """Requests the current list of STUN and TURN servers. Allowed before `join`, too."""
+class ListServers(Struct, frozen=True, tag="servers", omit_defaults=True):
+    """Requests the current list of STUN and TURN servers. Allowed before `join`, too, with the operator's token."""
+
+    token: RoomToken = ""
+
+    def __repr__(self) -> str:
+        return "ListServers()"
 
 
 class Signal(Struct, frozen=True, kw_only=True, tag="signal"):
@@ -128,6 +142,8 @@ class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
     servers: tuple[IceServer, ...] = ()
     resumed: bool = False
     """Whether the member has taken up its earlier place, with the same id."""
+    no_relay: str = ""
+    """The reason why `servers` has no TURN server, for people."""
 
     def __repr__(self) -> str:
         return f"Welcome(peer={self.peer!r}, peers={self.peers!r}, servers={self.servers!r}, resumed={self.resumed})"
@@ -137,6 +153,8 @@ class ServerList(Struct, frozen=True, tag="servers"):
     """Answer to `ListServers`, with new credentials where servers need them."""
 
     servers: tuple[IceServer, ...] = ()
+    no_relay: str = ""
+    """The reason why `servers` has no TURN server, for people."""
 
 
 class Joined(Struct, frozen=True, tag="joined"):
@@ -156,6 +174,14 @@ class Left(Struct, frozen=True, tag="left"):
 
     peer: PeerId
     reason: str = ""
+    clean: bool = False
+    """Whether it left by itself. Then it has closed its connections, too."""
+
+
+class Away(Struct, frozen=True, tag="away"):
+    """The connection of another member to the server broke. It may resume; or its host or program may be gone."""
+
+    peer: PeerId
 
 
 class Error(Struct, frozen=True, kw_only=True, tag="error", omit_defaults=True):
@@ -168,7 +194,7 @@ class Error(Struct, frozen=True, kw_only=True, tag="error", omit_defaults=True):
     """With `unknown-peer`: the recipient of the refused signal."""
 
 
-FromServer = Welcome | ServerList | Joined | Resumed | Left | Signal | Error
+FromServer = Welcome | ServerList | Joined | Resumed | Left | Away | Signal | Error
 
 # ----------------------------------------------------------------------------------------------------- member to member
 

@@ -11,8 +11,8 @@ A member outlives its WebSocket when the connection breaks:
 
 Signals for a member that is AWAY are kept, within limits, and sent when it resumes. The welcome of a client that joins
 meanwhile does not list the absent member, which may be dead. That client gets a `joined` when the member resumes: see
-`Member.joined_meanwhile`. A newcomer to a full room takes the place of an absent member. The others get `resumed` when
-a member resumes: what they sent before the server noticed the broken connection is lost.
+`Member.joined_meanwhile`. A newcomer to a full room takes the place of an absent member. The others get `away`, and
+`resumed` when a member resumes: what they sent before the server noticed the broken connection is lost.
 
 Each `welcome` has a new token for the next resume. The token before it counts until the client's first message on the
 new link: the connection may break before the welcome arrives.
@@ -34,7 +34,7 @@ from polynya.core.timers import Timers
 
 from .limits import Limits
 from .links import SendText
-from .messages import VERSION, FromServer, IceServer, Join, Joined, Left, Pace, Resumed, Signal, Welcome, encode
+from .messages import VERSION, Away, FromServer, IceServer, Join, Joined, Left, Pace, Resumed, Signal, Welcome, encode
 
 LOST: Final = "its connection was lost"
 
@@ -55,6 +55,8 @@ class Member:
     kept_bytes: int = 0
     joined_meanwhile: dict[str, None] = field(default_factory=dict)
     """Members that joined while this one is away. They get a `joined` for it when it resumes."""
+    version: int = VERSION
+    """The protocol version of the client."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +83,8 @@ class Rooms:
         self.outbox: Queue[SendText] = Queue()
         self.departures: Queue[tuple[Member, str]] = Queue()
         """Members that have left, each with the reason."""
+        self.no_relay = ""
+        """The reason why the server lists have no TURN server, for people."""
         self._limits = limits
         self._random = random
         self._rooms: dict[str, Room] = {}
@@ -141,7 +145,7 @@ class Rooms:
             self._rooms[room.name] = room
         if not self._make_place(room, min(room.limit, join.limit or room.limit)):
             return JoinRefused("room-full", f"the room already has {len(room.members)} members")
-        member = Member(self._draw(), self._draw(), room, remote, link)
+        member = Member(self._draw(), self._draw(), room, remote, link, version=join.version)
         for each in room.members.values():
             if each.link is None:
                 each.joined_meanwhile[member.id] = None
@@ -187,6 +191,9 @@ class Rooms:
             each.id for each in members.values() if each is not member and member.id not in each.joined_meanwhile
         )
         self._welcome(member, others, servers, resumed=True)
+        for other in others:
+            if members[other].link is None:
+                self._send(member, Away(other))
         self.outbox.extend(SendText(link, text) for text in self._take_kept(member))
         self._touch(member.room, now=now)
 
@@ -200,18 +207,21 @@ class Rooms:
         member.link = None
         self._away[member.id] = member
         self._timers.set(("away", member.id), Instant(now + self._limits.resume_timeout * SECOND))
+        for each in member.room.members.values():
+            if each.link is not None and member.id not in each.joined_meanwhile:
+                self._send(each, Away(member.id))
 
-    def leave(self, member: Member, reason: str) -> None:
+    def leave(self, member: Member, reason: str, *, clean: bool = False) -> None:
         """Remove a member for good and send `left` to the others. An empty room is removed, too."""
         if self._members.get(member.id) is not member:
             return
-        self._remove(member, reason)
+        self._remove(member, reason, clean=clean)
         room = member.room
         if not room.members:
             del self._rooms[room.name]
             self._timers.cancel(("room", room.name))
 
-    def _remove(self, member: Member, reason: str) -> None:
+    def _remove(self, member: Member, reason: str, *, clean: bool = False) -> None:
         del self._members[member.id]
         self._away.pop(member.id, None)
         self._timers.cancel(("away", member.id))
@@ -221,7 +231,7 @@ class Rooms:
         for each in member.room.members.values():
             each.joined_meanwhile.pop(member.id, None)
             if each.link is not None and each.id not in member.joined_meanwhile:
-                self._send(each, Left(member.id, reason))
+                self._send(each, Left(member.id, reason, clean))
 
     def _make_place(self, room: Room, limit: int) -> bool:
         while len(room.members) >= limit:
@@ -252,13 +262,14 @@ class Rooms:
         self, member: Member, others: tuple[str, ...], servers: tuple[IceServer, ...], *, resumed: bool
     ) -> None:
         welcome = Welcome(
-            version=VERSION,
+            version=member.version,
             peer=member.id,
             token=member.token,
             peers=others,
             pace=self._pace,
             servers=servers,
             resumed=resumed,
+            no_relay=self.no_relay,
         )
         self._send(member, welcome)
 

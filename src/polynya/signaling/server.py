@@ -22,7 +22,9 @@ gives the reason; a client that repeats it is disconnected. Everything that is s
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hmac import compare_digest
 from random import Random
 from typing import Final
 
@@ -56,7 +58,7 @@ from .links import (
     ServersFound,
 )
 from .messages import (
-    VERSION,
+    VERSIONS,
     Error,
     IceServer,
     Join,
@@ -106,6 +108,9 @@ class LinkRefused:
     reason: str
 
 
+UNAUTHORIZED: Final = "this server needs a room token: set token=, --token or POLYNYA_TOKEN"
+REFUSED: Final = "the room token is not one of this server's"
+
 RoomEvent = MemberJoined | MemberLeft | LinkRefused
 
 
@@ -136,8 +141,17 @@ class _FullRoom:
 class RoomServer:
     """The signaling server: takes the events of its links, returns what to do with them."""
 
-    def __init__(self, limits: Limits | None = None, *, random: Random, trace: Tracer = NO_TRACE) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        random: Random,
+        tokens: Sequence[str] = (),
+        trace: Tracer = NO_TRACE,
+    ) -> None:
         self.limits = limits or Limits()
+        self.tokens = tuple(tokens)
+        """A client must show one of these to join a room or to get the server list; none are needed if it is empty."""
         self._trace = trace
         self._rooms = Rooms(self.limits, random)
         self._links: dict[int, _Link] = {}
@@ -162,7 +176,7 @@ class RoomServer:
                 self._on_text(link, input.text, now=now)
         elif isinstance(input, ServersFound):
             if input.link in self._links:
-                self._outputs.append(SendText(input.link, encode(ServerList(input.servers))))
+                self._outputs.append(SendText(input.link, encode(ServerList(input.servers, self.no_relay))))
         elif isinstance(input, LinkOpened):
             self._on_opened(input, now=now)
         elif isinstance(input, LinkAnswered):
@@ -211,6 +225,15 @@ class RoomServer:
         self._drain_rooms(now=now)
 
     @property
+    def no_relay(self) -> str:
+        """The reason why the server lists have no TURN server, for people; empty if they have one."""
+        return self._rooms.no_relay
+
+    @no_relay.setter
+    def no_relay(self, reason: str) -> None:
+        self._rooms.no_relay = reason
+
+    @property
     def counters(self) -> Counters:
         """Counters and gauges. Their names are fixed and never contain text from a client."""
         links = {"links": len(self._links), "closing": len(self._closing)}
@@ -255,7 +278,7 @@ class RoomServer:
         if member is None:
             return
         if closed.code in CLEAN:
-            self._rooms.leave(member, closed.reason or LEFT)
+            self._rooms.leave(member, closed.reason or LEFT, clean=True)
         else:
             self._trace.signaling(f"the connection of {member.id} was lost", now=now, event="away")
             self._rooms.go_away(member, now=now)
@@ -325,7 +348,8 @@ class RoomServer:
             self._leave(link, now=now)
         elif isinstance(message, ListServers):
             self._restart_idle_timer(link, now=now)
-            self._list_servers(link, now=now)
+            if link.member is not None or self._authorized(link, message.token):
+                self._list_servers(link, now=now)
         elif link.member is None:
             self._offense(link, "not-joined", "this connection has not joined a room: send join first", now=now)
         else:
@@ -352,20 +376,33 @@ class RoomServer:
         if link.member is not None or link.waits_for:
             self._offense(link, "already-joined", "this connection has already joined a room", now=now)
             return
-        if join.version != VERSION:
-            self._refuse(link, "version", f"this server supports version {VERSION}, not {join.version}", POLICY)
+        if join.version not in VERSIONS:
+            supported = " and ".join(map(str, VERSIONS))
+            self._refuse(link, "version", f"this server supports versions {supported}, not {join.version}", POLICY)
+            return
+        if not self._authorized(link, join.token):
             return
         member = self._rooms.resumable(join)
         if member is not None and join.resume is not None:
             old = self._links.get(member.link) if member.link is not None else None
             if old is not None:  # the old connection is dead, which its close has not shown yet
                 self._close(old, REPLACED, "resumed on another connection")
+            member.version = join.version
             self._rooms.resume(member, join.resume.token, link.id, link.remote, link.servers, now=now)
             self._entered(link, member, resumed=True, now=now)
             return
         refused = self._enter(link, join, now=now)
         if refused is not None and not (refused.code == "room-full" and self._wait(link, join, now=now)):
             self._refuse(link, refused.code, refused.reason, TRY_LATER)
+
+    def _authorized(self, link: _Link, shown: str) -> bool:
+        """Whether a client showed a token of the operator; refuse it otherwise. All are compared in constant time."""
+        given = shown.encode("utf-8", "surrogatepass")
+        fitting = [compare_digest(given, token.encode("utf-8", "surrogatepass")) for token in self.tokens]
+        if any(fitting) or not self.tokens:
+            return True
+        self._refuse(link, "token", REFUSED if shown else UNAUTHORIZED, POLICY)
+        return False
 
     def _enter(self, link: _Link, join: Join, *, now: Instant) -> JoinRefused | None:
         """Let a new member in, or return why that is impossible."""
@@ -451,7 +488,7 @@ class RoomServer:
         member = link.member
         self._close(link, NORMAL, "left")
         if member is not None:
-            self._rooms.leave(member, LEFT)
+            self._rooms.leave(member, LEFT, clean=True)
             self._place_freed(member.room, now=now)
 
     def _relay(self, link: _Link, sender: Member, message: Signal, *, now: Instant) -> None:

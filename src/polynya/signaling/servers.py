@@ -38,9 +38,13 @@ ServerListEvent = ServersReceived | Ended
 
 
 class ServerListClient:
-    """Requests one server list. `timeout` is in nanoseconds, from the start to the answer."""
+    """Requests one server list. `timeout` is in nanoseconds, from the start to the answer.
 
-    def __init__(self, *, timeout: int = 10 * SECOND) -> None:
+    `token` is that of the server's operator, if its rooms need one.
+    """
+
+    def __init__(self, *, token: str = "", timeout: int = 10 * SECOND) -> None:
+        self._token = token
         self.state = ServerListState.IDLE
         self._timeout = timeout
         self._give_up_at: Instant | None = None
@@ -65,7 +69,7 @@ class ServerListClient:
             self._end("unreachable", input.reason or f"the connection was closed with code {input.code}", close=False)
         elif self.state is ServerListState.CONNECTING:
             self.state = ServerListState.REQUESTING
-            self._outputs.append(SendText(LINK, encode(ListServers())))
+            self._outputs.append(SendText(LINK, encode(ListServers(self._token))))
 
     def network_changed(self, *, now: Instant) -> None:
         """Do nothing: the request ends by its own timeout."""
@@ -96,7 +100,7 @@ class ServerListClient:
         except DecodeError:
             return  # a type of message that a later server may send
         if isinstance(message, ServerList):
-            self._events.append(ServersReceived(servers=message.servers))
+            self._events.append(ServersReceived(servers=message.servers, no_relay=message.no_relay))
             self._close()
         elif isinstance(message, Error):
             self._end(message.code, message.message)

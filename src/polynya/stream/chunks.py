@@ -8,7 +8,7 @@ has sent its end keeps receiving, and repeats the end until it receives the othe
     other end seen, our source silent for `linger`  we send our end: a terminal must not keep the other side waiting
     our end sent, nothing received for `linger`     finished, unconfirmed: the other side is gone
       and END_TIMEOUT
-    the connection is closed or lost                finished, unconfirmed
+    the connection is closed or lost                finished; confirmed if the other end was seen
 
 So `echo hi | polynya connect r` ends both sides whatever the other's standard input is, and two sides that both send
 receive all of each other's chunks.
@@ -100,7 +100,9 @@ class ChunkStream:
             await asyncio.wait([receiving], timeout=REPEAT / 2)
             now = self._loop.time()
             if receiving.done():
-                outcome.reason = "the connection is closed"
+                outcome.confirmed = self._other_ended.is_set()
+                both = outcome.confirmed and self._ended
+                outcome.reason = "both sides sent all" if both else "the connection is closed"
                 return
             if sending.done() and sending.exception() is not None:
                 outcome.reason = "the source failed"

@@ -426,6 +426,8 @@ USE_CANDIDATE: Final = _flag(_A.USE_CANDIDATE)
 ICE_CONTROLLED: Final = _integer(_A.ICE_CONTROLLED, "Q")
 ICE_CONTROLLING: Final = _integer(_A.ICE_CONTROLLING, "Q")
 NOMINATION: Final = _integer(_A.NOMINATION)
+ICE_CLOSED: Final = _text(_A.ICE_CLOSED, 513)
+"""The two ufrags of the generation that ends, as in USERNAME."""
 
 # TURN
 CHANNEL_NUMBER: Final = _leading(_A.CHANNEL_NUMBER, 2)

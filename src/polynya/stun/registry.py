@@ -146,6 +146,7 @@ class AttributeType(IntEnum):
     MOBILITY_TICKET = 0x8030
     SSODA_ADDITIONAL_ADDRESS_FAMILY = 0x8032  # draft-martinsen-tram-ssoda: how coturn's releases know 0x8000
     SSODA_ADDRESS_ERROR_CODE = 0x8033  # the same draft's number of 0x8001
+    ICE_CLOSED = 0xF1CE  # ours, unassigned: the sender has closed its agent (docs/deviations.md)
     NOMINATION = 0xC001  # libwebrtc's; registered for something else, so only after both sides signaled `renomination`
 
 

@@ -29,8 +29,9 @@ from enum import Enum
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from polynya.core.addresses import Address
+from polynya.core.arguments import number
 from polynya.core.compact import NO_COUNTS, Queue, Table, count
-from polynya.core.errors import ConfigurationError, UsageError
+from polynya.core.errors import UsageError
 from polynya.core.flows import Flow
 from polynya.core.instants import SECOND, Instant, duration, earliest
 from polynya.core.machine import Closed, Counters, IcmpError, IpFields, Send, SendFailed
@@ -82,6 +83,11 @@ TRANSITIONS: Final[Mapping[State, Mapping[_Event, State]]] = {
 """The next state, by state and event. An event that is not listed changes nothing."""
 
 
+MAX_SENDS: Final = 32
+MAX_LAST_WAIT: Final = 1 << 16
+"""Bounds of a schedule, far above any use: the interval between two sends doubles."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """Retransmission times of a request, and how long its response is awaited."""
@@ -95,8 +101,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         duration("the rto of a schedule", self.rto, above_zero=True)
-        if self.sends < 1 or self.last_wait < 1:
-            raise ConfigurationError(f"a schedule has at least one send and one last_wait: {self}")
+        number("the sends of a schedule", self.sends, 1, MAX_SENDS)
+        number("the last_wait of a schedule", self.last_wait, 1, MAX_LAST_WAIT)
+        duration("the whole time of a schedule", self.rto * ((1 << self.sends - 1) - 1 + self.last_wait))
 
     @property
     def first_wait(self) -> int:

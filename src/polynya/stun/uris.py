@@ -25,6 +25,7 @@ _URI: Final = re.compile(
     r"(?P<scheme>[A-Za-z]+):(?:\[(?P<v6>[^\]\[]*)\]|(?P<host>[^:\[\]?/@#]*))(?::(?P<port>[^?]*))?(?:\?(?P<query>.*))?"
 )
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+MAX_URI: Final = 512
 _DIGITS: Final = re.compile(r"[0-9]{1,5}")
 
 
@@ -107,6 +108,8 @@ class TurnUri:
 
 def _split(text: str, kind: str) -> tuple[str, str, int | None, str | None]:
     """Return scheme, host, port and query of a URI with the scheme `kind` or `kind`s."""
+    if len(text) > MAX_URI:
+        raise ConfigurationError(f"a {kind} URI has at most {MAX_URI} characters, not {len(text)}")
     match = _URI.fullmatch(text)
     if match is None:
         raise ConfigurationError(f"{text!r} is not a {kind} URI: write {kind}:HOST or {kind}:HOST:PORT")

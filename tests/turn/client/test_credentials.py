@@ -245,6 +245,7 @@ def test_an_allocation_whose_credentials_are_never_renewed_ends_at_its_time() ->
     assert len(world.of(CredentialsNeeded)) == 1
     [lost] = world.of(Lost)
     assert "could not be refreshed before its lifetime ended" in lost.reason
+    assert "it refuses the credentials of 'alice' (401)" in lost.reason and lost.code == 401
 
 
 @pytest.mark.parametrize("username", ["", "x" * 509, "a\x00b"])

@@ -394,6 +394,18 @@ def test_a_client_on_a_stream(table: Table) -> None:
     assert [each.data for part in (both[:5], both[5:]) for each in table.give(StreamData(stream, part))] == [b"x"] * 2
 
 
+def test_data_before_the_end_of_an_allocation_is_relayed_though_both_arrive_at_once(table: Table) -> None:
+    stream = Flow(700)
+    table.open_stream(stream)
+    alice = Person(table, stream=stream)
+    assert code(alice.allocate()) == 0
+    assert code(alice.bind(0x4000)) == 0
+    end = alice.build(Method.REFRESH, {a.LIFETIME: 0})
+    sent = table.give(StreamData(stream, b"\x40\x00\x00\x01x\0\0\0" + end + b"\x40\x00\x00\x01y\0\0\0"))
+    assert [each.data for each in sent if each.remote == PEER] == [b"x"]
+    assert table.server.control.allocations.claimed == 0
+
+
 def test_a_stream_that_closes_ends_its_allocation(table: Table) -> None:
     stream = Flow(700)
     table.open_stream(stream)

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from polynya.core.addresses import IPV6, Address
-from polynya.core.errors import DecodeError
+from polynya.core.arguments import instance
+from polynya.core.errors import DecodeError, UsageError
 
 MAX_LINE: Final = 1024
 UNRESOLVED: Final = "0.0.0.0"  # noqa: S104 - the host of an address while only its name is known
@@ -58,6 +59,7 @@ class CandidateLine(NamedTuple):
 
 def parse_line(line: str) -> CandidateLine:
     """Read one candidate line, with or without `a=` and surrounding white space. Raises DecodeError."""
+    instance("a candidate line", line, str, error=UsageError)
     if len(line) > MAX_LINE:
         raise DecodeError(f"a candidate of {len(line)} characters is longer than {MAX_LINE}")
     text = line.strip(" \t\r\n").removeprefix("a=")

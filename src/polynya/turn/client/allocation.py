@@ -135,6 +135,8 @@ class Allocation:
         self._servers = [server]
         self._ports = 0
         self._ends = Instant(0)
+        self._unauthenticated = ""
+        """Why the latest request was refused with 401, if it waits for credentials."""
         self._timers: Timers[_Timer] = Timers()
         self._asks: Queue[Ask] = Queue()
         self._outputs: Queue[Open | Close] = Queue()
@@ -185,6 +187,11 @@ class Allocation:
         self._ours = self._ours and still_open
         self._end(None, reason, now=now)
 
+    def unauthenticated(self, reason: str) -> None:
+        """Record a refusal of the credentials (401); requests wait for others."""
+        self._unauthenticated = f"{reason} (401)"
+        self.attempts.append(Attempt(str(self.server), self._unauthenticated))
+
     def gone(self, code: int | None, reason: str, *, now: Instant) -> None:
         """End the allocation: the server reported to another part of the client that it has none."""
         if self.state is State.ALLOCATED:
@@ -209,8 +216,9 @@ class Allocation:
             if timer is _Timer.RENEW:
                 self._asks.append(Ask(Method.REFRESH, {LIFETIME: self._config.lifetime // SECOND}))
             elif timer is _Timer.END:
-                why = self.attempts[-1].reason if self.attempts else "no response"
-                self._end(None, f"the allocation could not be refreshed before its lifetime ended: {why}", now=now)
+                why = self._unauthenticated or (self.attempts[-1].reason if self.attempts else "no response")
+                code = ErrorCode.UNAUTHENTICATED if self._unauthenticated else None
+                self._end(code, f"the allocation could not be refreshed before its lifetime ended: {why}", now=now)
             else:
                 self._released(f"{self.server} did not confirm in time that it is freed", now=now)
 
@@ -400,6 +408,7 @@ class Allocation:
             self._timers.set(_Timer.RENEW, Instant(now + RETRY))
 
     def _granted(self, lifetime: int, sent_at: Instant) -> None:
+        self._unauthenticated = ""
         self._ends = Instant(sent_at + lifetime)
         self._timers.set(_Timer.RENEW, Instant(sent_at + renewal(lifetime)))
         self._timers.set(_Timer.END, self._ends)

@@ -177,6 +177,11 @@ class TurnClient:
         return self._requests.heard
 
     @property
+    def waits_for_credentials(self) -> bool:
+        """Whether a request waits for `set_credentials`."""
+        return self._requests.waiting
+
+    @property
     def rtt(self) -> int | None:
         """The shortest round trip to the server in use, nanoseconds."""
         return self._requests.rtt
@@ -378,6 +383,7 @@ class TurnClient:
 
     def _answered(self, answer: Answer | CredentialsNeeded, *, now: Instant) -> None:
         if isinstance(answer, CredentialsNeeded):
+            self._allocation.unauthenticated(answer.reason)
             self._events.append(answer)
             return
         if answer.code == ErrorCode.ALLOCATION_MISMATCH:

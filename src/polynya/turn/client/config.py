@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from polynya.core.addresses import IPV4, IPV6, Address
+from polynya.core.addresses import IPV4, Address
+from polynya.core.arguments import families, flag, instance
 from polynya.core.errors import ConfigurationError
 from polynya.core.instants import SECOND
 from polynya.stun.transactions import UNRELIABLE, Schedule
 from polynya.turn.numbers import DEFAULT_LIFETIME
+
+MAX_LIFETIME: Final = (2**32 - 1) * SECOND
+"""LIFETIME has 32 bits of seconds (RFC 8656, section 18.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +42,20 @@ class ClientConfig:
     """Retransmission of requests over UDP."""
 
     def __post_init__(self) -> None:
-        if not self.families or len(set(self.families)) < len(self.families) or not {*self.families} <= {IPV4, IPV6}:
-            raise ConfigurationError(f"families must be (4,), (6,) or both, not {self.families!r}")
+        object.__setattr__(self, "families", families(self.families))
+        if self.even_port is not None:
+            flag("even_port", self.even_port)
+        flag("dont_fragment", self.dont_fragment)
+        instance("schedule", self.schedule, Schedule)
+        if self.reservation_token is not None:
+            instance("reservation_token", self.reservation_token, bytes)
+        if self.local is not None:
+            instance("local", self.local, Address, hint="write Address.parse(text)")
         if len(self.families) > 1 and (self.even_port or self.reservation_token is not None):
             raise ConfigurationError("even_port and reservation_token work with one family only: make two allocations")
         if self.even_port is not None and self.reservation_token is not None:
             raise ConfigurationError("even_port and reservation_token exclude each other: set one of them")
         if self.reservation_token is not None and len(self.reservation_token) != 8:
             raise ConfigurationError(f"a reservation token has 8 bytes, not {len(self.reservation_token)}")
-        if self.lifetime < SECOND or self.keepalive < 0:
-            raise ConfigurationError("lifetime must be at least one second, and keepalive not negative")
+        if not SECOND <= self.lifetime <= MAX_LIFETIME or self.keepalive < 0:
+            raise ConfigurationError("lifetime must be 1 to 4294967295 seconds, and keepalive not negative")

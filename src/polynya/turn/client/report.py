@@ -9,6 +9,7 @@ from typing import Any
 from polynya.core.errors import Attempt
 from polynya.core.flows import Transport
 from polynya.core.instants import Instant, in_seconds
+from polynya.core.wrapping import wrapped
 
 from .allocation import Allocation
 
@@ -40,7 +41,7 @@ class TurnReport:
     data: dict[str, Any]
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self.data))
+        return wrapped(_lines(self.data))
 
 
 def turn_report(

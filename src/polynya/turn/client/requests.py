@@ -128,10 +128,9 @@ class Requests:
                 self.ask(ask, now=now)
 
     def set_credentials(self, credentials: Credentials, *, now: Instant) -> None:
-        """Sign with these credentials and send the requests that wait for them. Equal credentials change nothing."""
-        if credentials == self._authentication.credentials:
-            return
-        self._authentication.set_credentials(credentials)
+        """Sign with these credentials and send the requests that wait for some, also if they are the same as before."""
+        if credentials != self._authentication.credentials:
+            self._authentication.set_credentials(credentials)
         parked, self._parked = self._parked, []
         for ask in parked:
             ask.tries = 1

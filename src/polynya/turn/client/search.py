@@ -159,6 +159,11 @@ class RelaySearch:
         return any(client.heard for client in self._clients)
 
     @property
+    def waits_for_credentials(self) -> bool:
+        """Whether a request waits for `set_credentials`."""
+        return any(client.waits_for_credentials for client in self._clients)
+
+    @property
     def silent(self) -> bool:
         """Whether no server has answered, and all are reached by UDP. A stream may still be connecting."""
         return not any(client.heard or client.server.transport.reliable for client in self._clients)

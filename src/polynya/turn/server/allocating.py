@@ -65,6 +65,7 @@ from .commands import (
 )
 from .config import ServerConfig
 from .events import AllocationCreated, AllocationEnded
+from .meters import SharedLimit
 from .policy import PeerPolicy
 from .procedures import Acknowledged, Attributes, ErrorResponse, Procedure, Request, UnnumberedCommand
 
@@ -255,6 +256,7 @@ class Allocating:
                     stream=request.stream,
                     until=until,
                     bytes_per_second=self._limits.bytes_per_second,
+                    shared=self._shared(request),
                 )
                 if isinstance(report, Refused):
                     refused = report
@@ -271,6 +273,13 @@ class Allocating:
                 break
         return [], why, now
 
+    def _shared(self, request: Request) -> SharedLimit | None:
+        """Return the limits for all relays of an account, if any visitor can get its credentials."""
+        user, limits = request.authenticated.user, self._limits
+        if not user.open or not (limits.open_bytes_per_second or limits.open_bytes_per_hour):
+            return None
+        return SharedLimit(user.account, limits.open_bytes_per_second, limits.open_bytes_per_hour)
+
     def _assign(
         self, request: Request, relayed: Relayed, claim: Claim, lifetime: int, *, now: Instant
     ) -> Steps[Instant]:
@@ -282,6 +291,7 @@ class Allocating:
             stream=request.stream,
             until=relayed.until,
             bytes_per_second=self._limits.bytes_per_second,
+            shared=self._shared(request),
         )
         if isinstance(report, Refused):
             yield from self._free([relayed], now=now)

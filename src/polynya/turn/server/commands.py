@@ -24,6 +24,7 @@ from polynya.core.flows import Flow
 from polynya.core.instants import Instant
 from polynya.core.machine import Datagram, IcmpKind
 
+from .meters import SharedLimit
 from .policy import PeerPolicy
 
 
@@ -61,6 +62,8 @@ class OpenRelay:
     until: Instant
     bytes_per_second: int = 0
     """Rate limit for both directions together; 0 for no limit."""
+    shared: SharedLimit | None = None
+    """Limits for all relays of the account together, if it has any."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +76,7 @@ class AssignRelay:
     stream: bool = False
     until: Instant
     bytes_per_second: int = 0
+    shared: SharedLimit | None = None
 
 
 @dataclass(slots=True, kw_only=True)

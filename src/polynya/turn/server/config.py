@@ -78,6 +78,10 @@ class Limits:
     peers_per_request: int = 64
     bytes_per_second: int = 0
     """Of one relay, for both directions together, with IP and UDP headers."""
+    open_bytes_per_second: int = 1_000_000
+    """Of all relays of one account with credentials that any visitor can get (`User.open`)."""
+    open_bytes_per_hour: int = 1_000_000_000
+    """Of the same relays."""
     requests_per_second: int = 20_000
     """Of one client host, or one /64 of IPv6. Requests beyond the limit are dropped before they are parsed."""
     unauthenticated_answers_per_second: int = 100

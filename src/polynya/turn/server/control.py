@@ -115,6 +115,8 @@ class ControlPlane:
         self._draining = False
         """Whether `Drained` must still be emitted."""
         self._outputs: Queue[TurnOutput] = Queue()
+        self._ordered: Queue[TurnOutput] = Queue()
+        """Data of streams, with the commands before it."""
         self._events: Queue[TurnEvent] = Queue()
         self._counters: dict[str, int] = {}
         self._procedures.issue(partial(SetPolicy, policy=config.policy))
@@ -266,7 +268,7 @@ class ControlPlane:
         return min((due for due in timers if due is not None), default=None)
 
     def outputs(self) -> list[TurnOutput]:
-        return [*self._procedures.commands(), *self._outputs.drain(), *self._lookups.outputs()]
+        return [*self._ordered.drain(), *self._procedures.commands(), *self._outputs.drain(), *self._lookups.outputs()]
 
     def events(self) -> list[TurnEvent]:
         return self._events.drain()
@@ -301,7 +303,8 @@ class ControlPlane:
                 if self._streams.is_idle(chunk.flow):
                     broken = "data without an allocation"
                     break
-                self._outputs.append(Forward(client, frame))
+                self._ordered.extend(self._procedures.commands())  # data keeps its place among the client's requests
+                self._ordered.append(Forward(client, frame))
             elif chunk.flow in self._streams:
                 self._receive_datagram(Datagram(client.flow, client.remote, frame), now=now)
         if broken:

@@ -57,6 +57,7 @@ from .commands import (
     Unpermit,
 )
 from .frames import HEADERS, MAX_DATAGRAM, SEND_TYPE, data_indication, parse_send
+from .meters import Meter, Meters
 from .policy import PeerPolicy
 
 _DONT_FRAGMENT: Final = IpFields(dont_fragment=True)
@@ -66,11 +67,11 @@ class _Port:
     """A relay port with its permissions, channels and traffic."""
 
     __slots__ = (
-        "channels", "client", "external", "flow", "forbidden_reported", "full_again", "interval", "peers",
+        "channels", "client", "external", "flow", "forbidden_reported", "full_again", "interval", "meter", "peers",
         "permissions", "relay", "stream", "traffic", "until",
     )  # fmt: skip
 
-    def __init__(self, flow: Flow, command: OpenRelay) -> None:
+    def __init__(self, flow: Flow, command: OpenRelay, meter: Meter | None) -> None:
         self.flow = flow
         self.relay = command.relay
         self.external = Peer(command.external)
@@ -85,20 +86,21 @@ class _Port:
         self.forbidden_reported = False
         self.full_again = 0
         self.interval = 0
-        self.limit(command.bytes_per_second)
+        self.meter: Meter | None = None
+        self.limit(command.bytes_per_second, meter)
 
-    def limit(self, bytes_per_second: int) -> None:
+    def limit(self, bytes_per_second: int, meter: Meter | None) -> None:
         self.interval = SECOND // bytes_per_second if bytes_per_second else 0
+        self.meter = meter
 
     def within_rate(self, size: int, *, now: Instant) -> bool:
-        """Whether `size` bytes are within the rate limit, which allows bursts of one second."""
-        if not self.interval:
-            return True
-        full_again = max(self.full_again, now) + (size + HEADERS) * self.interval
-        if full_again - now > SECOND:
-            return False
-        self.full_again = full_again
-        return True
+        """Whether `size` bytes are within the rate limit, which allows bursts of one second, and within the meter."""
+        if self.interval:
+            full_again = max(self.full_again, now) + (size + HEADERS) * self.interval
+            if full_again - now > SECOND:
+                return False
+            self.full_again = full_again
+        return self.meter is None or self.meter.take(size + HEADERS, now)
 
 
 class Forwarder:
@@ -108,6 +110,7 @@ class Forwarder:
         self._flow_ids = flow_ids
         self._random = random
         self._policy: PeerPolicy | None = None
+        self._meters = Meters()
         self._opening: dict[Flow, OpenRelay] = {}
         self._ports: dict[Relay, _Port] = {}
         self._by_flow: dict[Flow, _Port] = {}
@@ -149,7 +152,7 @@ class Forwarder:
             return
         elif isinstance(command, AssignRelay):
             port.client, port.stream, port.until = command.client, command.stream, command.until
-            port.limit(command.bytes_per_second)
+            port.limit(command.bytes_per_second, self._meters.of(command.shared))
             self._by_client.setdefault(command.client, {})[port.relay.family] = port
         elif isinstance(command, SetExpiry):
             port.until = command.until
@@ -178,7 +181,7 @@ class Forwarder:
         self._outputs.append(Open(flow=flow, transport=Transport.UDP, local=Address(*command.relay)))
 
     def _opened(self, command: OpenRelay, flow: Flow) -> None:
-        port = _Port(flow, command)
+        port = _Port(flow, command, self._meters.of(command.shared))
         self._ports[command.relay] = self._by_flow[flow] = port
         self._inside[command.relay] = self._inside[command.external] = port
         if command.client is not None:

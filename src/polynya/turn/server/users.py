@@ -24,6 +24,8 @@ from polynya.stun.registry import PasswordAlgorithmNumber
 
 _CACHED: Final = 10_000
 _EXPIRY_DIGITS: Final = 12
+OPEN: Final = "open-"
+"""Beginning of the account of credentials that any visitor can get: their traffic has limits of its own."""
 
 
 class External(Enum):
@@ -51,6 +53,11 @@ class User:
     @property
     def account(self) -> str:
         return self.owner or self.name
+
+    @property
+    def open(self) -> bool:
+        """Whether any visitor of the signaling server can get these credentials."""
+        return self.expires is not None and self.owner.startswith(OPEN)
 
     def __repr__(self) -> str:
         return f"User({self.name!r})"
