@@ -134,10 +134,9 @@ def test_a_side_that_is_killed_is_noticed_soon(server: Running, start: Start) ->
     one.until("path:")
     two.until("path:")
     one.signal(signal.SIGKILL)
-    began = time.monotonic()
     assert two.wait() == 1
-    assert time.monotonic() - began < 20, "consent would last for 30 s"
-    assert any("3 consent checks" in line for line in (*two.printed, *rest(two)))
+    lines = rest(two)
+    assert any("3 consent checks within 2 s" in line for line in lines), (lines, "consent would last for 30 s")
 
 
 def rest(process: Process) -> list[str]:
