@@ -130,9 +130,9 @@ def test_an_output_that_cannot_be_written_is_an_error(server: Running) -> None:
 
 
 def test_a_side_that_is_killed_is_noticed_soon(server: Running, start: Start) -> None:
-    one, two = (start("connect", "room", server=server.url) for _ in range(2))
-    one.until("path:")
-    two.until("path:")
+    one, two = (start("connect", "room", "-v", server=server.url) for _ in range(2))
+    one.until(", nominated)")
+    two.until(", nominated)")
     one.signal(signal.SIGKILL)
     assert two.wait() == 1
     lines = rest(two)
