@@ -503,3 +503,37 @@ def test_two_agents_with_the_same_configured_credentials_connect() -> None:
     shared = {"ufrag": "same", "password": "a" * 22}
     world = plain(a=IceConfig(**shared, controlling=True), b=IceConfig(**shared, controlling=False))
     assert world.connect(5) and world.same_path()
+
+
+# ------------------------------------------------------------------------------------------------------------- relays
+
+
+def test_a_path_through_our_relay_is_relayed_whatever_the_other_side_sees() -> None:
+    """The TURN server is behind a NAT, so that its relayed address is not the one that the other side sees."""
+    world = World(nat_a=Nat("198.51.100.1", filtering=False))
+    world.a.relay("10.1.0.9", 49152)
+    world.b.host("203.0.113.2")
+    world.a.end()
+    world.b.end()
+    assert world.connect(10)
+    mine, theirs = world.a.agent.selected(), world.b.agent.selected()
+    assert mine is not None and theirs is not None
+    assert mine.local.type is CandidateType.PEER_REFLEXIVE and mine.relayed
+    assert [pair.relayed for pair in world.a.agent.pairs() if pair.selected] == [True]
+    assert not theirs.relayed, "it cannot know"
+
+
+def test_a_path_between_hosts_and_mappings_is_not_relayed() -> None:
+    world = World(nat_a=Nat("198.51.100.1", symmetric=True))
+    world.a.host("10.1.0.2")
+    world.a.relay("203.0.113.9", 49152)
+    world.b.host("203.0.113.2")
+    world.a.end()
+    world.b.end()
+    assert world.connect(10)
+    pairs = world.a.agent.pairs()
+    assert {pair.relayed for pair in pairs} == {True, False}
+    for pair in pairs:
+        assert pair.relayed is (pair.base.host == "203.0.113.9")
+    selected = world.a.agent.selected()
+    assert selected is not None and not selected.relayed and selected.local.type is CandidateType.PEER_REFLEXIVE

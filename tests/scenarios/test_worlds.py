@@ -20,6 +20,7 @@ EXCUSED = 0.05
 
 
 FOUND = {
+    547: "an early nomination was answered from another address, and both sides used different pairs",
     203465: "a nomination that arrived during a change of role was lost",
     207532: "the same",
     208981: "the same",

@@ -116,6 +116,11 @@ def test_hash_user_prints_a_line_that_lets_the_user_in(tmp_path: Path) -> None:
         (["--user", "a:b", "--allow-peer", "10.0.0.1/8"], "beyond its prefix"),
         (["--user", "a:b", "--relay-ip", "::"], "no relay address"),
         (["--user", "a:b", "--relay-ip", "203.0.113.7"], "cannot relay on 203.0.113.7"),
+        (["--http", "203.0.113.7:80", "--check-config"], "cannot listen on tcp 203.0.113.7:80"),
+        (
+            ["--admin", "[2001:db8::7]:9", "--check-config"],
+            "does not have this address",
+        ),
         (["--user", "a:b", "--relay-ip", "2001:db8::7", "--check-config"], "cannot relay on 2001:db8::7"),
         (["--user", "a:b", "--workers", "1", "--trace", os.devnull], "cannot be traced"),
         (["--config", "/nowhere.toml"], "cannot read /nowhere.toml"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from polynya.core.errors import ConnectionClosed
-from polynya.stream.chunks import END_TIMEOUT, REST, ChunkStream, Outcome
+from polynya.stream.chunks import DATA, END_TIMEOUT, GOODBYE, HOLD, REST, ChunkStream, Outcome
 
 pytestmark = pytest.mark.loops("jumping")
 
@@ -137,7 +137,7 @@ async def test_up_to_three_lost_ends_are_repeated(lost: int) -> None:
         left = [count]
 
         def lose(data: bytes) -> bool:
-            if not data and left[0]:
+            if data[:1] == GOODBYE and left[0]:
                 left[0] -= 1
                 return True
             return False
@@ -172,7 +172,7 @@ async def test_a_lost_connection_ends_the_stream() -> None:
     one = Side(ends[0])
     asyncio.get_running_loop().call_later(5, ends[0].close)
     outcome = await one.run(terminal())
-    assert (outcome.confirmed, outcome.reason) == (False, "the connection is closed")
+    assert (outcome.confirmed, outcome.reason) == (False, "the connection ended: lost")
     assert one.ended_at == pytest.approx(5, abs=0.2)
 
 
@@ -246,3 +246,111 @@ async def test_a_side_that_closes_first_does_not_spoil_the_end_of_the_other() ->
     outcomes = await asyncio.gather(first(), two.run(chunks(b"b", pause=0.25)))
     assert [(outcome.confirmed, outcome.reason) for outcome in outcomes] == [(True, "both sides sent all")] * 2
     assert (one.received, two.received) == ([b"b"], [b"a"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_lost_chunks_are_counted_by_the_side_that_misses_them(seed: int) -> None:
+    chance = random.Random(seed)
+    ends = link(0.03, lambda data: data[:1] == DATA and chance.random() < 0.3)
+    one, two = Side(ends[0]), Side(ends[1])
+    data = [bytes([number]) * (1 + number) for number in range(50)]
+    sent, received = await asyncio.gather(one.run(chunks(*data)), two.run(chunks(b"back")))
+    lost = [chunk for chunk in data if chunk not in two.received]
+    assert lost and received.confirmed and sent.confirmed
+    assert (received.chunks_missing, received.bytes_missing) == (len(lost), sum(map(len, lost)))
+    assert (sent.chunks_missing, sent.bytes_missing) == (0, 0)
+
+
+async def test_nothing_is_missing_of_an_empty_stream_and_all_of_one_that_is_lost_whole() -> None:
+    for count in (0, 3):
+        ends = link(0.02, lambda data: data[:1] == DATA)
+        one, two = Side(ends[0]), Side(ends[1])
+        _, outcome = await asyncio.gather(one.run(chunks(*[b"xy"] * count)), two.run(chunks()))
+        assert (outcome.chunks_missing, outcome.bytes_missing) == (count, 2 * count)
+        assert outcome.confirmed and outcome.chunks_received == 0
+
+
+async def test_a_refused_chunk_is_missing_on_the_other_side() -> None:
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b"first"
+        ends[0].full = 100
+        yield b"second"
+        yield b"third"
+
+    _, outcome = await asyncio.gather(one.run(source()), two.run(chunks(then=3)))
+    assert two.received == [b"first", b"third"]
+    assert (outcome.chunks_missing, outcome.bytes_missing) == (1, 6)
+
+
+async def test_bytes_of_every_kind_are_data() -> None:
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+    data = [b"\x00", b"\x01", b"\x02", GOODBYE + bytes(16), HOLD * 3]
+    await asyncio.gather(one.run(chunks(*data, pause=0.01)), two.run(chunks()))
+    assert two.received == data
+
+
+async def test_foreign_datagrams_are_ignored() -> None:
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+    for odd in (b"", b"\x01", b"\x01short", b"\x03what", b"\xff"):
+        ends[1]._queue.put_nowait(odd)
+    _, outcome = await asyncio.gather(one.run(chunks(b"x")), two.run(chunks()))
+    assert two.received == [b"x"] and outcome.confirmed and outcome.chunks_missing == 0
+
+
+class Slow(Side):
+    """A side whose output takes its time."""
+
+    def __init__(self, end: End, seconds: float) -> None:
+        super().__init__(end)
+        self.seconds = seconds
+
+    async def _write(self, data: bytes) -> None:
+        await asyncio.sleep(self.seconds)
+        self.received.append(data)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.5, 10.0])
+async def test_a_slow_output_loses_nothing_and_slows_the_sender(seconds: float) -> None:
+    ends = link()
+    one, two = Side(ends[0]), Slow(ends[1], seconds)
+    data = [bytes([number]) for number in range(20)]
+    sent, received = await asyncio.gather(one.run(chunks(*data, pause=0.1)), two.run(chunks()))
+    assert two.received == data and sent.confirmed and received.confirmed
+    assert HOLD in ends[1].sent
+    assert one.ended_at >= seconds * 19
+
+
+async def test_the_queue_of_a_blocked_receiver_stays_short() -> None:
+    ends = link()
+    one, two = Side(ends[0]), Slow(ends[1], 1.0)
+    data = [number.to_bytes(2, "big") for number in range(20_000)]
+    sending = asyncio.create_task(one.run(chunks(*data)))
+    receiving = asyncio.create_task(two.run(chunks()))
+    await asyncio.sleep(20)
+    assert len(ends[0].sent) < 3000, "without a pause it would be all of them after 2.5 s"
+    sending.cancel()
+    receiving.cancel()
+    await asyncio.gather(sending, receiving, return_exceptions=True)
+
+
+@pytest.mark.parametrize("both_ended", [True, False])
+async def test_input_that_is_left_when_the_other_side_closes_is_not_confirmed(both_ended: bool) -> None:
+    """The reader of the other side's output has enough, as `head` does; an idle terminal loses nothing."""
+    ends = link()
+    one, two = Side(ends[0]), Side(ends[1])
+
+    def close() -> None:
+        ends[0].close()
+        ends[1].close()
+
+    asyncio.get_running_loop().call_later(2.2, close)
+    source = chunks(b"x", then=30) if both_ended else chunks(*[b"x"] * 100, pause=0.05)
+    outcome, _ = await asyncio.gather(one.run(source), two.run(chunks(b"all")))
+    assert one.received == [b"all"]
+    assert outcome.confirmed is both_ended
+    assert ("before all was sent" in outcome.reason) is not both_ended

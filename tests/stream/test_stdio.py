@@ -69,3 +69,21 @@ async def test_a_blocked_reader_does_not_block_aclose() -> None:
     await writer.write(bytes(1_000_000))
     assert not await writer.aclose(0.05)
     os.close(reading)
+
+
+async def test_an_input_that_cannot_be_read_raises_and_one_that_is_not_open_is_empty(tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    with pytest.raises(IsADirectoryError):
+        await anext(read_chunks(directory, 1000))
+    os.close(directory)
+    assert [chunk async for chunk in read_chunks(directory, 1000)] == []
+
+
+async def test_a_full_device_is_the_error_that_it_is() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    writer = Writer(full)
+    await writer.write(b"x")
+    assert not await writer.aclose(5)
+    with pytest.raises(OSError, match="No space left"):
+        await writer.write(b"y")
+    os.close(full)

@@ -64,6 +64,7 @@ class Path:
     remote: Candidate
     nominated: bool
     relayed: bool
+    """Data goes through a relay of this side, or of the other side as far as it is known."""
     rtt: float | None
     """Seconds, of the last connectivity or consent check that was answered."""
     reason: str

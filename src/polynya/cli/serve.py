@@ -206,9 +206,11 @@ def _print_hash(name: str, realm: str) -> None:
 def _check(path: Path | None, flags: Flags) -> None:
     from polynya.serve.certificates import Certificates, fault_of  # noqa: PLC0415
     from polynya.serve.relaying import check_relays  # noqa: PLC0415
+    from polynya.serve.server import check_listeners  # noqa: PLC0415
     from polynya.serve.settings import load, server_config  # noqa: PLC0415
 
     made = server_config(load(path, flags))
+    check_listeners(made)
     if made.turn is not None:
         check_relays(made.turn.config)
     if made.tls is not None:

@@ -179,14 +179,19 @@ def can_follow(pair: Pair, nominated: Pair) -> bool:
 def later(pairs: Sequence[Pair], nominated: Pair) -> Decision | None:
     """Choose the pair to nominate after `nominated` for an agent of RFC 5245: a direct one after a relayed one.
 
+    An early nomination whose answer came from another address is known to the other side, perhaps for a path that is a
+    pair here only now. Any better pair is nominated then, so that both sides use the best one.
+
     `pairs` are those of the component, the best first.
     """
     if any(pair.nominating_order > nominated.nominating_order for pair in pairs):
         return Decision(nominated, Instant(0), "the other side may use the pair that was nominated last")
-    for pair in pairs:
-        if pair is nominated or not nominated.relayed:
-            return None
-        if pair.valid and not pair.relayed and can_follow(pair, nominated):
+    above = pairs[: pairs.index(nominated)]
+    strayed = any(pair.asymmetric and pair.nominating_at is not None for pair in above)
+    for pair in above:
+        if pair.valid and strayed:
+            return Decision(pair, Instant(0), "an early nomination went to the other side on an unknown path")
+        if pair.valid and nominated.relayed and not pair.relayed and can_follow(pair, nominated):
             return Decision(pair, Instant(0), "a direct pair works")
     return None
 

@@ -400,6 +400,7 @@ class Pair:
             priority=self.priority,
             rtt=None if self.rtt is None else in_seconds(self.rtt),
             reason=self.reason,
+            relayed=self.relayed,
         )
 
 
@@ -450,10 +451,8 @@ class PairView:
     """The last round-trip time, seconds."""
     reason: str
     """The reason of the last change of state."""
-
-    @property
-    def relayed(self) -> bool:
-        return CandidateType.RELAYED in (self.local.type, self.remote.type)
+    relayed: bool = False
+    """The path has a relay, as far as this side knows: ours, whatever `local` is to the other side, or theirs."""
 
     def __str__(self) -> str:
         return f"{self.local.label} -> {self.remote.label}"

@@ -401,7 +401,13 @@ def _other_hosts(config: ServeConfig, turn: TurnOptions) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*relays, *config.external_ips.values(), *listeners)))
 
 
-def _listen(address: Address) -> socket.socket:
+def check_listeners(config: ServeConfig) -> None:
+    """Raise ConfigurationError for a listener on an address that this host does not have. Ports are not checked."""
+    for address in (*config.listen, *config.tls_listen, *config.http, *config.admin, *config.alternates):
+        _listen(address, port=0).close()
+
+
+def _listen(address: Address, *, port: int | None = None) -> socket.socket:
     """Return a listening TCP socket. Raises ConfigurationError with the cause, for a used port for example."""
     family = socket.AF_INET6 if address.family == 6 else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -411,9 +417,9 @@ def _listen(address: Address) -> socket.socket:
         if address.family == 6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             zone = socket.if_nametoindex(address.zone) if address.zone else 0
-            listener.bind((address.host, address.port, 0, zone))
+            listener.bind((address.host, address.port if port is None else port, 0, zone))
         else:
-            listener.bind((address.host, address.port))
+            listener.bind((address.host, address.port if port is None else port))
         # this fails here, and not for the first client, if another socket is bound without listening
         listener.listen(512)
         listener.setblocking(False)

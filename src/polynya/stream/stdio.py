@@ -7,6 +7,7 @@ daemons: a blocked read of a terminal, or a blocked write, does not keep the pro
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections import deque
@@ -18,26 +19,32 @@ READ_AHEAD: Final = 64
 WRITE_BEHIND: Final = 256
 """Chunks that are buffered for a slow reader before `write` waits."""
 
+_NO_INPUT: Final = (errno.EBADF, errno.EIO)
+"""Errors that are an end of the input: the descriptor is not open, or its terminal was closed."""
+
 
 async def read_chunks(descriptor: int, size: int) -> AsyncIterator[bytes]:
-    """Yield what a file descriptor reads, at most `size` bytes at a time, until its end."""
+    """Yield what a file descriptor reads, at most `size` bytes at a time, until its end.
+
+    Raises OSError if it cannot be read, as a directory.
+    """
     loop = asyncio.get_running_loop()
-    chunks: deque[bytes] = deque()
+    chunks: deque[bytes | OSError] = deque()
     room = threading.Semaphore(READ_AHEAD)
     arrived = asyncio.Event()
 
-    def take(chunk: bytes) -> None:
+    def take(chunk: bytes | OSError) -> None:
         chunks.append(chunk)
         arrived.set()
 
     def read() -> None:
-        chunk = b"?"
-        while chunk:
+        chunk: bytes | OSError = b"?"
+        while chunk and not isinstance(chunk, OSError):
             room.acquire()
             try:
                 chunk = os.read(descriptor, size)
-            except OSError:
-                chunk = b""  # a terminal was closed, or the descriptor is not open
+            except OSError as error:
+                chunk = b"" if error.errno in _NO_INPUT else error
             try:
                 loop.call_soon_threadsafe(take, chunk)
             except RuntimeError:
@@ -50,16 +57,18 @@ async def read_chunks(descriptor: int, size: int) -> AsyncIterator[bytes]:
             await arrived.wait()
         chunk = chunks.popleft()
         room.release()
+        if isinstance(chunk, OSError):
+            raise chunk
         if not chunk:
             return
         yield chunk
 
 
 class Writer:
-    """Writes to a file descriptor in order. `broken` is set if the reader has closed the other end."""
+    """Writes to a file descriptor in order. `broken` is the error after which nothing more is written."""
 
     def __init__(self, descriptor: int) -> None:
-        self.broken = False
+        self.broken: OSError | None = None
         self._descriptor = descriptor
         self._loop = asyncio.get_running_loop()
         self._chunks: deque[bytes] = deque()
@@ -72,9 +81,12 @@ class Writer:
         threading.Thread(target=self._write_all, name="standard output", daemon=True).start()
 
     async def write(self, data: bytes) -> None:
-        """Queue data for writing; wait if the queue is full. Raises BrokenPipeError if the output is closed."""
-        if self.broken:
-            raise BrokenPipeError("the reader has closed the output")
+        """Queue data for writing; wait if the queue is full.
+
+        Raises BrokenPipeError if the reader has closed the output, another OSError if it cannot be written.
+        """
+        if self.broken is not None:
+            raise self.broken
         with self._wake:
             self._chunks.append(data)
             self._wake.notify()
@@ -83,7 +95,7 @@ class Writer:
             self._drained.clear()
             await self._drained.wait()
 
-    async def aclose(self, timeout: float) -> bool:
+    async def aclose(self, timeout: float | None = None) -> bool:
         """Wait until everything is written, at most `timeout` seconds. Return whether it is."""
         with self._wake:
             self._closing = True
@@ -93,7 +105,7 @@ class Writer:
                 await self._done.wait()
         except TimeoutError:
             return False
-        return not self.broken
+        return self.broken is None
 
     def _write_all(self) -> None:
         while True:
@@ -102,8 +114,8 @@ class Writer:
                     self._wake.wait()
                 count, data = len(self._chunks), b"".join(self._chunks)
                 self._chunks.clear()
-            broken = not self._write_out(data)
-            finished = broken or not count
+            broken = self._write_out(data)
+            finished = broken is not None or not count
             try:
                 self._loop.call_soon_threadsafe(self._written, count, broken, finished)
             except RuntimeError:
@@ -111,19 +123,19 @@ class Writer:
             if finished:
                 return
 
-    def _write_out(self, data: bytes) -> bool:
+    def _write_out(self, data: bytes) -> OSError | None:
         view = memoryview(data)
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return error
+        return None
 
-    def _written(self, count: int, broken: bool, finished: bool) -> None:
+    def _written(self, count: int, broken: OSError | None, finished: bool) -> None:
         self._waiting -= count
         self.broken = self.broken or broken
-        if self._waiting < WRITE_BEHIND or broken:
+        if self._waiting < WRITE_BEHIND or broken is not None:
             self._drained.set()
         if finished:
             self._done.set()
