@@ -93,7 +93,7 @@ async def test_streams_that_cannot_be_asked_are_refused() -> None:
         (("stun:127.0.0.1",), "two servers or more"),
         (("stun:127.0.0.1", "stuns:127.0.0.1"), "two servers or more"),
         (("stun:127.0.0.1", "stun:127.0.0.1:3478"), "one address and port"),
-        ("stun:127.0.0.1", "is a list of URIs"),
+        ("stun:127.0.0.1", "servers is a list"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             await polynya.discover_stream_mapping(servers)
@@ -113,7 +113,7 @@ async def test_families_and_resolve_choose_the_address_of_the_server(discover: A
     uri = f"stun:stun.example.org:{FIRST.port}"
     with pytest.raises(ConnectError, match="has no IPv6 address"):
         await discover(uri, families=(6,), resolve=resolve)
-    with pytest.raises(ConfigurationError, match="families are 4, 6 or both"):
+    with pytest.raises(ConfigurationError, match="families must be"):
         await discover(uri, families=(5,), resolve=resolve)
     options = {"longest": 0.05} if discover is discover_lifetime else {}
     async with Server(ServeConfig(listen=(FIRST,), alternates=(OTHER,))):

@@ -98,6 +98,26 @@ def test_every_option_is_accepted_or_refused_when_the_object_is_made(name: str) 
                 check_message(error)
 
 
+OTHER: dict[type, list[Any]] = {
+    bool: ["no", 1, None, float("nan"), []],
+    int: [True, "1", b"1", float("nan"), -1, []],
+    float: [True, "1", b"1", float("nan"), float("inf"), -1.0, []],
+}
+"""Values that an option is never given, by the type of its default."""
+
+
+@pytest.mark.parametrize("name", sorted(CONSTRUCTORS.keys() - READERS))
+def test_every_option_refuses_other_types_than_that_of_its_default(name: str) -> None:
+    make, valid = CONSTRUCTORS[name]
+    for parameter in inspect.signature(make).parameters.values():
+        for value in OTHER.get(type(parameter.default), []):
+            try:
+                make(**{**valid, parameter.name: value})
+            except ConfigurationError:
+                continue
+            raise AssertionError(f"{parameter.name}={value!r} is accepted")
+
+
 CALLS: dict[str, Callable[[Agent, Any], Any]] = {
     "set_remote": lambda agent, value: agent.set_remote(value),
     "set_remote components": lambda agent, value: agent.set_remote(DESCRIPTION, value),

@@ -57,6 +57,7 @@ def report(*pairs: Any, state: str = "checking", gathering: str = "complete", **
         "pairs": list(pairs),
         "history": [],
         "ignored_lines": [],
+        "names": {},
     }
     refused = values.pop("refused", [])
     data = {"state": gathering, "sockets": [], "refused": refused, "servers": []}

@@ -147,7 +147,12 @@ def _free_port(local: Address) -> int:
 async def _run(machine: Any, flow_ids: FlowIds, trace: Tracer, tls: ssl.SSLContext | None = None) -> Any:
     """Runs a machine until its one event, which is its report."""
     found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    driver = Driver(machine, on_event=found.set_result, flow_ids=flow_ids, trace=trace, tls=tls)
+
+    def on_event(report: Any) -> None:
+        if not found.done():  # a canceled call may get its report before the sockets are closed
+            found.set_result(report)
+
+    driver = Driver(machine, on_event=on_event, flow_ids=flow_ids, trace=trace, tls=tls)
     try:
         driver.call(machine.start)
         return await found

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from time import time
 from typing import Any, Final, NamedTuple, Protocol
 
+from polynya.core.arguments import shown
 from polynya.core.errors import Attempt, ConfigurationError, ConnectionClosed, UsageError
 from polynya.ice.candidates import Candidate
 from polynya.ice.description import Description
@@ -37,7 +38,7 @@ NO_PATH: Final = "the connection has no path at this moment: wait for `path_chan
 def check_receive_buffer(size: int) -> int:
     """Returns the option `receive_buffer`; ConfigurationError if it is not a number of bytes that holds a datagram."""
     if type(size) is not int or size < OVERHEAD:
-        raise ConfigurationError(f"receive_buffer is a number of bytes, at least {OVERHEAD}, not {size!r}")
+        raise ConfigurationError(f"receive_buffer is a number of bytes, at least {OVERHEAD}, not {shown(size)}")
     return size
 
 

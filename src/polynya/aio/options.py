@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from inspect import isfunction
 from typing import Any, Final
 
 from polynya.core.arguments import flag, function, instance, shown
@@ -75,7 +76,9 @@ def check_callables(
             function(name, given)
     if capture is not None:
         function("capture", capture, plain=True)
-    if tls is not None:
+    if isfunction(tls):  # it makes the context of each stream
+        function("tls", tls, plain=True)
+    elif tls is not None:
         instance("tls", tls, ssl.SSLContext, hint="write tls=ssl.create_default_context()")
     instance("trace", trace, Tracer, hint="write trace=polynya.Tracer(polynya.TraceWriter(file))")
 

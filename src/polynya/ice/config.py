@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -93,7 +93,7 @@ class IceConfig:
     """The durations in nanoseconds."""
 
     def __post_init__(self) -> None:
-        for name in ("controlling", "lite", "consent"):
+        for name in _FLAGS:
             flag(name, getattr(self, name))
         _check_credentials(self.ufrag, self.password)
         object.__setattr__(self, "components", check_components(self.components))
@@ -126,6 +126,9 @@ class IceConfig:
 def durations(config: IceConfig) -> Timing:
     """Return the durations of a configuration in nanoseconds."""
     return config._timing
+
+
+_FLAGS: Final = tuple(each.name for each in fields(IceConfig) if each.type == "bool")
 
 
 @lru_cache(maxsize=64)
