@@ -177,9 +177,11 @@ def later(pairs: Sequence[Pair], nominated: Pair) -> Decision | None:
     if any(pair.nominating_order > nominated.nominating_order for pair in pairs):
         return Decision(nominated, Instant(0), "the other side may use the pair that was nominated last")
     for pair in pairs:
-        if pair is nominated or not nominated.relayed:
+        if pair is nominated:
             return None
-        if pair.valid and not pair.relayed and can_follow(pair, nominated):
+        if pair.valid and pair.nominating_order:
+            return Decision(pair, Instant(0), "it was nominated early, and the other side may use it")
+        if pair.valid and nominated.relayed and not pair.relayed and can_follow(pair, nominated):
             return Decision(pair, Instant(0), "a direct pair works")
     return None
 
