@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 
 def config(controlling: bool, **more: Any) -> IceConfig:
-    return IceConfig(controlling=controlling, consent=False, **({"nomination": NominationPolicy.immediate()} | more))
+    once = {"nomination": NominationPolicy.immediate(), "renomination": None}
+    return IceConfig(controlling=controlling, consent=False, **(once | more))
 
 
 def every(budget: Budget, a: IceConfig, b: IceConfig, **world: Any) -> Found:

@@ -191,6 +191,8 @@ def later(pairs: Sequence[Pair], nominated: Pair) -> Decision | None:
     for pair in above:
         if pair.valid and strayed:
             return Decision(pair, Instant(0), "an early nomination went to the other side on an unknown path")
+        if pair.valid and pair.nominating_order:
+            return Decision(pair, Instant(0), "it was nominated early, and the other side may use it")
         if pair.valid and nominated.relayed and not pair.relayed and can_follow(pair, nominated):
             return Decision(pair, Instant(0), "a direct pair works")
     return None
