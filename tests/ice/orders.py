@@ -255,7 +255,7 @@ class Orders(World):
         )
 
     def _pair(self, pair: Any) -> Hashable:
-        flags = pair.writable, pair.readable, pair.valid, pair.nominated, pair.revoked, pair.asymmetric
+        flags = pair.writable, pair.readable, pair.valid, pair.nominated, pair.revoked, pair.answered_from is not None
         nomination = pair.nominating, pair.nominate_on_success, pair.nomination, pair.nominated_order
         times = (self._ago(pair.tried_at), self._ago(pair.valid_at), pair.rtt) if self.settling else ()
         return str(pair.path), pair.remote.type.name, pair.state.name, flags, nomination, times

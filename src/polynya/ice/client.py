@@ -138,7 +138,7 @@ class CheckClient:
             self._drop(received, "an answer from another address than the request went to", now=now)
             if not check.consent:  # section 7.2.5.2.1
                 self._checklists.transactions.drop(message.transaction_id)
-                pair.answered_elsewhere()
+                pair.answered_elsewhere(received.remote)
                 self._checklists.fail(pair, f"it was answered from {received.remote}", now=now, packet=received.packet)
             return None
         mapped = checks.mapped_address(message)

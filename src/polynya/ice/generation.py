@@ -293,7 +293,7 @@ class Generation:
                 self.checklists.nominate(pair, "the other side nominated it", now=now, number=check.nomination)
             else:
                 pair.nomination_received(check.nomination)
-        if not (pair.revoked or pair.asymmetric):
+        if not (pair.revoked or pair.answered_from):
             self._trigger(pair, now=now, packet=check.packet)
 
     def _keep(self, check: InboundCheck, base: LocalCandidate) -> None:
@@ -334,7 +334,7 @@ class Generation:
     def check_again(self, reason: str, *, now: Instant) -> None:
         """Queue a check of every pair that was not answered."""
         for pair in list(self.checklists):
-            if pair.state in (PairState.IN_PROGRESS, PairState.FAILED) and not (pair.revoked or pair.asymmetric):
+            if pair.state in (PairState.IN_PROGRESS, PairState.FAILED) and not (pair.revoked or pair.answered_from):
                 if pair.transaction is not None:
                     self.transactions.cancel(pair.transaction, now=now)
                 self.checklists.trigger(pair, reason, now=now, packet=0)
@@ -343,7 +343,7 @@ class Generation:
         """Return whether checks between this base and this host were answered from other addresses repeatedly."""
         found = 0
         for pair in self.checklists:
-            if pair.asymmetric and pair.flow == check.flow and pair.remote_address.host == check.remote.host:
+            if pair.answered_from and pair.flow == check.flow and pair.remote_address.host == check.remote.host:
                 found += 1
         return found >= ELSEWHERE_LIMIT
 

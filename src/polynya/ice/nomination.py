@@ -179,18 +179,18 @@ def can_follow(pair: Pair, nominated: Pair) -> bool:
 def later(pairs: Sequence[Pair], nominated: Pair) -> Decision | None:
     """Choose the pair to nominate after `nominated` for an agent of RFC 5245: a direct one after a relayed one.
 
-    An early nomination whose answer came from another address is known to the other side, perhaps for a path that is a
-    pair here only now. Any better pair is nominated then, so that both sides use the best one.
+    An early nomination is known to the other side even if its answer did not come, or came from another address. The
+    pair with that address is nominated once it is valid, so that both sides use it.
 
     `pairs` are those of the component, the best first.
     """
     if any(pair.nominating_order > nominated.nominating_order for pair in pairs):
         return Decision(nominated, Instant(0), "the other side may use the pair that was nominated last")
     above = pairs[: pairs.index(nominated)]
-    strayed = any(pair.asymmetric and pair.nominating_at is not None for pair in above)
+    strayed = {(pair.flow, pair.answered_from) for pair in above if pair.nominating_order}
     for pair in above:
-        if pair.valid and strayed:
-            return Decision(pair, Instant(0), "an early nomination went to the other side on an unknown path")
+        if pair.valid and pair.path in strayed:
+            return Decision(pair, Instant(0), "an early nomination was answered from there")
         if pair.valid and pair.nominating_order:
             return Decision(pair, Instant(0), "it was nominated early, and the other side may use it")
         if pair.valid and nominated.relayed and not pair.relayed and can_follow(pair, nominated):

@@ -91,7 +91,7 @@ class Pair:
 
     __slots__ = (
         "answered_at",
-        "asymmetric",
+        "answered_from",
         "checked_at",
         "component",
         "consent_requests_sent",
@@ -187,8 +187,8 @@ class Pair:
         """Observations that may explain a failure later, and how often each was made."""
         self.transaction: bytes | None = None
         """The transaction id of the check under way."""
-        self.asymmetric = False
-        """A check was answered from another address: no check on this pair can succeed."""
+        self.answered_from: Address | None = None
+        """Another address, from which a check was answered: no check on this pair can succeed."""
         self.revoked = False
         """Consent was lost: its credentials are never used on this path again (RFC 7675, section 5.1)."""
 
@@ -306,9 +306,9 @@ class Pair:
         """Record the local candidate that a response shows."""
         self.seen = local
 
-    def answered_elsewhere(self) -> None:
+    def answered_elsewhere(self, remote: Address) -> None:
         """Record that a check was answered from another address."""
-        self.asymmetric = True
+        self.answered_from = remote
 
     def validated(self, *, now: Instant) -> None:
         """Record since when the pair is valid."""
