@@ -28,11 +28,11 @@ demo: $(VENV) ## two processes find each other on this machine and talk; then th
 	$(BIN)/polynya demo $(ARGS)
 
 check: $(VENV) ## the fast tests while you work (at most 3 minutes): machines, virtual network, real loopback
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not root and not peer" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not root and not peer" $(ARGS)
 
 test: setup ## all tests; as root also those with namespaces, captures and foreign programs
 	@mkdir -p .cache
-	POLYNYA_SKIPPED=.cache/skipped.txt $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	POLYNYA_SKIPPED=.cache/skipped.txt $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 explore: $(VENV) ## random worlds by seed, without and with TURN servers, for an hour or two (ARGS="--seeds 100 --from 7")
 	$(BIN)/python scripts/explore.py --seeds 10000 $(ARGS)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -38,6 +39,8 @@ from polynya.stun.attributes import USE_CANDIDATE, XOR_MAPPED_ADDRESS
 from polynya.stun.integrity import IntegrityKey
 from polynya.stun.message import Message, decode
 from polynya.stun.registry import Class, ErrorCode
+
+pytestmark = pytest.mark.slow
 
 TA = 5 * MILLISECOND
 RTO = 500 * MILLISECOND

@@ -17,7 +17,7 @@ from tests.scenarios.relayed import Run, explore
 
 pytestmark = pytest.mark.slow
 
-SEEDS, SHARDS = 1000, 4
+SEEDS, SHARDS = 500, 4
 LONG = 30
 """One of this many seeds of a shard continues for half an hour."""
 LOSSY = 100
@@ -32,8 +32,8 @@ def test_every_run_connects_directly_if_the_rules_allow_it_else_relayed(shard: i
         outcomes[made.made.topology.expected, made.relayed] += 1
         faults += made.faults
     assert faults == []
-    assert outcomes[True, False] > 75
-    assert outcomes[False, True] > 40
+    assert outcomes[True, False] > 50
+    assert outcomes[False, True] > 30
     assert outcomes[None, True] > 0
 
 

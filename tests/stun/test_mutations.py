@@ -2,7 +2,11 @@
 
 from collections import Counter
 
+import pytest
+
 from tests.stun.mutations import VALUES, Fuzzer, check, valid_messages
+
+pytestmark = pytest.mark.slow
 
 CASES = 100_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -14,6 +15,8 @@ from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from polynya.turn.server.config import ChannelRange
 from tests.turn.server.harness import HOST, HOST6, Person, Table, code, config
+
+pytestmark = pytest.mark.slow
 
 CLIENTS = [
     Address("198.51.100.1", 1000), Address("198.51.100.1", 1001), Address("2001:db8:7::1", 1000),

@@ -7,6 +7,8 @@ import pytest
 from polynya.turn.server.ports import RelayPorts
 from tests.turn.server.mutations import WARM, Assault
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_server_survives_mutated_packets_and_keeps_no_state_of_them(seed: int) -> None:
