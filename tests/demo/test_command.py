@@ -129,9 +129,13 @@ def test_a_packet_has_the_same_id_at_its_sender_and_its_receiver(run: Run) -> No
     sent = {event.fields["packet"]: event for event in events if event.kind == "packet-sent"}
     received = {event.fields["packet"]: event for event in events if event.kind == "packet-received"}
     assert len(sent) == sum(event.kind == "packet-sent" for event in events)
-    assert sent.keys() == received.keys(), "loopback loses no packet"
+    closed = {event.node: event.at for event in events if event.kind == "agent" and event.fields["new"] == "closed"}
+    assert received.keys() <= sent.keys()
     for packet, event in sent.items():
-        arrival = received[packet]
+        arrival = received.get(packet)
+        if arrival is None:
+            assert event.at >= closed[event.node], "loopback loses no packet; only a notice of the end comes too late"
+            continue
         assert arrival.node != event.node
         assert arrival.at >= event.at
         for field in ("source", "destination", "length"):
