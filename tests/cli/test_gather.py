@@ -11,6 +11,8 @@ import pytest
 from polynya import Candidate
 from tests.cli.conftest import COMMAND, Running, environment, polynya
 
+pytestmark = pytest.mark.slow
+
 
 def test_gather_uses_the_stun_server_of_a_local_server_and_loopback(server: Running) -> None:
     done = polynya("gather", "--json", server=server.url)

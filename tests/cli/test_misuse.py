@@ -11,6 +11,8 @@ import pytest
 from polynya.cli.app import app
 from tests.cli.conftest import COMMAND, environment, polynya
 
+pytestmark = pytest.mark.slow
+
 FULL = Path("/dev/full")
 full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
 

@@ -13,6 +13,8 @@ from polynya.cli.app import app
 from polynya.core.instants import Instant
 from polynya.core.packets import IpPacket, Protocol
 
+pytestmark = pytest.mark.slow
+
 SECRET, OTHER = Address("8.8.4.4", 5000), Address("192.168.7.3", 5001)
 
 

@@ -15,6 +15,8 @@ from tests.aio.turn_house import ECHO, serving
 from tests.cli.conftest import Process, polynya
 from tests.turn.client.relay import Relay
 
+pytestmark = pytest.mark.slow
+
 USER = "alice:open sesame"
 
 

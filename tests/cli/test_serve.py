@@ -16,6 +16,8 @@ from polynya.stun.message import Message, decode
 from polynya.stun.registry import Method
 from tests.cli.conftest import Process, Running, polynya
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Process]
 
 

@@ -24,6 +24,8 @@ from tests.free_ports import free_port
 from tests.loops import until
 from tests.serve.turn_house import ANY4, config
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["start"]
 
 ROOT = Path(__file__).resolve().parents[2]
