@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from polynya.core.addresses import Address
 from polynya.core.errors import ConfigurationError
@@ -37,6 +37,9 @@ class HubOwner(Protocol):
         """Run a coroutine as a task of the driver."""
 
 
+_NO_BUFFER: Final = bytearray()
+
+
 class Hub:
     """The sockets of one driver."""
 
@@ -55,7 +58,7 @@ class Hub:
         self.trace = trace
         self.tally = Tally()
         self.limits = limits
-        self.buffer = bytearray(READ_BYTES)
+        self.buffer = _NO_BUFFER  # most drivers accept no streams
         self._loop = loop
         self._owner = owner
         self._tls = tls
@@ -85,6 +88,7 @@ class Hub:
                 self._sockets[output.flow] = stream
                 stream.connect(output, self._tls)
             else:
+                self.buffer = self.buffer or bytearray(READ_BYTES)
                 listener = Listener(self, output.flow, output.transport, self._owner.flow_ids)
                 self._sockets[output.flow] = listener
                 listener.listen(output, self._tls)

@@ -17,9 +17,6 @@ from .transport import GuardedTransport
 PIECE_BYTES: Final = 512
 """Bytes of one piece; that many can be 85 WebSocket frames."""
 
-_buffer: Final = bytearray(PIECE_BYTES)
-"""All connections read into this buffer, and copy it at once."""
-
 
 class Inflow(asyncio.BufferedProtocol):
     """Passes the calls of the event loop's transport to an HTTP or WebSocket protocol, its input in pieces."""
@@ -33,6 +30,7 @@ class Inflow(asyncio.BufferedProtocol):
         self._turns = turns(asyncio.get_running_loop())
         self._last_turn = 0
         self._waiting = b""
+        self._buffer = bytearray(PIECE_BYTES)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         raw = cast("asyncio.Transport", transport)
@@ -60,10 +58,10 @@ class Inflow(asyncio.BufferedProtocol):
         return self.protocol.eof_received()
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - the system's hint is more than a piece
-        return _buffer
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._waiting += _buffer[:nbytes]
+        self._waiting += self._buffer[:nbytes]
         if self._turns.take(self._last_turn):
             self.go_on()
             return
