@@ -24,6 +24,8 @@ from polynya.core.machine import (
 )
 from polynya.core.pacer import Pacer
 from polynya.ice.config import IceConfig
+from polynya.ice.events import LocalCandidateAdded
+from polynya.session.events import GatheringState, GatheringStateChanged
 from polynya.session.options import SessionConfig
 from polynya.session.session import Session, SessionEvent
 from polynya.stun.attributes import XOR_MAPPED_ADDRESS
@@ -32,6 +34,9 @@ from polynya.stun.uris import StunUri
 
 ETH0 = Interface(name="eth0", index=2, addresses=(InterfaceAddress(host="10.0.0.2", prefix_length=24),))
 WLAN0 = Interface(name="wlan0", index=3, addresses=(InterfaceAddress(host="10.9.0.2", prefix_length=24),))
+
+FIRST, SECOND_SERVER = Address("192.0.2.1", 3478), Address("192.0.2.9", 3478)
+MAPPED = Address("198.51.100.7", 40000)
 
 
 START = Instant(0)
@@ -116,3 +121,11 @@ def bench():  # type: ignore[no-untyped-def]
         return Bench(Session(config, random=random.Random(1), pacer=Pacer(), flow_ids=FlowIds()))
 
     return make
+
+
+def ended(bench) -> bool:  # type: ignore[no-untyped-def]
+    return any(event.new is GatheringState.COMPLETE for event in bench.of(GatheringStateChanged))
+
+
+def candidates(bench) -> list[tuple[str, Address]]:  # type: ignore[no-untyped-def]
+    return [(event.candidate.type.value, event.candidate.address) for event in bench.of(LocalCandidateAdded)]

@@ -19,11 +19,23 @@ from polynya.signaling.links import (
     SendText,
     ServersFound,
 )
-from polynya.signaling.messages import Description, FromClient, FromServer, IceServer, decode_from_server, encode
+from polynya.signaling.messages import (
+    Description,
+    Error,
+    FromClient,
+    FromServer,
+    IceServer,
+    Join,
+    Resume,
+    Welcome,
+    decode_from_server,
+    encode,
+)
 from polynya.signaling.server import RoomEvent, RoomServer
 
 SERVERS = (IceServer(uris=("stun:192.0.2.1:3478",)),)
 PASSWORD = "p" * 24
+JOIN = Join(version=1, room="room")
 
 
 def description(generation: int = 0, ufrag: str = "abcd") -> Description:
@@ -203,3 +215,15 @@ class House:
                     del self._of_link[member.link]
                     self.server.receive(LinkClosed(link=member.link, code=output.code), now=self.now)
         return bool(outputs)
+
+
+def join(house: House, room: str = "room", *, resume: Welcome | None = None) -> tuple[RawLink, Welcome]:
+    link = house.raw()
+    proof = Resume(resume.peer, resume.token) if resume else None
+    welcome, *link.said = link.say(Join(version=1, room=room, resume=proof))
+    assert isinstance(welcome, Welcome)
+    return link, welcome
+
+
+def codes(said: list[FromServer]) -> list[str]:
+    return [each.code for each in said if isinstance(each, Error)]

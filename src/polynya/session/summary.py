@@ -44,8 +44,8 @@ def _why_relayed(used: Data, pairs: Sequence[Data], ice: Data) -> str:
     direct = [pair for pair in same if not _is_relayed(pair)]
     if any(pair["valid"] for pair in direct):
         return "a direct path works, and data will move to it"
-    if told := _obstacle(direct, "direct checks"):
-        return told
+    if obstacle := _obstacle(direct, "direct checks"):
+        return obstacle
     for name, side in (("local_candidates", "this side has"), ("remote_candidates", "the other side signaled")):
         if ice[name] and all(" typ relay" in line for line in ice[name]):
             return f"{side} relayed candidates only"
