@@ -59,6 +59,7 @@ CONSTRUCTORS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Schedule": (polynya.Schedule, {}),
     "Signaling": (polynya.Signaling, {"url": "http://192.0.2.1", "room": "kitchen"}),
     "connect_room": (polynya.connect_room, {"url": "http://192.0.2.1", "room": "kitchen"}),
+    "Room": (polynya.Room, {"url": "http://192.0.2.1", "room": "kitchen"}),
     "TurnClient": (polynya.TurnClient, {"uri": "turn:192.0.2.1", "username": "u", "password": "p"}),
     "Tracer": (polynya.Tracer, {}),
     "TraceWriter": (polynya.TraceWriter, {"file": io.StringIO()}),
@@ -250,6 +251,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: polynya.connect_room("http://192.0.2.1", "kitchen", timeout="5"), "not '5'"),  # type: ignore[arg-type]
     (lambda: polynya.connect_room("http://192.0.2.1", "kitchen", servers="stun:192.0.2.1"), "servers is a list"),
     (lambda: polynya.connect_room("http://192.0.2.1", "kitchen", controlling=True), "ids of the two members"),
+    (lambda: polynya.Room("http://192.0.2.1", "kitchen", controlling=True), "ids of the two members"),
+    (lambda: polynya.connect_room("http://192.0.2.1", "kitchen", trace=None), "write trace=polynya.Tracer"),
+    (lambda: polynya.Room("http://192.0.2.1", "kitchen", servers="stun:192.0.2.1"), "servers is a list"),
     (lambda: polynya.TurnClient("turn:192.0.2.1", password="p"), "a password needs a username"),
     (lambda: polynya.TurnClient("turn:192.0.2.1", lifetime=-600), "lifetime is zero or more"),
     (lambda: polynya.TurnClient("turn:192.0.2.1", lifetime=2**33), "lifetime"),

@@ -29,6 +29,7 @@ from polynya.session.events import GatheringState
 from .agent import Agent
 from .connection import Connection
 from .listed_credentials import ListedCredentials
+from .options import check_callables
 from .servers import IceServer
 from .signaling import (
     Away,
@@ -95,6 +96,21 @@ MeetingStep = (
 )
 
 
+def check_options(
+    servers: Iterable[str | IceServer | Mapping[str, Any]],
+    loopback: bool | None,
+    trace: Tracer,
+    options: Mapping[str, Any],
+) -> tuple[str | IceServer | Mapping[str, Any], ...]:
+    """Check the options that a room adds to those of its agents, and return the servers."""
+    if "controlling" in options:
+        raise ConfigurationError("controlling cannot be set: the ids of the two members decide the roles")
+    if loopback is not None:
+        flag("loopback", loopback)
+    check_callables(trace=trace)
+    return items("servers", servers)
+
+
 class Meeting:
     """`async with Meeting(url, room) as meeting: connection = await meeting.connect()`.
 
@@ -121,13 +137,9 @@ class Meeting:
         trace: Tracer = NO_TRACE,
         **options: Any,
     ) -> None:
-        if "controlling" in options:
-            raise ConfigurationError("controlling cannot be set: the ids of the two members decide the roles")
-        if loopback is not None:
-            flag("loopback", loopback)
         if on_step is not None:
             function("on_step", on_step, plain=True)
-        self._servers = items("servers", servers)
+        self._servers = check_options(servers, loopback, trace, options)
         self.signaling = Signaling(
             url,
             room,

@@ -28,7 +28,7 @@ from polynya.session.events import GatheringState
 from .agent import Agent
 from .connection import Connection
 from .listed_credentials import ListedCredentials
-from .meeting import PeerFound, PeerGone, SignalingLost, server_uris
+from .meeting import PeerFound, PeerGone, SignalingLost, check_options, server_uris
 from .servers import IceServer
 from .signaling import Away, Joined, Left, Message, RemoteCandidate, Resumed, Signaling
 from .waiting import Waiting
@@ -102,6 +102,7 @@ class Room(Waiting):
         **options: Any,
     ) -> None:
         super().__init__()
+        self._servers = check_options(servers, loopback, trace, options)
         self._signaling = Signaling(
             url,
             room,
@@ -111,7 +112,6 @@ class Room(Waiting):
             follow_host=follow_host,
             trace=trace.of("signaling"),
         )
-        self._servers = tuple(servers)
         self._loopback = loopback
         self._credentials = ListedCredentials(self._signaling, token=token, lost=lambda: self._lost is not None)
         self._options = {"credentials": self._credentials.new, **options, "follow_host": follow_host, "trace": trace}
